@@ -1,0 +1,53 @@
+# Each target sets up what it needs: a fresh machine with Python 3.11, pip and make is enough.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.co3d-installed
+
+# Versions come from one file, for what is installed and for what builds it (older and newer pip read one or the other).
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
+	@echo "make test    run every test"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  ruff, writing"
+	@echo "make bench   milliseconds per frame of X3D-S: clip model, compiled step, floor"
+	@echo "make clean   remove what the other targets made"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --progress-bar off -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(PY) examples/demo.py --out demo
+
+# Two workers, one thread each: the suite is many small computations.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	rm -rf build/typecheck && mkdir -p build/typecheck/co3d_compile
+	ln -s $(CURDIR)/co3d_compile/* $(CURDIR)/passes $(CURDIR)/cli build/typecheck/co3d_compile/
+	$(PY) -m mypy -p co3d_compile
+	$(PY) -m mypy examples benchmarks
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP)
+	$(PY) benchmarks/bench_clip_vs_step.py x3d_s --json build/bench_x3d_s.json
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
