@@ -1,0 +1,198 @@
+"""Video files in, model frames out, and back: decode with PyAV, size, crop and normalise, write an mp4.
+
+Needs the ``video`` extra (PyAV) and numpy; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Image = npt.NDArray[np.uint8]
+"""One picture: (height, width, 3), uint8, RGB."""
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """One decoded frame.
+
+    Attributes:
+        image: (height, width, 3), uint8, RGB.
+        time: Presentation time in seconds from the start of the file's clock.
+        index: Position in the stream, from 0.
+    """
+
+    image: Image
+    time: float
+    index: int
+
+
+def read_frames(source: str | Path) -> Iterator[VideoFrame]:
+    """Decode the first video stream of a file or URL, frame by frame, in presentation order.
+
+    The length that the file declares is not believed: frames are decoded until there are no more.
+
+    Raises:
+        LoadError: the source cannot be opened, has no video stream, or is damaged (the frame is named).
+    """
+    av = _pyav()
+    index = 0
+    try:
+        with av.open(str(source)) as container:
+            if not container.streams.video:
+                raise LoadError(f"{source} has no video stream.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            seconds_per_frame = float(1 / (stream.average_rate or 30))
+            for frame in container.decode(stream):
+                time = frame.time if frame.time is not None else index * seconds_per_frame
+                yield VideoFrame(frame.to_ndarray(format="rgb24"), time, index)
+                index += 1
+    except (av.error.FFmpegError, OSError) as error:
+        where = f" at frame {index}" if index else ""
+        raise LoadError(f"{source} cannot be read as a video{where}: {_reason(error)}.") from error
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turn pictures of any size into a model's input: short side, centre crop, scale to [0, 1], normalise.
+
+    Attributes:
+        crop: Height and width of the result, in pixels.
+        short_side: The shorter side is resized to this many pixels first; None: to ``crop``.
+        mean, std: Per RGB channel, for values in [0, 1]. The defaults are those of pytorchvideo's Kinetics models.
+    """
+
+    crop: int
+    short_side: int | None = None
+    mean: Sequence[float] = (0.45, 0.45, 0.45)
+    std: Sequence[float] = (0.225, 0.225, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self._short_side < self.crop:
+            raise UsageError(f"A crop of {self.crop} does not fit a short side of {self._short_side} pixels.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UsageError("mean and std take three values each, std above 0.")
+
+    def __call__(self, image: Image) -> npt.NDArray[np.float32]:
+        """Return (1, 3, crop, crop), float32, contiguous."""
+        height, width = image.shape[:2]
+        scale = self._short_side / min(height, width)
+        image = resize(image, max(round(height * scale), self._short_side), max(round(width * scale), self._short_side))
+        image = center_crop(image, self.crop)
+        gain = 1 / (255 * np.asarray(self.std, np.float32))
+        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray((image * gain - offset).transpose(2, 0, 1)[None])
+
+    @property
+    def _short_side(self) -> int:
+        return self.crop if self.short_side is None else self.short_side
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Resize one picture, bilinear, with FFmpeg's scaler."""
+    if image.shape[:2] == (height, width):
+        return image
+    av = _pyav()
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    scaled: Image = frame.reformat(width=width, height=height, interpolation="BILINEAR").to_ndarray()
+    return scaled
+
+
+def center_crop(image: Image, size: int) -> Image:
+    """Cut the middle ``size`` x ``size`` pixels out of a picture that is at least that large."""
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+class VideoWriter:
+    """Write pictures to a video file, as H.264 where the encoder is there and MPEG-4 otherwise.
+
+    The file is complete once ``close`` or the end of the ``with`` block is reached, also after an exception.
+    """
+
+    def __init__(self, path: str | Path, fps: float = 30.0) -> None:
+        if not fps > 0:
+            raise UsageError(f"{fps} is no frame rate.")
+        self._av = _pyav()
+        self._path = Path(path)
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        self._stream: Any = None
+        with self._output_errors():
+            self._container = self._av.open(str(path), mode="w")
+
+    def write(self, image: Image) -> None:
+        """Append one picture, (height, width, 3), uint8, RGB, both sides even and the same for all pictures."""
+        if self._stream is None:
+            self._open_stream(*image.shape[:2])
+        if image.shape != (self._stream.height, self._stream.width, 3) or image.dtype != np.uint8:
+            raise UsageError(f"{self._path} takes uint8 pictures of one size, not {image.dtype} {image.shape}.")
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        with self._output_errors():
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        """Flush the encoder and finish the file."""
+        stream, self._stream = self._stream, None
+        with self._output_errors():
+            if stream is not None:
+                self._container.mux(stream.encode())
+            self._container.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_stream(self, height: int, width: int) -> None:
+        if height % 2 or width % 2:
+            raise UsageError(f"A video of {width}x{height} pixels cannot be encoded: both sides must be even.")
+        self._stream = self._container.add_stream(self._codec, rate=self._rate)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+
+    @contextmanager
+    def _output_errors(self) -> Iterator[None]:
+        """FFmpeg opens the file late, so any call can be the one that fails."""
+        try:
+            yield
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise OutputError(f"{self._path} cannot be written as a video: {_reason(error)}.") from error
+
+
+def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) -> Path:
+    """Encode pictures, (height, width, 3), uint8, RGB, into one file and return its path."""
+    with VideoWriter(path, fps) as writer:
+        for image in images:
+            writer.write(image)
+    return Path(path)
+
+
+def _pyav() -> ModuleType:
+    """PyAV, or an error that says how to get it."""
+    try:
+        import av
+        import av.error
+    except ImportError as error:
+        raise Co3dError("Reading and writing video needs PyAV.", hint="Install co3d-compile[video].") from error
+    return av
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)
