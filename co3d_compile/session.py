@@ -1,0 +1,398 @@
+"""Runs a compiled model, one step at a time, with numpy and onnxruntime: imports neither torch nor onnx."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
+from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
+
+Array: TypeAlias = NDArray[Any]
+Provider: TypeAlias = str | tuple[str, dict[str, Any]]
+
+
+@runtime_checkable
+class Serializable(Protocol):
+    """A compiled model in memory: ``to_bytes()`` is the ONNX file, weights included."""
+
+    def to_bytes(self) -> bytes: ...
+
+
+class StreamSession:
+    """A compiled model and the state of ``batch`` streams that advance together.
+
+    For one thread: a second call while one is running raises SessionError. Give each thread its own session.
+
+    Args:
+        model: Path of an ONNX file, its bytes, or a compiled model. A file with external data only by its path.
+        batch: Number of streams N.
+        providers: onnxruntime execution providers by falling priority, as for ``onnxruntime.InferenceSession``.
+            Default: the CPU.
+        threads: CPU threads that one step may use. Default: onnxruntime's choice, one per core.
+
+    Raises:
+        LoadError: The model cannot be read. ContractError: It was not compiled by co3d-compile, or is damaged.
+        UsageError: An unknown provider; a batch or number of threads that makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | Serializable,
+        batch: int = 1,
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.batch = _whole("batch", batch, 1)
+        self._guard = _Guard()
+        source, self._fingerprint = _source(model)
+        self._ort = _open(source, providers, None if threads is None else _whole("threads", threads, 1))
+        self.info = _read_contract(self._ort, self.batch)
+        device = _device(self._ort)
+        try:
+            self._inputs = [_Buffer(resolve(s.shape, self.batch), s.dtype, device) for s in self.info.inputs]
+            self._outputs = [_Buffer(resolve(s.shape, self.batch), s.dtype, _CPU) for s in self.info.outputs]
+            frames = self.info.inputs[0].frames_per_step
+            self._valid = _Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
+            self._rings, self._period = _rings(self.info, self.batch, device)
+        except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
+            raise SessionError("There is no memory for the states.", hint="Use a smaller batch.") from error
+        self._phase = 0
+        self._bindings = [self._bind(phase) for phase in range(self._period)]
+        self.reset()
+
+    def step(self, *frames: Array | Sequence[Array], valid: Array | None = None) -> Array | tuple[Array, ...]:
+        """Advance all streams by one step.
+
+        Args:
+            frames: One array per model input, in model order, or one tuple or list of them. Shape: that of the ONNX
+                input. At one frame per step a time dim of size 1 may be there too.
+            valid: For ``boundary="exact"``: which frames are there, bool (N, frames_per_step) or (N,). Default: all.
+
+        Returns:
+            New arrays, the session never writes to them again: a tuple in model order, the array itself if there is
+            one output. At one frame per step they have no time dim.
+
+        Raises:
+            SessionError: Wrong number of inputs, shape or dtype, or onnxruntime failed. The state stays as it was.
+        """
+        arrays = tuple(frames[0]) if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
+        with self._guard:
+            return self._step(arrays, valid)
+
+    def flush(self) -> list[Array | tuple[Array, ...]]:
+        """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
+
+        Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``.
+        """
+        if self._valid is None:
+            raise SessionError("This model has no valid flags to flush with.", hint=_NO_VALID)
+        nothing = [np.zeros(buffer.shape, buffer.dtype) for buffer in self._inputs]
+        none = np.zeros(self._valid.shape, np.bool_)
+        with self._guard:
+            return [self._step(nothing, none) for _ in range(self.info.flush_steps)]
+
+    def reset(self, stream: int | None = None) -> None:
+        """Put the state back to its start, for all streams or for the one with this index in the batch."""
+        index = slice(None) if stream is None else _whole("stream", stream, 0, self.batch - 1)
+        with self._guard:
+            for state, buffer in self._current():
+                buffer.fill(state.initial, (slice(None),) * state.batch_dim + (index,))
+
+    def get_state(self) -> dict[str, Array]:
+        """A copy of the state: {name of the state input: array}."""
+        with self._guard:
+            return {state.input: buffer.read() for state, buffer in self._current()}
+
+    def set_state(self, values: Mapping[str, Array]) -> None:
+        """Put back what ``get_state`` returned. Raises SessionError, and changes nothing, if any of it does not fit."""
+        odd = sorted(map(str, {state.input for state in self.info.states} ^ set(values)))
+        if odd:
+            hint = "Give all that get_state() returns, and no others."
+            raise SessionError(f"These are not the states of this model: {', '.join(odd[:5])}.", hint=hint)
+        with self._guard:
+            for state, buffer in self._current():
+                _checked("State", state.input, values[state.input], buffer)
+            for state, buffer in self._current():
+                buffer.write(values[state.input])
+
+    def snapshot(self) -> bytes:
+        """The state of all streams as bytes, for ``restore`` in any process that has the same model and batch."""
+        with self._guard:
+            parts = [_HEADER.pack(_MAGIC, self._fingerprint, self.batch)]
+            parts += [buffer.read().tobytes() for _, buffer in self._current()]
+        body = b"".join(parts)
+        return body + hashlib.sha256(body).digest()
+
+    def restore(self, blob: bytes) -> None:
+        """Put back a snapshot. Raises SessionError, and changes nothing, if it is damaged or of another model."""
+        with self._guard:
+            current = self._current()
+            size = sum(buffer.nbytes for _, buffer in current)
+            states = memoryview(_checked_snapshot(blob, self._fingerprint, self.batch, size))
+            for _, buffer in current:
+                buffer.write(np.frombuffer(states[: buffer.nbytes], buffer.dtype).reshape(buffer.shape))
+                states = states[buffer.nbytes :]
+
+    def close(self) -> None:
+        """Free the model and the state. Every later call raises SessionError."""
+        with self._guard:
+            self._guard.closed = True
+            self._bindings, self._rings, self._inputs, self._outputs = [], [], [], []
+            del self._ort
+
+    def __enter__(self) -> StreamSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._guard.closed:
+            self.close()
+
+    def _step(self, frames: Sequence[object], valid: Array | None) -> Array | tuple[Array, ...]:
+        specs = self.info.inputs
+        if len(frames) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise SessionError(f"Got {len(frames)} inputs, expected {len(specs)}.", hint=f"In this order: {names}.")
+        for spec, frame, buffer in zip(specs, frames, self._inputs, strict=True):
+            buffer.write(_frames(spec, frame, buffer))
+        self._write_valid(valid)
+        try:
+            self._ort.run_with_iobinding(self._bindings[self._phase])
+        except Exception as error:
+            raise SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.") from error
+        self._phase = (self._phase + 1) % self._period
+        results = tuple(buffer.read() for buffer in self._outputs)
+        return results[0] if len(results) == 1 else results
+
+    def _write_valid(self, valid: Array | None) -> None:
+        if self._valid is None:
+            if valid is not None:
+                raise SessionError("This model takes no valid flags.", hint=_NO_VALID)
+        elif valid is None:
+            self._valid.fill(True)
+        else:
+            if isinstance(valid, np.ndarray) and valid.shape == (self.batch,):
+                valid = np.broadcast_to(valid[:, None], self._valid.shape)
+            self._valid.write(_checked("Input", "valid", valid, self._valid))
+
+    def _current(self) -> list[tuple[StateSpec, _Buffer]]:
+        """Every state with the buffer that the next step reads it from, in the order of the metadata."""
+        place = {
+            state.input: ring[(self._phase - 1 - age) % len(ring)]
+            for chain, ring in self._rings
+            for age, state in enumerate(chain)
+        }
+        return [(state, place[state.input]) for state in self.info.states]
+
+    def _bind(self, phase: int) -> Any:
+        """Bind all buffers as they lie at this phase.
+
+        At each step a ring's output goes into the buffer after the newest state's, and every state of the chain is
+        read one buffer further on: values move by a slot, no value is copied.
+        """
+        binding = self._ort.io_binding()
+        for item, buffer in zip(self.info.inputs, self._inputs, strict=True):
+            binding.bind_ortvalue_input(item.name, buffer.value)
+        for output, buffer in zip(self.info.outputs, self._outputs, strict=True):
+            binding.bind_ortvalue_output(output.name, buffer.value)
+        if self._valid is not None:
+            binding.bind_ortvalue_input(self.info.valid, self._valid.value)
+        for chain, ring in self._rings:
+            binding.bind_ortvalue_output(chain[0].output, ring[phase % len(ring)].value)
+            for age, state in enumerate(chain):
+                binding.bind_ortvalue_input(state.input, ring[(phase - 1 - age) % len(ring)].value)
+        return binding
+
+
+_CPU = ("cpu", 0)
+# Memory of these providers' device is bound as it is; the others take and give host memory.
+_DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+# States that hand a value on, in that order, and the buffers that it moves through.
+_Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[_Buffer]]"
+_MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as before
+_NO_VALID = 'Compile it with boundary="exact".'
+_DAMAGED = "Take a new one with session.snapshot()."
+_MAGIC = b"co3dsnp1"
+_HEADER = struct.Struct("<8s32sI")  # magic, SHA-256 of the model, batch
+
+
+class _Guard:
+    """Refuses a second caller while one is inside, and everyone once closed; waits for nobody."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.closed = False
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            hint = "Give each thread a StreamSession of its own."
+            raise SessionError("This session is in use by another thread.", hint=hint)
+        if self.closed:
+            self.lock.release()
+            raise SessionError("This session is closed.", hint="Open a new StreamSession.")
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+class _Buffer:
+    """One tensor that lives as long as the session, in host memory or on the provider's device."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device: tuple[str, int]) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+        raw = np.zeros(self.nbytes + 64, np.uint8)  # 64: what onnxruntime's own allocator aligns to
+        start = -raw.ctypes.data % 64
+        host = raw[start : start + self.nbytes].view(self.dtype).reshape(shape)
+        self.value = ort.OrtValue.ortvalue_from_numpy(host, *device)
+        self.host: Array | None = host if device == _CPU else None
+
+    def read(self) -> Array:
+        """A copy in host memory."""
+        return np.array(self.value.numpy() if self.host is None else self.host)
+
+    def write(self, values: Array) -> None:
+        """Take over values of the same shape and dtype."""
+        if self.host is None:
+            self.value.update_inplace(np.ascontiguousarray(values))
+        else:
+            np.copyto(self.host, values)
+
+    def fill(self, value: float, index: tuple[slice | int, ...] = (slice(None),)) -> None:
+        """Set one value everywhere in ``index``."""
+        if self.host is None:
+            values = self.read()
+            values[index] = value
+            self.write(values)
+        else:
+            self.host[index] = value
+
+
+def _whole(name: str, value: int, least: int, most: float = math.inf) -> int:
+    if isinstance(value, (int, np.integer)) and least <= value <= most:
+        return int(value)
+    top = f" to {most}" if most < math.inf else ""
+    raise UsageError(f"{name} is {value!r}.", hint=f"It must be a whole number from {least}{top}.")
+
+
+def _source(model: object) -> tuple[str | bytes, bytes]:
+    """What onnxruntime opens, and the SHA-256 that ties a snapshot to it (of external data only the references)."""
+    if isinstance(model, (str, os.PathLike)):
+        try:
+            with open(model, "rb") as file:
+                return os.fsdecode(model), hashlib.file_digest(file, "sha256").digest()
+        except (OSError, ValueError) as error:
+            raise LoadError(f"Cannot read the model: {error}.", hint="Give an ONNX file.") from error
+    if isinstance(model, Serializable) and not isinstance(model, int):
+        model = model.to_bytes()
+    if not isinstance(model, (bytes, bytearray, memoryview)):
+        hint = "Give a path, the bytes of an ONNX file or a compiled model."
+        raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
+    return bytes(model), hashlib.sha256(model).digest()
+
+
+def _open(source: str | bytes, providers: Sequence[Provider] | None, threads: int | None) -> Any:
+    wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
+    names = [item if isinstance(item, str) else item[0] for item in wanted]
+    there = ort.get_available_providers()
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        what = f"onnxruntime has no provider {', '.join(map(str, missing))}." if missing else "There is no provider."
+        raise UsageError(what, hint=f"This installation has {', '.join(there)}.")
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that spin between two steps take the cores from other sessions, and from everyone between two frames.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        session = ort.InferenceSession(source, options, providers=wanted)
+    except Exception as error:
+        raise LoadError(f"onnxruntime cannot open the model: {error}", hint="Is it a whole ONNX file?") from error
+    if names[0] not in session.get_providers():
+        hint = "onnxruntime's warnings name the library that is missing."
+        raise UsageError(f"onnxruntime could not start {names[0]}.", hint=hint)
+    return session
+
+
+def _device(session: Any) -> tuple[str, int]:
+    first = session.get_providers()[0]
+    options = session.get_provider_options().get(first, {})
+    return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else _CPU
+
+
+def _read_contract(session: Any, batch: int) -> Contract:
+    """The metadata, checked against the graph that it describes and against the number of streams."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
+    contract = parse(text)
+    for state in contract.states:
+        fixed = state.shape[state.batch_dim]
+        if fixed not in ("N", batch):
+            raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
+    check_graph(contract, session.get_inputs(), session.get_outputs(), batch)
+    return contract
+
+
+def _rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[_Ring], int]:
+    """The buffers of each chain of states, one more than it has states, and after how many steps all lie as before."""
+    chains = contract.chains()
+    sizes = [len(chain) + 1 for chain in chains]
+    period = math.lcm(*sizes)
+    if period > _MAX_PERIOD:  # spare buffers make the rings meet sooner
+        sizes = [1 << (size - 1).bit_length() for size in sizes]
+        period = max(sizes)
+    rings = []
+    for chain, size in zip(chains, sizes, strict=True):
+        tensor = resolve(chain[0].shape, batch), chain[0].dtype, device
+        rings.append((chain, [_Buffer(*tensor) for _ in range(size)]))
+    return rings, period
+
+
+def _frames(spec: InputSpec, frame: object, buffer: _Buffer) -> Array:
+    """The array for the ONNX input: without the time dim at one frame per step."""
+    if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(buffer.shape) + 1:
+        dim = spec.time_dim
+        frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame
+    return _checked("Input", spec.name, frame, buffer)
+
+
+def _checked(what: str, name: str, array: object, buffer: _Buffer) -> Array:
+    """The array itself, if it fits the buffer."""
+    if not isinstance(array, np.ndarray):
+        problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
+    elif array.dtype != buffer.dtype:
+        problem = f"has dtype {array.dtype}, expected {buffer.dtype}"
+        hint = f"Convert it with .astype('{buffer.dtype}'), frames with the scale and mean of the training."
+    elif array.shape != buffer.shape:
+        problem = f"has shape {array.shape}, expected {buffer.shape}"
+        hint = "A session advances all streams of its batch at once, each by one step."
+    else:
+        return array
+    raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
+
+
+def _checked_snapshot(blob: object, fingerprint: bytes, batch: int, size: int) -> bytes:
+    """The ``size`` state bytes of an undamaged snapshot of this model."""
+    blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else b""
+    body, digest = blob[:-32], blob[-32:]
+    if len(body) < _HEADER.size or not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+        raise SessionError("This is no snapshot, or a damaged one.", hint=_DAMAGED)
+    _, model, streams = _HEADER.unpack_from(body)
+    if model != fingerprint:
+        raise SessionError("The snapshot is of another model.", hint="Restore it with the file that it was taken with.")
+    if streams != batch:
+        raise SessionError(f"The snapshot holds {streams} streams, not {batch}.", hint=f"Open it with batch={streams}.")
+    if len(body) != _HEADER.size + size:
+        raise SessionError("The snapshot is damaged.", hint=_DAMAGED)
+    return body[_HEADER.size :]
