@@ -1,0 +1,202 @@
+"""What a model file is, told by its content, and whether it is safe to open: files come from elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from co3d_compile.errors import LoadError
+
+EXPORT = "torch.export archive"
+SCRIPT = "TorchScript file"
+PICKLE = "pickled module"
+
+# A zip may claim any size for its members: PyTorch stores tensors uncompressed, so an honest archive is
+# about as large as what it declares.
+MAX_INFLATION = 20
+ALWAYS_ALLOWED = 256 << 20
+
+_SAVE_SAFELY = "Save the module with torch.export.save(torch.export.export(model.eval(), (clip,)), 'model.pt2')"
+SAFE_WAYS = f"{_SAVE_SAFELY}, or give package.module:factory with --weights FILE."
+
+_FOREIGN = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself.", "Run git lfs pull."),
+    (b"<!DOCTYPE", "is a web page, not a model.", "The download went wrong; fetch it again."),
+    (b"<html", "is a web page, not a model.", "The download went wrong; fetch it again."),
+    (b"\x89HDF", "is an HDF5 file (Keras?), not a PyTorch model.", "Only PyTorch models can be compiled."),
+)
+
+
+def identify(path: Path) -> str:
+    """The kind of a model file: ``EXPORT``, ``SCRIPT`` or ``PICKLE``.
+
+    Raises:
+        LoadError: The file is none of them; says what it is instead, if it can tell.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise LoadError(f"{path} is empty.")
+    for magic, what, hint in _FOREIGN:
+        if head.startswith(magic):
+            raise LoadError(f"{path} {what}", hint=hint)
+    if is_safetensors(head):
+        raise not_a_module(path)
+    if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42"):
+        raise LoadError(f"{path} looks like an ONNX file.", hint=f"The compiler reads PyTorch models. {_SAVE_SAFELY}.")
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return PICKLE
+    if head[:2] != b"PK":
+        raise LoadError(
+            f"{path} is no model that can be read.",
+            hint="A torch.export archive, a TorchScript file or a torch.save file is wanted.",
+        )
+    return _identify_zip(path)
+
+
+def _identify_zip(path: Path) -> str:
+    members = set()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            for name in archive.namelist():
+                members.add(name.split("/", 1)[-1])
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise damaged(path, "the end of the archive is missing or damaged") from error
+    declared = sum(info.file_size for info in infos)
+    size = path.stat().st_size
+    if declared > max(ALWAYS_ALLOWED, MAX_INFLATION * size):
+        raise LoadError(f"{path} claims to hold {declared / 1e9:.1f} GB in a file of {size / 1e6:.1f} MB.")
+    if "serialized_exported_program.json" in members:
+        raise LoadError(
+            f"{path} is a torch.export archive in the format of PyTorch 2.7 or older.",
+            hint="Load it there and save it again with a newer PyTorch.",
+        )
+    if "archive_format" in members:
+        return EXPORT
+    if "constants.pkl" in members and any(name.startswith("code/") for name in members):
+        return SCRIPT
+    if "data.pkl" in members:
+        return PICKLE
+    raise LoadError(f"{path} is a zip archive that holds no PyTorch model.")
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` (9 bytes or more) is a safetensors file."""
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20
+
+
+def damaged(path: Path, why: object) -> LoadError:
+    """The error for an archive that is cut off or damaged."""
+    return LoadError(f"{path} is truncated or damaged: {why}.", hint="Copy or save the file again.")
+
+
+def not_a_module(path: Path) -> LoadError:
+    """The error for a state dict where a module is needed."""
+    return LoadError(
+        f"{path} holds weights (a state dict), not a model.",
+        hint=f"Give the code that builds the model: package.module:factory --weights {path}.",
+    )
+
+
+def check_export_archive(path: Path) -> None:
+    """Refuses a torch.export archive that runs code when it is opened.
+
+    ``torch.export.load`` unpickles what the archive marks as pickled, loads compiled libraries and evaluates
+    symbolic expressions. An archive of an ordinary network needs none of that.
+
+    Raises:
+        LoadError: The archive would run code of its own.
+    """
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        names: list[str] = reader.get_all_records()
+        # One reader treats names case by case, another does not: two names for one member could show two contents.
+        if len({name.lower() for name in names}) != len(names):
+            raise _runs_code(path, "has two members of one name")
+        if any(name.startswith("data/aotinductor/") for name in names):
+            raise _runs_code(path, "holds a compiled library (AOTInductor)")
+        pickled = {name for name in names if name.startswith("data/") and name.endswith(".pt")}
+        for name in names:
+            if not name.endswith(".json") or not name.startswith(("data/", "models/")):
+                continue
+            content = json.loads(reader.get_record(name))
+            pickled |= _pickled_payloads(path, name, content)
+            for text in _expressions(content):
+                if not is_plain_expression(text):
+                    raise _runs_code(path, f"has the expression {text[:60]!r} as a size")
+        for name in pickled:
+            torch.load(io.BytesIO(reader.get_record(name)), weights_only=True)
+    except LoadError:
+        raise
+    except Exception as error:
+        if "Weights only load failed" in str(error):
+            raise _runs_code(path, "holds pickled Python objects") from error
+        raise damaged(path, str(error).strip().split("\n")[0][:120]) from error
+
+
+def _runs_code(path: Path, why: str) -> LoadError:
+    return LoadError(
+        f"{path} {why}: opening it could run any code on this machine.",
+        hint=f"If you trust where it comes from, give --trust-pickle. {_SAVE_SAFELY}.",
+    )
+
+
+def _pickled_payloads(path: Path, name: str, content: Any) -> set[str]:
+    if not name.endswith("_config.json"):
+        return set()
+    folder, pickled = name.rsplit("/", 1)[0], set()
+    for payload in content["config"].values():
+        file = payload["path_name"]
+        if file.startswith(("custom_obj", "opaque_obj")):
+            raise _runs_code(path, "holds pickled Python objects")
+        if payload["use_pickle"]:
+            pickled.add(f"{folder}/{file}")
+    return pickled
+
+
+def _expressions(content: Any) -> Iterator[str]:
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            text = value.get("expr_str")
+            if text is not None:
+                yield str(text)
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+_EXPRESSION_NODES = (
+    ast.Expression, ast.Call, ast.keyword, ast.Constant, ast.Name, ast.Load, ast.UnaryOp, ast.unaryop, ast.BinOp,
+    ast.operator, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.Tuple,
+)  # fmt: skip
+
+
+def is_plain_expression(text: str) -> bool:
+    """Whether a size expression such as ``Mul(Integer(64), Symbol('s16', positive=True))`` is only arithmetic."""
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(isinstance(node, _EXPRESSION_NODES) and _is_plain(node) for node in nodes)
+
+
+def _is_plain(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        # `S` is sympy's own evaluator of strings.
+        return isinstance(node.func, ast.Name) and node.func.id[:1].isupper() and node.func.id != "S"
+    if isinstance(node, ast.Name):
+        return bool(re.fullmatch(r"[A-Z]\w*|[a-z]+\d+|(int_)?oo", node.id))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return bool(re.fullmatch(r"[a-z]+\d+", node.value))
+    return True

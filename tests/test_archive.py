@@ -1,0 +1,140 @@
+"""Archives that come from elsewhere: nothing runs that the user did not ask for, and sizes are bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_files import rewrite, save_export, tiny, use_folder, write
+
+from co3d_compile import archive
+from co3d_compile.errors import LoadError
+from co3d_compile.load import load
+
+PAYLOADS = (
+    "sample inputs", "pickled weight", "legacy weights", "object", "expression", "two members of one name", "library",
+)  # fmt: skip
+
+
+class Payload:
+    """Unpickling this leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return use_folder(tmp_path, monkeypatch)
+
+
+def with_payload(kind: str, trace: Path) -> str:
+    """A torch.export archive that runs code when torch.export.load opens it."""
+    payload = io.BytesIO()
+    torch.save({"a": Payload(trace)}, payload)
+    path = save_export()
+
+    def config(change: Callable[[dict[str, Any]], None]) -> Callable[[bytes], bytes]:
+        def apply(old: bytes) -> bytes:
+            content = json.loads(old)
+            change(content["config"])
+            return json.dumps(content).encode()
+
+        return apply
+
+    def as_pickled(weights: dict[str, Any]) -> None:
+        weights["0.weight"]["use_pickle"] = True
+
+    def with_object(constants: dict[str, Any]) -> None:
+        constants["x"] = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+
+    if kind == "sample inputs":
+        return rewrite(path, {"sample_inputs/model.pt": lambda _: payload.getvalue()})
+    if kind == "pickled weight":
+        return rewrite(
+            path,
+            {"model_weights_config.json": config(as_pickled), "weights/weight_0": lambda _: payload.getvalue()},
+        )
+    if kind == "legacy weights":
+        return rewrite(path, {}, {"data/weights/model.pt": payload.getvalue()})
+    if kind == "object":
+        return rewrite(
+            path,
+            {"model_constants_config.json": config(with_object)},
+            {"data/constants/opaque_obj_0": pickle.dumps(Payload(trace))},
+        )
+    if kind == "expression":
+        code = f"__import__('pathlib').Path('{trace}').touch()"
+        size = b'{"as_expr": {"expr_str": "%s"}}' % code.encode()
+        return rewrite(path, {"model.json": lambda old: old.replace(b'{"as_int": 4}', size)})
+    if kind == "two members of one name":
+        return rewrite(path, {}, {"data/sample_inputs/MODEL.pt": payload.getvalue()})
+    assert kind == "library"
+    return rewrite(path, {}, {"data/aotinductor/model/model.so": b"\x7fELF"})
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_an_archive_runs_no_code(kind: str, here: Path) -> None:
+    trace = here / "trace"
+    path = with_payload(kind, trace)
+    with pytest.raises(LoadError, match="could run any code"):
+        load(path)
+    assert not trace.exists()
+
+
+def test_the_payload_would_run() -> None:
+    """The archives above are dangerous: opened as torch.export.load does, they run their code."""
+    trace = Path("trace").absolute()
+    path = with_payload("sample inputs", trace)
+    with open(path, "rb") as file, contextlib.suppress(Exception):
+        torch.export.load(file)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Symbol('s16', positive=True, integer=True)", True),
+        ("Mul(Integer(192), Symbol('s16', positive=True, integer=True))", True),
+        ("2*s0 + 1", True),
+        ("Max(1, Mod(s0, 2))", True),
+        ("__import__('os').system('true')", False),
+        ("exec(chr(112))", False),
+        ("S('exec(1)')", False),
+        ("Symbol('__import__(1)')", False),
+        ("(lambda: 1)()", False),
+        ("[x for x in y]", False),
+        ("(" * 500, False),
+        ("", False),
+    ],
+)
+def test_plain_expressions(text: str, plain: bool) -> None:
+    assert archive.is_plain_expression(text) is plain
+
+
+def test_an_archive_with_a_dynamic_batch_loads() -> None:
+    clip = torch.randn(2, 3, 4, 8, 8)
+    program = torch.export.export(tiny(), (clip,), dynamic_shapes=({0: torch.export.Dim("n", max=64)},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    assert tuple(load(write(buffer.getvalue())).example_inputs[0].shape) == (2, 3, 4, 8, 8)
+
+
+def test_a_zip_bomb_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 1 << 20)
+    with zipfile.ZipFile("m.bin", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("m/archive_format", "pt2")
+        file.writestr("m/models/model.json", b" " * (32 << 20))
+    with pytest.raises(LoadError, match="claims to hold"):
+        load("m.bin")

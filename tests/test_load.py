@@ -1,0 +1,219 @@
+"""Every way a model can be given, and every way in which it can be bad."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_files import (
+    FACTORY,
+    SHAPE,
+    cut,
+    rewrite,
+    save_export,
+    save_pickle,
+    save_script,
+    tiny,
+    use_folder,
+    write,
+    zip_of_text,
+)
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
+from co3d_compile.load import load
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return use_folder(tmp_path, monkeypatch)
+
+
+def outputs(program: Any, inputs: tuple[Any, ...]) -> Tensor:
+    module = program.module() if isinstance(program, ExportedProgram) else program
+    with torch.no_grad():
+        result: Tensor = module(*inputs)
+    return result
+
+
+# The kind is found from the content: every file here is called m.bin.
+@pytest.mark.parametrize(
+    ("make", "options", "kind"),
+    [
+        (save_export, {}, "torch.export archive"),
+        (save_export, {"shapes": [SHAPE]}, "torch.export archive"),
+        (save_script, {"shapes": [SHAPE]}, "TorchScript file"),
+        (save_pickle, {"shapes": [SHAPE], "trust_pickle": True}, "pickled module"),
+        (lambda: save_pickle(_use_new_zipfile_serialization=False), {"shapes": [SHAPE], "trust_pickle": True},
+         "pickled module"),
+        (lambda: f"{FACTORY}:tiny", {"shapes": [SHAPE]}, f"factory {FACTORY}:tiny"),
+        (lambda: f"{FACTORY}:ready", {"shapes": [SHAPE]}, f"factory {FACTORY}:ready"),
+        (lambda: f"{FACTORY}:scripted", {"shapes": [SHAPE]}, f"factory {FACTORY}:scripted"),
+    ],
+    ids=["export", "export+shape", "script", "pickle", "old pickle", "factory", "module", "factory of script"],
+)  # fmt: skip
+def test_sources(make: Callable[[], str], options: dict[str, Any], kind: str) -> None:
+    loaded = load(make(), **options)
+    assert loaded.kind == kind
+    assert tuple(loaded.example_inputs[0].shape) == SHAPE
+    assert outputs(loaded.program, loaded.example_inputs).shape == (1, 4, 4, 8, 8)
+
+
+@pytest.mark.parametrize("make", [save_export, save_script])
+def test_weights_survive(make: Callable[[], str]) -> None:
+    loaded = load(make(), shapes=[SHAPE])
+    got, want = outputs(loaded.program, loaded.example_inputs), outputs(tiny(), loaded.example_inputs)
+    torch.testing.assert_close(got, want)
+
+
+def test_clip_is_the_same_every_time() -> None:
+    first, second = (load(f"{FACTORY}:tiny", shapes=[SHAPE]).example_inputs[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_training_mode_is_told() -> None:
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], kwargs={"training": True})
+    assert not loaded.program.training  # type: ignore[union-attr]
+    assert any("training mode" in note for note in loaded.notes)
+
+
+def test_the_clip_is_not_changed_by_the_model() -> None:
+    assert load(f"{FACTORY}:InPlace", shapes=[SHAPE]).example_inputs[0].abs().max() > 0
+
+
+@pytest.mark.parametrize(("factory", "as_list"), [("TwoClips", False), ("ListOfClips", True)])
+def test_calling_convention(factory: str, as_list: bool) -> None:
+    loaded = load(f"{FACTORY}:{factory}", shapes=[SHAPE, (1, 3, 16, 8, 8)])
+    clips = loaded.example_inputs[0] if as_list else loaded.example_inputs
+    assert isinstance(loaded.example_inputs[0], list) is as_list
+    assert [tuple(c.shape) for c in clips] == [SHAPE, (1, 3, 16, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model_state": state},
+        lambda state: {"model_state_dict": state},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+    ],
+)
+def test_weights(wrap: Callable[[dict[str, Tensor]], object]) -> None:
+    torch.save(wrap(tiny().state_dict()), "w.bin")
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
+    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
+
+
+def test_weights_from_safetensors_in_half_precision() -> None:
+    save_file({name: value.half() for name, value in tiny().state_dict().items()}, "w.bin")
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
+    assert loaded.program.state_dict()["0.weight"].dtype == torch.float32  # type: ignore[operator, union-attr]
+    assert any("float16" in note for note in loaded.notes)
+
+
+def weights_of(content: object) -> dict[str, Any]:
+    torch.save(content, "w.bin")
+    return {"weights": Path("w.bin")}
+
+
+BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dError], str]] = [
+    ("no file", lambda: "nothing.pt2", dict, LoadError, "no file nothing.pt2"),
+    ("directory", lambda: ".", dict, LoadError, "not a file"),
+    ("empty", lambda: write(b""), dict, LoadError, "is empty"),
+    ("text", lambda: write(b"hello"), dict, LoadError, "no model"),
+    ("web page", lambda: write(b"<!DOCTYPE html><html>"), dict, LoadError, "web page"),
+    ("lfs pointer", lambda: write(b"version https://git-lfs.github.com/spec/v1\n"), dict, LoadError, "git lfs pull"),
+    ("onnx", lambda: write(b"\x08\x0a\x12\x07pytorch\x1a\x053.0.0:\x10"), dict, LoadError, "ONNX"),
+    ("plain zip", zip_of_text, dict, LoadError, "holds no PyTorch model"),
+    ("old archive", lambda: zip_of_text("serialized_exported_program.json"), dict, LoadError, "2.7 or older"),
+    ("truncated export", lambda: cut(save_export()), dict, LoadError, "truncated or damaged"),
+    ("truncated script", lambda: cut(save_script()), dict, LoadError, "truncated or damaged"),
+    ("truncated pickle", lambda: cut(save_pickle()), dict, LoadError, "truncated or damaged"),
+    ("damaged export", lambda: rewrite(save_export(), {"model.json": lambda b: b[: len(b) // 2]}), dict, LoadError,
+     "truncated or damaged"),
+    ("incomplete export", lambda: rewrite(save_export(), {"model.json": lambda b: b"{}"}), dict, LoadError,
+     "cannot be opened"),
+    ("pickle", save_pickle, dict, LoadError, "--trust-pickle"),
+    ("old pickle", lambda: save_pickle(_use_new_zipfile_serialization=False), dict, LoadError, "--trust-pickle"),
+    ("trusted number", lambda: save_pickle(content=3), lambda: {"trust_pickle": True}, LoadError, "holds a int"),
+    ("trusted garbage", lambda: write(b"\x80\x02garbage"), lambda: {"trust_pickle": True}, LoadError, "damaged"),
+    ("state dict", lambda: save_pickle(content=tiny().state_dict()), dict, LoadError, "holds weights"),
+    ("trusted state dict", lambda: save_pickle(content=tiny().state_dict()), lambda: {"trust_pickle": True}, LoadError,
+     "holds weights"),
+    ("checkpoint", lambda: save_pickle(content={"state_dict": tiny().state_dict()}), dict, LoadError, "holds weights"),
+    ("safetensors", lambda: save_file(tiny().state_dict(), "m.bin") or "m.bin", dict, LoadError, "holds weights"),
+    ("export, other shape", save_export, lambda: {"shapes": [(1, 3, 8, 8, 8)]}, UsageError, "exported for 1x3x4x8x8"),
+    ("export, weights", save_export, lambda: {"weights": Path("w.bin")}, UsageError, "--weights"),
+    ("export, half", lambda: save_export(model=tiny().half(), clip=torch.randn(SHAPE).half()), dict, LoadError,
+     "float16"),
+    ("script, no shape", save_script, lambda: {"shapes": []}, UsageError, "--shape"),
+    ("script, refused", save_script, lambda: {"shapes": [(1, 4, 4, 8, 8)]}, CaptureError,
+     "refuses a clip of 1x4x4x8x8"),
+    ("factory, no shape", lambda: f"{FACTORY}:tiny", lambda: {"shapes": []}, UsageError, "--shape"),
+    ("huge shape", lambda: f"{FACTORY}:tiny", lambda: {"shapes": [(1, 3, 10**6, 10**6, 10**6)]}, UsageError, "4 GiB"),
+    ("zero shape", lambda: f"{FACTORY}:tiny", lambda: {"shapes": [(1, 3, 0, 8, 8)]}, UsageError, "makes no sense"),
+    ("no module", lambda: "co3d_nothing:tiny", dict, LoadError, "no module named co3d_nothing"),
+    ("broken import", lambda: "co3d_test_broken:tiny", dict, LoadError, "no module named co3d_no_such_module"),
+    ("import raises", lambda: "co3d_test_raises:tiny", dict, LoadError, "at import"),
+    ("no function", lambda: f"{FACTORY}:tinny", dict, LoadError, "Did you mean tiny"),
+    ("raises", lambda: f"{FACTORY}:fails", dict, LoadError, "ValueError: no such checkpoint"),
+    ("leaves", lambda: f"{FACTORY}:leaves", dict, LoadError, "fails: SystemExit"),
+    ("no nn.Module", lambda: f"{FACTORY}:number", dict, LoadError, "gave a int"),
+    ("no factory", lambda: f"{FACTORY}:FACTORIES", dict, LoadError, "has no FACTORIES"),
+    ("unknown kwargs", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"classes": 3}}, LoadError, "classes"),
+    ("kwargs for a module", lambda: f"{FACTORY}:ready", lambda: {"kwargs": {"a": 3}}, LoadError, "a model already"),
+    ("half", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"dtype": "float16"}}, LoadError, "model.float()"),
+    ("bfloat16", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"dtype": "bfloat16"}}, LoadError, "model.float()"),
+    ("double", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"dtype": "float64"}}, LoadError, "model.float()"),
+    ("meta", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"device": "meta"}}, LoadError, "device meta"),
+    ("diverged", lambda: f"{FACTORY}:diverged", dict, LoadError, "NaN or infinity"),
+    ("refused clip", lambda: f"{FACTORY}:tiny", lambda: {"shapes": [(1, 4, 4, 8, 8)]}, CaptureError, "[0]"),
+    ("short clip", lambda: f"{FACTORY}:Short", dict, CaptureError, "[head]"),
+    ("number of clips", lambda: f"{FACTORY}:TwoClips", dict, CaptureError, "one --shape per input"),
+    ("no weights", lambda: f"{FACTORY}:tiny", lambda: {"weights": Path("none.pt")}, LoadError, "No such file"),
+    ("weights missing", lambda: f"{FACTORY}:tiny", lambda: weights_of({"0.bias": torch.zeros(4)}), LoadError,
+     "1 missing: 0.weight"),
+    ("weights unexpected", lambda: f"{FACTORY}:tiny",
+     lambda: weights_of({**tiny().state_dict(), "head.bias": torch.zeros(4)}), LoadError, "1 unexpected: head.bias"),
+    ("weights of another shape", lambda: f"{FACTORY}:tiny",
+     lambda: {"kwargs": {"width": 5}, **weights_of(tiny().state_dict())}, LoadError, "0.bias (4, the model has 5)"),
+    ("weights pickled", lambda: f"{FACTORY}:tiny", lambda: weights_of(tiny()), LoadError, "model.state_dict()"),
+    ("weights of nothing", lambda: f"{FACTORY}:tiny", lambda: weights_of({"epoch": 3}), LoadError, "no state dict"),
+    ("weights truncated", lambda: f"{FACTORY}:tiny",
+     lambda: {"weights": Path(cut(save_pickle("w.bin", tiny().state_dict())))}, LoadError, "cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "options", "kind", "says"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_models(
+    make: Callable[[], str], options: Callable[[], dict[str, Any]], kind: type[Co3dError], says: str
+) -> None:
+    shapes = {} if make in (save_export,) else {"shapes": [SHAPE]}
+    with pytest.raises(kind) as caught:
+        load(make(), **{**shapes, **options()})
+    assert type(caught.value) is kind
+    assert says in str(caught.value)
+
+
+def test_torchvision_whose_operators_do_not_load() -> None:
+    """In a process of its own: whatever torchvision is installed, its video models are there."""
+    code = (
+        "from co3d_compile.load import load\n"
+        "shape = [(1, 3, 4, 16, 16)]\n"
+        "print(load('torchvision.models.video:mc3_18', shapes=shape, kwargs={'num_classes': 5}).kind)\n"
+        "print(load('torchvision.models.video:r3d_18', shapes=shape).kind)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.split("\n")[:2] == [f"factory torchvision.models.video:{m}" for m in ("mc3_18", "r3d_18")], (
+        result.stderr
+    )
