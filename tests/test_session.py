@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from co3d_compile.contract import Contract, InputSpec, OutputSpec, Recomputed, StateSpec, parse
 from co3d_compile.errors import Co3dError, ContractError, LoadError, SessionError, UsageError
-from co3d_compile.session import StreamSession
+from co3d_compile.session import StreamSession, _Buffer
 
 KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 FIR = ((0.5, -2.0),)  # the taps behind the newest frame, one tuple for each chain of states
@@ -48,12 +48,9 @@ def build(nodes: Nodes, contract: Contract, metadata: str | None = None) -> byte
     outputs = [(item.name, item.dtype, item.shape) for item in contract.outputs]
     renamed = {state.input for state in contract.states}
     outputs += [(state.output, state.dtype, state.shape) for state in contract.states if state.output not in renamed]
-    values = [
-        [helper.make_tensor_value_info(name, KINDS[d], shape) for name, d, shape in side] for side in (inputs, outputs)
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", *values), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
-    )
+    sides = [[helper.make_tensor_value_info(n, KINDS[d], shape) for n, d, shape in side] for side in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "g", sides[0], sides[1])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     helper.set_model_props(model, {"co3d": contract.to_json() if metadata is None else metadata})
     return model.SerializeToString()
@@ -295,6 +292,27 @@ def test_a_failure_of_onnxruntime_changes_nothing(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(run(session, x[2:]), fir_oracle(x)[2:], rtol=1e-5)
 
 
+def test_buffers_outside_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's buffers go through, short of the GPU: reads and writes by way of OrtValue only."""
+    made = _Buffer.__init__
+
+    def make(self: _Buffer, *args: Any) -> None:
+        made(self, *args)
+        self.host = None
+
+    x = frames(8, 2, 2, 3)
+    expected = StreamSession(fir(renamed=True), batch=2)
+    monkeypatch.setattr(_Buffer, "__init__", make)
+    session = StreamSession(fir(renamed=True), batch=2)
+    monkeypatch.undo()
+    for one in (expected, session):
+        one.step(x[0])
+        one.reset(stream=1)
+        one.restore(one.snapshot())
+    np.testing.assert_array_equal(run(session, x[1:]), run(expected, x[1:]))
+    assert session.snapshot() == expected.snapshot()
+
+
 # --- ends -------------------------------------------------------------------------------------------------------
 
 
@@ -352,11 +370,12 @@ def test_reset_of_one_stream(step: int, renamed: bool, initial: float) -> None:
 def test_reset_knows_where_the_batch_is() -> None:
     session = StreamSession(pair(), batch=2)
     session.step(*(np.ones(shape, np.float32) for shape in ((2, 4, 2), (2, 2), (2, 1))))
-    session.reset(stream=np.int64(1))
+    session.reset(stream=1)
     state = session.get_state()
     np.testing.assert_array_equal(state["state.before"], [[[1, 1], [0, 0]]])
     np.testing.assert_array_equal(state["state.count"], [[6], [5]])
-    for stream in (2, -1, 0.5, "0"):
+    odd: tuple[Any, ...] = (2, -1, 0.5, "0")
+    for stream in odd:
         with pytest.raises(UsageError, match="from 0 to 1"):
             session.reset(stream=stream)
 
@@ -475,7 +494,8 @@ def test_models_that_open(tmp_path: Path) -> None:
     )
     assert len(list(tmp_path.iterdir())) == 3
     x = frames(4, 1, 2, 3)
-    for model in (inside, str(inside), outside, fir(), bytearray(fir()), Compiled()):
+    models: tuple[Any, ...] = (inside, str(inside), outside, fir(), bytearray(fir()), Compiled())
+    for model in models:
         np.testing.assert_allclose(run(StreamSession(model, threads=1), x), fir_oracle(x), rtol=1e-5)
 
 
