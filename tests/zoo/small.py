@@ -1,0 +1,11 @@
+"""All small networks by name."""
+
+from __future__ import annotations
+
+from .attention import ATTENTION, RECURRENT
+from .convnets import CONVNETS
+from .gated import GATED
+from .sequences import SEQUENCES
+from .slices import SLICES
+
+SMALL = {entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *GATED, *SLICES)}
