@@ -1,0 +1,116 @@
+"""The pages hold: their Python runs, their links lead somewhere, what they name exists.
+
+Every block fenced as ``python`` in README.md and docs/ is run, those of one page in order, in one namespace and an
+empty folder. Code that is not to be run is fenced as ``text``. Two names are there already, for pages about compiled
+files: ``path`` of a small one, and ``frames`` that it takes.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import co3d_compile as co3d
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+def python_of(page: Path) -> str:
+    """The page's Python, at the line numbers that it has on the page."""
+    text = page.read_text(encoding="utf-8")
+    source, line = "", 1
+    for block in BLOCK.finditer(text):
+        if block["language"] == "python":
+            start = text.count("\n", 0, block.start("code")) + 1
+            source += "\n" * (start - line) + block["code"]
+            line = start + block["code"].count("\n")
+    return source
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that links into this page can end in: its headings, as code hosts spell them."""
+    headings = re.findall(r"^#+ +(.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    network = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()).eval()
+    path = tmp_path_factory.mktemp("docs") / "model.onnx"
+    co3d.compile(network, (torch.zeros(1, 3, 4, 16, 16),)).save(path)
+    return {"path": str(path), "frames": np.zeros((12, 1, 3, 16, 16), np.float32)}
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=page_id)
+def test_python_on_the_page_runs(
+    page: Path, given: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(python_of(page), str(page), "exec"), {"__name__": "__main__", **given})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_to_pages_of_this_repository(page: Path) -> None:
+    for link in LINK.finditer(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        target, _, anchor = link["target"].partition("#")
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{page_id(page)} links to {target}, which is not there"
+        assert path.is_relative_to(ROOT), f"{page_id(page)} links to {target}, outside of the repository"
+        if anchor:
+            assert anchor in anchors(path), f"{page_id(page)} links to {link['target']}, which has no such heading"
+
+
+def test_every_block_says_what_it_is() -> None:
+    known = {"python", "text", "sh", "json"}
+    for page in PAGES:
+        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            assert block["language"] in known, f"{page_id(page)} has a block fenced as {block['language'] or 'nothing'}"
+
+
+def test_make_targets_on_the_pages_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"(?:`|^)make (\w+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_id(page)} names `make {target}`"
+
+
+def test_every_package_is_installed() -> None:
+    """A package that pyproject does not list is missing from wheels."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"passes": "co3d_compile.passes", "cli": "co3d_compile.cli", "co3d_compile": "co3d_compile"}
+    for top, package in folders.items():
+        for file in (ROOT / top).rglob("*.py"):
+            name = ".".join([package, *file.parent.relative_to(ROOT / top).parts])
+            assert name in setuptools["packages"], f"pyproject.toml does not install {name}"
+            assert ROOT / setuptools["package-dir"][name] == file.parent
+
+
+def test_every_requirement_is_pinned() -> None:
+    """Whoever installs with the constraints gets what was tested."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {normal(name) for name in pins}
+    for requirement in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        name = normal(re.split(r"[\[<>=~! ]", requirement)[0])
+        assert name == project["name"] or name in pinned, f"{requirement} has no version in constraints.txt"
+
+
+def normal(name: str) -> str:
+    """A package name as indexes compare them."""
+    return re.sub(r"[-_.]+", "-", name).lower()
