@@ -1,0 +1,280 @@
+"""What every command shares: options in groups, one line per mistake, exit codes, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+import click
+
+from co3d_compile.errors import Co3dError
+
+if TYPE_CHECKING:
+    from co3d_compile.load import Loaded
+
+F = TypeVar("F", bound=Callable[..., Any])
+INTERNAL_ERROR, USAGE_ERROR = 1, 2
+# Headings of options in --help, in this order.
+MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a bug in the compiler
+  2    wrong use of the command
+  3    the compiled model does not agree with the original
+  4    the model cannot be loaded or captured
+  5    something in the model is not supported, or a pass failed
+  6    the output cannot be written
+  130  stopped with Ctrl-C (143: with SIGTERM)"""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end. Not an Exception, so that nothing on the way swallows it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Option(click.Option):
+    """An option that is listed under a heading of its group."""
+
+    def __init__(self, *args: Any, group: str = OTHER, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+def option(*names: str, group: str, **kwargs: Any) -> Callable[[F], F]:
+    """``click.option`` with the heading under which ``--help`` lists it."""
+    return click.option(*names, cls=Option, group=group, **kwargs)
+
+
+class OneLineMain(click.Command):
+    """Answers a mistake on the command line with one line instead of click's three."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as error:
+            name = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else self.name
+            say_error(f"{error.format_message()} Try {name} --help.")
+            code = USAGE_ERROR
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class Command(OneLineMain):
+    """A command whose errors become one line and an exit code, and whose options stand in groups.
+
+    Every command has an option ``verbose``: given twice it shows tracebacks and what the libraries say.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        verbose = ctx.params.get("verbose", 0)
+        ctx.meta[__name__] = sys.stdout
+        try:
+            with stoppable(), quiet(verbose):
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BaseException as error:
+            if verbose >= 2:
+                traceback.print_exc()
+            message, code = explain(error)
+            say_error(message)
+            ctx.exit(code)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {MODEL: [], TIME: [], OUTPUT: [], OTHER: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                groups[getattr(parameter, "group", OTHER)].append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user about an exception, and the exit code."""
+    if isinstance(error, Stopped):
+        return f"stopped by {signal.Signals(error.number).name}; nothing was written", 128 + error.number
+    if isinstance(error, Co3dError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory", INTERNAL_ERROR
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    return f"internal: {what} (a bug in co3d-compile; -vv shows where, please report it)", INTERNAL_ERROR
+
+
+def say_error(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Turns signals that end the process into `Stopped`, so that temporary files are removed on the way out."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    try:
+        before = {number: signal.signal(number, stop) for number in numbers}
+    except ValueError:  # not in the main thread: signals are someone else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def quiet(verbose: int) -> Iterator[None]:
+    """Keeps what libraries log, warn and print off the user's screen; what matters stands in the report.
+
+    Prints go to stderr in any case: stdout is for the report.
+    """
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if verbose >= 2:
+            yield
+            return
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def stdout() -> TextIO:
+    """The real stdout, past `quiet`."""
+    stream: TextIO = click.get_current_context().meta[__name__]
+    return stream
+
+
+class ShapeType(click.ParamType[Any]):
+    """``1x3x16x224x224``"""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = value.lower().split("x")
+        if not all(size.isascii() and size.isdigit() and 0 < int(size) < 2**31 for size in sizes):
+            self.fail(f"{value!r} is no shape such as 1x3x16x224x224.", param, ctx)
+        return tuple(int(size) for size in sizes)
+
+
+class TimeDimType(click.ParamType[Any]):
+    """A dim, or ``none`` for an input without time."""
+
+    name = "dim"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int) or value.lower() == "none":
+            return value if isinstance(value, int) else None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)
+
+
+def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """The callback of ``--kwargs``."""
+    if value is None:
+        return None
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON: {error}.", ctx, param) from error
+    if not isinstance(content, dict):
+        raise click.BadParameter('a JSON object is wanted, such as {"num_classes": 400}.', ctx, param)
+    return content
+
+
+def model_options(command: F) -> F:
+    """The options that say where a model comes from; `load_model` takes them."""
+    for add in reversed(
+        (
+            option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
+                   help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
+            option("--weights", type=click.Path(path_type=Path), group=MODEL, metavar="FILE",
+                   help="State dict for a factory's model: torch.save or safetensors."),
+            option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
+                   help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
+            option("--trust-pickle", is_flag=True, group=MODEL,
+                   help="Open a pickled module. This runs whatever code the file holds."),
+        )
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
+def load_model(model: str, options: dict[str, Any]) -> Loaded:
+    """Loads a model as `model_options` say; takes those options out of ``options``."""
+    from co3d_compile.load import load
+
+    names = ("shapes", "weights", "kwargs", "trust_pickle")
+    return load(model, **{name: options.pop(name) for name in names})
+
+
+def verbose_option(command: F) -> F:
+    """``-v``: details; ``-vv``: also tracebacks and what the libraries say."""
+    return option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``: the same report for machines."""
+    return option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON.")(command)
+
+
+def version() -> str:
+    """The version of this package, as installed."""
+    try:
+        return metadata.version("co3d-compile")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def version_option(command: F) -> F:
+    """``--version``"""
+    return click.version_option(version(), "--version", message="co3d-compile %(version)s", cls=Option)(command)
+
+
+def plural(count: int, thing: str) -> str:
+    """``1 frame``, ``2 frames``"""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for a person, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def join(items: Sequence[object]) -> str:
+    """Comma-separated."""
+    return ", ".join(map(str, items))

@@ -1,0 +1,223 @@
+"""``co3d-compile MODEL -o OUT.onnx``: load, compile, verify, write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from co3d_compile.cli.common import (
+    EXIT_CODES,
+    OUTPUT,
+    TIME,
+    Command,
+    TimeDimType,
+    json_option,
+    load_model,
+    model_options,
+    option,
+    stdout,
+    verbose_option,
+    version_option,
+)
+from co3d_compile.cli.output import Output, size
+from co3d_compile.cli.progress import Progress
+from co3d_compile.cli.summary import print_summary
+from co3d_compile.errors import OutputError, UsageError, VerificationError
+
+if TYPE_CHECKING:
+    from co3d_compile.load import Loaded
+
+EPILOG = f"""\b
+Examples:
+  A torch.export archive, which knows its clip shape:
+    co3d-compile model.pt2 -o model.onnx
+  A TorchScript file:
+    co3d-compile model.ts -o model.onnx --shape 1x3x16x224x224
+  A model from code, with its weights:
+    co3d-compile pytorchvideo.models.hub:x3d_s -o x3d_s.onnx \\
+        --kwargs '{{"pretrained": false}}' --weights X3D_S.pyth --shape 1x3x13x160x160
+  Trained on 16 frames, run with a memory of 64:
+    co3d-compile model.pt2 -o model.onnx --window 64
+
+{EXIT_CODES}"""
+
+
+@click.command(cls=Command, name="co3d-compile", epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.argument("model")
+@option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    group=OUTPUT,
+    metavar="OUT.onnx",
+    help="The file to write. It appears whole, once verified, or not at all.",
+)
+@model_options
+@option(
+    "--window",
+    type=click.IntRange(min=1),
+    group=TIME,
+    metavar="N",
+    help="Frames that pools over all time look back on. [default: the clip's own length]",
+)
+@option(
+    "--frames-per-step",
+    type=click.IntRange(min=1),
+    group=TIME,
+    metavar="P",
+    help="Frames that one step takes. [default: the fewest that the strides allow]",
+)
+@option(
+    "--pool-scope",
+    type=click.Choice(["frame", "window", "recompute"]),
+    default="frame",
+    show_default=True,
+    group=TIME,
+    help="What gates (squeeze-and-excitation, norms over time) pool over: the one frame, the newest "
+    "window, or the window with all that follows computed again.",
+)
+@option(
+    "--stride-mode",
+    type=click.Choice(["step", "dense"]),
+    default="step",
+    show_default=True,
+    group=TIME,
+    help="With temporal strides: one result per stride, or one per frame.",
+)
+@option(
+    "--boundary",
+    type=click.Choice(["stream", "exact"]),
+    default="stream",
+    show_default=True,
+    group=TIME,
+    help="exact: the ends of a video are padded as in the clip model (a further input, valid).",
+)
+@option(
+    "--unsupported",
+    type=click.Choice(["window", "error"]),
+    default="window",
+    show_default=True,
+    group=TIME,
+    help="What to do where an operator has no meaning on a stream: run it again on a window, or refuse.",
+)
+@option(
+    "--time-dim",
+    "time_dims",
+    type=TimeDimType(),
+    multiple=True,
+    group=TIME,
+    metavar="D",
+    help="The time dim of the input, none for one without time. Once for all inputs, or once per input. [default: 2]",
+)
+@option(
+    "--state-io",
+    type=click.Choice(["paired", "renamed"]),
+    default="paired",
+    show_default=True,
+    group=OUTPUT,
+    help="renamed: states that only move by a slot are not copied.",
+)
+@option(
+    "--no-verify", is_flag=True, group=OUTPUT, help="Do not run the compiled file in ONNX Runtime beside the original."
+)
+@option("--keep", is_flag=True, group=OUTPUT, help="Keep the file even if verification fails.")
+@json_option
+@option(
+    "--dump",
+    type=click.Path(path_type=Path, file_okay=False),
+    group=OUTPUT,
+    metavar="DIR",
+    help="Write the graph before and after each pass to DIR, as text. It stays there, whatever happens.",
+)
+@verbose_option
+@version_option
+def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) -> None:
+    """Compile a trained clip-based video network into an ONNX model that takes the next frame and its own state.
+
+    MODEL is a torch.export archive (.pt2), a TorchScript file, a pickled module (only with --trust-pickle), or
+    package.module:factory. What a file is, is found from its content. The current directory is importable.
+    """
+    report = run(model, output, verbose, options)
+    if as_json:
+        click.echo(json.dumps(report, indent=2), file=stdout())
+    else:
+        print_summary(report, stdout(), verbose)
+    result = report["verification"]
+    if result is not None and not result["passed"]:
+        raise VerificationError(
+            f"The compiled model differs from {model}: relative error {result['relative_error']:.1e}, "
+            f"at most {result['tolerance']:.0e} is right, worst at {result['worst']}.",
+            hint=f"{output} was kept as told." if report["output"] else f"{output} was not written; --keep would.",
+        )
+
+
+def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Does the work; returns the report. A file that fails verification is put in place only with ``keep``."""
+    if path.exists() and Path(model).exists() and path.samefile(model):
+        raise UsageError(f"{path} is the model itself.", hint="Give another output file.")
+    output = Output(path)
+    _check_dump(options["dump"])
+    keep, no_verify = options.pop("keep"), options.pop("no_verify")
+    with Progress(verbose) as progress:
+        progress("load")
+        loaded = load_model(model, options)
+        compiled = _compile(loaded, options, progress)
+        with output.writing() as file:
+            progress("write")
+            compiled.save(file)
+            file_bytes = size(file)
+            result = None if no_verify else _verify(file, loaded, progress)
+            written = result is None or result["passed"] or keep
+            if written:
+                output.put(file)
+    report: dict[str, Any] = compiled.report().to_dict()
+    report["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
+    report["verification"] = result
+    report["output"] = str(path) if written else None
+    report["file_bytes"] = file_bytes
+    ours = {stage: spent for stage, spent in progress.seconds.items() if stage in ("load", "write", "verify")}
+    report["seconds"] = {**report["seconds"], **ours}
+    return report
+
+
+def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any:
+    import co3d_compile as co3d
+
+    dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
+    time_dim = dims[0] if len(dims) == 1 else list(dims)
+    return co3d.compile(loaded.program, loaded.example_inputs, time_dim=time_dim, progress=progress, **options)
+
+
+def _verify(file: Path, loaded: Loaded, progress: Progress) -> dict[str, Any]:
+    from co3d_compile.verify import verify
+
+    progress("verify")
+
+    def forward(_: str, done: int, total: int) -> None:
+        progress("verify", done, total)
+
+    result: dict[str, Any] = verify(file, loaded.program, loaded.example_inputs, progress=forward).to_dict()
+    return result
+
+
+def _check_dump(folder: Path | None) -> None:
+    if folder is None:
+        return
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+        probe = folder / f".{time.time_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"--dump {folder} cannot be written: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    main()

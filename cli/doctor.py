@@ -1,0 +1,130 @@
+"""``co3d doctor``: what is installed, what is missing for what, and whether a tiny model compiles and streams."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from rich.console import Group
+from rich.text import Text
+
+from co3d_compile.cli.common import Command, join, json_option, stdout, verbose_option, version
+from co3d_compile.cli.summary import console_for, facts_table, rows_table
+from co3d_compile.errors import VerificationError
+
+# What each feature needs: name, packages by import name, and what to install.
+FEATURES = (
+    ("run compiled models", ("numpy", "onnxruntime"), "co3d-compile"),
+    ("compile models", ("torch", "onnx", "onnxscript"), "co3d-compile[compile]"),
+    ("read safetensors", ("safetensors",), "co3d-compile[compile]"),
+    ("read video files", ("av",), "co3d-compile[video]"),
+    ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
+)
+FRAMES = 10
+TOLERANCE = 1e-4
+
+
+@click.command(cls=Command, name="doctor")
+@json_option
+@verbose_option
+def command(as_json: bool, verbose: int) -> None:
+    """Check this installation.
+
+    Shows versions, providers, threads and what is missing for which feature, and streams ten frames as a self-test.
+    """
+    report = examine()
+    if as_json:
+        click.echo(json.dumps(report, indent=2), file=stdout())
+    else:
+        _print(report)
+    if report["self_test"]["passed"] is False:
+        raise VerificationError(f"The self-test failed: {report['self_test']['result']}.")
+
+
+def examine() -> dict[str, Any]:
+    """All findings as one dict."""
+    features = []
+    distributions = metadata.packages_distributions()
+    for name, packages, install in FEATURES:
+        versions = {package: _version(distributions.get(package)) for package in packages}
+        missing = [package for package, found in versions.items() if found is None]
+        features.append({"feature": name, "packages": versions, "missing": missing, "install": install})
+    report: dict[str, Any] = {
+        "co3d_compile": version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "providers": _providers(),
+        "features": features,
+    }
+    needed = [package for feature in features[:2] for package in feature["missing"]]
+    report["self_test"] = {"passed": None, "result": f"skipped: needs {join(needed)}"} if needed else _self_test(report)
+    return report
+
+
+def _version(names: list[str] | None) -> str | None:
+    return metadata.version(names[0]) if names else None
+
+
+def _providers() -> list[str]:
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ImportError:
+        return []
+    ort.set_default_logger_severity(3)
+    return list(ort.get_available_providers())
+
+
+def _self_test(report: dict[str, Any]) -> dict[str, Any]:
+    """Compiles two convolutions and streams ten frames beside the clip model."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    import co3d_compile as co3d
+
+    report["threads"] = torch.get_num_threads()
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, (3, 1, 1))).eval()
+    clip = torch.randn(1, 3, FRAMES, 8, 8)
+    torch.random.set_rng_state(torch_state)
+    with torch.no_grad():
+        expected = model(clip).numpy()
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "self_test.onnx")
+        co3d.compile(model, (clip,)).save(file)
+        session = co3d.StreamSession(file)
+        results = [session.step(clip[:, :, t].numpy()) for t in range(FRAMES)]
+    # Results before the warm-up read frames from before the start; what follows is in step with the clip's interior.
+    # The first convolution is padded by one on each side, so the clip's first and last entries read zeros.
+    delay, inside = session.info.outputs[0].delay, slice(1, expected.shape[2] - 1)
+    streamed = np.stack(results[delay:], axis=2)[:, :, inside]
+    error = float(np.abs(streamed - expected[:, :, inside][:, :, : streamed.shape[2]]).max() / expected.std())
+    passed = error <= TOLERANCE and streamed.shape[2] > 0
+    return {"passed": passed, "result": f"{FRAMES} frames, relative error {error:.1e}"}
+
+
+def _print(report: dict[str, Any]) -> None:
+    facts = facts_table()
+    facts.add_row("co3d-compile", report["co3d_compile"])
+    facts.add_row("Python", f"{report['python']} on {report['platform']}")
+    facts.add_row("Cores", f"{report['cores']}, torch uses {report.get('threads', 'none')}")
+    facts.add_row("ONNX Runtime providers", join(report["providers"]) or "none")
+    test = report["self_test"]
+    style = {True: "green", False: "bold red", None: "yellow"}[test["passed"]]
+    word = {True: "passed", False: "FAILED", None: "not run"}[test["passed"]]
+    facts.add_row("Self-test", Text.assemble((word, style), f", {test['result']}"))
+    table = rows_table("What this installation can do", "to", "found", "missing")
+    for feature in report["features"]:
+        found = join([f"{name} {number}" for name, number in feature["packages"].items() if number])
+        missing = f"{join(feature['missing'])}: pip install '{feature['install']}'" if feature["missing"] else ""
+        table.add_row(feature["feature"], found, missing)
+    console_for(stdout()).print(Group(facts, "", table))

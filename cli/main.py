@@ -1,0 +1,37 @@
+"""``co3d``: the commands around a compiled model."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
+
+COMMANDS = {"inspect": "inspect", "verify": "verify", "doctor": "doctor"}
+
+
+class LazyGroup(OneLineMain, click.Group):
+    """Imports a command's module when the command is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"co3d_compile.cli.{COMMANDS[cmd_name]}").command
+        return command
+
+
+@click.group(cls=LazyGroup, name="co3d", invoke_without_command=True, epilog=EXIT_CODES)
+@version_option
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Look at, check and run models that co3d-compile has written."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The report as a person reads it. It is made from the dict that ``--json`` prints, and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from co3d_compile.cli.common import bytes_text, join, plural
+
+Report = dict[str, Any]
+NARROWEST = 100  # where the output is no terminal: a log, a pipe
+
+
+def console_for(stream: TextIO) -> Console:
+    """A rich console that writes to a stream, wide enough in a pipe."""
+    console = Console(file=stream, highlight=False)
+    return console if console.is_terminal else Console(file=stream, highlight=False, width=NARROWEST)
+
+
+def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
+    """Prints the report of one compilation."""
+    parts: list[RenderableType] = [_facts(report), "", _actions(report)]
+    if report["recomputed"]:
+        parts += ["", _recomputed(report["recomputed"], None if verbose else 10)]
+    notes = [*report["source"]["notes"], *report["warnings"]]
+    if notes:
+        parts += ["", *(Text.assemble(("note: ", "yellow"), note) for note in notes)]
+    console_for(stream).print(Padding(Group(*parts), (0, 0)), soft_wrap=False)
+
+
+def facts_table() -> Table:
+    """Two columns, no lines: a name and what is so."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def rows_table(title: str, *columns: str) -> Table:
+    """A table of rows under a title."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, header_style="dim", overflow="fold")
+    return table
+
+
+def _facts(report: Report) -> Table:
+    table = facts_table()
+    source = report["source"]
+    table.add_row("Model", f"{source['model']} ({source['kind']}), {plural(report['operators'], 'operator')}")
+    for item in report["inputs"]:
+        table.add_row("Input", _input(item))
+    for item in report["outputs"]:
+        table.add_row("Output", _output(item))
+    field = report["receptive_field"]
+    table.add_row("Receptive field", plural(field, "frame") if field else "unbounded (recurrent)")
+    table.add_row("Warm-up", f"{plural(report['warmup_steps'], 'step')} before every output is exact")
+    if report["window"]:
+        table.add_row("Window", plural(report["window"], "frame"))
+    table.add_row("State", _state(report))
+    table.add_row(
+        "GMAC",
+        f"{report['gmac_clip']:.3g} per clip, {report['gmac_frame']:.3g} per frame: {report['gmac_ratio']:.1f}x fewer",
+    )
+    table.add_row("Verification", verification(report["verification"]))
+    table.add_row("File", f"{report['output']}, {bytes_text(report['file_bytes'])}" if report["output"] else "none")
+    seconds = report["seconds"]
+    spent = join([f"{stage} {value:.1f}" for stage, value in seconds.items() if value >= 0.05])
+    table.add_row("Seconds", f"{sum(seconds.values()):.1f}" + (f" ({spent})" if spent else ""))
+    return table
+
+
+def _input(item: Report) -> str:
+    frames = item["frames_per_step"]
+    rate = f"{plural(frames, 'frame')} per step" if frames else "no time"
+    return f"{item['name']} {shape_text(item['shape'])} {item['dtype']}, {rate}"
+
+
+def _output(item: Report) -> str:
+    entries = plural(item["entries_per_step"], "entry").replace("entrys", "entries")
+    time = f"{entries} per step" if item["has_time"] else "newest window"
+    return f"{item['name']} {shape_text(item['shape'])}, {time}, delay {item['delay']}"
+
+
+def _state(report: Report) -> str:
+    if not report["state_count"]:
+        return "none: the model has no operator over time"
+    return f"{plural(report['state_count'], 'tensor')}, {bytes_text(report['state_bytes'])} per stream"
+
+
+def _actions(report: Report) -> Table:
+    table = rows_table("What was done", "operator", "count", "action")
+    table.columns[1].justify = "right"
+    for row in report["actions"]:
+        table.add_row(row["operator"], str(row["count"]), row["action"])
+    for gate in report["gates"]:
+        table.add_row("gate", "1", f"{gate['module_path']}: pooled over {gate['scope']}")
+    return table
+
+
+def _recomputed(rows: list[Report], limit: int | None) -> Table:
+    table = rows_table("Recomputed on a window at every step", "operator", "module", "bytes", "reason")
+    for row in rows[:limit]:
+        table.add_row(row["operator"], row["module_path"], bytes_text(row["bytes"]), row["reason"])
+    if limit is not None and len(rows) > limit:
+        table.add_row(f"and {len(rows) - limit} more (-v)")
+    return table
+
+
+def verification(result: Report | None) -> Text:
+    """One line on a verification: passed or not, and by how much."""
+    if result is None:
+        return Text("skipped", style="yellow")
+    how = f"relative error {result['relative_error']:.1e} (at most {result['tolerance']:.0e})"
+    steps = f"over {plural(result['steps'], 'step')}"
+    if result["passed"]:
+        return Text.assemble(("passed", "green"), f", {how} {steps}")
+    return Text.assemble(("FAILED", "bold red"), f", {how} {steps}, worst at {result['worst']}")
+
+
+def shape_text(shape: list[int | str]) -> str:
+    """``(N, 3, 160, 160)``"""
+    return f"({join(shape)})"

@@ -1,0 +1,113 @@
+"""The commands of the group ``co3d``, around a compiled model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+from model_files import save_export, use_folder, write
+
+from co3d_compile.cli import main as group_module
+from co3d_compile.cli.main import main as group
+
+VERIFIED = {"passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return use_folder(tmp_path, monkeypatch)
+
+
+def one_line(result: Result) -> str:
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+def test_group_lists_every_command() -> None:
+    text = CliRunner().invoke(group, []).stdout
+    assert all(name in text for name in group_module.COMMANDS)
+
+
+def test_group_knows_no_other_command() -> None:
+    result = CliRunner().invoke(group, ["compres"])
+    assert result.exit_code == 2
+    assert one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "says"),
+    [
+        (lambda: "nothing.onnx", 4, "no file"),
+        (lambda: write(b"hello"), 4, "no ONNX model"),
+        (lambda: plain_onnx(), 4, "not written by co3d-compile"),
+    ],
+)
+@pytest.mark.parametrize("command", [["inspect"], ["verify", "--against", "m.pt2"]])
+def test_bad_compiled_models(command: list[str], make: Callable[[], str], code: int, says: str) -> None:
+    result = CliRunner().invoke(group, [*command, make()])
+    assert result.exit_code == code
+    assert says in one_line(result)
+
+
+def plain_onnx(metadata: dict[str, str] | None = None) -> str:
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, 8, 8]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, metadata or {})
+    onnx.save(model, "plain.onnx")
+    return "plain.onnx"
+
+
+def stateless() -> str:
+    """A compiled model with no state, written by hand."""
+    from co3d_compile.contract import Contract, InputSpec, OutputSpec
+
+    contract = Contract(
+        compiler_version="1",
+        inputs=(InputSpec("x", ("N", 3, 8, 8), "float32", 1, 2),),
+        outputs=(OutputSpec("y", ("N", 3, 8, 8), "float32", 0, True, 2, 1),),
+        states=(),
+        frames_per_step={"x": 1},
+        receptive_field=1,
+        warmup_steps=0,
+    )
+    return plain_onnx({"co3d": contract.to_json()})
+
+
+def test_inspect() -> None:
+    path = stateless()
+    text = CliRunner().invoke(group, ["inspect", path]).stdout
+    assert "x (N, 3, 8, 8) float32, 1 frame per step" in text
+    report = json.loads(CliRunner().invoke(group, ["inspect", path, "--json"]).stdout)
+    assert report["inputs"][0]["name"] == "x"
+
+
+def test_inspect_needs_no_torch() -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["onnx"] = None
+from co3d_compile.cli.main import main
+main(["inspect", {stateless()!r}])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_verify(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
+    result = SimpleNamespace(to_dict=lambda: {**VERIFIED, "passed": passed})
+    fake = SimpleNamespace(verify=lambda *_, **__: result)
+    monkeypatch.setitem(sys.modules, "co3d_compile.verify", fake)  # type: ignore[arg-type]
+    answer = CliRunner().invoke(group, ["verify", stateless(), "--against", save_export()])
+    assert answer.exit_code == (0 if passed else 3)
+    assert ("passed" if passed else "FAILED") in answer.stdout
