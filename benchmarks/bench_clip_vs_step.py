@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of ONNX Runtime")
     parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"copyreg|torch.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")  # torch.export's own
 
     names = list(NETWORKS) if "all" in args.networks else args.networks
     rows = [measure(name, NETWORKS[name], args.rounds, args.seconds, args.threads) for name in names]

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=160, help="length of the video, at least 100")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")  # torch.export's own
 
     heading("1. A network that eats clips: X3D-S, 13 frames of 160 x 160, random weights")
     network = make_network()
