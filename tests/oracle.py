@@ -80,6 +80,13 @@ def run_stream(session: Any, frames: Sequence[Tensor], dims: Sequence[int]) -> l
     return [tuple(np.array(value) for value in as_tuple(session.step(chunk))) for chunk in steps]
 
 
+def relative_error(actual: Array, expected: Tensor) -> float:
+    """Largest error in standard deviations of what is expected."""
+    comparison = Comparison(1)
+    comparison.add(0, 0, actual, [expected])
+    return comparison.finish(math.inf, "")[0]
+
+
 class Comparison:
     """Largest error per output, in standard deviations of what is expected."""
 
@@ -113,10 +120,10 @@ class Comparison:
 class Check:
     """One network, compiled, streamed from its file, and its untouched copy."""
 
-    def __init__(self, entry: Entry, batch: int, seed: int) -> None:
+    def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None) -> None:
         import co3d_compile as co3d
 
-        self.entry, self.batch, self.seed = entry, batch, seed
+        self.entry, self.batch, self.seed, self._margin = entry, batch, seed, margin
         module = entry.build()
         untouched = copy.deepcopy(module)
         self.dims = entry.time_dims()
@@ -142,13 +149,13 @@ class Check:
 
     def margin(self) -> int:
         """Steps of other frames before and after the stream."""
-        return max(math.ceil(n / pulse) for n, pulse in zip(self.clip.clip, self.pulses, strict=True))
+        return self._margin or max(math.ceil(n / pulse) for n, pulse in zip(self.clip.clip, self.pulses, strict=True))
 
-    def surround(self, frames: Sequence[Tensor], before: int, after: int, seed: int) -> None:
-        """Runs the untouched trunk on the stream with other frames around it."""
+    def surround(self, frames: Sequence[Tensor], before: int, after: int, seed: int, scale: float = 1.0) -> None:
+        """Runs the untouched trunk on the stream with other frames around it, so many times as large."""
         front, back = self.random(max(before, 1), seed), self.random(max(after, 1), seed + 1)
         parts = [
-            [a.narrow(dim, 0, before * pulse), x, b.narrow(dim, 0, after * pulse)]
+            [scale * a.narrow(dim, 0, before * pulse), x, b.narrow(dim, 0, after * pulse)]
             for a, x, b, dim, pulse in zip(front, frames, back, self.dims, self.pulses, strict=True)
         ]
         long = [torch.cat(part, dim) for part, dim in zip(parts, self.dims, strict=True)]
@@ -197,6 +204,7 @@ def check(
     nan_start: bool = True,
     batch: int = 1,
     seed: int = 0,
+    margin: int | None = None,
     **fields: Any,
 ) -> Facts:
     """Compiles a network, streams it from its file in ONNX Runtime and compares every result.
@@ -210,11 +218,12 @@ def check(
         nan_start: fill all states with NaN before the first step.
         batch: streams that advance together.
         seed: of the streamed frames.
+        margin: steps of other frames on both sides of the stream; by default a clip.
         fields: other fields of `Entry` (time_dim, reference, causal, tight, …).
     """
     entry = what if isinstance(what, Entry) else _entry_of(what, example_inputs or ())
     entry = replace(entry, **fields, options={**entry.options, **(options or {})})
-    run = Check(entry, batch, seed)
+    run = Check(entry, batch, seed, margin)
     frames = run.random(steps or run.warmup + 8, seed + 11)
     errors: tuple[float, ...] = ()
     if entry.nan_start:
@@ -269,39 +278,44 @@ def measure(run: Check) -> tuple[int, int]:
     steps = run.warmup + 2
     frames = run.random(steps, run.seed + 31)
     before = run.warmup + run.margin() + 1
-    influenced = []
-    for step in range(steps):
-        values = []
-        for seed in (41, 51):
-            run.surround(frames, before, run.margin(), seed)
-            values.append([run.value(k, step)[0] for k in range(len(run.outputs))])
-        influenced.append(any(_differ(a, b) for a, b in zip(*values, strict=True)))
-    warmup = max((step + 1 for step, changed in enumerate(influenced) if changed), default=0)
-    return warmup, _receptive_field(run, steps)
+    outputs = range(len(run.outputs))
+    rounds = []
+    for scale in (1.0, 8.0, -8.0):  # both signs: a maximum may ignore one of them
+        run.surround(frames, before, run.margin(), 41, scale)
+        rounds.append([[run.value(k, step)[0] for k in outputs] for step in range(steps)])
+    influenced = [
+        step for step in range(steps) for other in rounds[1:] if any(map(_differ, other[step], rounds[0][step]))
+    ]
+    return max(influenced, default=-1) + 1, _receptive_field(run, frames)
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() > _NOISE * max(float(b.std(correction=0)), 1e-3)).any())
 
 
-def _receptive_field(run: Check, steps: int) -> int:
+def _receptive_field(run: Check, base: Sequence[Tensor]) -> int:
     """Largest extent, over the entries of the last step, of the frames (first input) that reach one entry."""
-    dim, base = run.dims[0], run.random(steps, run.seed + 31)
+    dim = run.dims[0]
     total = base[0].shape[dim]
-    noise = torch.randn(base[0].shape, generator=torch.Generator().manual_seed(7))
-    reached: list[list[Tensor]] = []
-    for frame in [None, *range(total)]:
+    noise = torch.randn(base[0].shape, generator=torch.Generator().manual_seed(7)) * 8
+
+    def last_step(frame: int | None, sign: float) -> list[Tensor]:
         frames = [tensor.clone() for tensor in base]
         if frame is not None:
-            frames[0].select(dim, frame).add_(noise.select(dim, frame))
+            frames[0].select(dim, frame).add_(sign * noise.select(dim, frame))
         run.surround(frames, run.margin(), run.margin(), 41)
-        reached.append([_per_entry(run, k, run.value(k, steps - 1)[0]) for k in range(len(run.outputs))])
-    extents = [0]
-    for k, base_value in enumerate(reached[0]):
-        for entry in range(base_value.shape[0]):
-            hits = [f for f in range(total) if _differ(reached[f + 1][k][entry], base_value[entry])]
-            extents.append(hits[-1] - hits[0] + 1 if hits else 0)
-    return max(extents)
+        step = total // run.pulses[0] - 1
+        return [_per_entry(run, k, run.value(k, step)[0]) for k in range(len(run.outputs))]
+
+    unchanged = last_step(None, 0)
+    reached: list[list[list[int]]] = [[[] for _ in value] for value in unchanged]
+    for frame in range(total):
+        for changed in (last_step(frame, 1), last_step(frame, -1)):
+            for hits, after, value in zip(reached, changed, unchanged, strict=True):
+                for entry in range(len(value)):
+                    if _differ(after[entry], value[entry]):
+                        hits[entry].append(frame)
+    return max((max(hit) - min(hit) + 1 for hits in reached for hit in hits if hit), default=0)
 
 
 def _per_entry(run: Check, output: int, value: Tensor) -> Tensor:
@@ -328,17 +342,23 @@ def check_boundary(what: Entry, *, clips: int = 1, tol: float = 1e-4, options: M
         whole = as_tuple(module([t.clone() for t in frames]) if entry.as_list else module(*(t.clone() for t in frames)))
     comparison = Comparison(len(whole))
     for k, wanted in enumerate(whole):
-        output = run.outputs[k]
-        if not isinstance(output, int):
-            comparison.add(k, len(results) - 1, results[-1][k], [wanted])
-            continue
-        dim, delay = run.clip.reference.time_dims[output], run.delays[k]
-        count = run.clip.entries(output, run.pulses[0])
-        parts = [r[k].reshape([count if d == dim else n for d, n in enumerate(wanted.shape)]) for r in results]
-        streamed = np.concatenate(parts, dim)
-        begin, missing = max(delay, 0), max(-delay, 0)  # entry n stands at n + delay of the concatenated results
-        take = wanted.shape[dim] - missing
-        assert streamed.shape[dim] >= begin + take, f"{entry.name}: results still due after flush()"
-        actual = np.take(streamed, range(begin, begin + take), dim)
-        comparison.add(k, len(results) - 1, actual, [wanted.narrow(dim, missing, take)])
+        step, actual, part = _whole_result(run, k, results, wanted)
+        comparison.add(k, step, actual, [part])
     comparison.finish(tol, f"{entry.name}, boundary exact")
+
+
+def _whole_result(run: Check, k: int, results: list[tuple[Array, ...]], wanted: Tensor) -> tuple[int, Array, Tensor]:
+    """An output over the whole sequence, put together by index, and what it must be."""
+    what, delay, pulse = run.outputs[k], run.delays[k], run.pulses[0]
+    if not isinstance(what, int):
+        read = what.reads[0]
+        step = math.ceil((run.clip.lengths[read] + delay) / run.clip.entries(read, pulse)) - 1
+        assert step < len(results), f"{run.entry.name}: results still due after flush()"
+        return step, results[step][k], wanted
+    dim, count = run.clip.reference.time_dims[what], run.clip.entries(what, pulse)
+    shape = [count if d == dim else n for d, n in enumerate(wanted.shape)]
+    streamed = np.concatenate([result[k].reshape(shape) for result in results], dim)
+    begin, missing = max(delay, 0), max(-delay, 0)  # entry n stands at n + delay of all results joined
+    take = wanted.shape[dim] - missing
+    assert streamed.shape[dim] >= begin + take, f"{run.entry.name}: results still due after flush()"
+    return len(results) - 1, np.take(streamed, range(begin, begin + take), dim), wanted.narrow(dim, missing, take)

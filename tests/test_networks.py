@@ -1,0 +1,62 @@
+"""Every small network of the zoo: streamed from its file, equal to the untouched model, and honest about itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from oracle import check, check_boundary
+from zoo.small import SMALL
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_network(name: str) -> None:
+    entry = SMALL[name]
+    facts = check(entry)
+    assert bool(facts.recomputed) == (entry.expect == "recompute"), f"falls back: {facts.recomputed}"
+    if entry.causal:
+        assert set(facts.delays) == {0}
+
+
+STRIDE_1 = ("inception3d", "siamese", "wavenet_small", "ms_tcn", "folded_r2plus1d")
+
+
+@pytest.mark.parametrize("name", STRIDE_1)
+def test_eight_frames_a_step_give_the_same_results(name: str) -> None:
+    check(replace(SMALL[name], tight=False), options={"frames_per_step": 8}, batch=2)
+
+
+DENSE = ("resnext3d", "densenet3d", "c3d", "st_gcn")
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_strides(name: str) -> None:
+    facts = check(SMALL[name], options={"stride_mode": "dense"})
+    assert facts.frames_per_step == (1,)
+
+
+WINDOWS = {"p3d": 20, "tsn": 16, "densenet3d": 16, "two_heads": 24, "audio_visual": 12, "movinet-frame": 16}
+
+
+@pytest.mark.parametrize(("name", "window"), WINDOWS.items())
+def test_longer_window(name: str, window: int) -> None:
+    check(SMALL[name], options={"window": window})
+
+
+@pytest.mark.parametrize("name", ["p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d"])
+def test_a_batch_of_streams(name: str) -> None:
+    check(SMALL[name], batch=3)
+
+
+BOUNDARY = ("inception3d", "frames_first", "siamese", "ms_tcn", "wavenet_small", "causal_tcn", "folded_r2plus1d")
+BOUNDARY_CLIP = ("p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
+
+
+@pytest.mark.parametrize("name", BOUNDARY)
+def test_exact_ends_of_a_long_sequence(name: str) -> None:
+    check_boundary(SMALL[name], clips=3)
+
+
+@pytest.mark.parametrize("name", BOUNDARY_CLIP)
+def test_exact_ends_of_one_clip(name: str) -> None:
+    check_boundary(SMALL[name])

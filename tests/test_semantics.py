@@ -1,0 +1,346 @@
+"""The table of DESIGN section 1, row by row: small graphs through the oracle, with the delay each row states."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import check
+from torch import Tensor, nn
+from zoo import Entry, Reference, Window, randomise
+from zoo.gates import newest_max, newest_mean
+
+CLIP = (1, 4, 24)
+
+
+class Graph(nn.Module):
+    """A few layers and the lines of Python that join them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self, *inputs)
+
+
+def conv(kernel: int = 3, dilation: int = 1, stride: int = 1, padding: int = 0, c: int = 4, **more: Any) -> nn.Conv1d:
+    return nn.Conv1d(c, more.pop("out", 4), kernel, stride, padding, dilation, **more)
+
+
+def up(kernel: int, stride: int, padding: int = 0, output_padding: int = 0, dilation: int = 1) -> nn.ConvTranspose1d:
+    return nn.ConvTranspose1d(4, 4, kernel, stride, padding, output_padding, dilation=dilation)
+
+
+def entry(name: str, factory: Callable[[], nn.Module], *shapes: tuple[int, ...], **fields: Any) -> Entry:
+    clips = shapes or (CLIP,)
+    generator = torch.Generator().manual_seed(5)
+    examples = [torch.randn(shape, generator=generator) for shape in clips]
+    return Entry(name, lambda: randomise(factory(), *examples), clips, **{"tight": True, **fields})
+
+
+def conv_delay(delay: int, k: int, d: int, s: int, p: int) -> int:
+    """The row of convolutions and pools."""
+    return -1 - (p - 1 - delay - (k - 1) * d) // s
+
+
+# kernel, dilation, stride, padding
+CONVS = [
+    (1, 1, 1, 0), (2, 1, 1, 0), (3, 1, 1, 0), (3, 1, 1, 1), (3, 1, 1, 2), (3, 1, 1, 3), (4, 1, 1, 2), (5, 1, 1, 2),
+    (3, 2, 1, 0), (3, 2, 1, 2), (3, 4, 1, 4), (2, 7, 1, 0), (1, 1, 2, 0), (2, 1, 2, 0), (3, 1, 2, 0), (3, 1, 2, 1),
+    (3, 1, 2, 2), (4, 1, 2, 1), (5, 1, 2, 2), (3, 2, 2, 2), (3, 1, 3, 1), (7, 1, 4, 3), (5, 3, 4, 6), (1, 1, 4, 0),
+    (1, 1, 1, 2),
+]  # fmt: skip
+
+
+def conv_case(k: int, d: int, s: int, p: int) -> Any:
+    delay = conv_delay(0, k, d, s, p)
+    return pytest.param(entry(f"conv k{k} d{d} s{s} p{p}", lambda: conv(k, d, s, p)), delay, id=f"conv-{k}-{d}-{s}-{p}")
+
+
+def chained_case(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> Any:
+    """Two convolutions: the second meets a delay."""
+    delay = conv_delay(conv_delay(0, *first), *second)
+    name = "chain-" + "-".join(map(str, (*first, *second)))
+    build = entry(name, lambda: nn.Sequential(conv(*first), nn.ReLU(), conv(*second)))
+    return pytest.param(build, delay, id=name)
+
+
+CHAINS = [
+    ((3, 1, 1, 1), (3, 1, 1, 1)), ((3, 1, 2, 1), (3, 1, 1, 1)), ((3, 1, 2, 1), (3, 1, 2, 1)),
+    ((3, 1, 1, 1), (3, 1, 2, 1)), ((5, 1, 1, 2), (1, 1, 2, 0)), ((3, 1, 2, 0), (3, 2, 2, 1)),
+    ((1, 1, 1, 3), (3, 1, 2, 1)),
+]  # fmt: skip
+
+
+def row(name: str, factory: Callable[[], nn.Module], delay: int | None, *shapes: Any, **fields: Any) -> Any:
+    return pytest.param(entry(name, factory, *shapes, **fields), delay, id=name.replace(" ", "-"))
+
+
+def of(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*layers)
+
+
+def fn(forward: Callable[..., Any], **layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: Graph(forward, **{name: make() for name, make in layers.items()})
+
+
+POOLS = [
+    row("max pool", lambda: nn.MaxPool1d(3, 1, 1), 1),
+    row("max pool strided", lambda: nn.MaxPool1d(2), 0),
+    row("max pool dilated", lambda: nn.MaxPool1d(3, 1, 1, dilation=2), 3),
+    row("max pool 3 2 1", lambda: nn.MaxPool1d(3, 2, 1), 0),
+    row("average pool", lambda: nn.AvgPool1d(3, 1, 1), 1),
+    row("average pool, no pad counted", lambda: nn.AvgPool1d(3, 1, 1, count_include_pad=False), 1),
+    row("average pool strided", lambda: nn.AvgPool1d(4, 2, 1), 1),
+    row("average pool ceil", lambda: nn.AvgPool1d(3, 2, ceil_mode=True), 1),
+    row("max pool 3d", lambda: nn.MaxPool3d(3, (1, 2, 2), 1), 1, (1, 3, 8, 6, 6)),
+    row("average pool 3d", lambda: nn.AvgPool3d((2, 3, 3), (2, 1, 1), (0, 1, 1)), 0, (1, 3, 8, 6, 6)),
+    row("average pool, divisor", lambda: nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0), divisor_override=5), 1, (1, 3, 8, 4, 4)),
+]
+
+CAUSAL = [
+    row("pad in front", fn(lambda m, x: m.conv(F.pad(x, (2, 0))), conv=conv), 0, causal=True),
+    row("pad and crop", fn(lambda m, x: m.conv(x)[:, :, :-2], conv=lambda: conv(padding=2)), 0, causal=True),
+    row("pad in front, dilated", fn(lambda m, x: m.conv(F.pad(x, (8, 0))), conv=lambda: conv(3, 4)), 0, causal=True),
+    row("concat in front", fn(lambda m, x: m.conv(torch.cat([x.new_zeros(x.shape[0], 4, 2), x], 2)), conv=conv), 0,
+        causal=True),
+    row("two causal", fn(lambda m, x: m.b(F.pad(m.a(F.pad(x, (2, 0))), (1, 0))), a=conv, b=lambda: conv(2)), 0,
+        causal=True),
+    row("causal strided", fn(lambda m, x: m.conv(F.pad(x, (2, 0))), conv=lambda: conv(3, 1, 2)), 0, causal=True),
+]  # fmt: skip
+
+# An entry that waits for the last of its taps: the row of transposed convolutions.
+UPSAMPLING = [
+    row("transposed 2 2", lambda: up(2, 2), 0),
+    row("transposed 4 2 1", lambda: up(4, 2, 1), 1),
+    row("transposed 3 2 1 1", lambda: up(3, 2, 1, 1), 1),
+    row("transposed 3 1 1", lambda: up(3, 1, 1), 1),
+    row("transposed 5 3 1", lambda: up(5, 3, 1), 1),
+    row("transposed dilated", lambda: up(3, 2, 0, 0, 2), 0),
+    row("nearest 2", lambda: nn.Upsample(scale_factor=2), 0),
+    row("nearest 3", lambda: nn.Upsample(scale_factor=3), 0),
+    row("linear 2", lambda: nn.Upsample(scale_factor=2, mode="linear"), 1),
+    row("linear 3", lambda: nn.Upsample(scale_factor=3, mode="linear"), 1),
+    row("linear 4", lambda: nn.Upsample(scale_factor=4, mode="linear"), 2),
+    row("repeat interleave", fn(lambda m, x: torch.repeat_interleave(x, 2, dim=2)), 0),
+    row("conv, transposed", of(conv(padding=1), up(4, 2, 1)), 3),
+    row("down and up", of(conv(4, 1, 2, 1), nn.ReLU(), up(4, 2, 1)), 3),
+]
+
+SHIFTS = [
+    row("crop in front", fn(lambda m, x: m.conv(x[:, :, 3:]), conv=lambda: conv(padding=1)), 4),
+    row("crop at the end", fn(lambda m, x: m.conv(x[:, :, :-3]), conv=lambda: conv(padding=1)), 1),
+    row("strided slice", fn(lambda m, x: m.conv(x[:, :, 1::2]), conv=lambda: conv(padding=1)), 1),
+    row("pad in front of a result", fn(lambda m, x: F.pad(m.conv(x), (3, 0)), conv=conv), -1),
+    row("pad at the end", fn(lambda m, x: F.pad(m.conv(x), (0, 3)), conv=conv), 2),
+    row("pad with a constant", fn(lambda m, x: m.conv(F.pad(x, (2, 2), value=0.5)), conv=conv), 0),
+    row("pad front and back 3d", lambda: nn.Sequential(nn.ConstantPad3d(1, 0.0), nn.Conv3d(3, 4, 3)), 1,
+        (1, 3, 8, 6, 6)),
+    row("replication pad", lambda: nn.Sequential(nn.ReplicationPad1d((1, 1)), conv()), 1),
+    row("flip of channels", fn(lambda m, x: m.conv(x).flip(1), conv=conv), 2),
+    row("split with sizes", fn(lambda m, x: m.conv(torch.split(x, [2, x.shape[2] - 2], dim=2)[1]), conv=conv), 4),
+]  # fmt: skip
+
+# The delayed residual: the largest delay wins, the other operand is held back.
+OPERANDS = [
+    row("residual", fn(lambda m, x: x + m.conv(x), conv=lambda: conv(padding=1)), 1),
+    row("residual unpadded", fn(lambda m, x: x[:, :, 1:-1] + m.conv(x), conv=conv), 2),
+    row("residual end-aligned", fn(lambda m, x: x[:, :, 2:] + m.conv(x), conv=conv), 2),
+    row("nested", fn(lambda m, x: x + m.b(F.relu(x + m.a(x))), a=lambda: conv(padding=1),
+                     b=lambda: conv(5, padding=2)), 3),
+    row("strided shortcut", fn(lambda m, x: m.short(x) + m.conv(x), conv=lambda: conv(3, 1, 2, 1),
+                               short=lambda: conv(1, 1, 2)), 0),
+    row("strided shortcut, delayed", fn(lambda m, x: m.short(m.a(x)) + m.conv(m.a(x)), a=lambda: conv(padding=1),
+                                        conv=lambda: conv(3, 1, 2, 1), short=lambda: conv(1, 1, 2)), 1),
+    row("concat", fn(lambda m, x: torch.cat([x, m.a(x), m.b(x)], 1), a=lambda: conv(padding=1),
+                     b=lambda: conv(5, padding=2)), 2),
+    row("product", fn(lambda m, x: m.a(x) * torch.sigmoid(m.b(x)), a=lambda: conv(padding=1),
+                      b=lambda: conv(7, padding=3)), 3),
+    row("stack", fn(lambda m, x: torch.stack([x, m.a(x)], 1).sum(1), a=lambda: conv(5, padding=2)), 2),
+    row("where", fn(lambda m, x: torch.where(x > 0, m.a(x), x), a=lambda: conv(padding=1)), 1),
+    row("same tensor twice", fn(lambda m, x: m.a(x) + m.a(x) * x, a=lambda: conv(padding=1)), 1),
+    row("ahead of its operand", fn(lambda m, x: F.pad(x, (2, 0))[:, :, :-2] + x), 0),
+    row("two outputs", fn(lambda m, x: (m.a(x), m.b(x)), a=lambda: conv(padding=1), b=lambda: conv(5, padding=2)), None,
+        reference=lambda m: Reference(m, (0, 1), (2, 2))),
+    row("two inputs", fn(lambda m, x, y: m.a(x) + y, a=lambda: conv(padding=1)), 1, CLIP, CLIP),
+    row("batched matmul", fn(lambda m, x: torch.matmul(m.a(x).transpose(1, 2).unsqueeze(2),
+                                                       x.transpose(1, 2).unsqueeze(3)).flatten(2).transpose(1, 2),
+                             a=lambda: conv(padding=1)), 1),
+    row("grouped and depthwise", of(conv(padding=1, groups=2), conv(padding=1, groups=4)), 2),
+    row("scalar model", fn(lambda m, x: x * 2 + 1), 0),
+]  # fmt: skip
+
+
+def windowed(name: str, head: Callable[[Tensor], Tensor], time_dim: int = 2, **fields: Any) -> Any:
+    """A padded convolution, then something applied to the newest T entries."""
+
+    def make(module: nn.Module) -> Reference:
+        return Reference(module.get_submodule("conv"), (Window(head),), (time_dim,))
+
+    factory = fn(lambda m, x: head(m.conv(x)), conv=lambda: conv(padding=1))
+    return row(name, factory, 1, (1, 4, 8), expect="window", reference=make, **fields)
+
+
+WINDOWS = [
+    windowed("mean", lambda x: x.mean(2)),
+    windowed("mean kept", lambda x: x.mean(2, keepdim=True)),
+    windowed("sum", lambda x: x.sum(2)),
+    windowed("maximum", lambda x: x.amax(2)),
+    windowed("adaptive average", lambda x: F.adaptive_avg_pool1d(x, 1)),
+    windowed("adaptive maximum", lambda x: F.adaptive_max_pool1d(x, 1)),
+    windowed("pool of the whole clip", lambda x: F.avg_pool1d(x, x.shape[2], 1)),
+    windowed("standard deviation", lambda x: x.std(2)),
+    windowed("log-sum-exp", lambda x: x.logsumexp(2)),
+    windowed("softmax", lambda x: x.softmax(2)),
+    windowed("flip", lambda x: x.flip(2)),
+    windowed("adaptive to four", lambda x: F.adaptive_avg_pool1d(x, 4)),
+    windowed("adaptive to three", lambda x: F.adaptive_max_pool1d(x, 3)),
+    windowed("sort", lambda x: x.sort(2).values),
+    windowed("mean of 12", lambda x: x.mean(2), options={"window": 12}),
+    windowed("pool of 20", lambda x: F.avg_pool1d(x, x.shape[2], 1), options={"window": 20}),
+    windowed("mean of 4", lambda x: x.mean(2), options={"window": 4}),
+    windowed("mean, 4 frames a step", lambda x: x.mean(2), options={"frames_per_step": 4}),
+]
+
+
+def gated(name: str, gate: Callable[[Tensor], Tensor], replaced: Callable[[Tensor, int], Tensor]) -> list[Any]:
+    """A pool that meets its own input again, in the scopes frame and window."""
+    shape = (1, 4, 6, 4, 4)
+    cases = []
+    for scope, window in (("frame", 1), ("window", 6)):
+
+        def reference(module: Any, window: int = window) -> Reference:
+            def trunk(x: Tensor) -> Tensor:
+                x = module.a(x)
+                return module.b(x * torch.sigmoid(replaced(x, window)))
+
+            return Reference(trunk)
+
+        factory = fn(lambda m, x: m.b((y := m.a(x)) * torch.sigmoid(gate(y))),
+                     a=lambda: nn.Conv3d(4, 4, 3, padding=1), b=lambda: nn.Conv3d(4, 4, 3, padding=1))  # fmt: skip
+        cases.append(row(f"{name} {scope}", factory, 2, shape, reference=reference, options={"pool_scope": scope}))
+    return cases
+
+
+GATES = [
+    *gated("mean gate", lambda x: x.mean((2, 3, 4), True), lambda x, w: newest_mean(x.mean((3, 4), True), w)),
+    *gated("max gate", lambda x: x.amax((2, 3, 4), True), lambda x, w: newest_max(x.amax((3, 4), True), w)),
+    *gated("adaptive gate", lambda x: F.adaptive_avg_pool3d(x, 1), lambda x, w: newest_mean(x.mean((3, 4), True), w)),
+]
+
+TABLE = [
+    *(conv_case(*case) for case in CONVS), *(chained_case(*case) for case in CHAINS), *POOLS, *CAUSAL, *UPSAMPLING,
+    *SHIFTS, *OPERANDS, *WINDOWS, *GATES,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "delay"), TABLE)
+def test_row(case: Entry, delay: int | None) -> None:
+    facts = check(case)
+    if delay is not None:
+        assert facts.delays == (delay,)
+
+
+DENSE = [
+    entry("dense conv", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 1, 1))),
+    entry("dense pools", of(nn.MaxPool1d(3, 2, 1), conv(3, 1, 2, 1), nn.AvgPool1d(2))),
+    entry("dense shortcut", fn(lambda m, x: m.short(x) + m.conv(x), conv=lambda: conv(3, 1, 2, 1),
+                               short=lambda: conv(1, 1, 2))),
+    entry("dense crop", fn(lambda m, x: m.b(m.a(x)[:, :, 1:]), a=lambda: conv(3, 1, 2, 1), b=conv)),
+    entry("dense window", fn(lambda m, x: m.conv(x).mean(2), conv=lambda: conv(3, 1, 2, 1)), expect="window",
+          reference=lambda m: Reference(m.conv, (Window(lambda y: y.mean(2)),))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name.replace(" ", "-"))
+@pytest.mark.parametrize("pulse", [1, 3])
+def test_dense_strides_equal_every_phase(case: Entry, pulse: int) -> None:
+    check(case, options={"stride_mode": "dense", "frames_per_step": pulse})
+
+
+PULSES = [(entry("stride 1", of(conv(3, 1, 1, 1), nn.ReLU(), conv(5, 2, 1, 4))), (1, 2, 3, 8)),
+          (entry("stride 4", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 2, 1))), (4, 8, 12)),
+          (entry("up and down", of(conv(4, 1, 2, 1), up(4, 2, 1))), (2, 4, 6))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "pulse"),
+    [pytest.param(case, pulse, id=f"{case.name}-{pulse}".replace(" ", "-")) for case, n in PULSES for pulse in n],
+)
+def test_any_pulse(case: Entry, pulse: int) -> None:
+    assert check(case, options={"frames_per_step": pulse}, batch=2).frames_per_step == (pulse,)
+
+
+# The oracle itself: a filter streamed by hand must pass, and each way to be wrong must fail.
+
+
+class HandMade:
+    """y[o] = 1 x[o - 1] + 10 x[o] + 100 x[o + 1] in numpy, with the API of a compiled model and its session."""
+
+    def __init__(
+        self, delay: int = 1, warmup: int = 2, taps: tuple[float, ...] = (1, 10, 100), leak: float = 0
+    ) -> None:
+        self.taps, self.leak = np.array(taps, dtype=np.float32), leak
+        self.info = SimpleNamespace(
+            frames_per_step={"x": 1}, delays={"y": delay}, warmup_steps=warmup, receptive_field=3, recomputed=()
+        )
+        self.reset()
+
+    def save(self, path: str) -> None:
+        """Nothing: the session is the object itself."""
+
+    def reset(self) -> None:
+        self.state = np.zeros((1, 1, 3), dtype=np.float32)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def set_state(self, values: dict[str, Any]) -> None:
+        self.state = values["state"]
+
+    def step(self, frame: Any) -> Any:
+        window = np.concatenate([self.state[:, :, 1:], frame], 2)
+        result = (window * self.taps).sum(2, keepdims=True)
+        if self.leak:
+            result = result + self.leak * self.state[:, :, :1]
+        self.state = window
+        return result
+
+
+def _fir() -> nn.Module:
+    filter_ = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    filter_.weight = nn.Parameter(torch.tensor([[[1.0, 10.0, 100.0]]]))
+    return filter_
+
+
+WRONG = {
+    "another delay": {"delay": 2},
+    "no delay": {"delay": 0},
+    "warm-up too short": {"warmup": 1},
+    "warm-up too long": {"warmup": 3},
+    "a tap that is a little off": {"taps": (1, 10, 100.5)},
+    "a state that outlives its use": {"leak": 1e-9},
+}
+
+
+@pytest.mark.parametrize("how", [None, *WRONG])
+def test_the_oracle_passes_what_is_right_and_nothing_else(how: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = HandMade(**WRONG[how]) if how else HandMade()
+    module = ModuleType("co3d_compile")
+    module.__dict__.update(compile=lambda *args, **options: made, StreamSession=lambda *args, **options: made)
+    monkeypatch.setitem(sys.modules, "co3d_compile", module)
+    fir = Entry("filter", _fir, ((1, 1, 16),), tight=True)
+    if how:
+        with pytest.raises(AssertionError):
+            check(fir)
+    else:
+        assert check(fir).error < 1e-6
