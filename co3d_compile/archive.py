@@ -7,6 +7,7 @@ import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,25 @@ def _identify_zip(path: Path) -> str:
             f"{path} is a torch.export archive in the format of PyTorch 2.7 or older.",
             hint="Load it there and save it again with a newer PyTorch.",
         )
+    # PyTorch does not look at checksums: a flipped bit would be a wrong weight, or end its converter with a crash.
     if "archive_format" in members:
-        return EXPORT
+        return _unharmed(path, EXPORT)
     if "constants.pkl" in members and any(name.startswith("code/") for name in members):
-        return SCRIPT
-    if "data.pkl" in members:
+        return _unharmed(path, SCRIPT)
+    if "data.pkl" in members:  # checksums are an option of torch.save
         return PICKLE
     raise LoadError(f"{path} is a zip archive that holds no PyTorch model.")
+
+
+def _unharmed(path: Path, kind: str) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise damaged(path, error) from error
+    if bad is not None:
+        raise damaged(path, f"the checksum of {bad} is wrong")
+    return kind
 
 
 def is_safetensors(head: bytes) -> bool:

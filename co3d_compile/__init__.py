@@ -1,0 +1,99 @@
+"""co3d-compile: from a trained clip-based 3D CNN to a model that runs frame by frame.
+
+Names are imported when they are first used: running a compiled model needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from co3d_compile.version import __version__
+
+if TYPE_CHECKING:
+    from co3d_compile.compiler import CompiledModel, compile
+    from co3d_compile.contract import Contract
+    from co3d_compile.custom import rule
+    from co3d_compile.errors import (
+        CaptureError,
+        Co3dError,
+        Co3dWarning,
+        ContractError,
+        LoadError,
+        OutputError,
+        PassError,
+        SessionError,
+        UnsupportedError,
+        UsageError,
+        VerificationError,
+    )
+    from co3d_compile.facts import Kernel
+    from co3d_compile.manager import Pass, PassList
+    from co3d_compile.passes import default_passes
+    from co3d_compile.program import Program
+    from co3d_compile.session import StreamSession
+    from co3d_compile.verify import verify
+
+_WHERE = {
+    "compiler": ["CompiledModel", "compile"],
+    "contract": ["Contract"],
+    "custom": ["rule"],
+    "errors": [
+        "CaptureError",
+        "Co3dError",
+        "Co3dWarning",
+        "ContractError",
+        "LoadError",
+        "OutputError",
+        "PassError",
+        "SessionError",
+        "UnsupportedError",
+        "UsageError",
+        "VerificationError",
+    ],
+    "facts": ["Kernel"],
+    "manager": ["Pass", "PassList"],
+    "passes": ["default_passes"],
+    "program": ["Program"],
+    "session": ["StreamSession"],
+    "verify": ["verify"],
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "CaptureError",
+    "Co3dError",
+    "Co3dWarning",
+    "CompiledModel",
+    "Contract",
+    "ContractError",
+    "Kernel",
+    "LoadError",
+    "OutputError",
+    "Pass",
+    "PassError",
+    "PassList",
+    "Program",
+    "SessionError",
+    "StreamSession",
+    "UnsupportedError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "compile",
+    "default_passes",
+    "rule",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,166 @@
+"""The tracer: from a module or exported program to an FX graph of ATen operators (``torch.export``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.errors import CaptureError, UsageError
+from co3d_compile.program import Input, Options, Output, Program, set_constant
+from co3d_compile.rules import RULES, is_pointwise
+
+aten = torch.ops.aten
+
+# Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.
+KEEP = {
+    aten.batch_norm.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.scaled_dot_product_attention.default,
+}
+
+
+def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options) -> Program:
+    """Captures the clip graph.
+
+    Args:
+        model: A module, or what ``torch.export`` made of one.
+        example_inputs: The arguments of one clip; may be None for an exported program that carries its own.
+        options: The options of ``compile``.
+
+    Raises:
+        CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
+    """
+    name = type(model).__name__
+    exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs)
+    if isinstance(model, ExportedProgram):
+        name = "ExportedProgram"
+    check_parameters(exported)
+    exported = exported.run_decompositions(decompositions())
+    module, outputs = unlift(exported)
+    inputs = describe_inputs(module, options)
+    return Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+
+
+def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedProgram:
+    """``torch.export`` with the module in eval mode, and errors that people can act on."""
+    if example_inputs is None:
+        raise UsageError("example_inputs is needed: the arguments of one clip, such as torch.randn(1, 3, 16, 112, 112).")
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, tuple(example_inputs), strict=False)
+    except Exception as error:
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: {message}",
+            hint="Check the clip shape (is the clip long enough for the model's pools?), and that the model runs on it.",
+        ) from error
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _shapes(inputs: Any) -> str:
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    return ", ".join("x".join(map(str, t.shape)) for t in tensors)
+
+
+def check_parameters(exported: ExportedProgram) -> None:
+    """Refuses half precision and other devices, which would end in a wrong or slow file."""
+    for name, tensor in exported.state_dict.items():
+        if tensor.device.type != "cpu":
+            raise CaptureError(f"The parameter {name} is on the device {tensor.device}.",
+                               hint="Move the model to the CPU first: model.cpu().")
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise CaptureError(f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float().")
+
+
+def decompositions() -> dict[Any, Any]:
+    """PyTorch's own decompositions, less the operators that have a rule of their own."""
+    table = torch.export.default_decompositions()
+    for operator in list(table.keys()):
+        if operator in RULES or operator in KEEP or is_pointwise(operator):
+            table.pop(operator)
+    return table  # type: ignore[return-value]
+
+
+def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
+    """A graph module with parameters and buffers as attributes and the user's inputs and outputs alone."""
+    signature = exported.graph_signature
+    root = nn.Module()
+    constants = {**exported.state_dict, **exported.constants}
+    graph = Graph()
+    env: dict[Node, Node] = {}
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    keep = [i for i, spec in enumerate(signature.output_specs) if spec.kind is OutputKind.USER_OUTPUT]
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
+            target = str(specs[node.name].target)
+            set_constant(root, target, constants[target])
+            env[node] = graph.get_attr(target)
+            env[node].meta = dict(node.meta)
+            env[node].meta["parameter"] = specs[node.name].kind is InputKind.PARAMETER
+        elif node.op == "output":
+            results = [env[node.args[0][i]] for i in keep if isinstance(node.args[0][i], Node)]
+            graph.output(tuple(results))
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
+            if node.users:
+                raise CaptureError(f"The input {node.name} is no tensor.", hint="Bake it into the model with a wrapper.")
+            graph.erase_node(node)
+    module = GraphModule(root, graph)
+    return module, output_names(exported, len(keep))
+
+
+def output_names(exported: ExportedProgram, count: int) -> list[str]:
+    """Names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …"""
+    spec = exported.call_spec.out_spec
+    if spec is not None:
+        paths = [p for p, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))]
+        keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in p) for p in paths]
+        if len(keys) == count and all(k and not k[0].isdigit() for k in keys):
+            return keys
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
+    """The user's inputs with their time dims.
+
+    Raises:
+        UsageError: A time dim that an input does not have.
+    """
+    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    dims = options.time_dim
+    per_input = [dims] * len(nodes) if dims is None or isinstance(dims, int) else list(dims)
+    if len(per_input) != len(nodes):
+        raise UsageError(f"time_dim names {len(per_input)} inputs, but the model has {len(nodes)}.")
+    inputs = []
+    for node, dim in zip(nodes, per_input, strict=True):
+        shape = tuple(int(s) for s in node.meta["val"].shape)
+        if dim is not None:
+            if not -len(shape) <= dim < len(shape) or dim % len(shape) == 0:
+                raise UsageError(
+                    f"time_dim={dim} is no time dim of the input {node.name} with shape {'x'.join(map(str, shape))}.",
+                    hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch.",
+                )
+            dim %= len(shape)
+        inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim))
+    if all(i.time_dim is None for i in inputs):
+        raise UsageError("No input has a time dim.")
+    return inputs

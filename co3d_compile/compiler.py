@@ -1,0 +1,215 @@
+"""``compile``: a clip model in, a frame-by-frame model out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
+
+from co3d_compile import contract as metadata
+from co3d_compile.capture import capture
+from co3d_compile.errors import Co3dWarning, OutputError, UsageError
+from co3d_compile.export import export
+from co3d_compile.graph import fake_mode
+from co3d_compile.manager import Pass, Progress, run_passes
+from co3d_compile.passes import default_passes
+from co3d_compile.program import Options, Program
+from co3d_compile.report import Report
+from co3d_compile.version import __version__
+
+LARGE = 2_000_000_000  # bytes from which weights go into a file of their own (protobuf ends at 2 GiB)
+
+
+class CompiledModel:
+    """A compiled model: the ONNX step model, its contract and its report.
+
+    Attributes:
+        program: The program after the last pass; ``program.graph`` is the step graph.
+        model: The ONNX model (``onnx_ir``).
+        info: The contract that is stored in the file (``docs/contract.md``).
+    """
+
+    def __init__(self, program: Program, model: ir.Model, info: metadata.Contract, report: Report) -> None:
+        self.program = program
+        self.model = model
+        self.info = info
+        self._report = report
+
+    def report(self) -> Report:
+        """What was done, and what it costs."""
+        return self._report
+
+    def to_bytes(self) -> bytes:
+        """The ONNX file as bytes.
+
+        Raises:
+            OutputError: It is over 2 GB: use :meth:`save`.
+        """
+        if self.weight_bytes > LARGE:
+            raise OutputError("The model is over 2 GB, which one ONNX file cannot hold.",
+                              hint="Use save(path): it keeps the weights in a second file.")
+        return ir.to_proto(self.model).SerializeToString()
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the ONNX file: to a temporary file first, which is then renamed.
+
+        Weights over 2 GB go into a second file beside it, ``<name>.data``.
+
+        Raises:
+            OutputError: The path cannot be written.
+        """
+        target = Path(path)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+                written = Path(folder) / target.name
+                side = target.with_name(target.name + ".data")
+                if self.weight_bytes > LARGE:
+                    ir.save(self.model, written, external_data=side.name)
+                    os.replace(Path(folder) / side.name, side)
+                else:
+                    written.write_bytes(self.to_bytes())
+                os.replace(written, target)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
+        return target
+
+    def _repr_html_(self) -> str:
+        return self._report.to_html()
+
+
+def compile(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    window: int | None = None,
+    frames_per_step: int | None = None,
+    pool_scope: str = "frame",
+    stride_mode: str = "step",
+    boundary: str = "stream",
+    unsupported: str = "window",
+    state_io: str = "paired",
+    time_dim: int | Sequence[int | None] = 2,
+    passes: Sequence[Pass] | None = None,
+    dump: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compiles a clip model into a model that takes the next frames and its own state.
+
+    Continual convolutions, no temporal padding, delayed residuals: Hedegaard and Iosifidis, "Continual 3D
+    Convolutional Neural Networks for Real-time Processing of Videos", ECCV 2022, section 3.
+
+    Args:
+        module: The trained clip model, or what ``torch.export`` made of it.
+        example_inputs: The arguments of one clip, such as ``(torch.randn(1, 3, 16, 112, 112),)``.
+        window: Frames that operators over the whole time axis (the head's pool) look at; default the clip's own.
+        frames_per_step: New frames of the first input per step: the least possible, or a multiple of it.
+        pool_scope: What a pool that gates the stream (squeeze-and-excitation) looks at: ``"frame"`` the current
+            entry, ``"window"`` the newest window, ``"recompute"`` falls back to a window of everything behind it.
+        stride_mode: ``"step"``: a step takes as many frames as the strides need. ``"dense"``: one result per frame.
+        boundary: ``"stream"``: no start and no end.
+        unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
+        state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
+        time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
+        passes: The pipeline; default :func:`co3d_compile.default_passes`.
+        dump: A directory to write the graph to, before and after each pass.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        Co3dError: One of its kinds; the message names the operator, the module path and the way out.
+    """
+    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
+    if boundary == "exact":
+        raise UsageError("boundary='exact' is not implemented yet.", hint="Use boundary='stream'.")
+    pipeline = list(default_passes() if passes is None else passes)
+    start = time.perf_counter()
+    if progress is not None:
+        progress("capture", 0, len(pipeline) + 2)
+    program = capture(module, example_inputs, options)
+    seconds = {"capture": time.perf_counter() - start}
+    operators = sum(n.op == "call_function" for n in program.graph.nodes)
+    clip_flops = flops(program)
+
+    def shown(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done + 1, total + 2)
+
+    seconds.update(run_passes(program, pipeline, dump=Path(dump) if dump is not None else None, progress=shown))
+    start = time.perf_counter()
+    shown("export", len(pipeline), len(pipeline))
+    model = export(program)
+    info = describe(program)
+    model.metadata_props[metadata.METADATA_KEY] = info.to_json()
+    seconds["export"] = time.perf_counter() - start
+    report = Report.of(program, info, operators, clip_flops, flops(program), seconds)
+    for message in report.warnings:
+        warnings.warn(message, Co3dWarning, stacklevel=2)
+    return CompiledModel(program, model, info, report)
+
+
+def flops(program: Program) -> int:
+    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter."""
+    mode = fake_mode(program)
+    nodes = program.placeholders()
+    with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
+        program.module(*[torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes])
+    batch = max(1, int(nodes[0].meta["val"].shape[0]))
+    return counter.get_total_flops() // 2 // batch
+
+
+def describe(program: Program) -> metadata.Contract:
+    """The contract of a threaded program."""
+    nodes = program.placeholders()[: len(program.inputs)]
+    inputs = tuple(
+        metadata.InputSpec(
+            i.name,
+            ("N", *(int(s) for s in n.meta["val"].shape[1:])),
+            _name(i.dtype),
+            i.pulse if i.time_dim is not None else None,
+            i.time_dim,
+        )
+        for i, n in zip(program.inputs, nodes, strict=True)
+    )
+    outputs = tuple(
+        metadata.OutputSpec(o.name, tuple(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse)  # type: ignore[arg-type]
+        for o in program.outputs
+    )
+    states = tuple(
+        metadata.StateSpec(s.input, s.output, tuple(s.shape), _name(s.dtype), s.initial, 0)  # type: ignore[arg-type]
+        for s in program.states
+    )
+    options = {k: getattr(program.options, k) for k in
+               ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")}
+    options["time_dim"] = [i.time_dim for i in program.inputs]
+    return metadata.Contract(
+        compiler_version=__version__,
+        inputs=inputs,
+        outputs=outputs,
+        states=states,
+        frames_per_step={i.name: i.pulse for i in program.inputs if i.time_dim is not None},
+        receptive_field=program.receptive_field,
+        warmup_steps=program.warmup_steps,
+        window=program.window,
+        recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.recomputed),
+        options=options,
+        boundary=program.options.boundary,  # type: ignore[arg-type]
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

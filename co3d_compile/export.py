@@ -1,0 +1,234 @@
+"""The exporter: from the threaded step graph to an ONNX model with explicit state inputs and outputs."""
+
+from __future__ import annotations
+
+import io
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from co3d_compile.errors import UnsupportedError
+from co3d_compile.onnx_operators import TABLE
+from co3d_compile.program import Program, module_path, operator_name
+
+OPSET = 20  # the newest whose convolutions ONNX Runtime's layout optimiser knows
+DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float64: ir.DataType.DOUBLE,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.int16: ir.DataType.INT16,
+    torch.int8: ir.DataType.INT8,
+    torch.uint8: ir.DataType.UINT8,
+    torch.bool: ir.DataType.BOOL,
+}
+TRANSLATIONS: dict[Any, Any] = {}
+"""ONNX translations of users' own operators, as ``torch.onnx.export(custom_translation_table=…)`` takes them."""
+
+
+class Emitter:
+    """Writes ONNX nodes for the nodes of a step graph."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes: list[ir.Node] = []
+        self.values: dict[Node, ir.Value] = {}
+        self.initializers: dict[str, ir.Value] = {}
+        self.scope = ""
+        self._count: dict[str, int] = {}
+        self._last: ir.Value | None = None
+
+    # --- what translations use
+
+    def op(self, operator: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> ir.Value:
+        """Appends an ONNX operator and returns its first output."""
+        operands = list(inputs)
+        while operands and operands[-1] is None:
+            operands.pop()
+        node = ir.node(operator, operands, attributes, num_outputs=outputs, name=self.unique(operator))
+        node.outputs[0].name = f"{node.name}.out"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def value(self, arg: Any) -> ir.Value:
+        """The ONNX value of a graph node."""
+        if arg not in self.values:
+            assert arg.op == "get_attr", arg
+            self.values[arg] = self.initializer(str(arg.target), self.program.constant(arg).contiguous().numpy())
+        return self.values[arg]
+
+    def pair(self, node: Node) -> tuple[ir.Value, ir.Value]:
+        """The two operands of a binary operator, numbers as constants of the tensor's dtype."""
+        a, b = (self.value(x) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
+        return a, b
+
+    def scalar(self, number: Any, node: Node) -> ir.Value:
+        """A number as a constant of the node's dtype."""
+        array = np.array(number, dtype=self.dtype(node.meta["val"].dtype).numpy())
+        return self.initializer(f"number.{array.dtype}.{number}", array)
+
+    def ints(self, numbers: Sequence[int]) -> ir.Value:
+        """A one-dimensional constant of int64."""
+        return self.initializer("ints." + "_".join(map(str, numbers)), np.array(list(numbers), dtype=np.int64))
+
+    def int_scalar(self, number: Any) -> ir.Value:
+        """A constant of int64 without dims."""
+        return self.initializer(f"int.{number}", np.array(number, dtype=np.int64))
+
+    def filled(self, shape: Sequence[int], number: float, node: Node) -> ir.Value:
+        """A constant tensor of one number."""
+        dtype = self.dtype(node.meta["val"].dtype).numpy()
+        return self.initializer(f"filled.{dtype}.{'x'.join(map(str, shape))}.{number}", np.full(list(shape), number, dtype))
+
+    def transposed(self, weight: Any) -> ir.Value:
+        """A weight matrix, stored transposed."""
+        if weight.op != "get_attr":
+            return self.op("Transpose", self.value(weight), perm=[1, 0])
+        return self.initializer(f"{weight.target}_transposed", self.program.constant(weight).t().contiguous().numpy())
+
+    def dtype(self, dtype: torch.dtype) -> ir.DataType:
+        """The ONNX dtype of a PyTorch one."""
+        return DTYPES[dtype]
+
+    # --- the rest
+
+    def initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        """A constant, stored once under its name."""
+        if name not in self.initializers:
+            tensor = ir.tensor(array, name=name)
+            self.initializers[name] = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype),
+                                               const_value=tensor)
+        return self.initializers[name]
+
+    def unique(self, operator: str) -> str:
+        """A node name that says where the operator comes from."""
+        name = f"{self.scope}/{operator}" if self.scope else operator
+        self._count[name] = self._count.get(name, -1) + 1
+        return f"{name}_{self._count[name]}" if self._count[name] else name
+
+    def emit(self, node: Node) -> None:
+        """Appends what a graph node stands for."""
+        self.scope = module_path(node)
+        translation = TABLE.get(node.target)
+        result = translation(self, node) if translation is not None else None
+        if result is None:
+            result = self._by_torch(node)
+        value = node.meta["val"]
+        if isinstance(result, ir.Value) and isinstance(value, torch.Tensor):
+            result.type = ir.TensorType(DTYPES[value.dtype])
+        self.values[node] = result  # type: ignore[assignment]
+
+    def _by_torch(self, node: Node) -> Any:
+        """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""
+        model = export_operator(node)
+        operands = list(node.all_input_nodes)
+        mapping: dict[ir.Value, ir.Value] = {
+            inner: self.value(n) for inner, n in zip(model.graph.inputs, operands, strict=True)
+        }
+        for value in model.graph.initializers.values():
+            assert value.const_value is not None
+            mapping[value] = self.initializer(f"{node.name}.{value.name}", value.const_value.numpy())
+        for inner in model.graph:
+            copy = ir.Node(inner.domain, inner.op_type, [mapping[v] if v is not None else None for v in inner.inputs],
+                           list(inner.attributes.values()), num_outputs=len(inner.outputs), overload=inner.overload,
+                           name=self.unique(inner.op_type))
+            for old, new in zip(inner.outputs, copy.outputs, strict=True):
+                new.name = f"{copy.name}.{old.name}"
+                mapping[old] = new
+            self.nodes.append(copy)
+        results = [mapping[v] for v in model.graph.outputs]
+        return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
+
+
+class _OneOperator(nn.Module):
+    """A module that applies one graph node to its operands."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, *operands: torch.Tensor) -> Any:
+        values = dict(zip(self.node.all_input_nodes, operands, strict=True))
+        args, kwargs = torch.fx.map_arg((self.node.args, self.node.kwargs), lambda n: values[n])
+        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def export_operator(node: Node) -> ir.Model:
+    """One operator by PyTorch's own ONNX exporter.
+
+    Raises:
+        UnsupportedError: It has no translation there either.
+    """
+    operands = tuple(torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in node.all_input_nodes)
+    names = [f"operand_{i}" for i in range(len(operands))]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(_OneOperator(node), operands, input_names=names, dynamo=True, opset_version=OPSET,
+                                        verbose=False, optimize=True, custom_translation_table=TRANSLATIONS or None)
+    except Exception as error:
+        raise UnsupportedError(
+            "There is no ONNX operator for this one.", operator=operator_name(node.target),
+            module_path=module_path(node), hint="Give its translation: co3d.rule(op, onnx=…), see docs/custom_operators.md.",
+        ) from error
+    assert program is not None
+    return program.model
+
+
+def export(program: Program) -> ir.Model:
+    """The ONNX model of a threaded program; metadata is added by the caller.
+
+    Inputs are the model's own, then one per state; outputs the model's own, then the next states.
+    """
+    emitter = Emitter(program)
+    inputs = []
+    names = [i.name for i in program.inputs] + [s.input for s in program.states]
+    for node, name in zip(program.placeholders(), names, strict=True):
+        shape = ["N", *node.meta["val"].shape[1:]]
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
+        emitter.values[node] = value
+        inputs.append(value)
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            emitter.emit(node)
+    results = _outputs(program, emitter, list(output.args[0]))
+    graph = ir.Graph(inputs, results, nodes=emitter.nodes, initializers=list(emitter.initializers.values()),
+                     opset_imports={"": OPSET}, name=program.name)
+    return ir.Model(graph, ir_version=10, producer_name="co3d-compile")
+
+
+def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.Value]:
+    """Graph outputs under their names; a value that already has another name goes through an Identity."""
+    names = [o.name for o in program.outputs] + [s.output for s in program.states]
+    shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]
+    results: list[ir.Value] = []
+    inputs = {id(emitter.values[n]) for n in program.placeholders()}
+    by_input = {id(emitter.values[n]): s for n, s in zip(program.placeholders()[len(program.inputs):], program.states,
+                                                        strict=True)}
+    own = len(program.outputs)
+    for i, (node, name, shape) in enumerate(zip(nodes, names, shapes, strict=True)):
+        value = emitter.value(node)
+        if i >= own and program.options.state_io == "renamed" and id(value) in by_input:
+            program.states[i - own].output = by_input[id(value)].input
+            continue
+        taken = id(value) in inputs or any(value is r for r in results) or value.name in emitter.initializers
+        if taken:
+            emitter.scope = name
+            value = emitter.op("Identity", value)
+        value.name = name
+        value.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
+        value.shape = ir.Shape(shape)
+        results.append(value)
+    return results
+
+
+__all__ = ["OPSET", "TRANSLATIONS", "Emitter", "GraphModule", "export"]

@@ -1,0 +1,209 @@
+"""What is known of each tensor: where time is in it and how it flows. One fact per node, in ``node.meta["co3d"]``.
+
+The vocabulary is that of ``docs/semantics.md``: a tensor has entries n = 0, 1, 2, …; after step j its newest entry
+is ``(j + 1) * pulse - 1 - delay``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+from math import ceil, floor
+
+from torch.fx import Node
+
+from co3d_compile.layout import TIME, Layout
+
+KEY = "co3d"
+
+
+class Kind(Enum):
+    """How a tensor depends on the stream."""
+
+    STATIC = "static"  # not at all: a constant
+    STREAM = "stream"  # new entries at every step
+    WINDOW = "window"  # computed afresh at every step from the newest entries
+
+
+class NoExtension(Exception):
+    """An operator has no meaning beyond the clip: it is applied to a window. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Frames of the first input that entry n depends on: from ``n * rate + low`` to ``n * rate + high``.
+
+    ``low`` is None where the receptive field is unbounded (recurrent layers).
+    """
+
+    rate: Fraction
+    low: Fraction | None
+    high: Fraction
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The index equation of an operator over time: ``y[o] = f(x[o*s + i*d - p], i = 0 … k-1)``.
+
+    Args:
+        k: Taps.
+        d: Dilation in entries.
+        s: Stride in entries.
+        p: Padding in front (negative: a crop).
+        p_end: Padding at the end; matters for the length of a clip only.
+        ceil: Whether the length of the clip's output is rounded up (pools).
+    """
+
+    k: int = 1
+    d: int = 1
+    s: int = 1
+    p: int = 0
+    p_end: int = 0
+    ceil: bool = False
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every entry is computed from the entry of the same index alone."""
+        return self.k == 1 and self.s == 1 and self.p == 0
+
+    def dense(self, spacing: int) -> Kernel:
+        """The same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
+        return replace(self, d=self.d * spacing, s=1, p=self.p * spacing, p_end=self.p_end * spacing)
+
+    def length(self, entries: int) -> int:
+        """Entries of the clip's output."""
+        span = entries + self.p + self.p_end - (self.k - 1) * self.d - 1
+        result = (ceil(span / self.s) if self.ceil else floor(span / self.s)) + 1
+        if self.ceil and (result - 1) * self.s >= entries + self.p:
+            result -= 1
+        return result
+
+    def delay(self, delay: int) -> int:
+        """Delay of the output, in its own entries, from the delay of the input."""
+        return -1 - (self.p - 1 - delay - (self.k - 1) * self.d) // self.s
+
+    def slack(self, delay: int) -> int:
+        """Entries of the input that have arrived but are not needed yet at the end of a step."""
+        return (1 + self.delay(delay)) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
+
+    def reach(self, x: Reach) -> Reach:
+        """Frames that the output depends on."""
+        low = None if x.low is None else x.low - self.p * x.rate
+        return Reach(x.rate * self.s, low, x.high + ((self.k - 1) * self.d - self.p) * x.rate)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one tensor.
+
+    Args:
+        kind: How it depends on the stream.
+        layout: Where batch and time are, with the sizes of the captured clip; None where nothing is known.
+        pulse: Entries per step (relative to one step of the least common pulse until the pulse is fixed).
+        delay: Entries by which the newest entry lags behind the newest possible one.
+        spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
+        length: Entries if the clip had ``window`` frames.
+        reach: Frames of the first input it depends on.
+        crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
+        sources: Names of the nodes at which a window begins (WINDOW only).
+        dense: Whether strides become dilations (``stride_mode="dense"``).
+    """
+
+    kind: Kind
+    layout: Layout | None = None
+    pulse: Fraction = Fraction(0)
+    delay: int = 0
+    spacing: int = 1
+    length: int = 1
+    reach: Reach = Reach(Fraction(1), Fraction(0), Fraction(0))
+    crop: int = 0
+    sources: frozenset[str] = frozenset()
+    dense: bool = False
+
+    @property
+    def clip(self) -> int:
+        """Entries in the captured clip."""
+        time = self.layout.time if self.layout is not None else None
+        return time.size if time is not None else 1
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames of the first input per entry."""
+        return self.reach.rate
+
+    @property
+    def lag(self) -> Fraction:
+        """Frames from the start of the newest whole window to the end of the step."""
+        return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
+
+    def with_layout(self, layout: Layout | None) -> Fact:
+        return replace(self, layout=layout)
+
+    def through(self, kernel: Kernel, layout: Layout) -> Fact:
+        """The fact of an operator's output over time, by its index equation."""
+        length = kernel.length(self.length)
+        clip = kernel.length(self.clip)
+        flowing = self.flowing(kernel)
+        spacing = self.spacing * kernel.s if self.dense else self.spacing
+        return replace(
+            self,
+            layout=layout.resize(TIME, clip),
+            pulse=self.pulse / flowing.s,
+            delay=flowing.delay(self.delay),
+            spacing=spacing,
+            length=length,
+            reach=flowing.reach(self.reach),
+        )
+
+    def flowing(self, kernel: Kernel) -> Kernel:
+        """The kernel as it is applied to the stream: strides become dilations in dense mode."""
+        return kernel.dense(self.spacing) if self.dense else kernel
+
+    def __str__(self) -> str:
+        text = f"{self.kind.value} {self.layout}"
+        if self.kind is Kind.STREAM:
+            text += f" pulse={self.pulse} delay={self.delay}"
+        if self.kind is Kind.WINDOW:
+            text += f" delay={self.delay}"
+        return text
+
+
+STATIC = Fact(Kind.STATIC)
+
+
+def fact_of(node: Node) -> Fact:
+    """The fact attached to a node; a node without one is a constant."""
+    return node.meta.get(KEY, STATIC)
+
+
+def is_stream(node: object) -> bool:
+    return isinstance(node, Node) and fact_of(node).kind is Kind.STREAM
+
+
+def is_window(node: object) -> bool:
+    return isinstance(node, Node) and fact_of(node).kind is Kind.WINDOW
+
+
+def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
+    """The fact of an operator that reads several streaming operands at equal index: the largest delay wins.
+
+    Raises:
+        NoExtension: The operands have different rates or lengths.
+    """
+    streams = [f for f in facts if f.kind is Kind.STREAM]
+    first = streams[0]
+    if any((f.pulse, f.spacing) != (first.pulse, first.spacing) for f in streams):
+        raise NoExtension("operands with different numbers of entries per step")
+    lows = [f.reach.low for f in streams]
+    low = None if any(v is None for v in lows) else min(v for v in lows if v is not None)
+    high = max(f.reach.high for f in streams)
+    last = max(streams, key=lambda f: f.delay)
+    return replace(
+        last,
+        layout=layout,
+        length=max(f.length for f in streams),
+        reach=Reach(first.reach.rate, low, high),
+        crop=min(f.crop for f in streams),
+    )

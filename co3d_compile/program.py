@@ -1,0 +1,194 @@
+"""What the passes work on: the graph, its constants, the options, and what is to be reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from co3d_compile.errors import UsageError
+
+CHOICES = {
+    "pool_scope": ("frame", "window", "recompute"),
+    "stride_mode": ("step", "dense"),
+    "boundary": ("stream", "exact"),
+    "unsupported": ("window", "error"),
+    "state_io": ("paired", "renamed"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of :func:`co3d_compile.compile`; see there."""
+
+    window: int | None = None
+    frames_per_step: int | None = None
+    pool_scope: str = "frame"
+    stride_mode: str = "step"
+    boundary: str = "stream"
+    unsupported: str = "window"
+    state_io: str = "paired"
+    time_dim: int | Sequence[int | None] = 2
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value!r} is none of {', '.join(map(repr, allowed))}.")
+        for name in ("window", "frames_per_step"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
+
+
+@dataclass
+class Input:
+    """A model input: its name, its shape in the clip, and the dim that is time (None: no time)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    time_dim: int | None
+    pulse: int = 0
+
+
+@dataclass
+class Output:
+    """A model output in the step model."""
+
+    name: str
+    shape: list[int | str] = field(default_factory=list)
+    dtype: torch.dtype = torch.float32
+    delay: int = 0
+    time_dim: int | None = None
+    pulse: int = 1
+
+
+@dataclass
+class State:
+    """One state: the names of its input and output, and its value at the start."""
+
+    input: str
+    output: str
+    shape: list[int | str]
+    dtype: torch.dtype
+    initial: float = 0.0
+    warmup: int | None = 0
+
+
+@dataclass
+class Fallback:
+    """An operator that is applied to a window, and why."""
+
+    operator: str
+    module_path: str
+    reason: str
+    bytes: int = 0
+
+
+@dataclass
+class Program:
+    """A model on its way through the passes.
+
+    Args:
+        module: The graph with its constants; passes rewrite ``module.graph`` in place.
+        options: What the user asked for.
+        inputs: The model's inputs, in order.
+        outputs: The model's outputs, in order.
+        promises: What holds of the graph: what passes ``ensure`` and later ones ``require``.
+        actions: For the report: what was done to which operator, counted.
+        recomputed: What falls back to a window.
+        gates: Module path and scope of each gate.
+        states: Filled by the last pass.
+    """
+
+    module: GraphModule
+    options: Options
+    inputs: list[Input]
+    outputs: list[Output]
+    name: str = "model"
+    promises: set[str] = field(default_factory=set)
+    actions: dict[tuple[str, str], int] = field(default_factory=dict)
+    recomputed: list[Fallback] = field(default_factory=list)
+    gates: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    receptive_field: int | None = 1
+    warmup_steps: int = 0
+    window: int | None = None
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.module.graph
+
+    def placeholders(self) -> list[Node]:
+        return [n for n in self.graph.nodes if n.op == "placeholder"]
+
+    def record(self, node: Node, action: str) -> None:
+        """Counts what was done to an operator, for the report."""
+        key = (operator_name(node.target), action)
+        self.actions[key] = self.actions.get(key, 0) + 1
+
+    def constant(self, node: Node) -> torch.Tensor:
+        """The tensor behind a ``get_attr`` node."""
+        return get_constant(self.module, str(node.target))
+
+
+def operator_name(target: Any) -> str:
+    """The name of an operator as people know it: ``aten.conv3d``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
+    return str(getattr(target, "__name__", target))
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module that a node came from (empty for the model itself)."""
+    if "path" in node.meta:
+        return str(node.meta["path"])
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    for prefix in ("L['self'].", "L['self']"):
+        path = path.removeprefix(prefix)
+    return path
+
+
+def get_constant(root: nn.Module, target: str) -> torch.Tensor:
+    """The tensor of a dotted attribute."""
+    value: Any = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value.detach()  # type: ignore[no-any-return]
+
+
+def set_constant(root: nn.Module, target: str, value: torch.Tensor) -> None:
+    """Registers a tensor under a dotted name, making the modules on the way."""
+    *path, last = target.split(".")
+    for atom in path:
+        if not hasattr(root, atom):
+            root.add_module(atom, nn.Module())
+        root = getattr(root, atom)
+    root.register_buffer(last, value.detach(), persistent=True)
+
+
+def delete_unused_constants(module: GraphModule) -> None:
+    """Forgets constants that no node reads any more."""
+    used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    for name, _ in list(module.named_buffers()):
+        if name not in used:
+            owner: nn.Module = module
+            *path, last = name.split(".")
+            for atom in path:
+                owner = getattr(owner, atom)
+            delattr(owner, last)
+
+
+def bytes_of(shape: Sequence[int | str], dtype: torch.dtype) -> int:
+    """Bytes of one stream's share of a tensor."""
+    return math.prod(int(s) for s in shape if not isinstance(s, str)) * dtype.itemsize

@@ -1,0 +1,165 @@
+"""The table of rules: one rule per family of operators says what they do to time, and how one entry is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import STATIC, Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
+from co3d_compile.layout import TIME, Layout, LayoutLost
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+RULES: dict[Any, Rule] = {}
+R = TypeVar("R", bound="type[Rule]")
+
+
+class Rule:
+    """What one family of operators does to time.
+
+    A family overrides what is special about it. The defaults describe an operator that treats time as batch.
+    """
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        """Per operand, the dims over which the operator computes: time must not be among them."""
+        return ()
+
+    def layout(self, node: Node) -> Layout:
+        """Where the dims of the output come from. Structural: holds for streams and for windows."""
+        return known(operands(node)[0])
+
+    def kernel(self, node: Node) -> Kernel | None:
+        """The index equation, for an operator that slides over time."""
+        return None
+
+    def strip(self, node: Node) -> None:
+        """Takes the temporal padding out of the operator's arguments, where it has any there."""
+
+    def flow(self, node: Node) -> Fact:
+        """The fact of the output of an operator with a streaming operand.
+
+        Raises:
+            NoExtension: The operator has no meaning beyond the clip.
+        """
+        for operand, dims in self.mixes(node):
+            if touches_time(operand, dims):
+                raise NoExtension(self.reason(node))
+        return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
+
+    def reason(self, node: Node) -> str:
+        """Why the operator has no extension, for people."""
+        return "computes over the whole time axis"
+
+    def gate(self, node: Node, scope: str) -> Fact | None:
+        """The fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
+        return None
+
+    def split(self, node: Node) -> tuple[Node, Node] | None:
+        """Splits a pool into its part over space, which streams, and its part over time; both are in the graph."""
+        return None
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        """The streaming entries of the output, time taken out of each."""
+        return [self.entry(node, low, i) for i in range(low.pulse(node))]
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        """Entry ``i`` of the output from entries ``i`` of the operands. Default: the operator on a time dim of one."""
+        return low.with_time_of_one(node, i)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        """The operator on a window: as it stands in the clip."""
+        return low.same(node)
+
+
+def register(*operators: Any) -> Callable[[R], R]:
+    """Class decorator: the rule serves these operators (overloads, or packets with all their overloads)."""
+
+    def add(cls: R) -> R:
+        instance = cls()
+        for operator in operators:
+            for overload in overloads(operator):
+                RULES[overload] = instance
+        return cls
+
+    return add
+
+
+def overloads(operator: Any) -> list[Any]:
+    """All overloads of an operator packet; an overload or function is itself."""
+    if isinstance(operator, torch._ops.OpOverloadPacket):
+        return [getattr(operator, name) for name in operator.overloads()]
+    return [operator]
+
+
+def operands(node: Node) -> list[Node]:
+    """The tensor operands, in order, lists flattened."""
+    return list(node.all_input_nodes)
+
+
+def known(node: Node) -> Layout:
+    """The layout of an operand.
+
+    Raises:
+        LayoutLost: Nothing is known of it.
+    """
+    layout = fact_of(node).layout
+    if layout is None:
+        if fact_of(node).kind is Kind.STATIC:
+            return Layout.plain(shape_of(node))
+        raise LayoutLost
+    return layout
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The shape in the captured clip."""
+    return tuple(int(s) for s in node.meta["val"].shape)
+
+
+def rank_of(node: Node) -> int:
+    return len(node.meta["val"].shape)
+
+
+def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Dims as non-negative numbers; None or empty means all."""
+    if dims is None or (not isinstance(dims, int) and len(dims) == 0):
+        return list(range(rank))
+    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
+
+
+def touches_time(node: Node, dims: Iterable[int]) -> bool:
+    """Whether time (more than one entry of it) is in one of these dims of a streaming operand."""
+    if not is_stream(node):
+        return False
+    fact = fact_of(node)
+    place = known(node).time
+    if place is None or (place.size == 1 and fact.length == 1):
+        return False
+    return place.dim in {d % known(node).rank for d in dims}
+
+
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument by position or by name."""
+    if len(node.args) > index:
+        return node.args[index]
+    return node.kwargs.get(name, default)
+
+
+def spread(value: Any, n: int) -> list[int]:
+    """A size given once or per dim, as a list of ``n``."""
+    if isinstance(value, int):
+        return [value] * n
+    values = list(value)
+    return values * n if len(values) == 1 else values
+
+
+def one_entry(fact: Fact, layout: Layout) -> Fact:
+    """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
+    return replace(fact, layout=layout.resize(TIME, 1), length=1)
+
+
+__all__ = ["RULES", "STATIC", "Rule", "register"]

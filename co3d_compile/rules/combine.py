@@ -1,0 +1,135 @@
+"""Concatenation: over other dims operands are aligned, over time constants in front are an offset of the index."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
+from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.rules.base import Rule, argument, known, operands, rank_of, register, shape_of
+from co3d_compile.rules.pointwise import broadcast
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+CROPS = {aten.slice.Tensor, aten.select.int, aten.expand.default, aten.repeat.default, aten.unsqueeze.default,
+         aten.repeat_interleave.self_int, aten.flip.default, aten.cat.default}
+
+
+@register(aten.cat.default)
+class Concatenation(Rule):
+    """``cat`` of tensors."""
+
+    def parts(self, node: Node) -> tuple[list[Node], int]:
+        """The tensors and the dim."""
+        parts: Any = node.args[0]
+        return list(parts), argument(node, 1, "dim", 0) % rank_of(parts[0])
+
+    def layout(self, node: Node) -> Layout:
+        parts, dim = self.parts(node)
+        dynamic = [p for p in parts if fact_of(p).kind is not Kind.STATIC]
+        others = [known(p).replace(dim, ()) for p in dynamic]
+        if any(a.label and len(d) > 1 for p in dynamic for d in [known(p).dims[dim]] for a in d):
+            raise LayoutLost
+        labels = {a.label for p in dynamic for a in known(p).dims[dim]} - {""}
+        axis = Axis(labels.pop() if labels else "", shape_of(node)[dim])
+        if not axis.label or axis.size != 1 or True:
+            return broadcast(others).replace(dim, [axis])
+        return broadcast(others)
+
+    def flow(self, node: Node) -> Fact:
+        parts, dim = self.parts(node)
+        timed = [p for p in parts if is_stream(p) and known(p).has(TIME, dim)]
+        if not timed:
+            for p in parts:
+                if not is_stream(p):
+                    self._check_constant(node, p, parts, dim)
+            try:
+                return combine([fact_of(p) for p in parts], self.layout(node))
+            except LayoutLost:
+                raise NoExtension("concatenates tensors with time in different dims") from None
+        return self._over_time(node, parts, dim)
+
+    def _check_constant(self, node: Node, part: Node, parts: list[Node], dim: int) -> None:
+        stream = next(p for p in parts if is_stream(p))
+        place = known(stream).time
+        if place is not None and place.size > 1 and shape_of(part)[place.dim] != 1:
+            raise NoExtension("concatenates a constant with a time axis")
+
+    def _over_time(self, node: Node, parts: list[Node], dim: int) -> Fact:
+        main = self.main(node)
+        place = known(main).time
+        if place is None or not place.alone:
+            raise NoExtension("concatenates along a dim into which time is folded")
+        kernel = self.kernel(node)
+        assert kernel is not None
+        fact = fact_of(main)
+        return fact.through(kernel, known(main))
+
+    def main(self, node: Node) -> Node:
+        """The part that is the stream; the others only fill the ends.
+
+        Raises:
+            NoExtension: More than one part is a stream of its own, or a part is a learned constant.
+        """
+        parts, dim = self.parts(node)
+        streams = [p for p in parts if is_stream(p)]
+        main = max(streams, key=lambda p: shape_of(p)[dim])
+        for p in parts:
+            if p is main:
+                continue
+            filling = p.meta.get("filling", False) if not is_stream(p) else _root(p) is _root(main)
+            if not filling or 2 * shape_of(main)[dim] < shape_of(node)[dim]:
+                raise NoExtension("joins several sequences along time")
+        return main
+
+    def kernel(self, node: Node) -> Kernel | None:
+        parts, dim = self.parts(node)
+        if not any(is_stream(p) and known(p).has(TIME, dim) for p in parts):
+            return None
+        main = self.main(node)
+        at = parts.index(main)
+        front = sum(shape_of(p)[dim] for p in parts[:at])
+        return Kernel(1, 1, 1, front, sum(shape_of(p)[dim] for p in parts[at + 1 :]))
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        parts, dim = self.parts(node)
+        if self.kernel(node) is not None:
+            return low.entry(self.main(node), i)
+        place = known(node).entry_dims()[dim]
+        news = []
+        for p in parts:
+            if is_stream(p):
+                news.append(low.entry(p, i))
+            else:
+                constant = low.plain(p)
+                time = known(node).time
+                news.append(low.call(aten.squeeze.dim, constant, time.dim) if time and time.alone else constant)
+        like = next(low.entry(p, i) for p in parts if is_stream(p))
+        news = [low.with_batch_of(new, like) if not is_stream(p) else new for new, p in zip(news, parts, strict=True)]
+        return low.call(aten.cat.default, news, place)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        parts, dim = self.parts(node)
+        dynamic = next(p for p in parts if fact_of(p).kind is not Kind.STATIC)
+        news = [low.with_batch_of(low.plain(p), low.plain(dynamic)) if fact_of(p).kind is Kind.STATIC else low.plain(p)
+                for p in parts]
+        return low.call(aten.cat.default, news, dim)
+
+    def reason(self, node: Node) -> str:
+        return "joins several sequences along time"
+
+
+def _root(node: Node) -> Node:
+    """The tensor that a chain of crops and repeats starts from."""
+    while node.target in CROPS and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+__all__ = ["Concatenation", "combine", "operands", "replace"]

@@ -1,0 +1,236 @@
+"""Convolutions: the kernel slides over time, or over space alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, Kernel, NoExtension, Reach, fact_of
+from co3d_compile.layout import Axis, Layout
+from co3d_compile.rules.base import Rule, argument, known, register, shape_of, spread
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+
+
+@dataclass
+class ConvArgs:
+    """The arguments of an ATen convolution, spread over its spatial dims."""
+
+    x: Node
+    weight: Node
+    bias: Node | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    @staticmethod
+    def of(node: Node) -> ConvArgs:
+        weight = node.args[1]
+        assert isinstance(node.args[0], Node) and isinstance(weight, Node)
+        n = len(shape_of(weight)) - 2
+        stride = spread(argument(node, 3, "stride", 1), n)
+        padding = argument(node, 4, "padding", 0)
+        dilation = spread(argument(node, 5, "dilation", 1), n)
+        if isinstance(padding, str):
+            raise NoExtension(f"padding={padding!r} was not made explicit")
+        bias = argument(node, 2, "bias")
+        groups = argument(node, 6, "groups", 1)
+        return ConvArgs(node.args[0], weight, bias, stride, spread(padding, n), dilation, groups)
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return shape_of(self.weight)[2:]
+
+    def write(self, node: Node) -> None:
+        """Puts the arguments back into the node."""
+        node.args = (self.x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        node.kwargs = {}
+
+
+def sliding_axis(x: Node, n: int) -> int | None:
+    """The spatial axis (0 … n-1) that is time alone, or None."""
+    layout = known(x)
+    place = layout.time
+    first = layout.rank - n
+    if place is None or not place.alone or place.dim < first:
+        return None
+    return place.dim - first
+
+
+@register(aten.conv1d, aten.conv2d, aten.conv3d)
+class Convolution(Rule):
+    """y[o] = sum_i w[i] x[o*s + i*d - p], the clip's own equation."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        conv = ConvArgs.of(node)
+        n = len(conv.kernel_size)
+        axis = sliding_axis(conv.x, n)
+        first = known(conv.x).rank - n
+        space = [first + a for a in range(n) if a != axis and _slides(conv, a)]
+        return [(conv.x, [first - 1, *space])]
+
+    def layout(self, node: Node) -> Layout:
+        conv = ConvArgs.of(node)
+        x = known(conv.x)
+        n = len(conv.kernel_size)
+        out = x.replace(x.rank - n - 1, [Axis("", shape_of(conv.weight)[0])])
+        for a in range(n):
+            d = x.rank - n + a
+            if _slides(conv, a):
+                size = shape_of(node)[d]
+                labels = [axis for axis in x.dims[d] if axis.label]
+                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return out
+
+    def kernel(self, node: Node) -> Kernel | None:
+        conv = ConvArgs.of(node)
+        axis = sliding_axis(conv.x, len(conv.kernel_size))
+        if axis is None:
+            return None
+        pad = conv.padding[axis]
+        return Kernel(conv.kernel_size[axis], conv.dilation[axis], conv.stride[axis], pad, pad)
+
+    def flow(self, node: Node) -> Fact:
+        kernel = self.kernel(node)
+        if kernel is None or kernel.trivial:
+            return super().flow(node)
+        super().flow(node)
+        conv = ConvArgs.of(node)
+        return fact_of(conv.x).through(kernel, self.layout(node).resize("T", fact_of(conv.x).clip))
+
+    def strip(self, node: Node) -> None:
+        """Removes the temporal padding; the index equation in the node's meta keeps it as an offset."""
+        conv = ConvArgs.of(node)
+        axis = sliding_axis(conv.x, len(conv.kernel_size))
+        assert axis is not None
+        conv.padding[axis] = 0
+        conv.write(node)
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        conv = ConvArgs.of(node)
+        n = len(conv.kernel_size)
+        axis = sliding_axis(conv.x, n)
+        if axis is None:
+            return [self.entry(node, low, i) for i in range(low.pulse(node))]
+        kernel = fact_of(node).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        taps = [low.plain(conv.weight, slot=(axis + 2, i)) for i in range(kernel.k)]
+        bias = low.plain(conv.bias) if conv.bias is not None else None
+        space = [a for a in range(n) if a != axis]
+        geometry = [[v[a] for a in space] for v in (conv.stride, conv.padding, conv.dilation)]
+        return [
+            low.convolution(
+                [low.entry(conv.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)],
+                taps,
+                bias,
+                *geometry,
+                conv.groups,
+            )
+            for o in range(low.pulse(node))
+        ]
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        conv = ConvArgs.of(node)
+        args: list[Any] = [low.entry(conv.x, i), low.plain(conv.weight)]
+        args.append(low.plain(conv.bias) if conv.bias is not None else None)
+        return low.call(node.target, *args, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def reason(self, node: Node) -> str:
+        return "time is among the channels or folded into a spatial dim that the kernel slides over"
+
+
+def _slides(conv: ConvArgs, axis: int) -> bool:
+    return (conv.kernel_size[axis], conv.stride[axis], conv.padding[axis]) != (1, 1, 0)
+
+
+@register(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+class TransposedConvolution(Rule):
+    """y[o] = sum over i, j with o = i*s + j*d - p of w[j] x[i]: each new entry adds to ``s`` new outputs."""
+
+    def _axis(self, node: Node) -> tuple[Node, int, int | None]:
+        x, weight = node.args[0], node.args[1]
+        assert isinstance(x, Node) and isinstance(weight, Node)
+        n = len(shape_of(weight)) - 2
+        return x, n, sliding_axis(x, n)
+
+    def _geometry(self, node: Node) -> tuple[list[int], list[int], list[int], int, list[int]]:
+        n = self._axis(node)[1]
+        stride = spread(argument(node, 3, "stride", 1), n)
+        padding = spread(argument(node, 4, "padding", 0), n)
+        output_padding = spread(argument(node, 5, "output_padding", 0), n)
+        groups = argument(node, 6, "groups", 1)
+        dilation = spread(argument(node, 7, "dilation", 1), n)
+        return stride, padding, output_padding, groups, dilation
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x, n, axis = self._axis(node)
+        first = known(x).rank - n
+        return [(x, [first - 1, *(first + a for a in range(n) if a != axis)])]
+
+    def layout(self, node: Node) -> Layout:
+        x, n, _ = self._axis(node)
+        out = known(x)
+        for d in range(out.rank - n - 1, out.rank):
+            labels = [a for a in out.dims[d] if a.label]
+            size = shape_of(node)[d]
+            out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return out
+
+    def flow(self, node: Node) -> Fact:
+        fact = super().flow(node)
+        x, n, axis = self._axis(node)
+        if axis is None:
+            return fact
+        stride, padding, output_padding, _, dilation = self._geometry(node)
+        weight = node.args[1]
+        assert isinstance(weight, Node)
+        s, p, k, d = stride[axis], padding[axis], shape_of(weight)[2 + axis], dilation[axis]
+        if fact.dense and s > 1:
+            raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
+        x_fact = fact_of(x)
+        length = (x_fact.length - 1) * s - 2 * p + d * (k - 1) + output_padding[axis] + 1
+        rate = x_fact.rate / s
+        low = None if x_fact.reach.low is None else x_fact.reach.low - ((k - 1) * d - p) * rate
+        return replace(
+            fact,
+            pulse=x_fact.pulse * s,
+            delay=s * x_fact.delay + p,
+            length=length,
+            reach=Reach(rate, low, x_fact.reach.high + p * rate),
+        )
+
+    def past(self, node: Node) -> int:
+        """Entries of the past that the newest outputs still need."""
+        x, _, axis = self._axis(node)
+        weight = node.args[1]
+        assert axis is not None and isinstance(weight, Node)
+        stride, _, _, _, dilation = self._geometry(node)
+        return (shape_of(weight)[2 + axis] - 1) * dilation[axis] // stride[axis]
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        x, n, axis = self._axis(node)
+        if axis is None:
+            return [self.entry(node, low, i) for i in range(low.pulse(node))]
+        stride, padding, output_padding, groups, dilation = self._geometry(node)
+        weight, bias = node.args[1], argument(node, 2, "bias")
+        assert isinstance(weight, Node)
+        s, d, k = stride[axis], dilation[axis], shape_of(weight)[2 + axis]
+        past = self.past(node)
+        space = [a for a in range(n) if a != axis]
+        geometry = [[v[a] for a in space] for v in (stride, padding, output_padding, dilation)]
+        total = low.pulse(x)
+        results = []
+        for o in range((total - past) * s):
+            # the output o of this step is (newest input entry, tap) with o + past * s = i * s + j * d
+            pairs = [(i, j) for j in range(k) for i in range(total) if i * s + j * d == o + past * s]
+            parts = [low.transposed(low.entry(x, i), low.plain(weight, slot=(axis + 2, j)), geometry, groups)
+                     for i, j in pairs]
+            results.append(low.add_bias(low.sum(parts), low.plain(bias) if bias is not None else None, len(space)))
+        return results

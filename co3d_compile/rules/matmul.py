@@ -1,0 +1,130 @@
+"""Matrix products: time is batch or rows; where it is summed over, the product is a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, Kind, NoExtension, fact_of, is_stream
+from co3d_compile.layout import Axis, Layout
+from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
+from co3d_compile.rules.pointwise import broadcast
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+
+
+@register(aten.linear.default)
+class Linear(Rule):
+    """A linear layer over the last dim."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        return [(x, [-1])]
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        lay = known(x)
+        kept = [a for a in lay.dims[-1] if a.label and a.size == 1]
+        return lay.replace(lay.rank - 1, [*kept, Axis("", shape_of(node)[-1])])
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        args = [low.entry(a, i) if is_stream(a) else low.plain(a) for a in node.args if isinstance(a, Node)]
+        return low.call(node.target, *args)
+
+    def reason(self, node: Node) -> str:
+        return "sums over features into which time is folded"
+
+
+@register(aten.matmul.default, aten.bmm.default, aten.mm.default)
+class MatrixProduct(Rule):
+    """(…, m, k) times (…, k, n)."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        a, b = node.args[:2]
+        assert isinstance(a, Node) and isinstance(b, Node)
+        return [(a, [-1]), (b, [-2 if rank_of(b) > 1 else -1])]
+
+    def layout(self, node: Node) -> Layout:
+        a, b = (known(n) for n in node.args[:2] if isinstance(n, Node))
+        if a.rank == 1 or b.rank == 1:
+            rows = a.dims[:-1] if b.rank == 1 else (*b.dims[:-2], b.dims[-1])
+            return Layout(rows)
+        batch = broadcast([Layout(a.dims[:-2]), Layout(b.dims[:-2])]) if max(a.rank, b.rank) > 2 else Layout(())
+        return Layout((*batch.dims, a.dims[-2], b.dims[-1]))
+
+    def flow(self, node: Node) -> Fact:
+        fact = super().flow(node)
+        places = [d for d in range(self.layout(node).rank) if self.layout(node).has("T", d)]
+        if len(places) != 1:
+            raise NoExtension("computes every pair of entries")
+        for n in node.args[:2]:
+            assert isinstance(n, Node)
+            right = self.layout(node).rank - places[0]
+            if fact_of(n).kind is Kind.STATIC and right > 2 and rank_of(n) >= right and shape_of(n)[-right] != 1:
+                raise NoExtension("meets a constant with a time axis")
+        return fact
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        a, b = node.args[:2]
+        assert isinstance(a, Node) and isinstance(b, Node)
+        in_rows = is_stream(a) and not is_stream(b) and rank_of(b) == 2 and rank_of(a) > 2
+        if in_rows and node.target == aten.matmul.default:
+            return low.call(node.target, low.entry(a, i), low.plain(b))
+        return low.with_time_of_one(node, i)
+
+    def reason(self, node: Node) -> str:
+        return "sums over time (attention, or weights over the clip)"
+
+
+@register(aten.addmm.default)
+class LinearOverRows(Rule):
+    """bias + (m, k) times (k, n)."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x, weight = node.args[1:3]
+        assert isinstance(x, Node) and isinstance(weight, Node)
+        return [(x, [-1]), (weight, [0])]
+
+    def layout(self, node: Node) -> Layout:
+        x, weight = node.args[1:3]
+        assert isinstance(x, Node) and isinstance(weight, Node)
+        return Layout((known(x).dims[0], known(weight).dims[1]))
+
+
+@register(aten.scaled_dot_product_attention.default)
+class Attention(Rule):
+    """Scaled dot product attention: tokens are mixed, batch and heads are not."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        return [(n, [-1, -2]) for n in node.args[:3] if isinstance(n, Node)]
+
+    def layout(self, node: Node) -> Layout:
+        q, _, v = (known(n) for n in node.args[:3] if isinstance(n, Node))
+        return Layout((*q.dims[:-1], v.dims[-1]))
+
+    def reason(self, node: Node) -> str:
+        return "attention over time"
+
+
+@register(aten.embedding.default)
+class Embedding(Rule):
+    """Rows of a table for each index."""
+
+    def layout(self, node: Node) -> Layout:
+        table, index = node.args[:2]
+        assert isinstance(table, Node) and isinstance(index, Node)
+        lay = known(index)
+        return lay.insert(lay.rank, Layout.plain([shape_of(table)[1]]).dims[0])
+
+
+def has_bias(node: Node) -> bool:
+    """Whether a linear layer has a bias."""
+    return argument(node, 2, "bias") is not None

@@ -1,0 +1,106 @@
+"""Operators that compute each element by itself: all share one rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of, is_stream
+from co3d_compile.layout import TIME, Axis, Layout
+from co3d_compile.rules.base import Rule, known, operands, rank_of, register, shape_of
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+
+
+def broadcast(layouts: list[Layout]) -> Layout:
+    """The layout of operands broadcast against each other.
+
+    Raises:
+        NoExtension: Time stands in two different dims.
+    """
+    rank = max(layout.rank for layout in layouts)
+    dims: list[tuple[Axis, ...]] = []
+    for right in range(rank, 0, -1):
+        options = [layout.dims[layout.rank - right] for layout in layouts if layout.rank >= right]
+        dims.append(max(options, key=_weight))
+    result = Layout(tuple(dims))
+    places = [d for d in range(rank) if result.has(TIME, d)]
+    if len(places) > 1:  # a single entry that rides on the batch gives way to the real time dim
+        single = [d for d in places if any(a == Axis(TIME, 1) for a in dims[d]) and len(dims[d]) > 1]
+        if len(places) - len(single) != 1:
+            raise NoExtension("time stands in two different dims")
+        for d in single:
+            result = result.replace(d, [a for a in result.dims[d] if a.label != TIME])
+    return result
+
+
+def _weight(axes: tuple[Axis, ...]) -> tuple[bool, int, int]:
+    size = 1
+    for axis in axes:
+        size *= axis.size
+    return (any(a.label == TIME for a in axes) and size > 1, size, sum(bool(a.label) for a in axes))
+
+
+class Pointwise(Rule):
+    """y[n] = f(a[n], b[n], …): operands are combined at equal index, broadcast over the other dims."""
+
+    def layout(self, node: Node) -> Layout:
+        layouts = [known(n) for n in operands(node) if fact_of(n).kind is not Kind.STATIC]
+        statics = [Layout.plain(shape_of(n)) for n in operands(node) if fact_of(n).kind is Kind.STATIC]
+        return broadcast([*layouts, *statics])
+
+    def flow(self, node: Node) -> Fact:
+        layout = broadcast([known(n) for n in operands(node) if is_stream(n)])
+        place = layout.time
+        if place is not None:
+            right = layout.rank - place.dim
+            for n in operands(node):
+                if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1:
+                    time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
+                    if time_here and place.size > 1:
+                        raise NoExtension("meets a constant with a time axis")
+        return combine([fact_of(n) for n in operands(node)], self.layout(node))
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        layout = known(node)
+        place = layout.time
+        right = layout.rank - place.dim if place is not None and place.alone else 0
+
+        def operand(arg: Any) -> Any:
+            if not isinstance(arg, Node):
+                return arg
+            new = low.entry(arg, i) if is_stream(arg) else low.plain(arg)
+            own = known(arg).time if is_stream(arg) else None
+            dropped = own is not None and own.alone
+            if right and rank_of(arg) >= right and not dropped:
+                return low.call(aten.squeeze.dim, new, rank_of(arg) - right)
+            return new
+
+        args = torch.fx.map_arg(node.args, operand)
+        kwargs = torch.fx.map_arg(node.kwargs, operand)
+        return low.call(node.target, *args, **kwargs)
+
+
+POINTWISE = Pointwise()
+register(
+    aten.dropout,
+    aten.to,
+    aten._to_copy,
+    aten.type_as,
+    aten.hardtanh,
+    aten.relu6,
+    aten.clamp,
+    aten.prelu.default,
+    aten.softplus,
+    aten.masked_fill,
+)(Pointwise)
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether PyTorch itself tags the operator as pointwise."""
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags

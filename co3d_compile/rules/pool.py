@@ -1,0 +1,215 @@
+"""Pools: sliding over time like a convolution, or over space alone.
+
+A pool over a whole axis is a mean or a maximum by the time it comes here: the pass canonicalize writes it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, Kernel, fact_of
+from co3d_compile.layout import Axis, Layout
+from co3d_compile.rules.base import Rule, argument, known, register, shape_of, spread
+from co3d_compile.rules.conv import sliding_axis
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
+DIMS = {
+    aten.avg_pool1d.default: 1,
+    aten.avg_pool2d.default: 2,
+    aten.avg_pool3d.default: 3,
+    aten.max_pool1d.default: 1,
+    aten.max_pool2d.default: 2,
+    aten.max_pool3d.default: 3,
+}
+
+
+@dataclass
+class PoolArgs:
+    """The arguments of an ATen pool, spread over its spatial dims."""
+
+    x: Node
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    ceil: bool
+    count_pad: bool
+    divisor: int | None
+    average: bool
+
+    @staticmethod
+    def of(node: Node) -> PoolArgs:
+        n = DIMS[node.target]  # type: ignore[index]
+        x = node.args[0]
+        assert isinstance(x, Node)
+        kernel = spread(argument(node, 1, "kernel_size"), n)
+        stride = spread(argument(node, 2, "stride", None) or kernel, n)
+        padding = spread(argument(node, 3, "padding", 0), n)
+        if node.target in AVERAGE:
+            ceil, count = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
+            return PoolArgs(x, kernel, stride, padding, [1] * n, ceil, count, argument(node, 6, "divisor_override"), True)
+        dilation = spread(argument(node, 4, "dilation", 1), n)
+        return PoolArgs(x, kernel, stride, padding, dilation, argument(node, 5, "ceil_mode", False), True, None, False)
+
+    def write(self, node: Node) -> None:
+        """Puts the arguments back into the node."""
+        node.args = self.args(self.x, list(range(len(self.kernel))))
+        node.kwargs = {}
+
+    def args(self, x: Node, axes: list[int]) -> tuple:
+        """The operator's arguments for some of its axes."""
+        k, s, p, d = ([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
+        if not self.average:
+            return (x, k, s, p, d, self.ceil)
+        tail = (self.ceil, self.count_pad)
+        return (x, k, s, p, *tail) if len(axes) == 1 or self.divisor is None else (x, k, s, p, *tail, self.divisor)
+
+
+@register(*DIMS)
+class Pool(Rule):
+    """Average and max pools with a kernel."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        pool = PoolArgs.of(node)
+        n = len(pool.kernel)
+        first = known(pool.x).rank - n
+        axis = sliding_axis(pool.x, n)
+        geometry = list(zip(pool.kernel, pool.stride, pool.padding, strict=True))
+        return [(pool.x, [first + a for a in range(n) if geometry[a] != (1, 1, 0) and a != axis])]
+
+    def layout(self, node: Node) -> Layout:
+        pool = PoolArgs.of(node)
+        out = known(pool.x)
+        for d in range(out.rank - len(pool.kernel), out.rank):
+            size = shape_of(node)[d]
+            labels = [a for a in out.dims[d] if a.label]
+            if out.shape[d] != size:
+                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return out
+
+    def kernel(self, node: Node) -> Kernel | None:
+        pool = PoolArgs.of(node)
+        axis = sliding_axis(pool.x, len(pool.kernel))
+        if axis is None:
+            return None
+        k, s, p, d = pool.kernel[axis], pool.stride[axis], pool.padding[axis], pool.dilation[axis]
+        return Kernel(k, d, s, p, p, pool.ceil)
+
+    def flow(self, node: Node) -> Fact:
+        fact = super().flow(node)
+        kernel = self.kernel(node)
+        if kernel is None or kernel.trivial:
+            return fact
+        pool = PoolArgs.of(node)
+        return fact_of(pool.x).through(kernel, self.layout(node).resize("T", fact_of(pool.x).clip))
+
+    def strip(self, node: Node) -> None:
+        """Removes the temporal padding; the index equation in the node's meta keeps it as an offset."""
+        pool = PoolArgs.of(node)
+        axis = sliding_axis(pool.x, len(pool.kernel))
+        assert axis is not None
+        pool.padding[axis] = 0
+        pool.write(node)
+
+    def split(self, node: Node) -> tuple[Node, Node] | None:
+        """Pools over space first: what is left to remember is small."""
+        pool = PoolArgs.of(node)
+        axis = sliding_axis(pool.x, len(pool.kernel))
+        if axis is None or pool.divisor is not None:
+            return None
+        neutral = (1, 1, 0, 1)
+        rest = [v for a, v in enumerate(zip(pool.kernel, pool.stride, pool.padding, strict=True)) if a != axis]
+        if all(v == (1, 1, 0) for v in rest):
+            return None
+        parts = []
+        x: Node = pool.x
+        for over_time in (False, True):
+            part = replace(pool, kernel=list(pool.kernel), stride=list(pool.stride), padding=list(pool.padding),
+                           dilation=list(pool.dilation))
+            for a in range(len(pool.kernel)):
+                if (a == axis) != over_time:
+                    part.kernel[a], part.stride[a], part.padding[a], part.dilation[a] = neutral
+            with node.graph.inserting_before(node):
+                new = node.graph.call_function(node.target, part.args(x, list(range(len(pool.kernel)))))  # type: ignore[arg-type]
+            parts.append(new)
+            x = new
+        return parts[0], parts[1]
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        pool = PoolArgs.of(node)
+        n = len(pool.kernel)
+        axis = sliding_axis(pool.x, n)
+        if axis is None:
+            return [low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n))))
+                    for i in range(low.pulse(node))]
+        kernel = fact_of(node).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        space = [a for a in range(n) if a != axis]
+        results = []
+        for o in range(low.pulse(node)):
+            taps = [low.ref(pool.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)]
+            x = low.reduce_entries(taps, "mean" if pool.average else "amax")
+            if any(pool.kernel[a] != 1 or pool.stride[a] != 1 for a in space):
+                x = self._over_space(node, low, pool, x, space)
+            results.append(x)
+        return results
+
+    def _over_space(self, node: Node, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+        names = {True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
+                 False: [aten.max_pool1d.default, aten.max_pool2d.default]}
+        if not space:
+            return x
+        flat = replace(pool, divisor=None)
+        result = low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
+        if pool.divisor is not None:
+            count = 1
+            for k in pool.kernel:
+                count *= k
+            result = low.call(aten.mul.Tensor, result, count / pool.divisor)
+        return result
+
+
+@register(
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
+class AdaptivePool(Rule):
+    """Adaptive pools: as many entries over time as there are is nothing, fewer is a window."""
+
+    def _axes(self, node: Node) -> tuple[Node, list[int], int | None]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        n = int(str(node.target).split("pool")[1][0])
+        wanted = [argument(node, 1, "output_size")] if n == 1 else argument(node, 1, "output_size")
+        sizes = spread(wanted[0] if n == 1 else wanted, n)
+        shape = shape_of(x)[-n:]
+        return x, [shape[a] if s is None else s for a, s in enumerate(sizes)], sliding_axis(x, n)
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x, sizes, axis = self._axes(node)
+        first = known(x).rank - len(sizes)
+        shape = shape_of(x)[first:]
+        return [(x, [first + a for a, s in enumerate(sizes) if s != shape[a] or (a == axis and fact_of(x).length != s)])]
+
+    def layout(self, node: Node) -> Layout:
+        x, sizes, _ = self._axes(node)
+        out = known(x)
+        for a, size in enumerate(sizes):
+            d = out.rank - len(sizes) + a
+            if out.shape[d] != size:
+                labels = [axis for axis in out.dims[d] if axis.label]
+                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return out
+
+    def reason(self, node: Node) -> str:
+        _, sizes, axis = self._axes(node)
+        return f"pools time to {sizes[axis] if axis is not None else sizes} entries"

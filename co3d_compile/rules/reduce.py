@@ -1,0 +1,235 @@
+"""Reductions and norms: over space they stream; over time they are windows, or gates where they meet the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, fact_of
+from co3d_compile.layout import TIME, Layout
+from co3d_compile.rules.base import (
+    Rule,
+    argument,
+    known,
+    norm_dims,
+    one_entry,
+    rank_of,
+    register,
+    shape_of,
+)
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+SEPARABLE = {aten.mean.dim: "mean", aten.amax.default: "amax", aten.amin.default: "amin", aten.sum.dim_IntList: "sum"}
+
+
+def reduced(node: Node) -> tuple[Node, list[int], bool]:
+    """Operand, dims and keepdim of a reduction."""
+    x = node.args[0]
+    assert isinstance(x, Node)
+    dims = norm_dims(argument(node, 1, "dim"), rank_of(x))
+    at = 3 if node.target in (aten.var.correction, aten.std.correction) else 2
+    return x, dims, bool(argument(node, at, "keepdim", False))
+
+
+@register(*SEPARABLE, aten.any.dim, aten.all.dim, aten.var.correction, aten.std.correction, aten.argmax, aten.argmin,
+          aten.logsumexp, aten.norm.ScalarOpt_dim, aten.linalg_vector_norm, aten.prod.dim_int, aten.any.dims)
+class Reduction(Rule):
+    """Reductions over dims."""
+
+    def _norm_args(self, node: Node) -> tuple[Node, list[int], bool]:
+        if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
+            x = node.args[0]
+            assert isinstance(x, Node)
+            return x, norm_dims(argument(node, 2, "dim"), rank_of(x)), bool(argument(node, 3, "keepdim", False))
+        return reduced(node)
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x, dims, _ = self._norm_args(node)
+        return [(x, dims)]
+
+    def layout(self, node: Node) -> Layout:
+        x, dims, keep = self._norm_args(node)
+        out = known(x)
+        time = out.time
+        if time is not None and time.dim in dims and time.alone:
+            out = out.resize(TIME, 1)
+        for d in dims:
+            labels = [a for a in out.dims[d] if a.label and a.size == 1]
+            out = out.replace(d, labels)
+        return out if keep else out.remove(dims)
+
+    def gate(self, node: Node, scope: str) -> Fact | None:
+        x, dims, _ = self._norm_args(node)
+        place = known(x).time
+        if node.target not in SEPARABLE or place is None or not place.alone or place.dim not in dims:
+            return None
+        fact = fact_of(x)
+        if scope == "frame":
+            return one_entry(fact, self.layout(node))
+        low = fact.reach.low
+        span = (fact.length - 1) * fact.spacing * fact.rate
+        reach = replace(fact.reach, low=None if low is None else low - span)
+        return replace(one_entry(fact, self.layout(node)), reach=reach)
+
+    def split(self, node: Node) -> tuple[Node, Node] | None:
+        """Reduces over space first: what is left to remember is small."""
+        x, dims, keep = reduced(node)
+        place = known(x).time
+        if node.target not in SEPARABLE or place is None or place.dim not in dims or not place.alone or len(dims) == 1:
+            return None
+        with node.graph.inserting_before(node):
+            target: Any = node.target
+            space = node.graph.call_function(target, (x, [d for d in dims if d != place.dim], True))
+            over_time = node.graph.call_function(target, (space, dims, keep))
+        return space, over_time
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x, dims, keep = self._norm_args(node)
+        place = known(x).entry_dims()
+        rest = [e for d in dims if (e := place[d]) is not None]
+        new = low.entry(x, i)
+        if not rest:
+            return new
+        return low.with_dims(node, new, rest, keep)
+
+    def sliding(self, node: Node, low: Lowering, past: int, step: int) -> list[Node]:
+        """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
+        x, _, _ = self._norm_args(node)
+        kind = SEPARABLE[node.target]  # type: ignore[index]
+        entries = low.past([self.entry(node, low, i) for i in range(low.pulse(x))], past)
+        return [low.reduce_entries(entries[o : o + past + 1 : step], kind) for o in range(low.pulse(x))]
+
+    def reason(self, node: Node) -> str:
+        return "reduces over the whole time axis"
+
+
+@register(aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
+class Norm(Rule):
+    """Layer, group and instance norm: over time (mean and variance of the whole clip) they are gates."""
+
+    def _dims(self, node: Node) -> list[int]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        if node.target == aten.layer_norm.default:
+            shape = node.args[1]
+            assert isinstance(shape, (list, tuple))
+            return list(range(rank_of(x) - len(shape), rank_of(x)))
+        first = 1 if node.target == aten.group_norm.default else 2
+        return list(range(first, rank_of(x)))
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        return [(x, self._dims(node))]
+
+    def gate(self, node: Node, scope: str) -> Fact | None:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        place = known(x).time
+        if place is None or not place.alone or place.dim not in self._dims(node):
+            return None
+        if node.target == aten.layer_norm.default and len(node.args) > 2 and node.args[2] is not None:
+            return None  # weights over time: nothing that a single entry could use
+        fact = fact_of(x)
+        if scope == "frame":
+            return fact
+        low = fact.reach.low
+        span = (fact.length - 1) * fact.spacing * fact.rate
+        return replace(fact, reach=replace(fact.reach, low=None if low is None else low - span))
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
+        if node.target == aten.layer_norm.default:
+            place = known(x).time
+            if place is not None and place.alone and place.dim in self._dims(node):
+                shape = shape_of(x)
+                args[0] = [shape[d] for d in self._dims(node) if d != place.dim]
+        return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
+
+    def sliding(self, node: Node, low: Lowering, past: int, step: int) -> list[Node]:
+        """Mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
+
+        What is remembered are the first two moments of each entry, not the entry.
+        """
+        x = node.args[0]
+        assert isinstance(x, Node)
+        news = [low.entry(x, i) for i in range(low.pulse(x))]
+        shape = [int(s) for s in news[0].meta["val"].shape]
+        groups = {aten.group_norm.default: argument(node, 1, "num_groups"), aten.instance_norm.default: shape[1]}
+        g = groups.get(node.target, 1)  # type: ignore[arg-type]
+        rows = [low.call(aten.view.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
+        squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
+        first = low.past([low.call(aten.mean.dim, r, [2], True) for r in rows], past)
+        second = low.past([low.call(aten.mean.dim, r, [2], True) for r in squares], past)
+        results = []
+        for o, r in enumerate(rows):
+            mean = low.reduce_entries(first[o : o + past + 1 : step], "mean")
+            square = low.reduce_entries(second[o : o + past + 1 : step], "mean")
+            results.append(self._affine(node, low, self._normal(node, low, r, mean, square), shape))
+        return results
+
+    def _normal(self, node: Node, low: Lowering, x: Node, mean: Node, square: Node) -> Node:
+        eps = argument(node, 7 if node.target == aten.instance_norm.default else 4, "eps", 1e-5)
+        variance = low.call(aten.sub.Tensor, square, low.call(aten.mul.Tensor, mean, mean))
+        safe = low.call(aten.add.Tensor, low.call(aten.clamp.default, variance, 0.0), eps)
+        return low.call(aten.mul.Tensor, low.call(aten.sub.Tensor, x, mean), low.call(aten.rsqrt.default, safe))
+
+    def _affine(self, node: Node, low: Lowering, rows: Node, shape: list[int]) -> Node:
+        result = low.call(aten.view.default, rows, [-1, *shape[1:]])
+        if node.target == aten.layer_norm.default:
+            return result
+        at = 2 if node.target == aten.group_norm.default else 1
+        tail = [1] * (len(shape) - 2)
+        for operator, index in ((aten.mul.Tensor, at), (aten.add.Tensor, at + 1)):
+            vector = argument(node, index, "")
+            if isinstance(vector, Node):
+                result = low.call(operator, result, low.call(aten.view.default, low.plain(vector), [-1, *tail]))
+        return result
+
+    def reason(self, node: Node) -> str:
+        return "normalises over the whole time axis"
+
+
+@register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default, aten.cumsum.default,
+          aten.cumprod.default, aten.flip.default, aten.roll.default, aten.sort, aten.glu.default)
+class AlongDims(Rule):
+    """Operators that compute along given dims and keep the shape."""
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        at = 2 if node.target == aten.roll.default else 1
+        return [(x, norm_dims(argument(node, at, "dim", argument(node, at, "dims", -1)), rank_of(x)))]
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        if node.target == aten.glu.default:
+            d = norm_dims(argument(node, 1, "dim", -1), rank_of(x))[0]
+            return known(x).replace(d, Layout.plain([shape_of(node)[d]]).dims[0])
+        return known(x)
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        place = known(x).entry_dims()
+        dims = [e for d in next(iter(self.mixes(node)))[1] if (e := place[d]) is not None]
+        new = low.entry(x, i)
+        if node.target == aten.roll.default:
+            return low.call(node.target, new, node.args[1], dims)
+        if node.target == aten.flip.default:
+            return low.call(node.target, new, dims)
+        return low.call(node.target, new, dims[0], *node.args[2:], **node.kwargs)
+
+    def reason(self, node: Node) -> str:
+        return "computes along the whole time axis"

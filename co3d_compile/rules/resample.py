@@ -1,0 +1,134 @@
+"""Up-sampling: by a whole factor over time, by anything over space."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import floor
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, NoExtension, Reach, combine, fact_of
+from co3d_compile.layout import Axis, Layout
+from co3d_compile.rules.base import Rule, known, register, shape_of
+from co3d_compile.rules.conv import sliding_axis
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
+LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d]
+
+
+@register(*NEAREST, *LINEAR, aten.upsample_bicubic2d)
+class Upsample(Rule):
+    """Nearest: y[o] = x[floor(o/r)]. Linear without align_corners: between the entries around (o + 1/2)/r - 1/2."""
+
+    def _geometry(self, node: Node) -> tuple[Node, int, int | None, bool]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        n = known(x).rank - 2
+        return x, n, sliding_axis(x, n), "nearest" in str(node.target)
+
+    def _corners(self, node: Node) -> bool:
+        return "nearest" not in str(node.target) and bool(node.args[2])
+
+    def layout(self, node: Node) -> Layout:
+        x, n, _, _ = self._geometry(node)
+        out = known(x)
+        for d in range(2, 2 + n):
+            size = shape_of(node)[d]
+            if out.shape[d] != size:
+                labels = [a for a in out.dims[d] if a.label]
+                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return out
+
+    def factor(self, node: Node) -> int:
+        """By how much time is up-sampled."""
+        x, _, axis, _ = self._geometry(node)
+        if axis is None:
+            return 1
+        old, new = shape_of(x)[2 + axis], shape_of(node)[2 + axis]
+        if new % old or (self._corners(node) and new != old):
+            raise NoExtension("resamples time by a factor that is not whole, or aligns corners")
+        return new // old
+
+    def flow(self, node: Node) -> Fact:
+        x, _, axis, nearest = self._geometry(node)
+        place = known(x).time
+        if place is not None and place.dim >= 2 and axis is None and shape_of(node) != shape_of(x):
+            raise NoExtension("resamples a dim into which time is folded")
+        r = self.factor(node)
+        fact = combine([fact_of(x)], self.layout(node))
+        if r == 1:
+            return fact
+        if fact.dense:
+            raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
+        late = 0 if nearest else r // 2
+        reach = fact.reach
+        rate = reach.rate / r
+        low = None if reach.low is None else reach.low - (rate * (r - 1) if nearest else reach.rate + rate * r)
+        return replace(fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r,
+                       reach=Reach(rate, low, reach.high + (0 if nearest else reach.rate)))
+
+    def past(self, node: Node) -> int:
+        """Entries of the past that the oldest new output needs."""
+        return 1 if self.factor(node) > 1 and "nearest" not in str(node.target) else 0
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        x, n, axis, nearest = self._geometry(node)
+        if axis is None:
+            return [self._space(node, low, low.entry(x, i), list(range(n))) for i in range(low.pulse(node))]
+        r = self.factor(node)
+        space = [a for a in range(n) if a != axis]
+        total = low.pulse(x)
+        entries = [self._space(node, low, low.entry(x, i), space) for i in range(total)]
+        if r == 1:
+            return entries
+        if nearest:
+            return [entries[o // r] for o in range(total * r)]
+        newest = r * (total - 1) + r - 1 - r // 2
+        return [self._between(low, entries, (o + 0.5) / r - 0.5) for o in range(newest - r * (total - 1) + 1, newest + 1)]
+
+    def _between(self, low: Lowering, entries: list[Node], at: float) -> Node:
+        first = floor(at)
+        weight = at - first
+        if weight == 0:
+            return entries[first]
+        a = low.call(aten.mul.Tensor, entries[first], 1 - weight)
+        return low.call(aten.add.Tensor, a, low.call(aten.mul.Tensor, entries[first + 1], weight))
+
+    def _space(self, node: Node, low: Lowering, x: Node, space: list[int]) -> Node:
+        """The same up-sampling of one entry, over space alone."""
+        sizes = [shape_of(node)[2 + a] for a in space]
+        old = [int(s) for s in x.meta["val"].shape][2:]
+        if sizes == old:
+            return x
+        if "bicubic" in str(node.target):
+            return low.call(aten.upsample_bicubic2d.vec, x, sizes, node.args[2], None)
+        if "nearest" in str(node.target):
+            return low.call(NEAREST[len(space) - 1].vec, x, sizes, None)
+        return low.call(LINEAR[len(space) - 1].vec, x, sizes, node.args[2], None)
+
+    def reason(self, node: Node) -> str:
+        return "resamples time"
+
+
+@register(aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
+class PixelShuffle(Rule):
+    """Moves channels into space."""
+
+    def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        return [(x, [-1, -2, -3])]
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        out = known(x)
+        for d in range(out.rank - 3, out.rank):
+            out = out.replace(d, [Axis("", shape_of(node)[d])])
+        return out

@@ -1,0 +1,142 @@
+"""Operators that move dims about without computing: views, permutations, expansions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact, NoExtension, combine, fact_of
+from co3d_compile.layout import BATCH, TIME, Layout, LayoutLost
+from co3d_compile.rules.base import Rule, argument, known, norm_dims, rank_of, register, shape_of
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+
+
+class Reshaping(Rule):
+    """Operators whose output is the same numbers in other dims."""
+
+    def flow(self, node: Node) -> Fact:
+        try:
+            layout = self.layout(node)
+        except LayoutLost:
+            raise NoExtension("tears the time axis apart") from None
+        fact = combine([fact_of(n) for n in node.all_input_nodes], layout)
+        if layout.time is None:
+            raise NoExtension("tears the time axis apart")
+        return fact
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        """The entry in the shape that the output's layout gives it."""
+        x = node.args[0]
+        assert isinstance(x, Node)
+        return low.call(aten.view.default, low.entry(x, i), known(node).entry().sizes())
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        return low.resized(node)
+
+
+@register(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
+          aten.unflatten.int, aten.squeeze, aten.unsqueeze.default)
+class View(Reshaping):
+    """Row-major views: time may be folded into batch or channels and comes out again."""
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        lay = known(x)
+        if node.target == aten.unsqueeze.default:
+            d = argument(node, 1, "dim")
+            return lay.insert(d % (lay.rank + 1))
+        if node.target in (aten.squeeze.dim, aten.squeeze.dims):
+            dims = norm_dims(argument(node, 1, "dim"), lay.rank)
+            return lay.remove([d for d in dims if lay.shape[d] == 1])
+        return lay.view(shape_of(node))
+
+
+@register(aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
+class Permutation(Reshaping):
+    """Permutations of dims."""
+
+    def order(self, node: Node) -> list[int]:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        rank = rank_of(x)
+        if node.target == aten.permute.default:
+            return norm_dims(argument(node, 1, "dims"), rank)
+        order = list(range(rank))
+        a, b = (0, 1) if node.target == aten.t.default else (argument(node, 1, "dim0"), argument(node, 2, "dim1"))
+        if rank:
+            order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
+        return order
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        return known(x).permute(self.order(node))
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        place = known(x).entry_dims()
+        order = [e for d in self.order(node) if (e := place[d]) is not None]
+        new = low.entry(x, i)
+        return new if order == sorted(order) else low.call(aten.permute.default, new, order)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        return low.same(node)
+
+
+@register(aten.expand.default, aten.repeat.default, aten.expand_as.default)
+class Expansion(Reshaping):
+    """Expansion of dims of size one; a single entry of time must not be expanded along time."""
+
+    def layout(self, node: Node) -> Layout:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        lay, shape = known(x), shape_of(node)
+        if node.target == aten.repeat.default:
+            counts = list(node.args[1])  # type: ignore[arg-type]
+            lay = Layout((((),) * (len(counts) - lay.rank)) + lay.dims)
+            if any(c != 1 and any(a.label for a in lay.dims[d]) for d, c in enumerate(counts)):
+                raise LayoutLost
+        out = Layout((((),) * (len(shape) - lay.rank)) + lay.dims)
+        for d, size in enumerate(shape):
+            if out.shape[d] != size:
+                if any(a.label == TIME for a in out.dims[d]):
+                    raise LayoutLost
+                labels = [a for a in out.dims[d] if a.label == BATCH]
+                out = out.replace(d, [*labels, *Layout.plain([size // out.shape[d]]).dims[0]])
+        return out
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        new, sizes = low.entry(x, i), known(node).entry().sizes()
+        old = [int(s) for s in new.meta["val"].shape]
+        if node.target == aten.repeat.default:
+            wanted = known(node).entry().shape
+            old = [1] * (len(wanted) - len(old)) + old
+            return low.call(aten.repeat.default, new, [w // o for w, o in zip(wanted, old, strict=True)])
+        return new if sizes == old else low.call(aten.expand.default, new, sizes)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        if node.target != aten.expand.default:
+            return low.same(node)
+        return low.resized(node)
+
+
+def view_sizes(layout: Layout, length: int) -> list[int]:
+    """The sizes of a view of a window of ``length`` entries, the batch's dim as -1."""
+    return layout.resize(TIME, length).sizes() if layout.time is not None else layout.sizes()
+
+
+def resized_args(node: Node, layout: Layout, length: int) -> tuple[Any, ...]:
+    """The arguments of a view with the window's own length and any batch."""
+    if node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default):
+        return (node.args[0], view_sizes(layout, length))
+    return node.args

@@ -1,0 +1,45 @@
+"""The rewrites, one a file, in the order in which they run."""
+
+from co3d_compile.manager import Pass, PassList
+from co3d_compile.passes.annotate_time import AnnotateTime
+from co3d_compile.passes.canonicalize import Canonicalize
+from co3d_compile.passes.continual import Continual
+from co3d_compile.passes.delay_residuals import DelayResiduals
+from co3d_compile.passes.fold_batch_norm import FoldBatchNorm
+from co3d_compile.passes.lower import Lower
+from co3d_compile.passes.strip_temporal_padding import StripTemporalPadding
+from co3d_compile.passes.thread_states import ThreadStates
+from co3d_compile.passes.windows_and_gates import WindowsAndGates
+
+
+def default_passes() -> PassList:
+    """A new list of the passes that :func:`co3d_compile.compile` runs."""
+    return PassList(
+        [
+            Canonicalize(),
+            FoldBatchNorm(),
+            AnnotateTime(),
+            StripTemporalPadding(),
+            Continual(),
+            WindowsAndGates(),
+            DelayResiduals(),
+            Lower(),
+            ThreadStates(),
+        ]
+    )
+
+
+__all__ = [
+    "AnnotateTime",
+    "Canonicalize",
+    "Continual",
+    "DelayResiduals",
+    "FoldBatchNorm",
+    "Lower",
+    "Pass",
+    "PassList",
+    "StripTemporalPadding",
+    "ThreadStates",
+    "WindowsAndGates",
+    "default_passes",
+]

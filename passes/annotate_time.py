@@ -1,0 +1,267 @@
+"""Annotate time: attaches to every tensor where time is in it and how it flows, and decides what is a window."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, Reach, fact_of
+from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
+from co3d_compile.manager import Pass
+from co3d_compile.program import Fallback, Program, bytes_of, module_path, operator_name
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.reduce import SEPARABLE
+
+
+class _Gates(Exception):
+    """A window result meets the stream: the pools it comes from must become gates."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.names = names
+
+
+class AnnotateTime(Pass):
+    """Gives every node a :class:`~co3d_compile.facts.Fact`:
+
+    1. inputs stream; each rule says how its operator's output flows from its operands;
+    2. an operator with no extension beyond the clip, and all behind it, is a window;
+    3. where a window result meets the stream again, the pools it comes from become gates (``pool_scope``);
+    4. the pulse is the least that gives every tensor whole entries, or the multiple that was asked for.
+    """
+
+    requires = frozenset({"canonical"})
+    ensures = frozenset({"time"})
+
+    def run(self, program: Program) -> bool:
+        gates: frozenset[str] = frozenset()
+        while True:
+            try:
+                fallbacks = self._walk(program, gates)
+                break
+            except _Gates as found:
+                gates |= found.names
+        self._fix_pulse(program)
+        self._report(program, fallbacks)
+        return True
+
+    def _walk(self, program: Program, gates: frozenset[str]) -> list[tuple[Node, str]]:
+        fallbacks: list[tuple[Node, str]] = []
+        self._inputs(program)
+        for node in program.graph.nodes:
+            if node.op == "get_attr":
+                node.meta[KEY] = STATIC
+            elif node.op == "call_function":
+                node.meta.pop("gate", None)
+                fact, reason = self._fact(program, node, gates)
+                if fact.layout is None and fact.kind is Kind.STREAM and "items" not in node.meta:
+                    raise AssertionError(f"{node.name} streams without a layout")
+                node.meta[KEY] = fact
+                if reason is not None:
+                    fallbacks.append((node, reason))
+        return fallbacks
+
+    def _inputs(self, program: Program) -> None:
+        timed = [(i, i.shape[i.time_dim]) for i in program.inputs if i.time_dim is not None]
+        common = math.gcd(*(t for _, t in timed))
+        first = timed[0][1]
+        window = program.options.window or first
+        for node, spec in zip(program.placeholders(), program.inputs, strict=True):
+            entries = spec.shape[spec.time_dim] if spec.time_dim is not None else first
+            if window * entries % first:
+                raise UsageError(f"window={window} gives the input {spec.name} no whole number of entries.")
+            layout = Layout.of(spec.shape, 0, spec.time_dim)
+            if spec.time_dim is None:  # one value per step: it belongs to each entry
+                layout = Layout(((*layout.dims[0], Axis(TIME, 1)), *layout.dims[1:]))
+            node.meta[KEY] = Fact(
+                Kind.STREAM,
+                layout,
+                pulse=Fraction(entries if spec.time_dim is not None else first, common),
+                length=window * entries // first if spec.time_dim is not None else 1,
+                reach=Reach(Fraction(first, entries), Fraction(0), Fraction(0)),
+                dense=program.options.stride_mode == "dense",
+            )
+
+    def _fact(self, program: Program, node: Node, gates: frozenset[str]) -> tuple[Fact, str | None]:
+        """The fact of a node, and why it falls back to a window if it does."""
+        facts = [fact_of(n) for n in node.all_input_nodes]
+        kinds = {f.kind for f in facts}
+        rule = rule_for(node.target)
+        if kinds <= {Kind.STATIC}:
+            return STATIC, None
+        if Kind.WINDOW in kinds:
+            if Kind.STREAM in kinds:
+                self._meeting(program, node, facts)
+            return window_fact(node), None
+        if rule is None:
+            return window_fact(node), "has no rule"
+        scope = program.options.pool_scope
+        try:
+            if node.name in gates:
+                gate = rule.gate(node, scope)
+                assert gate is not None
+                node.meta["gate"] = scope
+                return gate, None
+            fact = rule.flow(node)
+            if isinstance(node.meta["val"], (tuple, list)):
+                node.meta["items"] = rule.items(node, fact)  # type: ignore[attr-defined]
+            return fact, None
+        except LayoutLost:
+            return window_fact(node), "moves time in a way that cannot be followed"
+        except NoExtension as why:
+            norm = rule.gate(node, scope) if scope != "recompute" and node.target not in SEPARABLE else None
+            if norm is not None:
+                node.meta["gate"] = scope
+                return norm, None
+            refuse_channels(program, node, str(why))
+            return window_fact(node), None if node.target in SEPARABLE else str(why)
+
+    def _meeting(self, program: Program, node: Node, facts: list[Fact]) -> None:
+        """A window result meets the stream: turns the pools it comes from into gates where that is possible.
+
+        A single entry (a selection, a head that has used up its time axis) is no stream in this sense.
+        """
+        if program.options.pool_scope == "recompute":
+            return
+        if all(_single(f) for f in facts if f.kind is Kind.STREAM):
+            return
+        sources = frozenset().union(*(f.sources for f in facts))
+        by_name = {n.name: n for n in program.graph.nodes}
+        for name in sources:
+            source = by_name[name]
+            rule = rule_for(source.target)
+            if rule is None or any(fact_of(n).kind is Kind.WINDOW for n in source.all_input_nodes):
+                return
+            try:
+                if rule.gate(source, program.options.pool_scope) is None:
+                    return
+            except LayoutLost:
+                return
+        if sources:
+            raise _Gates(sources)
+
+    def _fix_pulse(self, program: Program) -> None:
+        facts = [n.meta[KEY] for n in program.graph.nodes if KEY in n.meta and n.meta[KEY].kind is Kind.STREAM]
+        facts += [f for n in program.graph.nodes for f in n.meta.get("items", []) if n.meta[KEY].kind is Kind.STREAM]
+        factor = Fraction(math.lcm(*(f.pulse.denominator for f in facts)))
+        first = next(i for i in program.inputs if i.time_dim is not None)
+        base = next(n for n in program.placeholders() if n.name == first.name).meta[KEY].pulse * factor
+        wanted = program.options.frames_per_step
+        if wanted is not None:
+            if wanted % base:
+                raise UsageError(f"frames_per_step={wanted} gives some tensor no whole number of entries.",
+                                 hint=f"Use {base} or a multiple of it.")
+            factor *= wanted // base
+        for node in program.graph.nodes:
+            if KEY in node.meta:
+                node.meta[KEY] = replace(node.meta[KEY], pulse=node.meta[KEY].pulse * factor)
+            if "items" in node.meta:
+                node.meta["items"] = [replace(f, pulse=f.pulse * factor) for f in node.meta["items"]]
+        for node, spec in zip(program.placeholders(), program.inputs, strict=True):
+            spec.pulse = int(node.meta[KEY].pulse)
+
+    def _report(self, program: Program, fallbacks: list[tuple[Node, str]]) -> None:
+        if fallbacks and program.options.unsupported == "error":
+            lines = [f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {why}" for n, why in fallbacks]
+            raise UnsupportedError("These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
+                                   hint="Without --unsupported error they are applied to a window of the newest entries.")
+        for node, why in fallbacks:
+            size = sum(bytes_of(shape, n.meta["val"].dtype) for n in node.all_input_nodes
+                       if fact_of(n).kind is Kind.STREAM and (shape := tuple(n.meta["val"].shape)))
+            program.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
+        for node in program.graph.nodes:
+            if "gate" in node.meta:
+                program.gates.append((module_path(node), node.meta["gate"]))
+                program.record(node, f"gate over one {node.meta['gate']}")
+            elif fact_of(node).kind is Kind.WINDOW and node.op == "call_function":
+                program.record(node, "on a window")
+        wanted = program.options.window
+        windows = any(fact_of(n).kind is Kind.WINDOW for n in program.graph.nodes)
+        if windows or "window" in {s for _, s in program.gates}:
+            first = next(i for i in program.inputs if i.time_dim is not None)
+            program.window = wanted or first.shape[first.time_dim]  # type: ignore[index]
+        elif wanted is not None:
+            program.warnings.append("window has no effect: the model has no operator over the whole time axis.")
+
+
+def _single(fact: Fact) -> bool:
+    """A streaming tensor whose clip is a single entry, without a dim of its own for it."""
+    place = fact.layout.time if fact.layout is not None else None
+    return place is not None and place.size == 1 and fact.length == 1 and not place.alone
+
+
+def window_fact(node: Node) -> Fact:
+    """The fact of an operator's output on a window."""
+    facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
+    began = any(f.kind is Kind.STREAM for f in facts)
+    sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
+    reaches = [_window_reach(f) if f.kind is Kind.STREAM else f.reach for f in facts]
+    low = None if any(r.low is None for r in reaches) else min(r.low for r in reaches if r.low is not None)
+    reach = Reach(reaches[0].rate, low, max(r.high for r in reaches))
+    return Fact(Kind.WINDOW, window_layout(node), length=max(f.length for f in facts), reach=reach, sources=sources,
+                pulse=facts[0].pulse, dense=facts[0].dense)
+
+
+def _window_reach(fact: Fact) -> Reach:
+    """Frames that a window depends on, relative to the frame it starts at."""
+    return Reach(fact.rate, fact.reach.low, (fact.length - 1) * fact.spacing * fact.rate + fact.reach.high)
+
+
+def window_layout(node: Node) -> Layout | None:
+    """Where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
+    rule = rule_for(node.target)
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        try:
+            if rule is not None:
+                layout = rule.layout(node)
+                if layout.shape == tuple(value.shape):
+                    return layout
+        except (LayoutLost, NoExtension, AssertionError, IndexError):
+            pass
+        return probe(node)
+    return None
+
+
+def probe(node: Node) -> Layout | None:
+    """Finds the batch in an operator's output: it is the dim that grows with the batch of the operands."""
+    factor = 3
+
+    def grown(n: Node) -> torch.Tensor:
+        layout = fact_of(n).layout
+        place = layout.batch if layout is not None else None
+        value = n.meta["val"]
+        shape = [s * factor if place is not None and d == place.dim else s for d, s in enumerate(value.shape)]
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+
+    try:
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), grown)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception:  # an operator may refuse other sizes in any way it likes
+        return None
+    layout = Layout.plain(node.meta["val"].shape)
+    for d, (old, new) in enumerate(zip(node.meta["val"].shape, result.shape, strict=True)):
+        if new == old * factor:
+            batch = next((f.layout.batch.size for f in map(fact_of, node.all_input_nodes)
+                          if f.layout is not None and f.layout.batch is not None), 1)
+            return layout.replace(d, [Axis(BATCH, batch), Axis("", old // batch)])
+    return None
+
+
+def refuse_channels(program: Program, node: Node, why: str) -> None:
+    """A convolution that takes the time dim for its channels: the user named the wrong dim."""
+    x = node.args[0]
+    place = fact_of(x).layout.time if isinstance(x, Node) and fact_of(x).layout is not None else None  # type: ignore
+    if operator_name(node.target) != "aten.conv3d" or place is None or place.dim != 1 or not place.alone:
+        return
+    dims = [i.time_dim for i in program.inputs]
+    raise UsageError(
+        f"time_dim={dims[0] if len(set(dims)) == 1 else dims} is what the model takes for channels.",
+        operator=operator_name(node.target),
+        module_path=module_path(node),
+        hint="Give the dim that counts the frames; for (N, C, T, H, W) that is 2.",
+    )

@@ -1,0 +1,116 @@
+"""Delay residuals: the poster's third step, and the only place where delays enter.
+
+Operands are combined at equal index, so each is held back until the latest of them arrives: residuals, branches,
+gates, lateral connections, and windows that end in one result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+
+from torch.fx import Node
+
+from co3d_compile.errors import UnsupportedError
+from co3d_compile.facts import KEY, Kind, fact_of, is_stream
+from co3d_compile.graph import insert_marker
+from co3d_compile.manager import Pass
+from co3d_compile.primitive import history, take, window
+from co3d_compile.program import Program, module_path, operator_name
+
+
+class DelayResiduals(Pass):
+    """Rewrites:
+
+    1. ``add(x, f(x))`` to ``add(delay(x, D), f(x))`` with ``delay(x, D) = take(history(x, D), 0, P)``;
+    2. windows whose results meet, so that all of them start at the same frame of the stream.
+    """
+
+    requires = frozenset({"time", "continual", "windowed"})
+    ensures = frozenset({"aligned"})
+
+    def run(self, program: Program) -> bool:
+        modified = False
+        for node in list(program.graph.nodes):
+            if node.op == "call_function" and is_stream(node):
+                modified |= align(program, node)
+        for group in meeting_windows(program):
+            modified |= self._align_windows(program, group)
+        return modified
+
+    def _align_windows(self, program: Program, group: list[Node]) -> bool:
+        """Holds back the operands of windows that meet: the latest start decides."""
+        operands = [n.args[0] for n in group]
+        facts = [fact_of(x) for x in operands]  # type: ignore[arg-type]
+        lag = max(f.lag for f in facts)
+        step = Fraction(1)
+        for f in facts:  # the least common grid of all operands
+            step = Fraction(math.lcm(step.numerator * f.rate.denominator, f.rate.numerator * step.denominator),
+                            step.denominator * f.rate.denominator)
+        grid = max((f.rate for f in facts))
+        while any(((lag - f.lag) / f.rate).denominator != 1 for f in facts):
+            lag = (lag // grid + 1) * grid
+            if lag > 64 * step + max(f.lag for f in facts):
+                raise UnsupportedError("Windows at rates without a common grid meet.",
+                                       operator=operator_name(group[0].target), module_path=module_path(group[0]))
+        modified = False
+        for node, fact in zip(group, facts, strict=True):
+            held = int((lag - fact.lag) / fact.rate)
+            if held:
+                x = node.args[0]
+                assert isinstance(x, Node)
+                node.replace_input_with(x, delay(program, node, x, held))
+                modified = True
+            node.meta["newest"] = fact.delay + held - fact.crop
+        return modified
+
+
+def align(program: Program, node: Node) -> bool:
+    """Holds back the early operands of a streaming operator."""
+    operands = [n for n in node.all_input_nodes if is_stream(n)]
+    if len(operands) < 2:
+        return False
+    latest = max(fact_of(n).delay for n in operands)
+    early = [n for n in operands if fact_of(n).delay < latest]
+    for x in early:
+        node.replace_input_with(x, delay(program, node, x, latest - fact_of(x).delay))
+        program.record(node, "operand delayed")
+    return bool(early)
+
+
+def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
+    """``x``, ``entries`` entries later."""
+    past = insert_marker(program, before, history, x, entries, like=x)
+    new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
+    new.meta[KEY] = replace(fact_of(x), delay=fact_of(x).delay + entries)
+    return new
+
+
+def meeting_windows(program: Program) -> Iterable[list[Node]]:
+    """The window markers, in groups whose results meet in some operator."""
+    leader: dict[Node, Node] = {}
+
+    def find(n: Node) -> Node:
+        while leader[n] is not n:
+            n = leader[n]
+        return n
+
+    reached: dict[Node, Node] = {}
+    for node in program.graph.nodes:
+        if node.target is window:
+            leader[node] = node
+            reached[node] = node
+            continue
+        if fact_of(node).kind is not Kind.WINDOW:
+            continue
+        roots = [find(reached[n]) for n in node.all_input_nodes if n in reached]
+        for other in roots[1:]:
+            leader[find(other)] = find(roots[0])
+        if roots:
+            reached[node] = roots[0]
+    groups: dict[Node, list[Node]] = {}
+    for marker in leader:
+        groups.setdefault(find(marker), []).append(marker)
+    return groups.values()

@@ -1,0 +1,84 @@
+"""Fold batch norm: its scale and offset go into the weights of the convolution before it."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.graph import insert, insert_constant, replace
+from co3d_compile.manager import Pass
+from co3d_compile.program import Program, delete_unused_constants
+from co3d_compile.rules.base import argument, rank_of
+
+aten = torch.ops.aten
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+NORMS = {aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default}
+
+
+class FoldBatchNorm(Pass):
+    """Rewrites, with scale = weight / sqrt(running_var + eps):
+
+    1. ``batch_norm(conv(x, w, b))`` to ``conv(x, w * scale, (b - mean) * scale + bias)``;
+    2. any other ``batch_norm(x)`` to ``x * scale + offset``.
+
+    Computed in float64, so that folding costs no accuracy.
+    """
+
+    requires = frozenset({"canonical"})
+    ensures = frozenset({"no_batch_norm"})
+
+    def run(self, program: Program) -> bool:
+        norms = [n for n in program.graph.nodes if n.target in NORMS]
+        for node in norms:
+            result = self._fold(program, node)
+            program.record(node, "folded into its convolution" if result.target in CONVOLUTIONS else "scale and offset")
+            for user in list(node.users):
+                if user.target is operator.getitem:
+                    replace(user, result)
+            replace(node, result)
+        program.graph.eliminate_dead_code()
+        delete_unused_constants(program.module)
+        return bool(norms)
+
+    def _fold(self, program: Program, node: Node) -> Node:
+        scale, offset = self._scale(program, node)
+        x = node.args[0]
+        assert isinstance(x, Node)
+        if x.target in CONVOLUTIONS and len(x.users) == 1 and x.args[1].op == "get_attr":  # type: ignore[union-attr]
+            return self._into_convolution(program, node, x, scale, offset)
+        shape = [-1] + [1] * (rank_of(x) - 2)
+        dtype = x.meta["val"].dtype
+        a = insert_constant(program, node, f"{node.name}.scale", scale.view(shape).to(dtype))
+        b = insert_constant(program, node, f"{node.name}.offset", offset.view(shape).to(dtype))
+        return insert(program, node, aten.add.Tensor, insert(program, node, aten.mul.Tensor, x, a), b)
+
+    def _scale(self, program: Program, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+        eps_at = 6 if node.target is aten._native_batch_norm_legit_no_training.default else 7
+        weight, bias, mean, variance = (
+            program.constant(a).double() if isinstance(a, Node) else None for a in node.args[1:5]
+        )
+        assert mean is not None and variance is not None
+        scale = torch.rsqrt(variance + float(argument(node, eps_at, "eps", 1e-5)))
+        scale = scale if weight is None else scale * weight
+        return scale, (0.0 if bias is None else bias) - mean * scale
+
+    def _into_convolution(
+        self, program: Program, node: Node, conv: Node, scale: torch.Tensor, offset: torch.Tensor
+    ) -> Node:
+        weight_node, bias_node = conv.args[1], argument(conv, 2, "bias")
+        assert isinstance(weight_node, Node)
+        weight = program.constant(weight_node)
+        fused = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+        bias = offset if bias_node is None else offset + program.constant(bias_node).double() * scale
+        name = str(weight_node.target).removesuffix(".weight")
+        w = insert_constant(program, node, f"{name}.fused_weight", fused.to(weight.dtype))
+        b = insert_constant(program, node, f"{name}.fused_bias", bias.to(weight.dtype))
+        new = insert(program, conv, conv.target, conv.args[0], w, b, *conv.args[3:], **{
+            k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")})
+        node.append(new)
+        new.meta.update({k: v for k, v in conv.meta.items() if k == "nn_module_stack"})
+        return new
+
+

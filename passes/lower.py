@@ -1,0 +1,244 @@
+"""Lower: time leaves the graph. Each entry is a tensor of its own, and a 3D network becomes an image network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.facts import Kind, fact_of, is_stream
+from co3d_compile.lowering import Lowering, Past
+from co3d_compile.manager import Pass
+from co3d_compile.primitive import history, shift, take, window
+from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
+from co3d_compile.rules import POINTWISE, rule_for
+
+aten = torch.ops.aten
+
+
+class Lower(Pass):
+    """Writes the step graph. A streaming tensor becomes a list of its entries, time taken out of each:
+
+    1. ``conv3d`` on a history to one ``conv2d`` on the channels of its taps, or a sum of one per tap;
+    2. ``history`` to the values of earlier steps (``previous``), or a queue where entries are small (``fifo``);
+    3. ``window`` to the newest entries as one clip; what follows stays as it is.
+
+    Where several entries come per step the model's own inputs and outputs keep their time dim.
+    """
+
+    requires = frozenset({"time", "continual", "windowed", "aligned"})
+    ensures = frozenset({"lowered"})
+    breaks = frozenset({"time"})
+
+    def run(self, program: Program) -> bool:
+        low = Lowering(program)
+        for node in program.graph.nodes:
+            if node.target is history:
+                low.capacity(_source(node), int(node.args[1]))
+            elif node.target is window:
+                low.capacity(_source(node), _reach_back(node))
+        for node, spec in zip(program.placeholders(), program.inputs, strict=True):
+            self._input(low, node, spec.pulse if spec.time_dim is not None else 0)
+        for node in program.graph.nodes:
+            low.path = module_path(node)
+            if node.op == "call_function":
+                self._node(low, node)
+        self._outputs(low, program)
+        program.module = GraphModule(program.module, low.graph)
+        program.graph.eliminate_dead_code()
+        delete_unused_constants(program.module)
+        return True
+
+    def _input(self, low: Lowering, node: Node, pulse: int) -> None:
+        """A model input: at one entry per step without its time dim."""
+        layout = fact_of(node).layout
+        assert layout is not None
+        new = low.graph.placeholder(node.name)
+        place = layout.time
+        shape = list(layout.shape)
+        if pulse == 1:
+            del shape[place.dim]  # type: ignore[union-attr]
+        elif pulse > 1:
+            shape[place.dim] = pulse  # type: ignore[union-attr]
+        with low.mode:
+            new.meta["val"] = torch.empty(shape, dtype=node.meta["val"].dtype)
+        if pulse > 1:
+            low.streams[node] = [low.call(aten.select.int, new, place.dim, i) for i in range(pulse)]  # type: ignore
+        else:
+            low.streams[node] = [new] * int(fact_of(node).pulse)
+
+    def _node(self, low: Lowering, node: Node) -> None:
+        if node.target is window:
+            low.windows[node] = self._window(low, node)
+        elif node.target in (history, take, shift):
+            low.streams[node] = self._marker(low, node)
+        elif is_stream(node):
+            self._stream(low, node)
+        elif fact_of(node).kind is Kind.WINDOW:
+            self._on_window(low, node)
+
+    def _marker(self, low: Lowering, node: Node) -> Any:
+        x, *numbers = node.args
+        assert isinstance(x, Node)
+        if node.target is shift:
+            return low.streams[x]
+        if node.target is history:
+            return low.past(low.streams[x], int(numbers[0]), _source(node), fact_of(x).layout)  # type: ignore[arg-type]
+        start, length, step = (*numbers, 1)[:3]
+        entries = low.streams[x]
+        return _Part(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
+
+    def _window(self, low: Lowering, node: Node) -> Node:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        fact = fact_of(x)
+        assert fact.layout is not None
+        back = (fact.length - 1) * fact.spacing
+        have = low.streams[x]
+        entries = have if back < len(have) else self._more(low, x, back + 1 - len(have))
+        newest = len(entries) - 1
+        return low.as_clip([entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)],
+                           fact.layout)
+
+    def _more(self, low: Lowering, x: Node, past: int) -> Any:
+        """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
+        source, late = x, 0
+        if x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
+            inner = x.args[0].args[0]
+            assert isinstance(inner, Node)
+            source, late = inner, int(x.args[0].args[1])  # type: ignore[arg-type]
+        entries = low.past(low.streams[source], past + late, source, fact_of(source).layout)
+        return _Part(entries, list(range(past + len(low.streams[x])))) if late else entries
+
+    def _stream(self, low: Lowering, node: Node) -> None:
+        rule = rule_for(node.target)
+        assert rule is not None
+        if isinstance(node.meta["val"], (tuple, list)):
+            return
+        if node.meta.get("gate") == "window":
+            fact = fact_of(node.args[0])  # type: ignore[arg-type]
+            low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
+        elif "kernel" in node.meta and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
+            low.streams[node] = [rule.entry(node, low, i) for i in range(low.pulse(node.args[0]))]  # type: ignore
+        else:
+            low.streams[node] = rule.lower(node, low)
+
+    def _on_window(self, low: Lowering, node: Node) -> None:
+        rule = rule_for(node.target)
+        try:
+            low.windows[node] = rule.window(node, low) if rule is not None else low.same(node)
+        except Co3dError:
+            raise
+        except Exception as error:
+            longer = low.program.options.window
+            hint = "Leave window at the clip's own length." if longer else "Please report this operator."
+            what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
+            raise UnsupportedError(f"An operator {what}: {str(error).splitlines()[0]}",
+                                   operator=operator_name(node.target), module_path=module_path(node),
+                                   hint=hint) from error
+
+    def _outputs(self, low: Lowering, program: Program) -> None:
+        output = next(n for n in program.graph.nodes if n.op == "output")
+        results = []
+        for spec, node in zip(program.outputs, output.args[0], strict=True):
+            fact = fact_of(node)
+            spec.dtype = node.meta["val"].dtype
+            spec.delay, spec.pulse, spec.time_dim = fact.delay - fact.crop, 1, None
+            if fact.kind is Kind.STREAM:
+                result = self._stream_output(low, node, spec)
+            elif fact.kind is Kind.WINDOW:
+                result = low.windows[node]
+                markers = _markers(node)
+                spec.delay = min((m.meta.get("newest", fact_of(m.args[0]).delay) for m in markers), default=0)
+                if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
+                    spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
+            else:
+                result = low.plain(node)
+            spec.shape = _shape(result, fact.layout if fact.kind is Kind.WINDOW else low_layout(fact))
+            results.append(result)
+        low.graph.output(tuple(results))
+        self._receptive_field(program, [fact_of(n) for n in output.args[0]])
+
+    def _stream_output(self, low: Lowering, node: Node, spec: Any) -> Node:
+        layout = fact_of(node).layout
+        assert layout is not None and layout.time is not None
+        single = layout.time.size == 1 and not layout.time.alone and fact_of(node).length == 1
+        entries = low.streams[node]
+        if single:
+            return low.resolve(entries[len(entries) - 1])
+        spec.time_dim, spec.pulse = layout.time.dim, len(entries)
+        if len(entries) == 1:
+            return low.entry(node, 0)
+        return low.as_clip([entries[i] for i in range(len(entries))], layout)
+
+    def _receptive_field(self, program: Program, facts: list[Any]) -> None:
+        fields: list[int | None] = [0]
+        for fact in facts:
+            if fact.kind is not Kind.STATIC:
+                low, high = fact.reach.low, fact.reach.high
+                fields.append(None if low is None else int(high - low) + 1)
+        program.receptive_field = None if None in fields else max(f for f in fields if f is not None)
+
+
+def low_layout(fact: Any) -> Any:
+    """Where the batch is in a streaming output."""
+    return fact.layout.entry() if fact.layout is not None else None
+
+
+def _shape(node: Node, layout: Any) -> list[int | str]:
+    """The shape of an output: the batch's dim is N, the first one where nothing else is known."""
+    place = layout.batch if layout is not None else None
+    batch = place.dim if place is not None and place.alone else 0
+    return ["N" if d == batch else int(s) for d, s in enumerate(node.meta["val"].shape)]
+
+
+class _Part:
+    """Some of the entries of a list, made only when read."""
+
+    def __init__(self, entries: Any, indices: list[int]) -> None:
+        self.entries, self.indices = entries, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.entries[self.indices[i]]
+
+
+def _source(node: Node) -> Node:
+    """The tensor whose past a marker reads."""
+    x = node.args[0]
+    assert isinstance(x, Node)
+    if node.target is window and x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
+        return x.args[0].args[0]  # type: ignore[return-value]
+    return x
+
+
+def _reach_back(node: Node) -> int:
+    """How many entries of the past a window reads."""
+    x = node.args[0]
+    assert isinstance(x, Node)
+    fact = fact_of(x)
+    late = int(x.args[0].args[1]) if _source(node) is not x else 0  # type: ignore
+    return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late
+
+
+def _markers(node: Node) -> list[Node]:
+    """The window markers that a result comes from."""
+    seen: set[Node] = set()
+    stack, found = [node], []
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.target is window:
+            found.append(n)
+        elif fact_of(n).kind is Kind.WINDOW:
+            stack.extend(n.all_input_nodes)
+    return found
+
+
+__all__ = ["Lower", "Past"]

@@ -1,0 +1,46 @@
+"""Strip temporal padding: the poster's second step. A stream has no outside, so nothing is padded over time."""
+
+from __future__ import annotations
+
+from co3d_compile.facts import is_stream
+from co3d_compile.graph import insert_marker, replace
+from co3d_compile.manager import Pass
+from co3d_compile.primitive import shift
+from co3d_compile.program import Program
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.combine import Concatenation
+
+
+class StripTemporalPadding(Pass):
+    """Rewrites, keeping each index equation in the node's meta (padding keeps its role as an offset):
+
+    1. ``conv3d(x, w, padding=[1, 1, 1])`` to ``conv3d(x, w, padding=[0, 1, 1])``, pools likewise;
+    2. a pad, a crop or a concatenation of constants over time that does nothing else to ``shift(x, p)``.
+    """
+
+    requires = frozenset({"time"})
+    ensures = frozenset({"unpadded"})
+
+    def run(self, program: Program) -> bool:
+        modified = False
+        for node in list(program.graph.nodes):
+            rule = rule_for(node.target)
+            kernel = rule.kernel(node) if rule is not None and is_stream(node) and is_stream_input(node) else None
+            if kernel is None or kernel.trivial and kernel.p_end == 0:
+                continue
+            modified = True
+            if isinstance(rule, Concatenation):
+                new = insert_marker(program, node, shift, rule.main(node), kernel.p, like=node)
+                replace(node, new)
+            else:
+                node.meta["kernel"] = kernel
+                rule.strip(node)  # type: ignore[union-attr]
+            if kernel.p or kernel.p_end:
+                program.record(node, "temporal padding or crop made an offset")
+        return modified
+
+
+def is_stream_input(node: object) -> bool:
+    """Whether the first operand streams."""
+    return any(is_stream(n) for n in node.all_input_nodes)  # type: ignore[attr-defined]
+

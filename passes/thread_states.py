@@ -1,0 +1,109 @@
+"""Thread states: what remembers becomes an explicit input and output of the graph."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.graph import fake_mode
+from co3d_compile.manager import Pass
+from co3d_compile.primitive import carry, fifo, previous
+from co3d_compile.program import Program, State, module_path
+
+aten = torch.ops.aten
+
+
+class ThreadStates(Pass):
+    """Rewrites, with one new input and one new output each:
+
+    1. ``previous(x)`` to the state; its next value is ``x``. A chain of them is a shift register;
+    2. ``fifo(x, n)`` to ``cat([state, x])``; the next value is its last n entries;
+    3. ``carry`` to the state; its next value is what the recurrent layer computed.
+
+    Along the way it counts the steps after which no output depends on the states' start.
+    """
+
+    requires = frozenset({"lowered"})
+    ensures = frozenset({"threaded"})
+
+    def run(self, program: Program) -> bool:
+        graph = program.graph
+        program.warmup_steps = warmup(program)
+        anchor = program.placeholders()[-1]
+        values: list[Node] = []
+        names: dict[str, int] = {}
+        for node in list(graph.nodes):
+            if node.target not in (previous, fifo, carry):
+                continue
+            path = module_path(node) or "model"
+            names[path] = names.get(path, -1) + 1
+            name = f"state.{path}.{names[path]}"
+            with graph.inserting_after(anchor):
+                state = graph.placeholder(f"state_{len(values)}")
+            anchor = state
+            state.meta["state"] = name
+            value = self._value(program, node, state)
+            state.meta["path"] = path
+            values.append(value)
+            program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype))
+        output = next(n for n in graph.nodes if n.op == "output")
+        replaced = {n: n.meta["becomes"] for n in graph.nodes if "becomes" in n.meta}
+        final = [replaced.get(v, v) for v in values]
+        for old, new in replaced.items():
+            old.replace_all_uses_with(new)
+        output.args = ((*output.args[0], *final),)  # type: ignore[misc]
+        for old in reversed(list(replaced)):
+            graph.erase_node(old)
+        graph.eliminate_dead_code()
+        return bool(values)
+
+    def _value(self, program: Program, node: Node, state: Node) -> Node:
+        """Gives the state its shape and the node what replaces it; returns the state's next value."""
+        x = node.args[0]
+        assert isinstance(x, Node)
+        graph = program.graph
+        if node.target is fifo:
+            n = int(node.args[1])  # type: ignore[arg-type]
+            new = int(x.meta["val"].shape[1])
+            with fake_mode(program):
+                state.meta["val"] = torch.empty(x.meta["val"].shape[0], n, x.meta["val"].shape[2],
+                                                dtype=x.meta["val"].dtype)
+            with graph.inserting_before(node):
+                queue = graph.call_function(aten.cat.default, ([state, x], 1))
+                last = graph.call_function(aten.slice.Tensor, (queue, 1, new, new + n))
+            for made, like in ((queue, node.meta["val"]), (last, state.meta["val"])):
+                made.meta = {"val": like, "path": module_path(node)}
+            node.meta["becomes"] = queue
+            return last
+        state.meta["val"] = node.meta["val"]
+        node.meta["becomes"] = state
+        return node.meta["next"] if node.target is carry else x  # type: ignore[no-any-return]
+
+
+def _shape(node: Node) -> list[int | str]:
+    return ["N", *(int(s) for s in node.meta["val"].shape[1:])]
+
+
+def warmup(program: Program) -> int:
+    """The least step from which no output depends on what the states held at the start.
+
+    A recurrent layer's state is left out: its start at zero is the clip's own.
+    """
+    steps: dict[Node, int] = {}
+    queues: dict[Node, tuple[int, int, int]] = {}
+    for node in program.graph.nodes:
+        operands = [steps[n] for n in node.all_input_nodes]
+        base = max(operands, default=0)
+        if node.target is carry:
+            base = 0
+        elif node.target is previous:
+            base += 1
+        elif node.target is fifo:
+            new = int(node.args[0].meta["val"].shape[1])
+            queues[node] = (base, int(node.args[1]), new)
+            base += -(-int(node.args[1]) // new)
+        elif node.args and node.args[0] in queues and node.target in (aten.select.int, aten.slice.Tensor):
+            fresh, n, new = queues[node.args[0]]
+            base = fresh + -(-max(0, n - int(node.args[2])) // new)
+        steps[node] = base
+    return steps[next(n for n in program.graph.nodes if n.op == "output")]
