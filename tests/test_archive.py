@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_files import rewrite, save_export, tiny, use_folder, write
+from model_files import SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
 
 from co3d_compile import archive
 from co3d_compile.errors import LoadError
@@ -129,6 +129,17 @@ def test_an_archive_with_a_dynamic_batch_loads() -> None:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     assert tuple(load(write(buffer.getvalue())).example_inputs[0].shape) == (2, 3, 4, 8, 8)
+
+
+@pytest.mark.parametrize("make", [save_export, save_script])
+def test_a_flipped_bit_is_seen(make: Callable[[], str]) -> None:
+    path = Path(make())
+    content = path.read_bytes()
+    for place in range(200, len(content) // 2, len(content) // 40):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with contextlib.suppress(LoadError):  # between members there is padding that nobody reads
+            loaded = load(str(path), shapes=[SHAPE])
+            assert all(torch.equal(loaded.program.state_dict[k], v) for k, v in tiny().state_dict().items())
 
 
 def test_a_zip_bomb_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
