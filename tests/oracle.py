@@ -172,7 +172,10 @@ class Check:
         reads = [(self.clip.lengths[k], self.clip.entries(k, self.pulses[0])) for k in what.reads]
         return max(math.ceil((length + max(0, delay)) / rate) - 1 for length, rate in reads)
 
-    def compare(self, results: list[tuple[Array, ...]], first: Sequence[int], tol: float, context: str):
+    def compare(
+        self, results: list[tuple[Array, ...]], first: Sequence[int], tol: float, context: str
+    ) -> tuple[float, ...]:
+        """Every output from its first step on."""
         comparison = Comparison(len(self.outputs))
         for k in range(len(self.outputs)):
             for step in range(first[k], len(results)):

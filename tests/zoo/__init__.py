@@ -77,7 +77,7 @@ class Entry:
     expect: Expect = "streams"
     options: Mapping[str, Any] = field(default_factory=dict)
     time_dim: int | tuple[int, ...] = 2
-    reference: Callable[[nn.Module], Reference] | None = None
+    reference: Callable[[Any], Reference] | None = None
     causal: bool = False
     nan_start: bool = True
     as_list: bool = False
@@ -94,7 +94,12 @@ class Entry:
         return (clips,) if self.as_list else tuple(clips)
 
 
-def by_clip(*, stride: int = 1, outputs: int = 1, time_dims: tuple[int, ...] = (2,), as_list: bool = False):
+MakeReference = Callable[[Any], Reference]
+
+
+def by_clip(
+    *, stride: int = 1, outputs: int = 1, time_dims: tuple[int, ...] = (2,), as_list: bool = False
+) -> MakeReference:
     """Reference of a model that gives one result per clip and has no temporal padding before its first window."""
 
     def make(module: nn.Module) -> Reference:
@@ -112,7 +117,7 @@ def by_clip(*, stride: int = 1, outputs: int = 1, time_dims: tuple[int, ...] = (
     return make
 
 
-def split(trunk: Callable[[Any], Any], head: Callable[[Any], Any], time_dim: int = 2):
+def split(trunk: Callable[[Any], Any], head: Callable[[Any], Any], time_dim: int = 2) -> MakeReference:
     """Reference of a model that is `head(trunk(x))`; both are picked from the module."""
 
     def make(module: nn.Module) -> Reference:
@@ -121,7 +126,7 @@ def split(trunk: Callable[[Any], Any], head: Callable[[Any], Any], time_dim: int
     return make
 
 
-def long_clip(*time_dims: int):
+def long_clip(*time_dims: int) -> MakeReference:
     """Reference of a model whose outputs keep their time axis, at the given dims."""
     return lambda module: Reference(module, tuple(range(len(time_dims))), time_dims)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Amax(nn.Module):
         return ScopedPool("max", window)
 
 
-_POOLS = {
+_POOLS: dict[str, Callable[[], nn.Module]] = {
     "mean": Mean,
     "amax": Amax,
     "adaptive_avg": lambda: nn.AdaptiveAvgPool3d(1),

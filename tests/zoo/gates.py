@@ -74,7 +74,7 @@ class _ScopedSqueeze(nn.Module):
         return x * self.block(self.pool(x))
 
 
-def _replacement(module: nn.Module, window: int) -> nn.Module | None:
+def _replacement(module: Any, window: int) -> nn.Module | None:
     if type(module).__name__ == "SqueezeExcitation":
         return _ScopedSqueeze(module.block, window)
     if isinstance(module, nn.AdaptiveAvgPool3d):

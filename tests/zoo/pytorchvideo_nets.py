@@ -31,7 +31,7 @@ def _x3d_trunk(model: Any) -> nn.Sequential:
     return nn.Sequential(_blocks(model), pool.pre_conv, pool.pre_norm, pool.pre_act)
 
 
-def _pool_entries(pool: nn.AvgPool3d, x: Tensor) -> Tensor:
+def _pool_entries(pool: Any, x: Tensor) -> Tensor:
     """A head's own pool, over as many entries as there are."""
     return F.avg_pool3d(x, (x.shape[2], *pool.kernel_size[1:]), stride=1)
 

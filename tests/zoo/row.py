@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import Entry, Expect, Reference, Shape, randomise
-
-MakeReference = Callable[[nn.Module], Reference]
+from . import Entry, Expect, MakeReference, Shape, randomise
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Real:
 
 def _temper(model: Any, examples: list[Any]) -> nn.Module:
     """Scales the projection in front of a softmax: a saturated output would hide every error."""
-    head = model.blocks[-1] if hasattr(model, "blocks") else None
+    head: Any = model.blocks[-1] if hasattr(model, "blocks") else None
     if not isinstance(getattr(head, "activation", None), nn.Softmax):
         return model
     logits: list[Tensor] = []
