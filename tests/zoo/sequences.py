@@ -53,13 +53,11 @@ class MSTCN(nn.Module):
         return outputs
 
 
-def _unsaturated() -> MSTCN:
-    """Small scores: a saturated softmax between the stages would hide errors from the stages behind."""
-    model = randomise(MSTCN())
+def _mild_scores() -> MSTCN:
+    """A saturated softmax between the stages would hide errors from the stage behind."""
+    model = randomise(MSTCN(stages=2))
     assert isinstance(model, MSTCN)
-    for stage in (model.stage1, *model.stages):
-        assert isinstance(stage, Stage)
-        stage.conv_out.weight.data *= 0.3
+    model.stage1.conv_out.weight.data *= 0.5
     return model
 
 
@@ -272,7 +270,7 @@ def _entry(name: str, factory: Any, *shapes: tuple[int, ...], **fields: Any) -> 
 _VIDEO = (1, 3, 8, 6, 6)
 
 SEQUENCES = (
-    Entry("ms_tcn", _unsaturated, ((1, 6, 40),), reference=long_clip(3)),
+    Entry("ms_tcn", _mild_scores, ((1, 6, 40),), reference=long_clip(3)),
     _entry("st_gcn", STGCN, (1, 3, 16, 5), expect="window",
            reference=split(lambda m: m.features, lambda m: m.classify)),
     _entry("wavenet", lambda: WaveNet(10), (1, 2, 64), causal=True),
