@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import click
 
 from co3d_compile.errors import Co3dError
+from co3d_compile.version import __version__
 
 if TYPE_CHECKING:
     from co3d_compile.load import Loaded
@@ -82,7 +84,7 @@ class Command(OneLineMain):
 
     def invoke(self, ctx: click.Context) -> Any:
         verbose = ctx.params.get("verbose", 0)
-        ctx.meta[__name__] = sys.stdout
+        ctx.meta[__name__] = sys.stdout, sys.stderr
         try:
             with stoppable(), quiet(verbose):
                 return super().invoke(ctx)
@@ -150,9 +152,10 @@ def stoppable() -> Iterator[None]:
 def quiet(verbose: int) -> Iterator[None]:
     """Keeps what libraries log, warn and print off the user's screen; what matters stands in the report.
 
-    Prints go to stderr in any case: stdout is for the report.
+    torch.export prints whole graphs. With -v prints are shown, on stderr: stdout is for the report.
     """
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    shown: TextIO = sys.stderr if verbose else io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), warnings.catch_warnings():
         if verbose >= 2:
             yield
             return
@@ -168,8 +171,27 @@ def quiet(verbose: int) -> Iterator[None]:
 
 def stdout() -> TextIO:
     """The real stdout, past `quiet`."""
-    stream: TextIO = click.get_current_context().meta[__name__]
+    stream: TextIO = click.get_current_context().meta[__name__][0]
     return stream
+
+
+def stderr() -> TextIO:
+    """The real stderr, past `quiet`."""
+    stream: TextIO = click.get_current_context().meta[__name__][1]
+    return stream
+
+
+def print_json(data: Any) -> None:
+    """Strict JSON on stdout: what is not finite is null."""
+    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False), file=stdout())
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class ShapeType(click.ParamType[Any]):
@@ -249,17 +271,9 @@ def json_option(command: F) -> F:
     return option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON.")(command)
 
 
-def version() -> str:
-    """The version of this package, as installed."""
-    try:
-        return metadata.version("co3d-compile")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def version_option(command: F) -> F:
     """``--version``"""
-    return click.version_option(version(), "--version", message="co3d-compile %(version)s", cls=Option)(command)
+    return click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)(command)
 
 
 def plural(count: int, thing: str) -> str:

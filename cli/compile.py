@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from co3d_compile.cli.common import (
     load_model,
     model_options,
     option,
+    print_json,
     stdout,
     verbose_option,
     version_option,
@@ -145,7 +145,7 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
     """
     report = run(model, output, verbose, options)
     if as_json:
-        click.echo(json.dumps(report, indent=2), file=stdout())
+        print_json(report)
     else:
         print_summary(report, stdout(), verbose)
     result = report["verification"]
@@ -190,7 +190,7 @@ def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any
     import co3d_compile as co3d
 
     dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
-    time_dim = dims[0] if len(dims) == 1 else list(dims)
+    time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)
     return co3d.compile(loaded.program, loaded.example_inputs, time_dim=time_dim, progress=progress, **options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import platform
 from importlib import metadata
@@ -15,9 +14,10 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from co3d_compile.cli.common import Command, join, json_option, stdout, verbose_option, version
+from co3d_compile.cli.common import Command, join, json_option, print_json, stdout, verbose_option
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
 from co3d_compile.errors import VerificationError
+from co3d_compile.version import __version__
 
 # What each feature needs: name, packages by import name, and what to install.
 FEATURES = (
@@ -41,7 +41,7 @@ def command(as_json: bool, verbose: int) -> None:
     """
     report = examine()
     if as_json:
-        click.echo(json.dumps(report, indent=2), file=stdout())
+        print_json(report)
     else:
         _print(report)
     if report["self_test"]["passed"] is False:
@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
         missing = [package for package, found in versions.items() if found is None]
         features.append({"feature": name, "packages": versions, "missing": missing, "install": install})
     report: dict[str, Any] = {
-        "co3d_compile": version(),
+        "co3d_compile": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Group
 
-from co3d_compile.cli.common import Command, bytes_text, json_option, plural, stdout, verbose_option
+from co3d_compile.cli.common import Command, bytes_text, json_option, plural, print_json, stdout, verbose_option
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
 from co3d_compile.contract import METADATA_KEY, Contract, StateSpec, parse, resolve
 from co3d_compile.errors import ContractError, LoadError
@@ -26,7 +26,7 @@ def command(model: Path, as_json: bool, verbose: int) -> None:
     """Show what a compiled model takes, gives and remembers."""
     contract = read_contract(model)
     if as_json:
-        click.echo(json.dumps(json.loads(contract.to_json()), indent=2), file=stdout())
+        print_json(json.loads(contract.to_json()))
         return
     parts: list[Any] = [_facts(model, contract)]
     if contract.states:

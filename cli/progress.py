@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 
@@ -10,6 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+
+from co3d_compile.cli.common import stderr
 
 
 class Progress:
@@ -23,9 +24,16 @@ class Progress:
         self._stage: str | None = None
         self._started = time.perf_counter()
         # Logs and tracebacks of -vv and a live bar would overwrite each other.
-        if sys.stderr.isatty() and verbose < 2:
+        if stderr().isatty() and verbose < 2:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bars = Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            self._bars = Bars(
+                *columns,
+                TimeElapsedColumn(),
+                console=Console(file=stderr()),
+                transient=True,
+                redirect_stdout=verbose > 0,
+                redirect_stderr=verbose > 0,
+            )
 
     def __enter__(self) -> Progress:
         if self._bars:
@@ -56,5 +64,9 @@ class Progress:
         if self._bars and self._task is not None:
             self._bars.remove_task(self._task)
         if self._lines:
-            click.echo(f"{self._stage}: {spent:.1f} s", err=True)
+            line = f"{self._stage}: {spent:.1f} s"
+            if self._bars:
+                self._bars.console.print(line, highlight=False)
+            else:
+                click.echo(line, file=stderr())
         self._stage = self._task = None

@@ -23,7 +23,9 @@ def console_for(stream: TextIO) -> Console:
 
 def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
     """Prints the report of one compilation."""
-    parts: list[RenderableType] = [_facts(report), "", _actions(report)]
+    parts: list[RenderableType] = [_facts(report)]
+    if report["actions"] or report["gates"]:
+        parts += ["", _actions(report)]
     if report["recomputed"]:
         parts += ["", _recomputed(report["recomputed"], None if verbose else 10)]
     notes = [*report["source"]["notes"], *report["warnings"]]
@@ -105,7 +107,7 @@ def _actions(report: Report) -> Table:
 def _recomputed(rows: list[Report], limit: int | None) -> Table:
     table = rows_table("Recomputed on a window at every step", "operator", "module", "bytes", "reason")
     for row in rows[:limit]:
-        table.add_row(row["operator"], row["module_path"], bytes_text(row["bytes"]), row["reason"])
+        table.add_row(row["operator"], row["module_path"] or "the model", bytes_text(row["bytes"]), row["reason"])
     if limit is not None and len(rows) > limit:
         table.add_row(f"and {len(rows) - limit} more (-v)")
     return table

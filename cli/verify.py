@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from co3d_compile.cli.common import (
     load_model,
     model_options,
     option,
+    print_json,
     stdout,
     verbose_option,
 )
@@ -59,7 +59,7 @@ def command(compiled: Path, against: str, as_json: bool, verbose: int, **options
             progress=lambda _, done, total: progress("verify", done, total),
         ).to_dict()
     if as_json:
-        click.echo(json.dumps({**result, "model": str(compiled), "against": against}, indent=2), file=stdout())
+        print_json({**result, "model": str(compiled), "against": against})
     else:
         table = facts_table()
         table.add_row("Model", str(compiled))
