@@ -48,6 +48,20 @@ class InPlace(nn.Module):
     def forward(self, x):
         return x.mul_(0)
 
+class Flip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x).flip(2)
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+def still():
+    return nn.Sequential(nn.Conv3d(3, 4, (1, 3, 3)), nn.ReLU())
+
 ready = tiny()
 def number(): return 3
 def fails(): raise ValueError("no such checkpoint")

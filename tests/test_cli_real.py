@@ -1,0 +1,124 @@
+"""The commands with the compiler behind them: what a user meets, end to end on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from model_files import FACTORY, save_export, save_pickle, save_script, use_folder
+
+from co3d_compile.cli.compile import main as compile_command
+from co3d_compile.cli.main import main as group
+from co3d_compile.session import StreamSession
+
+SHAPE = ["--shape", "1x3x4x8x8"]
+OUT = ["-o", "out.onnx"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return use_folder(tmp_path, monkeypatch)
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(compile_command, list(args))
+
+
+def report_of(*args: str) -> dict[str, Any]:
+    result = call(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def files() -> set[str]:
+    return {name for name in os.listdir() if not name.startswith(("co3d_test", "__pycache__"))}
+
+
+SOURCES: dict[str, tuple[Callable[[], str], list[str]]] = {
+    "export": (save_export, []),
+    "script": (save_script, SHAPE),
+    "pickle": (save_pickle, [*SHAPE, "--trust-pickle"]),
+    "factory": (lambda: f"{FACTORY}:tiny", SHAPE),
+}
+
+
+@pytest.mark.parametrize(("make", "more"), SOURCES.values(), ids=SOURCES)
+def test_every_source_compiles_and_verifies(make: Callable[[], str], more: list[str]) -> None:
+    report = report_of(make(), *OUT, *more)
+    assert report["verification"]["passed"]
+    assert report["receptive_field"] == 3
+    assert report["recomputed"] == []
+    assert [row["action"] for row in report["actions"]].count("continual") == 1
+    assert report["file_bytes"] == Path("out.onnx").stat().st_size
+    session = StreamSession("out.onnx")
+    assert np.asarray(session.step(np.zeros((1, 3, 8, 8), np.float32))).shape == (1, 4, 8, 8)
+
+
+def test_a_model_without_time_says_so() -> None:
+    report = report_of(f"{FACTORY}:still", *OUT, *SHAPE)
+    assert report["state_count"] == 0
+    assert any("no temporal operator" in note for note in report["warnings"])
+    assert report["verification"]["passed"]
+
+
+def test_what_falls_back_is_listed() -> None:
+    result = call(f"{FACTORY}:Flip", *OUT, *SHAPE)
+    assert result.exit_code == 0, result.stderr
+    assert "Recomputed on a window" in result.stdout and "aten.flip" in result.stdout
+
+
+def test_dump() -> None:
+    report_of(f"{FACTORY}:tiny", *OUT, *SHAPE, "--dump", "d")
+    assert any("strip_temporal_padding" in name for name in os.listdir("d"))
+
+
+@pytest.mark.parametrize(
+    ("factory", "more", "code", "says"),
+    [
+        ("Flip", ["--unsupported", "error"], 5, "aten.flip"),
+        ("tiny", ["--time-dim", "1"], 2, "time_dim=1"),
+        ("tiny", ["--time-dim", "7"], 2, "time_dim=7"),
+        ("tiny", ["--time-dim", "none"], 2, "time dim"),
+        ("DataDependent", [], 4, "cannot be captured"),
+    ],
+)
+def test_bad_input(factory: str, more: list[str], code: int, says: str) -> None:
+    result = call(f"{FACTORY}:{factory}", *OUT, *SHAPE, *more)
+    assert result.exit_code == code, result.stderr
+    assert says in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert files() == set()
+
+
+def test_inspect_and_verify_read_what_was_compiled() -> None:
+    model = save_export()
+    report_of(model, *OUT)
+    shown = CliRunner().invoke(group, ["inspect", "out.onnx"])
+    assert shown.exit_code == 0 and "3 frames" in shown.stdout
+    checked = CliRunner().invoke(group, ["verify", "out.onnx", "--against", model, "--json"])
+    assert checked.exit_code == 0, checked.stderr
+    assert json.loads(checked.stdout)["passed"]
+
+
+def test_verify_sees_other_weights() -> None:
+    report_of(save_export(), *OUT)
+    result = CliRunner().invoke(group, ["verify", "out.onnx", "--against", f"{FACTORY}:tiny", *SHAPE])
+    assert result.exit_code == 3
+    assert "FAILED" in result.stdout
+
+
+def test_doctor() -> None:
+    result = CliRunner().invoke(group, ["doctor", "--json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["self_test"]["passed"]
+    assert "CPUExecutionProvider" in report["providers"]
