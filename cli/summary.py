@@ -24,8 +24,10 @@ def console_for(stream: TextIO) -> Console:
 def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
     """Prints the report of one compilation."""
     parts: list[RenderableType] = [_facts(report)]
-    if report["actions"] or report["gates"]:
-        parts += ["", _actions(report)]
+    if report["actions"]:
+        parts += ["", _actions(report["actions"])]
+    if report["gates"] and verbose:
+        parts += ["", _gates(report["gates"])]
     if report["recomputed"]:
         parts += ["", _recomputed(report["recomputed"], None if verbose else 10)]
     notes = [*report["source"]["notes"], *report["warnings"]]
@@ -94,13 +96,18 @@ def _state(report: Report) -> str:
     return f"{plural(report['state_count'], 'tensor')}, {bytes_text(report['state_bytes'])} per stream"
 
 
-def _actions(report: Report) -> Table:
+def _actions(rows: list[Report]) -> Table:
     table = rows_table("What was done", "operator", "count", "action")
     table.columns[1].justify = "right"
-    for row in report["actions"]:
+    for row in rows:
         table.add_row(row["operator"], str(row["count"]), row["action"])
-    for gate in report["gates"]:
-        table.add_row("gate", "1", f"{gate['module_path']}: pooled over {gate['scope']}")
+    return table
+
+
+def _gates(rows: list[Report]) -> Table:
+    table = rows_table("Gates", "module", "pooled over")
+    for row in rows:
+        table.add_row(row["module_path"], row["scope"])
     return table
 
 
