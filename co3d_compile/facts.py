@@ -32,18 +32,6 @@ class NoExtension(Exception):
 
 
 @dataclass(frozen=True)
-class Reach:
-    """Frames of the first input that entry n depends on: from ``n * rate + low`` to ``n * rate + high``.
-
-    ``low`` is None where the receptive field is unbounded (recurrent layers).
-    """
-
-    rate: Fraction
-    low: Fraction | None
-    high: Fraction
-
-
-@dataclass(frozen=True)
 class Kernel:
     """The index equation of an operator over time: ``y[o] = f(x[o*s + i*d - p], i = 0 … k-1)``.
 
@@ -88,11 +76,6 @@ class Kernel:
         """Entries of the input that have arrived but are not needed yet at the end of a step."""
         return (1 + self.delay(delay)) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
 
-    def reach(self, x: Reach) -> Reach:
-        """Frames that the output depends on."""
-        low = None if x.low is None else x.low - self.p * x.rate
-        return Reach(x.rate * self.s, low, x.high + ((self.k - 1) * self.d - self.p) * x.rate)
-
 
 @dataclass(frozen=True)
 class Fact:
@@ -105,7 +88,7 @@ class Fact:
         delay: Entries by which the newest entry lags behind the newest possible one.
         spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
         length: Entries if the clip had ``window`` frames.
-        reach: Frames of the first input it depends on.
+        rate: Frames of the first input per entry.
         crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
@@ -117,7 +100,7 @@ class Fact:
     delay: int = 0
     spacing: int = 1
     length: int = 1
-    reach: Reach = Reach(Fraction(1), Fraction(0), Fraction(0))
+    rate: Fraction = Fraction(1)
     crop: int = 0
     sources: frozenset[str] = frozenset()
     dense: bool = False
@@ -127,11 +110,6 @@ class Fact:
         """Entries in the captured clip."""
         time = self.layout.time if self.layout is not None else None
         return time.size if time is not None else 1
-
-    @property
-    def rate(self) -> Fraction:
-        """Frames of the first input per entry."""
-        return self.reach.rate
 
     @property
     def lag(self) -> Fraction:
@@ -154,7 +132,7 @@ class Fact:
             delay=flowing.delay(self.delay),
             spacing=spacing,
             length=length,
-            reach=flowing.reach(self.reach),
+            rate=self.rate * flowing.s,
         )
 
     def flowing(self, kernel: Kernel) -> Kernel:
@@ -196,14 +174,10 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
     first = streams[0]
     if any((f.pulse, f.spacing) != (first.pulse, first.spacing) for f in streams):
         raise NoExtension("operands with different numbers of entries per step")
-    lows = [f.reach.low for f in streams]
-    low = None if any(v is None for v in lows) else min(v for v in lows if v is not None)
-    high = max(f.reach.high for f in streams)
     last = max(streams, key=lambda f: f.delay)
     return replace(
         last,
         layout=layout,
         length=max(f.length for f in streams),
-        reach=Reach(first.reach.rate, low, high),
         crop=min(f.crop for f in streams),
     )

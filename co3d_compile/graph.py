@@ -56,7 +56,7 @@ def insert_constant(program: Program, before: Node, name: str, value: torch.Tens
     with program.graph.inserting_before(before):
         node = program.graph.get_attr(unique)
     node.meta["path"] = module_path(before)
-    node.meta["val"] = fake_mode(program).from_tensor(value)
+    node.meta["val"] = fake_mode(program).from_tensor(value, static_shapes=True)
     return node
 
 

@@ -45,7 +45,9 @@ class Past:
     def __len__(self) -> int:
         return self.n + len(self.new)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         if index >= self.n:
             return self.new[index - self.n]
         back = self.n - index
@@ -66,6 +68,7 @@ class Lowering:
         self.program = program
         self.graph = Graph()
         self.mode = fake_mode(program)
+        self.batch = program.inputs[0].shape[0]
         self.streams: dict[Node, Any] = {}
         self.windows: dict[Node, Node] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
@@ -117,7 +120,7 @@ class Lowering:
             return self._known[key]
         set_constant(self.program.module, name, value)
         node = self.graph.get_attr(name)
-        node.meta = {"path": self.path, "val": self.mode.from_tensor(value)}
+        node.meta = {"path": self.path, "val": self.mode.from_tensor(value, static_shapes=True)}
         self._known[key] = node
         self._constants[node] = name
         return node
@@ -155,7 +158,7 @@ class Lowering:
     def resolve(self, ref: Any) -> Node:
         """The node of an entry."""
         if isinstance(ref, Slot):
-            return self.call(aten.view.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]])
+            return self.call(aten.reshape.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]])
         return ref  # type: ignore[no-any-return]
 
     def items(self, node: Node) -> list[list[Node]]:
@@ -182,6 +185,10 @@ class Lowering:
         """The shape of a node of the new graph, at the captured batch."""
         return [int(s) for s in node.meta["val"].shape]
 
+    def features(self, node: Node) -> int:
+        """Numbers in one stream's share of a node of the new graph."""
+        return prod(self.sizes(node)) // self.batch
+
     # --- the past
 
     def capacity(self, marker: Node, n: int) -> None:
@@ -196,7 +203,7 @@ class Lowering:
         first = self.resolve(new[0])
         capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
         leading = layout is None or _leading(layout)
-        if n < 2 or capacity < 4 or prod(self.sizes(first)[1:]) > SMALL or not leading:
+        if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading:
             return Past(self, list(new), n)
         return Past(self, list(new), n, self.queue([self.resolve(x) for x in new], capacity))
 
@@ -206,7 +213,7 @@ class Lowering:
 
     def rows(self, entries: Sequence[Node]) -> Node:
         """Entries as (batch, entries, features)."""
-        rows = [self.call(aten.view.default, e, [-1, 1, prod(self.sizes(e)[1:])]) for e in entries]
+        rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
     def stacked(self, refs: Sequence[Any]) -> Node:
@@ -234,7 +241,7 @@ class Lowering:
             if isinstance(ref, Slot):
                 positions.append(ref.index if ref.queue is queue else None)
             else:
-                row = self.call(aten.view.default, ref, [-1, 1, prod(self.sizes(ref)[1:])])
+                row = self.call(aten.reshape.default, ref, [-1, 1, self.features(ref)])
                 positions.append(place.get(row))
         if None in positions:
             return None
@@ -263,7 +270,7 @@ class Lowering:
                      and (a.label != PLAIN or a.size == axis.size))
             used[i] = True
             order.append(i)
-        view = self.call(aten.view.default, stacked, [-1 if a.label == BATCH else a.size for a in source])
+        view = self.call(aten.reshape.default, stacked, [-1 if a.label == BATCH else a.size for a in source])
         if order != sorted(order):
             view = self.call(aten.permute.default, view, order)
         return self.call(aten.reshape.default, view, target.sizes())
@@ -277,6 +284,11 @@ class Lowering:
             total = self.call(aten.add.Tensor, total, part)
         return total
 
+    def stack(self, parts: Sequence[Node]) -> Node:
+        """Tensors along a new first dim."""
+        rows = [self.call(aten.unsqueeze.default, p, 0) for p in parts]
+        return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 0)
+
     def reduce_entries(self, refs: Sequence[Any], kind: str) -> Node:
         """Mean, sum, maximum or minimum over entries."""
         if len(refs) == 1:
@@ -285,7 +297,7 @@ class Lowering:
             rows = self.stacked(refs)
             target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList, "amax": aten.amax.default}.get(kind, aten.amin.default)
             reduced = self.call(target, rows, [1], False)
-            return self.call(aten.view.default, reduced, [-1, *self.sizes(self.resolve(refs[-1]))[1:]])
+            return self.call(aten.reshape.default, reduced, [-1, *self.sizes(self.resolve(refs[-1]))[1:]])
         nodes = [self.resolve(r) for r in refs]
         if kind in ("mean", "sum"):
             total = self.sum(nodes)
@@ -334,7 +346,7 @@ class Lowering:
         """Adds a bias per channel."""
         if bias is None:
             return x
-        return self.call(aten.add.Tensor, x, self.call(aten.view.default, bias, [-1] + [1] * space))
+        return self.call(aten.add.Tensor, x, self.call(aten.reshape.default, bias, [-1] + [1] * space))
 
     def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
         """A reduction over other dims of one entry."""
@@ -384,7 +396,7 @@ class Lowering:
         return self.call(node.target, self.plain(node.args[0]), layout.sizes())  # type: ignore[arg-type]
 
 
-VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+VIEWS = {aten.reshape.default, aten.expand.default}
 
 
 def _leading(layout: Layout) -> bool:

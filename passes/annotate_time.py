@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError, UsageError
-from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, Reach, fact_of
+from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of
 from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.manager import Pass
 from co3d_compile.program import Fallback, Program, bytes_of, module_path, operator_name
@@ -82,7 +82,7 @@ class AnnotateTime(Pass):
                 layout,
                 pulse=Fraction(entries if spec.time_dim is not None else first, common),
                 length=window * entries // first if spec.time_dim is not None else 1,
-                reach=Reach(Fraction(first, entries), Fraction(0), Fraction(0)),
+                rate=Fraction(first, entries),
                 dense=program.options.stride_mode == "dense",
             )
 
@@ -199,16 +199,8 @@ def window_fact(node: Node) -> Fact:
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
-    reaches = [_window_reach(f) if f.kind is Kind.STREAM else f.reach for f in facts]
-    low = None if any(r.low is None for r in reaches) else min(r.low for r in reaches if r.low is not None)
-    reach = Reach(reaches[0].rate, low, max(r.high for r in reaches))
-    return Fact(Kind.WINDOW, window_layout(node), length=max(f.length for f in facts), reach=reach, sources=sources,
+    return Fact(Kind.WINDOW, window_layout(node), length=max(f.length for f in facts), sources=sources,
                 pulse=facts[0].pulse, dense=facts[0].dense)
-
-
-def _window_reach(fact: Fact) -> Reach:
-    """Frames that a window depends on, relative to the frame it starts at."""
-    return Reach(fact.rate, fact.reach.low, (fact.length - 1) * fact.spacing * fact.rate + fact.reach.high)
 
 
 def window_layout(node: Node) -> Layout | None:

@@ -27,6 +27,7 @@ SAME = {
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
 }
+VIEWS = {aten.view.default, aten._unsafe_view.default}
 WITH_INDICES = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
@@ -64,6 +65,8 @@ class Canonicalize(Pass):
                 continue
             if node.target in SAME or _same_dtype(node):
                 replace(node, node.args[0])
+            elif node.target in VIEWS:  # the copies that made views possible are gone
+                node.target = aten.reshape.default
             elif node.target in REWRITES:
                 REWRITES[node.target](program, node)
         program.graph.eliminate_dead_code()

@@ -8,6 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.dependence import dependences
 from co3d_compile.facts import Kind, fact_of, is_stream
 from co3d_compile.lowering import Lowering, Past
 from co3d_compile.manager import Pass
@@ -142,14 +143,17 @@ class Lower(Pass):
     def _outputs(self, low: Lowering, program: Program) -> None:
         output = next(n for n in program.graph.nodes if n.op == "output")
         results = []
+        parts: list[Node] = []
         for spec, node in zip(program.outputs, output.args[0], strict=True):
             fact = fact_of(node)
             spec.dtype = node.meta["val"].dtype
             spec.delay, spec.pulse, spec.time_dim = fact.delay - fact.crop, 1, None
             if fact.kind is Kind.STREAM:
                 result = self._stream_output(low, node, spec)
+                parts += [low.entry(node, i) for i in range(spec.pulse)] if spec.time_dim is not None else [result]
             elif fact.kind is Kind.WINDOW:
                 result = low.windows[node]
+                parts.append(result)
                 markers = _markers(node)
                 spec.delay = min((m.meta.get("newest", fact_of(m.args[0]).delay) for m in markers), default=0)
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
@@ -159,7 +163,7 @@ class Lower(Pass):
             spec.shape = _shape(result, fact.layout if fact.kind is Kind.WINDOW else low_layout(fact))
             results.append(result)
         low.graph.output(tuple(results))
-        self._receptive_field(program, [fact_of(n) for n in output.args[0]])
+        self._dependence(low, program, parts)
 
     def _stream_output(self, low: Lowering, node: Node, spec: Any) -> Node:
         layout = fact_of(node).layout
@@ -173,13 +177,13 @@ class Lower(Pass):
             return low.entry(node, 0)
         return low.as_clip([entries[i] for i in range(len(entries))], layout)
 
-    def _receptive_field(self, program: Program, facts: list[Any]) -> None:
-        fields: list[int | None] = [0]
-        for fact in facts:
-            if fact.kind is not Kind.STATIC:
-                low, high = fact.reach.low, fact.reach.high
-                fields.append(None if low is None else int(high - low) + 1)
-        program.receptive_field = None if None in fields else max(f for f in fields if f is not None)
+    def _dependence(self, low: Lowering, program: Program, parts: list[Node]) -> None:
+        """Receptive field and warm-up, entry by entry."""
+        first = program.inputs[0]
+        found = dependences(low.graph, max(1, first.pulse), first.time_dim or 0)
+        fields = [found[p].field for p in parts]
+        program.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
+        program.warmup_steps = max((found[p].steps for p in parts), default=0)
 
 
 def low_layout(fact: Any) -> Any:

@@ -19,8 +19,6 @@ class ThreadStates(Pass):
     1. ``previous(x)`` to the state; its next value is ``x``. A chain of them is a shift register;
     2. ``fifo(x, n)`` to ``cat([state, x])``; the next value is its last n entries;
     3. ``carry`` to the state; its next value is what the recurrent layer computed.
-
-    Along the way it counts the steps after which no output depends on the states' start.
     """
 
     requires = frozenset({"lowered"})
@@ -28,7 +26,6 @@ class ThreadStates(Pass):
 
     def run(self, program: Program) -> bool:
         graph = program.graph
-        program.warmup_steps = warmup(program)
         anchor = program.placeholders()[-1]
         values: list[Node] = []
         names: dict[str, int] = {}
@@ -82,28 +79,3 @@ class ThreadStates(Pass):
 
 def _shape(node: Node) -> list[int | str]:
     return ["N", *(int(s) for s in node.meta["val"].shape[1:])]
-
-
-def warmup(program: Program) -> int:
-    """The least step from which no output depends on what the states held at the start.
-
-    A recurrent layer's state is left out: its start at zero is the clip's own.
-    """
-    steps: dict[Node, int] = {}
-    queues: dict[Node, tuple[int, int, int]] = {}
-    for node in program.graph.nodes:
-        operands = [steps[n] for n in node.all_input_nodes]
-        base = max(operands, default=0)
-        if node.target is carry:
-            base = 0
-        elif node.target is previous:
-            base += 1
-        elif node.target is fifo:
-            new = int(node.args[0].meta["val"].shape[1])
-            queues[node] = (base, int(node.args[1]), new)
-            base += -(-int(node.args[1]) // new)
-        elif node.args and node.args[0] in queues and node.target in (aten.select.int, aten.slice.Tensor):
-            fresh, n, new = queues[node.args[0]]
-            base = fresh + -(-max(0, n - int(node.args[2])) // new)
-        steps[node] = base
-    return steps[next(n for n in program.graph.nodes if n.op == "output")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kernel, NoExtension, Reach, fact_of
+from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
 from co3d_compile.layout import Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, register, shape_of, spread
 
@@ -120,7 +120,7 @@ class Convolution(Rule):
         axis = sliding_axis(conv.x, n)
         if axis is None:
             return [self.entry(node, low, i) for i in range(low.pulse(node))]
-        kernel = fact_of(node).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        kernel = fact_of(conv.x).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
         taps = [low.plain(conv.weight, slot=(axis + 2, i)) for i in range(kernel.k)]
         bias = low.plain(conv.bias) if conv.bias is not None else None
         space = [a for a in range(n) if a != axis]
@@ -196,14 +196,12 @@ class TransposedConvolution(Rule):
             raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
         x_fact = fact_of(x)
         length = (x_fact.length - 1) * s - 2 * p + d * (k - 1) + output_padding[axis] + 1
-        rate = x_fact.rate / s
-        low = None if x_fact.reach.low is None else x_fact.reach.low - ((k - 1) * d - p) * rate
         return replace(
             fact,
             pulse=x_fact.pulse * s,
             delay=s * x_fact.delay + p,
             length=length,
-            reach=Reach(rate, low, x_fact.reach.high + p * rate),
+            rate=x_fact.rate / s,
         )
 
     def past(self, node: Node) -> int:

@@ -151,7 +151,7 @@ class Pool(Rule):
         if axis is None:
             return [low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n))))
                     for i in range(low.pulse(node))]
-        kernel = fact_of(node).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        kernel = fact_of(pool.x).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
         space = [a for a in range(n) if a != axis]
         results = []
         for o in range(low.pulse(node)):

@@ -34,8 +34,7 @@ class Recurrent(Rule):
             raise NoExtension("time is not its sequence dim")
         if any(not h.meta.get("zero", False) for h in ([hidden] if isinstance(hidden, Node) else hidden)):  # type: ignore
             raise NoExtension("starts from a hidden state that is not zero")
-        fact = combine([fact_of(x)], None)
-        return replace(fact, reach=replace(fact.reach, low=None))
+        return combine([fact_of(x)], None)
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs: the sequence, then the last hidden (and cell) state."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +70,7 @@ class Reduction(Rule):
         place = known(x).time
         if node.target not in SEPARABLE or place is None or not place.alone or place.dim not in dims:
             return None
-        fact = fact_of(x)
-        if scope == "frame":
-            return one_entry(fact, self.layout(node))
-        low = fact.reach.low
-        span = (fact.length - 1) * fact.spacing * fact.rate
-        reach = replace(fact.reach, low=None if low is None else low - span)
-        return replace(one_entry(fact, self.layout(node)), reach=reach)
+        return one_entry(fact_of(x), self.layout(node))
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Reduces over space first: what is left to remember is small."""
@@ -138,12 +131,7 @@ class Norm(Rule):
             return None
         if node.target == aten.layer_norm.default and len(node.args) > 2 and node.args[2] is not None:
             return None  # weights over time: nothing that a single entry could use
-        fact = fact_of(x)
-        if scope == "frame":
-            return fact
-        low = fact.reach.low
-        span = (fact.length - 1) * fact.spacing * fact.rate
-        return replace(fact, reach=replace(fact.reach, low=None if low is None else low - span))
+        return fact_of(x)
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         x = node.args[0]
@@ -167,7 +155,7 @@ class Norm(Rule):
         shape = [int(s) for s in news[0].meta["val"].shape]
         groups = {aten.group_norm.default: argument(node, 1, "num_groups"), aten.instance_norm.default: shape[1]}
         g = groups.get(node.target, 1)  # type: ignore[arg-type]
-        rows = [low.call(aten.view.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
+        rows = [low.call(aten.reshape.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
         first = low.past([low.call(aten.mean.dim, r, [2], True) for r in rows], past)
         second = low.past([low.call(aten.mean.dim, r, [2], True) for r in squares], past)
@@ -185,7 +173,7 @@ class Norm(Rule):
         return low.call(aten.mul.Tensor, low.call(aten.sub.Tensor, x, mean), low.call(aten.rsqrt.default, safe))
 
     def _affine(self, node: Node, low: Lowering, rows: Node, shape: list[int]) -> Node:
-        result = low.call(aten.view.default, rows, [-1, *shape[1:]])
+        result = low.call(aten.reshape.default, rows, [-1, *shape[1:]])
         if node.target == aten.layer_norm.default:
             return result
         at = 2 if node.target == aten.group_norm.default else 1
@@ -193,7 +181,7 @@ class Norm(Rule):
         for operator, index in ((aten.mul.Tensor, at), (aten.add.Tensor, at + 1)):
             vector = argument(node, index, "")
             if isinstance(vector, Node):
-                result = low.call(operator, result, low.call(aten.view.default, low.plain(vector), [-1, *tail]))
+                result = low.call(operator, result, low.call(aten.reshape.default, low.plain(vector), [-1, *tail]))
         return result
 
     def reason(self, node: Node) -> str:

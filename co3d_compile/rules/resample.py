@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, NoExtension, Reach, combine, fact_of
+from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import Axis, Layout
 from co3d_compile.rules.base import Rule, known, register, shape_of
 from co3d_compile.rules.conv import sliding_axis
@@ -67,11 +67,8 @@ class Upsample(Rule):
         if fact.dense:
             raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
         late = 0 if nearest else r // 2
-        reach = fact.reach
-        rate = reach.rate / r
-        low = None if reach.low is None else reach.low - (rate * (r - 1) if nearest else reach.rate + rate * r)
         return replace(fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r,
-                       reach=Reach(rate, low, reach.high + (0 if nearest else reach.rate)))
+                       rate=fact.rate / r)
 
     def past(self, node: Node) -> int:
         """Entries of the past that the oldest new output needs."""

@@ -34,7 +34,7 @@ class Reshaping(Rule):
         """The entry in the shape that the output's layout gives it."""
         x = node.args[0]
         assert isinstance(x, Node)
-        return low.call(aten.view.default, low.entry(x, i), known(node).entry().sizes())
+        return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
 
     def window(self, node: Node, low: Lowering) -> Node:
         return low.resized(node)
@@ -128,15 +128,3 @@ class Expansion(Reshaping):
         if node.target != aten.expand.default:
             return low.same(node)
         return low.resized(node)
-
-
-def view_sizes(layout: Layout, length: int) -> list[int]:
-    """The sizes of a view of a window of ``length`` entries, the batch's dim as -1."""
-    return layout.resize(TIME, length).sizes() if layout.time is not None else layout.sizes()
-
-
-def resized_args(node: Node, layout: Layout, length: int) -> tuple[Any, ...]:
-    """The arguments of a view with the window's own length and any batch."""
-    if node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default):
-        return (node.args[0], view_sizes(layout, length))
-    return node.args
