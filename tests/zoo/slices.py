@@ -70,7 +70,6 @@ STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "join_neighbours": join_neighbours,
     "stack_taps": stack_taps,
     "concat_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], x.shape[1], 2), x], 2)[:, :, :-2],
-    "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
 }
 
 # Each has no extension: it is applied to the newest T entries, and what follows runs again.
@@ -83,8 +82,19 @@ RECOMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive_to_four": lambda x: F.adaptive_avg_pool1d(x, 4),
     "gather": lambda x: x[:, :, _INDEX],
     "align_corners": lambda x: F.interpolate(x, scale_factor=2.0, mode="linear", align_corners=True),
-    "chunk_time": lambda x: torch.cat(torch.chunk(x, 2, dim=2), 1),
+    "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
 }
+
+
+def halves(x: Tensor) -> Tensor:
+    """Both halves of the clip side by side: two crops, so it streams, x[o] beside x[o + T/2]."""
+    return torch.cat(torch.chunk(x, 2, dim=2), 1)
+
+
+def _halves_reference(model: Any) -> Reference:
+    half = FRAMES // 2
+    model.operation = lambda x: torch.cat([x[:, :, :-half], x[:, :, half:]], 1)
+    return Reference(model)
 
 
 class Taken(nn.Module):
@@ -134,14 +144,14 @@ def _recomputed(name: str) -> Entry:
     def make(model: Any) -> Reference:
         return Reference(model.conv1, (Window(lambda y: model.conv2(model.operation(F.relu(y)))),))
 
-    channels = 12 if name == "chunk_time" else 6
-    build = _build(lambda: Between(RECOMPUTED[name], channels))
+    build = _build(lambda: Between(RECOMPUTED[name]))
     return Entry(name, build, (_SERIES,), "recompute", reference=make)
 
 
 SLICES = (
     *(_streaming(name) for name in STREAMING),
     *(_recomputed(name) for name in RECOMPUTED),
+    Entry("chunk_time", _build(lambda: Between(halves, 12)), (_SERIES,), reference=_halves_reference, tight=True),
     Entry("last_entry", _build(lambda: Taken(-1)), (_SERIES,), "window", reference=_taken_reference),
     Entry("first_entry", _build(lambda: Taken(0)), (_SERIES,), "window", reference=_taken_reference),
     Entry("gathered_frames", _build(Gathered), (_SERIES,), "recompute", reference=by_clip()),
