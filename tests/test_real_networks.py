@@ -55,7 +55,8 @@ def test_published_reduction(name: str) -> None:
     entry = REAL[name].entry(small=False)
     facts = co3d_compile.compile(entry.build(), entry.examples()).report().to_dict()
     assert facts["gmac_clip"] == pytest.approx(gmac, rel=0.01)
-    assert facts["gmac_ratio"] >= ratio
+    # Published with one decimal; a clip of 8 frames cannot give 8 itself, the head is paid at every step.
+    assert round(facts["gmac_ratio"], 1) >= ratio
 
 
 # X3D by continual-inference's own modules, with the same weights.
