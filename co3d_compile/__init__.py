@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from co3d_compile.passes import default_passes
     from co3d_compile.program import Program
     from co3d_compile.session import StreamSession
-    from co3d_compile.verify import verify
 
 _WHERE = {
     "compiler": ["CompiledModel", "compile"],
@@ -56,7 +55,6 @@ _WHERE = {
     "passes": ["default_passes"],
     "program": ["Program"],
     "session": ["StreamSession"],
-    "verify": ["verify"],
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -83,7 +81,6 @@ __all__ = [
     "compile",
     "default_passes",
     "rule",
-    "verify",
 ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import contextlib
+import io
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -117,6 +118,9 @@ class Emitter:
     def emit(self, node: Node) -> None:
         """Appends what a graph node stands for."""
         self.scope = module_path(node)
+        if node.target is operator.getitem:
+            self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+            return
         translation = TABLE.get(node.target)
         result = translation(self, node) if translation is not None else None
         if result is None:

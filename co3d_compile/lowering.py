@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node, map_arg
 
+from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
 from co3d_compile.graph import fake_mode, shape_of_call
 from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout
@@ -40,6 +41,7 @@ class Past:
     low: Lowering
     new: list[Any]
     n: int
+    layout: Layout | None = None
     queue: Node | None = None
 
     def __len__(self) -> int:
@@ -56,9 +58,7 @@ class Past:
             return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
         pulse = len(self.new)
         node = self.low.resolve(self.new[pulse - 1 - (back - 1) % pulse])
-        for _ in range(-(-back // pulse)):
-            node = self.low.call(previous, node)
-        return node
+        return self.low.before(node, -(-back // pulse), self.layout)
 
 
 class Lowering:
@@ -181,6 +181,10 @@ class Lowering:
         dim, index = slot
         return self.constant(f"{name}_tap_{index}", value.select(dim, index).contiguous())
 
+    def one_of(self, constant: Node, dim: int) -> Node:
+        """A constant that is the same along a dim, without that dim."""
+        return self.call(aten.select.int, self.plain(constant), dim, 0)
+
     def sizes(self, node: Node) -> list[int]:
         """The shape of a node of the new graph, at the captured batch."""
         return [int(s) for s in node.meta["val"].shape]
@@ -204,8 +208,27 @@ class Lowering:
         capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
         leading = layout is None or _leading(layout)
         if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading:
-            return Past(self, list(new), n)
-        return Past(self, list(new), n, self.queue([self.resolve(x) for x in new], capacity))
+            return Past(self, list(new), n, layout)
+        return Past(self, list(new), n, layout, self.queue([self.resolve(x) for x in new], capacity))
+
+    def before(self, node: Node, steps: int, layout: Layout | None) -> Node:
+        """The value of a node so many steps ago. A state has the batch, and nothing else, in its first dim."""
+        place = layout.entry().batch if layout is not None else None
+        shape = self.sizes(node)
+        order = None
+        if place is not None and place.alone and place.dim:
+            order = [place.dim, *(d for d in range(len(shape)) if d != place.dim)]
+            node = self.call(aten.permute.default, node, order)
+        elif shape[0] != self.batch:
+            if place is not None and (place.dim or place.outer != 1):
+                raise UnsupportedError("The batch is folded behind other dims where a state is needed.",
+                                       module_path=self.path, hint="Keep the batch in front of folded dims.")
+            node = self.call(aten.reshape.default, node, [-1, self.features(node)])
+        for _ in range(steps):
+            node = self.call(previous, node)
+        if order is not None:
+            return self.call(aten.permute.default, node, [order.index(d) for d in range(len(order))])
+        return node if self.sizes(node) == shape else self.call(aten.reshape.default, node, [-1, *shape[1:]])
 
     def queue(self, new: Sequence[Node], capacity: int) -> Node:
         """A queue (batch, capacity + new entries, features)."""
@@ -341,6 +364,11 @@ class Lowering:
             return self.call(TRANSPOSED[len(stride) - 1], x, tap, None, stride, padding, output_padding, groups, dilation)
         one = [self.call(aten.unsqueeze.default, t, 2) for t in (x, tap)]
         return self.call(aten.squeeze.dim, self.call(TRANSPOSED[0], *one, None, [1], [0], [0], groups, [1]), 2)
+
+    def zeros_like(self, x: Node) -> Node:
+        """Zeros in the shape of one entry."""
+        value = torch.zeros([1, *self.sizes(x)[1:]], dtype=x.meta["val"].dtype)
+        return self.with_batch_of(self.constant(f"zeros_{'x'.join(map(str, value.shape[1:]))}", value), x)
 
     def add_bias(self, x: Node, bias: Node | None, space: int) -> Node:
         """Adds a bias per channel."""

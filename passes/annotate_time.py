@@ -96,6 +96,8 @@ class AnnotateTime(Pass):
         if Kind.WINDOW in kinds:
             if Kind.STREAM in kinds:
                 self._meeting(program, node, facts)
+                if not all(_single(f) for f in facts if f.kind is Kind.STREAM):
+                    return window_fact(node), "meets the result of a window"
             return window_fact(node), None
         if rule is None:
             return window_fact(node), "has no rule"

@@ -28,6 +28,17 @@ SAME = {
     aten.alpha_dropout.default,
 }
 VIEWS = {aten.view.default, aten._unsafe_view.default}
+# Constants in the shape of another tensor: the position of their value among the arguments, or the value.
+LIKE: dict[Any, Any] = {
+    aten.full_like.default: 1,
+    aten.zeros_like.default: "0",
+    aten.ones_like.default: "1",
+    aten.empty_like.default: "0",
+    aten.new_zeros.default: "0",
+    aten.new_ones.default: "1",
+    aten.new_full.default: 2,
+    aten.new_empty.default: "0",
+}
 WITH_INDICES = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
@@ -86,6 +97,8 @@ class Canonicalize(Pass):
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 values[node] = program.constant(node)
+            elif node.target in LIKE:
+                values[node] = _like(node)
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 with torch.no_grad():
@@ -103,6 +116,14 @@ class Canonicalize(Pass):
                 node.meta["zero"] = _uniform(value, 0.0)
                 node.meta["filling"] = _uniform(value) and not node.meta.get("parameter", False)
         program.graph.eliminate_dead_code()
+
+
+def _like(node: Node) -> torch.Tensor:
+    """A constant in the shape of another tensor."""
+    value = node.meta["val"]
+    index = LIKE[node.target]  # type: ignore[index]
+    fill: Any = node.args[index] if isinstance(index, int) else float(index)
+    return torch.full(tuple(value.shape), fill, dtype=value.dtype)
 
 
 def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:
@@ -159,6 +180,65 @@ def _adaptive_average(program: Program, node: Node) -> None:
         x = insert(program, node, target, x, rest)
     if x is not node.args[0] or rest == old:
         replace(node, x)
+
+
+def _convolution(program: Program, node: Node) -> None:
+    """The general ``convolution``, as the operator of its rank and kind."""
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
+    n = rank_of(weight) - 2  # type: ignore[arg-type]
+    sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]  # type: ignore[arg-type]
+    if transposed:
+        target = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input][n - 1]
+        args: Any = (x, weight, bias, sizes[0], sizes[1], sizes[3], groups, sizes[2])
+    else:
+        target = [aten.conv1d.default, aten.conv2d.default, aten.conv3d.default][n - 1]
+        args = (x, weight, bias, sizes[0], sizes[1], sizes[2], groups)
+    replace(node, insert(program, node, target, *args))
+
+
+def _same_padding(program: Program, node: Node) -> None:
+    """``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
+    if not isinstance(argument(node, 4, "padding", 0), str):
+        return
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
+    n = rank_of(weight) - 2  # type: ignore[arg-type]
+    dilation = spread(argument(node, 5, "dilation", 1), n)
+    total = [d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]  # type: ignore[arg-type]
+    if argument(node, 4, "padding") == "valid":
+        total = [0] * n
+    if any(t % 2 for t in total):
+        flat = [v for t in reversed(total) for v in (0, t % 2)]
+        x = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0)
+    target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[n]
+    args = (x, weight, bias, spread(argument(node, 3, "stride", 1), n), [t // 2 for t in total], dilation,
+            argument(node, 6, "groups", 1))
+    replace(node, insert(program, node, target, *args))
+
+
+def _native_layer_norm(program: Program, node: Node) -> None:
+    _only_first(program, node, aten.layer_norm.default, node.args)
+
+
+def _native_group_norm(program: Program, node: Node) -> None:
+    x, weight, bias, _, _, _, groups, eps = node.args
+    _only_first(program, node, aten.group_norm.default, (x, groups, weight, bias, eps))
+
+
+def _only_first(program: Program, node: Node, target: Any, args: Any) -> None:
+    """An operator of which only the first output is read, as the operator with one output."""
+    users = list(node.users)
+    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+        result = insert(program, node, target, *args)
+        for user in users:
+            replace(user, result)
+
+
+def _addmm(program: Program, node: Node) -> None:
+    """``addmm(bias, x, weight.t())`` is a linear layer."""
+    bias, x, transposed = node.args
+    assert isinstance(transposed, Node)
+    if transposed.target in (aten.t.default, aten.permute.default, aten.transpose.int) and not node.kwargs:
+        replace(node, insert(program, node, aten.linear.default, x, transposed.args[0], bias))
 
 
 def _adaptive_max(program: Program, node: Node) -> None:
@@ -311,6 +391,13 @@ REWRITES: dict[Any, Any] = {
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _slice_scatter,
     aten.copy.default: _copy,
+    aten.convolution.default: _convolution,
+    aten.conv1d.padding: _same_padding,
+    aten.conv2d.padding: _same_padding,
+    aten.conv3d.padding: _same_padding,
+    aten.native_layer_norm.default: _native_layer_norm,
+    aten.native_group_norm.default: _native_group_norm,
+    aten.addmm.default: _addmm,
     aten.index.Tensor: _gather,
     aten.instance_norm.default: _instance_norm,
 }

@@ -58,7 +58,7 @@ class Concatenation(Rule):
     def _check_constant(self, node: Node, part: Node, parts: list[Node], dim: int) -> None:
         stream = next(p for p in parts if is_stream(p))
         place = known(stream).time
-        if place is not None and place.size > 1 and shape_of(part)[place.dim] != 1:
+        if place is not None and place.size > 1 and shape_of(part)[place.dim] != 1 and not part.meta.get("filling"):
             raise NoExtension("concatenates a constant with a time axis")
 
     def _over_time(self, node: Node, parts: list[Node], dim: int) -> Fact:
@@ -107,9 +107,8 @@ class Concatenation(Rule):
             if is_stream(p):
                 news.append(low.entry(p, i))
             else:
-                constant = low.plain(p)
                 time = known(node).time
-                news.append(low.call(aten.squeeze.dim, constant, time.dim) if time and time.alone else constant)
+                news.append(low.one_of(p, time.dim) if time and time.alone else low.plain(p))
         like = next(low.entry(p, i) for p in parts if is_stream(p))
         news = [low.with_batch_of(new, like) if not is_stream(p) else new for new, p in zip(news, parts, strict=True)]
         return low.call(aten.cat.default, news, place)

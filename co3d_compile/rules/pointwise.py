@@ -60,7 +60,8 @@ class Pointwise(Rule):
         if place is not None:
             right = layout.rank - place.dim
             for n in operands(node):
-                if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1:
+                filling = n.meta.get("filling", False)
+                if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
                         raise NoExtension("meets a constant with a time axis")
@@ -74,6 +75,8 @@ class Pointwise(Rule):
         def operand(arg: Any) -> Any:
             if not isinstance(arg, Node):
                 return arg
+            if right and rank_of(arg) >= right and not is_stream(arg):
+                return low.one_of(arg, rank_of(arg) - right)
             new = low.entry(arg, i) if is_stream(arg) else low.plain(arg)
             own = known(arg).time if is_stream(arg) else None
             dropped = own is not None and own.alone

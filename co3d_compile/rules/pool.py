@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,23 +159,17 @@ class Pool(Rule):
             taps = [low.ref(pool.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)]
             x = low.reduce_entries(taps, "mean" if pool.average else "amax")
             if any(pool.kernel[a] != 1 or pool.stride[a] != 1 for a in space):
-                x = self._over_space(node, low, pool, x, space)
+                x = self._over_space(low, pool, x, space)
+            if pool.divisor is not None:
+                x = low.call(aten.mul.Tensor, x, prod(pool.kernel) / pool.divisor)
             results.append(x)
         return results
 
-    def _over_space(self, node: Node, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+    def _over_space(self, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
         names = {True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
                  False: [aten.max_pool1d.default, aten.max_pool2d.default]}
-        if not space:
-            return x
         flat = replace(pool, divisor=None)
-        result = low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
-        if pool.divisor is not None:
-            count = 1
-            for k in pool.kernel:
-                count *= k
-            result = low.call(aten.mul.Tensor, result, count / pool.divisor)
-        return result
+        return low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
 
 
 @register(
