@@ -13,7 +13,7 @@ from torch.fx import Graph, Node, map_arg
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
 from co3d_compile.graph import fake_mode, shape_of_call
-from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout
+from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout, Place
 from co3d_compile.primitive import carry, expand_batch, fifo, previous
 from co3d_compile.program import Program, get_constant, module_path, set_constant
 from co3d_compile.rules import rule_for
@@ -215,9 +215,8 @@ class Lowering:
         """The value of a node so many steps ago. A state has the batch, and nothing else, in its first dim."""
         place = layout.entry().batch if layout is not None else None
         shape = self.sizes(node)
-        order = None
-        if place is not None and place.alone and place.dim:
-            order = [place.dim, *(d for d in range(len(shape)) if d != place.dim)]
+        order = _batch_first(place, len(shape))
+        if order is not None:
             node = self.call(aten.permute.default, node, order)
         elif shape[0] != self.batch:
             if place is not None and (place.dim or place.outer != 1):
@@ -282,8 +281,11 @@ class Lowering:
             return self.resolve(refs[0])
         if length == 1:
             return self.call(aten.unsqueeze.default, self.resolve(refs[0]), time.dim)
-        stacked = self.stacked(refs)
         entry = layout.entry()
+        order = _batch_first(entry.batch, entry.rank)
+        if order is not None:
+            refs = [self.call(aten.permute.default, self.resolve(r), order) for r in refs]
+        stacked = self.stacked(refs)
         axes = [a for dim in entry.dims for a in dim]
         source = [Axis(BATCH, 0), Axis(TIME, length), *[a for a in axes if a.label != BATCH]]
         wanted = [a for dim in _split_like(target, entry) for a in dim]
@@ -425,6 +427,13 @@ class Lowering:
 
 
 VIEWS = {aten.reshape.default, aten.expand.default}
+
+
+def _batch_first(place: Place | None, rank: int) -> list[int] | None:
+    """The permutation that brings the batch's dim to the front, if it is not there."""
+    if place is None or not place.alone or not place.dim:
+        return None
+    return [place.dim, *(d for d in range(rank) if d != place.dim)]
 
 
 def _leading(layout: Layout) -> bool:

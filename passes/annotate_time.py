@@ -201,8 +201,14 @@ def window_fact(node: Node) -> Fact:
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
-    return Fact(Kind.WINDOW, window_layout(node), length=max(f.length for f in facts), sources=sources,
-                pulse=facts[0].pulse, dense=facts[0].dense)
+    layout = window_layout(node)
+    longer = [f.length for f in facts if f.length != f.clip]
+    length = layout.time.size if layout is not None and layout.time is not None else 1
+    if longer:  # the window is longer than the clip
+        rule = rule_for(node.target)
+        kernel = rule.kernel(node) if rule is not None and layout is not None and not began else None
+        length = kernel.length(max(longer)) if kernel is not None else max(longer)
+    return Fact(Kind.WINDOW, layout, length=length, sources=sources, pulse=facts[0].pulse, dense=facts[0].dense)
 
 
 def window_layout(node: Node) -> Layout | None:

@@ -94,27 +94,32 @@ class Canonicalize(Pass):
     def _fold(self, program: Program) -> None:
         """Computes every node that does not depend on an input."""
         values: dict[Node, Any] = {}
+        learned: set[Node] = set()
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 values[node] = program.constant(node)
+                if node.meta.get("parameter", False):
+                    learned.add(node)
             elif node.target in LIKE:
                 values[node] = _like(node)
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 with torch.no_grad():
                     values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                if not learned.isdisjoint(node.all_input_nodes):
+                    learned.add(node)
         for node in list(program.graph.nodes):
             if node not in values or not isinstance(values[node], torch.Tensor):
                 continue
             value = values[node]
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
-                constant.meta["filling"] = _uniform(value) and not _learned(node)
+                constant.meta["filling"] = _uniform(value) and node not in learned
                 constant.meta["zero"] = _uniform(value, 0.0)
                 node.replace_all_uses_with(constant)
             elif node.op == "get_attr":
                 node.meta["zero"] = _uniform(value, 0.0)
-                node.meta["filling"] = _uniform(value) and not node.meta.get("parameter", False)
+                node.meta["filling"] = _uniform(value) and node not in learned
         program.graph.eliminate_dead_code()
 
 
@@ -131,11 +136,6 @@ def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:
         return True
     first = value.flatten()[0]
     return bool((value == first).all()) and (wanted is None or float(first) == wanted)
-
-
-def _learned(node: Node) -> bool:
-    """Whether a parameter went into a constant."""
-    return any(n.meta.get("parameter", False) or _learned(n) for n in node.all_input_nodes)
 
 
 def _same_dtype(node: Node) -> bool:
