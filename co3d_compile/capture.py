@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ KEEP = {
     aten.scaled_dot_product_attention.default,
 }
 
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+"""What takes the place of users' own operators when a model is captured."""
+
 
 def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options) -> Program:
     """Captures the clip graph.
@@ -57,7 +60,9 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | 
 def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedProgram:
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
     if example_inputs is None:
-        raise UsageError("example_inputs is needed: the arguments of one clip, such as torch.randn(1, 3, 16, 112, 112).")
+        raise UsageError(
+            "example_inputs is needed: the arguments of one clip, such as torch.randn(1, 3, 16, 112, 112)."
+        )
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
@@ -83,10 +88,14 @@ def check_parameters(exported: ExportedProgram) -> None:
     """Refuses half precision and other devices, which would end in a wrong or slow file."""
     for name, tensor in exported.state_dict.items():
         if tensor.device.type != "cpu":
-            raise CaptureError(f"The parameter {name} is on the device {tensor.device}.",
-                               hint="Move the model to the CPU first: model.cpu().")
+            raise CaptureError(
+                f"The parameter {name} is on the device {tensor.device}.",
+                hint="Move the model to the CPU first: model.cpu().",
+            )
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-            raise CaptureError(f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float().")
+            raise CaptureError(
+                f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float()."
+            )
 
 
 def decompositions() -> dict[Any, Any]:
@@ -95,6 +104,7 @@ def decompositions() -> dict[Any, Any]:
     for operator in list(table.keys()):
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
+    table.update(DECOMPOSITIONS)
     return table  # type: ignore[return-value]
 
 
@@ -122,7 +132,9 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
     for node in list(graph.nodes):
         if node.op == "placeholder" and not isinstance(node.meta.get("val"), torch.Tensor):
             if node.users:
-                raise CaptureError(f"The input {node.name} is no tensor.", hint="Bake it into the model with a wrapper.")
+                raise CaptureError(
+                    f"The input {node.name} is no tensor.", hint="Bake it into the model with a wrapper."
+                )
             graph.erase_node(node)
     module = GraphModule(root, graph)
     return module, output_names(exported, len(keep))

@@ -57,8 +57,10 @@ class CompiledModel:
             OutputError: It is over 2 GB: use :meth:`save`.
         """
         if self.weight_bytes > LARGE:
-            raise OutputError("The model is over 2 GB, which one ONNX file cannot hold.",
-                              hint="Use save(path): it keeps the weights in a second file.")
+            raise OutputError(
+                "The model is over 2 GB, which one ONNX file cannot hold.",
+                hint="Use save(path): it keeps the weights in a second file.",
+            )
         return ir.to_proto(self.model).SerializeToString()
 
     @cached_property
@@ -186,15 +188,19 @@ def describe(program: Program) -> metadata.Contract:
         for i, n in zip(program.inputs, nodes, strict=True)
     )
     outputs = tuple(
-        metadata.OutputSpec(o.name, tuple(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse)  # type: ignore[arg-type]
+        metadata.OutputSpec(
+            o.name, tuple(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse
+        )  # type: ignore[arg-type]
         for o in program.outputs
     )
     states = tuple(
         metadata.StateSpec(s.input, s.output, tuple(s.shape), _name(s.dtype), s.initial, 0)  # type: ignore[arg-type]
         for s in program.states
     )
-    options = {k: getattr(program.options, k) for k in
-               ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")}
+    options = {
+        k: getattr(program.options, k)
+        for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")
+    }
     options["time_dim"] = [i.time_dim for i in program.inputs]
     return metadata.Contract(
         compiler_version=__version__,

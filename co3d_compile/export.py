@@ -87,7 +87,9 @@ class Emitter:
     def filled(self, shape: Sequence[int], number: float, node: Node) -> ir.Value:
         """A constant tensor of one number."""
         dtype = self.dtype(node.meta["val"].dtype).numpy()
-        return self.initializer(f"filled.{dtype}.{'x'.join(map(str, shape))}.{number}", np.full(list(shape), number, dtype))
+        return self.initializer(
+            f"filled.{dtype}.{'x'.join(map(str, shape))}.{number}", np.full(list(shape), number, dtype)
+        )
 
     def transposed(self, weight: Any) -> ir.Value:
         """A weight matrix, stored transposed."""
@@ -105,8 +107,9 @@ class Emitter:
         """A constant, stored once under its name."""
         if name not in self.initializers:
             tensor = ir.tensor(array, name=name)
-            self.initializers[name] = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype),
-                                               const_value=tensor)
+            self.initializers[name] = ir.Value(
+                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
         return self.initializers[name]
 
     def unique(self, operator: str) -> str:
@@ -141,9 +144,15 @@ class Emitter:
             assert value.const_value is not None
             mapping[value] = self.initializer(f"{node.name}.{value.name}", value.const_value.numpy())
         for inner in model.graph:
-            copy = ir.Node(inner.domain, inner.op_type, [mapping[v] if v is not None else None for v in inner.inputs],
-                           list(inner.attributes.values()), num_outputs=len(inner.outputs), overload=inner.overload,
-                           name=self.unique(inner.op_type))
+            copy = ir.Node(
+                inner.domain,
+                inner.op_type,
+                [mapping[v] if v is not None else None for v in inner.inputs],
+                list(inner.attributes.values()),
+                num_outputs=len(inner.outputs),
+                overload=inner.overload,
+                name=self.unique(inner.op_type),
+            )
             for old, new in zip(inner.outputs, copy.outputs, strict=True):
                 new.name = f"{copy.name}.{old.name}"
                 mapping[old] = new
@@ -172,19 +181,43 @@ def export_operator(node: Node) -> ir.Model:
         UnsupportedError: It has no translation there either.
     """
     operands = tuple(torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in node.all_input_nodes)
+    dynamic = None
+    if node.target in TRANSLATIONS:  # written by a user, who may read the batch: it must not be a constant
+        streams = [n.op != "get_attr" and x.dim() > 0 for n, x in zip(node.all_input_nodes, operands, strict=True)]
+        operands = tuple(torch.cat([x, x]) if s else x for x, s in zip(operands, streams, strict=True))
+        dynamic = (tuple({0: torch.export.Dim.DYNAMIC} if s else None for s in streams),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(_OneOperator(node), operands, input_names=names, dynamo=True, opset_version=OPSET,
-                                        verbose=False, optimize=True, custom_translation_table=TRANSLATIONS or None)
+            program = torch.onnx.export(
+                _OneOperator(node),
+                operands,
+                input_names=names,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=True,
+                custom_translation_table=TRANSLATIONS or None,
+                dynamic_shapes=dynamic,
+            )
     except Exception as error:
+        given = node.target in TRANSLATIONS
         raise UnsupportedError(
-            "There is no ONNX operator for this one.", operator=operator_name(node.target),
-            module_path=module_path(node), hint="Give its translation: co3d.rule(op, onnx=…), see docs/custom_operators.md.",
+            f"Its ONNX translation fails: {_cause(error)}." if given else "There is no ONNX operator for this one.",
+            operator=operator_name(node.target),
+            module_path=module_path(node),
+            hint="Give its translation: co3d.rule(op, onnx=…), see docs/custom_operators.md.",
         ) from error
     assert program is not None
     return program.model
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 def export(program: Program) -> ir.Model:
@@ -205,8 +238,14 @@ def export(program: Program) -> ir.Model:
         if node.op == "call_function":
             emitter.emit(node)
     results = _outputs(program, emitter, list(output.args[0]))
-    graph = ir.Graph(inputs, results, nodes=emitter.nodes, initializers=list(emitter.initializers.values()),
-                     opset_imports={"": OPSET}, name=program.name)
+    graph = ir.Graph(
+        inputs,
+        results,
+        nodes=emitter.nodes,
+        initializers=list(emitter.initializers.values()),
+        opset_imports={"": OPSET},
+        name=program.name,
+    )
     return ir.Model(graph, ir_version=10, producer_name="co3d-compile")
 
 
@@ -216,8 +255,10 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.V
     shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]
     results: list[ir.Value] = []
     inputs = {id(emitter.values[n]) for n in program.placeholders()}
-    by_input = {id(emitter.values[n]): s for n, s in zip(program.placeholders()[len(program.inputs):], program.states,
-                                                        strict=True)}
+    by_input = {
+        id(emitter.values[n]): s
+        for n, s in zip(program.placeholders()[len(program.inputs) :], program.states, strict=True)
+    }
     own = len(program.outputs)
     for i, (node, name, shape) in enumerate(zip(nodes, names, shapes, strict=True)):
         value = emitter.value(node)

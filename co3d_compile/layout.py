@@ -124,7 +124,10 @@ class Layout:
         dims = [_take(queue, int(size), floating) for size in shape]
         if any(not a.label and a.size != 1 for a in queue):
             raise LayoutLost
-        for axis in [*floating, *queue]:  # of size one, without a dim of their own: they belong to each row of the batch
+        for axis in [
+            *floating,
+            *queue,
+        ]:  # of size one, without a dim of their own: they belong to each row of the batch
             if axis.label and dims:
                 dims[0].append(axis)
         return Layout(tuple(_tidy(d) for d in dims))

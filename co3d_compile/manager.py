@@ -96,14 +96,18 @@ def run_passes(
             progress(p.name, i, len(passes))
         missing = p.requires - program.promises
         if missing:
-            lost = "; ".join(f"{m!r} was broken by {provider[m]}" if m in provider else f"no pass before ensures {m!r}"
-                             for m in sorted(missing))
-            raise PassError(f"The pass {p.name} requires {', '.join(sorted(missing))}: {lost}.",
-                            hint="Put the pass that ensures it in front, or move this one.")
+            lost = "; ".join(
+                f"{m!r} was broken by {provider[m]}" if m in provider else f"no pass before ensures {m!r}"
+                for m in sorted(missing)
+            )
+            raise PassError(
+                f"The pass {p.name} requires {', '.join(sorted(missing))}: {lost}.",
+                hint="Put the pass that ensures it in front, or move this one.",
+            )
         start = time.perf_counter()
         run_one(program, p)
         seconds[p.name] = time.perf_counter() - start
-        provider.update({b: p.name for b in p.breaks})
+        provider.update(dict.fromkeys(p.breaks, p.name))
         program.promises = (program.promises - p.breaks) | p.ensures
         if dump is not None:
             (dump / f"{i + 1:02d}_{p.name}.txt").write_text(text_of(program))
@@ -119,8 +123,10 @@ def run_one(program: Program, p: Pass) -> bool:
     except Co3dError:
         raise
     except Exception as error:
-        raise PassError(f"The pass {p.name} broke the graph: {type(error).__name__}: {error}",
-                        hint="Run with -v -v (or catch the cause in Python) for the full trace.") from error
+        raise PassError(
+            f"The pass {p.name} broke the graph: {type(error).__name__}: {error}",
+            hint="Run with -v -v (or catch the cause in Python) for the full trace.",
+        ) from error
     return modified
 
 

@@ -128,7 +128,9 @@ def _elu(e: Emitter, node: Node) -> ir.Value | None:
     return e.op("Elu", e.value(node.args[0]), alpha=float(argument(node, 1, "alpha", 1.0)))
 
 
-@translates(aten.clamp.default, aten.hardtanh.default, aten.relu6.default, aten.clamp_min.default, aten.clamp_max.default)
+@translates(
+    aten.clamp.default, aten.hardtanh.default, aten.relu6.default, aten.clamp_min.default, aten.clamp_max.default
+)
 def _clamp(e: Emitter, node: Node) -> ir.Value:
     defaults = {aten.hardtanh.default: (-1.0, 1.0), aten.relu6.default: (0.0, 6.0)}.get(node.target, (None, None))  # type: ignore
     low, high = argument(node, 1, "min", defaults[0]), argument(node, 2, "max", defaults[1])
@@ -201,8 +203,10 @@ def _cat(e: Emitter, node: Node) -> ir.Value:
 
 @translates(aten.slice.Tensor)
 def _slice(e: Emitter, node: Node) -> ir.Value:
-    x, dim, start, end, step = (argument(node, i, n, d) for i, n, d in (
-        (0, "self", None), (1, "dim", 0), (2, "start", 0), (3, "end", None), (4, "step", 1)))
+    x, dim, start, end, step = (
+        argument(node, i, n, d)
+        for i, n, d in ((0, "self", None), (1, "dim", 0), (2, "start", 0), (3, "end", None), (4, "step", 1))
+    )
     end = 2**62 if end is None else end
     axes = [dim % rank_of(node)]
     return e.op("Slice", e.value(x), e.ints([start or 0]), e.ints([end]), e.ints(axes), e.ints([step]))
@@ -295,14 +299,23 @@ def _reduce(e: Emitter, node: Node) -> ir.Value:
 @translates(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 def _avg_pool(e: Emitter, node: Node) -> ir.Value | None:
     n = int(str(node.target).split("pool")[1][0])
-    ceil, count, divisor = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True), argument(
-        node, 6, "divisor_override")
+    ceil, count, divisor = (
+        argument(node, 4, "ceil_mode", False),
+        argument(node, 5, "count_include_pad", True),
+        argument(node, 6, "divisor_override"),
+    )
     if divisor is not None or ceil or rank_of(node) != n + 2:
         return None
     kernel = spread(node.args[1], n)
     padding = spread(argument(node, 3, "padding", 0), n)
-    return e.op("AveragePool", e.value(node.args[0]), kernel_shape=kernel, pads=[*padding, *padding],
-                strides=spread(argument(node, 2, "stride") or kernel, n), count_include_pad=int(count))
+    return e.op(
+        "AveragePool",
+        e.value(node.args[0]),
+        kernel_shape=kernel,
+        pads=[*padding, *padding],
+        strides=spread(argument(node, 2, "stride") or kernel, n),
+        count_include_pad=int(count),
+    )
 
 
 @translates(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
@@ -312,9 +325,15 @@ def _max_pool(e: Emitter, node: Node) -> ir.Value | None:
         return None
     kernel = spread(node.args[1], n)
     padding = spread(argument(node, 3, "padding", 0), n)
-    return e.op("MaxPool", e.value(node.args[0]), kernel_shape=kernel, pads=[*padding, *padding],
-                strides=spread(argument(node, 2, "stride") or kernel, n),
-                dilations=spread(argument(node, 4, "dilation", 1), n), ceil_mode=int(argument(node, 5, "ceil_mode", False)))
+    return e.op(
+        "MaxPool",
+        e.value(node.args[0]),
+        kernel_shape=kernel,
+        pads=[*padding, *padding],
+        strides=spread(argument(node, 2, "stride") or kernel, n),
+        dilations=spread(argument(node, 4, "dilation", 1), n),
+        ceil_mode=int(argument(node, 5, "ceil_mode", False)),
+    )
 
 
 @translates(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)

@@ -38,9 +38,7 @@ class Report:
     seconds: dict[str, float]
 
     @staticmethod
-    def of(
-        program: Program, info: Contract, operators: int, clip: int, step: int, seconds: dict[str, float]
-    ) -> Report:
+    def of(program: Program, info: Contract, operators: int, clip: int, step: int, seconds: dict[str, float]) -> Report:
         """The report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
         frames = max(info.frames_per_step.values(), default=1)
         per_frame = step / frames
@@ -55,8 +53,13 @@ class Report:
                 for i in info.inputs
             ],
             outputs=[
-                {"name": o.name, "shape": list(o.shape), "has_time": o.has_time, "delay": o.delay,
-                 "entries_per_step": o.entries_per_step}
+                {
+                    "name": o.name,
+                    "shape": list(o.shape),
+                    "has_time": o.has_time,
+                    "delay": o.delay,
+                    "entries_per_step": o.entries_per_step,
+                }
                 for o in info.outputs
             ],
             receptive_field=info.receptive_field,

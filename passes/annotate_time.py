@@ -155,8 +155,10 @@ class AnnotateTime(Pass):
         wanted = program.options.frames_per_step
         if wanted is not None:
             if wanted % base:
-                raise UsageError(f"frames_per_step={wanted} gives some tensor no whole number of entries.",
-                                 hint=f"Use {base} or a multiple of it.")
+                raise UsageError(
+                    f"frames_per_step={wanted} gives some tensor no whole number of entries.",
+                    hint=f"Use {base} or a multiple of it.",
+                )
             factor *= wanted // base
         for node in program.graph.nodes:
             if KEY in node.meta:
@@ -169,11 +171,16 @@ class AnnotateTime(Pass):
     def _report(self, program: Program, fallbacks: list[tuple[Node, str]]) -> None:
         if fallbacks and program.options.unsupported == "error":
             lines = [f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {why}" for n, why in fallbacks]
-            raise UnsupportedError("These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
-                                   hint="Without --unsupported error they are applied to a window of the newest entries.")
+            raise UnsupportedError(
+                "These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
+                hint="Without --unsupported error they are applied to a window of the newest entries.",
+            )
         for node, why in fallbacks:
-            size = sum(bytes_of(shape, n.meta["val"].dtype) for n in node.all_input_nodes
-                       if fact_of(n).kind is Kind.STREAM and (shape := tuple(n.meta["val"].shape)))
+            size = sum(
+                bytes_of(shape, n.meta["val"].dtype)
+                for n in node.all_input_nodes
+                if fact_of(n).kind is Kind.STREAM and (shape := tuple(n.meta["val"].shape))
+            )
             program.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
         for node in program.graph.nodes:
             if "gate" in node.meta:
@@ -246,8 +253,14 @@ def probe(node: Node) -> Layout | None:
     layout = Layout.plain(node.meta["val"].shape)
     for d, (old, new) in enumerate(zip(node.meta["val"].shape, result.shape, strict=True)):
         if new == old * factor:
-            batch = next((f.layout.batch.size for f in map(fact_of, node.all_input_nodes)
-                          if f.layout is not None and f.layout.batch is not None), 1)
+            batch = next(
+                (
+                    f.layout.batch.size
+                    for f in map(fact_of, node.all_input_nodes)
+                    if f.layout is not None and f.layout.batch is not None
+                ),
+                1,
+            )
             return layout.replace(d, [Axis(BATCH, batch), Axis("", old // batch)])
     return None
 

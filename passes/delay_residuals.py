@@ -47,14 +47,19 @@ class DelayResiduals(Pass):
         lag = max(f.lag for f in facts)
         step = Fraction(1)
         for f in facts:  # the least common grid of all operands
-            step = Fraction(math.lcm(step.numerator * f.rate.denominator, f.rate.numerator * step.denominator),
-                            step.denominator * f.rate.denominator)
-        grid = max((f.rate for f in facts))
+            step = Fraction(
+                math.lcm(step.numerator * f.rate.denominator, f.rate.numerator * step.denominator),
+                step.denominator * f.rate.denominator,
+            )
+        grid = max(f.rate for f in facts)
         while any(((lag - f.lag) / f.rate).denominator != 1 for f in facts):
             lag = (lag // grid + 1) * grid
             if lag > 64 * step + max(f.lag for f in facts):
-                raise UnsupportedError("Windows at rates without a common grid meet.",
-                                       operator=operator_name(group[0].target), module_path=module_path(group[0]))
+                raise UnsupportedError(
+                    "Windows at rates without a common grid meet.",
+                    operator=operator_name(group[0].target),
+                    module_path=module_path(group[0]),
+                )
         modified = False
         for node, fact in zip(group, facts, strict=True):
             held = int((lag - fact.lag) / fact.rate)

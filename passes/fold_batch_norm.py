@@ -75,10 +75,16 @@ class FoldBatchNorm(Pass):
         name = str(weight_node.target).removesuffix(".weight")
         w = insert_constant(program, node, f"{name}.fused_weight", fused.to(weight.dtype))
         b = insert_constant(program, node, f"{name}.fused_bias", bias.to(weight.dtype))
-        new = insert(program, conv, conv.target, conv.args[0], w, b, *conv.args[3:], **{
-            k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")})
+        new = insert(
+            program,
+            conv,
+            conv.target,
+            conv.args[0],
+            w,
+            b,
+            *conv.args[3:],
+            **{k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")},
+        )
         node.append(new)
         new.meta.update({k: v for k, v in conv.meta.items() if k == "nn_module_stack"})
         return new
-
-

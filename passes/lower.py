@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.dependence import dependences
+from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
-from co3d_compile.lowering import Lowering, Past
+from co3d_compile.lowering import Lowering
 from co3d_compile.manager import Pass
 from co3d_compile.primitive import history, shift, take, window
 from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
@@ -100,8 +100,9 @@ class Lower(Pass):
         have = low.streams[x]
         entries = have if back < len(have) else self._more(low, x, back + 1 - len(have))
         newest = len(entries) - 1
-        return low.as_clip([entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)],
-                           fact.layout)
+        return low.as_clip(
+            [entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)], fact.layout
+        )
 
     def _more(self, low: Lowering, x: Node, past: int) -> Any:
         """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
@@ -136,9 +137,12 @@ class Lower(Pass):
             longer = low.program.options.window
             hint = "Leave window at the clip's own length." if longer else "Please report this operator."
             what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
-            raise UnsupportedError(f"An operator {what}: {str(error).splitlines()[0]}",
-                                   operator=operator_name(node.target), module_path=module_path(node),
-                                   hint=hint) from error
+            raise UnsupportedError(
+                f"An operator {what}: {str(error).splitlines()[0]}",
+                operator=operator_name(node.target),
+                module_path=module_path(node),
+                hint=hint,
+            ) from error
 
     def _outputs(self, low: Lowering, program: Program) -> None:
         output = next(n for n in program.graph.nodes if n.op == "output")
@@ -243,6 +247,3 @@ def _markers(node: Node) -> list[Node]:
         elif fact_of(n).kind is Kind.WINDOW:
             stack.extend(n.all_input_nodes)
     return found
-
-
-__all__ = ["Lower", "Past"]

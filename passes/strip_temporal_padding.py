@@ -26,7 +26,7 @@ class StripTemporalPadding(Pass):
         for node in list(program.graph.nodes):
             rule = rule_for(node.target)
             kernel = rule.kernel(node) if rule is not None and is_stream(node) and is_stream_input(node) else None
-            if kernel is None or kernel.trivial and kernel.p_end == 0:
+            if kernel is None or (kernel.trivial and kernel.p_end == 0):
                 continue
             modified = True
             if isinstance(rule, Concatenation):
@@ -43,4 +43,3 @@ class StripTemporalPadding(Pass):
 def is_stream_input(node: object) -> bool:
     """Whether the first operand streams."""
     return any(is_stream(n) for n in node.all_input_nodes)  # type: ignore[attr-defined]
-

@@ -63,8 +63,9 @@ class ThreadStates(Pass):
             n = int(node.args[1])  # type: ignore[arg-type]
             new = int(x.meta["val"].shape[1])
             with fake_mode(program):
-                state.meta["val"] = torch.empty(x.meta["val"].shape[0], n, x.meta["val"].shape[2],
-                                                dtype=x.meta["val"].dtype)
+                state.meta["val"] = torch.empty(
+                    x.meta["val"].shape[0], n, x.meta["val"].shape[2], dtype=x.meta["val"].dtype
+                )
             with graph.inserting_before(node):
                 queue = graph.call_function(aten.cat.default, ([state, x], 1))
                 last = graph.call_function(aten.slice.Tensor, (queue, 1, new, new + n))

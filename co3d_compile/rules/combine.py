@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
 
 aten = torch.ops.aten
-CROPS = {aten.slice.Tensor, aten.select.int, aten.expand.default, aten.repeat.default, aten.unsqueeze.default,
-         aten.repeat_interleave.self_int, aten.flip.default, aten.cat.default}
+CROPS = {
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.expand.default,
+    aten.repeat.default,
+    aten.unsqueeze.default,
+    aten.repeat_interleave.self_int,
+    aten.flip.default,
+    aten.cat.default,
+}
 
 
 @register(aten.cat.default)
@@ -116,8 +124,10 @@ class Concatenation(Rule):
     def window(self, node: Node, low: Lowering) -> Node:
         parts, dim = self.parts(node)
         dynamic = next(p for p in parts if fact_of(p).kind is not Kind.STATIC)
-        news = [low.with_batch_of(low.plain(p), low.plain(dynamic)) if fact_of(p).kind is Kind.STATIC else low.plain(p)
-                for p in parts]
+        news = [
+            low.with_batch_of(low.plain(p), low.plain(dynamic)) if fact_of(p).kind is Kind.STATIC else low.plain(p)
+            for p in parts
+        ]
         return low.call(aten.cat.default, news, dim)
 
     def reason(self, node: Node) -> str:

@@ -228,8 +228,10 @@ class TransposedConvolution(Rule):
         for o in range((total - past) * s):
             # the output o of this step is (newest input entry, tap) with o + past * s = i * s + j * d
             pairs = [(i, j) for j in range(k) for i in range(total) if i * s + j * d == o + past * s]
-            parts = [low.transposed(low.entry(x, i), low.plain(weight, slot=(axis + 2, j)), geometry, groups)
-                     for i, j in pairs]
+            parts = [
+                low.transposed(low.entry(x, i), low.plain(weight, slot=(axis + 2, j)), geometry, groups)
+                for i, j in pairs
+            ]
             results.append(low.sum(parts) if parts else None)
         zero = low.zeros_like(next(r for r in results if r is not None))
         bias = low.plain(bias) if bias is not None else None

@@ -57,7 +57,9 @@ class PoolArgs:
         padding = spread(argument(node, 3, "padding", 0), n)
         if node.target in AVERAGE:
             ceil, count = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
-            return PoolArgs(x, kernel, stride, padding, [1] * n, ceil, count, argument(node, 6, "divisor_override"), True)
+            return PoolArgs(
+                x, kernel, stride, padding, [1] * n, ceil, count, argument(node, 6, "divisor_override"), True
+            )
         dilation = spread(argument(node, 4, "dilation", 1), n)
         return PoolArgs(x, kernel, stride, padding, dilation, argument(node, 5, "ceil_mode", False), True, None, False)
 
@@ -134,8 +136,13 @@ class Pool(Rule):
         parts = []
         x: Node = pool.x
         for over_time in (False, True):
-            part = replace(pool, kernel=list(pool.kernel), stride=list(pool.stride), padding=list(pool.padding),
-                           dilation=list(pool.dilation))
+            part = replace(
+                pool,
+                kernel=list(pool.kernel),
+                stride=list(pool.stride),
+                padding=list(pool.padding),
+                dilation=list(pool.dilation),
+            )
             for a in range(len(pool.kernel)):
                 if (a == axis) != over_time:
                     part.kernel[a], part.stride[a], part.padding[a], part.dilation[a] = neutral
@@ -150,8 +157,9 @@ class Pool(Rule):
         n = len(pool.kernel)
         axis = sliding_axis(pool.x, n)
         if axis is None:
-            return [low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n))))
-                    for i in range(low.pulse(node))]
+            return [
+                low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n)))) for i in range(low.pulse(node))
+            ]
         kernel = fact_of(pool.x).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
         space = [a for a in range(n) if a != axis]
         results = []
@@ -166,8 +174,10 @@ class Pool(Rule):
         return results
 
     def _over_space(self, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
-        names = {True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
-                 False: [aten.max_pool1d.default, aten.max_pool2d.default]}
+        names = {
+            True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
+            False: [aten.max_pool1d.default, aten.max_pool2d.default],
+        }
         flat = replace(pool, divisor=None)
         return low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
 
@@ -193,7 +203,9 @@ class AdaptivePool(Rule):
         x, sizes, axis = self._axes(node)
         first = known(x).rank - len(sizes)
         shape = shape_of(x)[first:]
-        return [(x, [first + a for a, s in enumerate(sizes) if s != shape[a] or (a == axis and fact_of(x).length != s)])]
+        return [
+            (x, [first + a for a, s in enumerate(sizes) if s != shape[a] or (a == axis and fact_of(x).length != s)])
+        ]
 
     def layout(self, node: Node) -> Layout:
         x, sizes, _ = self._axes(node)

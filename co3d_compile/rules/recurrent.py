@@ -47,8 +47,13 @@ class Recurrent(Rule):
         late = fact.length - 1
         result = [sequence]
         for shape in outs[1:]:
-            layout = Layout(((*Layout.plain([shape[0]]).dims[0],), (*lay.dims[batch], Axis(TIME, 1)),
-                             Layout.plain([shape[2]]).dims[0]))
+            layout = Layout(
+                (
+                    (*Layout.plain([shape[0]]).dims[0],),
+                    (*lay.dims[batch], Axis(TIME, 1)),
+                    Layout.plain([shape[2]]).dims[0],
+                )
+            )
             last = one_entry(fact, layout)
             result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late))
         return result
@@ -73,8 +78,9 @@ class Recurrent(Rule):
             outs.append([low.stack([finals[n][i][which] for n in range(layers)]) for i in range(len(entries))])
         return outs
 
-    def _layer(self, node: Node, low: Lowering, kind: str, entries: list[Node], weights: list[Node], has_bias: bool
-               ) -> tuple[list[Node], list[list[Node]]]:
+    def _layer(
+        self, node: Node, low: Lowering, kind: str, entries: list[Node], weights: list[Node], has_bias: bool
+    ) -> tuple[list[Node], list[list[Node]]]:
         bias_ih, bias_hh = (weights[2], weights[3]) if has_bias else (None, None)
         projection = weights[-1] if len(weights) in (3, 5) else None
         size = int(weights[1].meta["val"].shape[1])
@@ -113,8 +119,10 @@ def _lstm(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tupl
 
 
 def _gru(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
-    r, z = (low.call(aten.sigmoid.default,
-                     low.call(aten.add.Tensor, _chunk(low, gx, n, size), _chunk(low, gh, n, size))) for n in (0, 1))
+    r, z = (
+        low.call(aten.sigmoid.default, low.call(aten.add.Tensor, _chunk(low, gx, n, size), _chunk(low, gh, n, size)))
+        for n in (0, 1)
+    )
     new = low.call(aten.mul.Tensor, r, _chunk(low, gh, 2, size))
     new = low.call(aten.tanh.default, low.call(aten.add.Tensor, _chunk(low, gx, 2, size), new))
     old = low.call(aten.mul.Tensor, z, low.call(aten.sub.Tensor, h, new))
@@ -153,4 +161,4 @@ class Item(Rule):
         return low.items(source)[index]
 
 
-__all__ = ["Recurrent", "shape_of", "argument"]
+__all__ = ["Recurrent", "argument", "shape_of"]

@@ -38,8 +38,20 @@ def reduced(node: Node) -> tuple[Node, list[int], bool]:
     return x, dims, bool(argument(node, at, "keepdim", False))
 
 
-@register(*SEPARABLE, aten.any.dim, aten.all.dim, aten.var.correction, aten.std.correction, aten.argmax, aten.argmin,
-          aten.logsumexp, aten.norm.ScalarOpt_dim, aten.linalg_vector_norm, aten.prod.dim_int, aten.any.dims)
+@register(
+    *SEPARABLE,
+    aten.any.dim,
+    aten.all.dim,
+    aten.var.correction,
+    aten.std.correction,
+    aten.argmax,
+    aten.argmin,
+    aten.logsumexp,
+    aten.norm.ScalarOpt_dim,
+    aten.linalg_vector_norm,
+    aten.prod.dim_int,
+    aten.any.dims,
+)
 class Reduction(Rule):
     """Reductions over dims."""
 
@@ -188,8 +200,18 @@ class Norm(Rule):
         return "normalises over the whole time axis"
 
 
-@register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default, aten.cumsum.default,
-          aten.cumprod.default, aten.flip.default, aten.roll.default, aten.sort, aten.glu.default)
+@register(
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.sort,
+    aten.glu.default,
+)
 class AlongDims(Rule):
     """Operators that compute along given dims and keep the shape."""
 

@@ -67,8 +67,9 @@ class Upsample(Rule):
         if fact.dense:
             raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
         late = 0 if nearest else r // 2
-        return replace(fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r,
-                       rate=fact.rate / r)
+        return replace(
+            fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r, rate=fact.rate / r
+        )
 
     def past(self, node: Node) -> int:
         """Entries of the past that the oldest new output needs."""
@@ -87,7 +88,9 @@ class Upsample(Rule):
         if nearest:
             return [entries[o // r] for o in range(total * r)]
         newest = r * (total - 1) + r - 1 - r // 2
-        return [self._between(low, entries, (o + 0.5) / r - 0.5) for o in range(newest - r * (total - 1) + 1, newest + 1)]
+        return [
+            self._between(low, entries, (o + 0.5) / r - 0.5) for o in range(newest - r * (total - 1) + 1, newest + 1)
+        ]
 
     def _between(self, low: Lowering, entries: list[Node], at: float) -> Node:
         first = floor(at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
@@ -40,8 +40,15 @@ class Reshaping(Rule):
         return low.resized(node)
 
 
-@register(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints,
-          aten.unflatten.int, aten.squeeze, aten.unsqueeze.default)
+@register(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze,
+    aten.unsqueeze.default,
+)
 class View(Reshaping):
     """Row-major views: time may be folded into batch or channels and comes out again."""
 

@@ -124,9 +124,15 @@ class Select(Rule):
         return low.call(aten.select.int, low.plain(x), dim, index)
 
 
-@register(aten.constant_pad_nd.default, aten.replication_pad1d.default, aten.replication_pad2d.default,
-          aten.replication_pad3d.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default,
-          aten.reflection_pad3d.default)
+@register(
+    aten.constant_pad_nd.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+)
 class Pad(Rule):
     """Pads: over time they are an offset of the index, for what they would fill in lies outside of every stream."""
 
@@ -178,7 +184,7 @@ class Pad(Rule):
         if "constant" in names:
             flat = [v for pad in reversed(rest) for v in pad]
             return low.call(node.target, new, flat, *node.args[2:])
-        space = rest[-max(1, sum(pad != (0, 0) for pad in rest)):]
+        space = rest[-max(1, sum(pad != (0, 0) for pad in rest)) :]
         family = "replication" if "replication" in names else "reflection"
         target = getattr(aten, f"{family}_pad{len(space)}d").default
         return low.call(target, new, [v for pad in reversed(space) for v in pad])
