@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
 from co3d_compile.rules.base import argument, rank_of, shape_of, spread
-from co3d_compile.rules.pool import DIMS, PoolArgs
+from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
 
 aten = torch.ops.aten
 
@@ -143,10 +143,12 @@ def _adaptive_max(program: Program, node: Node) -> None:
     assert isinstance(x, Node)
     n = ADAPTIVE_MAX[node.target]  # type: ignore[index]
     old, new = shape_of(x)[-n:], tuple(node.meta["val"][0].shape)[-n:]
-    if any(u.args[1] != 0 for u in users) or any(b not in (1, a) for a, b in zip(old, new, strict=True)):
+    if any(u.args[1] != 0 for u in users):
         return
     dims = [rank_of(x) - n + a for a in range(n) if new[a] == 1 and old[a] != 1]
     result = insert(program, node, aten.amax.default, x, dims, True) if dims else x
+    if tuple(result.meta["val"].shape)[-n:] != new:
+        result = insert(program, node, adaptive_max, result, list(new))
     for user in users:
         replace(user, result)
 

@@ -217,7 +217,7 @@ def _cause(error: BaseException) -> str:
     """What went wrong first."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def export(program: Program) -> ir.Model:

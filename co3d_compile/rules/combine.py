@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, operands, rank_of, register, shape_of
+from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
 from co3d_compile.rules.pointwise import broadcast
 
 if TYPE_CHECKING:
@@ -46,9 +45,7 @@ class Concatenation(Rule):
             raise LayoutLost
         labels = {a.label for p in dynamic for a in known(p).dims[dim]} - {""}
         axis = Axis(labels.pop() if labels else "", shape_of(node)[dim])
-        if not axis.label or axis.size != 1 or True:
-            return broadcast(others).replace(dim, [axis])
-        return broadcast(others)
+        return broadcast(others).replace(dim, [axis])
 
     def flow(self, node: Node) -> Fact:
         parts, dim = self.parts(node)
@@ -139,6 +136,3 @@ def _root(node: Node) -> Node:
     while node.target in CROPS and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
-
-
-__all__ = ["Concatenation", "combine", "operands", "replace"]

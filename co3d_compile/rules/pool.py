@@ -11,11 +11,13 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, register, shape_of, spread
+from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of, spread
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -182,33 +184,39 @@ class Pool(Rule):
         return low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
 
 
+def adaptive_max(x: Tensor, sizes: list[int]) -> Tensor:
+    """An adaptive max pool of which only the values are read (``aten.adaptive_max_pool*`` also returns positions)."""
+    result: Tensor = [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d][len(sizes) - 1](x, sizes)
+    return result
+
+
 @register(
     aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default,
+    adaptive_max,
 )
 class AdaptivePool(Rule):
     """Adaptive pools: as many entries over time as there are is nothing, fewer is a window."""
 
-    def _axes(self, node: Node) -> tuple[Node, list[int], int | None]:
+    def _sizes(self, node: Node) -> tuple[Node, list[int]]:
+        """Operand, and the size of the output on each of its pooled axes."""
         x = node.args[0]
         assert isinstance(x, Node)
-        n = int(str(node.target).split("pool")[1][0])
-        wanted = [argument(node, 1, "output_size")] if n == 1 else argument(node, 1, "output_size")
-        sizes = spread(wanted[0] if n == 1 else wanted, n)
-        shape = shape_of(x)[-n:]
-        return x, [shape[a] if s is None else s for a, s in enumerate(sizes)], sliding_axis(x, n)
+        wanted = argument(node, 1, "output_size")
+        n = len(wanted) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])
+        return x, list(shape_of(node)[-n:])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x, sizes, axis = self._axes(node)
+        x, sizes = self._sizes(node)
+        axis = sliding_axis(x, len(sizes))
         first = known(x).rank - len(sizes)
-        shape = shape_of(x)[first:]
-        return [
-            (x, [first + a for a, s in enumerate(sizes) if s != shape[a] or (a == axis and fact_of(x).length != s)])
-        ]
+        old = shape_of(x)[first:]
+        changed = [s != old[a] or (a == axis and fact_of(x).length != s) for a, s in enumerate(sizes)]
+        return [(x, [first + a for a, c in enumerate(changed) if c])]
 
     def layout(self, node: Node) -> Layout:
-        x, sizes, _ = self._axes(node)
+        x, sizes = self._sizes(node)
         out = known(x)
         for a, size in enumerate(sizes):
             d = out.rank - len(sizes) + a
@@ -217,6 +225,29 @@ class AdaptivePool(Rule):
                 out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
         return out
 
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        x, sizes = self._sizes(node)
+        first = known(x).rank - len(sizes)
+        place = known(x).entry_dims()
+        wanted = {e: s for a, s in enumerate(sizes) if (e := place[first + a]) is not None}
+        return self._pool(low, low.entry(x, i), wanted, node)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        x, sizes = self._sizes(node)
+        return self._pool(low, low.plain(x), {rank_of(x) - len(sizes) + a: s for a, s in enumerate(sizes)}, node)
+
+    def _pool(self, low: Lowering, x: Node, wanted: dict[int, int], node: Node) -> Node:
+        """Bin by bin, as ``aten`` does it: bin b of B is from floor(b*n/B) to ceil((b+1)*n/B)."""
+        reduction = aten.amax.default if node.target is adaptive_max else aten.mean.dim
+        for dim, bins in wanted.items():
+            n = low.sizes(x)[dim]
+            if bins == n:
+                continue
+            edges = [(b * n // bins, -((b + 1) * -n // bins)) for b in range(bins)]
+            parts = [low.call(aten.slice.Tensor, x, dim, a, b) for a, b in edges]
+            parts = [low.call(reduction, part, [dim], True) for part in parts]
+            x = parts[0] if bins == 1 else low.call(aten.cat.default, parts, dim)
+        return x
+
     def reason(self, node: Node) -> str:
-        _, sizes, axis = self._axes(node)
-        return f"pools time to {sizes[axis] if axis is not None else sizes} entries"
+        return f"pools time to {'x'.join(map(str, self._sizes(node)[1]))} entries"

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, one_entry, register, shape_of
+from co3d_compile.rules.base import Rule, known, one_entry, register
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -159,6 +159,3 @@ class Item(Rule):
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
         return low.items(source)[index]
-
-
-__all__ = ["Recurrent", "argument", "shape_of"]
