@@ -119,7 +119,9 @@ def inline(node: Node, low: Lowering, compute: Callable[..., Any], args: Any, kw
             env[inner] = low.constant(f"{node.name}.{inner.target}", program.constant(inner))
         elif inner.op == "call_function":
             sizes = any_batch(node, inner)
-            env[inner] = low.call(inner.target, *map_arg(sizes[0], env.__getitem__), **map_arg(sizes[1], env.__getitem__))
+            env[inner] = low.call(
+                inner.target, *map_arg(sizes[0], env.__getitem__), **map_arg(sizes[1], env.__getitem__)
+            )
     output = next(n for n in program.graph.nodes if n.op == "output")
     return env[output.args[0][0]]  # type: ignore[no-any-return]
 
@@ -151,7 +153,9 @@ def trace(
             exported = torch.export.export(Traced(), tuple(examples), strict=False)
             module, _ = unlift(exported.run_decompositions(decompositions()))
     except Exception as error:
-        raise UsageError(f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)) from error
+        raise UsageError(
+            f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)
+        ) from error
     program = Program(module, Options(), [], [])
     Canonicalize().run(program)
     return program
@@ -163,8 +167,11 @@ def any_batch(node: Node, inner: Node) -> Any:
     def free(value: Any) -> Any:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value and value % STREAMS == 0:
             if inner.target not in SIZES:
-                raise UsageError(f"Its function gives {operator_name(inner.target)} the number of streams, which is not fixed.",
-                                 **where(node), hint="Use sizes of -1, or broadcasting.")
+                raise UsageError(
+                    f"Its function gives {operator_name(inner.target)} the number of streams, which is not fixed.",
+                    **where(node),
+                    hint="Use sizes of -1, or broadcasting.",
+                )
             return -1
         return value
 
@@ -174,7 +181,11 @@ def any_batch(node: Node, inner: Node) -> Any:
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     """A function applied to all leaves of nested lists, tuples and dicts."""
     if isinstance(tree, (list, tuple)):
-        return type(tree)(mapped(x, function) for x in tree) if type(tree) is tuple else [mapped(x, function) for x in tree]
+        return (
+            type(tree)(mapped(x, function) for x in tree)
+            if type(tree) is tuple
+            else [mapped(x, function) for x in tree]
+        )
     if isinstance(tree, dict):
         return {k: mapped(x, function) for k, x in tree.items()}
     return function(tree)
