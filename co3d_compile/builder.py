@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from co3d_compile.graph import fake_mode, shape_of_call
-from co3d_compile.primitive import carry, expand_batch, fifo, previous
+from co3d_compile.primitive import carry, counter, expand_batch, fifo, previous
 from co3d_compile.program import Program, get_constant, set_constant
 
 aten = torch.ops.aten
@@ -93,6 +93,16 @@ class Builder:
             result = target(*real_args, **real_kwargs)
         self._count += 1
         return self.constant(f"lowered.constant_{self._count}", result.contiguous())
+
+    def counter(self, like: Node, pulse: int) -> Node:
+        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        key = ("counter", pulse)
+        if key not in self._known:
+            read = self.graph.call_function(counter, (like,))
+            read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
+            read.meta["next"] = self.call(aten.add.Tensor, read, pulse)
+            self._known[key] = read
+        return self._known[key]
 
     def carry(self, like: Node, features: int) -> Node:
         """A state of (batch, features) that a recurrent layer writes itself, through ``meta["next"]``."""

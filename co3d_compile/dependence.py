@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.primitive import carry, fifo, previous
+from co3d_compile.primitive import carry, counter, fifo, previous
 
 aten = torch.ops.aten
 
@@ -73,6 +73,8 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = Dependence(0, 0, frames - 1)
         elif source is first and frames > 1 and node.target is aten.select.int and node.args[1] == time_dim:
             result = Dependence(0, node.args[2], node.args[2])
+        elif node.target is counter:
+            result = Dependence()
         elif node.target is carry:
             result = Dependence(0, None, 0)
         elif node.target is previous:

@@ -46,6 +46,11 @@ def carry(like: Tensor, features: int) -> Tensor:
     raise RuntimeError("co3d.carry is a marker: the pass thread_states replaces it")
 
 
+def counter(like: Tensor) -> Tensor:
+    """Entries of the stream before this step, (batch, 1) of int64; its next value is written like a carry's."""
+    raise RuntimeError("co3d.counter is a marker: the pass thread_states replaces it")
+
+
 def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
     """``x`` with its dim ``x_dim``, of size one, expanded to the size of ``like``'s dim ``like_dim``."""
     shape = list(x.shape)

@@ -96,10 +96,13 @@ class Canonicalize(Pass):
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
                 constant.meta["filling"] = _uniform(value) and node not in learned
+                constant.meta["progression"] = progression(value) if node not in learned else None
+                constant.meta["band"] = band(value)
                 constant.meta["zero"] = _uniform(value, 0.0)
                 node.replace_all_uses_with(constant)
             elif node.op == "get_attr":
                 node.meta["zero"] = _uniform(value, 0.0)
+                node.meta["band"] = band(value)
                 node.meta["filling"] = _uniform(value) and node not in learned
         program.graph.eliminate_dead_code()
 
@@ -110,6 +113,34 @@ def _like(node: Node) -> torch.Tensor:
     index = LIKE[node.target]  # type: ignore[index]
     fill: Any = node.args[index] if isinstance(index, int) else float(index)
     return torch.full(tuple(value.shape), fill, dtype=value.dtype)
+
+
+def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
+    """Dim, first value and step of a constant that counts along one dim: it counts on beyond the clip."""
+    long = [d for d, s in enumerate(value.shape) if s > 1]
+    if len(long) != 1 or value.numel() < 3 or value.dtype == torch.bool:
+        return None
+    line = value.flatten().double()
+    steps = line[1:] - line[:-1]
+    even = bool((steps - steps[0]).abs().max() <= 1e-9) and float(steps[0]) != 0
+    return (long[0], float(line[0]), float(steps[0])) if even else None
+
+
+def band(mask: torch.Tensor) -> tuple[int, int] | None:
+    """The least and largest distance into the past that an attention mask allows, if it is a band of such."""
+    if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.numel() != mask.shape[-1] ** 2 or mask.shape[-1] < 3:
+        return None
+    square = mask.reshape(mask.shape[-2:])
+    allowed = square if mask.dtype == torch.bool else square == 0
+    if mask.dtype != torch.bool and not bool((allowed | (square == -torch.inf)).all()):
+        return None
+    n = square.shape[0]
+    diagonals = [torch.diagonal(allowed, -back) for back in range(1 - n, n)]
+    inside = [back for back, line in zip(range(1 - n, n), diagonals, strict=True) if bool(line.all())]
+    even = all(bool(line.all()) or not bool(line.any()) for line in diagonals)
+    if not even or not inside or inside != list(range(inside[0], inside[-1] + 1)):
+        return None
+    return (inside[0], inside[-1]) if inside[0] > 1 - n and inside[-1] < n - 1 else None
 
 
 def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:

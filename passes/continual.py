@@ -13,6 +13,7 @@ from co3d_compile.primitive import history, take
 from co3d_compile.program import Program
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
+from co3d_compile.rules.matmul import Attention
 from co3d_compile.rules.pool import Pool
 from co3d_compile.rules.resample import Upsample
 
@@ -21,7 +22,8 @@ class Continual(Pass):
     """Rewrites every operator that slides over time, for pulses P_x in and P_y out:
 
     1. ``pool(x, [3, 3, 3])`` to ``pool(pool(x, [1, 3, 3]), [3, 1, 1])``, so that pooled entries are remembered;
-    2. ``conv(x)`` to ``conv(take(history(x, n)))`` with just the entries that its P_y new outputs read.
+    2. ``conv(x)`` to ``conv(take(history(x, n)))`` with just the entries that its P_y new outputs read;
+    3. attention with a banded mask to attention on the history of its keys and values.
     """
 
     requires = frozenset({"time", "unpadded"})
@@ -33,7 +35,9 @@ class Continual(Pass):
             if not is_stream(node) or node.op != "call_function":
                 continue
             rule = rule_for(node.target)
-            if isinstance(rule, (TransposedConvolution, Upsample)):
+            if isinstance(rule, Attention):
+                modified |= self._attention(program, node, rule)
+            elif isinstance(rule, (TransposedConvolution, Upsample)):
                 modified |= self._upsampling(program, node, rule)
             elif "kernel" in node.meta:
                 target = self._split_pool(program, node, rule) if isinstance(rule, Pool) else node
@@ -50,6 +54,15 @@ class Continual(Pass):
         if past:
             node.replace_input_with(x, insert_marker(program, node, history, x, past, like=x))
         program.record(node, "continual")
+        return bool(past)
+
+    def _attention(self, program: Program, node: Node, rule: Attention) -> bool:
+        past = node.meta["past"] = rule.past(node)
+        if past:
+            program.record(node, "continual")
+            for x in {n for n in node.args[1:3] if isinstance(n, Node)}:
+                remembered = insert_marker(program, node, history, x, past, like=x)
+                node.args = (node.args[0], *(remembered if n is x else n for n in node.args[1:3]), *node.args[3:])
         return bool(past)
 
     def _split_pool(self, program: Program, node: Node, rule: Pool) -> Node:

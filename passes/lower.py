@@ -48,7 +48,8 @@ class Lower(Pass):
                 self._node(low, node)
         self._outputs(low, program)
         program.module = GraphModule(program.module, low.graph)
-        program.graph.eliminate_dead_code()
+        kept = {n.meta["next"] for n in low.graph.nodes if "next" in n.meta}
+        program.graph.eliminate_dead_code(lambda n: n.is_impure() or n in kept)
         delete_unused_constants(program.module)
         return True
 

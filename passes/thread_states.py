@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.graph import fake_mode
 from co3d_compile.manager import Pass
-from co3d_compile.primitive import carry, fifo, previous
+from co3d_compile.primitive import carry, counter, fifo, previous
 from co3d_compile.program import Program, State, module_path
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ class ThreadStates(Pass):
 
     1. ``previous(x)`` to the state; its next value is ``x``. A chain of them is a shift register;
     2. ``fifo(x, n)`` to ``cat([state, x])``; the next value is its last n entries;
-    3. ``carry`` to the state; its next value is what the recurrent layer computed.
+    3. ``carry`` and ``counter`` to the state; its next value is what the recurrent layer computed.
     """
 
     requires = frozenset({"lowered"})
@@ -30,7 +30,7 @@ class ThreadStates(Pass):
         values: list[Node] = []
         names: dict[str, int] = {}
         for node in list(graph.nodes):
-            if node.target not in (previous, fifo, carry):
+            if node.target not in (previous, fifo, carry, counter):
                 continue
             path = module_path(node) or "model"
             names[path] = names.get(path, -1) + 1
@@ -75,7 +75,7 @@ class ThreadStates(Pass):
             return last
         state.meta["val"] = node.meta["val"]
         node.meta["becomes"] = state
-        return node.meta["next"] if node.target is carry else x  # type: ignore[no-any-return]
+        return node.meta["next"] if node.target in (carry, counter) else x  # type: ignore[no-any-return]
 
 
 def _shape(node: Node) -> list[int | str]:

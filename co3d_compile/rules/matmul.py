@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kind, NoExtension, fact_of, is_stream
+from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
 from co3d_compile.rules.pointwise import broadcast
@@ -101,7 +101,52 @@ class LinearOverRows(Rule):
 
 @register(aten.scaled_dot_product_attention.default)
 class Attention(Rule):
-    """Scaled dot product attention: tokens are mixed, batch and heads are not."""
+    """Scaled dot product attention: tokens are mixed, batch and heads are not.
+
+    Where a constant mask lets every entry see only the newest few, keys and values are remembered and it streams.
+    """
+
+    def past(self, node: Node) -> int:
+        """Entries of the past that a banded mask lets every entry see; 0 without such a mask."""
+        mask = argument(node, 3, "attn_mask")
+        reach = mask.meta.get("band") if isinstance(mask, Node) else None
+        q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
+        facts = [fact_of(n) for n in (q, k, v)]
+        places = [known(n).time if is_stream(n) else None for n in (q, k, v)]
+        alike = all(p is not None and p.alone and p.dim == rank_of(q) - 2 for p in places)
+        even = all(f.spacing == 1 and f.delay == facts[0].delay for f in facts)
+        if reach is None or reach[0] != 0 or not alike or not even:
+            return 0
+        return int(reach[1])
+
+    def flow(self, node: Node) -> Fact:
+        if self.past(node):
+            return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
+        return super().flow(node)
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        past = node.meta.get("past", 0)
+        if not past:
+            return super().lower(node, low)
+        q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
+        results = []
+        for i in range(low.pulse(q)):
+            one = low.as_clip([low.ref(q, i)], known(q))
+            keys, values = (low.as_clip([low.ref(n, i + m) for m in range(past + 1)], known(n)) for n in (k, v))
+            seen = self._seen(node, low, i, past, one)
+            result = low.call(node.target, one, keys, values, seen, scale=node.kwargs.get("scale"))
+            results.append(low.call(aten.squeeze.dim, result, rank_of(q) - 2))
+        return results
+
+    def _seen(self, node: Node, low: Lowering, i: int, past: int, q: Node) -> Node | None:
+        """The mask of what lies before the first entry of the stream; none where the batch is folded."""
+        if low.sizes(q)[0] != low.batch:
+            return None
+        index = low.call(aten.add.Tensor, low.counter(q, low.pulse(node)), i - fact_of(node).delay)
+        index = low.call(aten.clamp.default, index, 0)
+        back = low.constant(f"back_{past}", torch.arange(past, -1, -1).view(1, -1))
+        ones = [1] * (len(low.sizes(q)) - 2)
+        return low.call(aten.reshape.default, low.call(aten.le.Tensor, back, index), [-1, *ones, past + 1])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         return [(n, [-1, -2]) for n in node.args[:3] if isinstance(n, Node)]

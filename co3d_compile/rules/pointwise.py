@@ -60,7 +60,7 @@ class Pointwise(Rule):
         if place is not None:
             right = layout.rank - place.dim
             for n in operands(node):
-                filling = n.meta.get("filling", False)
+                filling = n.meta.get("filling", False) or counts(n, rank_of(n) - right)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
@@ -75,6 +75,8 @@ class Pointwise(Rule):
         def operand(arg: Any) -> Any:
             if not isinstance(arg, Node):
                 return arg
+            if right and rank_of(arg) >= right and not is_stream(arg) and counts(arg, rank_of(arg) - right):
+                return count(arg, node, low, i)
             if right and rank_of(arg) >= right and not is_stream(arg):
                 return low.one_of(arg, rank_of(arg) - right)
             new = low.entry(arg, i) if is_stream(arg) else low.plain(arg)
@@ -87,6 +89,23 @@ class Pointwise(Rule):
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         return low.call(node.target, *args, **kwargs)
+
+
+def counts(constant: Node, dim: int) -> bool:
+    """Whether a constant counts along a dim (``arange``), so that it goes on beyond the clip."""
+    line = constant.meta.get("progression")
+    return line is not None and line[0] == dim
+
+
+def count(constant: Node, node: Node, low: Lowering, i: int) -> Node:
+    """Entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
+    _, first, step = constant.meta["progression"]
+    like = next(low.entry(n, i) for n in operands(node) if is_stream(n))
+    seen = low.counter(like, low.pulse(node))
+    offset = first + step * (i - fact_of(node).delay)
+    seen = low.call(aten._to_copy.default, seen, dtype=node.meta["val"].dtype)
+    value = low.call(aten.add.Tensor, low.call(aten.mul.Tensor, seen, step), offset)
+    return low.call(aten.reshape.default, value, [-1, *[1] * (len(low.sizes(like)) - 1)])
 
 
 POINTWISE = Pointwise()

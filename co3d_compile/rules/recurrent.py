@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, known, one_entry, register
+from co3d_compile.rules.base import Rule, known, one_entry, register, touches_time
+from co3d_compile.rules.reduce import AlongDims
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -137,6 +138,37 @@ def _rnn(activation: Any) -> Any:
 
 
 _CELLS = {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn(aten.tanh.default), "rnn_relu": _rnn(aten.relu.default)}
+
+
+@register(aten.cumsum.default)
+class CumulativeSum(AlongDims):
+    """The sum of all entries so far: a state, exact from the first frame, as in causal squeeze-and-excitation."""
+
+    def _over_time(self, node: Node) -> bool:
+        return any(touches_time(x, dims) for x, dims in self.mixes(node))
+
+    def flow(self, node: Node) -> Fact:
+        x = node.args[0]
+        assert isinstance(x, Node)
+        place = known(x).time
+        if self._over_time(node) and (place is None or not place.alone or fact_of(x).spacing > 1):
+            raise NoExtension("sums over a dim into which time is folded")
+        return combine([fact_of(x)], known(x))
+
+    def lower(self, node: Node, low: Lowering) -> list[Node]:
+        if not self._over_time(node):
+            return super().lower(node, low)
+        x = node.args[0]
+        assert isinstance(x, Node)
+        first = low.entry(x, 0)
+        read = total = low.carry(first, low.features(first))
+        sums = []
+        for i in range(low.pulse(x)):
+            row = low.call(aten.reshape.default, low.entry(x, i), [-1, low.features(first)])
+            total = low.call(aten.add.Tensor, total, row)
+            sums.append(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]]))
+        read.meta["next"] = total
+        return sums
 
 
 @register(operator.getitem)

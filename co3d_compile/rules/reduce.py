@@ -205,7 +205,6 @@ class Norm(Rule):
     aten._softmax.default,
     aten.log_softmax.int,
     aten._log_softmax.default,
-    aten.cumsum.default,
     aten.cumprod.default,
     aten.flip.default,
     aten.roll.default,
