@@ -116,12 +116,11 @@ def inline(node: Node, low: Lowering, compute: Callable[..., Any], args: Any, kw
     env: dict[Node, Any] = dict(zip(program.placeholders(), batches, strict=True))
     for inner in program.graph.nodes:
         if inner.op == "get_attr":
-            env[inner] = low.constant(f"{node.name}.{inner.target}", program.constant(inner))
+            value = any_batch(node, inner, program.constant(inner))
+            env[inner] = low.constant(f"{node.name}.{inner.target}", value)
         elif inner.op == "call_function":
-            sizes = any_batch(node, inner)
-            env[inner] = low.call(
-                inner.target, *map_arg(sizes[0], env.__getitem__), **map_arg(sizes[1], env.__getitem__)
-            )
+            a, k = any_batch(node, inner, (inner.args, inner.kwargs))
+            env[inner] = low.call(inner.target, *map_arg(a, env.__getitem__), **map_arg(k, env.__getitem__))
     output = next(n for n in program.graph.nodes if n.op == "output")
     return env[output.args[0][0]]  # type: ignore[no-any-return]
 
@@ -161,21 +160,22 @@ def trace(
     return program
 
 
-def any_batch(node: Node, inner: Node) -> Any:
-    """The arguments of a traced operator, with -1 for sizes that hold the number of streams."""
+def any_batch(node: Node, inner: Node, tree: Any) -> Any:
+    """What a traced operator reads, with -1 for sizes that hold the number of streams."""
 
     def free(value: Any) -> Any:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value and value % STREAMS == 0:
-            if inner.target not in SIZES:
-                raise UsageError(
-                    f"Its function gives {operator_name(inner.target)} the number of streams, which is not fixed.",
-                    **where(node),
-                    hint="Use sizes of -1, or broadcasting.",
-                )
+        numbers = value.shape if isinstance(value, Tensor) else [value]
+        if not any(isinstance(x, (int, float)) and x and x % STREAMS == 0 for x in numbers):
+            return value
+        if inner.target in SIZES:
             return -1
-        return value
+        raise UsageError(
+            "The number of streams is not fixed, but its function writes it down.",
+            **where(node),
+            hint="Use sizes of -1, or broadcasting.",
+        )
 
-    return mapped(inner.args, free), mapped(inner.kwargs, free)
+    return mapped(tree, free)
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
