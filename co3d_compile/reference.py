@@ -1,0 +1,369 @@
+"""What a compiled model must answer at every step, from the untouched model on one long clip."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, lcm
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.capture import capture
+from co3d_compile.claims import NOTHING, Claim, NoReference, claim_of, claims_of, is_recurrent, is_single, is_window
+from co3d_compile.errors import UsageError, VerificationError
+from co3d_compile.facts import Kind
+from co3d_compile.longclip import Entries, LongClip, Stream, Windows
+from co3d_compile.program import Options, module_path
+
+aten = torch.ops.aten
+SAME = 1e-5  # in standard deviations: two eager runs of the same clip
+
+
+@dataclass(frozen=True)
+class Read:
+    """A streaming tensor that a window reads, and the oldest and newest of the clip's entries that it reads there."""
+
+    name: str
+    claim: Claim
+    oldest: int
+    newest: int
+
+    @property
+    def frames(self) -> Fraction:
+        """Frames of the first input from the clip's start to that entry."""
+        return self.newest * self.claim.spacing * self.claim.rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an output is computed: ``sort`` is "static", "stream", "entries" or "window"."""
+
+    sort: str
+    claim: Claim
+    name: str
+    reads: tuple[Read, ...] = ()
+
+    def starts(self, seen: int, delay: int) -> list[Fraction]:
+        """Where in the stream the clip starts whose result has this delay after ``seen`` frames.
+
+        The delay is that of the newest entry read, the smallest over what is read. At several rates there may be
+        more than one answer.
+        """
+        found = []
+        for read in self.reads:
+            rate = read.claim.rate
+            start = (seen / rate - 1 - delay) * rate - read.frames
+            newest = [(start + r.frames) / r.claim.rate for r in self.reads]
+            late = [seen / r.claim.rate - 1 - n for r, n in zip(self.reads, newest, strict=True)]
+            if all(n.denominator == 1 for n in newest) and min(late) == delay and start not in found:
+                found.append(start)
+        return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A result that is to be compared: entries of a streaming output, or the clips that may give it."""
+
+    output: int
+    step: int
+    entries: tuple[int, ...] = ()
+    starts: tuple[Fraction, ...] = ()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Eager runs without gradients and without NNPACK, which smears NaN over a whole tensor."""
+    with torch.inference_mode(), torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
+class Reference:
+    """The untouched model as it is captured, with what the compiler says of time.
+
+    Args:
+        model: The clip model.
+        example_inputs: The arguments of one clip; None for a program that carries its own.
+        options: As the model was compiled.
+
+    Raises:
+        VerificationError: The captured graph does not compute what the model does.
+    """
+
+    def __init__(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options):
+        self.program = capture(model, example_inputs, options)
+        self.inputs = self.program.inputs
+        self.dense = options.stride_mode == "dense"
+        self.claims = claims_of(self.program)
+        self._sorts: dict[Node, str] = {}
+        for node in self.program.graph.nodes:
+            self._sorts[node] = self._sort(node)
+        output = next(n for n in self.program.graph.nodes if n.op == "output")
+        self.plans = [self._plan(n) for n in output.args[0]]
+        streams = [self.claims[n.name] for n, s in self._sorts.items() if s == "stream" and n.name in self.claims]
+        self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
+        timed = [i for i in self.inputs if i.time_dim is not None]
+        self.clip = int(timed[0].shape[timed[0].time_dim])  # type: ignore[index]
+        self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
+        self.fields: list[int] = []
+        self._check_capture(model, example_inputs)
+
+    # --- what is known before anything runs
+
+    def _sort(self, n: Node) -> str:
+        if n.op == "placeholder":
+            return "static" if next(i for i in self.inputs if i.name == n.name).time_dim is None else "stream"
+        sorts = {self._sorts[a] for a in n.all_input_nodes}
+        claim = claim_of(n, self.claims)
+        if n.op != "call_function" or sorts <= {"static"}:
+            return "static"
+        if n.target is operator.getitem:
+            after = is_recurrent(n.args[0]) and n.args[1] != 0  # type: ignore[arg-type]
+            return "window" if after else sorts.pop()
+        if "window" in sorts or claim.kind is Kind.WINDOW:
+            return "window"
+        alone = claim.place is not None and claim.place.alone
+        if "entries" in sorts:
+            return "stream" if "stream" in sorts and alone else "entries"
+        if claim.gate is not None or is_single(n, self.claims):
+            return "stream" if alone else "entries"
+        return "window" if is_window(n, self.claims) else "stream"
+
+    def _plan(self, node: Node) -> Plan:
+        sort = self._sorts[node]
+        reads: set[Read] = set()
+        stack, seen = [node] if sort == "window" else [], set()
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            source: Any = n.args[0]
+            if n.target is operator.getitem and (is_recurrent(source) or source.target is aten.unbind.int):
+                x = source.args[0]
+                if self._sorts[x] == "stream":
+                    claim = claim_of(x, self.claims)
+                    index = claim.length - 1 if is_recurrent(source) else int(n.args[1])  # type: ignore[call-overload]
+                    reads.add(Read(x.name, claim, index, index))
+                    continue
+            for a in n.all_input_nodes:
+                if self._sorts[a] in ("stream", "entries"):
+                    reads.add(self._read(n, a))
+                elif self._sorts[a] == "window":
+                    stack.append(a)
+        return Plan(sort, claim_of(node, self.claims), node.name, tuple(reads))
+
+    def _read(self, n: Node, x: Node) -> Read:
+        claim = claim_of(x, self.claims)
+        if n.target is not aten.select.int or claim.place is None or claim_of(n, self.claims).kind is not Kind.STREAM:
+            return Read(x.name, claim, 0, claim.length - 1)
+        size = claim.place.size
+        index = int(n.args[2]) % size  # type: ignore[call-overload]
+        index = index if index != size - 1 else claim.length - 1
+        return Read(x.name, claim, index, index)
+
+    def recurrent_paths(self) -> set[str]:
+        """Module paths of recurrent layers and of all that they read: states there start as the clip's own do."""
+        stack = [n for n in self.program.graph.nodes if n.op == "call_function" and is_recurrent(n)
+                 and self._sorts[n] == "stream"]
+        seen: set[Node] = set()
+        while stack:
+            n = stack.pop()
+            if n not in seen:
+                seen.add(n)
+                stack += n.all_input_nodes
+        return {module_path(n) or "model" for n in seen if n.op == "call_function"}
+
+    def gates(self) -> list[str]:
+        """The operators that are replaced by what they are in the stream."""
+        return [n.name for n in self.program.graph.nodes
+                if n.op == "call_function" and n.target is not operator.getitem and claim_of(n, self.claims).gate]
+
+    def _check_capture(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> None:
+        """The captured graph on one random clip, beside the model itself."""
+        args, kwargs = _example(model, example_inputs)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        clip = iter(self.random([i.shape for i in self.inputs], 1))
+        leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
+        args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
+        with eager(), _evaluated(model) as module:
+            wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
+            got = Interpreter(self.program.module).run(*[v.clone() for v in leaves if isinstance(v, Tensor)])
+        for a, b in zip(got, wanted, strict=True):
+            scale = float(b.double().std(correction=0)) or 1.0
+            if a.shape != b.shape or not bool(((a - b).abs() <= SAME * scale + 1e-30).all()):
+                raise VerificationError("The captured graph does not compute what the model does.",
+                                        hint="Does the model depend on the values of its input, or on chance?")
+
+    # --- the long clip
+
+    def random(self, shapes: Sequence[Sequence[int]], seed: int) -> list[Tensor]:
+        """Random inputs of these shapes."""
+        generator = torch.Generator().manual_seed(seed)
+        results = []
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            real = spec.dtype.is_floating_point
+            x = torch.randn(*shape, generator=generator) if real else torch.randint(0, 2, list(shape), generator=generator)
+            results.append(x.to(spec.dtype))
+        return results
+
+    def length(self, frames: int) -> int:
+        """The least number of frames, at least as many, at which all entries of the long clip are whole."""
+        whole = self.clip + ceil(max(0, frames - self.clip) / self.unit) * self.unit
+        return whole + (self.unit - 1 if self.dense else 0)
+
+    def frames(self, total: int, seed: int) -> list[Tensor]:
+        """So many random frames of every input (of the first one, the others by their rate)."""
+        shapes = [[int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
+                  for i in self.inputs]
+        return self.random(shapes, seed)
+
+    def cut(self, frames: Sequence[Tensor], start: Fraction | int, count: int) -> list[Tensor]:
+        """Frames of every input; an input without time stays as it is."""
+        return [x if i.time_dim is None else
+                x.narrow(i.time_dim, int(start / self.rates[i.name]), int(count / self.rates[i.name]))
+                for i, x in zip(self.inputs, frames, strict=True)]
+
+    def values(self, frames: Sequence[Tensor], front: int, end: int, wanted: Sequence[Wanted],
+               done: Callable[[], None]) -> dict[Wanted, list[Tensor]]:
+        """What is wanted, from the model on a long clip in which the stream is ``front`` to ``end``.
+
+        Raises:
+            NoReference: The model cannot be run on a long clip.
+        """
+        timed = next(k for k, i in enumerate(self.inputs) if i.time_dim is not None)
+        total = frames[timed].shape[self.inputs[timed].time_dim] - (self.unit - 1 if self.dense else 0)  # type: ignore
+        found: dict[Wanted, dict[Any, Tensor]] = {w: {} for w in wanted}
+        for phase in sorted({p for w in wanted for p in self._phases(w)} or {0}):
+            starts = sorted({s for w in wanted for s in w.starts if self._phase(s) == phase})
+            run = LongClip(self.program, self.claims, starts, front - phase, done)
+            run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
+            with eager():
+                outputs = run.run(*self.cut(frames, phase, total))
+            self._measure(run, front - phase, end - phase)
+            for w in wanted:
+                self._take(w, outputs[w.output], run, found[w])
+        return {w: self._joined(w, parts) for w, parts in found.items()}
+
+    def _phase(self, frame: Fraction) -> int:
+        return int(frame) % self.unit if self.dense else 0
+
+    def _phases(self, w: Wanted) -> set[int]:
+        rate = self.plans[w.output].claim.rate
+        return {self._phase(s) for s in w.starts} | {self._phase(n * rate) for n in w.entries}
+
+    def _take(self, w: Wanted, value: Any, run: LongClip, found: dict[Any, Tensor]) -> None:
+        """Takes what this run says of a result."""
+        claim = self.plans[w.output].claim
+        if isinstance(value, Windows):
+            for start, result in zip(run.starts, value.values, strict=True):
+                if start in w.starts and result is not None:
+                    found[start] = result.clone()
+        elif isinstance(value, (Stream, Entries)):
+            for n in w.entries:
+                index = run.index(claim, n * claim.rate)
+                if isinstance(value, Entries) and index is not None and index < len(value.values):
+                    found[n] = value.values[index].clone()
+                elif isinstance(value, Stream) and index is not None and index < claim.entries(value.value):
+                    found[n] = claim.cut(value.value, index, 1).clone()
+        else:
+            found[None] = value
+
+    def _joined(self, w: Wanted, parts: dict[Any, Tensor]) -> list[Tensor]:
+        plan = self.plans[w.output]
+        if plan.sort in ("window", "static"):
+            return list(parts.values())
+        if set(parts) != set(w.entries):
+            return []
+        ordered = [parts[n] for n in w.entries]
+        alone = plan.sort == "stream" and plan.claim.place is not None
+        return [torch.cat(ordered, plan.claim.place.dim)] if alone else ordered[-1:]  # type: ignore[union-attr]
+
+    def clips(self, frames: Sequence[Tensor], front: int, wanted: Sequence[Wanted]) -> dict[Wanted, list[Tensor]]:
+        """What is wanted, each from the untouched model on one clip: right where nothing pads time."""
+        results = {}
+        for w in wanted:
+            plan = self.plans[w.output]
+            starts = list(w.starts)
+            if w.entries:
+                last = (plan.claim.place.size - 1 if plan.claim.place else 0) * plan.claim.spacing
+                starts = [(n - last) * plan.claim.rate for n in w.entries]
+            with eager():
+                values = [self.program.module(*self.cut(frames, s + front, self.clip))[w.output]
+                          for s in starts if s + front >= 0]
+            if w.entries and plan.claim.place is not None:
+                dim = plan.claim.place.dim
+                values = [torch.cat([v.narrow(dim, v.shape[dim] - 1, 1) for v in values], dim)]
+            results[w] = values
+        return results
+
+    def _measure(self, run: LongClip, begin: int, end: int) -> None:
+        """Notes a lower bound of the receptive field, where frames before ``begin`` and from ``end`` on are NaN.
+
+        Entries between the last NaN before and the first behind a run of finite ones repeat every ``unit`` frames.
+        """
+        reach: dict[str, int] = {}
+        for r in (r for p in self.plans for r in p.reads):
+            reach[r.name] = max(r.newest - r.oldest, reach.get(r.name, 0))
+        for name, finite in run.finite.items():
+            claim = self.claims.get(name, NOTHING)
+            apart = claim.rate * claim.spacing
+            every = int(max(Fraction(self.unit) / apart, Fraction(1)))
+            for first in range(every):
+                own = finite[first::every]
+                best = _longest(own)
+                if best is not None and best[0] > 0 and best[1] < len(own) - 1:
+                    field = end - begin + 2 - (best[1] - best[0] + 2) * every * apart
+                    self.fields.append(int(field + reach.get(name, 0) * apart))
+
+
+def _longest(flags: Sequence[bool]) -> tuple[int, int] | None:
+    """First and last index of the longest run of true flags."""
+    best, start = None, None
+    for i, flag in enumerate([*flags, False]):
+        if flag and start is None:
+            start = i
+        elif not flag and start is not None:
+            if best is None or i - start > best[1] - best[0] + 1:
+                best = (start, i - 1)
+            start = None
+    return best
+
+
+def _example(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> tuple[Any, Any]:
+    if example_inputs is not None:
+        return tuple(example_inputs), {}
+    if isinstance(model, ExportedProgram) and model.example_inputs is not None:
+        return model.example_inputs
+    raise UsageError("example_inputs is needed: the arguments of one clip.")
+
+
+def batch_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
+    """The batch of the example."""
+    tensors = [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
+    return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
+
+
+@contextmanager
+def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any]]:
+    """The model in eval mode, and then as it was."""
+    if isinstance(model, ExportedProgram):
+        yield model.module()
+        return
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for m in training:
+            m.training = True
+
+
+__all__ = ["NoReference", "Plan", "Reference", "Wanted", "batch_of"]

@@ -1,0 +1,348 @@
+"""``verify``: a compiled file in ONNX Runtime against the untouched model, by the oracle of DESIGN section 6."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from co3d_compile.compiler import CompiledModel
+from co3d_compile.contract import Contract
+from co3d_compile.errors import UsageError, VerificationError
+from co3d_compile.program import Options
+from co3d_compile.reference import NoReference, Reference, Wanted, batch_of
+from co3d_compile.session import StreamSession
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        passed: Whether every compared value is finite and within the tolerance.
+        max_error: Largest absolute error.
+        relative_error: Largest error in standard deviations of the output that is expected.
+        tolerance: The relative error that is allowed.
+        worst: Where the relative error is largest.
+        steps: How many steps were compared, from ``warmup_steps`` on.
+        warmup_steps: What the file says.
+        receptive_field: What the file says, in frames; None if unbounded.
+        outputs: Names of the outputs that were compared.
+        reason: Why it did not pass; empty if it did.
+        notes: What was compared with what, where that is not the whole untouched model.
+    """
+
+    passed: bool
+    max_error: float
+    relative_error: float
+    tolerance: float
+    worst: str
+    steps: int
+    warmup_steps: int
+    receptive_field: int | None
+    outputs: tuple[str, ...]
+    reason: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data."""
+        return {**asdict(self), "outputs": list(self.outputs), "notes": list(self.notes)}
+
+
+def verify(
+    compiled: CompiledModel | str | os.PathLike[str],
+    program: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    progress: Progress | None = None,
+) -> Verification:
+    """Streams random frames through the compiled file in ONNX Runtime and compares with the untouched model.
+
+    All floating states start at NaN (those of recurrent layers, and of what they read, as the file says). From
+    ``warmup_steps`` on every value must be finite and equal to what the untouched model gives at that index of one
+    long clip, and the receptive field must not be larger than the file says.
+
+    Args:
+        compiled: A compiled model, or the path of its ONNX file.
+        program: The model that it was compiled from.
+        example_inputs: The arguments of one clip, as for ``compile``.
+        steps: Steps to compare after the warm-up; default a few.
+        seed: Of the random frames.
+        tolerance: Largest error, in standard deviations of what is expected.
+        progress: Called with (stage, done, total).
+
+    Raises:
+        VerificationError: There is nothing to compare with; the message says why.
+        UsageError: The file was not compiled from this model.
+    """
+    if steps is not None and steps < 1:
+        raise UsageError(f"steps is {steps}.", hint="Compare at least one step.")
+    with _file(compiled) as path:
+        session = StreamSession(path, batch=batch_of(program, example_inputs))
+    with session:
+        check = _Check(session, program, example_inputs, steps, seed, progress or (lambda *_: None))
+        return check.run(tolerance)
+
+
+@contextmanager
+def _file(compiled: CompiledModel | str | os.PathLike[str]) -> Iterator[str]:
+    """The path of the file: nothing but the file is looked at."""
+    if not isinstance(compiled, CompiledModel):
+        yield os.fspath(compiled)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(compiled.save(Path(folder) / "model.onnx"))
+
+
+class _Check:
+    """One file beside its reference."""
+
+    def __init__(self, session: StreamSession, program: nn.Module | ExportedProgram,
+                 example_inputs: Sequence[Any] | None, steps: int | None, seed: int, progress: Progress) -> None:
+        self.session, self.seed, self.progress = session, seed, progress
+        self.info: Contract = session.info
+        self.reference = Reference(program, example_inputs, _options(self.info))
+        self._match()
+        self.pulse = next(f for i in self.reference.inputs if (f := self.info.frames_per_step.get(i.name)))
+        self.warmup = self.info.warmup_steps
+        self.compared = steps or max(3, 8 // self.pulse + 2)
+        self.recurrent = self.reference.recurrent_paths()
+        self.steps = max(self.warmup, self._first() if self.recurrent else 0) + self.compared
+        margin = self.reference.length(self.reference.clip)
+        self.front = 0 if self.recurrent else -(-margin // self.reference.unit) * self.reference.unit
+        self.end = self.front + self.steps * self.pulse
+        self.frames = self.reference.frames(self.reference.length(self.end + margin), seed)
+        self.notes: list[str] = []
+        self._done = 0
+
+    def _first(self) -> int:
+        """The first step at which a whole clip has been seen: before the first frame of a stream stands nothing."""
+        step = self.warmup
+        pairs = [(p, o.delay) for p, o in zip(self.reference.plans, self.info.outputs, strict=True) if p.reads]
+        while any(s < 0 for p, delay in pairs for s in p.starts((step + 1) * self.pulse, delay)):
+            step += 1
+        return step
+
+    def _match(self) -> None:
+        """The file's inputs and outputs are the model's."""
+        names = [i.name for i in self.reference.inputs]
+        if [i.name for i in self.info.inputs] != names or len(self.info.outputs) != len(self.reference.plans):
+            raise UsageError(
+                "The file was not compiled from this model: it has "
+                f"inputs {', '.join(i.name for i in self.info.inputs)} and {len(self.info.outputs)} outputs, the model "
+                f"{', '.join(names)} and {len(self.reference.plans)}.")
+
+    def run(self, tolerance: float) -> Verification:
+        results = self._stream()
+        wanted = [w for k in range(len(self.info.outputs)) for step in range(self.warmup, self.steps)
+                  if (w := self._wanted(k, step)) is not None]
+        compare = _Comparison(self.info, results)
+        expected = self._expected(wanted, compare)
+        return self._result(compare, wanted, expected, tolerance)
+
+    def _stream(self) -> list[tuple[Any, ...]]:
+        """All outputs of every step, from states that hold NaN."""
+        states = self.session.get_state()
+        for name, value in states.items():
+            own = name.removeprefix("state.").rpartition(".")[0] in self.recurrent
+            if np.issubdtype(value.dtype, np.floating) and not own:
+                states[name] = np.full_like(value, np.nan)
+        self.session.set_state(states)
+        results = []
+        for step in range(self.steps):
+            frames = self.reference.cut(self.frames, self.front + step * self.pulse, self.pulse)
+            result = self.session.step(tuple(np.ascontiguousarray(x.numpy()) for x in frames))
+            results.append(result if isinstance(result, tuple) else (result,))
+            self._advance("stream")
+        return results
+
+    def _advance(self, stage: str) -> None:
+        nodes = len(self.reference.program.graph.nodes) * (self.reference.unit if self.reference.dense else 1)
+        self._done += 1
+        self.progress(stage, min(self._done, self.steps + nodes), self.steps + nodes)
+
+    def _wanted(self, output: int, step: int) -> Wanted | None:
+        """Which entries, or which clip, a result is by the index equations."""
+        spec, plan = self.info.outputs[output], self.reference.plans[output]
+        if plan.sort == "static":
+            return Wanted(output, step)
+        if plan.sort == "window":
+            starts = tuple(plan.starts((step + 1) * self.pulse, spec.delay))
+            early = self.recurrent and any(s < 0 for s in starts)
+            return None if early else Wanted(output, step, (), starts)
+        per_step = self.pulse / plan.claim.rate
+        count = spec.entries_per_step if spec.has_time else 1
+        if per_step.denominator != 1 or (spec.has_time and count != per_step):
+            raise VerificationError(f"Output '{spec.name}' gives {count} entries per step, expected {per_step}.")
+        newest = (step + 1) * int(per_step) - 1 - spec.delay
+        if self.recurrent and newest - count + 1 < 0:
+            return None  # nothing stands before a stream that is exact from its first frame
+        return Wanted(output, step, tuple(range(newest - count + 1, newest + 1)))
+
+    def _expected(self, wanted: list[Wanted], compare: _Comparison) -> dict[Wanted, list[Tensor]]:
+        """The reference: first with NaN around the stream, then, where that gets into a result, with other frames."""
+        reference = self.reference
+        try:
+            expected = self._long_clip(self._surrounded(), wanted)
+            if not all(_finite(v) for v in expected.values()):
+                expected = self._long_clip(self.frames, wanted)
+        except NoReference as error:
+            why = str(error).splitlines()[0]
+            expected = reference.clips(self.frames, self.front, wanted)
+            if self.info.window not in (None, reference.clip) or not compare.agrees(expected):
+                raise VerificationError(f"The model cannot be run on a long clip: {why}",
+                                        hint="Verify it by hand, or compile with --no-verify.") from error
+            self.notes.append(f"Compared with the untouched model on each clip, as it cannot run on a long one: {why}")
+        if reference.gates():
+            scope = self.info.options.get("pool_scope", "frame")
+            self.notes.append(f"Reference: the model with {len(reference.gates())} pools over one {scope} (gates).")
+        if self.recurrent:
+            self.notes.append("Recurrent layers start from zero, and are compared from the first frame on.")
+        return expected
+
+    def _long_clip(self, frames: list[Tensor], wanted: list[Wanted]) -> dict[Wanted, list[Tensor]]:
+        return self.reference.values(frames, self.front, self.end, wanted, lambda: self._advance("reference"))
+
+    def _surrounded(self) -> list[Tensor]:
+        """The frames, with NaN before and after the stream in the first input."""
+        first, *rest = self.frames
+        dim = self.reference.inputs[0].time_dim
+        if dim is None or not first.is_floating_point():
+            return self.frames
+        first = first.clone()
+        first.narrow(dim, 0, self.front).fill_(torch.nan)
+        first.narrow(dim, self.end, first.shape[dim] - self.end).fill_(torch.nan)
+        return [first, *rest]
+
+    def _result(self, compare: _Comparison, wanted: list[Wanted], expected: dict[Wanted, list[Tensor]],
+                tolerance: float) -> Verification:
+        worst = compare.worst(expected)
+        reason = ""
+        field = max(self.reference.fields, default=0)
+        said = self.info.receptive_field
+        if not wanted:
+            reason = "Nothing was compared."
+        elif worst.missing:
+            reason = worst.missing
+        elif not worst.relative <= tolerance:
+            reason = f"The relative error {worst.relative:.2g} at {worst.where} is over the tolerance {tolerance:.0e}."
+        elif said is not None and field > said:
+            reason = f"The receptive field is at least {field} frames, the file says {said}."
+        return Verification(
+            passed=not reason, max_error=worst.absolute, relative_error=worst.relative, tolerance=tolerance,
+            worst=worst.where, steps=len({w.step for w in wanted}), warmup_steps=self.warmup, receptive_field=said,
+            outputs=tuple(o.name for o in self.info.outputs), reason=reason, notes=tuple(self.notes))
+
+
+def _options(info: Contract) -> Options:
+    """The options that decide what is computed, as the file has them."""
+    said = info.options
+    dims = [i.time_dim for i in info.inputs]
+    return Options(window=info.window, pool_scope=said.get("pool_scope", "frame"),
+                   stride_mode=said.get("stride_mode", "step"), time_dim=dims)
+
+
+def _finite(values: Sequence[Tensor]) -> bool:
+    return bool(values) and all(bool(v.isfinite().all()) for v in values)
+
+
+@dataclass(frozen=True)
+class _Worst:
+    """The largest error of all; ``missing`` says what could not be compared."""
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    where: str = "nowhere"
+    missing: str = ""
+
+
+class _Comparison:
+    """The streamed results beside what is expected."""
+
+    def __init__(self, info: Contract, results: list[tuple[Any, ...]]) -> None:
+        self.info, self.results = info, results
+
+    def agrees(self, expected: dict[Wanted, list[Tensor]]) -> bool:
+        """Whether everything is about right: the reference is worth a closer look."""
+        worst = self.worst(expected)
+        return not worst.missing and worst.relative <= 1e-2
+
+    def worst(self, expected: dict[Wanted, list[Tensor]]) -> _Worst:
+        """The largest error over all outputs."""
+        found = _Worst()
+        for k in range(len(self.info.outputs)):
+            own = {w: v for w, v in expected.items() if w.output == k}
+            answers = max((len(v) for v in own.values()), default=1)
+            options = [self._output(k, {w: v[i : i + 1] for w, v in own.items()}) for i in range(max(1, answers))]
+            best = min(options, key=lambda e: e.relative)
+            if best.missing:
+                return best
+            found = max(found, best, key=lambda e: e.relative)
+        return found
+
+    def _output(self, k: int, expected: dict[Wanted, list[Tensor]]) -> _Worst:
+        """The largest error of one output, in standard deviations of all that is expected of it."""
+        name = self.info.outputs[k].name
+        errors = []
+        for w, values in expected.items():
+            actual, where = self.results[w.step][k], f"output '{name}' at step {w.step}"
+            if not values or _squeezed(values[0].shape) != _squeezed(actual.shape):
+                return _Worst(math.inf, math.inf, where, _missing(name, w, actual, values))
+            error, index = _error(actual, values[0])
+            errors.append((error, f"{where}, index {index}"))
+        return _largest(errors, [v[0] for v in expected.values()])
+
+
+def _largest(errors: list[tuple[float, str]], expected: list[Tensor]) -> _Worst:
+    """The largest of these errors."""
+    if not errors:
+        return _Worst()
+    values = torch.cat([v.flatten().double() for v in expected])
+    scale = float(values.std(correction=0))
+    absolute, where = max(errors, key=lambda e: e[0])
+    return _Worst(absolute, absolute / scale if scale > 0 else absolute, where)
+
+
+def _error(actual: Any, expected: Tensor) -> tuple[float, tuple[int, ...]]:
+    """The largest absolute error and its index; infinite where a value is not finite."""
+    wanted = expected.numpy()
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(actual.reshape(wanted.shape).astype(np.float64) - wanted.astype(np.float64))
+    difference = np.where(np.isfinite(difference), difference, np.inf).reshape(actual.shape)
+    index = np.unravel_index(int(difference.argmax()), difference.shape) if difference.size else ()
+    return (float(difference[index]) if difference.size else 0.0), tuple(int(i) for i in index)
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(s) for s in shape if s != 1)
+
+
+def _missing(name: str, w: Wanted, actual: Any, candidates: Sequence[Tensor]) -> str:
+    if candidates:
+        shapes = [tuple(c.shape) for c in candidates]
+        return f"Output '{name}' has shape {tuple(actual.shape)}, expected {shapes[0]}."
+    where = f"entries {w.entries[0]} to {w.entries[-1]}" if w.entries else f"the clip from frame {_shown(w.starts)} on"
+    return f"Output '{name}' at step {w.step} would be {where}, which the model does not have: its delay is wrong."
+
+
+def _shown(starts: Sequence[Fraction]) -> str:
+    return " or ".join(map(str, starts)) or "none"
+
+
+__all__ = ["Verification", "verify"]
