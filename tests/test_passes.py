@@ -1,0 +1,249 @@
+"""The pipeline as users edit it: by name, with promises that are kept, culprits that are named, and dumps to read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import co3d_compile as co3d
+from co3d_compile.capture import capture
+from co3d_compile.manager import run_one, run_passes, text_of
+from co3d_compile.program import Options, Program
+
+NAMES = [
+    "canonicalize",
+    "fold_batch_norm",
+    "annotate_time",
+    "strip_temporal_padding",
+    "continual",
+    "windows_and_gates",
+    "delay_residuals",
+    "lower",
+    "thread_states",
+]
+CLIP = (1, 2, 8, 6, 6)
+
+
+class Block(nn.Module):
+    """A residual block and a head: every pass finds something to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+        self.norm = nn.BatchNorm3d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.norm(self.conv(x))).mean((2, 3, 4))
+
+
+class Nothing(co3d.Pass):
+    """Leaves the graph as it is."""
+
+    def run(self, program: Program) -> bool:
+        return False
+
+
+class Forgetful(co3d.Pass):
+    """Moves nothing, and says that the facts of time no longer hold."""
+
+    breaks = frozenset({"time"})
+
+    def run(self, program: Program) -> bool:
+        return True
+
+
+class DropsAnOperand(co3d.Pass):
+    """Erases a node that others read."""
+
+    def run(self, program: Program) -> bool:
+        node = next(n for n in program.graph.nodes if n.op == "call_function")
+        program.graph.erase_node(node)
+        return True
+
+
+class Unsound(co3d.Pass):
+    """Puts a reader in front of what it reads."""
+
+    def run(self, program: Program) -> bool:
+        nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+        nodes[0].prepend(nodes[-1])
+        return True
+
+
+class Lost(co3d.Pass):
+    """Has no run."""
+
+
+def names(passes: list[co3d.Pass]) -> list[str]:
+    return [p.name for p in passes]
+
+
+def captured() -> Program:
+    torch.manual_seed(0)
+    return capture(Block().eval(), (torch.zeros(CLIP),), Options())
+
+
+def compiles(passes: Any, **options: Any) -> co3d.CompiledModel:
+    return co3d.compile(Block().eval(), (torch.zeros(CLIP),), passes=passes, **options)
+
+
+# The list
+
+
+def test_the_default_list_is_the_documented_one_and_new_each_time() -> None:
+    assert names(co3d.default_passes()) == NAMES
+    assert co3d.default_passes() is not co3d.default_passes()
+
+
+EDITS: list[tuple[Any, list[str]]] = [
+    (lambda p: p.before("lower", Nothing()), [*NAMES[:7], "nothing", *NAMES[7:]]),
+    (lambda p: p.after("lower", Nothing()), [*NAMES[:8], "nothing", *NAMES[8:]]),
+    (lambda p: p.before("canonicalize", Nothing()), ["nothing", *NAMES]),
+    (lambda p: p.after("thread_states", Nothing()), [*NAMES, "nothing"]),
+    (lambda p: p.replace("fold_batch_norm", Nothing()), [NAMES[0], "nothing", *NAMES[2:]]),
+    (lambda p: p.without("fold_batch_norm"), [NAMES[0], *NAMES[2:]]),
+    (lambda p: p.before("lower", Nothing()).without("lower"), [*NAMES[:7], "nothing", NAMES[8]]),
+    (lambda p: [*p, Nothing()], [*NAMES, "nothing"]),
+]
+
+
+@pytest.mark.parametrize(("edit", "expected"), EDITS)
+def test_edited_by_name(edit: Any, expected: list[str]) -> None:
+    passes = co3d.default_passes()
+    assert names(edit(passes)) == expected
+    assert names(passes) == NAMES, "an edit must not change the list it starts from"
+
+
+@pytest.mark.parametrize("edit", ["before", "after", "replace", "without"])
+def test_an_unknown_name_lists_the_known_ones(edit: str) -> None:
+    arguments = ["fuse"] if edit == "without" else ["fuse", Nothing()]
+    with pytest.raises(co3d.PassError, match="no pass 'fuse'; there are canonicalize, fold_batch_norm"):
+        getattr(co3d.default_passes(), edit)(*arguments)
+
+
+@pytest.mark.parametrize("where", NAMES)
+def test_a_pass_that_does_nothing_changes_nothing_anywhere(where: str) -> None:
+    torch.manual_seed(0)
+    plain = compiles(co3d.default_passes())
+    torch.manual_seed(0)
+    other = compiles(co3d.default_passes().after(where, Nothing()))
+    assert text_of(other.program) == text_of(plain.program)
+    assert other.to_bytes() == plain.to_bytes()
+
+
+# Promises
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_pass_runs_alone_after_what_it_requires(name: str) -> None:
+    """Just the passes whose promises it needs, and those that they need, in the order of the list."""
+    passes = co3d.default_passes()
+    needed: list[co3d.Pass] = [passes[passes.position(name)]]
+    required = set(needed[0].requires)
+    for p in reversed(passes[: passes.position(name)]):
+        if p.ensures & required:
+            needed.insert(0, p)
+            required |= p.requires
+    program = captured()
+    run_passes(program, needed)
+    assert needed[-1].ensures <= program.promises
+    program.graph.lint()
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_pass_alone_says_what_it_misses(name: str) -> None:
+    passes = co3d.default_passes()
+    alone = passes[passes.position(name)]
+    with pytest.raises(co3d.PassError, match=f"pass {name} requires") as raised:
+        run_passes(captured(), [alone])
+    for promise in alone.requires:
+        assert f"no pass before ensures '{promise}'" in str(raised.value)
+
+
+def test_the_culprit_that_broke_a_promise_is_named() -> None:
+    with pytest.raises(co3d.PassError, match=r"pass continual requires time.*'time' was broken by forgetful"):
+        compiles(co3d.default_passes().before("continual", Forgetful()))
+
+
+def test_a_promise_that_is_renewed_holds() -> None:
+    passes = co3d.default_passes().before("strip_temporal_padding", Forgetful())
+    compiles(passes.after("forgetful", passes[passes.position("annotate_time")]))
+
+
+@pytest.mark.parametrize("culprit", [Unsound(), DropsAnOperand()], ids=lambda p: p.name)
+def test_a_pass_that_breaks_the_graph_is_named(culprit: co3d.Pass) -> None:
+    with pytest.raises(co3d.PassError, match=f"The pass {culprit.name} broke the graph") as raised:
+        compiles(co3d.default_passes().after("canonicalize", culprit))
+    assert raised.value.exit_code == 5
+    assert raised.value.__cause__ is not None, "the cause is kept for debugging"
+
+
+def test_a_pass_without_run_is_told_so() -> None:
+    with pytest.raises(co3d.PassError, match=r"pass lost broke the graph: TypeError: Lost .*implement run\(program\)"):
+        compiles(co3d.default_passes().after("canonicalize", Lost()))
+
+
+def test_errors_of_the_compiler_pass_through() -> None:
+    class Refuses(co3d.Pass):
+        def run(self, program: Program) -> bool:
+            raise co3d.UnsupportedError("Not this one.", operator="aten.conv3d")
+
+    with pytest.raises(co3d.UnsupportedError, match="Not this one"):
+        compiles(co3d.default_passes().after("canonicalize", Refuses()))
+
+
+def test_a_pass_reports_whether_it_changed_anything() -> None:
+    program = captured()
+    passes = co3d.default_passes()
+    for p in passes:
+        program.promises |= p.requires
+        assert run_one(program, p) is True, f"{p.name} has something to do in this network"
+        program.promises |= p.ensures
+
+
+# Dumps
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dump") / "graphs"
+    compiles(co3d.default_passes().after("canonicalize", Nothing()), dump=folder)
+    return folder
+
+
+def line(folder: Path, file: str, start: str) -> str:
+    return next(text for text in (folder / file).read_text().splitlines() if re.search(start, text))
+
+
+def test_a_dump_has_the_graph_before_the_first_pass_and_after_each(dump: Path) -> None:
+    passes = [NAMES[0], "nothing", *NAMES[1:]]
+    assert sorted(p.name for p in dump.iterdir()) == ["00_captured.txt", *(f"{i:02d}_{n}.txt" for i, n in
+                                                                           enumerate(passes, 1))]  # fmt: skip
+
+
+def test_a_dump_names_the_module_and_the_shape(dump: Path) -> None:
+    text = line(dump, "00_captured.txt", r"aten\.conv3d\(")
+    assert "(1, 2, 8, 6, 6)" in text and text.endswith("# conv")
+    assert "batch_norm" in (dump / "00_captured.txt").read_text()
+    assert "batch_norm" not in (dump / "03_fold_batch_norm.txt").read_text()
+
+
+def test_a_dump_shows_the_facts_once_they_are_known(dump: Path) -> None:
+    assert "stream" not in line(dump, "03_fold_batch_norm.txt", r"aten\.conv3d\(")
+    assert "stream (N1, 2, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
+
+
+def test_a_dump_shows_each_step(dump: Path) -> None:
+    assert "[1, 1, 1]" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
+    assert "[0, 1, 1]" in line(dump, "05_strip_temporal_padding.txt", r"aten\.conv3d\(")
+    assert "history" in (dump / "06_continual.txt").read_text()
+    assert "window" in (dump / "07_windows_and_gates.txt").read_text()
+    before, after = ((dump / name).read_text() for name in ("07_windows_and_gates.txt", "08_delay_residuals.txt"))
+    assert after.count("= history(") == before.count("= history(") + 1, "the residual is held back by one entry"
+    assert "conv3d" not in (dump / "09_lower.txt").read_text()
+    assert "placeholder state_0" in (dump / "10_thread_states.txt").read_text()
