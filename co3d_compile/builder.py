@@ -119,7 +119,7 @@ class Builder:
             return self.call(
                 aten.reshape.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]]
             )
-        return ref  # type: ignore[no-any-return]
+        return ref
 
     def sizes(self, node: Node) -> list[int]:
         """The shape of a node of the new graph, at the captured batch."""

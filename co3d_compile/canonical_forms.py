@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, operand, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
 
 aten = torch.ops.aten
@@ -54,8 +54,7 @@ def _pool(program: Program, node: Node) -> None:
 
 def _adaptive_average(program: Program, node: Node) -> None:
     """One entry on an axis is a mean over it, as many as there are is nothing."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     target = ADAPTIVE_AVERAGE[node.target]  # type: ignore[index]
     sizes = list(shape_of(node))
     n = int(str(target).split("pool")[1][0])
@@ -75,7 +74,7 @@ def _convolution(program: Program, node: Node) -> None:
     """The general ``convolution``, as the operator of its rank and kind."""
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
     n = rank_of(weight) - 2  # type: ignore[arg-type]
-    sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]  # type: ignore[arg-type]
+    sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]
     if transposed:
         target = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input][n - 1]
         args: Any = (x, weight, bias, sizes[0], sizes[1], sizes[3], groups, sizes[2])
@@ -139,8 +138,7 @@ def _addmm(program: Program, node: Node) -> None:
 
 def _adaptive_max(program: Program, node: Node) -> None:
     users = list(node.users)
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     n = ADAPTIVE_MAX[node.target]  # type: ignore[index]
     old, new = shape_of(x)[-n:], tuple(node.meta["val"][0].shape)[-n:]
     if any(u.args[1] != 0 for u in users):
@@ -173,16 +171,14 @@ def _max_dim(program: Program, node: Node) -> None:
 
 
 def _mean_all(program: Program, node: Node) -> None:
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     target = {aten.mean.default: aten.mean.dim, aten.sum.default: aten.sum.dim_IntList}[node.target]  # type: ignore[index]
     replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
 
 
 def _split(program: Program, node: Node) -> None:
     """``split`` and ``unbind``, as slices and selections."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     unbind = node.target is aten.unbind.int
     dim = argument(node, 1 if unbind else 2, "dim", 0) % rank_of(x)
     sizes = [1 if unbind else int(v.shape[dim]) for v in node.meta["val"]]
@@ -199,8 +195,7 @@ def _split(program: Program, node: Node) -> None:
 
 def _slice_scatter(program: Program, node: Node) -> None:
     """A slice written into a tensor: what is before it, it, and what is behind it."""
-    base, source = node.args[0], node.args[1]
-    assert isinstance(base, Node) and isinstance(source, Node)
+    base, source = operand(node), operand(node, 1)
     if node.target is aten.select_scatter.default:
         dim = argument(node, 2, "dim") % rank_of(base)
         start = argument(node, 3, "index") % shape_of(base)[dim]
@@ -226,8 +221,7 @@ def _slice_scatter(program: Program, node: Node) -> None:
 
 def _copy(program: Program, node: Node) -> None:
     """``copy(a, b)`` is b in the shape and dtype of a."""
-    source = node.args[1]
-    assert isinstance(source, Node)
+    source = operand(node, 1)
     old, new = source.meta["val"], node.meta["val"]
     if old.dtype != new.dtype:
         source = insert(program, node, aten._to_copy.default, source, dtype=new.dtype)

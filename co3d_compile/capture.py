@@ -72,7 +72,7 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedPr
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
             f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: {message}",
-            hint="Check the clip shape (is the clip long enough for the model's pools?), and that the model runs on it.",
+            hint="Check the clip shape (long enough for the model's pools?), and that the model runs on it.",
         ) from error
     finally:
         for m in training:
@@ -105,7 +105,7 @@ def decompositions() -> dict[Any, Any]:
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
     table.update(DECOMPOSITIONS)
-    return table  # type: ignore[return-value]
+    return table
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:

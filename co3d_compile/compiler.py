@@ -189,13 +189,12 @@ def describe(program: Program) -> metadata.Contract:
     )
     outputs = tuple(
         metadata.OutputSpec(
-            o.name, tuple(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse
-        )  # type: ignore[arg-type]
+            o.name, _shape(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse
+        )
         for o in program.outputs
     )
     states = tuple(
-        metadata.StateSpec(s.input, s.output, tuple(s.shape), _name(s.dtype), s.initial, 0)  # type: ignore[arg-type]
-        for s in program.states
+        metadata.StateSpec(s.input, s.output, _shape(s.shape), _name(s.dtype), s.initial, 0) for s in program.states
     )
     options = {
         k: getattr(program.options, k)
@@ -215,6 +214,10 @@ def describe(program: Program) -> metadata.Contract:
         options=options,
         boundary=program.options.boundary,  # type: ignore[arg-type]
     )
+
+
+def _shape(shape: Sequence[int | str]) -> metadata.Shape:
+    return tuple("N" if isinstance(s, str) else s for s in shape)
 
 
 def _name(dtype: torch.dtype) -> str:

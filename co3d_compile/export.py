@@ -108,7 +108,7 @@ class Emitter:
         if name not in self.initializers:
             tensor = ir.tensor(array, name=name)
             self.initializers[name] = ir.Value(
-                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
         return self.initializers[name]
 
@@ -131,7 +131,7 @@ class Emitter:
         value = node.meta["val"]
         if isinstance(result, ir.Value) and isinstance(value, torch.Tensor):
             result.type = ir.TensorType(DTYPES[value.dtype])
-        self.values[node] = result  # type: ignore[assignment]
+        self.values[node] = result
 
     def _by_torch(self, node: Node) -> Any:
         """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""

@@ -16,7 +16,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if hasattr(value, "fake_mode"):
-            return value.fake_mode  # type: ignore[no-any-return]
+            return value.fake_mode
     raise AssertionError("a captured graph has shapes")
 
 

@@ -122,7 +122,7 @@ def inline(node: Node, low: Lowering, compute: Callable[..., Any], args: Any, kw
             a, k = any_batch(node, inner, (inner.args, inner.kwargs))
             env[inner] = low.call(inner.target, *map_arg(a, env.__getitem__), **map_arg(k, env.__getitem__))
     output = next(n for n in program.graph.nodes if n.op == "output")
-    return env[output.args[0][0]]  # type: ignore[no-any-return]
+    return env[output.args[0][0]]
 
 
 def trace(

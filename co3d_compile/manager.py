@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch.fx import Node
 
 from co3d_compile.errors import Co3dError, PassError
@@ -141,7 +142,7 @@ def text_of(program: Program) -> str:
 def describe(node: Node) -> str:
     """One node as text."""
     value = node.meta.get("val")
-    shape = f" : {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    shape = f" : {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
     fact = f"  | {node.meta[KEY]}" if KEY in node.meta else ""
     path = f"  # {module_path(node)}" if module_path(node) else ""
     if node.op == "call_function":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from co3d_compile.export import Emitter
 
 aten = torch.ops.aten
-Translation = Callable[["Emitter", Node], "ir.Value"]
+Translation = Callable[["Emitter", Node], "ir.Value | None"]
 TABLE: dict[Any, Translation] = {}
 
 UNARY = {
@@ -231,7 +231,8 @@ def _embedding(e: Emitter, node: Node) -> ir.Value:
 
 @translates(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def _view(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Reshape", e.value(node.args[0]), e.ints(node.args[1]))
+    sizes: Any = node.args[1]
+    return e.op("Reshape", e.value(node.args[0]), e.ints(sizes))
 
 
 @translates(aten.permute.default)
@@ -242,9 +243,9 @@ def _permute(e: Emitter, node: Node) -> ir.Value:
 @translates(aten.transpose.int, aten.t.default)
 def _transpose(e: Emitter, node: Node) -> ir.Value:
     rank = rank_of(node)
-    a, b = (node.args[1], node.args[2]) if len(node.args) == 3 else (0, 1)
+    a, b = (d % rank for d in (argument(node, 1, "dim0", 0), argument(node, 2, "dim1", 1)))
     order = list(range(rank))
-    order[a % rank], order[b % rank] = order[b % rank], order[a % rank]  # type: ignore[operator]
+    order[a], order[b] = order[b], order[a]
     return e.op("Transpose", e.value(node.args[0]), perm=order)
 
 

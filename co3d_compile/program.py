@@ -164,7 +164,7 @@ def get_constant(root: nn.Module, target: str) -> torch.Tensor:
     value: Any = root
     for atom in target.split("."):
         value = getattr(value, atom)
-    return value.detach()  # type: ignore[no-any-return]
+    return value.detach()
 
 
 def set_constant(root: nn.Module, target: str, value: torch.Tensor) -> None:

@@ -86,7 +86,7 @@ class Canonicalize(Pass):
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 with torch.no_grad():
-                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                    values[node] = node.target(*args, **kwargs)
                 if not learned.isdisjoint(node.all_input_nodes):
                     learned.add(node)
         for node in list(program.graph.nodes):
@@ -110,7 +110,7 @@ class Canonicalize(Pass):
 def _like(node: Node) -> torch.Tensor:
     """A constant in the shape of another tensor."""
     value = node.meta["val"]
-    index = LIKE[node.target]  # type: ignore[index]
+    index = LIKE[node.target]
     fill: Any = node.args[index] if isinstance(index, int) else float(index)
     return torch.full(tuple(value.shape), fill, dtype=value.dtype)
 

@@ -12,6 +12,7 @@ from co3d_compile.manager import Pass
 from co3d_compile.primitive import history, take
 from co3d_compile.program import Program
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import operand
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.matmul import Attention
 from co3d_compile.rules.pool import Pool
@@ -46,8 +47,7 @@ class Continual(Pass):
         return modified
 
     def _upsampling(self, program: Program, node: Node, rule: TransposedConvolution | Upsample) -> bool:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         if isinstance(rule, TransposedConvolution) and rule._axis(node)[2] is None:
             return False
         past = rule.past(node)
@@ -83,8 +83,7 @@ class Continual(Pass):
 
     def _slide(self, program: Program, node: Node) -> None:
         """Gives a sliding operator the entries that its new outputs read, and no others."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         kernel = fact_of(x).flowing(node.meta["kernel"])
         pulse_x, pulse_y = int(fact_of(x).pulse), int(fact_of(node).pulse)
         length = (pulse_y - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1

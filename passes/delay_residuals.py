@@ -19,6 +19,7 @@ from co3d_compile.graph import insert_marker
 from co3d_compile.manager import Pass
 from co3d_compile.primitive import history, take, window
 from co3d_compile.program import Program, module_path, operator_name
+from co3d_compile.rules.base import operand
 
 
 class DelayResiduals(Pass):
@@ -64,8 +65,7 @@ class DelayResiduals(Pass):
         for node, fact in zip(group, facts, strict=True):
             held = int((lag - fact.lag) / fact.rate)
             if held:
-                x = node.args[0]
-                assert isinstance(x, Node)
+                x = operand(node)
                 node.replace_input_with(x, delay(program, node, x, held))
                 modified = True
             node.meta["newest"] = fact.delay + held - fact.crop

@@ -10,7 +10,7 @@ from torch.fx import Node
 from co3d_compile.graph import insert, insert_constant, replace
 from co3d_compile.manager import Pass
 from co3d_compile.program import Program, delete_unused_constants
-from co3d_compile.rules.base import argument, rank_of
+from co3d_compile.rules.base import argument, operand, rank_of
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -44,8 +44,7 @@ class FoldBatchNorm(Pass):
 
     def _fold(self, program: Program, node: Node) -> Node:
         scale, offset = self._scale(program, node)
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         if x.target in CONVOLUTIONS and len(x.users) == 1 and x.args[1].op == "get_attr":  # type: ignore[union-attr]
             return self._into_convolution(program, node, x, scale, offset)
         shape = [-1] + [1] * (rank_of(x) - 2)

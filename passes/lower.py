@@ -14,7 +14,9 @@ from co3d_compile.lowering import Lowering
 from co3d_compile.manager import Pass
 from co3d_compile.primitive import history, shift, take, window
 from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
-from co3d_compile.rules import POINTWISE, rule_for
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import operand
+from co3d_compile.rules.pointwise import POINTWISE
 
 aten = torch.ops.aten
 
@@ -93,8 +95,7 @@ class Lower(Pass):
         return _Part(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
 
     def _window(self, low: Lowering, node: Node) -> Node:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         fact = fact_of(x)
         assert fact.layout is not None
         back = (fact.length - 1) * fact.spacing
@@ -124,7 +125,9 @@ class Lower(Pass):
             fact = fact_of(node.args[0])  # type: ignore[arg-type]
             low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
         elif "kernel" in node.meta and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
-            low.streams[node] = [rule.entry(node, low, i) for i in range(low.pulse(node.args[0]))]  # type: ignore
+            x: Any = node.args[0]
+            step = fact_of(x).flowing(node.meta["kernel"]).s
+            low.streams[node] = [rule.entry(node, low, i) for i in range(0, low.pulse(x), step)]
         else:
             low.streams[node] = rule.lower(node, low)
 
@@ -160,7 +163,7 @@ class Lower(Pass):
                 result = low.windows[node]
                 parts.append(result)
                 markers = _markers(node)
-                spec.delay = min((m.meta.get("newest", fact_of(m.args[0]).delay) for m in markers), default=0)
+                spec.delay = min((m.meta.get("newest", fact_of(operand(m)).delay) for m in markers), default=0)
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
             else:
@@ -218,8 +221,7 @@ class _Part:
 
 def _source(node: Node) -> Node:
     """The tensor whose past a marker reads."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     if node.target is window and x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
         return x.args[0].args[0]  # type: ignore[return-value]
     return x
@@ -227,10 +229,9 @@ def _source(node: Node) -> Node:
 
 def _reach_back(node: Node) -> int:
     """How many entries of the past a window reads."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     fact = fact_of(x)
-    late = int(x.args[0].args[1]) if _source(node) is not x else 0  # type: ignore
+    late = int(operand(x).args[1]) if _source(node) is not x else 0  # type: ignore[arg-type]
     return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late
 
 

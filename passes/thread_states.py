@@ -9,6 +9,7 @@ from co3d_compile.graph import fake_mode
 from co3d_compile.manager import Pass
 from co3d_compile.primitive import carry, counter, fifo, previous
 from co3d_compile.program import Program, State, module_path
+from co3d_compile.rules.base import operand
 
 aten = torch.ops.aten
 
@@ -48,7 +49,7 @@ class ThreadStates(Pass):
         final = [replaced.get(v, v) for v in values]
         for old, new in replaced.items():
             old.replace_all_uses_with(new)
-        output.args = ((*output.args[0], *final),)  # type: ignore[misc]
+        output.args = ((*output.args[0], *final),)
         for old in reversed(list(replaced)):
             graph.erase_node(old)
         graph.eliminate_dead_code()
@@ -56,8 +57,7 @@ class ThreadStates(Pass):
 
     def _value(self, program: Program, node: Node, state: Node) -> Node:
         """Gives the state its shape and the node what replaces it; returns the state's next value."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         graph = program.graph
         if node.target is fifo:
             n = int(node.args[1])  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ class ThreadStates(Pass):
             return last
         state.meta["val"] = node.meta["val"]
         node.meta["becomes"] = state
-        return node.meta["next"] if node.target in (carry, counter) else x  # type: ignore[no-any-return]
+        return node.meta["next"] if node.target in (carry, counter) else x
 
 
 def _shape(node: Node) -> list[int | str]:

@@ -101,6 +101,13 @@ def operands(node: Node) -> list[Node]:
     return list(node.all_input_nodes)
 
 
+def operand(node: Node, index: int = 0) -> Node:
+    """A tensor operand by its position."""
+    arg = node.args[index]
+    assert isinstance(arg, Node), f"operand {index} of {node.name} is no tensor"
+    return arg
+
+
 def known(node: Node) -> Layout:
     """The layout of an operand.
 

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, register, shape_of, spread
+from co3d_compile.rules.base import Rule, argument, known, operand, register, shape_of, spread
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -124,13 +124,15 @@ class Convolution(Rule):
         taps = [low.plain(conv.weight, slot=(axis + 2, i)) for i in range(kernel.k)]
         bias = low.plain(conv.bias) if conv.bias is not None else None
         space = [a for a in range(n) if a != axis]
-        geometry = [[v[a] for a in space] for v in (conv.stride, conv.padding, conv.dilation)]
+        stride, padding, dilation = ([v[a] for a in space] for v in (conv.stride, conv.padding, conv.dilation))
         return [
             low.convolution(
                 [low.entry(conv.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)],
                 taps,
                 bias,
-                *geometry,
+                stride,
+                padding,
+                dilation,
                 conv.groups,
             )
             for o in range(low.pulse(node))
@@ -155,8 +157,7 @@ class TransposedConvolution(Rule):
     """y[o] = sum over i, j with o = i*s + j*d - p of w[j] x[i]: each new entry adds to ``s`` new outputs."""
 
     def _axis(self, node: Node) -> tuple[Node, int, int | None]:
-        x, weight = node.args[0], node.args[1]
-        assert isinstance(x, Node) and isinstance(weight, Node)
+        x, weight = operand(node), operand(node, 1)
         n = len(shape_of(weight)) - 2
         return x, n, sliding_axis(x, n)
 
@@ -185,12 +186,11 @@ class TransposedConvolution(Rule):
 
     def flow(self, node: Node) -> Fact:
         fact = super().flow(node)
-        x, n, axis = self._axis(node)
+        x, _, axis = self._axis(node)
         if axis is None:
             return fact
         stride, padding, output_padding, _, dilation = self._geometry(node)
-        weight = node.args[1]
-        assert isinstance(weight, Node)
+        weight = operand(node, 1)
         s, p, k, d = stride[axis], padding[axis], shape_of(weight)[2 + axis], dilation[axis]
         if fact.dense and s > 1:
             raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
@@ -206,9 +206,9 @@ class TransposedConvolution(Rule):
 
     def past(self, node: Node) -> int:
         """Entries of the past that the newest outputs still need."""
-        x, _, axis = self._axis(node)
-        weight = node.args[1]
-        assert axis is not None and isinstance(weight, Node)
+        axis = self._axis(node)[2]
+        weight = operand(node, 1)
+        assert axis is not None
         stride, _, _, _, dilation = self._geometry(node)
         return (shape_of(weight)[2 + axis] - 1) * dilation[axis] // stride[axis]
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
+from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of
 from co3d_compile.rules.pointwise import broadcast
 
 if TYPE_CHECKING:
@@ -24,13 +24,11 @@ class Linear(Rule):
     """A linear layer over the last dim."""
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return [(x, [-1])]
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         lay = known(x)
         kept = [a for a in lay.dims[-1] if a.label and a.size == 1]
         return lay.replace(lay.rank - 1, [*kept, Axis("", shape_of(node)[-1])])
@@ -48,8 +46,7 @@ class MatrixProduct(Rule):
     """(…, m, k) times (…, k, n)."""
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        a, b = node.args[:2]
-        assert isinstance(a, Node) and isinstance(b, Node)
+        a, b = operand(node), operand(node, 1)
         return [(a, [-1]), (b, [-2 if rank_of(b) > 1 else -1])]
 
     def layout(self, node: Node) -> Layout:
@@ -73,8 +70,7 @@ class MatrixProduct(Rule):
         return fact
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        a, b = node.args[:2]
-        assert isinstance(a, Node) and isinstance(b, Node)
+        a, b = operand(node), operand(node, 1)
         in_rows = is_stream(a) and not is_stream(b) and rank_of(b) == 2 and rank_of(a) > 2
         if in_rows and node.target == aten.matmul.default:
             return low.call(node.target, low.entry(a, i), low.plain(b))
@@ -89,13 +85,11 @@ class LinearOverRows(Rule):
     """bias + (m, k) times (k, n)."""
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x, weight = node.args[1:3]
-        assert isinstance(x, Node) and isinstance(weight, Node)
+        x, weight = operand(node, 1), operand(node, 2)
         return [(x, [-1]), (weight, [0])]
 
     def layout(self, node: Node) -> Layout:
-        x, weight = node.args[1:3]
-        assert isinstance(x, Node) and isinstance(weight, Node)
+        x, weight = operand(node, 1), operand(node, 2)
         return Layout((known(x).dims[0], known(weight).dims[1]))
 
 
@@ -164,8 +158,7 @@ class Embedding(Rule):
     """Rows of a table for each index."""
 
     def layout(self, node: Node) -> Layout:
-        table, index = node.args[:2]
-        assert isinstance(table, Node) and isinstance(index, Node)
+        table, index = operand(node), operand(node, 1)
         lay = known(index)
         return lay.insert(lay.rank, Layout.plain([shape_of(table)[1]]).dims[0])
 

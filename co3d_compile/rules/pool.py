@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of, spread
+from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of, spread
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class PoolArgs:
     @staticmethod
     def of(node: Node) -> PoolArgs:
         n = DIMS[node.target]  # type: ignore[index]
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         kernel = spread(argument(node, 1, "kernel_size"), n)
         stride = spread(argument(node, 2, "stride", None) or kernel, n)
         padding = spread(argument(node, 3, "padding", 0), n)
@@ -201,8 +200,7 @@ class AdaptivePool(Rule):
 
     def _sizes(self, node: Node) -> tuple[Node, list[int]]:
         """Operand, and the size of the output on each of its pooled axes."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         wanted = argument(node, 1, "output_size")
         n = len(wanted) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])
         return x, list(shape_of(node)[-n:])

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, known, one_entry, register, touches_time
+from co3d_compile.rules.base import Rule, known, one_entry, operand, register, touches_time
 from co3d_compile.rules.reduce import AlongDims
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class Recurrent(Rule):
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         lay = known(x)
         outs = [tuple(v.shape) for v in node.meta["val"]]
         sequence = replace(fact, layout=lay.replace(lay.rank - 1, [Axis("", int(outs[0][-1]))]))
@@ -148,8 +147,7 @@ class CumulativeSum(AlongDims):
         return any(touches_time(x, dims) for x, dims in self.mixes(node))
 
     def flow(self, node: Node) -> Fact:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         place = known(x).time
         if self._over_time(node) and (place is None or not place.alone or fact_of(x).spacing > 1):
             raise NoExtension("sums over a dim into which time is folded")
@@ -158,8 +156,7 @@ class CumulativeSum(AlongDims):
     def lower(self, node: Node, low: Lowering) -> list[Node]:
         if not self._over_time(node):
             return super().lower(node, low)
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         first = low.entry(x, 0)
         read = total = low.carry(first, low.features(first))
         sums = []
@@ -182,8 +179,7 @@ class Item(Rule):
         return fact
 
     def layout(self, node: Node) -> Layout:
-        source = node.args[0]
-        assert isinstance(source, Node)
+        source = operand(node)
         val = source.meta["val"][node.args[1]]
         return Layout.plain(val.shape)
 

@@ -17,6 +17,7 @@ from co3d_compile.rules.base import (
     known,
     norm_dims,
     one_entry,
+    operand,
     rank_of,
     register,
     shape_of,
@@ -31,8 +32,7 @@ SEPARABLE = {aten.mean.dim: "mean", aten.amax.default: "amax", aten.amin.default
 
 def reduced(node: Node) -> tuple[Node, list[int], bool]:
     """Operand, dims and keepdim of a reduction."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     dims = norm_dims(argument(node, 1, "dim"), rank_of(x))
     at = 3 if node.target in (aten.var.correction, aten.std.correction) else 2
     return x, dims, bool(argument(node, at, "keepdim", False))
@@ -57,8 +57,7 @@ class Reduction(Rule):
 
     def _norm_args(self, node: Node) -> tuple[Node, list[int], bool]:
         if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
-            x = node.args[0]
-            assert isinstance(x, Node)
+            x = operand(node)
             return x, norm_dims(argument(node, 2, "dim"), rank_of(x)), bool(argument(node, 3, "keepdim", False))
         return reduced(node)
 
@@ -121,8 +120,7 @@ class Norm(Rule):
     """Layer, group and instance norm: over time (mean and variance of the whole clip) they are gates."""
 
     def _dims(self, node: Node) -> list[int]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         if node.target == aten.layer_norm.default:
             shape = node.args[1]
             assert isinstance(shape, (list, tuple))
@@ -131,13 +129,11 @@ class Norm(Rule):
         return list(range(first, rank_of(x)))
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return [(x, self._dims(node))]
 
     def gate(self, node: Node, scope: str) -> Fact | None:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         place = known(x).time
         if place is None or not place.alone or place.dim not in self._dims(node):
             return None
@@ -146,8 +142,7 @@ class Norm(Rule):
         return fact_of(x)
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
         if node.target == aten.layer_norm.default:
             place = known(x).time
@@ -161,12 +156,12 @@ class Norm(Rule):
 
         What is remembered are the first two moments of each entry, not the entry.
         """
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         news = [low.entry(x, i) for i in range(low.pulse(x))]
         shape = [int(s) for s in news[0].meta["val"].shape]
-        groups = {aten.group_norm.default: argument(node, 1, "num_groups"), aten.instance_norm.default: shape[1]}
-        g = groups.get(node.target, 1)  # type: ignore[arg-type]
+        g = 1 if node.target is aten.layer_norm.default else shape[1]
+        if node.target is aten.group_norm.default:
+            g = argument(node, 1, "num_groups")
         rows = [low.call(aten.reshape.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
         first = low.past([low.call(aten.mean.dim, r, [2], True) for r in rows], past)
@@ -215,22 +210,19 @@ class AlongDims(Rule):
     """Operators that compute along given dims and keep the shape."""
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         at = 2 if node.target == aten.roll.default else 1
         return [(x, norm_dims(argument(node, at, "dim", argument(node, at, "dims", -1)), rank_of(x)))]
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         if node.target == aten.glu.default:
             d = norm_dims(argument(node, 1, "dim", -1), rank_of(x))[0]
             return known(x).replace(d, Layout.plain([shape_of(node)[d]]).dims[0])
         return known(x)
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         place = known(x).entry_dims()
         dims = [e for d in next(iter(self.mixes(node)))[1] if (e := place[d]) is not None]
         new = low.entry(x, i)

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, known, register, shape_of
+from co3d_compile.rules.base import Rule, known, operand, register, shape_of
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ class Upsample(Rule):
     """Nearest: y[o] = x[floor(o/r)]. Linear without align_corners: between the entries around (o + 1/2)/r - 1/2."""
 
     def _geometry(self, node: Node) -> tuple[Node, int, int | None, bool]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         n = known(x).rank - 2
         return x, n, sliding_axis(x, n), "nearest" in str(node.target)
 
@@ -121,13 +120,11 @@ class PixelShuffle(Rule):
     """Moves channels into space."""
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return [(x, [-1, -2, -3])]
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         out = known(x)
         for d in range(out.rank - 3, out.rank):
             out = out.replace(d, [Axis("", shape_of(node)[d])])

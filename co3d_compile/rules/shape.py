@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import BATCH, TIME, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, norm_dims, rank_of, register, shape_of
+from co3d_compile.rules.base import Rule, argument, known, norm_dims, operand, rank_of, register, shape_of
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -32,8 +32,7 @@ class Reshaping(Rule):
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         """The entry in the shape that the output's layout gives it."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
 
     def window(self, node: Node, low: Lowering) -> Node:
@@ -53,8 +52,7 @@ class View(Reshaping):
     """Row-major views: time may be folded into batch or channels and comes out again."""
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         lay = known(x)
         if node.target == aten.unsqueeze.default:
             d = argument(node, 1, "dim")
@@ -70,8 +68,7 @@ class Permutation(Reshaping):
     """Permutations of dims."""
 
     def order(self, node: Node) -> list[int]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         rank = rank_of(x)
         if node.target == aten.permute.default:
             return norm_dims(argument(node, 1, "dims"), rank)
@@ -82,13 +79,11 @@ class Permutation(Reshaping):
         return order
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return known(x).permute(self.order(node))
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         place = known(x).entry_dims()
         order = [e for d in self.order(node) if (e := place[d]) is not None]
         new = low.entry(x, i)
@@ -103,8 +98,7 @@ class Expansion(Reshaping):
     """Expansion of dims of size one; a single entry of time must not be expanded along time."""
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         lay, shape = known(x), shape_of(node)
         if node.target == aten.repeat.default:
             counts = list(node.args[1])  # type: ignore[arg-type]
@@ -121,8 +115,7 @@ class Expansion(Reshaping):
         return out
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         new, sizes = low.entry(x, i), known(node).entry().sizes()
         old = [int(s) for s in new.meta["val"].shape]
         if node.target == aten.repeat.default:

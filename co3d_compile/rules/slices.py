@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
+from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -20,8 +20,7 @@ aten = torch.ops.aten
 
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:
     """Operand, dim, start, end and step of a slice, all non-negative."""
-    x = node.args[0]
-    assert isinstance(x, Node)
+    x = operand(node)
     dim = argument(node, 1, "dim", 0) % rank_of(x)
     size = shape_of(x)[dim]
     start, end, step = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
@@ -84,8 +83,7 @@ class Select(Rule):
     """``x[:, :, a]``: entry a of the clip; every entry of the stream is entry a of some clip."""
 
     def _args(self, node: Node) -> tuple[Node, int, int]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         dim = argument(node, 1, "dim") % rank_of(x)
         index = argument(node, 2, "index")
         return x, dim, index % shape_of(x)[dim]
@@ -138,8 +136,7 @@ class Pad(Rule):
 
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
         """Operand, and the pad in front and at the end of each of its dims."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         flat = list(argument(node, 1, "padding"))
         pads = [(0, 0)] * (rank_of(x) - len(flat) // 2)
         return x, pads + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
@@ -195,13 +192,11 @@ class IndexSelect(Rule):
     """``index_select`` over other dims than time."""
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         return [(x, [argument(node, 1, "dim")])]
 
     def layout(self, node: Node) -> Layout:
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         d = argument(node, 1, "dim") % rank_of(x)
         return known(x).replace(d, [Axis("", shape_of(node)[d])])
 
