@@ -269,6 +269,7 @@ def test_dense_strides_equal_every_phase(case: Entry, pulse: int) -> None:
 
 PULSES = [(entry("stride 1", of(conv(3, 1, 1, 1), nn.ReLU(), conv(5, 2, 1, 4))), (1, 2, 3, 8)),
           (entry("stride 4", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 2, 1))), (4, 8, 12)),
+          (entry("strided slice", fn(lambda m, x: m.conv(x[:, :, 1::2]), conv=conv)), (2, 4, 6)),
           (entry("up and down", of(conv(4, 1, 2, 1), up(4, 2, 1))), (2, 4, 6))]  # fmt: skip
 
 

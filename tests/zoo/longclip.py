@@ -88,7 +88,7 @@ class LongClip:
                 [n if k == dim else size for k, size in enumerate(tensor.shape)]
                 for tensor, dim, n in zip(self._like, self.dims, lengths, strict=True)
             ]
-            tensors = self._trunk([torch.empty(shape) for shape in shapes])
+            tensors = self._trunk([torch.empty(s, dtype=t.dtype) for s, t in zip(shapes, self._like, strict=True)])
             return tuple(t.shape[dim] for t, dim in zip(tensors, self.reference.time_dims, strict=True))
 
     def _interleaved(self, frames: Sequence[Tensor], tensor: int) -> Tensor:

@@ -1,0 +1,64 @@
+"""Random networks through the oracle: exact after the warm-up, with every number that is reported tight.
+
+By default 500 graphs, split over parts that xdist can share, the same ones each time. By hand:
+
+    pytest tests/test_random_graphs.py --hypothesis-profile thorough -n 1 [--hypothesis-seed 7]
+
+runs 20,000 in 400 parts; the seed is printed with each part. A failure prints the shrunk `Net`, an expression to paste
+into CASES below, where every failure that was found has its line.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given, seed, settings
+from oracle import Check, _check_interior
+from random_nets import Net, Op, Out, entry_of, nets
+from random_nets.entry import TooLong
+from random_nets.measure import dependence
+
+TOLERANCE = 1e-4
+PARTS = {"networks": 20, "thorough": 400}  # of 25 and 50 graphs
+
+
+def verify(net: Net) -> None:
+    """Streams a network from its file and compares values, delays, receptive field and warm-up."""
+    try:
+        entry = entry_of(net)
+    except TooLong:
+        assume(False)
+    run = Check(entry, net.batch, 0)
+    flows = net.flows()
+    assert run.delays == tuple(flows[out.tensor].delay for out in net.outputs), "delays"
+    assert run.pulses[0] == net.pulse() * max(1, net.times), "frames per step"
+    assert bool(run.info.recomputed) == any(out.head == "std" for out in net.outputs), "what falls back"
+    _check_interior(run, run.random(run.warmup + 4, 11), TOLERANCE, nan_start=True)
+    field, warmup = dependence(net, run, entry.build())  # type: ignore[arg-type]
+    assert run.info.receptive_field == field, "receptive field"
+    assert run.info.warmup_steps == warmup, "warm-up"
+
+
+def _profile(config: pytest.Config) -> str:
+    return "thorough" if config.getoption("--hypothesis-profile", None) == "thorough" else "networks"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "part" in metafunc.fixturenames:
+        metafunc.parametrize("part", range(PARTS[_profile(metafunc.config)]))
+
+
+def test_random_graphs(part: int, request: pytest.FixtureRequest) -> None:
+    given_seed = int(request.config.getoption("--hypothesis-seed", None) or 0)
+    print(f"--hypothesis-seed {given_seed}, part {part}")
+    profile = settings.get_profile(_profile(request.config))
+    seed(given_seed * 1000 + part)(profile(given(nets())(verify)))()
+
+
+CASES = {
+    "a strided slice gave every entry": Net((Op("slice", (0,), {"a": 2, "s": 4}),), (Out(1),), times=2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_found_case(name: str) -> None:
+    verify(CASES[name])
