@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from networks import create_x3d
+from networks import x3d_xs
 
 import co3d_compile as co3d
 from co3d_compile.graph import insert
@@ -49,17 +49,18 @@ class ExposeInput(co3d.Pass):
 def main() -> None:
     """Streams embeddings and, from the unchanged pipeline, scores: the classifier must lead from one to the other."""
     torch.manual_seed(0)
-    model = create_x3d(input_clip_length=4, input_crop_size=96).eval()
-    clip = torch.rand(1, 3, 4, 96, 96)
+    model = x3d_xs().eval()
+    clip = torch.rand(1, 3, 4, 160, 160)
     passes = co3d.default_passes().after("canonicalize", ExposeInput("blocks.5.proj"))
     embeddings = co3d.StreamSession(co3d.compile(model, (clip,), passes=passes))
     scores = co3d.StreamSession(co3d.compile(model, (clip,)))
 
+    classifier = model.get_submodule("blocks.5.proj")
     worst = 0.0
-    for frame in np.random.default_rng(0).random((24, 1, 3, 96, 96), dtype=np.float32):
-        embedding = embeddings.step(frame)
+    for frame in np.random.default_rng(0).random((16, 1, 3, 160, 160), dtype=np.float32):
+        embedding = np.asarray(embeddings.step(frame))
         with torch.no_grad():
-            expected = torch.softmax(model.blocks[5].proj(torch.from_numpy(embedding)), 1).numpy()
+            expected = torch.softmax(classifier(torch.from_numpy(embedding)), 1).numpy()
         worst = max(worst, float(np.abs(scores.step(frame) - expected).max()))
     print(f"output {next(iter(embeddings.info.delays))!r} of shape {embedding.shape}")
     print(f"largest difference of the scores computed from it: {worst:.1e}")
