@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.primitive import carry, counter, fifo, previous
+from co3d_compile.primitive import carry, counter, expand_batch, fifo, previous
 
 aten = torch.ops.aten
 
@@ -77,6 +77,8 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = Dependence()
         elif node.target is carry:
             result = Dependence(0, None, 0)
+        elif node.target is expand_batch:  # of the other operand it reads the size alone
+            result = found[node.args[0]]  # type: ignore[index]
         elif node.target is previous:
             result = result.earlier(1, frames)
         elif node.target is fifo:

@@ -281,6 +281,17 @@ def test_any_pulse(case: Entry, pulse: int) -> None:
     assert check(case, options={"frames_per_step": pulse}, batch=2).frames_per_step == (pulse,)
 
 
+def test_entries_without_a_tap_read_nothing() -> None:
+    """With stride 2 and dilation 2 every other entry is the bias alone: the oldest of the window is one of these."""
+    factory = fn(lambda m, x: m.up(x).sum(2), up=lambda: up(4, 2, 2, dilation=2))
+    gaps = entry("gaps", factory, (1, 4, 4), tight=False, reference=lambda m: Reference(m.up, (Window(_sum),)))
+    assert check(gaps).receptive_field == 7
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum(2)
+
+
 # The oracle itself: a filter streamed by hand must pass, and each way to be wrong must fail.
 
 

@@ -110,7 +110,9 @@ class _Drawing:
         return self.add("conv", x, k=k, d=d, s=s, p=p, groups=groups, out=out, space=self._space(), causal=causal)
 
     def _transpose(self, x: int, s: int) -> int:
-        k, d = self.upto(4, 1), self.pick(1, 1, 2)
+        """With a tap for every entry: others are constants, whose states need a warm-up that no frame shows."""
+        k, d = self.upto(4, s), self.pick(1, 1, 2)
+        d = 1 if s == 2 else d
         p = self.upto(min(2, (k - 1) * d // 2))
         more = self.upto(max(s, d) - 1)
         channels = self.flows[x].channels
@@ -190,7 +192,7 @@ class _Drawing:
 
 
 def _outputs(draw: Draw, last: int) -> tuple[Out, ...]:
-    head = st.sampled_from(["", "", "", "mean", "amax", "adaptive", "std", "sum"])
+    head = st.sampled_from(["", "", "", "", "mean", "mean", "amax", "amax", "adaptive", "adaptive", "sum", "std"])
     tensors = [last, *draw(st.lists(st.integers(1, last), max_size=2))] if draw(st.integers(0, 3)) == 3 else [last]
     return tuple(Out(tensor, draw(head)) for tensor in tensors)
 
