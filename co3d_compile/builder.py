@@ -104,6 +104,11 @@ class Builder:
             self._known[key] = read
         return self._known[key]
 
+    def zero_rows(self, like: Node, features: int) -> Node:
+        """Zeros (batch, features)."""
+        value = torch.zeros(1, features, dtype=like.meta["val"].dtype)
+        return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
+
     def carry(self, like: Node, features: int) -> Node:
         """A state of (batch, features) that a recurrent layer writes itself, through ``meta["next"]``."""
         node = self.graph.call_function(carry, (like, features))
@@ -130,9 +135,14 @@ class Builder:
         return prod(self.sizes(node)) // self.batch
 
     def with_batch_of(self, x: Node, like: Node, x_dim: int = 0, like_dim: int = 0) -> Node:
-        """A constant of batch one, expanded to the batch of another tensor."""
-        if x not in self._constants or self.sizes(x)[x_dim] != 1:
+        """A constant of batch one (or one that is the same for each clip of the captured batch), for any batch."""
+        if x not in self._constants or self.sizes(x)[x_dim] not in (1, self.batch):
             return x
+        if self.sizes(x)[x_dim] != 1:
+            value = get_constant(self.program.module, self._constants[x])
+            if not bool((value == value.narrow(x_dim, 0, 1)).all()):
+                return x
+            x = self.call(aten.slice.Tensor, x, x_dim, 0, 1)
         return self.call(expand_batch, x, like, x_dim, like_dim)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from co3d_compile.batch import doubled
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, set_constant
 from co3d_compile.rules import RULES, is_pointwise
@@ -67,6 +69,10 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedPr
     model.eval()
     try:
         with torch.no_grad():
+            two = doubled(example_inputs)
+            if two is not None:
+                with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
+                    return torch.export.export(model, two, strict=False)
             return torch.export.export(model, tuple(example_inputs), strict=False)
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

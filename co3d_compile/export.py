@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from co3d_compile.batch import at_another_batch, grown_dims
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.onnx_operators import TABLE
 from co3d_compile.program import Program, module_path, operator_name
@@ -43,6 +44,7 @@ class Emitter:
         self.nodes: list[ir.Node] = []
         self.values: dict[Node, ir.Value] = {}
         self.initializers: dict[str, ir.Value] = {}
+        self.larger = at_another_batch(program)
         self.scope = ""
         self._count: dict[str, int] = {}
         self._last: ir.Value | None = None
@@ -135,7 +137,7 @@ class Emitter:
 
     def _by_torch(self, node: Node) -> Any:
         """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""
-        model = export_operator(node)
+        model = export_operator(node, self.larger)
         operands = list(node.all_input_nodes)
         mapping: dict[ir.Value, ir.Value] = {
             inner: self.value(n) for inner, n in zip(model.graph.inputs, operands, strict=True)
@@ -174,18 +176,16 @@ class _OneOperator(nn.Module):
         return self.node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def export_operator(node: Node) -> ir.Model:
-    """One operator by PyTorch's own ONNX exporter.
+def export_operator(node: Node, larger: dict[Node, Any]) -> ir.Model:
+    """One operator by PyTorch's own ONNX exporter, for any batch (``larger``: the graph's values at another one).
 
     Raises:
         UnsupportedError: It has no translation there either.
     """
-    operands = tuple(torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in node.all_input_nodes)
-    dynamic = None
-    if node.target in TRANSLATIONS:  # written by a user, who may read the batch: it must not be a constant
-        streams = [n.op != "get_attr" and x.dim() > 0 for n, x in zip(node.all_input_nodes, operands, strict=True)]
-        operands = tuple(torch.cat([x, x]) if s else x for x, s in zip(operands, streams, strict=True))
-        dynamic = (tuple({0: torch.export.Dim.DYNAMIC} if s else None for s in streams),)
+    values = [larger.get(n, n.meta["val"]) for n in node.all_input_nodes]
+    operands = tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in values)
+    grown = [grown_dims(n, larger) for n in node.all_input_nodes]
+    dynamic = (tuple({d: torch.export.Dim.DYNAMIC for d in dims} if dims else None for dims in grown),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():

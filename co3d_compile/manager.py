@@ -120,6 +120,12 @@ def run_one(program: Program, p: Pass) -> bool:
     try:
         modified = p.run(program)
         program.graph.lint()
+        bare = [n.name for n in program.graph.nodes if n.op in ("call_function", "get_attr") and "val" not in n.meta]
+        if bare:
+            raise PassError(
+                f"The pass {p.name} left nodes without a shape: {', '.join(bare[:3])}.",
+                hint="Insert nodes with co3d_compile.graph.insert, which computes it.",
+            )
         program.module.recompile()
     except Co3dError:
         raise

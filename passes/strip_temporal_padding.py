@@ -20,6 +20,7 @@ class StripTemporalPadding(Pass):
 
     requires = frozenset({"time"})
     ensures = frozenset({"unpadded"})
+    breaks = frozenset({"canonical"})  # annotated again, the graph would lose its offsets
 
     def run(self, program: Program) -> bool:
         modified = False

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
 from co3d_compile.rules.pointwise import broadcast
 
@@ -44,6 +44,9 @@ class Concatenation(Rule):
         if any(a.label and len(d) > 1 for p in dynamic for d in [known(p).dims[dim]] for a in d):
             raise LayoutLost
         labels = {a.label for p in dynamic for a in known(p).dims[dim]} - {""}
+        if labels == {BATCH} and len(dynamic) == len(parts):  # a stack, as it is written without a new dim
+            batch = known(dynamic[0]).dims[dim]
+            return broadcast(others).replace(dim, [Axis("", len(parts)), *batch])
         axis = Axis(labels.pop() if labels else "", shape_of(node)[dim])
         return broadcast(others).replace(dim, [axis])
 

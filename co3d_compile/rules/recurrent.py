@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,15 +25,14 @@ class Recurrent(Rule):
     """LSTM, GRU and RNN. The state is exact from the first frame: its start at zero is the clip's own."""
 
     def flow(self, node: Node) -> Fact:
-        x, hidden = node.args[0], node.args[1]
-        assert isinstance(x, Node)
+        x = operand(node)
         bidirectional, batch_first = node.args[7], node.args[8]
         place = known(x).time
         if bidirectional:
             raise NoExtension("reads the clip in both directions")
         if place is None or place.dim != (1 if batch_first else 0) or not place.alone or fact_of(x).spacing > 1:
             raise NoExtension("time is not its sequence dim")
-        if any(not h.meta.get("zero", False) for h in ([hidden] if isinstance(hidden, Node) else hidden)):  # type: ignore
+        if not _from_zero(node):
             raise NoExtension("starts from a hidden state that is not zero")
         return combine([fact_of(x)], None)
 
@@ -60,50 +59,120 @@ class Recurrent(Rule):
 
     def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
         """Entries of each output."""
-        x, _, params = node.args[0], node.args[1], node.args[2]
-        assert isinstance(x, Node) and isinstance(params, (list, tuple))
-        has_bias, layers = bool(node.args[3]), int(node.args[4])  # type: ignore[arg-type]
-        per = 4 if has_bias else 2
-        if len(params) != layers * per:
-            per += 1  # a projection of the hidden state
-        kind = str(node.target).split(".")[1]
-        entries = [low.entry(x, i) for i in range(low.pulse(x))]
-        finals: list[list[list[Node]]] = []
-        for layer in range(layers):
-            weights = [low.plain(p) for p in params[layer * per : (layer + 1) * per]]  # type: ignore[arg-type]
-            entries, final = self._layer(node, low, kind, entries, weights, has_bias)
-            finals.append(final)
-        outs = [entries]
-        for which in range(len(finals[0][0])):
-            outs.append([low.stack([finals[n][i][which] for n in range(layers)]) for i in range(len(entries))])
-        return outs
-
-    def _layer(
-        self, node: Node, low: Lowering, kind: str, entries: list[Node], weights: list[Node], has_bias: bool
-    ) -> tuple[list[Node], list[list[Node]]]:
-        bias_ih, bias_hh = (weights[2], weights[3]) if has_bias else (None, None)
-        projection = weights[-1] if len(weights) in (3, 5) else None
-        size = int(weights[1].meta["val"].shape[1])
-        cell_size = int(weights[1].meta["val"].shape[0]) // {"lstm": 4, "gru": 3}.get(kind, 1)
-        h = low.carry(entries[0], size)
-        c = low.carry(entries[0], cell_size) if kind == "lstm" else None
-        reads = [h, *([c] if c is not None else [])]
+        layers = Layers.of(node, low)
+        entries = [low.entry(operand(node), i) for i in range(low.pulse(operand(node)))]
         finals = []
-        outs = []
-        for x in entries:
-            gates_x = low.call(aten.linear.default, x, weights[0], bias_ih)
-            gates_h = low.call(aten.linear.default, h, weights[1], bias_hh)
-            h, c = _CELLS[kind](low, gates_x, gates_h, h, c, cell_size)
-            if projection is not None:
-                h = low.call(aten.linear.default, h, projection)
-            outs.append(h)
-            finals.append([h, *([c] if c is not None else [])])
-        for read, value in zip(reads, finals[-1], strict=True):
-            read.meta["next"] = value
-        return outs, finals
+        for weights in layers.weights:
+            h, c = low.carry(entries[0], layers.hidden(weights)), None
+            if layers.kind == "lstm":
+                c = low.carry(entries[0], layers.cells(weights))
+            entries, final = layers.run(low, weights, entries, h, c, started(operand(node), low))
+            for read, value in zip((h, c), final[-1], strict=False):
+                if read is not None:
+                    read.meta["next"] = value
+            finals.append(final)
+        last = [
+            [low.stack([f[i][which] for f in finals]) for i in range(len(entries))] for which in range(len(final[0]))
+        ]
+        return [entries, *last]
+
+    def window(self, node: Node, low: Lowering) -> Any:
+        """The layers over a window from a zero state, in one direction or both: ``(sequence, last states …)``."""
+        if not _from_zero(node):
+            return low.same(node)
+        layers = Layers.of(node, low)
+        directions = 2 if node.args[7] else 1
+        time = 1 if node.args[8] else 0
+        x = low.plain(operand(node))
+        entries = [low.call(aten.select.int, x, time, i) for i in range(low.sizes(x)[time])]
+        finals = []
+        for first in range(0, len(layers.weights), directions):
+            sides = []
+            for side, weights in enumerate(layers.weights[first : first + directions]):
+                h = low.zero_rows(entries[0], layers.hidden(weights))
+                c = low.zero_rows(entries[0], layers.cells(weights)) if layers.kind == "lstm" else None
+                outs, final = layers.run(low, weights, entries[::-1] if side else entries, h, c)
+                sides.append(outs[::-1] if side else outs)
+                finals.append(final[-1])
+            entries = [low.call(aten.cat.default, list(pair), 1) for pair in zip(*sides, strict=True)]
+        rows = [low.call(aten.unsqueeze.default, e, time) for e in entries]
+        last = [low.stack([f[which] for f in finals]) for which in range(len(finals[0]))]
+        return [low.call(aten.cat.default, rows, time), *last]
 
     def reason(self, node: Node) -> str:
         return "reads the clip in both directions"
+
+
+def started(x: Node, low: Lowering) -> list[Node] | None:
+    """For each new entry whether it is in the stream, (batch, 1) of bool; None where each is.
+
+    Behind a delay the first steps bring entries before the stream's first: what remembers for good must not see them.
+    """
+    late = fact_of(x).delay
+    if late <= 0:
+        return None
+    pulse = low.pulse(x)
+    seen = low.counter(low.entry(x, 0), pulse)
+    return [low.call(aten.ge.Scalar, seen, late - i) for i in range(pulse)]
+
+
+def _from_zero(node: Node) -> bool:
+    """Whether the hidden state that the layer is given is a constant zero."""
+    hidden: Any = node.args[1]
+    return all(h.meta.get("zero", False) for h in ([hidden] if isinstance(hidden, Node) else hidden))
+
+
+@dataclass
+class Layers:
+    """The weights of a recurrent operator, layer by layer (and direction by direction)."""
+
+    kind: str
+    weights: list[list[Node]]
+    has_bias: bool
+
+    @staticmethod
+    def of(node: Node, low: Lowering) -> Layers:
+        params: Any = node.args[2]
+        has_bias = bool(node.args[3])
+        count = int(node.args[4]) * (2 if node.args[7] else 1)  # type: ignore[arg-type]
+        per = len(params) // count
+        plain = [low.plain(p) for p in params]
+        return Layers(str(node.target).split(".")[1], [plain[i * per : (i + 1) * per] for i in range(count)], has_bias)
+
+    def hidden(self, weights: list[Node]) -> int:
+        """Features of the hidden state."""
+        return int(weights[1].meta["val"].shape[1])
+
+    def cells(self, weights: list[Node]) -> int:
+        """Features of the cell."""
+        return int(weights[1].meta["val"].shape[0]) // {"lstm": 4, "gru": 3}.get(self.kind, 1)
+
+    def run(
+        self,
+        low: Lowering,
+        weights: list[Node],
+        entries: list[Node],
+        h: Node,
+        c: Node | None,
+        live: list[Node] | None = None,
+    ) -> tuple[list[Node], list[list[Node]]]:
+        """One layer over entries: its outputs, and its states after each of them. Only ``live`` entries change these."""
+        bias_ih, bias_hh = (weights[2], weights[3]) if self.has_bias else (None, None)
+        projection = weights[-1] if len(weights) in (3, 5) else None
+        outs, finals = [], []
+        for i, x in enumerate(entries):
+            gates_x = low.call(aten.linear.default, x, weights[0], bias_ih)
+            gates_h = low.call(aten.linear.default, h, weights[1], bias_hh)
+            old = (h, c)
+            h, c = _CELLS[self.kind](low, gates_x, gates_h, h, c, self.cells(weights))
+            if projection is not None:
+                h = low.call(aten.linear.default, h, projection)
+            if live is not None:
+                h = low.call(aten.where.self, live[i], h, old[0])
+                c = low.call(aten.where.self, live[i], c, old[1]) if c is not None else None
+            outs.append(h)
+            finals.append([h] if c is None else [h, c])
+        return outs, finals
 
 
 def _chunk(low: Lowering, x: Node, index: int, size: int) -> Node:
@@ -159,9 +228,12 @@ class CumulativeSum(AlongDims):
         x = operand(node)
         first = low.entry(x, 0)
         read = total = low.carry(first, low.features(first))
+        live = started(x, low)
         sums = []
         for i in range(low.pulse(x)):
             row = low.call(aten.reshape.default, low.entry(x, i), [-1, low.features(first)])
+            if live is not None:
+                row = low.call(aten.where.self, live[i], row, low.zero_rows(first, 1))
             total = low.call(aten.add.Tensor, total, row)
             sums.append(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]]))
         read.meta["next"] = total
@@ -187,3 +259,7 @@ class Item(Rule):
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
         return low.items(source)[index]
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        results: Any = low.plain(operand(node))
+        return results[node.args[1]] if isinstance(results, list) else low.same(node)  # type: ignore[index]
