@@ -14,10 +14,12 @@ from co3d_compile.builder import Slot
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import fact_of, is_stream
 from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout, Place
-from co3d_compile.primitive import fifo, previous
+from co3d_compile.primitive import fifo, history, previous, take
 from co3d_compile.program import Program, get_constant
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import operand
 from co3d_compile.step_operators import StepOperators
+from co3d_compile.tap_convolution import Aged
 
 aten = torch.ops.aten
 
@@ -46,9 +48,15 @@ class Past:
         if self.queue is not None:
             capacity = int(self.queue.args[1])  # type: ignore[arg-type]
             return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
-        pulse = len(self.new)
-        node = self.low.resolve(self.new[pulse - 1 - (back - 1) % pulse])
-        return self.low.before(node, -(-back // pulse), self.layout)
+        steps, entry = self.origin(index)
+        return self.low.before(self.low.resolve(entry), steps, self.layout)
+
+    def origin(self, index: int) -> tuple[int, Any]:
+        """How many steps ago an entry was new, and which of the new ones it was."""
+        if index >= self.n:
+            return 0, self.new[index - self.n]
+        back, pulse = self.n - index, len(self.new)
+        return -(-back // pulse), self.new[pulse - 1 - (back - 1) % pulse]
 
 
 class Lowering(StepOperators):
@@ -75,6 +83,12 @@ class Lowering(StepOperators):
         """Entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
+    def aged(self, node: Node, i: int) -> Aged:
+        """Entry ``i`` as what was computed in this step or an earlier one."""
+        entries = self.streams[node]
+        steps, entry = entries.origin(i) if hasattr(entries, "origin") else (0, entries[i])
+        return Aged(self.resolve(entry), steps)
+
     def items(self, node: Node) -> list[list[Node]]:
         """The entries of each output of an operator that has several."""
         if node not in self.tuples:
@@ -100,6 +114,16 @@ class Lowering(StepOperators):
         return self.call(aten.select.int, self.plain(constant), dim, 0)
 
     # --- the past
+
+    def remembered(self, x: Node) -> tuple[int, bool]:
+        """What is known of the past that a convolution reads: entries that others keep as well; whether in a queue."""
+        marker = x.args[0] if x.target is take else x
+        if not isinstance(marker, Node) or marker.target is not history:
+            return 0, False
+        source, entries = operand(marker), self.streams[marker]
+        others = [u for u in source.users if u.target is history and u is not marker]
+        shared = max((int(u.args[1]) for u in others), default=0)  # type: ignore[arg-type]
+        return shared, entries.queue is not None
 
     def capacity(self, marker: Node, n: int) -> None:
         """Notes how far back a tensor is read, so that its readers share one queue."""

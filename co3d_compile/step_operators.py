@@ -1,4 +1,4 @@
-"""The operators that lowering writes for several families: sums, reductions over entries, convolutions by taps."""
+"""The operators that lowering writes for several families: sums, reductions over entries, transposed convolutions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from co3d_compile.builder import Builder
 
 aten = torch.ops.aten
 
-CONV = [aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default]
 TRANSPOSED = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input]
 
 
@@ -54,47 +53,6 @@ class StepOperators(Builder):
         for node in nodes[1:]:
             total = self.call(aten.maximum.default if kind == "amax" else aten.minimum.default, total, node)
         return total
-
-    def convolution(
-        self,
-        entries: list[Node],
-        taps: list[Node],
-        bias: Node | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Node:
-        """One output entry of a continual convolution: over space alone, one tap per entry.
-
-        A depthwise or grouped kernel is a sum of its taps; a dense one is one convolution over the channels of all.
-        """
-        if len(entries) > 1 and groups == 1 and all(self.sizes(e)[2:] == self.sizes(entries[0])[2:] for e in entries):
-            x = self.call(aten.cat.default, entries, 1)
-            return self._convolve(x, self.call(aten.cat.default, taps, 1), bias, stride, padding, dilation, groups)
-        total: Node | None = None
-        for x, tap in zip(entries, taps, strict=True):
-            part = self._convolve(x, tap, bias if total is None else None, stride, padding, dilation, groups)
-            total = part if total is None else self.call(aten.add.Tensor, total, part)
-        assert total is not None
-        return total
-
-    def _convolve(
-        self,
-        x: Node,
-        weight: Node,
-        bias: Node | None,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> Node:
-        if stride:
-            return self.call(CONV[len(stride)], x, weight, bias, stride, padding, dilation, groups)
-        if groups == 1:
-            return self.call(aten.linear.default, x, weight, bias)
-        one = [self.call(aten.unsqueeze.default, t, 2) for t in (x, weight)]
-        return self.call(aten.squeeze.dim, self.call(aten.conv1d.default, *one, bias, [1], [0], [1], groups), 2)
 
     def transposed(self, x: Node, tap: Node, geometry: list[list[int]], groups: int) -> Node:
         """One tap of a transposed convolution, over space alone."""

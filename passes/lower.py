@@ -218,6 +218,11 @@ class _Part:
     def __getitem__(self, i: int) -> Any:
         return self.entries[self.indices[i]]
 
+    def origin(self, i: int) -> tuple[int, Any]:
+        """How many steps ago an entry was new, and which of the new ones it was."""
+        at = self.indices[i]
+        return self.entries.origin(at) if hasattr(self.entries, "origin") else (0, self.entries[at])
+
 
 def _source(node: Node) -> Node:
     """The tensor whose past a marker reads."""

@@ -12,6 +12,7 @@ from torch.fx import Node
 from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
 from co3d_compile.layout import Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, operand, register, shape_of, spread
+from co3d_compile.tap_convolution import TapConvolution, choose
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -125,18 +126,18 @@ class Convolution(Rule):
         bias = low.plain(conv.bias) if conv.bias is not None else None
         space = [a for a in range(n) if a != axis]
         stride, padding, dilation = ([v[a] for a in space] for v in (conv.stride, conv.padding, conv.dilation))
-        return [
-            low.convolution(
-                [low.entry(conv.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)],
-                taps,
-                bias,
-                stride,
-                padding,
-                dilation,
-                conv.groups,
-            )
-            for o in range(low.pulse(node))
-        ]
+        cut = TapConvolution(taps, bias, stride, padding, dilation, conv.groups)
+        positions = [[o * kernel.s + i * kernel.d for i in range(kernel.k)] for o in range(low.pulse(node))]
+        shared, queued = low.remembered(conv.x)
+        results = []
+        for at in positions:
+            aged = [low.aged(conv.x, i) for i in at]
+            form = choose(low, cut, aged, queued, shared)
+            if form == "accumulate":
+                results.append(cut.accumulate(low, aged, fact_of(node).layout))
+            else:
+                results.append(getattr(cut, form)(low, [low.entry(conv.x, i) for i in at]))
+        return results
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         conv = ConvArgs.of(node)

@@ -1,0 +1,134 @@
+"""A continual convolution for one step: which of three exact forms computes it, and the forms.
+
+With taps w_i and entries x_i, all over space alone, one output entry is ``sum_i w_i * x_i``. Older entries are state:
+
+- ``concat``: one convolution on the channels of all entries; the states are entries.
+- ``sum``: one convolution per tap; the states are entries.
+- ``accumulate``: every tap on the entry that is new, partial sums are state (Listing 1.1 of the paper). The states
+  are as large as outputs: smaller behind a spatial stride, or where a kernel reduces the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch.fx import Node
+
+if TYPE_CHECKING:
+    from co3d_compile.layout import Layout
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+CONV = [aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default]
+FORMS = ("concat", "sum", "accumulate")
+_forced: ContextVar[str | None] = ContextVar("form", default=None)
+
+
+@contextmanager
+def forced(form: str) -> Iterator[None]:
+    """Every convolution that has several taps in this form, wherever the form exists: for tests and measurements."""
+    token = _forced.set(form)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+@dataclass(frozen=True)
+class Aged:
+    """An entry: ``node`` as it was so many steps ago."""
+
+    node: Node
+    steps: int
+
+
+@dataclass(frozen=True)
+class TapConvolution:
+    """A kernel cut into taps; strides, paddings and dilations are over space."""
+
+    taps: Sequence[Node]
+    bias: Node | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def concat(self, low: Lowering, entries: Sequence[Node]) -> Node:
+        """One dense convolution on the channels of all entries."""
+        x = low.call(aten.cat.default, list(entries), 1)
+        return self._convolve(low, x, low.call(aten.cat.default, list(self.taps), 1), self.bias)
+
+    def sum(self, low: Lowering, entries: Sequence[Node]) -> Node:
+        """One convolution per tap."""
+        parts = [
+            self._convolve(low, x, tap, None if i else self.bias)
+            for i, (x, tap) in enumerate(zip(entries, self.taps, strict=True))
+        ]
+        return low.sum(parts)
+
+    def accumulate(self, low: Lowering, entries: Sequence[Aged], layout: Layout | None) -> Node:
+        """Partial sums, the oldest first: what is to wait longer is a state of a state."""
+        total: Node | None = None
+        newest = min(e.steps for e in entries)
+        for age in range(max(e.steps for e in entries), -1, -1):
+            here = [(e.node, tap) for e, tap in zip(entries, self.taps, strict=True) if e.steps == age]
+            for i, (x, tap) in enumerate(here):
+                part = self._convolve(low, x, tap, self.bias if age == newest and i == 0 else None)
+                total = part if total is None else low.call(aten.add.Tensor, part, total)
+            if age:
+                assert total is not None
+                total = low.before(total, 1, layout)
+        assert total is not None
+        return total
+
+    def output_features(self, low: Lowering, x: Node) -> int:
+        """Numbers in one stream's share of an output entry."""
+        sizes = low.sizes(x)
+        window = zip(
+            sizes[len(sizes) - len(self.stride) :],
+            low.sizes(self.taps[0])[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            strict=True,
+        )
+        space = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in window]
+        return sizes[0] * low.sizes(self.taps[0])[0] * prod(space) // low.batch
+
+    def _convolve(self, low: Lowering, x: Node, weight: Node, bias: Node | None) -> Node:
+        if self.stride:
+            arguments = (self.stride, self.padding, self.dilation, self.groups)
+            return low.call(CONV[len(self.stride)], x, weight, bias, *arguments)
+        if self.groups == 1:
+            return low.call(aten.linear.default, x, weight, bias)
+        one = [low.call(aten.unsqueeze.default, t, 2) for t in (x, weight)]
+        return low.call(aten.squeeze.dim, low.call(aten.conv1d.default, *one, bias, [1], [0], [1], self.groups), 2)
+
+
+def choose(low: Lowering, conv: TapConvolution, entries: Sequence[Aged], queued: bool, shared: int) -> str:
+    """The form of one convolution.
+
+    Args:
+        low: The step graph.
+        conv: The convolution.
+        entries: What its taps read.
+        queued: Whether past entries are kept in one tensor.
+        shared: How many past entries are state anyway, for another reader.
+    """
+    x = entries[0].node
+    same = all(low.sizes(e.node)[1:] == low.sizes(x)[1:] for e in entries)
+    dense = conv.groups == 1 and len(entries) > 1 and same
+    form = _forced.get()
+    if form == "accumulate" or (form == "concat" and dense) or form == "sum":
+        return form
+    past = max(0, len({(e.node, e.steps) for e in entries if e.steps}) - shared)
+    waits = max(e.steps for e in entries)
+    if not queued and waits * conv.output_features(low, x) < 0.75 * past * low.features(x):
+        return "accumulate"
+    return "concat" if dense else "sum"

@@ -1,0 +1,90 @@
+"""Every form of a continual convolution, forced one at a time: through ONNX Runtime, against the untouched network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import co3d_compile as co3d
+from co3d_compile.tap_convolution import FORMS, forced
+
+CLIP, SIZE, LONG = 16, 9, 30
+
+KINDS: dict[str, nn.Module] = {
+    "dense": nn.Conv3d(4, 6, 3, padding=1),
+    "dense over time alone": nn.Conv3d(8, 4, (3, 1, 1), bias=False),
+    "depthwise": nn.Conv3d(4, 4, 3, padding=1, groups=4),
+    "depthwise, spatial stride": nn.Conv3d(4, 4, 3, stride=(1, 2, 2), padding=1, groups=4),
+    "grouped": nn.Conv3d(4, 8, (5, 3, 3), padding=(2, 0, 1), groups=2),
+    "dilated": nn.Conv3d(4, 4, (3, 1, 3), dilation=(3, 1, 2), padding=(3, 0, 0)),
+    "temporal stride": nn.Conv3d(4, 4, 3, stride=(2, 1, 1), padding=1),
+    "temporal stride, one tap": nn.Conv3d(4, 4, 1, stride=(2, 2, 2)),
+    "temporal stride, dilated": nn.Conv3d(4, 4, (3, 1, 1), stride=(2, 1, 1), dilation=(2, 1, 1), padding=(1, 0, 0)),
+    "reader of a reader": nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, stride=2)),
+}
+
+
+class Residual(nn.Module):
+    """A convolution beside its own delayed input: the past of one tensor has two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(4, 4, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.conv(x))
+
+
+KINDS["residual"] = Residual()
+
+
+def channels(module: nn.Module) -> int:
+    return next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv3d))
+
+
+def stream(module: nn.Module, x: torch.Tensor, **options: Any) -> tuple[list[np.ndarray], co3d.StreamSession]:
+    """All entries of the only output, and the session."""
+    compiled = co3d.compile(module, (x[:, :, :CLIP],), **options)
+    session = co3d.StreamSession(compiled, batch=x.shape[0], threads=1)
+    states = session.get_state()
+    session.set_state({name: np.full_like(value, np.nan) for name, value in states.items()})
+    (pulse,) = session.info.frames_per_step.values()
+    time = session.info.outputs[0].time_dim
+    steps: list[np.ndarray] = []
+    for j in range(x.shape[2] // pulse):
+        part = x[:, :, j * pulse : (j + 1) * pulse].numpy()
+        result = session.step(np.ascontiguousarray(part[:, :, 0] if pulse == 1 else part))
+        entries = session.info.outputs[0].entries_per_step
+        steps.append(np.expand_dims(result, 2) if entries == 1 and result.ndim == 4 else np.asarray(result))
+    assert time is not None
+    return steps, session
+
+
+@pytest.mark.parametrize(("pulse", "state_io"), [(None, "renamed"), (6, "paired")])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -> None:
+    torch.manual_seed(0)
+    module = KINDS[kind].eval()
+    x = torch.randn(2, channels(module), LONG, SIZE, SIZE)
+    with torch.no_grad():
+        expected = module(x).numpy()
+    with forced(form):
+        steps, session = stream(module, x, frames_per_step=pulse, state_io=state_io)
+    (delay,) = session.info.delays.values()
+    warmup = session.info.warmup_steps
+    finite = [bool(np.isfinite(s).all()) for s in steps]
+    assert finite == [j >= warmup for j in range(len(steps))], "the warm-up is tight"
+    got = np.concatenate(steps, 2)
+    rate = steps[0].shape[2]
+    compared = 0
+    for at in range(warmup * rate, got.shape[2]):
+        index = at - delay
+        if 0 <= index < expected.shape[2]:
+            np.testing.assert_allclose(got[:, :, at], expected[:, :, index], rtol=1e-4, atol=1e-5)
+            compared += 1
+    assert compared > 4
