@@ -81,7 +81,7 @@ def _entry(r: Resize, index: int) -> int:
 def _slice(r: Resize, x: Tensor, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
     start, stop, _ = slice(start, end).indices(r.clip)
     stop = r.end(max(start, stop))
-    return aten.slice.Tensor(x, r.dim, start, stop, step)  # type: ignore[no-any-return]
+    return aten.slice.Tensor(x, r.dim, start, stop, step)
 
 
 def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +102,7 @@ def _gather(r: Resize, x: Tensor, rest: Sequence[Any], target: Any) -> Tensor:
     values = index.flatten().tolist()
     steps = {b - a for a, b in pairwise(values)} or {1}
     if dim != r.dim or len(steps) != 1 or min(steps) < 1 or index.dim() != 1:
-        return target(x, *rest)  # type: ignore[no-any-return]
+        return target(x, *rest)
     return _slice(r, x, values[0], values[-1] + 1, steps.pop())
 
 
@@ -128,10 +128,10 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
     place = claim.place
     if n.target is aten.copy.default:
         shape = [b if b != 1 else a for a, b in zip(base.shape[base.dim() - new.dim() :], new.shape, strict=True)]
-        return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()  # type: ignore
+        return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
     if place is None or not place.alone:
-        return n.target(*args)  # type: ignore[no-any-return, operator]
+        return n.target(*args)  # type: ignore[operator]
     selects = n.target is aten.select_scatter.default
     there = place.dim - (1 if selects and dim < place.dim else 0)
     old_base, old_new = (a.meta["val"].shape for a in n.args[:2])  # type: ignore[union-attr]
@@ -145,7 +145,7 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
         if more[1] == 0 and stop == old_base[dim]:
             start += more[0]
         rest = (start, start + new.shape[dim], *rest[2:])
-    return n.target(base, new, dim, *rest)  # type: ignore[no-any-return, operator]
+    return n.target(base, new, dim, *rest)  # type: ignore[operator]
 
 
 def _grown(x: Tensor, dim: int, by: int) -> Tensor:

@@ -106,6 +106,18 @@ def is_recurrent(n: Node) -> bool:
     return str(n.target).startswith(RECURRENT)
 
 
+def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
+    """Whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
+    if is_recurrent(n):
+        return claim_of(n, claims).kind is Kind.STREAM
+    if n.target is not aten.cumsum.default:
+        return False
+    x, dim = n.args[:2]
+    assert isinstance(x, Node) and isinstance(dim, int)
+    place = claim_of(x, claims).place
+    return claim_of(n, claims).kind is Kind.STREAM and place is not None and dim % x.meta["val"].dim() == place.dim
+
+
 def is_single(n: Node, claims: dict[str, Claim]) -> bool:
     """Whether an operator on single entries of the stream loses the dim of time: one result per entry."""
     streams = [c for a in n.all_input_nodes if (c := claim_of(a, claims)).kind is Kind.STREAM]

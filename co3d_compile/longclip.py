@@ -67,6 +67,7 @@ class LongClip(Interpreter):
         super().__init__(program.module, garbage_collect_values=True)
         self.claims, self.starts, self.offset, self.done = claims, starts, offset, done
         self.timed = {i.name: i.time_dim is not None for i in program.inputs}
+        self.double = False
         self.finite: dict[str, list[bool]] = {}
         self.watched: set[str] = set()
 
@@ -83,6 +84,8 @@ class LongClip(Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if self.double and kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
         try:
             return self._seen(n, self._call(n, args, kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -120,6 +123,10 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+        if torch.Tag.pointwise in getattr(n.target, "tags", ()):
+            streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
+            longest = max(streams, key=lambda v: v.value.dim())
+            args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
         if is_recurrent(n):
             return self._recurrent(n, args, kwargs)
@@ -128,6 +135,21 @@ class LongClip(Interpreter):
             items = {u.args[1]: self._claim(u) for u in n.users}
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
         return Stream(result, claim)
+
+    def _extended(self, v: Any, stream: Stream) -> Any:
+        """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
+        place = stream.claim.place
+        if not isinstance(v, Tensor) or place is None or not place.alone:
+            return v
+        right = stream.value.dim() - place.dim
+        if v.dim() < right or v.shape[-right] != place.size or place.size in (1, stream.value.shape[place.dim]):
+            return v
+        steps = v.diff(dim=-right)
+        if not bool((steps == steps.narrow(-right, 0, 1)).all()):
+            raise NoReference("a constant differs over time")
+        first = (Fraction(-self.offset) / (stream.claim.rate * stream.claim.spacing)).numerator
+        count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
+        return v.narrow(-right, 0, 1) + steps.narrow(-right, 0, 1) * count.to(v.dtype)
 
     def _recurrent(self, n: Node, args: Any, kwargs: Any) -> Any:
         """The sequence, and the last state after every position: the frames from the first on."""
@@ -224,7 +246,7 @@ class LongClip(Interpreter):
 
     def _apply(self, n: Node, args: Any, kwargs: Any) -> Any:
         """The operator on tensors; what was captured for T entries is said for as many as there are."""
-        source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]  # type: ignore[index]
+        source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         before = self._claim(source) if isinstance(source, Node) else NOTHING
         x = args[0]
         if n.target in SCATTERS or n.target is aten.copy.default:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, lcm
 from typing import Any
@@ -17,65 +16,13 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture import capture
-from co3d_compile.claims import NOTHING, Claim, NoReference, claim_of, claims_of, is_recurrent, is_single, is_window
-from co3d_compile.errors import UsageError, VerificationError
-from co3d_compile.facts import Kind
+from co3d_compile.claims import NOTHING, NoReference, claim_of, claims_of, remembers_all
+from co3d_compile.errors import CaptureError, UsageError, VerificationError
 from co3d_compile.longclip import Entries, LongClip, Stream, Windows
+from co3d_compile.plans import Wanted, plan_of, sort_of
 from co3d_compile.program import Options, module_path
 
-aten = torch.ops.aten
 SAME = 1e-5  # in standard deviations: two eager runs of the same clip
-
-
-@dataclass(frozen=True)
-class Read:
-    """A streaming tensor that a window reads, and the oldest and newest of the clip's entries that it reads there."""
-
-    name: str
-    claim: Claim
-    oldest: int
-    newest: int
-
-    @property
-    def frames(self) -> Fraction:
-        """Frames of the first input from the clip's start to that entry."""
-        return self.newest * self.claim.spacing * self.claim.rate
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How an output is computed: ``sort`` is "static", "stream", "entries" or "window"."""
-
-    sort: str
-    claim: Claim
-    name: str
-    reads: tuple[Read, ...] = ()
-
-    def starts(self, seen: int, delay: int) -> list[Fraction]:
-        """Where in the stream the clip starts whose result has this delay after ``seen`` frames.
-
-        The delay is that of the newest entry read, the smallest over what is read. At several rates there may be
-        more than one answer.
-        """
-        found = []
-        for read in self.reads:
-            rate = read.claim.rate
-            start = (seen / rate - 1 - delay) * rate - read.frames
-            newest = [(start + r.frames) / r.claim.rate for r in self.reads]
-            late = [seen / r.claim.rate - 1 - n for r, n in zip(self.reads, newest, strict=True)]
-            if all(n.denominator == 1 for n in newest) and min(late) == delay and start not in found:
-                found.append(start)
-        return found
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A result that is to be compared: entries of a streaming output, or the clips that may give it."""
-
-    output: int
-    step: int
-    entries: tuple[int, ...] = ()
-    starts: tuple[Fraction, ...] = ()
 
 
 @contextmanager
@@ -98,81 +45,30 @@ class Reference:
     """
 
     def __init__(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options):
-        self.program = capture(model, example_inputs, options)
+        self.program = capture(_exported(model, example_inputs), None, options)
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program)
-        self._sorts: dict[Node, str] = {}
+        sorts: dict[Node, str] = {}
         for node in self.program.graph.nodes:
-            self._sorts[node] = self._sort(node)
+            sorts[node] = sort_of(node, sorts, self.claims, {i.name for i in self.inputs if i.time_dim is not None})
         output = next(n for n in self.program.graph.nodes if n.op == "output")
-        self.plans = [self._plan(n) for n in output.args[0]]
-        streams = [self.claims[n.name] for n, s in self._sorts.items() if s == "stream" and n.name in self.claims]
+        self.plans = [plan_of(n, sorts, self.claims) for n in output.args[0]]
+        streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
         timed = [i for i in self.inputs if i.time_dim is not None]
         self.clip = int(timed[0].shape[timed[0].time_dim])  # type: ignore[index]
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self.fields: list[int] = []
+        self._finite: dict[str, dict[int, bool]] = {}
+        self._double = False
         self._check_capture(model, example_inputs)
 
     # --- what is known before anything runs
 
-    def _sort(self, n: Node) -> str:
-        if n.op == "placeholder":
-            return "static" if next(i for i in self.inputs if i.name == n.name).time_dim is None else "stream"
-        sorts = {self._sorts[a] for a in n.all_input_nodes}
-        claim = claim_of(n, self.claims)
-        if n.op != "call_function" or sorts <= {"static"}:
-            return "static"
-        if n.target is operator.getitem:
-            after = is_recurrent(n.args[0]) and n.args[1] != 0  # type: ignore[arg-type]
-            return "window" if after else sorts.pop()
-        if "window" in sorts or claim.kind is Kind.WINDOW:
-            return "window"
-        alone = claim.place is not None and claim.place.alone
-        if "entries" in sorts:
-            return "stream" if "stream" in sorts and alone else "entries"
-        if claim.gate is not None or is_single(n, self.claims):
-            return "stream" if alone else "entries"
-        return "window" if is_window(n, self.claims) else "stream"
-
-    def _plan(self, node: Node) -> Plan:
-        sort = self._sorts[node]
-        reads: set[Read] = set()
-        stack, seen = [node] if sort == "window" else [], set()
-        while stack:
-            n = stack.pop()
-            if n in seen:
-                continue
-            seen.add(n)
-            source: Any = n.args[0]
-            if n.target is operator.getitem and (is_recurrent(source) or source.target is aten.unbind.int):
-                x = source.args[0]
-                if self._sorts[x] == "stream":
-                    claim = claim_of(x, self.claims)
-                    index = claim.length - 1 if is_recurrent(source) else int(n.args[1])  # type: ignore[call-overload]
-                    reads.add(Read(x.name, claim, index, index))
-                    continue
-            for a in n.all_input_nodes:
-                if self._sorts[a] in ("stream", "entries"):
-                    reads.add(self._read(n, a))
-                elif self._sorts[a] == "window":
-                    stack.append(a)
-        return Plan(sort, claim_of(node, self.claims), node.name, tuple(reads))
-
-    def _read(self, n: Node, x: Node) -> Read:
-        claim = claim_of(x, self.claims)
-        if n.target is not aten.select.int or claim.place is None or claim_of(n, self.claims).kind is not Kind.STREAM:
-            return Read(x.name, claim, 0, claim.length - 1)
-        size = claim.place.size
-        index = int(n.args[2]) % size  # type: ignore[call-overload]
-        index = index if index != size - 1 else claim.length - 1
-        return Read(x.name, claim, index, index)
-
     def recurrent_paths(self) -> set[str]:
         """Module paths of recurrent layers and of all that they read: states there start as the clip's own do."""
-        stack = [n for n in self.program.graph.nodes if n.op == "call_function" and is_recurrent(n)
-                 and self._sorts[n] == "stream"]
+        stack = [n for n in self.program.graph.nodes if n.op == "call_function" and remembers_all(n, self.claims)]
         seen: set[Node] = set()
         while stack:
             n = stack.pop()
@@ -209,10 +105,17 @@ class Reference:
         generator = torch.Generator().manual_seed(seed)
         results = []
         for spec, shape in zip(self.inputs, shapes, strict=True):
-            real = spec.dtype.is_floating_point
-            x = torch.randn(*shape, generator=generator) if real else torch.randint(0, 2, list(shape), generator=generator)
+            if spec.dtype.is_floating_point:
+                x = torch.randn(*shape, generator=generator)
+            else:
+                x = torch.randint(0, 2, list(shape), generator=generator)
             results.append(x.to(spec.dtype))
         return results
+
+    def double(self) -> None:
+        """From now on in float64: slower, and without rounding errors of its own."""
+        self.program.module.double()
+        self._double = True
 
     def length(self, frames: int) -> int:
         """The least number of frames, at least as many, at which all entries of the long clip are whole."""
@@ -244,12 +147,17 @@ class Reference:
         for phase in sorted({p for w in wanted for p in self._phases(w)} or {0}):
             starts = sorted({s for w in wanted for s in w.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
+            run.double = self._double
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
             with eager():
-                outputs = run.run(*self.cut(frames, phase, total))
-            self._measure(run, front - phase, end - phase)
+                outputs = run.run(*[x.double() if run.double and x.is_floating_point() else x
+                                    for x in self.cut(frames, phase, total)])
+            for name, flags in run.finite.items():
+                step = self.claims[name].spacing
+                self._finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in enumerate(flags)})
             for w in wanted:
                 self._take(w, outputs[w.output], run, found[w])
+        self._measure(front, end)
         return {w: self._joined(w, parts) for w, parts in found.items()}
 
     def _phase(self, frame: Fraction) -> int:
@@ -304,24 +212,24 @@ class Reference:
             results[w] = values
         return results
 
-    def _measure(self, run: LongClip, begin: int, end: int) -> None:
+    def _measure(self, begin: int, end: int) -> None:
         """Notes a lower bound of the receptive field, where frames before ``begin`` and from ``end`` on are NaN.
 
         Entries between the last NaN before and the first behind a run of finite ones repeat every ``unit`` frames.
         """
-        reach: dict[str, int] = {}
-        for r in (r for p in self.plans for r in p.reads):
-            reach[r.name] = max(r.newest - r.oldest, reach.get(r.name, 0))
-        for name, finite in run.finite.items():
+        reads = [r for p in self.plans for r in p.reads]
+        for name, flags in self._finite.items():
             claim = self.claims.get(name, NOTHING)
-            apart = claim.rate * claim.spacing
-            every = int(max(Fraction(self.unit) / apart, Fraction(1)))
+            every = 1 if self.dense else int(max(self.unit / claim.rate, Fraction(1)))
+            beyond = max((r.newest - r.oldest for r in reads if r.name == name), default=0) * claim.spacing * claim.rate
+            if set(flags) != set(range(len(flags))):
+                continue
             for first in range(every):
-                own = finite[first::every]
+                own = [flags[i] for i in range(first, len(flags), every)]
                 best = _longest(own)
                 if best is not None and best[0] > 0 and best[1] < len(own) - 1:
-                    field = end - begin + 2 - (best[1] - best[0] + 2) * every * apart
-                    self.fields.append(int(field + reach.get(name, 0) * apart))
+                    field = end - begin + 2 - (best[1] - best[0] + 2) * every * claim.rate
+                    self.fields.append(int(field + beyond))
 
 
 def _longest(flags: Sequence[bool]) -> tuple[int, int] | None:
@@ -345,10 +253,32 @@ def _example(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] |
     raise UsageError("example_inputs is needed: the arguments of one clip.")
 
 
+def _tensors(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
+
+
+def inputs_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
+    """How many tensors the model takes."""
+    return len(_tensors(model, example_inputs))
+
+
 def batch_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
     """The batch of the example."""
-    tensors = [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
+    tensors = _tensors(model, example_inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
+
+
+def _exported(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> ExportedProgram:
+    """The model's graph for the example's own batch."""
+    if isinstance(model, ExportedProgram):
+        return model
+    args, _ = _example(model, example_inputs)
+    try:
+        with torch.no_grad(), _evaluated(model):
+            return torch.export.export(model, args, strict=False)
+    except Exception as error:
+        what = str(error).strip().split("\n")[0]
+        raise CaptureError(f"{type(model).__name__} cannot be captured with the example inputs: {what}") from error
 
 
 @contextmanager
@@ -366,4 +296,4 @@ def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any
             m.training = True
 
 
-__all__ = ["NoReference", "Plan", "Reference", "Wanted", "batch_of"]
+__all__ = ["NoReference", "Reference", "Wanted", "batch_of", "inputs_of"]

@@ -1,0 +1,249 @@
+"""``verify`` agrees with what is right, and with nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo import randomise
+from zoo.real import REAL
+
+import co3d_compile as co3d
+from co3d_compile.contract import METADATA_KEY, parse
+from co3d_compile.verify import Verification, verify
+
+CLIP = (1, 4, 8)
+VIDEO = (1, 3, 6, 5, 5)
+
+
+class Graph(nn.Module):
+    """A few layers and the lines of Python that join them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self, *inputs)
+
+
+def conv(kernel: int = 3, padding: int = 1, stride: int = 1, channels: int = 4) -> nn.Conv1d:
+    return nn.Conv1d(channels, 4, kernel, stride, padding)
+
+
+def squeeze(pool: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A convolution gated by a pool over its whole clip, and one behind it."""
+    return Graph(
+        lambda m, x: m.b((y := F.relu(m.a(x))) * torch.sigmoid(m.f(pool(y)))),
+        a=nn.Conv3d(3, 4, 3, padding=1), b=nn.Conv3d(4, 4, 3, padding=1), f=nn.Conv3d(4, 4, 1),
+    )  # fmt: skip
+
+
+def squeeze_flat() -> nn.Module:
+    """The gate's pool without a dim for time."""
+    return Graph(
+        lambda m, x: m.b((y := m.a(x)) * m.f(F.adaptive_avg_pool3d(y, 1).flatten(1)).view(-1, 4, 1, 1, 1)),
+        a=nn.Conv3d(3, 4, 3, padding=1), b=nn.Conv3d(4, 4, 3, padding=1), f=nn.Linear(4, 4),
+    )  # fmt: skip
+
+
+def attend(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).transpose(1, 2)
+    return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
+
+
+# name: factory, clip shapes, options
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
+    "residual": (lambda: Graph(lambda m, x: x + m.b(F.relu(m.a(x))), a=conv(), b=conv(5, 2)), (CLIP,), {}),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(3, 1, 1)),
+        (VIDEO,), {},
+    ),
+    "mean gate, frame": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {}),
+    "mean gate, window": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "window"}),
+    "mean gate, recompute": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "recompute"}),
+    "max gate, frame": (lambda: squeeze(lambda y: F.adaptive_max_pool3d(y, 1)), (VIDEO,), {}),
+    "max gate, window": (lambda: squeeze(lambda y: F.adaptive_max_pool3d(y, 1)), (VIDEO,), {"pool_scope": "window"}),
+    "whole kernel gate": (lambda: squeeze(lambda y: F.avg_pool3d(y, y.shape[2:])), (VIDEO,), {}),
+    "flat gate": (squeeze_flat, (VIDEO,), {}),
+    "group norm, window": (
+        lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3)), ((1, 3, 8, 6, 6),),
+        {"pool_scope": "window"},
+    ),
+    "strides": (
+        lambda: Graph(
+            lambda m, x: m.l((m.s(y := F.relu(m.a(x))) + m.b(y)).mean(2)),
+            a=conv(3, 1, 2), b=conv(3, 1, 2), s=conv(1, 0, 2), l=nn.Linear(4, 3),
+        ),
+        ((1, 4, 16),), {},
+    ),
+    "dense": (lambda: nn.Sequential(conv(3, 1, 2), nn.ReLU(), conv(3, 1, 2), conv()), ((1, 4, 16),),
+              {"stride_mode": "dense"}),
+    "dense head": (lambda: Graph(lambda m, x: m.a(x).mean(2), a=conv(3, 1, 2)), ((1, 4, 16),),
+                   {"stride_mode": "dense", "frames_per_step": 3}),
+    "mean head": (lambda: Graph(lambda m, x: m.l(m.a(x).mean(2)), a=conv(), l=nn.Linear(4, 3)), (CLIP,), {}),
+    "whole kernel head, window 20": (
+        lambda: Graph(lambda m, x: m.l(F.avg_pool1d(m.a(x), 8, 1).flatten(1)), a=conv(), l=nn.Linear(4, 3)), (CLIP,),
+        {"window": 20},
+    ),
+    "linear over time": (lambda: Graph(lambda m, x: m.l(m.a(x).flatten(1)), a=conv(), l=nn.Linear(32, 3)), (CLIP,), {}),
+    "attention": (lambda: Graph(attend, a=conv(), q=nn.Linear(4, 4), k=nn.Linear(4, 4)), (CLIP,), {}),
+    "two inputs": (lambda: Graph(lambda m, x, y: m.a(x) + y, a=conv()), (CLIP, CLIP), {}),
+    "two rates": (
+        lambda: Graph(lambda m, x, y: torch.cat([m.a(x).mean(2), m.b(y).mean(2)], 1), a=conv(), b=conv(5, 2)),
+        (CLIP, (1, 4, 32)), {},
+    ),
+    "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
+    "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
+    "lstm": (lambda: Graph(lambda m, x: m.r(x.transpose(1, 2))[0], r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {}),
+    "lstm, last hidden": (
+        lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],
+                      a=conv(3, 0), r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {},
+    ),
+    "cumulative sum": (lambda: Graph(lambda m, x: m.a(F.pad(x, (2, 0))).cumsum(2), a=conv(3, 0)), (CLIP,), {}),
+    "up and down": (
+        lambda: nn.Sequential(conv(4, 1, 2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="linear")), ((1, 4, 16),), {},
+    ),
+    "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
+    "folded time": (
+        lambda: Graph(lambda m, x: m.a(m.l(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 8)).transpose(1, 2)),
+                      a=conv(), l=nn.Linear(4, 4)), ((2, 4, 8),), {},
+    ),
+    "four frames a step": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(5, 2)), (CLIP,), {"frames_per_step": 4}),
+    "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
+}  # fmt: skip
+
+
+def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
+    factory, shapes, options = MODELS[name]
+    generator = torch.Generator().manual_seed(3)
+    example = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    return randomise(factory(), *example), example, options
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_passes_what_is_right(name: str) -> None:
+    module, example, options = build(name)
+    result = verify(co3d.compile(module, example, **options), module, example)
+    assert result.passed, result
+    assert result.relative_error < 2e-5 and result.steps >= 3
+    assert json.loads(json.dumps(result.to_dict()))["passed"]
+
+
+def saved(name: str, folder: Path) -> tuple[Path, nn.Module, tuple[Tensor, ...]]:
+    module, example, options = build(name)
+    return co3d.compile(module, example, **options).save(folder / "model.onnx"), module, example
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Puts other claims into a file."""
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = replace(parse(entry.value), **changes).to_json()
+    onnx.save(model, path)
+
+
+def contract(path: Path) -> Any:
+    return next(parse(e.value) for e in onnx.load(path).metadata_props if e.key == METADATA_KEY)
+
+
+WRONG = ["residual", "mean gate, window", "strides", "dense", "mean head", "attention", "two rates", "last entry"]
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("by", [-1, 1])
+def test_fails_on_another_delay(name: str, by: int, tmp_path: Path) -> None:
+    path, module, example = saved(name, tmp_path)
+    first, *rest = contract(path).outputs
+    rewrite(path, outputs=(replace(first, delay=first.delay + by), *rest))
+    result = verify(path, module, example)
+    assert not result.passed and result.relative_error > 1e-2, result
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_fails_on_a_short_warm_up(name: str, tmp_path: Path) -> None:
+    path, module, example = saved(name, tmp_path)
+    warmup = contract(path).warmup_steps
+    rewrite(path, warmup_steps=warmup - 1)
+    result = verify(path, module, example)
+    assert not result.passed and f"at step {warmup - 1}" in result.worst, result
+
+
+@pytest.mark.parametrize("name", ["residual", "mean gate, window", "dense", "mean head", "attention", "two inputs"])
+def test_fails_on_a_small_receptive_field(name: str, tmp_path: Path) -> None:
+    path, module, example = saved(name, tmp_path)
+    field = contract(path).receptive_field
+    rewrite(path, receptive_field=field - 1)
+    result = verify(path, module, example)
+    assert not result.passed and f"at least {field} frames" in result.reason, result
+
+
+@pytest.mark.parametrize("name", [*WRONG, "lstm", "flat gate", "folded time"])
+def test_fails_on_other_weights(name: str, tmp_path: Path) -> None:
+    path, module, example = saved(name, tmp_path)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1.01
+    result = verify(path, other, example)
+    assert not result.passed and result.relative_error > 1e-3, result
+
+
+def test_fails_on_another_scope(tmp_path: Path) -> None:
+    path, module, example = saved("mean gate, frame", tmp_path)
+    rewrite(path, options={**contract(path).options, "pool_scope": "window"})
+    assert not verify(path, module, example).passed
+
+
+def test_says_where_and_what(tmp_path: Path) -> None:
+    path, module, example = saved("mean gate, frame", tmp_path)
+    seen: list[tuple[str, int, int]] = []
+    result = verify(path, module, example, steps=2, tolerance=1e-30, progress=lambda *state: seen.append(state))
+    assert not result.passed and result.steps == 2
+    assert result.worst.startswith("output 'output' at step ") and ", index (0, " in result.worst
+    assert "1 pool over time taken over one frame" in result.notes[0]
+    assert [seen[0][0], seen[-1][0]] == ["stream", "reference"]
+    assert all(0 < done <= total for _, done, total in seen)
+
+
+def test_refuses_a_file_of_another_model(tmp_path: Path) -> None:
+    path, _, _ = saved("mean head", tmp_path)
+    module, example, _ = build("two inputs")
+    with pytest.raises(co3d.UsageError, match="not compiled from this model"):
+        verify(path, module, example)
+    with pytest.raises(co3d.UsageError, match="steps"):
+        verify(path, module, example, steps=0)
+
+
+def test_a_model_that_depends_on_chance_has_no_reference() -> None:
+    module = Graph(lambda m, x: m.a(x), a=conv())
+    compiled = co3d.compile(module, (torch.randn(CLIP),))
+    loud = Graph(lambda m, x: m.a(x) + torch.rand_like(x), a=conv())
+    with pytest.raises(co3d.VerificationError, match="does not compute what the model does"):
+        verify(compiled, loud, (torch.randn(CLIP),))
+
+
+def test_an_exported_program_with_its_own_example(tmp_path: Path) -> None:
+    module, example, options = build("strides")
+    program = torch.export.export(module, example)
+    result: Verification = verify(co3d.compile(program, **options), program)
+    assert result.passed, result
+
+
+def test_x3d_xs() -> None:
+    entry = REAL["x3d_xs"].entry(small=True)
+    module = entry.build()
+    result = verify(co3d.compile(module, entry.examples(), **entry.options), module, entry.examples())
+    assert result.passed, result
