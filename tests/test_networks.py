@@ -43,7 +43,13 @@ def test_longer_window(name: str, window: int) -> None:
     check(SMALL[name], options={"window": window})
 
 
-@pytest.mark.parametrize("name", ["p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d"])
+BATCHES = (
+    *("p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d", "tsm_resnet", "st_gcn", "stack_taps"),
+    *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame"),
+)
+
+
+@pytest.mark.parametrize("name", BATCHES)
 def test_a_batch_of_streams(name: str) -> None:
     check(SMALL[name], batch=3)
 
