@@ -70,6 +70,10 @@ class AnnotateTime(Pass):
         common = math.gcd(*(t for _, t in timed))
         first = timed[0][1]
         window = program.options.window or first
+        if program.options.stride_mode == "dense" and len({t for _, t in timed}) > 1:
+            raise UsageError(
+                "stride_mode='dense' has no meaning for inputs at several rates.", hint="Use stride_mode='step'."
+            )
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
             entries = spec.shape[spec.time_dim] if spec.time_dim is not None else first
             if window * entries % first:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from zoo import Entry, Reference, Window, randomise
 from zoo.gates import newest_max, newest_mean
 
+import co3d_compile as co3d
+
 CLIP = (1, 4, 24)
 
 
@@ -356,3 +358,17 @@ def test_the_oracle_passes_what_is_right_and_nothing_else(how: str | None, monke
             check(fir)
     else:
         assert check(fir).error < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (nn.Upsample(scale_factor=2), [(1, 2, 8)]),
+        (nn.ConvTranspose1d(2, 2, 2, stride=2), [(1, 2, 8)]),
+        (Graph(lambda net, a, b: a.mean(2) + b.mean(2)), [(1, 2, 4), (1, 2, 8)]),
+    ],
+    ids=["nearest", "transposed", "two rates"],
+)
+def test_what_has_no_dense_form_is_refused(model: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    with pytest.raises(co3d.Co3dError, match="no meaning"):
+        co3d.compile(model, tuple(torch.zeros(s) for s in shapes), stride_mode="dense")

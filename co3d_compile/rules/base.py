@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.fx import Node
 
+from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import STATIC, Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import TIME, Layout, LayoutLost
+from co3d_compile.program import module_path, operator_name
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -162,6 +164,21 @@ def spread(value: Any, n: int) -> list[int]:
         return [value] * n
     values = list(value)
     return values * n if len(values) == 1 else values
+
+
+def refuse_dense(node: Node) -> None:
+    """Up-sampling gives several entries per entry: there is no "one result per frame" of it.
+
+    Raises:
+        UnsupportedError: ``stride_mode`` is dense.
+    """
+    if any(fact_of(n).dense for n in node.all_input_nodes):
+        raise UnsupportedError(
+            "Up-sampling over time has no meaning with stride_mode='dense'.",
+            operator=operator_name(node.target),
+            module_path=module_path(node),
+            hint="Use stride_mode='step'.",
+        )
 
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, register, shape_of, spread
+from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of, spread
 from co3d_compile.tap_convolution import TapConvolution, choose
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ class TransposedConvolution(Rule):
         stride, padding, output_padding, _, dilation = self._geometry(node)
         weight = operand(node, 1)
         s, p, k, d = stride[axis], padding[axis], shape_of(weight)[2 + axis], dilation[axis]
-        if fact.dense and s > 1:
-            raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
+        if s > 1:
+            refuse_dense(node)
         x_fact = fact_of(x)
         length = (x_fact.length - 1) * s - 2 * p + d * (k - 1) + output_padding[axis] + 1
         return replace(

@@ -156,7 +156,7 @@ class Layers:
         c: Node | None,
         live: list[Node] | None = None,
     ) -> tuple[list[Node], list[list[Node]]]:
-        """One layer over entries: its outputs, and its states after each of them. Only ``live`` entries change these."""
+        """One layer over entries: its outputs, and its states after each. Only ``live`` entries change these."""
         bias_ih, bias_hh = (weights[2], weights[3]) if self.has_bias else (None, None)
         projection = weights[-1] if len(weights) in (3, 5) else None
         outs, finals = [], []

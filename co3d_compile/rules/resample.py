@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, known, operand, register, shape_of
+from co3d_compile.rules.base import Rule, known, operand, refuse_dense, register, shape_of
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class Upsample(Rule):
         fact = combine([fact_of(x)], self.layout(node))
         if r == 1:
             return fact
-        if fact.dense:
-            raise NoExtension("up-sampling has no meaning with stride_mode='dense'")
+        refuse_dense(node)
         late = 0 if nearest else r // 2
         return replace(
             fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r, rate=fact.rate / r
