@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,11 +50,11 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | 
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
     """
     name = type(model).__name__
-    exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs)
-    if isinstance(model, ExportedProgram):
-        name = "ExportedProgram"
-    check_parameters(exported)
-    exported = exported.run_decompositions(decompositions())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
+        exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs)
+        check_parameters(exported)
+        exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
     inputs = describe_inputs(module, options)
     return Program(module, options, inputs, [Output(n) for n in outputs], name=name)
