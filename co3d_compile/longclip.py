@@ -128,6 +128,8 @@ class LongClip(Interpreter):
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
+        if n.target is aten.scaled_dot_product_attention.default and len(args) > 3 and args[3] is not None:
+            args = (*args[:3], _banded(args[3], args[0].shape[-2]), *args[4:])
         if is_recurrent(n):
             return self._recurrent(n, args, kwargs)
         result = self._apply(n, args, kwargs)
@@ -257,6 +259,18 @@ class LongClip(Interpreter):
         if clip == actual and n.target not in VIEWS:
             return n.target(*args, **kwargs)  # type: ignore[operator]
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
+
+
+def _banded(mask: Tensor, entries: int) -> Tensor:
+    """A mask that depends on the distance of two entries alone, for more of them."""
+    if mask.shape[-2:] == (entries, entries):
+        return mask
+    if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):
+        raise NoReference("a mask differs over time")
+    line = torch.cat([mask[..., 0, :].flip(-1), mask[..., 1:, 0]], -1)  # from all later ones to all earlier ones
+    newest = mask.shape[-1] - 1
+    index = torch.arange(entries)
+    return line[..., (index[:, None] - index[None, :]).clamp(-newest, newest) + newest]
 
 
 def _unknown(x: Tensor) -> Tensor:

@@ -196,16 +196,18 @@ class Reference:
 
     def clips(self, frames: Sequence[Tensor], front: int, wanted: Sequence[Wanted]) -> dict[Wanted, list[Tensor]]:
         """What is wanted, each from the untouched model on one clip: right where nothing pads time."""
-        results = {}
+        results: dict[Wanted, list[Tensor]] = {}
         for w in wanted:
             plan = self.plans[w.output]
             starts = list(w.starts)
             if w.entries:
                 last = (plan.claim.place.size - 1 if plan.claim.place else 0) * plan.claim.spacing
                 starts = [(n - last) * plan.claim.rate for n in w.entries]
+            if not starts or min(starts) + front < 0:
+                results[w] = []
+                continue
             with eager():
-                values = [self.program.module(*self.cut(frames, s + front, self.clip))[w.output]
-                          for s in starts if s + front >= 0]
+                values = [self.program.module(*self.cut(frames, s + front, self.clip))[w.output] for s in starts]
             if w.entries and plan.claim.place is not None:
                 dim = plan.claim.place.dim
                 values = [torch.cat([v.narrow(dim, v.shape[dim] - 1, 1) for v in values], dim)]

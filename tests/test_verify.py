@@ -18,7 +18,9 @@ from zoo import randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
+from co3d_compile.claims import NoReference
 from co3d_compile.contract import METADATA_KEY, parse
+from co3d_compile.longclip import LongClip
 from co3d_compile.verify import Verification, verify
 
 CLIP = (1, 4, 8)
@@ -233,6 +235,21 @@ def test_a_model_that_depends_on_chance_has_no_reference() -> None:
     loud = Graph(lambda m, x: m.a(x) + torch.rand_like(x), a=conv())
     with pytest.raises(co3d.VerificationError, match="does not compute what the model does"):
         verify(compiled, loud, (torch.randn(CLIP),))
+
+
+def no_long_clip(*_: Any) -> None:
+    raise NoReference("no such operator")
+
+
+def test_falls_back_to_single_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LongClip, "run", no_long_clip)
+    example = (torch.randn(CLIP),)
+    for name, module in (("streams", conv(3, 0)), ("head", Graph(lambda m, x: m.a(x).mean(2), a=conv(3, 0)))):
+        result = verify(co3d.compile(module, example), module, example)
+        assert result.passed and "each clip" in result.notes[0] and "no such operator" in result.notes[0], name
+    padded = conv()
+    with pytest.raises(co3d.VerificationError, match="cannot be run on a long clip: no such operator"):
+        verify(co3d.compile(padded, example), padded, example)
 
 
 def test_an_exported_program_with_its_own_example(tmp_path: Path) -> None:
