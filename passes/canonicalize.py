@@ -26,6 +26,13 @@ SAME = {
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
 }
+# What the tracer noted about a tensor beside a cast, and assertions of the model: they compute nothing.
+CHECKS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+}
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 # Constants in the shape of another tensor: the position of their value among the arguments, or the value.
 LIKE: dict[Any, Any] = {
@@ -43,7 +50,7 @@ LIKE: dict[Any, Any] = {
 class Canonicalize(Pass):
     """Rewrites the captured graph into a smaller language:
 
-    1. what does nothing in inference (clone, dropout, …) goes;
+    1. what does nothing in inference (clone, dropout, assertions, …) goes;
     2. a pool over a whole axis is a mean or a maximum: ``avg_pool3d(x, [16, 7, 7])`` to ``mean(x, [2, 3, 4])``;
     3. ``slice_scatter``, ``select_scatter`` are slices and ``cat``; ``split`` is slices;
     4. gathering by evenly spaced constant indices is a slice;
@@ -59,6 +66,8 @@ class Canonicalize(Pass):
                 continue
             if node.target in SAME or _same_dtype(node):
                 replace(node, node.args[0])
+            elif node.target in CHECKS:
+                program.graph.erase_node(node)
             elif node.target in VIEWS:  # the copies that made views possible are gone
                 node.target = aten.reshape.default
             elif node.target in REWRITES:

@@ -283,6 +283,11 @@ def test_any_pulse(case: Entry, pulse: int) -> None:
     assert check(case, options={"frames_per_step": pulse}, batch=2).frames_per_step == (pulse,)
 
 
+def test_what_the_tracer_notes_about_a_cast_is_no_operator() -> None:
+    cast = entry("cast", fn(lambda m, x: m.conv(torch.as_tensor(x).to(torch.float32)), conv=conv))
+    assert check(cast).recomputed == ()
+
+
 def test_entries_without_a_tap_read_nothing() -> None:
     """With stride 2 and dilation 2 every other entry is the bias alone: the oldest of the window is one of these."""
     factory = fn(lambda m, x: m.up(x).sum(2), up=lambda: up(4, 2, 2, dilation=2))
