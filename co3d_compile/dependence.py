@@ -78,7 +78,7 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
         elif node.target is carry:
             result = Dependence(0, None, 0)
         elif node.target is expand_batch:  # of the other operand it reads the size alone
-            result = found[node.args[0]]  # type: ignore[index]
+            result = found[node.args[0]]
         elif node.target is previous:
             result = result.earlier(1, frames)
         elif node.target is fifo:

@@ -185,7 +185,7 @@ def export_operator(node: Node, larger: dict[Node, Any]) -> ir.Model:
     values = [larger.get(n, n.meta["val"]) for n in node.all_input_nodes]
     operands = tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in values)
     grown = [grown_dims(n, larger) for n in node.all_input_nodes]
-    dynamic = (tuple({d: torch.export.Dim.DYNAMIC for d in dims} if dims else None for dims in grown),)
+    dynamic = (tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) if dims else None for dims in grown),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():

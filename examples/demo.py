@@ -128,7 +128,11 @@ def run_stream(model: Path, video: Array) -> tuple[Run, int, int]:
     """One frame at a time through the compiled model; also its warm-up and its delay, in frames."""
     with co3d.StreamSession(model, threads=THREADS) as session:
         (delay,) = session.info.delays.values()
-        return timed(session.step, (frame[None] for frame in video)), session.info.warmup_steps, delay
+        return (
+            timed(lambda frame: np.asarray(session.step(frame)), (frame[None] for frame in video)),
+            session.info.warmup_steps,
+            delay,
+        )
 
 
 def run_sliding_window(model: Path, video: Array) -> Run:
