@@ -62,8 +62,14 @@ class LongClip(Interpreter):
         done: Called after each operator.
     """
 
-    def __init__(self, program: Program, claims: dict[str, Claim], starts: Sequence[Fraction], offset: int,
-                 done: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        claims: dict[str, Claim],
+        starts: Sequence[Fraction],
+        offset: int,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(program.module, garbage_collect_values=True)
         self.claims, self.starts, self.offset, self.done = claims, starts, offset, done
         self.timed = {i.name: i.time_dim is not None for i in program.inputs}

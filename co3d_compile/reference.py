@@ -79,8 +79,11 @@ class Reference:
 
     def gates(self) -> list[str]:
         """The operators that are replaced by what they are in the stream."""
-        return [n.name for n in self.program.graph.nodes
-                if n.op == "call_function" and n.target is not operator.getitem and claim_of(n, self.claims).gate]
+        return [
+            n.name
+            for n in self.program.graph.nodes
+            if n.op == "call_function" and n.target is not operator.getitem and claim_of(n, self.claims).gate
+        ]
 
     def _check_capture(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> None:
         """The captured graph on one random clip, beside the model itself."""
@@ -95,8 +98,10 @@ class Reference:
         for a, b in zip(got, wanted, strict=True):
             scale = float(b.double().std(correction=0)) or 1.0
             if a.shape != b.shape or not bool(((a - b).abs() <= SAME * scale + 1e-30).all()):
-                raise VerificationError("The captured graph does not compute what the model does.",
-                                        hint="Does the model depend on the values of its input, or on chance?")
+                raise VerificationError(
+                    "The captured graph does not compute what the model does.",
+                    hint="Does the model depend on the values of its input, or on chance?",
+                )
 
     # --- the long clip
 
@@ -124,18 +129,24 @@ class Reference:
 
     def frames(self, total: int, seed: int) -> list[Tensor]:
         """So many random frames of every input (of the first one, the others by their rate)."""
-        shapes = [[int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
-                  for i in self.inputs]
+        shapes = [
+            [int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
+            for i in self.inputs
+        ]
         return self.random(shapes, seed)
 
     def cut(self, frames: Sequence[Tensor], start: Fraction | int, count: int) -> list[Tensor]:
         """Frames of every input; an input without time stays as it is."""
-        return [x if i.time_dim is None else
-                x.narrow(i.time_dim, int(start / self.rates[i.name]), int(count / self.rates[i.name]))
-                for i, x in zip(self.inputs, frames, strict=True)]
+        return [
+            x
+            if i.time_dim is None
+            else x.narrow(i.time_dim, int(start / self.rates[i.name]), int(count / self.rates[i.name]))
+            for i, x in zip(self.inputs, frames, strict=True)
+        ]
 
-    def values(self, frames: Sequence[Tensor], front: int, end: int, wanted: Sequence[Wanted],
-               done: Callable[[], None]) -> dict[Wanted, list[Tensor]]:
+    def values(
+        self, frames: Sequence[Tensor], front: int, end: int, wanted: Sequence[Wanted], done: Callable[[], None]
+    ) -> dict[Wanted, list[Tensor]]:
         """What is wanted, from the model on a long clip in which the stream is ``front`` to ``end``.
 
         Raises:
@@ -150,8 +161,9 @@ class Reference:
             run.double = self._double
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
             with eager():
-                outputs = run.run(*[x.double() if run.double and x.is_floating_point() else x
-                                    for x in self.cut(frames, phase, total)])
+                outputs = run.run(
+                    *[x.double() if run.double and x.is_floating_point() else x for x in self.cut(frames, phase, total)]
+                )
             for name, flags in run.finite.items():
                 step = self.claims[name].spacing
                 self._finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in enumerate(flags)})

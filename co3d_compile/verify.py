@@ -114,8 +114,15 @@ def _file(compiled: CompiledModel | str | os.PathLike[str]) -> Iterator[str]:
 class _Check:
     """One file beside its reference."""
 
-    def __init__(self, session: StreamSession, program: nn.Module | ExportedProgram,
-                 example_inputs: Sequence[Any] | None, steps: int | None, seed: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        session: StreamSession,
+        program: nn.Module | ExportedProgram,
+        example_inputs: Sequence[Any] | None,
+        steps: int | None,
+        seed: int,
+        progress: Progress,
+    ) -> None:
         self.session, self.seed, self.progress = session, seed, progress
         self.info: Contract = session.info
         count = inputs_of(program, example_inputs)
@@ -149,13 +156,19 @@ class _Check:
         inputs, outputs = [i.name for i in self.reference.inputs], len(self.reference.plans)
         theirs = [i.name for i in self.info.inputs]
         if theirs != inputs or len(self.info.outputs) != outputs:
-            raise _stranger(f"{', '.join(theirs)} and {len(self.info.outputs)} outputs",
-                            f"{', '.join(inputs)} and {outputs} outputs")
+            raise _stranger(
+                f"{', '.join(theirs)} and {len(self.info.outputs)} outputs",
+                f"{', '.join(inputs)} and {outputs} outputs",
+            )
 
     def run(self, tolerance: float) -> Verification:
         results = self._stream()
-        wanted = [w for k in range(len(self.info.outputs)) for step in range(self.warmup, self.steps)
-                  if (w := self._wanted(k, step)) is not None]
+        wanted = [
+            w
+            for k in range(len(self.info.outputs))
+            for step in range(self.warmup, self.steps)
+            if (w := self._wanted(k, step)) is not None
+        ]
         compare = _Comparison(self.info, results)
         expected = self._expected(wanted, compare)
         worst = compare.worst(expected)
@@ -222,8 +235,10 @@ class _Check:
             why = str(error).splitlines()[0]
             expected = reference.clips(self.frames, self.front, wanted)
             if self.info.window not in (None, reference.clip) or not compare.agrees(expected):
-                raise VerificationError(f"The model cannot be run on a long clip: {why}",
-                                        hint="Verify it by hand, or compile with --no-verify.") from error
+                raise VerificationError(
+                    f"The model cannot be run on a long clip: {why}",
+                    hint="Verify it by hand, or compile with --no-verify.",
+                ) from error
             self.notes.append(f"Compared with the untouched model on each clip, as it cannot run on a long one: {why}")
         if reference.gates():
             scope = self.info.options.get("pool_scope", "frame")
@@ -261,9 +276,18 @@ class _Check:
         elif said is not None and field > said:
             reason = f"The receptive field is at least {field} frames, the file says {said}."
         return Verification(
-            passed=not reason, max_error=worst.absolute, relative_error=worst.relative, tolerance=tolerance,
-            worst=worst.where, steps=len({w.step for w in wanted}), warmup_steps=self.warmup, receptive_field=said,
-            outputs=tuple(o.name for o in self.info.outputs), reason=reason, notes=tuple(self.notes))
+            passed=not reason,
+            max_error=worst.absolute,
+            relative_error=worst.relative,
+            tolerance=tolerance,
+            worst=worst.where,
+            steps=len({w.step for w in wanted}),
+            warmup_steps=self.warmup,
+            receptive_field=said,
+            outputs=tuple(o.name for o in self.info.outputs),
+            reason=reason,
+            notes=tuple(self.notes),
+        )
 
 
 def _stranger(theirs: str, ours: str) -> UsageError:
@@ -274,8 +298,12 @@ def _options(info: Contract) -> Options:
     """The options that decide what is computed, as the file has them."""
     said = info.options
     dims = [i.time_dim for i in info.inputs]
-    return Options(window=info.window, pool_scope=said.get("pool_scope", "frame"),
-                   stride_mode=said.get("stride_mode", "step"), time_dim=dims)
+    return Options(
+        window=info.window,
+        pool_scope=said.get("pool_scope", "frame"),
+        stride_mode=said.get("stride_mode", "step"),
+        time_dim=dims,
+    )
 
 
 def _finite(values: Sequence[Tensor]) -> bool:
