@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from co3d_compile.blocked_channels import pad_channels
 from co3d_compile.dependence import dependences
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
@@ -24,9 +25,10 @@ aten = torch.ops.aten
 class Lower(Pass):
     """Writes the step graph. A streaming tensor becomes a list of its entries, time taken out of each:
 
-    1. ``conv3d`` on a history to one ``conv2d`` on the channels of its taps, or a sum of one per tap;
+    1. ``conv3d`` on a history to ``conv2d``: on the channels of its taps, or one per tap, or partial sums as states;
     2. ``history`` to the values of earlier steps (``previous``), or a queue where entries are small (``fifo``);
-    3. ``window`` to the newest entries as one clip; what follows stays as it is.
+    3. ``window`` to the newest entries as one clip; what follows stays as it is;
+    4. channels between convolutions to a multiple of four, with zeros in the weights.
 
     Where several entries come per step the model's own inputs and outputs keep their time dim.
     """
@@ -52,6 +54,7 @@ class Lower(Pass):
         program.module = GraphModule(program.module, low.graph)
         kept = {n.meta["next"] for n in low.graph.nodes if "next" in n.meta}
         program.graph.eliminate_dead_code(lambda n: n.is_impure() or n in kept)
+        pad_channels(program)
         delete_unused_constants(program.module)
         return True
 

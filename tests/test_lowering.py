@@ -28,6 +28,28 @@ KINDS: dict[str, nn.Module] = {
 }
 
 
+class Gate(nn.Module):
+    """Squeeze-and-excitation over space."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv3d(features, 8, 1), nn.Conv3d(8, features, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((3, 4), keepdim=True)))))
+        return x * gate * torch.sigmoid(x * gate)
+
+
+KINDS["18 channels inside, as X3D's 54"] = nn.Sequential(
+    nn.Conv3d(4, 18, 1, bias=False),
+    nn.ReLU(),
+    nn.Conv3d(18, 18, 3, padding=1, groups=18),
+    Gate(18),
+    nn.Conv3d(18, 4, 1),
+)
+KINDS["18 channels inside and out"] = nn.Sequential(nn.Conv3d(4, 18, 3), nn.ReLU(), nn.Conv3d(18, 18, (3, 1, 1)))
+
+
 class Residual(nn.Module):
     """A convolution beside its own delayed input: the past of one tensor has two readers."""
 
@@ -88,3 +110,11 @@ def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -
             np.testing.assert_allclose(got[:, :, at], expected[:, :, index], rtol=1e-4, atol=1e-5)
             compared += 1
     assert compared > 4
+
+
+def test_channels_in_fours() -> None:
+    """Channels between convolutions are padded, those of an output are not."""
+    for kind, expected in {"18 channels inside, as X3D's 54": 20, "18 channels inside and out": 20}.items():
+        module = KINDS[kind].eval()
+        compiled = co3d.compile(module, (torch.zeros(1, channels(module), CLIP, SIZE, SIZE),))
+        assert {s.shape[1] for s in compiled.info.states if s.shape[1] != 4} == {expected}
