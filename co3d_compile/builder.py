@@ -98,8 +98,7 @@ class Builder:
         """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         key = ("counter", pulse)
         if key not in self._known:
-            read = self.graph.call_function(counter, (like,))
-            read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
+            read = self.count(like)
             read.meta["next"] = self.call(aten.add.Tensor, read, pulse)
             self._known[key] = read
         return self._known[key]
@@ -108,6 +107,12 @@ class Builder:
         """Zeros (batch, features)."""
         value = torch.zeros(1, features, dtype=like.meta["val"].dtype)
         return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
+
+    def count(self, like: Node) -> Node:
+        """A state (batch, 1) of int64 whose next value is written to ``meta["next"]``."""
+        read = self.graph.call_function(counter, (like,))
+        read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
+        return read
 
     def carry(self, like: Node, features: int) -> Node:
         """A state of (batch, features) that a recurrent layer writes itself, through ``meta["next"]``."""

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from co3d_compile import contract as metadata
 from co3d_compile.capture import capture
-from co3d_compile.errors import Co3dWarning, OutputError, UsageError
+from co3d_compile.errors import Co3dWarning, OutputError
 from co3d_compile.export import export
 from co3d_compile.graph import fake_mode
 from co3d_compile.manager import Pass, Progress, run_passes
@@ -124,7 +124,7 @@ def compile(
         pool_scope: What a pool that gates the stream (squeeze-and-excitation) looks at: ``"frame"`` the current
             entry, ``"window"`` the newest window, ``"recompute"`` falls back to a window of everything behind it.
         stride_mode: ``"step"``: a step takes as many frames as the strides need. ``"dense"``: one result per frame.
-        boundary: ``"stream"``: no start and no end.
+        boundary: ``"stream"``: no start and no end. ``"exact"``: both ends as the clip model has them (docs/ends.md).
         unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
@@ -136,8 +136,6 @@ def compile(
         Co3dError: One of its kinds; the message names the operator, the module path and the way out.
     """
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
-    if boundary == "exact":
-        raise UsageError("boundary='exact' is not implemented yet.", hint="Use boundary='stream'.")
     pipeline = list(default_passes() if passes is None else passes)
     start = time.perf_counter()
     if progress is not None:
@@ -213,6 +211,8 @@ def describe(program: Program) -> metadata.Contract:
         recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.recomputed),
         options=options,
         boundary=program.options.boundary,  # type: ignore[arg-type]
+        valid=program.valid,
+        flush_steps=program.flush_steps,
     )
 
 

@@ -73,7 +73,7 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = Dependence(0, 0, frames - 1)
         elif source is first and frames > 1 and node.target is aten.select.int and node.args[1] == time_dim:
             result = Dependence(0, node.args[2], node.args[2])
-        elif node.target is counter:
+        elif node.target is counter or node.meta.get("held"):  # speaks of the ends alone
             result = Dependence()
         elif node.target is carry:
             result = Dependence(0, None, 0)

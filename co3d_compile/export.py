@@ -227,7 +227,8 @@ def export(program: Program) -> ir.Model:
     """
     emitter = Emitter(program)
     inputs = []
-    names = [i.name for i in program.inputs] + [s.input for s in program.states]
+    valid = [program.valid] if program.valid is not None else []
+    names = [i.name for i in program.inputs] + valid + [s.input for s in program.states]
     for node, name in zip(program.placeholders(), names, strict=True):
         shape = ["N", *node.meta["val"].shape[1:]]
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
@@ -254,10 +255,11 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.V
     names = [o.name for o in program.outputs] + [s.output for s in program.states]
     shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]
     results: list[ir.Value] = []
-    inputs = {id(emitter.values[n]) for n in program.placeholders()}
+    placeholders = program.placeholders()
+    inputs = {id(emitter.values[n]) for n in placeholders}
     by_input = {
         id(emitter.values[n]): s
-        for n, s in zip(program.placeholders()[len(program.inputs) :], program.states, strict=True)
+        for n, s in zip(placeholders[len(placeholders) - len(program.states) :], program.states, strict=True)
     }
     own = len(program.outputs)
     for i, (node, name, shape) in enumerate(zip(nodes, names, shapes, strict=True)):

@@ -72,9 +72,15 @@ class Kernel:
         """Delay of the output, in its own entries, from the delay of the input."""
         return -1 - (self.p - 1 - delay - (self.k - 1) * self.d) // self.s
 
-    def slack(self, delay: int) -> int:
-        """Entries of the input that have arrived but are not needed yet at the end of a step."""
-        return (1 + self.delay(delay)) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
+    def slack(self, delay: int, late: int) -> int:
+        """Entries of an input with this delay that are not needed yet at the end of a step, if the output's is late."""
+        return (1 + late) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
+
+    @property
+    def reach(self) -> int:
+        """Entry o of the output is within its range iff entry ``o*s + reach`` is not behind the input's end."""
+        last = (self.k - 1) * self.d - self.p - self.p_end
+        return max(last - self.s + 1, -self.p) if self.ceil else last
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class Fact:
         crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
+        end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
+            ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
     """
 
     kind: Kind
@@ -104,12 +112,19 @@ class Fact:
     crop: int = 0
     sources: frozenset[str] = frozenset()
     dense: bool = False
+    end: Fraction | None = None
 
     @property
     def clip(self) -> int:
         """Entries in the captured clip."""
         time = self.layout.time if self.layout is not None else None
         return time.size if time is not None else 1
+
+    @property
+    def single(self) -> bool:
+        """Whether the clip has a single entry, without a dim of its own for it."""
+        place = self.layout.time if self.layout is not None else None
+        return place is not None and place.size == 1 and self.length == 1 and not place.alone
 
     @property
     def lag(self) -> Fraction:
@@ -120,12 +135,15 @@ class Fact:
         return replace(self, layout=layout)
 
     def through(self, kernel: Kernel, layout: Layout) -> Fact:
-        """The fact of an operator's output over time, by its index equation."""
+        """The fact of an operator's output over time, by its index equation.
+
+        With ends, a crop at the end is held back until it is known which entries it drops.
+        """
         length = kernel.length(self.length)
         clip = kernel.length(self.clip)
         flowing = self.flowing(kernel)
         spacing = self.spacing * kernel.s if self.dense else self.spacing
-        return replace(
+        moved = replace(
             self,
             layout=layout.resize(TIME, clip),
             pulse=self.pulse / flowing.s,
@@ -134,6 +152,14 @@ class Fact:
             length=length,
             rate=self.rate * flowing.s,
         )
+        if self.end is None:
+            return moved
+        end = self.end + kernel.reach * self.rate
+        return replace(moved, end=end, delay=max(moved.delay, floor(end / moved.rate)))
+
+    def end_above(self, r: int, cut: int = 0) -> Fraction | None:
+        """The end of ``r`` times as many entries less ``cut``, for clips of a matching length."""
+        return None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
 
     def flowing(self, kernel: Kernel) -> Kernel:
         """The kernel as it is applied to the stream: strides become dilations in dense mode."""
@@ -180,4 +206,5 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         layout=layout,
         length=max(f.length for f in streams),
         crop=min(f.crop for f in streams),
+        end=max((f.end for f in streams if f.end is not None), default=None),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.fx import Node, map_arg
 
 from co3d_compile.builder import Slot
+from co3d_compile.ends import Ends, Start
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import fact_of, is_stream
 from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout, Place
@@ -35,6 +37,7 @@ class Past:
     n: int
     layout: Layout | None = None
     queue: Node | None = None
+    start: Start | None = None
 
     def __len__(self) -> int:
         return self.n + len(self.new)
@@ -49,7 +52,9 @@ class Past:
             capacity = int(self.queue.args[1])  # type: ignore[arg-type]
             return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
         steps, entry = self.origin(index)
-        return self.low.before(self.low.resolve(entry), steps, self.layout)
+        which = -(self.n - index) % len(self.new)
+        fix = partial(self.start.fix, which) if self.start is not None else None
+        return self.low.before(self.low.resolve(entry), steps, self.layout, fix)
 
     def origin(self, index: int) -> tuple[int, Any]:
         """How many steps ago an entry was new, and which of the new ones it was."""
@@ -67,6 +72,7 @@ class Lowering(StepOperators):
         self.streams: dict[Node, Any] = {}
         self.windows: dict[Node, Node] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
+        self.ends: Ends | None = None
         self._capacity: dict[Node, int] = {}
 
     # --- reading what clip nodes became
@@ -116,20 +122,27 @@ class Lowering(StepOperators):
     # --- the past
 
     def remembered(self, x: Node) -> tuple[int, bool]:
-        """What is known of the past that a convolution reads: entries that others keep as well; whether in a queue."""
+        """What is known of the past that a convolution reads: entries others keep too; whether they must be kept."""
         marker = x.args[0] if x.target is take else x
         if not isinstance(marker, Node) or marker.target is not history:
             return 0, False
         source, entries = operand(marker), self.streams[marker]
         others = [u for u in source.users if u.target is history and u is not marker]
         shared = max((int(u.args[1]) for u in others), default=0)  # type: ignore[arg-type]
-        return shared, entries.queue is not None
+        return shared, entries.queue is not None or entries.start is not None
 
     def capacity(self, marker: Node, n: int) -> None:
         """Notes how far back a tensor is read, so that its readers share one queue."""
         self._capacity[marker] = max(n, self._capacity.get(marker, 0))
 
-    def past(self, new: Sequence[Any], n: int, source: Node | None = None, layout: Layout | None = None) -> Past:
+    def past(
+        self,
+        new: Sequence[Any],
+        n: int,
+        source: Node | None = None,
+        layout: Layout | None = None,
+        start: Start | None = None,
+    ) -> Past:
         """The list of ``n`` past and the new entries.
 
         Small entries with a long past are kept in one queue, others in one state per entry.
@@ -137,12 +150,27 @@ class Lowering(StepOperators):
         first = self.resolve(new[0])
         capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
         leading = layout is None or _leading(layout)
-        if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading:
-            return Past(self, list(new), n, layout)
-        return Past(self, list(new), n, layout, self.queue([self.resolve(x) for x in new], capacity))
+        if self.ends is not None and source is not None:
+            start = self.ends.start(source, new, n)
+        if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
+            return Past(self, list(new), n, layout, None, start)
+        queue = self.queue([self.resolve(x) for x in new], capacity)
+        if start is not None:
+            queue.meta["initial"] = start.number
+        return Past(self, list(new), n, layout, queue)
 
-    def before(self, node: Node, steps: int, layout: Layout | None) -> Node:
-        """The value of a node so many steps ago. A state has the batch, and nothing else, in its first dim."""
+    def before(
+        self, node: Node, steps: int, layout: Layout | None, fix: Callable[[int, Node], Node] | None = None
+    ) -> Node:
+        """The value of a node so many steps ago. ``fix`` rewrites it where a stream may have begun since."""
+        node, restore = self.batch_first(node, layout)
+        for t in range(1, steps + 1):
+            node = self.call(previous, node)
+            node = fix(t, node) if fix is not None else node
+        return restore(node)
+
+    def batch_first(self, node: Node, layout: Layout | None) -> tuple[Node, Callable[[Node], Node]]:
+        """An entry as states hold it, with the batch and nothing else in its first dim, and the way back."""
         place = layout.entry().batch if layout is not None else None
         shape = self.sizes(node)
         order = _batch_first(place, len(shape))
@@ -156,11 +184,17 @@ class Lowering(StepOperators):
                     hint="Keep the batch in front of folded dims.",
                 )
             node = self.call(aten.reshape.default, node, [-1, self.features(node)])
-        for _ in range(steps):
-            node = self.call(previous, node)
-        if order is not None:
-            return self.call(aten.permute.default, node, [order.index(d) for d in range(len(order))])
-        return node if self.sizes(node) == shape else self.call(aten.reshape.default, node, [-1, *shape[1:]])
+
+        def restore(x: Node) -> Node:
+            if order is not None:
+                return self.call(aten.permute.default, x, [order.index(d) for d in range(len(order))])
+            return x if self.sizes(x) == shape else self.call(aten.reshape.default, x, [-1, *shape[1:]])
+
+        return node, restore
+
+    def counter(self, like: Node, pulse: int) -> Node:
+        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        return self.ends.counter(pulse) if self.ends is not None else super().counter(like, pulse)
 
     def queue(self, new: Sequence[Node], capacity: int) -> Node:
         """A queue (batch, capacity + new entries, features)."""

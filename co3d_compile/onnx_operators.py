@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.primitive import expand_batch
-from co3d_compile.rules.base import argument, norm_dims, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, norm_dims, operand, rank_of, shape_of, spread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +50,9 @@ BINARY = {
     aten.matmul.default: "MatMul",
     aten.bmm.default: "MatMul",
     aten.mm.default: "MatMul",
+    aten.logical_and.default: "And",
 }
+COMPARE = {aten.ge.Scalar: "GreaterOrEqual", aten.lt.Scalar: "Less"}
 REDUCE = {
     aten.mean.dim: "ReduceMean",
     aten.sum.dim_IntList: "ReduceSum",
@@ -88,6 +90,19 @@ def _add(e: Emitter, node: Node) -> ir.Value:
     if alpha != 1:
         b = e.op("Mul", b, e.scalar(alpha, node))
     return e.op("Add" if "add" in str(node.target) else "Sub", a, b)
+
+
+@translates(*COMPARE)
+def _compare(e: Emitter, node: Node) -> ir.Value | None:
+    a, b = operand(node), node.args[1]
+    if a.meta["val"].dtype is not torch.int64 or not isinstance(b, int):
+        return None
+    return e.op(COMPARE[node.target], e.value(a), e.int_scalar(b))  # type: ignore[index]
+
+
+@translates(aten.where.self)
+def _where(e: Emitter, node: Node) -> ir.Value:
+    return e.op("Where", *(e.value(x) for x in node.args))
 
 
 @translates(aten.rsub.Scalar)

@@ -26,6 +26,15 @@ def shift(x: Tensor, p: int) -> Tensor:
     raise RuntimeError("co3d.shift is a marker: the pass lower replaces it")
 
 
+def outside(x: Tensor, front: float | str | None, back: float | str | None, lead: int = 0, tail: int = 0) -> Tensor:
+    """``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
+
+    A number, ``"edge"`` for the nearest entry, or None where nothing is read. The first ``lead`` and
+    the last ``tail`` entries count as outside too.
+    """
+    raise RuntimeError("co3d.outside is a marker: the pass lower replaces it")
+
+
 def window(x: Tensor, length: int) -> Tensor:
     """The entries of ``x`` as one clip: from here on, time is an ordinary dim of a tensor made anew at every step."""
     raise RuntimeError("co3d.window is a marker: the pass lower replaces it")

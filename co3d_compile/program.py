@@ -44,6 +44,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
+        if self.boundary == "exact" and self.stride_mode == "dense":
+            raise UsageError(
+                "boundary='exact' has no meaning with stride_mode='dense': clips at every phase have no common end.",
+                hint="Use stride_mode='step', or boundary='stream'.",
+            )
 
 
 @dataclass
@@ -105,6 +110,8 @@ class Program:
         recomputed: What falls back to a window.
         gates: Module path and scope of each gate.
         states: Filled by the last pass.
+        valid: Name of the input for valid flags (``boundary="exact"``).
+        flush_steps: Steps after the last frame until no result is due any more.
     """
 
     module: GraphModule
@@ -121,6 +128,8 @@ class Program:
     receptive_field: int | None = 1
     warmup_steps: int = 0
     window: int | None = None
+    valid: str | None = None
+    flush_steps: int = 0
 
     @property
     def graph(self) -> torch.fx.Graph:

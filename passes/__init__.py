@@ -7,6 +7,7 @@ from co3d_compile.passes.continual import Continual
 from co3d_compile.passes.delay_residuals import DelayResiduals
 from co3d_compile.passes.fold_batch_norm import FoldBatchNorm
 from co3d_compile.passes.lower import Lower
+from co3d_compile.passes.mark_ends import MarkEnds
 from co3d_compile.passes.strip_temporal_padding import StripTemporalPadding
 from co3d_compile.passes.thread_states import ThreadStates
 from co3d_compile.passes.windows_and_gates import WindowsAndGates
@@ -23,6 +24,7 @@ def default_passes() -> PassList:
             Continual(),
             WindowsAndGates(),
             DelayResiduals(),
+            MarkEnds(),
             Lower(),
             ThreadStates(),
         ]
@@ -36,6 +38,7 @@ __all__ = [
     "DelayResiduals",
     "FoldBatchNorm",
     "Lower",
+    "MarkEnds",
     "Pass",
     "PassList",
     "StripTemporalPadding",

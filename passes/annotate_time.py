@@ -88,6 +88,7 @@ class AnnotateTime(Pass):
                 length=window * entries // first if spec.time_dim is not None else 1,
                 rate=Fraction(first, entries),
                 dense=program.options.stride_mode == "dense",
+                end=Fraction(0) if program.options.boundary == "exact" else None,
             )
 
     def _fact(self, program: Program, node: Node, gates: frozenset[str]) -> tuple[Fact, str | None]:
@@ -100,7 +101,7 @@ class AnnotateTime(Pass):
         if Kind.WINDOW in kinds:
             if Kind.STREAM in kinds:
                 self._meeting(program, node, facts)
-                if not all(_single(f) for f in facts if f.kind is Kind.STREAM):
+                if not all(f.single for f in facts if f.kind is Kind.STREAM):
                     return window_fact(node), "meets the result of a window"
             return window_fact(node), None
         if rule is None:
@@ -133,7 +134,7 @@ class AnnotateTime(Pass):
         """
         if program.options.pool_scope == "recompute":
             return
-        if all(_single(f) for f in facts if f.kind is Kind.STREAM):
+        if all(f.single for f in facts if f.kind is Kind.STREAM):
             return
         sources = frozenset().union(*(f.sources for f in facts))
         by_name = {n.name: n for n in program.graph.nodes}
@@ -199,12 +200,6 @@ class AnnotateTime(Pass):
             program.window = wanted or first.shape[first.time_dim]  # type: ignore[index]
         elif wanted is not None:
             program.warnings.append("window has no effect: the model has no operator over the whole time axis.")
-
-
-def _single(fact: Fact) -> bool:
-    """A streaming tensor whose clip is a single entry, without a dim of its own for it."""
-    place = fact.layout.time if fact.layout is not None else None
-    return place is not None and place.size == 1 and fact.length == 1 and not place.alone
 
 
 def window_fact(node: Node) -> Fact:

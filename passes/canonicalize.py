@@ -92,6 +92,8 @@ class Canonicalize(Pass):
                     learned.add(node)
             elif node.target in LIKE:
                 values[node] = _like(node)
+            elif node.target is aten.empty.memory_format:  # to be written over: what it holds must not matter
+                values[node] = torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 with torch.no_grad():
@@ -105,6 +107,7 @@ class Canonicalize(Pass):
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
                 constant.meta["filling"] = _uniform(value) and node not in learned
+                constant.meta["fill"] = _fill(value)
                 constant.meta["progression"] = progression(value) if node not in learned else None
                 constant.meta["band"] = band(value)
                 constant.meta["zero"] = _uniform(value, 0.0)
@@ -113,6 +116,7 @@ class Canonicalize(Pass):
                 node.meta["zero"] = _uniform(value, 0.0)
                 node.meta["band"] = band(value)
                 node.meta["filling"] = _uniform(value) and node not in learned
+                node.meta["fill"] = _fill(value)
         program.graph.eliminate_dead_code()
 
 
@@ -150,6 +154,11 @@ def band(mask: torch.Tensor) -> tuple[int, int] | None:
     if not even or not inside or inside != list(range(inside[0], inside[-1] + 1)):
         return None
     return (inside[0], inside[-1]) if inside[0] > 1 - n and inside[-1] < n - 1 else None
+
+
+def _fill(value: torch.Tensor) -> float | None:
+    """The one number that a constant consists of."""
+    return float(value.flatten()[0]) if value.numel() and _uniform(value) else None
 
 
 def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:

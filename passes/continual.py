@@ -73,11 +73,11 @@ class Continual(Pass):
         kernel = node.meta["kernel"]
         fact = fact_of(node)
         for part in parts:
-            part.meta = {k: v for k, v in node.meta.items() if k != "kernel"}
+            part.meta = {k: v for k, v in node.meta.items() if k not in ("kernel", "outside")}
         x = fact_of(space.args[0])  # type: ignore[arg-type]
         assert fact.layout is not None
         space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip))
-        over_time.meta["kernel"] = kernel
+        over_time.meta["kernel"], over_time.meta["outside"] = kernel, node.meta["outside"]
         replace(node, over_time)
         return over_time
 
@@ -87,7 +87,7 @@ class Continual(Pass):
         kernel = fact_of(x).flowing(node.meta["kernel"])
         pulse_x, pulse_y = int(fact_of(x).pulse), int(fact_of(node).pulse)
         length = (pulse_y - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1
-        slack = kernel.slack(fact_of(x).delay)
+        slack = kernel.slack(fact_of(x).delay, fact_of(node).delay)
         past = max(0, length + slack - pulse_x)
         start = past + pulse_x - slack - length
         new = insert_marker(program, node, history, x, past, like=x) if past else x

@@ -9,11 +9,12 @@ from torch.fx import GraphModule, Node
 
 from co3d_compile.blocked_channels import pad_channels
 from co3d_compile.dependence import dependences
+from co3d_compile.ends import Ends
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
 from co3d_compile.lowering import Lowering
 from co3d_compile.manager import Pass
-from co3d_compile.primitive import history, shift, take, window
+from co3d_compile.primitive import history, outside, shift, take, window
 from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
@@ -46,6 +47,8 @@ class Lower(Pass):
                 low.capacity(_source(node), _reach_back(node))
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
             self._input(low, node, spec.pulse if spec.time_dim is not None else 0)
+        if program.valid is not None:
+            low.ends = Ends(low, program.valid, program.inputs[0].pulse)
         for node in program.graph.nodes:
             low.path = module_path(node)
             if node.op == "call_function":
@@ -79,7 +82,7 @@ class Lower(Pass):
     def _node(self, low: Lowering, node: Node) -> None:
         if node.target is window:
             low.windows[node] = self._window(low, node)
-        elif node.target in (history, take, shift):
+        elif node.target in (history, take, shift, outside):
             low.streams[node] = self._marker(low, node)
         elif is_stream(node):
             self._stream(low, node)
@@ -91,6 +94,9 @@ class Lower(Pass):
         assert isinstance(x, Node)
         if node.target is shift:
             return low.streams[x]
+        if node.target is outside:
+            assert low.ends is not None
+            return low.ends.mark(node)
         if node.target is history:
             return low.past(low.streams[x], int(numbers[0]), _source(node), fact_of(x).layout)  # type: ignore[arg-type]
         start, length, step = (*numbers, 1)[:3]
@@ -171,6 +177,8 @@ class Lower(Pass):
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
             else:
                 result = low.plain(node)
+            if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
+                result = low.ends.last(result, fact.layout, [fact_of(operand(m)) for m in _markers(node)] or [fact])
             spec.shape = _shape(result, fact.layout if fact.kind is Kind.WINDOW else low_layout(fact))
             results.append(result)
         low.graph.output(tuple(results))

@@ -32,9 +32,11 @@ class StripTemporalPadding(Pass):
             modified = True
             if isinstance(rule, Concatenation):
                 new = insert_marker(program, node, shift, rule.main(node), kernel.p, like=node)
+                new.meta.update(kernel=kernel, outside=rule.outside(node), was=node.target)
                 replace(node, new)
             else:
                 node.meta["kernel"] = kernel
+                node.meta["outside"] = rule.outside(node)  # type: ignore[union-attr]
                 rule.strip(node)  # type: ignore[union-attr]
             if kernel.p or kernel.p_end:
                 program.record(node, "temporal padding or crop made an offset")

@@ -43,7 +43,8 @@ class ThreadStates(Pass):
             value = self._value(program, node, state)
             state.meta["path"] = path
             values.append(value)
-            program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype))
+            initial = node.meta.get("initial", 0.0)
+            program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
         output = next(n for n in graph.nodes if n.op == "output")
         replaced = {n: n.meta["becomes"] for n in graph.nodes if "becomes" in n.meta}
         final = [replaced.get(v, v) for v in values]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
 
 RULES: dict[Any, Rule] = {}
+Outside = float | str | None
+"""A number, ``EDGE``, or None for what no entry can know before it is too late (reflection, the other end)."""
+EDGE = "edge"
 R = TypeVar("R", bound="type[Rule]")
 
 
@@ -38,6 +41,10 @@ class Rule:
     def kernel(self, node: Node) -> Kernel | None:
         """The index equation, for an operator that slides over time."""
         return None
+
+    def outside(self, node: Node) -> tuple[Outside, Outside]:
+        """What an operator that slides over time reads before its operand's first entry, and behind its last one."""
+        return 0.0, 0.0
 
     def strip(self, node: Node) -> None:
         """Takes the temporal padding out of the operator's arguments, where it has any there."""

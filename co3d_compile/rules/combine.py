@@ -9,8 +9,9 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, rank_of, register, shape_of
+from co3d_compile.rules.base import EDGE, Outside, Rule, argument, known, rank_of, register, shape_of
 from co3d_compile.rules.pointwise import broadcast
+from co3d_compile.rules.slices import sliced
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -105,6 +106,13 @@ class Concatenation(Rule):
         front = sum(shape_of(p)[dim] for p in parts[:at])
         return Kernel(1, 1, 1, front, sum(shape_of(p)[dim] for p in parts[at + 1 :]))
 
+    def outside(self, node: Node) -> tuple[Outside, Outside]:
+        parts, dim = self.parts(node)
+        main = self.main(node)
+        at = parts.index(main)
+        first, last = span(main, dim)
+        return common(parts[:at], dim, first), common(parts[at + 1 :], dim, last)
+
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         parts, dim = self.parts(node)
         if self.kernel(node) is not None:
@@ -132,6 +140,31 @@ class Concatenation(Rule):
 
     def reason(self, node: Node) -> str:
         return "joins several sequences along time"
+
+
+def common(parts: list[Node], dim: int, edge: int) -> Outside:
+    """What all parts at one end of a concatenation are: one number, or the entry at the edge."""
+    values: set[Outside] = set()
+    for part in parts:
+        if "fill" in part.meta:
+            values.add(part.meta["fill"])
+        else:
+            values.add(EDGE if span(part, dim) == (edge, edge) else None)
+    return values.pop() if len(values) == 1 else None if values else 0.0
+
+
+def span(part: Node, dim: int) -> tuple[int, int]:
+    """First and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
+    if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
+        return span(part.all_input_nodes[0], dim)
+    if part.target is aten.cat.default:
+        spans = {span(p, dim) for p in part.all_input_nodes}
+        return spans.pop() if len(spans) == 1 else (-1, -2)
+    if part.target is aten.slice.Tensor and argument(part, 4, "step", 1) == 1:
+        x, own, start, end, _ = sliced(part)
+        first, last = span(x, dim)
+        return (first + start, first + end - 1) if own == dim and last >= first else (-1, -2)
+    return (-1, -2) if part.target in CROPS else (0, shape_of(part)[dim] - 1)
 
 
 def _root(node: Node) -> Node:

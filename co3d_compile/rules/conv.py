@@ -203,6 +203,7 @@ class TransposedConvolution(Rule):
             delay=s * x_fact.delay + p,
             length=length,
             rate=x_fact.rate / s,
+            end=x_fact.end_above(s, s * x_fact.length - length),
         )
 
     def past(self, node: Node) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of, spread
+from co3d_compile.rules.base import Outside, Rule, argument, known, operand, rank_of, register, shape_of, spread
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ class Pool(Rule):
         pool.padding[axis] = 0
         pool.write(node)
 
+    def outside(self, node: Node) -> tuple[Outside, Outside]:
+        value = 0.0 if PoolArgs.of(node).average else -inf
+        return value, value
+
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Pools over space first: what is left to remember is small."""
         pool = PoolArgs.of(node)
@@ -167,12 +171,23 @@ class Pool(Rule):
         for o in range(low.pulse(node)):
             taps = [low.ref(pool.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)]
             x = low.reduce_entries(taps, "mean" if pool.average else "amax")
+            x = self._mean_inside(node, low, pool, x, o)
             if any(pool.kernel[a] != 1 or pool.stride[a] != 1 for a in space):
                 x = self._over_space(low, pool, x, space)
             if pool.divisor is not None:
                 x = low.call(aten.mul.Tensor, x, prod(pool.kernel) / pool.divisor)
             results.append(x)
         return results
+
+    def _mean_inside(self, node: Node, low: Lowering, pool: PoolArgs, x: Node, o: int) -> Node:
+        """With ends: the mean over the entries that the clip's own operator counts."""
+        kernel: Kernel | None = node.meta.get("kernel")
+        counts_all = kernel is None or (not kernel.ceil and (pool.count_pad or not (kernel.p or kernel.p_end)))
+        if low.ends is None or not pool.average or pool.divisor is not None or counts_all:
+            return x
+        assert kernel is not None
+        pad = (kernel.p, kernel.p_end) if pool.count_pad else (0, 0)
+        return low.ends.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
 
     def _over_space(self, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
         names = {

@@ -44,6 +44,7 @@ class Recurrent(Rule):
         sequence = replace(fact, layout=lay.replace(lay.rank - 1, [Axis("", int(outs[0][-1]))]))
         batch = 0 if node.args[8] else 1
         late = fact.length - 1
+        end = fact.end + late * fact.rate if fact.end is not None else None
         result = [sequence]
         for shape in outs[1:]:
             layout = Layout(
@@ -54,7 +55,7 @@ class Recurrent(Rule):
                 )
             )
             last = one_entry(fact, layout)
-            result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late))
+            result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late, end=end))
         return result
 
     def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
@@ -109,6 +110,8 @@ def started(x: Node, low: Lowering) -> list[Node] | None:
     Behind a delay the first steps bring entries before the stream's first: what remembers for good must not see them.
     """
     late = fact_of(x).delay
+    if low.ends is not None:
+        return [low.ends.exists(fact_of(x), i) for i in range(low.pulse(x))]
     if late <= 0:
         return None
     pulse = low.pulse(x)

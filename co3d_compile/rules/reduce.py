@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
 
 aten = torch.ops.aten
+NEUTRAL = {"mean": 0.0, "sum": 0.0, "amax": -inf, "amin": inf}
 SEPARABLE = {aten.mean.dim: "mean", aten.amax.default: "amax", aten.amin.default: "amin", aten.sum.dim_IntList: "sum"}
 
 
@@ -108,8 +109,16 @@ class Reduction(Rule):
         """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = self._norm_args(node)
         kind = SEPARABLE[node.target]  # type: ignore[index]
-        entries = low.past([self.entry(node, low, i) for i in range(low.pulse(x))], past)
-        return [low.reduce_entries(entries[o : o + past + 1 : step], kind) for o in range(low.pulse(x))]
+        new = [self.entry(node, low, i) for i in range(low.pulse(x))]
+        if low.ends is None:
+            entries = low.past(new, past)
+            return [low.reduce_entries(entries[o : o + past + 1 : step], kind) for o in range(low.pulse(x))]
+        entries = low.ends.newest(new, fact_of(x), fact_of(node).layout, past, NEUTRAL[kind])
+        results = [low.reduce_entries(entries[o : o + past + 1], kind) for o in range(low.pulse(x))]
+        if kind != "mean":
+            return results
+        layout = fact_of(node).layout
+        return [low.ends.mean_of_newest(r, fact_of(x), i, past + 1, layout) for i, r in enumerate(results)]
 
     def reason(self, node: Node) -> str:
         return "reduces over the whole time axis"
@@ -164,12 +173,17 @@ class Norm(Rule):
             g = argument(node, 1, "num_groups")
         rows = [low.call(aten.reshape.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
-        first = low.past([low.call(aten.mean.dim, r, [2], True) for r in rows], past)
-        second = low.past([low.call(aten.mean.dim, r, [2], True) for r in squares], past)
+        moments = [[low.call(aten.mean.dim, r, [2], True) for r in both] for both in (rows, squares)]
+        if low.ends is not None:
+            first, second = (low.ends.newest(m, fact_of(x), None, past, 0.0) for m in moments)
+        else:
+            first, second = (low.past(m, past) for m in moments)
         results = []
         for o, r in enumerate(rows):
             mean = low.reduce_entries(first[o : o + past + 1 : step], "mean")
             square = low.reduce_entries(second[o : o + past + 1 : step], "mean")
+            if low.ends is not None:
+                mean, square = (low.ends.mean_of_newest(m, fact_of(x), o, past + 1, None) for m in (mean, square))
             results.append(self._affine(node, low, self._normal(node, low, r, mean, square), shape))
         return results
 

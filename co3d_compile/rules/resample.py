@@ -66,7 +66,12 @@ class Upsample(Rule):
         refuse_dense(node)
         late = 0 if nearest else r // 2
         return replace(
-            fact, pulse=fact.pulse * r, delay=r * fact.delay + late, length=fact.length * r, rate=fact.rate / r
+            fact,
+            pulse=fact.pulse * r,
+            delay=r * fact.delay + late,
+            length=fact.length * r,
+            rate=fact.rate / r,
+            end=fact.end_above(r),
         )
 
     def past(self, node: Node) -> int:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of
+from co3d_compile.rules.base import EDGE, Outside, Rule, argument, known, operand, rank_of, register, shape_of
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -104,7 +104,7 @@ class Select(Rule):
             raise NoExtension("selects from a dim into which time is folded")
         if fact.length != fact.clip and index == place.size - 1:
             index = fact.length - 1
-        kernel = Kernel(1, 1, 1, -index, index + 1 - fact.clip)
+        kernel = Kernel(1, 1, 1, -index)
         out = fact.through(kernel, known(x).resize(TIME, fact.clip))
         return replace(out, layout=self.layout(node), length=1, crop=fact.crop + out.delay - fact.delay)
 
@@ -159,6 +159,13 @@ class Pad(Rule):
         if place is None or pads[place.dim] == (0, 0) or not place.alone:
             return None
         return Kernel(1, 1, 1, *pads[place.dim])
+
+    def outside(self, node: Node) -> tuple[Outside, Outside]:
+        names = str(node.target)
+        value: Outside = EDGE if "replication" in names else None
+        if "constant" in names:
+            value = float(argument(node, 2, "value", 0.0))
+        return value, value
 
     def flow(self, node: Node) -> Fact:
         x, pads = self.pads(node)

@@ -1,0 +1,146 @@
+"""Mark ends: with ``boundary="exact"`` each operator reads, outside of its operand, what it reads there in the clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from co3d_compile.ends import flush_steps, misfit
+from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.facts import fact_of, is_stream
+from co3d_compile.graph import insert_marker
+from co3d_compile.manager import Pass
+from co3d_compile.passes.delay_residuals import delay
+from co3d_compile.primitive import history, outside, take, window
+from co3d_compile.program import Program, module_path, operator_name
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import EDGE
+from co3d_compile.rules.conv import TransposedConvolution
+from co3d_compile.rules.recurrent import CumulativeSum, Recurrent
+from co3d_compile.rules.resample import Upsample
+
+
+class MarkEnds(Pass):
+    """Rewrites, only with ``boundary="exact"``:
+
+    1. ``conv(history(x, n))`` to ``conv(history(outside(x, 0, 0), n))`` where the clip's convolution was padded; a max
+       pool reads minus infinity there, a pad its own value, a replicate pad the entry at the edge;
+    2. an output that would begin before the first frame is held back, so that its first entry comes out;
+    3. a window, or a result that is one entry, is held back until the last entry ends a step: it ends with the clip.
+
+    Where no padding was, nothing outside is read for an entry within the range, and nothing is marked.
+    """
+
+    requires = frozenset({"time", "unpadded", "continual", "windowed", "aligned"})
+    ensures = frozenset({"ends"})
+
+    def run(self, program: Program) -> bool:
+        if program.options.boundary != "exact":
+            return False
+        if program.inputs[0].time_dim is None:
+            raise UsageError("boundary='exact' counts the frames of the first input, and that has no time.")
+        used = {i.name for i in program.inputs}
+        program.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
+        self._marked: dict[tuple[Any, ...], Node] = {}
+        for node in list(program.graph.nodes):
+            if node.op == "call_function" and is_stream(node):
+                self._node(program, node)
+        self._share()
+        self._outputs(program)
+        return True
+
+    def _node(self, program: Program, node: Node) -> None:
+        rule = rule_for(node.target)
+        kernel = node.meta.get("kernel")
+        if kernel is not None:
+            front, back = node.meta["outside"]
+            reads = kernel.p > 0, kernel.p_end > 0 or kernel.ceil
+            if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
+                raise refused(node, "reads entries from inside the clip at its ends (reflected, or of the other end)")
+            wanted = (front if reads[0] else None, back if reads[1] else None)
+            if EDGE in wanted:
+                self._edges(program, node, *wanted)
+            elif wanted != (None, None):
+                self._mark(program, node, *wanted)
+        elif isinstance(rule, TransposedConvolution) and rule._axis(node)[2] is not None:
+            self._mark(program, node, 0.0, 0.0)
+        elif isinstance(rule, Upsample) and rule.past(node):
+            self._mark(program, node, EDGE, EDGE)
+        remembers = isinstance(rule, (Recurrent, CumulativeSum)) or node.meta.get("gate") == "window"
+        if remembers and fact_of(node.args[0]).delay < 0:  # type: ignore[arg-type]
+            raise refused(node, "would have to run on the padding before the first frame")
+
+    def _mark(self, program: Program, node: Node, front: Any, back: Any) -> None:
+        """Marks the tensor whose past a sliding operator reads."""
+        reader, x = node, node.args[0]
+        while isinstance(x, Node) and x.target in (history, take):
+            reader, x = x, x.args[0]
+        assert isinstance(x, Node)
+        reader.replace_input_with(x, self._outside(program, x, node, front, back))
+
+    def _outside(
+        self, program: Program, x: Node, reader: Node, front: Any, back: Any, lead: int = 0, tail: int = 0
+    ) -> Node:
+        key = (x, front, back, lead, tail)
+        if key not in self._marked:
+            place = x.next
+            while place.op == "placeholder":
+                place = place.next
+            new = insert_marker(program, place, outside, x, front, back, lead, tail, like=x)
+            new.meta["path"] = module_path(reader)
+            program.record(reader, "reads its padding at the ends")
+            self._marked[key] = new
+        return self._marked[key]
+
+    def _edges(self, program: Program, pad: Node, front: Any, back: Any) -> None:
+        """A replicate pad: its entry before the first is known only when the first comes, to a reader that waits."""
+        kernel, x = pad.meta["kernel"], pad.args[0]
+        assert isinstance(x, Node)
+        for user in list(pad.users):
+            reader: Node = user
+            while reader.target in (history, take):
+                reader = next(iter(reader.users))
+            began, first = fact_of(reader), fact_of(x)
+            waits = "kernel" in reader.meta and began.delay // began.pulse >= first.delay // first.pulse
+            if user.target is not history or (front is not None and not waits):
+                raise refused(pad, "repeats the first entry of a stream for a reader that does not wait for it")
+            new = self._outside(program, pad, pad, front, back, max(kernel.p, 0), max(kernel.p_end, 0))
+            user.replace_input_with(pad, new)
+
+    def _share(self) -> None:
+        """Delays and windows of a marked tensor read the marked one: within the range both are the same."""
+        for (x, front, back, _, _), marked in self._marked.items():
+            if EDGE in (front, back):
+                continue
+            for user in list(x.users):
+                if user.target in (history, window) and user is not marked:
+                    user.replace_input_with(x, marked)
+
+    def _outputs(self, program: Program) -> None:
+        output = next(n for n in program.graph.nodes if n.op == "output")
+        for node in set(output.args[0]):
+            if is_stream(node):
+                fact = fact_of(node)
+                held = misfit(fact) if fact.single else max(0, -fact.delay)
+                if held:
+                    output.replace_input_with(node, delay(program, output, node, held))
+        for marker in [n for n in program.graph.nodes if n.target is window]:
+            x = marker.args[0]
+            held = misfit(fact_of(x))
+            if held:
+                marker.replace_input_with(x, delay(program, marker, x, held))
+                marker.meta["newest"] += held
+        ends = [n for n in output.args[0] if is_stream(n)]
+        ends += [n.args[0] for n in program.graph.nodes if n.target is window]
+        program.flush_steps = max((flush_steps(fact_of(n)) for n in ends), default=0)
+
+
+def refused(node: Node, why: str) -> UnsupportedError:
+    """The error of an operator whose clip form has no stream with ends."""
+    return UnsupportedError(
+        f"It {why}.",
+        operator=operator_name(node.meta.get("was", node.target)),
+        module_path=module_path(node),
+        hint="Compile with boundary='stream'.",
+    )
