@@ -203,6 +203,14 @@ def test_streams_end_at_different_steps(options: dict[str, Any]) -> None:
     streams(module, module, [9, 4, 14], **options)
 
 
+@pytest.mark.parametrize("pulse", [4, 8])
+def test_strided_streams_of_any_length(pulse: int) -> None:
+    module = of(
+        conv(3, 1, 2, 1), nn.ReLU(), conv(padding=1), nn.MaxPool1d(2, 2, ceil_mode=True), conv(padding=1)
+    )().eval()
+    streams(module, module, [16, 9, 13, 6], frames_per_step=pulse)
+
+
 def test_a_recurrent_layer_keeps_its_state_at_the_ends() -> None:
     torch.manual_seed(1)
     module = Tagger().eval()

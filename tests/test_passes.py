@@ -23,6 +23,7 @@ NAMES = [
     "continual",
     "windows_and_gates",
     "delay_residuals",
+    "mark_ends",
     "lower",
     "thread_states",
 ]
@@ -245,5 +246,5 @@ def test_a_dump_shows_each_step(dump: Path) -> None:
     assert "window" in (dump / "07_windows_and_gates.txt").read_text()
     before, after = ((dump / name).read_text() for name in ("07_windows_and_gates.txt", "08_delay_residuals.txt"))
     assert after.count("= history(") == before.count("= history(") + 1, "the residual is held back by one entry"
-    assert "conv3d" not in (dump / "09_lower.txt").read_text()
-    assert "placeholder state_0" in (dump / "10_thread_states.txt").read_text()
+    assert "conv3d" not in (dump / "10_lower.txt").read_text()
+    assert "placeholder state_0" in (dump / "11_thread_states.txt").read_text()
