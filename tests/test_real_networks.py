@@ -21,8 +21,8 @@ def test_small(name: str) -> None:
     assert bool(facts.recomputed) == (row.expect == "recompute"), f"falls back: {facts.recomputed}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.slow  # the others at full size: benchmarks/networks_table.py, docs/networks.md
+@pytest.mark.parametrize("name", ["x3d_s", "slow_r50", "r3d_18"])
 def test_full_size(name: str) -> None:
     row = REAL[name]
     facts = check(row.entry(small=False), margin=4)
