@@ -1,7 +1,8 @@
 """Writes docs/networks.md: one line per network, with what streams, what it costs and how exact it is.
 
     networks_table.py small          the rows that take seconds each, as the test regenerates them
-    networks_table.py x3d_s r3d_18   full-size rows, by name; "full" is all of them
+    networks_table.py c3d x3d_s      single rows, by name
+    networks_table.py full           the rows at full size, which take minutes each
     networks_table.py --no-run full  full-size rows without the oracle: their error reads "not run"
 
 Rows that are not asked for stay as they are on the page. The error comes from the oracle of the tests: the untouched
@@ -82,13 +83,15 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", choices=["small", "full", *REAL], metavar="NETWORK")
+    choices = ["small", "full", *small_names(), *REAL]
+    parser.add_argument("networks", nargs="+", choices=choices, metavar="NETWORK")
     parser.add_argument("--no-run", action="store_true", help="compile only, leave the error empty")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if "small" in args.networks:
-        update("small", {name: small_row(name) for name in small_names()})
+    for name in small_names():
+        if name in args.networks or "small" in args.networks:
+            update("small", {name: small_row(name, run=not args.no_run)})
     for name in REAL if "full" in args.networks else [n for n in args.networks if n in REAL]:
         start = time.perf_counter()
         update("full size", {name: make_row(name, REAL[name].entry(small=False), run=not args.no_run, margin=4)})

@@ -1,0 +1,34 @@
+"""docs/networks.md says of every small network what compiling it says now. The errors there are measured elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from zoo.real import REAL
+from zoo.small import SMALL
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from networks_table import NOT_RUN, Row, read, small_names, small_row
+
+PAGE = read()
+EXACT = 1e-4  # the tolerance of the oracle
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_row_is_what_compiling_gives(name: str) -> None:
+    written = PAGE["small"][name]
+    assert replace(small_row(name, run=False), error=written.error) == written, "run: make networks"
+
+
+def test_every_network_has_its_line() -> None:
+    assert list(PAGE["small"]) == small_names()
+    assert list(PAGE["full size"]) == list(REAL)
+
+
+@pytest.mark.parametrize("row", [row for table in PAGE.values() for row in table.values()], ids=lambda row: row.network)
+def test_errors_are_within_the_tolerance(row: Row) -> None:
+    assert row.error == NOT_RUN or float(row.error) <= EXACT
