@@ -50,7 +50,7 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
                 with mode, torch.no_grad():
                     values[node] = node.target(*args, **kwargs)
             except Exception:  # whatever a meta kernel raises for sizes that do not fit
-                rows = program.inputs[0].shape[0]
+                rows = program.fixed_batch = program.inputs[0].shape[0]
                 program.warnings.append(
                     f"The model fixes its batch at {rows} (at {operator_name(node.target)} in "
                     f"{module_path(node) or 'the model'}): run it with batch={rows}."

@@ -38,13 +38,16 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 """What takes the place of users' own operators when a model is captured."""
 
 
-def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options) -> Program:
+def capture(
+    model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options, *, two: bool = True
+) -> Program:
     """Captures the clip graph.
 
     Args:
         model: A module, or what ``torch.export`` made of one.
         example_inputs: The arguments of one clip; may be None for an exported program that carries its own.
         options: The options of ``compile``.
+        two: Whether one clip may be captured as two, so that the batch can be told from other dims.
 
     Raises:
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
@@ -52,7 +55,7 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | 
     name = type(model).__name__
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
-        exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs)
+        exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs, two)
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
@@ -60,7 +63,7 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | 
     return Program(module, options, inputs, [Output(n) for n in outputs], name=name)
 
 
-def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedProgram:
+def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = True) -> ExportedProgram:
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
     if example_inputs is None:
         raise UsageError(
@@ -70,10 +73,10 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None) -> ExportedPr
     model.eval()
     try:
         with torch.no_grad():
-            two = doubled(example_inputs)
-            if two is not None:
+            clips = doubled(example_inputs) if two else None
+            if clips is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
-                    return torch.export.export(model, two, strict=False)
+                    return torch.export.export(model, clips, strict=False)
             return torch.export.export(model, tuple(example_inputs), strict=False)
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
 from co3d_compile import contract as metadata
+from co3d_compile.batch import doubled
 from co3d_compile.capture import capture
 from co3d_compile.errors import Co3dWarning, OutputError
 from co3d_compile.export import export
@@ -137,10 +138,31 @@ def compile(
     """
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
+    folder = Path(dump) if dump is not None else None
+    compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
+    if compiled.program.fixed_batch and example_inputs is not None and doubled(example_inputs) is not None:
+        # The model is for one clip at a time: two of them are not what it was made for.
+        compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+    for message in compiled.report().warnings:
+        warnings.warn(message, Co3dWarning, stacklevel=2)
+    return compiled
+
+
+def _compile(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None,
+    options: Options,
+    pipeline: list[Pass],
+    dump: Path | None,
+    progress: Progress | None,
+    *,
+    two: bool,
+) -> CompiledModel:
+    """Captures, runs the passes, exports and reports."""
     start = time.perf_counter()
     if progress is not None:
         progress("capture", 0, len(pipeline) + 2)
-    program = capture(module, example_inputs, options)
+    program = capture(module, example_inputs, options, two=two)
     seconds = {"capture": time.perf_counter() - start}
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
     clip_flops = flops(program)
@@ -149,7 +171,7 @@ def compile(
         if progress is not None:
             progress(stage, done + 1, total + 2)
 
-    seconds.update(run_passes(program, pipeline, dump=Path(dump) if dump is not None else None, progress=shown))
+    seconds.update(run_passes(program, pipeline, dump=dump, progress=shown))
     start = time.perf_counter()
     shown("export", len(pipeline), len(pipeline))
     model = export(program)
@@ -157,8 +179,6 @@ def compile(
     model.metadata_props[metadata.METADATA_KEY] = info.to_json()
     seconds["export"] = time.perf_counter() - start
     report = Report.of(program, info, operators, clip_flops, flops(program), seconds)
-    for message in report.warnings:
-        warnings.warn(message, Co3dWarning, stacklevel=2)
     return CompiledModel(program, model, info, report)
 
 

@@ -98,6 +98,7 @@ class Fact:
         crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
+        per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
     """
@@ -113,6 +114,7 @@ class Fact:
     sources: frozenset[str] = frozenset()
     dense: bool = False
     end: Fraction | None = None
+    per_entry: bool = False
 
     @property
     def clip(self) -> int:
@@ -205,6 +207,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         last,
         layout=layout,
         length=max(f.length for f in streams),
-        crop=min(f.crop for f in streams),
+        crop=max(f.crop for f in streams),
+        per_entry=all(f.per_entry for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
     )

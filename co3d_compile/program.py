@@ -110,6 +110,7 @@ class Program:
         recomputed: What falls back to a window.
         gates: Module path and scope of each gate.
         states: Filled by the last pass.
+        fixed_batch: The only batch the model takes, if it fixes it.
         valid: Name of the input for valid flags (``boundary="exact"``).
         flush_steps: Steps after the last frame until no result is due any more.
     """
@@ -130,6 +131,7 @@ class Program:
     window: int | None = None
     valid: str | None = None
     flush_steps: int = 0
+    fixed_batch: int | None = None
 
     @property
     def graph(self) -> torch.fx.Graph:

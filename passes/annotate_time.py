@@ -89,6 +89,7 @@ class AnnotateTime(Pass):
                 rate=Fraction(first, entries),
                 dense=program.options.stride_mode == "dense",
                 end=Fraction(0) if program.options.boundary == "exact" else None,
+                per_entry=spec.time_dim is None,
             )
 
     def _fact(self, program: Program, node: Node, gates: frozenset[str]) -> tuple[Fact, str | None]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from co3d_compile.blocked_channels import pad_channels
 from co3d_compile.dependence import dependences
 from co3d_compile.ends import Ends
 from co3d_compile.errors import Co3dError, UnsupportedError
@@ -28,8 +27,7 @@ class Lower(Pass):
 
     1. ``conv3d`` on a history to ``conv2d``: on the channels of its taps, or one per tap, or partial sums as states;
     2. ``history`` to the values of earlier steps (``previous``), or a queue where entries are small (``fifo``);
-    3. ``window`` to the newest entries as one clip; what follows stays as it is;
-    4. channels between convolutions to a multiple of four, with zeros in the weights.
+    3. ``window`` to the newest entries as one clip; what follows stays as it is.
 
     Where several entries come per step the model's own inputs and outputs keep their time dim.
     """
@@ -57,7 +55,6 @@ class Lower(Pass):
         program.module = GraphModule(program.module, low.graph)
         kept = {n.meta["next"] for n in low.graph.nodes if "next" in n.meta}
         program.graph.eliminate_dead_code(lambda n: n.is_impure() or n in kept)
-        pad_channels(program)
         delete_unused_constants(program.module)
         return True
 

@@ -230,14 +230,14 @@ def test_a_dump_has_the_graph_before_the_first_pass_and_after_each(dump: Path) -
 
 def test_a_dump_names_the_module_and_the_shape(dump: Path) -> None:
     text = line(dump, "00_captured.txt", r"aten\.conv3d\(")
-    assert "(1, 2, 8, 6, 6)" in text and text.endswith("# conv")
+    assert "(2, 2, 8, 6, 6)" in text and text.endswith("# conv")
     assert "batch_norm" in (dump / "00_captured.txt").read_text()
     assert "batch_norm" not in (dump / "03_fold_batch_norm.txt").read_text()
 
 
 def test_a_dump_shows_the_facts_once_they_are_known(dump: Path) -> None:
     assert "stream" not in line(dump, "03_fold_batch_norm.txt", r"aten\.conv3d\(")
-    assert "stream (N1, 2, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
+    assert "stream (N2, 2, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
 
 
 def test_a_dump_shows_each_step(dump: Path) -> None:

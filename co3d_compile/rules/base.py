@@ -190,7 +190,7 @@ def refuse_dense(node: Node) -> None:
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:
     """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
-    return replace(fact, layout=layout.resize(TIME, 1), length=1)
+    return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True)
 
 
 __all__ = ["RULES", "STATIC", "Rule", "register"]

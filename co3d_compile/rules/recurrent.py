@@ -55,7 +55,7 @@ class Recurrent(Rule):
                 )
             )
             last = one_entry(fact, layout)
-            result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late, end=end))
+            result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late, end=end, per_entry=False))
         return result
 
     def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
