@@ -133,9 +133,6 @@ class Fact:
         """Frames from the start of the newest whole window to the end of the step."""
         return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
 
-    def with_layout(self, layout: Layout | None) -> Fact:
-        return replace(self, layout=layout)
-
     def through(self, kernel: Kernel, layout: Layout) -> Fact:
         """The fact of an operator's output over time, by its index equation.
 

@@ -94,6 +94,11 @@ class Layout:
         dims[dim] = _tidy(list(axes))
         return Layout(tuple(dims))
 
+    def resize_dim(self, dim: int, size: int) -> Layout:
+        """The layout with another size of a dim; what it is labelled stays."""
+        label = next((a.label for a in self.dims[dim] if a.label), PLAIN)
+        return self.replace(dim, [Axis(label, size)])
+
     def permute(self, order: Sequence[int]) -> Layout:
         return Layout(tuple(self.dims[d] for d in order))
 

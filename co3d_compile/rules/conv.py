@@ -87,8 +87,7 @@ class Convolution(Rule):
             d = x.rank - n + a
             if _slides(conv, a):
                 size = shape_of(node)[d]
-                labels = [axis for axis in x.dims[d] if axis.label]
-                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+                out = out.resize_dim(d, size)
         return out
 
     def kernel(self, node: Node) -> Kernel | None:
@@ -180,9 +179,7 @@ class TransposedConvolution(Rule):
         x, n, _ = self._axis(node)
         out = known(x)
         for d in range(out.rank - n - 1, out.rank):
-            labels = [a for a in out.dims[d] if a.label]
-            size = shape_of(node)[d]
-            out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+            out = out.resize_dim(d, shape_of(node)[d])
         return out
 
     def flow(self, node: Node) -> Fact:

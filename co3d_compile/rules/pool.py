@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, fact_of
-from co3d_compile.layout import Axis, Layout
+from co3d_compile.layout import Layout
 from co3d_compile.rules.base import Outside, Rule, argument, known, operand, rank_of, register, shape_of, spread
 from co3d_compile.rules.conv import sliding_axis
 
@@ -95,9 +95,8 @@ class Pool(Rule):
         out = known(pool.x)
         for d in range(out.rank - len(pool.kernel), out.rank):
             size = shape_of(node)[d]
-            labels = [a for a in out.dims[d] if a.label]
             if out.shape[d] != size:
-                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+                out = out.resize_dim(d, size)
         return out
 
     def kernel(self, node: Node) -> Kernel | None:
@@ -234,8 +233,7 @@ class AdaptivePool(Rule):
         for a, size in enumerate(sizes):
             d = out.rank - len(sizes) + a
             if out.shape[d] != size:
-                labels = [axis for axis in out.dims[d] if axis.label]
-                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+                out = out.resize_dim(d, size)
         return out
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:

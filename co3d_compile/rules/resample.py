@@ -40,8 +40,7 @@ class Upsample(Rule):
         for d in range(2, 2 + n):
             size = shape_of(node)[d]
             if out.shape[d] != size:
-                labels = [a for a in out.dims[d] if a.label]
-                out = out.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+                out = out.resize_dim(d, size)
         return out
 
     def factor(self, node: Node) -> int:

@@ -39,10 +39,9 @@ class Slice(Rule):
         size = shape_of(node)[dim]
         if size == lay.shape[dim]:
             return lay
-        labels = [a for a in lay.dims[dim] if a.label]
-        if labels and len(lay.dims[dim]) > 1:
+        if any(a.label for a in lay.dims[dim]) and len(lay.dims[dim]) > 1:
             raise LayoutLost
-        return lay.replace(dim, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+        return lay.resize_dim(dim, size)
 
     def kernel(self, node: Node) -> Kernel | None:
         x, dim, start, end, step = sliced(node)
@@ -146,11 +145,9 @@ class Pad(Rule):
         lay = known(x)
         for d, pad in enumerate(pads):
             if pad != (0, 0):
-                labels = [a for a in lay.dims[d] if a.label]
-                if labels and len(lay.dims[d]) > 1:
+                if any(a.label for a in lay.dims[d]) and len(lay.dims[d]) > 1:
                     raise LayoutLost
-                size = shape_of(node)[d]
-                lay = lay.replace(d, [replace(labels[0], size=size)] if labels else [Axis("", size)])
+                lay = lay.resize_dim(d, shape_of(node)[d])
         return lay
 
     def kernel(self, node: Node) -> Kernel | None:

@@ -111,8 +111,8 @@ class _Drawing:
 
     def _transpose(self, x: int, s: int) -> int:
         """With a tap for every entry: others are constants, whose states need a warm-up that no frame shows."""
-        k, d = self.upto(4, s), self.pick(1, 1, 2)
-        d = 1 if s == 2 else d
+        k, d = self.upto(max(4, s), s), self.pick(1, 1, 2)
+        d = 1 if s % 2 == 0 else d
         p = self.upto(min(2, (k - 1) * d // 2))
         more = self.upto(max(s, d) - 1)
         channels = self.flows[x].channels
