@@ -63,8 +63,8 @@ def clip_length(net: Net) -> int:
         try:
             if min(lengths(module, frames)) >= SHORTEST:
                 return frames + net.extra
-        except RuntimeError:
-            pass  # a kernel does not fit
+        except (RuntimeError, IndexError):
+            pass  # a kernel does not fit, a maximum has nothing to look at
         frames += max(pulse, frames // 8 // pulse * pulse)
     raise TooLong(f"{LONGEST} frames")
 
