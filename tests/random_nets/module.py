@@ -83,7 +83,7 @@ class RandomNet(nn.Module):
         if op.kind in ("add", "mul", "cat", "larger"):
             return self._join(op.kind, x, *more)
         if op.kind == "gate":
-            # Bounded: ONNX Runtime's Sigmoid is right to 1e-7, which is much of what an almost closed gate lets through.
+            # Bounded: ONNX Runtime's Sigmoid is right to 1e-7, which is much of what an almost closed gate lets pass.
             return x * torch.sigmoid(F.softsign(layer(self._squeeze(i, op["pool"], x))))  # type: ignore[misc]
         if op.kind == "project":
             return layer(x.movedim(1, -1)).movedim(-1, 1)  # type: ignore[misc]
