@@ -2,6 +2,7 @@
 
 from co3d_compile.manager import Pass, PassList
 from co3d_compile.passes.annotate_time import AnnotateTime
+from co3d_compile.passes.block_channels import BlockChannels
 from co3d_compile.passes.canonicalize import Canonicalize
 from co3d_compile.passes.continual import Continual
 from co3d_compile.passes.delay_residuals import DelayResiduals
@@ -26,6 +27,7 @@ def default_passes() -> PassList:
             DelayResiduals(),
             MarkEnds(),
             Lower(),
+            BlockChannels(),
             ThreadStates(),
         ]
     )
@@ -33,6 +35,7 @@ def default_passes() -> PassList:
 
 __all__ = [
     "AnnotateTime",
+    "BlockChannels",
     "Canonicalize",
     "Continual",
     "DelayResiduals",

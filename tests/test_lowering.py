@@ -110,3 +110,11 @@ def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -
             np.testing.assert_allclose(got[:, :, at], expected[:, :, index], rtol=1e-4, atol=1e-5)
             compared += 1
     assert compared > 4
+
+
+def test_channels_in_fours() -> None:
+    """Channels between convolutions are padded, those of an output are not."""
+    for kind, expected in {"18 channels inside, as X3D's 54": 20, "18 channels inside and out": 20}.items():
+        module = KINDS[kind].eval()
+        compiled = co3d.compile(module, (torch.zeros(1, channels(module), CLIP, SIZE, SIZE),))
+        assert {s.shape[1] for s in compiled.info.states if s.shape[1] != 4} == {expected}

@@ -25,6 +25,7 @@ NAMES = [
     "delay_residuals",
     "mark_ends",
     "lower",
+    "block_channels",
     "thread_states",
 ]
 CLIP = (1, 2, 8, 6, 6)
@@ -35,11 +36,12 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(2, 2, 3, padding=1)
-        self.norm = nn.BatchNorm3d(2)
+        self.conv = nn.Conv3d(2, 18, 3, padding=1)
+        self.norm = nn.BatchNorm3d(18)
+        self.back = nn.Conv3d(18, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.norm(self.conv(x))).mean((2, 3, 4))
+        return (x + self.back(self.norm(self.conv(x)))).mean((2, 3, 4))
 
 
 class Nothing(co3d.Pass):
@@ -108,7 +110,7 @@ EDITS: list[tuple[Any, list[str]]] = [
     (lambda p: p.after("thread_states", Nothing()), [*NAMES, "nothing"]),
     (lambda p: p.replace("fold_batch_norm", Nothing()), [NAMES[0], "nothing", *NAMES[2:]]),
     (lambda p: p.without("fold_batch_norm"), [NAMES[0], *NAMES[2:]]),
-    (lambda p: p.before("lower", Nothing()).without("lower"), [*NAMES[:8], "nothing", NAMES[9]]),
+    (lambda p: p.before("lower", Nothing()).without("lower"), [*NAMES[:8], "nothing", *NAMES[9:]]),
     (lambda p: [*p, Nothing()], [*NAMES, "nothing"]),
 ]
 
@@ -230,14 +232,14 @@ def test_a_dump_has_the_graph_before_the_first_pass_and_after_each(dump: Path) -
 
 def test_a_dump_names_the_module_and_the_shape(dump: Path) -> None:
     text = line(dump, "00_captured.txt", r"aten\.conv3d\(")
-    assert "(2, 2, 8, 6, 6)" in text and text.endswith("# conv")
+    assert "(2, 18, 8, 6, 6)" in text and text.endswith("# conv")
     assert "batch_norm" in (dump / "00_captured.txt").read_text()
     assert "batch_norm" not in (dump / "03_fold_batch_norm.txt").read_text()
 
 
 def test_a_dump_shows_the_facts_once_they_are_known(dump: Path) -> None:
     assert "stream" not in line(dump, "03_fold_batch_norm.txt", r"aten\.conv3d\(")
-    assert "stream (N2, 2, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
+    assert "stream (N2, 18, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
 
 
 def test_a_dump_shows_each_step(dump: Path) -> None:
@@ -248,4 +250,4 @@ def test_a_dump_shows_each_step(dump: Path) -> None:
     before, after = ((dump / name).read_text() for name in ("07_windows_and_gates.txt", "08_delay_residuals.txt"))
     assert after.count("= history(") == before.count("= history(") + 1, "the residual is held back by one entry"
     assert "conv3d" not in (dump / "10_lower.txt").read_text()
-    assert "placeholder state_0" in (dump / "11_thread_states.txt").read_text()
+    assert "placeholder state_0" in (dump / "12_thread_states.txt").read_text()

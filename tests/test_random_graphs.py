@@ -55,6 +55,10 @@ def test_random_graphs(part: int, request: pytest.FixtureRequest) -> None:
 
 
 CASES = {
+    "a pool in ceil mode looks beyond the clip": Net(
+        (Op("maximum", (0,), {"k": 3, "s": 3, "p": 0, "d": 2, "ceil": True, "count": False, "space": 1}),),
+        (Out(1, "sum"),),
+    ),
     "a strided slice gave every entry": Net((Op("slice", (0,), {"a": 2, "s": 4}),), (Out(1),), times=2),
 }
 

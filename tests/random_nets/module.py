@@ -120,8 +120,11 @@ class RandomNet(nn.Module):
         weight = torch.linspace(0.5, 1.0, op["k"], dtype=x.dtype).view(1, 1, -1, *(1,) * dims)
         weight = weight.expand(c, 1, op["k"], *(op["space"],) * dims)
         conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[self.net.dims]
+        entries = layer(x).shape[2]  # in ceil mode the last may reach beyond the clip
+        missing = (entries - 1) * op["s"] + (op["k"] - 1) * op["d"] + 1 - 2 * op["p"] - x.shape[2]
+        x = F.pad(x, (*(0, 0) * dims, 0, max(0, missing)))
         geometry = [[op[name], *(rest,) * dims] for name, rest in (("s", 1), ("p", op["space"] // 2), ("d", 1))]
-        return conv(x, weight, None, *geometry, c)
+        return conv(x, weight, None, *geometry, c)[:, :, :entries]
 
     def _join(self, kind: str, x: Tensor, y: Tensor) -> Tensor:
         length = min(x.shape[2], y.shape[2])
