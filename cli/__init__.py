@@ -4,4 +4,6 @@ try:
     import click as _click  # noqa: F401
     import rich as _rich  # noqa: F401
 except ImportError as error:
-    raise SystemExit(f"error: the commands need {error.name}: pip install 'co3d-compile[compile]'") from None
+    raise SystemExit(
+        f"error: the commands need {error.name}: pip install 'co3d-compile[compile]', or [video] to run models"
+    ) from None

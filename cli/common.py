@@ -29,6 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR, USAGE_ERROR = 1, 2
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
+SOURCE, PICTURE = "Where the frames come from", "How a picture becomes a frame"
+GROUPS = (MODEL, SOURCE, TIME, PICTURE, OUTPUT, OTHER)
 
 EXIT_CODES = """\b
 Exit codes:
@@ -45,8 +47,9 @@ Exit codes:
 class Stopped(BaseException):
     """A signal asked the process to end. Not an Exception, so that nothing on the way swallows it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, state: str = "nothing was written") -> None:
         self.number = number
+        self.state = state
 
 
 class Option(click.Option):
@@ -98,7 +101,7 @@ class Command(OneLineMain):
             ctx.exit(code)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {MODEL: [], TIME: [], OUTPUT: [], OTHER: []}
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if isinstance(parameter, click.Option) and record is not None:
@@ -112,7 +115,7 @@ class Command(OneLineMain):
 def explain(error: BaseException) -> tuple[str, int]:
     """What to tell the user about an exception, and the exit code."""
     if isinstance(error, Stopped):
-        return f"stopped by {signal.Signals(error.number).name}; nothing was written", 128 + error.number
+        return f"stopped by {signal.Signals(error.number).name}; {error.state}", 128 + error.number
     if isinstance(error, Co3dError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError):

@@ -25,6 +25,7 @@ from co3d_compile.cli.common import (
     version_option,
 )
 from co3d_compile.cli.output import Output, size
+from co3d_compile.cli.pictures import picture_options, take_pictures
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import print_summary
 from co3d_compile.errors import OutputError, UsageError, VerificationError
@@ -43,6 +44,8 @@ Examples:
         --kwargs '{{"pretrained": false}}' --weights X3D_S.pyth --shape 1x3x13x160x160
   Trained on 16 frames, run with a memory of 64:
     co3d-compile model.pt2 -o model.onnx --window 64
+  With all that co3d run needs to know:
+    co3d-compile model.pt2 -o model.onnx --size 182 --mean 0.45 --std 0.225 --labels names.txt
 
 {EXIT_CODES}"""
 
@@ -126,6 +129,7 @@ Examples:
 @option(
     "--no-verify", is_flag=True, group=OUTPUT, help="Do not run the compiled file in ONNX Runtime beside the original."
 )
+@picture_options
 @option("--keep", is_flag=True, group=OUTPUT, help="Keep the file even if verification fails.")
 @json_option
 @option(
@@ -164,10 +168,13 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
     output = Output(path)
     _check_dump(options["dump"])
     keep, no_verify = options.pop("keep"), options.pop("no_verify")
+    preprocess, labels = take_pictures(options)
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
         compiled = _compile(loaded, options, progress)
+        if preprocess or labels:
+            compiled.describe(preprocess, labels)
         with output.writing() as file:
             progress("write")
             compiled.save(file)

@@ -25,6 +25,7 @@ FEATURES = (
     ("compile models", ("torch", "onnx", "onnxscript"), "co3d-compile[compile]"),
     ("read safetensors", ("safetensors",), "co3d-compile[compile]"),
     ("read video files", ("av",), "co3d-compile[video]"),
+    ("draw into videos", ("PIL",), "co3d-compile[video]"),
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
 )
 FRAMES = 10

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from co3d_compile.facts import Kernel
     from co3d_compile.manager import Pass, PassList
     from co3d_compile.passes import default_passes
+    from co3d_compile.predictor import Prediction, Predictor, predict
+    from co3d_compile.preprocess import Preprocess
     from co3d_compile.program import Program
     from co3d_compile.session import StreamSession
+    from co3d_compile.source import Source, read_source
 
 _WHERE = {
     "compiler": ["CompiledModel", "compile"],
@@ -53,8 +56,11 @@ _WHERE = {
     "facts": ["Kernel"],
     "manager": ["Pass", "PassList"],
     "passes": ["default_passes"],
+    "predictor": ["Prediction", "Predictor", "predict"],
+    "preprocess": ["Preprocess"],
     "program": ["Program"],
     "session": ["StreamSession"],
+    "source": ["Source", "read_source"],
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -71,8 +77,12 @@ __all__ = [
     "Pass",
     "PassError",
     "PassList",
+    "Prediction",
+    "Predictor",
+    "Preprocess",
     "Program",
     "SessionError",
+    "Source",
     "StreamSession",
     "UnsupportedError",
     "UsageError",
@@ -80,6 +90,8 @@ __all__ = [
     "__version__",
     "compile",
     "default_passes",
+    "predict",
+    "read_source",
     "rule",
 ]
 

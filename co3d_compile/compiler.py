@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from co3d_compile import contract as metadata
 from co3d_compile.batch import doubled
 from co3d_compile.capture import capture
-from co3d_compile.errors import Co3dWarning, OutputError
+from co3d_compile.errors import Co3dWarning, OutputError, UsageError
 from co3d_compile.export import export
 from co3d_compile.graph import fake_mode
+from co3d_compile.labels import clean_labels
 from co3d_compile.manager import Pass, Progress, run_passes
 from co3d_compile.passes import default_passes
+from co3d_compile.preprocess import preprocess_for
 from co3d_compile.program import Options, Program
 from co3d_compile.report import Report
 from co3d_compile.version import __version__
@@ -92,6 +95,24 @@ class CompiledModel:
             raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
         return target
 
+    def describe(self, preprocess: Mapping[str, Any] | None = None, labels: Sequence[str] | None = None) -> None:
+        """Stores preprocessing and labels, as for :func:`compile`; None leaves what is there.
+
+        Raises:
+            UsageError, UnsupportedError: The preprocessing does not fit the model's inputs, or no output has so many
+                classes.
+        """
+        changes: dict[str, Any] = {}
+        if preprocess is not None:
+            changes["preprocess"] = next(preprocess_for(spec, preprocess) for spec in self.info.inputs).to_dict()
+        if labels is not None:
+            changes["labels"] = clean_labels(labels)
+            if not any(len(labels) in output.shape for output in self.info.outputs):
+                shapes = ", ".join(f"{output.name} {list(output.shape)}" for output in self.info.outputs)
+                raise UsageError(f"Given {len(labels)} labels, but no output has so many classes: {shapes}.")
+        self.info = dataclasses.replace(self.info, **changes)
+        self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
+
     def _repr_html_(self) -> str:
         return self._report.to_html()
 
@@ -111,6 +132,8 @@ def compile(
     passes: Sequence[Pass] | None = None,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> CompiledModel:
     """Compiles a clip model into a model that takes the next frames and its own state.
 
@@ -132,6 +155,9 @@ def compile(
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
         dump: A directory to write the graph to, before and after each pass.
         progress: Called with (stage, done, total).
+        preprocess: How a picture becomes a frame, by the names of :class:`co3d_compile.Preprocess`, such as
+            ``{"size": 182, "mean": 0.45, "std": 0.225, "fps": 10}``. Stored in the file, changes nothing else.
+        labels: Names of the classes, in the order of the scores. Stored in the file.
 
     Raises:
         Co3dError: One of its kinds; the message names the operator, the module path and the way out.
@@ -143,6 +169,7 @@ def compile(
     if compiled.program.fixed_batch and example_inputs is not None and doubled(example_inputs) is not None:
         # The model is for one clip at a time: two of them are not what it was made for.
         compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+    compiled.describe(preprocess, labels)
     for message in compiled.report().warnings:
         warnings.warn(message, Co3dWarning, stacklevel=2)
     return compiled
@@ -207,7 +234,7 @@ def describe(program: Program) -> metadata.Contract:
     )
     outputs = tuple(
         metadata.OutputSpec(
-            o.name, _shape(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse
+            o.name, _shape(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse, float(o.rate)
         )
         for o in program.outputs
     )

@@ -43,7 +43,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One model output; ``delay`` counts entries of this output (docs/contract.md)."""
+    """One model output; ``delay`` counts entries, each ``frames_per_entry`` frames of the first input (contract.md)."""
 
     name: str
     shape: Shape
@@ -52,6 +52,7 @@ class OutputSpec:
     has_time: bool
     time_dim: int | None
     entries_per_step: int
+    frames_per_entry: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +306,7 @@ _READERS: dict[type, dict[str, _Read]] = {
         "has_time": _a(bool),
         "time_dim": _or_null(_whole(0)),
         "entries_per_step": _whole(0),
+        "frames_per_entry": _or_null(_a(int, float)),
     },
     StateSpec: {"input": _text, "output": _text, **_TENSOR, "initial": _number, "batch_dim": _whole(0)},
     Recomputed: {"operator": _text, "module_path": _a(str), "reason": _a(str)},
@@ -371,7 +373,7 @@ def _check_time(contract: Contract) -> None:
 def _check_shapes(contract: Contract) -> None:
     by_input = {state.input: state for state in contract.states}
     for state in contract.states:
-        if state.batch_dim >= len(state.shape) or "N" in _without(state.shape, state.batch_dim):
+        if state.batch_dim >= len(state.shape) or state.shape.count("N") > (state.shape[state.batch_dim] == "N"):
             _fail(f"state '{state.input}' of shape {list(state.shape)} has no single batch at dim {state.batch_dim}")
         if not state.dtype.startswith("float") and not (math.isfinite(state.initial) and state.initial.is_integer()):
             _fail(f"state '{state.input}' of {state.dtype} cannot start at {state.initial}")
@@ -381,10 +383,6 @@ def _check_shapes(contract: Contract) -> None:
     tensors: list[InputSpec | OutputSpec | StateSpec] = [*contract.inputs, *contract.outputs, *contract.states]
     if sum(math.prod(resolve(tensor.shape, 1)) for tensor in tensors) > MAX_ELEMENTS:
         _fail(f"the declared shapes hold more than {MAX_ELEMENTS} elements for a single stream")
-
-
-def _without(shape: Shape, dim: int) -> Shape:
-    return shape[:dim] + shape[dim + 1 :]
 
 
 def _check_nodes(what: str, nodes: Mapping[str, Any], said: Mapping[str, tuple[Shape, str]], batch: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Input:
 
 @dataclass
 class Output:
-    """A model output in the step model."""
+    """A model output in the step model; ``rate``: frames of the first input from one entry to the next."""
 
     name: str
     shape: list[int | str] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Output:
     delay: int = 0
     time_dim: int | None = None
     pulse: int = 1
+    rate: Fraction = Fraction(1)
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""Video files in, model frames out, and back: decode with PyAV, size, crop and normalise, write an mp4.
+"""Video files in and out: decode with PyAV, resize, write an mp4.
 
 Needs the ``video`` extra (PyAV) and numpy; nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +21,7 @@ from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
+CLOCK = Fraction(1, 90000)  # what times are rounded to where each picture has its own
 Image = npt.NDArray[np.uint8]
 """One picture: (height, width, 3), uint8, RGB."""
 
@@ -48,7 +49,7 @@ def read_frames(source: str | Path) -> Iterator[VideoFrame]:
     Raises:
         LoadError: the source cannot be opened, has no video stream, or is damaged (the frame is named).
     """
-    av = _pyav()
+    av = pyav()
     index = 0
     try:
         with av.open(str(source)) as container:
@@ -59,63 +60,34 @@ def read_frames(source: str | Path) -> Iterator[VideoFrame]:
             seconds_per_frame = float(1 / (stream.average_rate or 30))
             for frame in container.decode(stream):
                 time = frame.time if frame.time is not None else index * seconds_per_frame
-                yield VideoFrame(frame.to_ndarray(format="rgb24"), time, index)
+                yield VideoFrame(picture(frame), time, index)
                 index += 1
     except (av.error.FFmpegError, OSError) as error:
         where = f" at frame {index}" if index else ""
-        raise LoadError(f"{source} cannot be read as a video{where}: {_reason(error)}.") from error
+        raise LoadError(f"{source} cannot be read as a video{where}: {reason(error)}.") from error
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """Turn pictures of any size into a model's input: short side, centre crop, scale to [0, 1], normalise.
-
-    Attributes:
-        crop: Height and width of the result, in pixels.
-        short_side: The shorter side is resized to this many pixels first; None: to ``crop``.
-        mean, std: Per RGB channel, for values in [0, 1]. The defaults are those of pytorchvideo's Kinetics models.
-    """
-
-    crop: int
-    short_side: int | None = None
-    mean: Sequence[float] = (0.45, 0.45, 0.45)
-    std: Sequence[float] = (0.225, 0.225, 0.225)
-
-    def __post_init__(self) -> None:
-        if self.crop < 1 or self._short_side < self.crop:
-            raise UsageError(f"A crop of {self.crop} does not fit a short side of {self._short_side} pixels.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UsageError("mean and std take three values each, std above 0.")
-
-    def __call__(self, image: Image) -> npt.NDArray[np.float32]:
-        """Return (1, 3, crop, crop), float32, contiguous."""
-        height, width = image.shape[:2]
-        scale = self._short_side / min(height, width)
-        image = resize(image, max(round(height * scale), self._short_side), max(round(width * scale), self._short_side))
-        image = center_crop(image, self.crop)
-        gain = 1 / (255 * np.asarray(self.std, np.float32))
-        offset = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray((image * gain - offset).transpose(2, 0, 1)[None])
-
-    @property
-    def _short_side(self) -> int:
-        return self.crop if self.short_side is None else self.short_side
+def picture(frame: Any) -> Image:
+    """What a decoded frame shows, turned upright as the file says (telephones film sideways)."""
+    image: Image = frame.to_ndarray(format="rgb24")
+    turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def resize(image: Image, height: int, width: int) -> Image:
     """Resize one picture, bilinear, with FFmpeg's scaler."""
     if image.shape[:2] == (height, width):
         return image
-    av = _pyav()
+    av = pyav()
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
     scaled: Image = frame.reformat(width=width, height=height, interpolation="BILINEAR").to_ndarray()
     return scaled
 
 
-def center_crop(image: Image, size: int) -> Image:
-    """Cut the middle ``size`` x ``size`` pixels out of a picture that is at least that large."""
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+def center_crop(image: Image, height: int, width: int) -> Image:
+    """Cut the middle ``height`` x ``width`` pixels out of a picture that is at least that large."""
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 class VideoWriter:
@@ -127,21 +99,30 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float = 30.0) -> None:
         if not fps > 0:
             raise UsageError(f"{fps} is no frame rate.")
-        self._av = _pyav()
+        self._av = pyav()
         self._path = Path(path)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         self._stream: Any = None
+        self._last = -1
         with self._output_errors():
             self._container = self._av.open(str(path), mode="w")
 
-    def write(self, image: Image) -> None:
-        """Append one picture, (height, width, 3), uint8, RGB, both sides even and the same for all pictures."""
+    def write(self, image: Image, time: float | None = None) -> None:
+        """Append one picture.
+
+        Args:
+            image: (height, width, 3), uint8, RGB, both sides even and the same for all pictures.
+            time: When it is shown, in seconds, later than the picture before. Default: at the frame rate.
+        """
         if self._stream is None:
-            self._open_stream(*image.shape[:2])
+            self._open_stream(image.shape[0], image.shape[1], timed=time is not None)
         if image.shape != (self._stream.height, self._stream.width, 3) or image.dtype != np.uint8:
             raise UsageError(f"{self._path} takes uint8 pictures of one size, not {image.dtype} {image.shape}.")
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if time is not None:
+            frame.time_base = CLOCK
+            frame.pts = self._last = max(self._last + 1, round(time / CLOCK))
         with self._output_errors():
             self._container.mux(self._stream.encode(frame))
 
@@ -161,11 +142,13 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-    def _open_stream(self, height: int, width: int) -> None:
+    def _open_stream(self, height: int, width: int, timed: bool) -> None:
         if height % 2 or width % 2:
             raise UsageError(f"A video of {width}x{height} pixels cannot be encoded: both sides must be even.")
         self._stream = self._container.add_stream(self._codec, rate=self._rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        if timed:
+            self._stream.codec_context.time_base = CLOCK
 
     @contextmanager
     def _output_errors(self) -> Iterator[None]:
@@ -173,7 +156,7 @@ class VideoWriter:
         try:
             yield
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise OutputError(f"{self._path} cannot be written as a video: {_reason(error)}.") from error
+            raise OutputError(f"{self._path} cannot be written as a video: {reason(error)}.") from error
 
 
 def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) -> Path:
@@ -184,7 +167,7 @@ def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) ->
     return Path(path)
 
 
-def _pyav() -> ModuleType:
+def pyav() -> ModuleType:
     """PyAV, or an error that says how to get it."""
     try:
         import av
@@ -194,5 +177,5 @@ def _pyav() -> ModuleType:
     return av
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)

@@ -28,14 +28,15 @@ from rich.table import Table
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.video import Preprocess, read_frames, write_video
+from co3d_compile.preprocess import Preprocess
+from co3d_compile.video import read_frames, write_video
 
 Array = npt.NDArray[np.float32]
 
 CLIP = 13
 FPS = 25
 THREADS = 2
-PREPROCESS = Preprocess(crop=160, short_side=182)
+PREPROCESS = Preprocess(crop=160, size=182, mean=0.45, std=0.225)
 TOLERANCE = 1e-3
 """Largest difference of a probability: the video amplifies float32 rounding less than this, an error more."""
 

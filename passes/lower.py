@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -161,15 +162,15 @@ class Lower(Pass):
         for spec, node in zip(program.outputs, output.args[0], strict=True):
             fact = fact_of(node)
             spec.dtype = node.meta["val"].dtype
-            spec.delay, spec.pulse, spec.time_dim = fact.delay - fact.crop, 1, None
+            spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.delay - fact.crop, 1, None, fact.rate
             if fact.kind is Kind.STREAM:
                 result = self._stream_output(low, node, spec)
                 parts += [low.entry(node, i) for i in range(spec.pulse)] if spec.time_dim is not None else [result]
             elif fact.kind is Kind.WINDOW:
                 result = low.windows[node]
                 parts.append(result)
-                markers = _markers(node)
-                spec.delay = min((m.meta.get("newest", fact_of(operand(m)).delay) for m in markers), default=0)
+                newest = [(_newest(m), fact_of(operand(m)).rate) for m in _markers(node)]
+                spec.delay, spec.rate = min(newest, default=(0, Fraction(1)))
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
             else:
@@ -246,6 +247,11 @@ def _reach_back(node: Node) -> int:
     fact = fact_of(x)
     late = int(operand(x).args[1]) if _source(node) is not x else 0  # type: ignore[arg-type]
     return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late
+
+
+def _newest(marker: Node) -> int:
+    """The delay of the newest entry that a window reads."""
+    return int(marker.meta.get("newest", fact_of(operand(marker)).delay))
 
 
 def _markers(node: Node) -> list[Node]:

@@ -1,0 +1,240 @@
+"""``co3d run MODEL.onnx --source …``: a compiled model on a video, a camera, a stream, pictures or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from co3d_compile.cli.common import (
+    OUTPUT,
+    SOURCE,
+    Command,
+    Stopped,
+    json_option,
+    option,
+    print_json,
+    stdout,
+    verbose_option,
+)
+from co3d_compile.cli.live import Live, print_result, result_of
+from co3d_compile.cli.pictures import picture_options, take_pictures
+from co3d_compile.errors import LoadError, UsageError
+
+if TYPE_CHECKING:
+    from co3d_compile.cli.predictions import Sinks
+    from co3d_compile.predictor import Predictor
+    from co3d_compile.source import Source
+
+EPILOG = """\b
+Examples:
+    co3d run model.onnx --source video.mp4
+    co3d run model.onnx --source 0 --show
+    co3d run model.onnx --source rtsp://camera/stream --jsonl - | jq .top[0].label
+    co3d run model.onnx --source video.mp4 --save annotated.mp4 --csv predictions.csv
+    ffmpeg -i video.avi -f mpegts - | co3d run model.onnx --source -
+
+\b
+Exit codes:
+  0    the source has ended, or --frames were taken
+  2    wrong use of the command; a file without pictures as input or class scores as output
+  4    the model or the source cannot be read, or the source broke off: files hold what came before
+  5    the model takes no pictures, or gives no class scores
+  6    an output cannot be written
+  130  stopped with Ctrl-C: files are complete up to there (143: with SIGTERM)"""
+
+
+@click.command(cls=Command, name="run", epilog=EPILOG)
+@click.argument("model", type=click.Path(path_type=Path))
+@option(
+    "--source",
+    required=True,
+    group=SOURCE,
+    metavar="FILE|0|URL|DIR|-",
+    help="A video file, the number of a camera, a URL (rtsp://, http://, …), a folder of pictures, or - for a "
+    "video on standard input.",
+)
+@option(
+    "--source-fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    group=SOURCE,
+    metavar="FPS",
+    help="Pictures per second of a folder. [default: the model's rate, or 30]",
+)
+@option("--frames", type=click.IntRange(min=1), group=SOURCE, metavar="N", help="Stop after N frames of the source.")
+@picture_options
+@option(
+    "--save",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="OUT.mp4",
+    help="Write the video with the predictions drawn into the frames that they speak of.",
+)
+@option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path, allow_dash=True),
+    group=OUTPUT,
+    metavar="FILE",
+    help="Write all predictions as CSV; - for standard output.",
+)
+@option(
+    "--jsonl",
+    "jsonl_path",
+    type=click.Path(path_type=Path, allow_dash=True),
+    group=OUTPUT,
+    metavar="FILE",
+    help="Write all predictions as JSON, one a line; - for standard output.",
+)
+@option("--show", is_flag=True, group=OUTPUT, help="Open a window.")
+@option(
+    "--top",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    group=OUTPUT,
+    metavar="K",
+    help="How many classes are said.",
+)
+@option("--output-name", group=OUTPUT, metavar="NAME", help="The output to read. [default: the first]")
+@option(
+    "--activation",
+    type=click.Choice(["auto", "softmax", "sigmoid", "none"]),
+    default="auto",
+    show_default=True,
+    group=OUTPUT,
+    help="What makes probabilities of the output. auto: none if it holds a distribution already.",
+)
+@option("--threads", type=click.IntRange(min=1), help="CPU threads of one step. [default: one per core]", group="Other")
+@option(
+    "--provider",
+    "providers",
+    multiple=True,
+    group="Other",
+    metavar="NAME",
+    help="ONNX Runtime execution provider, by falling priority. [default: CPUExecutionProvider]",
+)
+@json_option
+@verbose_option
+def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
+    """Run a compiled model on a video and say what it sees.
+
+    Preprocessing and labels are taken from the model's file, where co3d-compile has put them; options go before them.
+    Times are those of the frames that a result speaks of: the model's delay is taken off.
+    """
+    del verbose
+    with contextlib.ExitStack() as stack:
+        predictor = stack.enter_context(_predictor(model, options))
+        source_fps = options["source_fps"]
+        if source_fps is None and Path(options["source"]).is_dir():
+            source_fps = predictor.fps or 30.0
+        sinks = _sinks(options, stack)
+        source = stack.enter_context(_source(options["source"], source_fps))
+        sinks.begin(source, predictor)
+        on_stdout = as_json or sinks.on_stdout
+        live = stack.enter_context(Live(source, predictor, options["top"], options["frames"], silent=on_stdout))
+        signals = stack.enter_context(stopping(source))
+        problem = _loop(source, predictor, sinks, live, options["frames"])
+        sinks.finish()
+    result = result_of(model, source, predictor, live, sinks)
+    if as_json:
+        print_json(result)
+    elif not on_stdout:
+        print_result(result, stdout())
+    if problem is not None:
+        raise problem
+    if signals:
+        raise Stopped(signals[0], "what was written is complete up to there")
+
+
+def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit: int | None) -> LoadError | None:
+    """Frames to predictions until the end; returns what broke the source off after some frames, if anything did."""
+    problem, frame = None, None
+    try:
+        for count, frame in enumerate(source, 1):
+            predictions = predictor.push(frame)
+            live.add(frame, predictions)
+            if not sinks.add(frame, predictions) or count == limit:
+                source.stop()
+                break
+    except LoadError as error:
+        if frame is None:
+            raise
+        problem = error
+    except BrokenPipeError:  # whoever read standard output has seen enough
+        source.stop()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout().fileno())
+        return problem
+    predictions = predictor.finish()
+    live.add(None, predictions)
+    sinks.add(None, predictions)
+    return problem
+
+
+def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
+    from co3d_compile.predictor import Predictor
+
+    if not model.is_file():
+        raise LoadError(f"There is no file {model}.")
+    preprocess, labels = take_pictures(options)
+    return Predictor(
+        model,
+        preprocess=preprocess,
+        labels=labels,
+        output=options["output_name"],
+        activation=options["activation"],
+        providers=options["providers"] or None,
+        threads=options["threads"],
+    )
+
+
+def _source(source: str, fps: float | None) -> Source:
+    from co3d_compile.source import Source
+
+    return Source(source, fps)
+
+
+def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
+    from co3d_compile.cli.predictions import Sinks
+
+    paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
+    given = [path for path in paths.values() if path is not None]
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise UsageError("Two outputs have the same name.")
+    if options["save"] is not None and str(options["save"]) == "-":
+        raise UsageError("--save writes a file: a video cannot go to standard output.")
+    if any(os.path.exists(path) and os.path.exists(options["source"])
+           and os.path.samefile(path, options["source"]) for path in given):  # fmt: skip
+        raise UsageError("An output is the source itself.", hint="Give another file.")
+    sinks = Sinks(**paths, show=options["show"], top=options["top"])
+    stack.enter_context(sinks)
+    return sinks
+
+
+@contextlib.contextmanager
+def stopping(source: Source) -> Iterator[list[int]]:
+    """The first signal ends the source, so that files are finished; the second ends the process. Gives the signals."""
+    seen: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+        source.stop()
+        if len(seen) > 1:
+            raise Stopped(number)
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    except ValueError:  # not in the main thread: signals are someone else's
+        yield seen
+        return
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,373 @@
+"""From frames of a video to predictions: frame rate, preprocessing, steps of a compiled model, times of the results.
+
+Needs numpy and onnxruntime, and PyAV for pictures that must be resized; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from co3d_compile.contract import Contract, OutputSpec
+from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.labels import clean_labels
+from co3d_compile.preprocess import Preprocess, stored_preprocess
+from co3d_compile.session import Provider, Serializable, StreamSession
+from co3d_compile.video import VideoFrame
+
+Array = npt.NDArray[Any]
+ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of a prediction: its number, its name (the number, if names are not known) and its score."""
+
+    index: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one place of the video.
+
+    Attributes:
+        step: Step of the model, from 0.
+        frame: Index in the source of the newest frame that the result speaks of: the delay is taken off.
+        time: That frame's time, in seconds from the start of the source.
+        newest_frame, newest_time: The frame that came last before the result was there.
+        warmup: Whether the result still depends on the empty state at the start; such results mean little.
+        scores: (classes,), float32: probabilities, unless the activation is "none".
+        labels: Names of the classes; empty if not known.
+        milliseconds: What the step took, preprocessing and decoding left out.
+    """
+
+    step: int
+    frame: int
+    time: float
+    newest_frame: int
+    newest_time: float
+    warmup: bool
+    scores: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    milliseconds: float
+
+    def top(self, count: int = 5) -> list[Ranked]:
+        """The classes with the highest scores, best first."""
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return [Ranked(int(i), self.label(int(i)), float(self.scores[i])) for i in order]
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return self.labels[index] if index < len(self.labels) else str(index)
+
+
+class Predictor:
+    """A compiled classifier on one video stream: frames in, predictions out.
+
+    What the model wants is read from the file (``co3d_compile.compile(..., preprocess=..., labels=...)``); what is
+    given here goes before it.
+
+    Args:
+        model: As for ``StreamSession``.
+        preprocess: Values by the names of ``Preprocess``, such as ``{"size": 182, "mean": 0.45, "std": 0.225}``.
+        labels: Names of the classes.
+        output: Name of the output to read, if the model has several.
+        activation: What makes probabilities of the output: "softmax", "sigmoid" or "none"; "auto": none if the first
+            result is a distribution already, else softmax (sigmoid for a single class).
+        providers, threads: As for ``StreamSession``.
+
+    Attributes:
+        info: The contract in the file.
+        preprocess: One for each input of the model.
+        frames: Frames that the model took.
+        repeated: How many of these were given twice or more, as the video has fewer frames than the model's rate.
+        skipped: Frames that the model's rate left out.
+        restarts: Times at which the video's clock jumped, and the frame rate was counted afresh.
+        left_over: Frames at the end that were too few for a step.
+
+    Raises:
+        UnsupportedError: The model takes no pictures, or its output is no list of class scores.
+        UsageError, LoadError, ContractError: As for ``StreamSession``; preprocessing or labels that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | Serializable,
+        *,
+        preprocess: Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+        output: str | None = None,
+        activation: str = "auto",
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise UsageError(f"activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}.")
+        self.session = StreamSession(model, providers=providers, threads=threads)
+        self.info: Contract = self.session.info
+        given = preprocess or {}
+        self.preprocess = [stored_preprocess(spec, self.info.preprocess, given) for spec in self.info.inputs]
+        self._output = _find_output(self.info, output)
+        self._spec = self.info.outputs[self._output]
+        self._classes = _class_count(self._spec)
+        self.labels = clean_labels(labels if labels is not None else self.info.labels or ())
+        if self.labels and len(self.labels) != self._classes:
+            whose = "Given" if labels is not None else "The file has"
+            raise UsageError(f"{whose} {len(self.labels)} labels, but the model has {self._classes} classes.")
+        self._activation = activation
+        self._pulse = max(self.info.frames_per_step.values())
+        if any(self._pulse % frames for frames in self.info.frames_per_step.values()):
+            rates = ", ".join(f"{name} {frames}" for name, frames in self.info.frames_per_step.items())
+            raise UnsupportedError(f"A video cannot be shared among inputs with these frames per step: {rates}.")
+        self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
+        per_step = self._spec.entries_per_step * self._per_entry
+        self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
+        self.frames = self.repeated = self.skipped = self.left_over = 0
+        self._pending: list[list[Array]] = []
+        self._begin()
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second that the model wants; None: any."""
+        return self.preprocess[0].fps
+
+    @property
+    def restarts(self) -> int:
+        return self._rate.restarts
+
+    def reset(self) -> None:
+        """Forget the stream: before another video."""
+        self.session.reset()
+        self._begin()
+
+    def push(self, frame: VideoFrame) -> list[Prediction]:
+        """Take the next frame of the source; return the predictions that are there now, often none or one."""
+        times = self._rate(frame.time)
+        self.skipped += times == 0
+        self.repeated += times > 1
+        results: list[Prediction] = []
+        if times:
+            made = self._prepare(frame)
+            for _ in range(times):
+                self._taken.append((frame.index, frame.time))
+                self.frames += 1
+                self._pending.append(made)
+                if len(self._pending) == self._pulse:
+                    results += self._step()
+        return results
+
+    def finish(self) -> list[Prediction]:
+        """The predictions still due at the end of the video: some if compiled with ``boundary="exact"``, else none."""
+        self.left_over = len(self._pending)
+        if self.info.boundary != "exact" or not self.frames:
+            self._pending = []
+            return []
+        results = self._step() if self._pending else []
+        for _ in range(self.info.flush_steps):
+            results += self._step()
+        self.left_over = 0
+        return results
+
+    def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:
+        """All predictions of a video, from its frames (``read_source``, ``read_frames``)."""
+        for frame in frames:
+            yield from self.push(frame)
+        yield from self.finish()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.session.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _first_pulse(self) -> int:
+        return self.info.inputs[0].frames_per_step or 1
+
+    def _begin(self) -> None:
+        self._rate = _Rate(self.fps)
+        self._steps = 0
+        self._pending.clear()
+        span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
+        self._first = self.frames
+        self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
+
+    def _prepare(self, frame: VideoFrame) -> list[Array]:
+        """The frame as each input wants it."""
+        made: dict[Preprocess, Array] = {}
+        for each in self.preprocess:
+            if each not in made:
+                made[each] = each(frame.image)
+        return [made[p].astype(s.dtype, copy=False) for p, s in zip(self.preprocess, self.info.inputs, strict=True)]
+
+    def _step(self) -> list[Prediction]:
+        """Run the model on what is pending, filled up with frames that are not there."""
+        there = len(self._pending)
+        shapes = zip(self._frame_shapes(), self.info.inputs, strict=True)
+        nothing = [np.zeros(shape, spec.dtype) for shape, spec in shapes]
+        frames = self._pending + [nothing] * (self._pulse - there)
+        self._pending = []
+        arrays = [self._gather(frames, index) for index in range(len(self.info.inputs))]
+        valid = None
+        if self.info.boundary == "exact":
+            stride = self._pulse // self._first_pulse
+            valid = np.array([[place < there for place in range(0, self._pulse, stride)]])
+        start = time.perf_counter()
+        result = self.session.step(*arrays, valid=valid)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        values = result[self._output] if isinstance(result, tuple) else result
+        found = self._predictions(values, milliseconds)
+        self._steps += 1
+        return found
+
+    def _frame_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of one frame of each input."""
+        shapes = []
+        for spec in self.info.inputs:
+            dims = [d for at, d in enumerate(spec.shape) if spec.frames_per_step == 1 or at != spec.time_dim]
+            shapes.append(tuple(1 if dim == "N" else int(dim) for dim in dims))
+        return shapes
+
+    def _gather(self, frames: list[list[Array]], index: int) -> Array:
+        """One input's share of a step: of an input at a lower rate, every so many frames one."""
+        spec = self.info.inputs[index]
+        own = [frame[index] for frame in frames[:: self._pulse // (spec.frames_per_step or 1)]]
+        return own[0] if len(own) == 1 else np.stack(own, axis=spec.time_dim or 0)
+
+    def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
+        entries = _entries(self._spec, values)[-1:] if self._window else _entries(self._spec, values)
+        scores = self._scores(entries.reshape(len(entries), self._classes))
+        results = []
+        for place, score in enumerate(scores):
+            where = self._place(len(scores) - 1 - place)
+            if where is not None:
+                frame, warmup = where
+                index, seconds = self._taken[frame]
+                newest = self._taken[-1]
+                results.append(
+                    Prediction(self._steps, index, seconds, *newest, warmup, score, self.labels, milliseconds)
+                )
+        return results
+
+    def _place(self, before: int) -> tuple[int, bool] | None:
+        """Where in the frames taken the entry lies that is so many before the newest one, and whether it is warm-up.
+
+        None: an entry before the first frame or behind the last one.
+        """
+        seen = (self._steps + 1) * self._first_pulse
+        entry = seen / self._per_entry - 1 - self._spec.delay - before
+        scale = self._pulse // self._first_pulse
+        frame = math.floor(entry * self._per_entry + 1e-6) * scale
+        taken = self.frames - self._first
+        exact = self.info.boundary == "exact"
+        if frame < 0 or (exact and frame >= taken):
+            return None
+        warmup = self._steps < self.info.warmup_steps and not (exact and self._spec.has_time)
+        oldest = taken - len(self._taken)
+        return min(max(frame, oldest), taken - 1) - oldest, warmup
+
+    def _scores(self, values: Array) -> npt.NDArray[np.float32]:
+        """(entries, classes) as probabilities."""
+        values = values.astype(np.float32)
+        if self._activation == "auto":
+            self._activation = _guess_activation(values)
+        if self._activation == "softmax":
+            powers = np.exp(values - values.max(axis=1, keepdims=True))
+            return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+        if self._activation == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-np.clip(values, -80, 80))), np.float32)
+        return values
+
+
+def predict(
+    model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[VideoFrame], **options: Any
+) -> Iterator[Prediction]:
+    """Predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
+    with Predictor(model, **options) as predictor:
+        yield from predictor.predict(frames)
+
+
+class _Rate:
+    """Says how many times each frame of a video is taken, so that a model gets its own frame rate.
+
+    For each tick k / fps the first frame at or after it is taken; a frame that ends a gap fills the ticks in it. After
+    a gap of over a second, or a jump back, the ticks are counted afresh.
+    """
+
+    LONGEST = 1.0  # seconds that are filled
+
+    def __init__(self, fps: float | None) -> None:
+        self.fps = fps
+        self.restarts = 0
+        self._next: float | None = None
+        self._last = -math.inf
+
+    def __call__(self, seconds: float) -> int:
+        jumped = self._next is not None and not -1e-6 <= seconds - self._last <= max(self.LONGEST, 2 / (self.fps or 1))
+        self._last = seconds
+        if jumped or self._next is None:
+            self.restarts += jumped
+            self._next = seconds
+        if self.fps is None:
+            return 1
+        slack = min(0.002, 0.25 / self.fps)  # times are rounded to milliseconds in some formats
+        count = max(0, math.floor((seconds + slack - self._next) * self.fps) + 1)
+        self._next += count / self.fps
+        return count
+
+
+def _find_output(info: Contract, name: str | None) -> int:
+    names = [output.name for output in info.outputs]
+    if name is None:
+        return 0
+    if name not in names:
+        raise UsageError(f"The model has no output '{name}'.", hint=f"It has {', '.join(names)}.")
+    return names.index(name)
+
+
+def _class_count(spec: OutputSpec) -> int:
+    """Classes of an output of class scores, one list of them per entry."""
+    has_entries = spec.time_dim is not None and spec.entries_per_step > 1
+    dims = [d for at, d in enumerate(spec.shape) if not (has_entries and at == spec.time_dim) and d not in ("N", 1)]
+    if len(dims) > 1:
+        raise UnsupportedError(
+            f"Output '{spec.name}' of shape {list(spec.shape)} is no list of class scores.",
+            hint="Use StreamSession, which returns arrays of any kind, or choose another output.",
+        )
+    return int(dims[0]) if dims else 1
+
+
+def _entries(spec: OutputSpec, values: Array) -> Array:
+    """(entries, …) of the one stream, oldest first."""
+    if spec.time_dim is None or spec.entries_per_step <= 1:
+        return values[None]
+    return np.moveaxis(values, spec.time_dim, 0)
+
+
+def _guess_activation(values: Array) -> str:
+    if values.shape[1] == 1:
+        return "none" if values.min() >= 0 and values.max() <= 1 else "sigmoid"
+    spread = values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-3)
+    return "none" if spread else "softmax"
+
+
+def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
+    """A prediction as plain JSON data, with its ``count`` best classes."""
+    data = asdict(prediction)
+    del data["scores"], data["labels"]
+    data["top"] = [{"class": r.index, "label": r.label, "score": r.score} for r in prediction.top(count)]
+    return data
