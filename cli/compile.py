@@ -139,6 +139,13 @@ Examples:
     metavar="DIR",
     help="Write the graph before and after each pass to DIR, as text. It stays there, whatever happens.",
 )
+@option(
+    "--report",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="OUT.html",
+    help="Write what was done as one page for a browser, which works offline. co3d inspect --html does it later.",
+)
 @verbose_option
 @version_option
 def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) -> None:
@@ -169,6 +176,7 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
     _check_dump(options["dump"])
     keep, no_verify = options.pop("keep"), options.pop("no_verify")
     preprocess, labels = take_pictures(options)
+    page = Output(report) if (report := options.pop("report")) is not None else None
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
@@ -183,14 +191,18 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
             written = result is None or result["passed"] or keep
             if written:
                 output.put(file)
-    report: dict[str, Any] = compiled.report().to_dict()
-    report["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
-    report["verification"] = result
-    report["output"] = str(path) if written else None
-    report["file_bytes"] = file_bytes
+        if page is not None:
+            with page.writing() as file:
+                file.write_text(compiled.to_html(), encoding="utf-8")
+                page.put(file)
+    summary: dict[str, Any] = compiled.report().to_dict()
+    summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
+    summary["verification"] = result
+    summary["output"] = str(path) if written else None
+    summary["file_bytes"] = file_bytes
     ours = {stage: spent for stage, spent in progress.seconds.items() if stage in ("load", "write", "verify")}
-    report["seconds"] = {**report["seconds"], **ours}
-    return report
+    summary["seconds"] = {**summary["seconds"], **ours}
+    return summary
 
 
 def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any:

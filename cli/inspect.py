@@ -1,42 +1,116 @@
-"""``co3d inspect MODEL.onnx``: what a compiled model takes, gives and remembers. Needs no torch."""
+"""``co3d inspect MODEL``: what a model takes, gives and remembers, and what each operator does with time."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Group
+from rich.text import Text
+from rich.tree import Tree
 
-from co3d_compile.cli.common import Command, bytes_text, json_option, plural, print_json, stdout, verbose_option
+from co3d_compile.cli.common import (
+    OUTPUT,
+    Command,
+    bytes_text,
+    json_option,
+    load_model,
+    model_options,
+    option,
+    plural,
+    print_json,
+    stdout,
+    verbose_option,
+)
+from co3d_compile.cli.output import Output
+from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
-from co3d_compile.contract import METADATA_KEY, Contract, StateSpec, parse, resolve
+from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
 from co3d_compile.errors import ContractError, LoadError
+from co3d_compile.labels import clean_labels
+from co3d_compile.page import number_text, page, stored_report, table
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
+Stored = tuple[Contract, dict[str, Any] | None]
 
 
 @click.command(cls=Command, name="inspect")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
+@option(
+    "--html",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="OUT.html",
+    help="Write everything as one page for a browser, which works offline.",
+)
+@model_options
 @json_option
 @verbose_option
-def command(model: Path, as_json: bool, verbose: int) -> None:
-    """Show what a compiled model takes, gives and remembers."""
-    contract = read_contract(model)
+def command(model: str, html: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
+    """Show what a model takes, gives and remembers, and what each operator does with time.
+
+    MODEL is a compiled file, for which no PyTorch is needed, or a model that is not compiled yet, as for co3d-compile.
+
+    \b
+    Examples:
+      co3d inspect model.onnx
+      co3d inspect model.onnx --html report.html
+      co3d inspect model.pt2
+    """
+    output = Output(html) if html is not None else None
+    contract, report = _compiled(model, options, verbose) if _is_source(model) else read_stored(Path(model))
+    if output is not None:
+        _write(output, contract, report)
     if as_json:
-        print_json(json.loads(contract.to_json()))
+        data = json.loads(contract.to_json())
+        print_json({**data, "report": report} if verbose else data)
         return
     parts: list[Any] = [_facts(model, contract)]
-    if contract.states:
+    if report is not None:
+        parts += ["", _tree(report, contract, everything=verbose > 0)]
+    if contract.states and (verbose or report is None):
         parts += ["", _states(contract, None if verbose else 20)]
     if contract.recomputed:
-        table = rows_table("Recomputed on a window at every step", "operator", "module", "reason")
+        again = rows_table("Recomputed on a window at every step", "operator", "module", "reason")
         for item in contract.recomputed:
-            table.add_row(item.operator, item.module_path, item.reason)
-        parts += ["", table]
+            again.add_row(item.operator, item.module_path, item.reason)
+        parts += ["", again]
+    if output is not None:
+        parts += ["", f"{output.given} written"]
     console_for(stdout()).print(Group(*parts))
+
+
+def _is_source(model: str) -> bool:
+    """Whether this is a model that is still to be compiled: a factory, an archive or a pickle."""
+    path = Path(model)
+    if not path.exists():
+        return ":" in model
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2)[:1] in (b"P", b"\x80")
+
+
+def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
+    with Progress(verbose) as progress:
+        progress("load")
+        loaded = load_model(model, options)
+        import co3d_compile as co3d
+        from co3d_compile.report import details
+
+        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress)
+    return compiled.info, details(compiled.report(), compiled.program.survey)
+
+
+def _write(output: Output, contract: Contract, report: dict[str, Any] | None) -> None:
+    text = page(report if report is not None else stored_report(None), contract)
+    with output.writing() as file:
+        file.write_text(text, encoding="utf-8")
+        output.put(file)
 
 
 def read_contract(model: Path) -> Contract:
@@ -46,6 +120,11 @@ def read_contract(model: Path) -> Contract:
         LoadError: The file cannot be read or is no ONNX model.
         ContractError: It was not written by the compiler, or its metadata is damaged.
     """
+    return read_stored(model)[0]
+
+
+def read_stored(model: Path) -> Stored:
+    """The contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
     import onnxruntime as ort
 
     if not model.is_file():
@@ -57,10 +136,10 @@ def read_contract(model: Path) -> Contract:
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise LoadError(f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300]}") from error
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
+    stored = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in stored:
         raise ContractError(f"{model} was not written by co3d-compile.", hint="Compile a PyTorch model first.")
-    return parse(text)
+    return parse(stored[METADATA_KEY]), stored_report(stored[REPORT_KEY]) if REPORT_KEY in stored else None
 
 
 def state_bytes(state: StateSpec) -> int:
@@ -68,33 +147,79 @@ def state_bytes(state: StateSpec) -> int:
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
 
 
-def _facts(model: Path, contract: Contract) -> Any:
-    table = facts_table()
-    table.add_row("Model", f"{model}, {bytes_text(model.stat().st_size)}, compiled by {contract.compiler_version}")
+def _facts(model: str, contract: Contract) -> Any:
+    facts = facts_table()
+    size = f", {bytes_text(Path(model).stat().st_size)}" if Path(model).is_file() else ""
+    facts.add_row("Model", f"{model}{size}, compiled by {contract.compiler_version}")
     for item in contract.inputs:
         rate = f"{plural(item.frames_per_step, 'frame')} per step" if item.frames_per_step else "no time"
-        table.add_row("Input", f"{item.name} {shape_text([*item.shape])} {item.dtype}, {rate}")
+        facts.add_row("Input", f"{item.name} {shape_text([*item.shape])} {item.dtype}, {rate}")
     for out in contract.outputs:
         time = f"{out.entries_per_step} per step" if out.has_time else "newest window"
-        table.add_row("Output", f"{out.name} {shape_text([*out.shape])} {out.dtype}, {time}, delay {out.delay}")
+        facts.add_row("Output", f"{out.name} {shape_text([*out.shape])} {out.dtype}, {time}, delay {out.delay}")
     field = contract.receptive_field
-    table.add_row("Receptive field", plural(field, "frame") if field else "unbounded (recurrent)")
-    table.add_row("Warm-up", f"{plural(contract.warmup_steps, 'step')} before every output is exact")
+    facts.add_row("Receptive field", plural(field, "frame") if field else "unbounded (recurrent)")
+    facts.add_row("Warm-up", f"{plural(contract.warmup_steps, 'step')} before every output is exact")
     if contract.window:
-        table.add_row("Window", plural(contract.window, "frame"))
-    table.add_row("Boundary", contract.boundary)
+        facts.add_row("Window", plural(contract.window, "frame"))
+    facts.add_row("Boundary", contract.boundary)
     total = sum(state_bytes(state) for state in contract.states)
-    table.add_row("State", f"{plural(len(contract.states), 'tensor')}, {bytes_text(total)} per stream")
+    facts.add_row("State", f"{plural(len(contract.states), 'tensor')}, {bytes_text(total)} per stream")
     if contract.options:
-        table.add_row("Options", ", ".join(f"{key}={value}" for key, value in contract.options.items()))
-    return table
+        facts.add_row("Options", ", ".join(f"{key}={value}" for key, value in contract.options.items()))
+    if contract.preprocess:
+        facts.add_row("Pictures", ", ".join(f"{key}={value}" for key, value in contract.preprocess.items()))
+    if contract.labels:
+        names = clean_labels(contract.labels[:4])
+        more = f", … ({len(contract.labels)})" if len(contract.labels) > 4 else ""
+        facts.add_row("Labels", ", ".join(names) + more)
+    return facts
+
+
+def _tree(report: dict[str, Any], contract: Contract, *, everything: bool) -> Tree:
+    """What happens over time, by module: only what the compiler changed, or everything."""
+
+    frames = max(contract.frames_per_step.values(), default=1)
+    try:
+        rows = table(report, frames)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError("The report in the file is damaged.", hint="Compile the model again.") from error
+    what = "Operators" if everything else "What the compiler changed (-v: every operator)"
+    root = Tree(Text(what, "bold"), guide_style="dim")
+    shown = [r for r in rows if r["kind"] != "input" and (everything or (r["done"] and r["kind"] == "stream"))]
+    paths = [tuple(filter(None, row["module_path"].split("."))) for row in shown]
+    sharing = Counter(path[:depth] for path in paths for depth in range(len(path) + 1))
+    branches: dict[tuple[str, ...], Tree] = {(): root}
+    for row, path in zip(shown, paths, strict=True):
+        depth = max(d for d in range(len(path) + 1) if sharing[path[:d]] > 1 or d == 0)
+        _branch(branches, path[:depth]).add(_leaf(row, ".".join(path[depth:])))
+    return root
+
+
+def _branch(branches: dict[tuple[str, ...], Tree], path: tuple[str, ...]) -> Tree:
+    if path not in branches:
+        branches[path] = _branch(branches, path[:-1]).add(Text(path[-1]))
+    return branches[path]
+
+
+def _leaf(row: dict[str, Any], name: str) -> Text:
+    text = Text(f"{name}  " if name else "")
+    text.append(row["operator"].removeprefix("aten."), "cyan")
+    text.append(f"  {row['done']}" if row["done"] else "", "green")
+    field = f"{row['field']:g}" if row["field"] else "all"
+    facts = [f"delay {row['delay']:g}", f"sees {field}"]
+    facts += [f"every {row['rate']:g} frames"] if row["rate"] != 1 else []
+    facts += [bytes_text(row["state_bytes"])] if row["state_bytes"] else []
+    if row["macs_clip"] or row["macs_frame"]:
+        facts.append(f"{number_text(row['macs_frame'])} of {number_text(row['macs_clip'])} MAC")
+    return text.append("  " + ", ".join(facts), "dim")
 
 
 def _states(contract: Contract, limit: int | None) -> Any:
-    table = rows_table("States", "input", "shape", "dtype", "bytes", "next value from")
+    states = rows_table("States", "input", "shape", "dtype", "bytes", "next value from")
     for state in contract.states[:limit]:
         size = bytes_text(state_bytes(state))
-        table.add_row(state.input, shape_text([*state.shape]), state.dtype, size, state.output)
+        states.add_row(state.input, shape_text([*state.shape]), state.dtype, size, state.output)
     if limit is not None and len(contract.states) > limit:
-        table.add_row(f"and {len(contract.states) - limit} more (-v)")
-    return table
+        states.add_row(f"and {len(contract.states) - limit} more (-v)")
+    return states

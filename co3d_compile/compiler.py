@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 import time
@@ -16,20 +17,19 @@ import onnx_ir as ir
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils.flop_counter import FlopCounterMode
 
 from co3d_compile import contract as metadata
 from co3d_compile.batch import doubled
 from co3d_compile.capture import capture
 from co3d_compile.errors import Co3dWarning, OutputError, UsageError
 from co3d_compile.export import export
-from co3d_compile.graph import fake_mode
 from co3d_compile.labels import clean_labels
 from co3d_compile.manager import Pass, Progress, run_passes
 from co3d_compile.passes import default_passes
 from co3d_compile.preprocess import preprocess_for
 from co3d_compile.program import Options, Program
-from co3d_compile.report import Report
+from co3d_compile.report import Report, details
+from co3d_compile.survey import costs, with_costs
 from co3d_compile.version import __version__
 
 LARGE = 2_000_000_000  # bytes from which weights go into a file of their own (protobuf ends at 2 GiB)
@@ -113,6 +113,16 @@ class CompiledModel:
         self.info = dataclasses.replace(self.info, **changes)
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
 
+    def to_html(self) -> str:
+        """The report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
+
+        Raises:
+            Co3dError: Jinja2 is missing.
+        """
+        from co3d_compile.page import page
+
+        return page(details(self._report, self.program.survey), self.info)
+
     def _repr_html_(self) -> str:
         return self._report.to_html()
 
@@ -192,7 +202,7 @@ def _compile(
     program = capture(module, example_inputs, options, two=two)
     seconds = {"capture": time.perf_counter() - start}
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
-    clip_flops = flops(program)
+    clip = costs(program)
 
     def shown(stage: str, done: int, total: int) -> None:
         if progress is not None:
@@ -205,18 +215,11 @@ def _compile(
     info = describe(program)
     model.metadata_props[metadata.METADATA_KEY] = info.to_json()
     seconds["export"] = time.perf_counter() - start
-    report = Report.of(program, info, operators, clip_flops, flops(program), seconds)
+    step = costs(program)
+    report = Report.of(program, info, operators, clip.total, step.total, seconds)
+    program.survey = with_costs(program.survey, clip, step, program)
+    model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.survey))
     return CompiledModel(program, model, info, report)
-
-
-def flops(program: Program) -> int:
-    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter."""
-    mode = fake_mode(program)
-    nodes = program.placeholders()
-    with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
-        program.module(*[torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes])
-    batch = max(1, int(nodes[0].meta["val"].shape[0]))
-    return counter.get_total_flops() // 2 // batch
 
 
 def describe(program: Program) -> metadata.Contract:

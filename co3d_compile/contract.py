@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast
 from co3d_compile.errors import ContractError
 
 METADATA_KEY = "co3d"
+REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
 VERSION = 1
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from co3d_compile.errors import UsageError
+
+if TYPE_CHECKING:
+    from co3d_compile.survey import Operator
 
 CHOICES = {
     "pool_scope": ("frame", "window", "recompute"),
@@ -115,6 +118,7 @@ class Program:
         fixed_batch: The only batch the model takes, if it fixes it.
         valid: Name of the input for valid flags (``boundary="exact"``).
         flush_steps: Steps after the last frame until no result is due any more.
+        survey: What is known of each operator, before time leaves the graph.
     """
 
     module: GraphModule
@@ -134,6 +138,7 @@ class Program:
     valid: str | None = None
     flush_steps: int = 0
     fixed_batch: int | None = None
+    survey: list[Operator] = field(default_factory=list)
 
     @property
     def graph(self) -> torch.fx.Graph:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from co3d_compile.program import bytes_of
+from co3d_compile.survey import as_rows
 
 if TYPE_CHECKING:
     from co3d_compile.contract import Contract
     from co3d_compile.program import Program
+    from co3d_compile.survey import Operator
+
+
+def details(report: Report, survey: list[Operator]) -> dict[str, Any]:
+    """The report with every operator, as plain JSON data: what the file's second metadata entry holds.
+
+    Seconds are left out, so that the same model compiles to the same bytes.
+    """
+    data = report.to_dict()
+    del data["seconds"]
+    if not math.isfinite(data["gmac_ratio"]):
+        data["gmac_ratio"] = None
+    return {**data, "table": as_rows(survey)}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from co3d_compile.program import Program, delete_unused_constants, module_path, 
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
 from co3d_compile.rules.pointwise import POINTWISE
+from co3d_compile.survey import survey
 
 aten = torch.ops.aten
 
@@ -38,6 +39,7 @@ class Lower(Pass):
     breaks = frozenset({"time"})
 
     def run(self, program: Program) -> bool:
+        program.survey = survey(program)
         low = Lowering(program)
         for node in program.graph.nodes:
             if node.target is history:

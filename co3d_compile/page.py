@@ -1,0 +1,178 @@
+"""The report as one web page that needs nothing else, from the data in a compiled file. Needs Jinja2, and no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+from co3d_compile.contract import REPORT_KEY, Contract
+from co3d_compile.drawing import draw
+from co3d_compile.errors import Co3dError, ContractError
+
+Row = dict[str, Any]
+MOST_STAGES = 14
+COLUMNS = ("module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame")
+
+
+def page(report: dict[str, Any], info: Contract) -> str:
+    """The page as HTML.
+
+    Args:
+        report: What the compiler has stored in ``metadata_props["co3d_report"]``.
+        info: The contract of the same file.
+
+    Raises:
+        Co3dError: Jinja2 is missing. ContractError: The report is damaged.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise Co3dError("The page needs Jinja2.", hint="Install co3d-compile[report].") from error
+    frames = max(info.frames_per_step.values(), default=1)
+    try:
+        rows = table(report, frames)
+        context = {
+            "report": report,
+            "info": info,
+            "facts": _facts(report, info),
+            "drawing": draw(rows),
+            "stages": _stages(rows),
+            "steps": _steps(rows),
+            "rows": [[row[name] for name in COLUMNS] for row in rows if row["kind"] != "input"],
+            "warnings": [str(text) for text in report["warnings"]],
+            "recomputed": info.recomputed,
+        }
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("co3d_compile", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        )
+        environment.filters.update(number=number_text, bytes=bytes_text, script=_script)
+        return environment.get_template("report.html").render(context)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
+        raise ContractError(
+            f"The report in the file is damaged: {error!r}.", hint="Compile the model again."
+        ) from error
+
+
+def stored_report(text: str | None) -> dict[str, Any]:
+    """The JSON of ``metadata_props["co3d_report"]``.
+
+    Raises:
+        ContractError: There is none, or it is damaged.
+    """
+    if text is None:
+        raise ContractError(
+            "The file holds no report: it was compiled before there were any.", hint="Compile it again."
+        )
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ContractError(f"The report in the file ({REPORT_KEY}) is no JSON.", hint="Compile it again.") from error
+    if not isinstance(data, dict):
+        raise ContractError("The report in the file is no JSON object.", hint="Compile it again.")
+    return data
+
+
+def table(report: dict[str, Any], frames: int) -> list[Row]:
+    """All operators, with ``macs_frame``; ``frames``: that a step takes. Raises like ``_checked``."""
+    return [_checked(row, frames) for row in report["table"]]
+
+
+def _checked(row: Row, frames: int) -> Row:
+    """A row whose values have the types that the drawing counts on: a file may come from anyone."""
+    numbers = {name: float(row[name]) for name in ("taps", "padding", "rate", "delay")}
+    if not all(math.isfinite(value) and abs(value) < 1e9 for value in numbers.values()) or numbers["taps"] > 1e6:
+        raise ValueError("numbers out of range")
+    limits = {name: None if row[name] is None else float(row[name]) for name in ("first", "last", "field")}
+    costs = {name: int(row[name]) for name in ("macs_clip", "macs_step", "state_bytes")}
+    texts = {name: str(row[name]) for name in ("name", "operator", "module_path", "kind", "done")}
+    inputs = [int(at) for at in row["inputs"]]
+    held = [None if amount is None else int(amount) for amount in row["held"]]
+    frame = {"macs_frame": costs["macs_step"] / frames}
+    return {**numbers, **limits, **costs, **frame, **texts, "inputs": inputs, "held": held}
+
+
+def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]:
+    """Cards: a name, a value, what it means."""
+    ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
+    late = first.delay * (first.frames_per_entry or 1)
+    work = f"{report['gmac_frame']:.3g} GMAC for a frame, {report['gmac_clip']:.3g} for a clip"
+    takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
+    names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
+    return [
+        ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
+        ("State", bytes_text(report["state_bytes"]), f"{report['state_count']} tensors for each stream"),
+        ("Receptive field", f"{field} frames" if field else "unbounded", "that a result depends on"),
+        ("Delay", f"{late:g} frames", "from the newest frame to what the result speaks of"),
+        ("Warm-up", f"{info.warmup_steps} steps", "before results are exact"),
+        ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),
+    ]
+
+
+def _stages(rows: list[Row]) -> dict[str, Any]:
+    """Sums over parts of the network: by as many components of the module path as keep the list short."""
+    depth = 1
+    while depth < 6 and len({_stage(row, depth + 1) for row in rows}) <= MOST_STAGES:
+        depth += 1
+    sums: dict[str, Counter[str]] = {}
+    for row in rows:
+        if row["kind"] != "input":
+            amounts = sums.setdefault(_stage(row, depth), Counter())
+            for name in ("state_bytes", "macs_frame", "macs_clip"):
+                amounts[name] += row[name]
+    names = ("state_bytes", "macs_frame", "macs_clip")
+    most = {name: max((amounts[name] for amounts in sums.values()), default=0) or 1 for name in names}
+    return {"list": [{"name": name, **amounts} for name, amounts in sums.items() if amounts.total()], "most": most}
+
+
+def _stage(row: Row, depth: int) -> str:
+    return ".".join(row["module_path"].split(".")[:depth]) or "the model"
+
+
+def _steps(rows: list[Row]) -> dict[str, Any]:
+    """What each of the three steps did, and what became of the rest."""
+    over_time = [row for row in rows if row["done"] == "continual"]
+    held = [(row, amount) for row in rows for amount in row["held"] if amount]
+    padded = [row for row in rows if row["padding"]]
+    return {
+        "continual": _counted(f"{row['operator']} over {row['taps']:g} {_unit(row)}" for row in over_time),
+        "continual_count": len(over_time),
+        "padding": _counted(f"{row['padding']:g} in front of {row['operator']}" for row in padded),
+        "padding_count": len(padded),
+        "held": _counted(f"{row['operator']} by {amount}" for row, amount in held),
+        "held_count": len(held),
+        "gates": _counted(row["done"] for row in rows if row["done"].startswith("gate")),
+        "window": sum(row["kind"] == "window" for row in rows),
+        "untouched": sum(row["kind"] == "stream" and not row["done"] for row in rows),
+    }
+
+
+def _unit(row: Row) -> str:
+    return "frames" if row["rate"] == 1 else "entries"
+
+
+def _counted(texts: Any) -> list[tuple[str, int]]:
+    return Counter(texts).most_common()
+
+
+def _script(data: Any) -> Any:
+    """JSON that may stand in a script element."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def number_text(value: float) -> str:
+    """Three digits and a unit: 1.23 M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def bytes_text(value: float) -> str:
+    """``1.2 MB``"""
+    text = number_text(value)
+    return f"{text}B" if text[-1:].isalpha() else f"{text} B"
