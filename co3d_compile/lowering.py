@@ -71,6 +71,7 @@ class Lowering(StepOperators):
         super().__init__(program)
         self.streams: dict[Node, Any] = {}
         self.windows: dict[Node, Node] = {}
+        self.window_entries: dict[Node, list[Any]] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
         self.ends: Ends | None = None
         self._capacity: dict[Node, int] = {}
@@ -104,6 +105,10 @@ class Lowering(StepOperators):
 
     def plain(self, node: Node, slot: tuple[int, int] | None = None) -> Node:
         """A constant, or one slice of it, or the result of a window."""
+        if node in self.window_entries and node not in self.windows:
+            layout = fact_of(operand(node)).layout
+            assert layout is not None
+            self.windows[node] = self.as_clip(self.window_entries[node], layout)
         if node in self.windows:
             return self.windows[node]
         if node.op != "get_attr":
@@ -212,6 +217,8 @@ class Lowering(StepOperators):
             run = self._run(refs, slots[0].queue)
             if run is not None:
                 start, step = run
+                if (start, step) == (0, 1) and len(refs) == self.sizes(slots[0].queue)[1]:
+                    return slots[0].queue
                 stop = start + step * (len(refs) - 1) + 1
                 return self.call(aten.slice.Tensor, slots[0].queue, 1, start, stop, step)
         return self.rows([self.resolve(r) for r in refs])

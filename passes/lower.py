@@ -14,6 +14,7 @@ from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.facts import Kind, fact_of, is_stream
 from co3d_compile.lowering import Lowering
 from co3d_compile.manager import Pass
+from co3d_compile.pooled import follow, pool, restore, window_fact
 from co3d_compile.primitive import history, outside, shift, take, window
 from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
 from co3d_compile.rules import rule_for
@@ -81,12 +82,12 @@ class Lower(Pass):
 
     def _node(self, low: Lowering, node: Node) -> None:
         if node.target is window:
-            low.windows[node] = self._window(low, node)
+            low.window_entries[node] = self._window(low, node)
         elif node.target in (history, take, shift, outside):
             low.streams[node] = self._marker(low, node)
         elif is_stream(node):
             self._stream(low, node)
-        elif fact_of(node).kind is Kind.WINDOW:
+        elif fact_of(node).kind is Kind.WINDOW and not pool(low, node, low.window_entries) and not follow(low, node):
             self._on_window(low, node)
 
     def _marker(self, low: Lowering, node: Node) -> Any:
@@ -103,17 +104,15 @@ class Lower(Pass):
         entries = low.streams[x]
         return _Part(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
 
-    def _window(self, low: Lowering, node: Node) -> Node:
+    def _window(self, low: Lowering, node: Node) -> list[Any]:
+        """The newest entries, one clip of them."""
         x = operand(node)
         fact = fact_of(x)
-        assert fact.layout is not None
         back = (fact.length - 1) * fact.spacing
         have = low.streams[x]
         entries = have if back < len(have) else self._more(low, x, back + 1 - len(have))
         newest = len(entries) - 1
-        return low.as_clip(
-            [entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)], fact.layout
-        )
+        return [entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)]
 
     def _more(self, low: Lowering, x: Node, past: int) -> Any:
         """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
@@ -162,6 +161,7 @@ class Lower(Pass):
         results = []
         parts: list[Node] = []
         for spec, node in zip(program.outputs, output.args[0], strict=True):
+            restore(low, node)
             fact = fact_of(node)
             spec.dtype = node.meta["val"].dtype
             spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.delay - fact.crop, 1, None, fact.rate
@@ -169,7 +169,7 @@ class Lower(Pass):
                 result = self._stream_output(low, node, spec)
                 parts += [low.entry(node, i) for i in range(spec.pulse)] if spec.time_dim is not None else [result]
             elif fact.kind is Kind.WINDOW:
-                result = low.windows[node]
+                result = low.plain(node)
                 parts.append(result)
                 newest = [(_newest(m), fact_of(operand(m)).rate) for m in _markers(node)]
                 spec.delay, spec.rate = min(newest, default=(0, Fraction(1)))
@@ -267,6 +267,6 @@ def _markers(node: Node) -> list[Node]:
         seen.add(n)
         if n.target is window:
             found.append(n)
-        elif fact_of(n).kind is Kind.WINDOW:
+        elif window_fact(n).kind is Kind.WINDOW:
             stack.extend(n.all_input_nodes)
     return found

@@ -125,7 +125,8 @@ class Check:
 
         self.entry, self.batch, self.seed, self._margin = entry, batch, seed, margin
         module = entry.build()
-        untouched = copy.deepcopy(module)
+        self.untouched = copy.deepcopy(module)
+        self.precise = False
         self.dims = entry.time_dims()
         self.compiled = co3d.compile(module, entry.examples(), time_dim=entry.time_dim, **entry.options)
         self.session = open_session(self.compiled, batch)
@@ -133,7 +134,7 @@ class Check:
         self.pulses = pulses_of(self.session)
         self.delays = tuple(self.info.delays.values())
         make = entry.reference or (lambda m: Reference(m, time_dims=(entry.time_dims()[0],)))
-        self.clip = LongClip(make(untouched), self._clip(), self.dims, entry.as_list, self._dense())
+        self.clip = LongClip(make(self.untouched), self._clip(), self.dims, entry.as_list, self._dense())
         self.outputs = self.clip.reference.outputs
         assert len(self.delays) == len(self.outputs), f"{len(self.delays)} delays for {len(self.outputs)} outputs"
         self.warmup = self.info.warmup_steps or 0
@@ -159,6 +160,7 @@ class Check:
             for a, x, b, dim, pulse in zip(front, frames, back, self.dims, self.pulses, strict=True)
         ]
         long = [torch.cat(part, dim) for part, dim in zip(parts, self.dims, strict=True)]
+        long = [x.double() if self.precise and x.is_floating_point() else x for x in long]
         self.clip.run(long, before * self.pulses[0])
 
     def value(self, output: int, step: int) -> list[Tensor]:
@@ -263,8 +265,14 @@ def _check_interior(run: Check, frames: Sequence[Tensor], tol: float, nan_start:
     if nan_start:
         start_at_nan(run.session)
     results = run_stream(run.session, frames, run.dims)
+    first, context = [run.warmup] * len(run.outputs), "NaN start" if nan_start else "zero start"
     run.surround(frames, run.margin(), run.margin(), run.seed + 21)
-    return run.compare(results, [run.warmup] * len(run.outputs), tol, "NaN start" if nan_start else "zero start")
+    if tol < max(run.compare(results, first, math.inf, context)) < 100 * tol:
+        # An untouched network in float32 has rounding errors of its own: in X3D with random weights, over 1e-4.
+        run.untouched.double()
+        run.precise = True
+        run.surround(frames, run.margin(), run.margin(), run.seed + 21)
+    return run.compare(results, first, tol, context)
 
 
 def _check_from_first_frame(run: Check, frames: Sequence[Tensor], tol: float) -> tuple[float, ...]:

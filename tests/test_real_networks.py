@@ -21,6 +21,17 @@ def test_small(name: str) -> None:
     assert bool(facts.recomputed) == (row.expect == "recompute"), f"falls back: {facts.recomputed}"
 
 
+@pytest.mark.parametrize("name", [n for n, row in REAL.items() if row.expect != "recompute"])
+def test_four_dims_at_one_frame_per_step(name: str) -> None:
+    import co3d_compile
+
+    entry = REAL[name].entry(small=True)
+    compiled = co3d_compile.compile(entry.build(), entry.examples(), **entry.options)
+    if all(spec.frames_per_step <= 1 for spec in compiled.info.inputs):
+        graph = compiled.program.graph
+        assert max(n.meta["val"].dim() for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)) <= 4
+
+
 @pytest.mark.slow  # the others at full size: benchmarks/networks_table.py, docs/networks.md
 @pytest.mark.parametrize("name", ["x3d_s", "slow_r50", "r3d_18"])
 def test_full_size(name: str) -> None:
