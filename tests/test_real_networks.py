@@ -21,15 +21,14 @@ def test_small(name: str) -> None:
     assert bool(facts.recomputed) == (row.expect == "recompute"), f"falls back: {facts.recomputed}"
 
 
-@pytest.mark.parametrize("name", [n for n, row in REAL.items() if row.expect != "recompute"])
+@pytest.mark.parametrize("name", ["x3d_s", "slow_r50", "i3d_r50-stride1", "mc3_18"])
 def test_four_dims_at_one_frame_per_step(name: str) -> None:
     import co3d_compile
 
     entry = REAL[name].entry(small=True)
     compiled = co3d_compile.compile(entry.build(), entry.examples(), **entry.options)
-    if all(spec.frames_per_step <= 1 for spec in compiled.info.inputs):
-        graph = compiled.program.graph
-        assert max(n.meta["val"].dim() for n in graph.nodes if isinstance(n.meta.get("val"), Tensor)) <= 4
+    values = [n.meta.get("val") for n in compiled.program.graph.nodes]
+    assert max(v.dim() for v in values if isinstance(v, Tensor)) <= 4
 
 
 @pytest.mark.slow  # the others at full size: benchmarks/networks_table.py, docs/networks.md
