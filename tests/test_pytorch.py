@@ -245,14 +245,16 @@ def test_aot_inductor(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
 @pytest.mark.parametrize("row", ROWS)
-def test_executorch(row: str) -> None:
+def test_executorch(row: str, tmp_path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
     compiled = compiled_row(row)
     edge = to_edge_transform_and_lower(compiled.to_exported_program(batch=1), partitioner=[XnnpackPartitioner()])
-    method = Runtime.get().load_program(edge.to_executorch().buffer).load_method("forward")
+    (tmp_path / "step.pte").write_bytes(edge.to_executorch().buffer)
+    program = Runtime.get().load_program(tmp_path / "step.pte")  # a method does not keep its program alive
+    method = program.load_method("forward")
     steps = frames_of(compiled, 1, compiled.info.warmup_steps + 4)
 
     def own(values: Any) -> tuple[Tensor, ...]:
