@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from co3d_compile.errors import OutputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
     from co3d_compile.load import Loaded
+    from co3d_compile.verify import Verification
 
 EPILOG = f"""\b
 Examples:
@@ -42,6 +44,8 @@ Examples:
   A model from code, with its weights:
     co3d-compile pytorchvideo.models.hub:x3d_s -o x3d_s.onnx \\
         --kwargs '{{"pretrained": false}}' --weights X3D_S.pyth --shape 1x3x13x160x160
+  The step as a torch.export program, for AOTInductor or ExecuTorch:
+    co3d-compile model.pt2 -o step.pt2
   Trained on 16 frames, run with a memory of 64:
     co3d-compile model.pt2 -o model.onnx --window 64
   With all that co3d run needs to know:
@@ -59,7 +63,7 @@ Examples:
     required=True,
     group=OUTPUT,
     metavar="OUT.onnx",
-    help="The file to write. It appears whole, once verified, or not at all.",
+    help="The file to write; OUT.pt2: as a torch.export program. It appears whole, once verified, or not at all.",
 )
 @model_options
 @option(
@@ -184,10 +188,9 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
         if preprocess or labels:
             compiled.describe(preprocess, labels)
         with output.writing() as file:
-            progress("write")
-            compiled.save(file)
+            write = _write_step if path.suffix == ".pt2" else _write
+            result = write(file, compiled, None if no_verify else loaded, progress)
             file_bytes = size(file)
-            result = None if no_verify else _verify(file, loaded, progress)
             written = result is None or result["passed"] or keep
             if written:
                 output.put(file)
@@ -213,7 +216,32 @@ def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any
     return co3d.compile(loaded.program, loaded.example_inputs, time_dim=time_dim, progress=progress, **options)
 
 
-def _verify(file: Path, loaded: Loaded, progress: Progress) -> dict[str, Any]:
+def _write(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> dict[str, Any] | None:
+    """Writes the ONNX file, and verifies it unless there is nothing to compare with."""
+    progress("write")
+    compiled.save(file)
+    if loaded is None:
+        return None
+    result: dict[str, Any] = _verify(file, loaded, progress).to_dict()
+    return result
+
+
+def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> dict[str, Any] | None:
+    """Writes the torch.export archive. Verified is the ONNX file of the same step, and that both agree."""
+    progress("write")
+    compiled.save_exported_program(file)
+    if loaded is None:
+        return None
+    from co3d_compile.beside import verify_step
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model.onnx")
+        compiled.save(model)
+        result: dict[str, Any] = verify_step(file, model, _verify(model, loaded, progress)).to_dict()
+    return result
+
+
+def _verify(file: Path, loaded: Loaded, progress: Progress) -> Verification:
     from co3d_compile.verify import verify
 
     progress("verify")
@@ -221,8 +249,7 @@ def _verify(file: Path, loaded: Loaded, progress: Progress) -> dict[str, Any]:
     def forward(_: str, done: int, total: int) -> None:
         progress("verify", done, total)
 
-    result: dict[str, Any] = verify(file, loaded.program, loaded.example_inputs, progress=forward).to_dict()
-    return result
+    return verify(file, loaded.program, loaded.example_inputs, progress=forward)
 
 
 def _check_dump(folder: Path | None) -> None:

@@ -8,7 +8,7 @@ import click
 
 from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
 
-COMMANDS = {"run": "run", "inspect": "inspect", "verify": "verify", "doctor": "doctor"}
+COMMANDS = {"run": "run", "inspect": "inspect", "verify": "verify", "export": "export", "doctor": "doctor"}
 
 
 class LazyGroup(OneLineMain, click.Group):

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -31,6 +31,9 @@ from co3d_compile.program import Options, Program
 from co3d_compile.report import Report, details
 from co3d_compile.survey import costs, with_costs
 from co3d_compile.version import __version__
+
+if TYPE_CHECKING:
+    from co3d_compile.step_module import StepModule
 
 LARGE = 2_000_000_000  # bytes from which weights go into a file of their own (protobuf ends at 2 GiB)
 
@@ -122,6 +125,61 @@ class CompiledModel:
         from co3d_compile.page import page
 
         return page(details(self._report, self.program.survey), self.info)
+
+    def to_module(self) -> StepModule:
+        """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
+        from co3d_compile.step_module import StepModule
+
+        return StepModule(self.program, self.info)
+
+    def with_weights(self, module: StepModule) -> CompiledModel:
+        """A compiled model with the weights of a step module that was trained.
+
+        Raises:
+            UsageError: The module is of another compiled model.
+            UnsupportedError: The model was compiled with ``boundary="exact"``.
+        """
+        from co3d_compile.step_module import with_weights
+
+        program = with_weights(self.program, module)
+        model = export(program)
+        model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
+        return CompiledModel(program, model, self.info, self._report)
+
+    def to_exported_program(self, batch: int | None = None) -> ExportedProgram:
+        """The step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
+
+        Its arguments are the inputs of the ONNX file in their order: frames, ``valid`` if there is one, then one per
+        state. It returns the results, then the next state of each state.
+
+        Args:
+            batch: The number of streams, fixed; None: any number.
+
+        Raises:
+            UsageError: The model itself fixes another batch.
+        """
+        from co3d_compile.step_module import exported_program
+
+        return exported_program(self.program, batch)
+
+    def save_exported_program(self, path: str | os.PathLike[str]) -> Path:
+        """Writes :meth:`to_exported_program` as a ``.pt2`` archive, with the contract as its extra file ``co3d``.
+
+        Raises:
+            OutputError: The path cannot be written.
+        """
+        from co3d_compile.step_module import positional_contract
+
+        target = Path(path)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+                written = Path(folder) / "step.pt2"
+                extra = {metadata.METADATA_KEY: positional_contract(self.info)}
+                torch.export.save(self.to_exported_program(), written, extra_files=extra)
+                os.replace(written, target)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
+        return target
 
     def _repr_html_(self) -> str:
         return self._report.to_html()

@@ -62,6 +62,19 @@ def test_every_source_compiles_and_verifies(make: Callable[[], str], more: list[
     assert np.asarray(session.step(np.zeros((1, 3, 8, 8), np.float32))).shape == (1, 4, 8, 8)
 
 
+def test_the_step_as_a_torch_export_program() -> None:
+    from co3d_compile.beside import load_step
+
+    report = report_of(save_export(), "-o", "step.pt2")
+    assert report["verification"]["passed"]
+    assert report["file_bytes"] == Path("step.pt2").stat().st_size
+    assert files() == {"m.bin", "step.pt2"}
+    _, info = load_step("step.pt2")
+    assert info.receptive_field == 3
+    report = report_of(save_export(), "-o", "step.pt2", "--no-verify")
+    assert report["verification"] is None and report["output"] == "step.pt2"
+
+
 def test_a_model_without_time_says_so() -> None:
     report = report_of(f"{FACTORY}:still", *OUT, *SHAPE)
     assert report["state_count"] == 0
