@@ -18,6 +18,7 @@ from co3d_compile.layout import TIME
 aten = torch.ops.aten
 
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
 
@@ -38,6 +39,13 @@ class Resize:
         place = self.before.place
         return place.dim if place is not None and place.alone else -1
 
+    @property
+    def again(self) -> bool:
+        """Whether what a gate pooled is given to every entry again."""
+        after = self.after.layout
+        streams = self.before.kind is Kind.STREAM and self.after.kind is Kind.STREAM
+        return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
+
     def end(self, end: int) -> int:
         """An end that was captured, as far from the end of what is there."""
         return self.actual - (self.clip - end)
@@ -48,6 +56,9 @@ def resized(r: Resize, args: Any, kwargs: Any) -> Any:
     target: Any = r.node.target
     name = str(target)
     x, *rest = args
+    if r.again and (target in COPIES or "upsample" in name):
+        assert r.after.layout is not None
+        return x.expand(list(r.after.layout.resize(TIME, r.actual).shape))
     if target in VIEWS:
         return _view(r, x, rest[0])
     if target in (aten.slice.Tensor, aten.select.int) and (rest[0] if rest else 0) % x.dim() == r.dim:

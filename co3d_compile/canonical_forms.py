@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.canonical_broadcasts import expansion, repetition, resampling
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, operand, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, operand, overloads, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
+from co3d_compile.rules.resample import LINEAR, NEAREST
 
 aten = torch.ops.aten
 
@@ -263,6 +265,28 @@ def _index_select(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.slice.Tensor, x, dim % rank_of(x), *even))
 
 
+def _prelu(program: Program, node: Node) -> None:
+    """A slope per channel is a constant that broadcasts."""
+    x, weight = operand(node), operand(node, 1)
+    space = [1] * (rank_of(x) - 2)
+    slope = insert(program, node, aten.reshape.default, weight, [-1, *space]) if rank_of(x) > 1 else weight
+    replace(node, insert(program, node, aten._prelu_kernel.default, x, slope))
+
+
+def _moments(program: Program, node: Node) -> None:
+    """``var_mean`` and ``std_mean`` as two operators."""
+    x, dims = operand(node), argument(node, 1, "dim")
+    every = list(range(rank_of(x))) if not dims else dims
+    keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
+    spread = aten.var.correction if node.target is aten.var_mean.correction else aten.std.correction
+    for user in list(node.users):
+        if user.args[1] == 0:
+            new = insert(program, user, spread, x, every, correction=correction, keepdim=keep)
+        else:
+            new = insert(program, user, aten.mean.dim, x, every, keep)
+        replace(user, new)
+
+
 def _instance_norm(program: Program, node: Node) -> None:
     """Instance norm with running statistics is a batch norm."""
     x, weight, bias, mean, variance, use_input_stats, _, eps = node.args[:8]
@@ -295,6 +319,12 @@ REWRITES: dict[Any, Any] = {
     aten.native_group_norm.default: _native_group_norm,
     aten.addmm.default: _addmm,
     aten.instance_norm.default: _instance_norm,
+    aten.prelu.default: _prelu,
+    aten.var_mean.correction: _moments,
+    aten.std_mean.correction: _moments,
+    aten.expand.default: expansion,
+    aten.repeat.default: repetition,
+    **dict.fromkeys((o for packet in (*NEAREST, *LINEAR) for o in overloads(packet)), resampling),
 }
 
 GATHERS: dict[Any, Any] = {aten.index.Tensor: _gather, aten.index_select.default: _index_select}

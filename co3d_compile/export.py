@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from co3d_compile import onnx_composites, onnx_pointwise  # noqa: F401  (they fill TABLE)
 from co3d_compile.batch import at_another_batch, grown_dims
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.onnx_operators import TABLE
@@ -69,13 +70,23 @@ class Emitter:
         return self.values[arg]
 
     def pair(self, node: Node) -> tuple[ir.Value, ir.Value]:
-        """The two operands of a binary operator, numbers as constants of the tensor's dtype."""
-        a, b = (self.value(x) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
+        """The two operands of a binary operator in the result's dtype, numbers as constants."""
+        dtype = node.meta["val"].dtype
+        a, b = (self.cast(x, dtype) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
         return a, b
+
+    def cast(self, node: Node, dtype: torch.dtype) -> ir.Value:
+        """The value of a graph node in a dtype."""
+        value = self.value(node)
+        return value if node.meta["val"].dtype is dtype else self.op("Cast", value, to=int(self.dtype(dtype)))
 
     def scalar(self, number: Any, node: Node) -> ir.Value:
         """A number as a constant of the node's dtype."""
-        array = np.array(number, dtype=self.dtype(node.meta["val"].dtype).numpy())
+        return self.number(number, node.meta["val"].dtype)
+
+    def number(self, number: Any, dtype: torch.dtype) -> ir.Value:
+        """A number as a constant of a dtype."""
+        array = np.array(number, dtype=self.dtype(dtype).numpy())
         return self.initializer(f"number.{array.dtype}.{number}", array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:

@@ -129,7 +129,7 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
-        if torch.Tag.pointwise in getattr(n.target, "tags", ()):
+        if torch.Tag.pointwise in getattr(n.target, "tags", ()) or _beside(n, claim):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
@@ -265,6 +265,13 @@ class LongClip(Interpreter):
         if clip == actual and n.target not in VIEWS:
             return n.target(*args, **kwargs)  # type: ignore[operator]
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
+
+
+def _beside(n: Node, claim: Claim) -> bool:
+    """Whether it concatenates tensors over another dim than time."""
+    if n.target is not aten.cat.default or claim.place is None:
+        return False
+    return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim  # type: ignore[operator]
 
 
 def _banded(mask: Tensor, entries: int) -> Tensor:

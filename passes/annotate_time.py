@@ -70,6 +70,8 @@ class AnnotateTime(Pass):
         common = math.gcd(*(t for _, t in timed))
         first = timed[0][1]
         window = program.options.window or first
+        spec = timed[0][0]
+        pooled = (len(spec.shape) - spec.time_dim, first, window)  # type: ignore[operator]
         if program.options.stride_mode == "dense" and len({t for _, t in timed}) > 1:
             raise UsageError(
                 "stride_mode='dense' has no meaning for inputs at several rates.", hint="Use stride_mode='step'."
@@ -90,6 +92,7 @@ class AnnotateTime(Pass):
                 dense=program.options.stride_mode == "dense",
                 end=Fraction(0) if program.options.boundary == "exact" else None,
                 per_entry=spec.time_dim is None,
+                pooled=pooled if spec.time_dim is None else None,
             )
 
     def _fact(self, program: Program, node: Node, gates: frozenset[str]) -> tuple[Fact, str | None]:
