@@ -276,7 +276,7 @@ def _prelu(program: Program, node: Node) -> None:
 def _moments(program: Program, node: Node) -> None:
     """``var_mean`` and ``std_mean`` as two operators."""
     x, dims = operand(node), argument(node, 1, "dim")
-    every = list(range(rank_of(x))) if not dims else dims
+    every = dims or list(range(rank_of(x)))
     keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
     spread = aten.var.correction if node.target is aten.var_mean.correction else aten.std.correction
     for user in list(node.users):

@@ -241,7 +241,7 @@ def export(program: Program) -> ir.Model:
     valid = [program.valid] if program.valid is not None else []
     names = [i.name for i in program.inputs] + valid + [s.input for s in program.states]
     for node, name in zip(program.placeholders(), names, strict=True):
-        shape = ["N", *node.meta["val"].shape[1:]]
+        shape = program.shape(["N", *node.meta["val"].shape[1:]])
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
         emitter.values[node] = value
         inputs.append(value)
@@ -284,7 +284,7 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.V
             value = emitter.op("Identity", value)
         value.name = name
         value.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
-        value.shape = ir.Shape(shape)
+        value.shape = ir.Shape(program.shape(shape))
         results.append(value)
     return results
 
