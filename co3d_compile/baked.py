@@ -141,17 +141,22 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
         shape = [b if b != 1 else a for a, b in zip(base.shape[base.dim() - new.dim() :], new.shape, strict=True)]
         return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
-    if place is None or not place.alone:
-        return n.target(*args)  # type: ignore[operator]
     selects = n.target is aten.select_scatter.default
-    there = place.dim - (1 if selects and dim < place.dim else 0)
     old_base, old_new = (a.meta["val"].shape for a in n.args[:2])  # type: ignore[union-attr]
-    more = base.shape[place.dim] - old_base[place.dim], new.shape[there] - old_new[there]
+    if place is not None:
+        time = place.dim if place.alone else None
+    else:  # a write into a slice that is written back: the dim that is longer than in the clip
+        behind = [d + (selects and d >= dim) for d in range(new.dim()) if new.shape[d] != old_new[d]]
+        time = next(iter([d for d in range(base.dim()) if base.shape[d] != old_base[d]] + behind), None)
+    if time is None:
+        return n.target(*args)  # type: ignore[operator]
+    there = time - (1 if selects and dim < time else 0)
+    more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
     if more[0] < more[1]:
-        base = _grown(base, place.dim, more[1])
-    elif dim != place.dim and more[1] < more[0]:
+        base = _grown(base, time, more[1])
+    elif dim != time and more[1] < more[0]:
         new = _grown(new, there, more[0])
-    if not selects and dim == place.dim:
+    if not selects and dim == time:
         start, stop, _ = slice(*rest[:2]).indices(old_base[dim])
         if more[1] == 0 and stop == old_base[dim]:
             start += more[0]

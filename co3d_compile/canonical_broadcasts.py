@@ -7,9 +7,10 @@ from torch.fx import Node
 
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import operand, rank_of, shape_of
+from co3d_compile.rules.base import operand, rank_of, shape_of, spread
 
 aten = torch.ops.aten
+UNROLLED = 64  # places of a kernel up to which each is a slice
 
 
 def expansion(program: Program, node: Node) -> None:
@@ -48,3 +49,36 @@ def resampling(program: Program, node: Node) -> None:
     new = insert(program, node, aten.expand.default, x, list(shape_of(node)))
     replace(node, new)
     expansion(program, new)
+
+
+def unfolding(program: Program, node: Node) -> None:
+    """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side."""
+    x, size, step = operand(node), int(node.args[2]), int(node.args[3])  # type: ignore[arg-type]
+    if rank_of(x) == 0 or size > UNROLLED:
+        return
+    dim = int(node.args[1]) % rank_of(x)  # type: ignore[arg-type]
+    span = (shape_of(node)[dim] - 1) * step + 1
+    parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + span, step) for i in range(size)]
+    parts = [insert(program, node, aten.unsqueeze.default, part, rank_of(x)) for part in parts]
+    replace(node, insert(program, node, aten.cat.default, parts, rank_of(x)))
+
+
+def columns(program: Program, node: Node) -> None:
+    """``nn.Unfold``: the places of the kernel are strided slices side by side."""
+    x = operand(node)
+    kernel, dilation, padding, stride = (spread(v, 2) for v in node.args[1:5])
+    if rank_of(x) != 4 or kernel[0] * kernel[1] > UNROLLED:
+        return
+    flat = [padding[1], padding[1], padding[0], padding[0]]
+    padded = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
+    sizes = [(shape_of(padded)[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)]
+    parts = []
+    for place in range(kernel[0] * kernel[1]):
+        part = padded
+        for a, i in enumerate((place // kernel[1], place % kernel[1])):
+            first = i * dilation[a]
+            end = first + (sizes[a] - 1) * stride[a] + 1
+            part = insert(program, node, aten.slice.Tensor, part, 2 + a, first, end, stride[a])
+        parts.append(insert(program, node, aten.unsqueeze.default, part, 2))
+    whole = insert(program, node, aten.cat.default, parts, 2)
+    replace(node, insert(program, node, aten.reshape.default, whole, list(shape_of(node))))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.canonical_broadcasts import expansion, repetition, resampling
+from co3d_compile.canonical_broadcasts import columns, expansion, repetition, resampling, unfolding
+from co3d_compile.canonical_writes import reading, writing
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
 from co3d_compile.rules.base import argument, operand, overloads, rank_of, shape_of, spread
@@ -195,32 +196,6 @@ def _split(program: Program, node: Node) -> None:
         replace(user, new)
 
 
-def _slice_scatter(program: Program, node: Node) -> None:
-    """A slice written into a tensor: what is before it, it, and what is behind it."""
-    base, source = operand(node), operand(node, 1)
-    if node.target is aten.select_scatter.default:
-        dim = argument(node, 2, "dim") % rank_of(base)
-        start = argument(node, 3, "index") % shape_of(base)[dim]
-        end, step = start + 1, 1
-        source = insert(program, node, aten.unsqueeze.default, source, dim)
-    else:
-        dim = argument(node, 2, "dim", 0) % rank_of(base)
-        size = shape_of(base)[dim]
-        start, end = argument(node, 3, "start"), argument(node, 4, "end")
-        step = argument(node, 5, "step", 1)
-        start = 0 if start is None else max(0, start + size if start < 0 else start)
-        end = size if end is None else min(size, end + size if end < 0 else end)
-    if step != 1:
-        return
-    size = shape_of(base)[dim]
-    parts = [source]
-    if start > 0:
-        parts.insert(0, insert(program, node, aten.slice.Tensor, base, dim, 0, start))
-    if end < size:
-        parts.append(insert(program, node, aten.slice.Tensor, base, dim, end, size))
-    replace(node, parts[0] if len(parts) == 1 else insert(program, node, aten.cat.default, parts, dim))
-
-
 def _copy(program: Program, node: Node) -> None:
     """``copy(a, b)`` is b in the shape and dtype of a."""
     source = operand(node, 1)
@@ -308,8 +283,9 @@ REWRITES: dict[Any, Any] = {
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
     aten.unbind.int: _split,
-    aten.slice_scatter.default: _slice_scatter,
-    aten.select_scatter.default: _slice_scatter,
+    aten.slice_scatter.default: writing,
+    aten.select_scatter.default: writing,
+    aten.slice.Tensor: reading,
     aten.copy.default: _copy,
     aten.convolution.default: _convolution,
     aten.conv1d.padding: _same_padding,
@@ -324,6 +300,8 @@ REWRITES: dict[Any, Any] = {
     aten.std_mean.correction: _moments,
     aten.expand.default: expansion,
     aten.repeat.default: repetition,
+    aten.unfold.default: unfolding,
+    aten.im2col.default: columns,
     **dict.fromkeys((o for packet in (*NEAREST, *LINEAR) for o in overloads(packet)), resampling),
 }
 

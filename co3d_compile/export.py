@@ -62,6 +62,14 @@ class Emitter:
         self.nodes.append(node)
         return node.outputs[0]
 
+    def outputs_of(self, first: ir.Value) -> list[ir.Value]:
+        """All outputs of an ONNX operator with several, named and typed."""
+        producer = first.producer()
+        assert producer is not None
+        for i, value in enumerate(producer.outputs):
+            value.name = f"{producer.name}.out{i or ''}"
+        return list(producer.outputs)
+
     def value(self, arg: Any) -> ir.Value:
         """The ONNX value of a graph node."""
         if arg not in self.values:

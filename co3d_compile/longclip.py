@@ -25,6 +25,7 @@ from co3d_compile.facts import Kind
 from co3d_compile.program import Program, module_path, operator_name
 
 aten = torch.ops.aten
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default}
 
 
@@ -107,6 +108,8 @@ class LongClip(Interpreter):
         return value
 
     def _call(self, n: Node, args: Any, kwargs: Any) -> Any:
+        if n.target in EMPTY:  # to be written over: what it holds must not matter
+            return torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
         kinds = {type(v) for v in pytree.tree_leaves((args, kwargs))}
         claim = self._claim(n)
         if not kinds & {Stream, Windows, Entries}:
@@ -257,6 +260,9 @@ class LongClip(Interpreter):
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         before = self._claim(source) if isinstance(source, Node) else NOTHING
         x = args[0]
+        if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
+            sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)
+            return x.expand([new if old == 1 else old for new, old in zip(args[1], sizes, strict=True)])
         if n.target in SCATTERS or n.target is aten.copy.default:
             return scatter(n, self._claim(n), args)
         if before.place is None or not isinstance(x, Tensor):

@@ -161,6 +161,25 @@ def _cumsum(e: Emitter, node: Node) -> ir.Value:
     return e.op("CumSum", e.cast(operand(node), node.meta["val"].dtype), e.int_scalar(node.args[1]))
 
 
+@translates(aten.topk.default, aten.sort.default, aten.sort.stable, aten.median.dim, aten.kthvalue.default)
+def _sorted(e: Emitter, node: Node) -> list[ir.Value] | None:
+    """Values and indices in order; the median is the lower one of two in the middle."""
+    x, name = operand(node), str(node.target).split(".")[1]
+    at = {"topk": 2, "sort": 2 if "stable" in str(node.target) else 1, "median": 1, "kthvalue": 2}[name]
+    dim = argument(node, at, "dim", -1) % rank_of(x)
+    size = shape_of(x)[dim]
+    if name in ("topk", "sort"):
+        count = int(argument(node, 1, "k")) if name == "topk" else size
+        largest = bool(argument(node, at + 1, "largest" if name == "topk" else "descending", name == "topk"))
+        first = e.op("TopK", e.value(x), e.ints([count]), outputs=2, axis=dim, largest=int(largest))
+        return e.outputs_of(first)
+    last = (size + 1) // 2 if name == "median" else int(argument(node, 1, "k"))
+    keep = bool(argument(node, at + 1, "keepdim", False))
+    first = e.op("TopK", e.value(x), e.ints([last]), outputs=2, axis=dim, largest=0)
+    index = e.ints([last - 1]) if keep else e.int_scalar(last - 1)
+    return [e.op("Gather", value, index, axis=dim) for value in e.outputs_of(first)]
+
+
 # --- moving entries about
 
 

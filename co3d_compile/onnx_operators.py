@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from co3d_compile.export import Emitter
 
 aten = torch.ops.aten
-Translation = Callable[["Emitter", Node], "ir.Value | None"]
+Translation = Callable[["Emitter", Node], "ir.Value | list[ir.Value] | None"]
 TABLE: dict[Any, Translation] = {}
 
 REDUCE = {
