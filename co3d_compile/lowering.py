@@ -88,6 +88,20 @@ class Lowering(StepOperators):
         """Entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
+    def whole_entry(self, node: Node, i: int) -> Node:
+        """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        new = self.entry(node, i)
+        return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
+
+    def without_time(self, node: Node, x: Node) -> Node:
+        """An entry of a node's output, computed with a dim of one where time is alone, without it."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        alone = place is not None and place.alone and layout is not None and len(self.sizes(x)) == layout.rank
+        return self.call(aten.squeeze.dim, x, place.dim) if alone and place is not None else x
+
     def aged(self, node: Node, i: int) -> Aged:
         """Entry ``i`` as what was computed in this step or an earlier one."""
         entries = self.streams[node]

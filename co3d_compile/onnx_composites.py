@@ -180,6 +180,25 @@ def _sorted(e: Emitter, node: Node) -> list[ir.Value] | None:
     return [e.op("Gather", value, index, axis=dim) for value in e.outputs_of(first)]
 
 
+@translates(aten.cummax.default, aten.cummin.default, aten.cumprod.default)
+def _running(e: Emitter, node: Node) -> list[ir.Value] | ir.Value | None:
+    """The largest, least or product of all up to each, by doubling: the last 2, 4, 8, … of them."""
+    x, name = operand(node), str(node.target).split(".")[1]
+    several = name != "cumprod"
+    if several and any(u.args[1] != 0 for u in node.users):
+        return None
+    dim = int(node.args[1]) % rank_of(x)  # type: ignore[arg-type]
+    value, size, step = e.cast(x, (node.meta["val"][0] if several else node.meta["val"]).dtype), shape_of(x)[dim], 1
+    while step < size:
+        first, rest, before = (
+            e.op("Slice", value, e.ints([a]), e.ints([b]), e.ints([dim]))
+            for a, b in ((0, step), (step, size), (0, size - step))
+        )
+        joined = e.op({"cummax": "Max", "cummin": "Min", "cumprod": "Mul"}[name], rest, before)
+        value, step = e.op("Concat", first, joined, axis=dim), 2 * step
+    return [value, value] if several else value
+
+
 # --- moving entries about
 
 

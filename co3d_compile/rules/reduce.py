@@ -223,7 +223,6 @@ class Norm(Rule):
     aten.cumprod.default,
     aten.flip.default,
     aten.roll.default,
-    aten.sort,
     aten.glu.default,
 )
 class AlongDims(Rule):

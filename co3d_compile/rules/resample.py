@@ -136,3 +136,15 @@ class PixelShuffle(Rule):
         for d in range(out.rank - 3, out.rank):
             out = out.replace(d, [Axis("", shape_of(node)[d])])
         return out
+
+
+@register(aten.grid_sampler_2d.default)
+class GridSample(Rule):
+    """Sampling of images at given places: each image of the batch by itself."""
+
+    def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
+        return [(operand(node), [1, 2, 3]), (operand(node, 1), [1, 2, 3])]
+
+    def layout(self, node: Node) -> Layout:
+        x, shape = known(operand(node)), shape_of(node)
+        return x.replace(2, [Axis("", shape[2])]).replace(3, [Axis("", shape[3])])
