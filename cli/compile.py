@@ -166,8 +166,7 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
     result = report["verification"]
     if result is not None and not result["passed"]:
         raise VerificationError(
-            f"The compiled model differs from {model}: relative error {result['relative_error']:.1e}, "
-            f"at most {result['tolerance']:.0e} is right, worst at {result['worst']}.",
+            f"The compiled model differs from {model}: {result['reason']}",
             hint=f"{output} was kept as told." if report["output"] else f"{output} was not written; --keep would.",
         )
 

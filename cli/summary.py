@@ -128,7 +128,7 @@ def verification(result: Report | None) -> Text:
     steps = f"over {plural(result['steps'], 'step')}"
     if result["passed"]:
         return Text.assemble(("passed", "green"), f", {how} {steps}")
-    return Text.assemble(("FAILED", "bold red"), f", {how} {steps}, worst at {result['worst']}")
+    return Text.assemble(("FAILED", "bold red"), f" {steps}: {result['reason']}")
 
 
 def shape_text(shape: list[int | str]) -> str:

@@ -67,7 +67,4 @@ def command(compiled: Path, against: str, as_json: bool, verbose: int, **options
         table.add_row("Verification", verification(result))
         console_for(stdout()).print(table)
     if not result["passed"]:
-        raise VerificationError(
-            f"{compiled} differs from {against}: relative error {result['relative_error']:.1e}, "
-            f"worst at {result['worst']}."
-        )
+        raise VerificationError(f"{compiled} differs from {against}: {result['reason']}")

@@ -18,6 +18,7 @@ from co3d_compile.layout import TIME
 aten = torch.ops.aten
 
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
 
@@ -38,6 +39,13 @@ class Resize:
         place = self.before.place
         return place.dim if place is not None and place.alone else -1
 
+    @property
+    def again(self) -> bool:
+        """Whether what a gate pooled is given to every entry again."""
+        after = self.after.layout
+        streams = self.before.kind is Kind.STREAM and self.after.kind is Kind.STREAM
+        return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
+
     def end(self, end: int) -> int:
         """An end that was captured, as far from the end of what is there."""
         return self.actual - (self.clip - end)
@@ -48,6 +56,9 @@ def resized(r: Resize, args: Any, kwargs: Any) -> Any:
     target: Any = r.node.target
     name = str(target)
     x, *rest = args
+    if r.again and (target in COPIES or "upsample" in name):
+        assert r.after.layout is not None
+        return x.expand(list(r.after.layout.resize(TIME, r.actual).shape))
     if target in VIEWS:
         return _view(r, x, rest[0])
     if target in (aten.slice.Tensor, aten.select.int) and (rest[0] if rest else 0) % x.dim() == r.dim:
@@ -130,17 +141,22 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
         shape = [b if b != 1 else a for a, b in zip(base.shape[base.dim() - new.dim() :], new.shape, strict=True)]
         return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
-    if place is None or not place.alone:
-        return n.target(*args)  # type: ignore[operator]
     selects = n.target is aten.select_scatter.default
-    there = place.dim - (1 if selects and dim < place.dim else 0)
     old_base, old_new = (a.meta["val"].shape for a in n.args[:2])  # type: ignore[union-attr]
-    more = base.shape[place.dim] - old_base[place.dim], new.shape[there] - old_new[there]
+    if place is not None:
+        time = place.dim if place.alone else None
+    else:  # a write into a slice that is written back: the dim that is longer than in the clip
+        behind = [d + (selects and d >= dim) for d in range(new.dim()) if new.shape[d] != old_new[d]]
+        time = next(iter([d for d in range(base.dim()) if base.shape[d] != old_base[d]] + behind), None)
+    if time is None:
+        return n.target(*args)  # type: ignore[operator]
+    there = time - (1 if selects and dim < time else 0)
+    more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
     if more[0] < more[1]:
-        base = _grown(base, place.dim, more[1])
-    elif dim != place.dim and more[1] < more[0]:
+        base = _grown(base, time, more[1])
+    elif dim != time and more[1] < more[0]:
         new = _grown(new, there, more[0])
-    if not selects and dim == place.dim:
+    if not selects and dim == time:
         start, stop, _ = slice(*rest[:2]).indices(old_base[dim])
         if more[1] == 0 and stop == old_base[dim]:
             start += more[0]

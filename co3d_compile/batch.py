@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +35,8 @@ def doubled(example_inputs: Sequence[Any]) -> tuple[Any, ...] | None:
 def at_another_batch(program: Program) -> dict[Node, Any]:
     """The fake value of each node where the batch is :data:`FACTOR` times the captured one.
 
-    An operator that fixes the batch ends it: a warning says which, and nothing is known of what follows.
+    An operator that fixes the batch ends it, and so does a graph captured for one clip in which streams are found to
+    mix: ``program.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
     """
     mode = fake_mode(program)
     values: dict[Node, Any] = {}
@@ -47,16 +50,70 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
         elif node.op == "call_function":
             try:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
-                with mode, torch.no_grad():
+                with mode, torch.no_grad(), _quiet():
                     values[node] = node.target(*args, **kwargs)
             except Exception:  # whatever a meta kernel raises for sizes that do not fit
-                rows = program.fixed_batch = program.inputs[0].shape[0]
-                program.warnings.append(
-                    f"The model fixes its batch at {rows} (at {operator_name(node.target)} in "
-                    f"{module_path(node) or 'the model'}): run it with batch={rows}."
-                )
+                _fix(program, f"at {operator_name(node.target)} in {module_path(node) or 'the model'}")
                 return {}
+    if program.inputs[0].shape[0] == 1 and _streams_mix(program, values):
+        _fix(program, "it was captured for one clip, and does not say which of its dims of size one is the batch")
+        return {}
     return values
+
+
+def _fix(program: Program, why: str) -> None:
+    rows = program.fixed_batch = program.inputs[0].shape[0]
+    program.warnings.append(f"The model fixes its batch at {rows} ({why}): run it with batch={rows}.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's log of what a meta kernel refuses: it is caught."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _streams_mix(program: Program, values: dict[Node, Any]) -> bool:
+    """Whether one step of two streams at once differs from the same step of each alone, on random numbers.
+
+    Frames and states are random, so that every path through the graph is taken.
+    """
+    generator = torch.Generator().manual_seed(0)
+    nodes = program.placeholders()
+    both = [_random((2, *n.meta["val"].shape[1:]), n.meta["val"].dtype, generator) for n in nodes]
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    try:
+        with torch.no_grad():
+            together = program.module(*both)
+            alone = [program.module(*(x[i : i + 1] for x in both)) for i in range(2)]
+    except Exception:  # an operator that takes the batch for something else may fail in any way
+        return True
+    for node, result, *each in zip(output.args[0], together, *alone, strict=True):
+        if node.op == "get_attr":
+            continue
+        dims = grown_dims(node, values)
+        if len(dims) != 1 or not _equal(result, torch.cat(each, dims[0])):
+            return True
+    return False
+
+
+def _random(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    if dtype.is_floating_point:
+        return torch.rand(shape, dtype=dtype, generator=generator)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for rounding."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    scale = b.nan_to_num(0.0, 0.0, 0.0).abs().max() if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(scale) + 1e-30, equal_nan=True)
 
 
 def grown_dims(node: Node, values: dict[Node, Any]) -> list[int]:

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.canonical_broadcasts import columns, expansion, repetition, resampling, unfolding
+from co3d_compile.canonical_writes import reading, writing
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, operand, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, operand, overloads, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
+from co3d_compile.rules.resample import LINEAR, NEAREST
 
 aten = torch.ops.aten
 
@@ -193,32 +196,6 @@ def _split(program: Program, node: Node) -> None:
         replace(user, new)
 
 
-def _slice_scatter(program: Program, node: Node) -> None:
-    """A slice written into a tensor: what is before it, it, and what is behind it."""
-    base, source = operand(node), operand(node, 1)
-    if node.target is aten.select_scatter.default:
-        dim = argument(node, 2, "dim") % rank_of(base)
-        start = argument(node, 3, "index") % shape_of(base)[dim]
-        end, step = start + 1, 1
-        source = insert(program, node, aten.unsqueeze.default, source, dim)
-    else:
-        dim = argument(node, 2, "dim", 0) % rank_of(base)
-        size = shape_of(base)[dim]
-        start, end = argument(node, 3, "start"), argument(node, 4, "end")
-        step = argument(node, 5, "step", 1)
-        start = 0 if start is None else max(0, start + size if start < 0 else start)
-        end = size if end is None else min(size, end + size if end < 0 else end)
-    if step != 1:
-        return
-    size = shape_of(base)[dim]
-    parts = [source]
-    if start > 0:
-        parts.insert(0, insert(program, node, aten.slice.Tensor, base, dim, 0, start))
-    if end < size:
-        parts.append(insert(program, node, aten.slice.Tensor, base, dim, end, size))
-    replace(node, parts[0] if len(parts) == 1 else insert(program, node, aten.cat.default, parts, dim))
-
-
 def _copy(program: Program, node: Node) -> None:
     """``copy(a, b)`` is b in the shape and dtype of a."""
     source = operand(node, 1)
@@ -263,6 +240,28 @@ def _index_select(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.slice.Tensor, x, dim % rank_of(x), *even))
 
 
+def _prelu(program: Program, node: Node) -> None:
+    """A slope per channel is a constant that broadcasts."""
+    x, weight = operand(node), operand(node, 1)
+    space = [1] * (rank_of(x) - 2)
+    slope = insert(program, node, aten.reshape.default, weight, [-1, *space]) if rank_of(x) > 1 else weight
+    replace(node, insert(program, node, aten._prelu_kernel.default, x, slope))
+
+
+def _moments(program: Program, node: Node) -> None:
+    """``var_mean`` and ``std_mean`` as two operators."""
+    x, dims = operand(node), argument(node, 1, "dim")
+    every = dims or list(range(rank_of(x)))
+    keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
+    spread = aten.var.correction if node.target is aten.var_mean.correction else aten.std.correction
+    for user in list(node.users):
+        if user.args[1] == 0:
+            new = insert(program, user, spread, x, every, correction=correction, keepdim=keep)
+        else:
+            new = insert(program, user, aten.mean.dim, x, every, keep)
+        replace(user, new)
+
+
 def _instance_norm(program: Program, node: Node) -> None:
     """Instance norm with running statistics is a batch norm."""
     x, weight, bias, mean, variance, use_input_stats, _, eps = node.args[:8]
@@ -284,8 +283,9 @@ REWRITES: dict[Any, Any] = {
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
     aten.unbind.int: _split,
-    aten.slice_scatter.default: _slice_scatter,
-    aten.select_scatter.default: _slice_scatter,
+    aten.slice_scatter.default: writing,
+    aten.select_scatter.default: writing,
+    aten.slice.Tensor: reading,
     aten.copy.default: _copy,
     aten.convolution.default: _convolution,
     aten.conv1d.padding: _same_padding,
@@ -295,6 +295,14 @@ REWRITES: dict[Any, Any] = {
     aten.native_group_norm.default: _native_group_norm,
     aten.addmm.default: _addmm,
     aten.instance_norm.default: _instance_norm,
+    aten.prelu.default: _prelu,
+    aten.var_mean.correction: _moments,
+    aten.std_mean.correction: _moments,
+    aten.expand.default: expansion,
+    aten.repeat.default: repetition,
+    aten.unfold.default: unfolding,
+    aten.im2col.default: columns,
+    **dict.fromkeys((o for packet in (*NEAREST, *LINEAR) for o in overloads(packet)), resampling),
 }
 
 GATHERS: dict[Any, Any] = {aten.index.Tensor: _gather, aten.index_select.default: _index_select}

@@ -32,6 +32,7 @@ KEEP = {
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
     aten.scaled_dot_product_attention.default,
+    aten.im2col.default,
 }
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}

@@ -286,7 +286,7 @@ def describe(program: Program) -> metadata.Contract:
     inputs = tuple(
         metadata.InputSpec(
             i.name,
-            ("N", *(int(s) for s in n.meta["val"].shape[1:])),
+            _shape(program, ["N", *(int(s) for s in n.meta["val"].shape[1:])]),
             _name(i.dtype),
             i.pulse if i.time_dim is not None else None,
             i.time_dim,
@@ -295,12 +295,20 @@ def describe(program: Program) -> metadata.Contract:
     )
     outputs = tuple(
         metadata.OutputSpec(
-            o.name, _shape(o.shape), _name(o.dtype), o.delay, o.time_dim is not None, o.time_dim, o.pulse, float(o.rate)
+            o.name,
+            _shape(program, o.shape),
+            _name(o.dtype),
+            o.delay,
+            o.time_dim is not None,
+            o.time_dim,
+            o.pulse,
+            float(o.rate),
         )
         for o in program.outputs
     )
     states = tuple(
-        metadata.StateSpec(s.input, s.output, _shape(s.shape), _name(s.dtype), s.initial, 0) for s in program.states
+        metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0)
+        for s in program.states
     )
     options = {
         k: getattr(program.options, k)
@@ -324,8 +332,8 @@ def describe(program: Program) -> metadata.Contract:
     )
 
 
-def _shape(shape: Sequence[int | str]) -> metadata.Shape:
-    return tuple("N" if isinstance(s, str) else s for s in shape)
+def _shape(program: Program, shape: Sequence[int | str]) -> metadata.Shape:
+    return tuple("N" if isinstance(s, str) else s for s in program.shape(shape))
 
 
 def _name(dtype: torch.dtype) -> str:

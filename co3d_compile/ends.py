@@ -175,9 +175,11 @@ class Ends:
         """A result per step that stays what it was when the last entry had come."""
         facts = [f for f in facts if f.end is not None]
         place = layout.batch if layout is not None else None
-        if not facts or place is None or place.dim or place.outer > 1 or self.low.sizes(result)[0] != self.low.batch:
+        if not facts or (place is not None and (place.dim or place.outer > 1)):
             return result
-        fact = max(facts, key=flush_steps)
+        if self.low.sizes(result)[:1] != [self.low.batch]:  # where nothing is known, the batch is in front
+            return result
+        fact = min(facts, key=flush_steps)  # windows that meet are for one clip
         return self._hold([result], fact, int(fact.pulse) - 1)[0]
 
     # --- means

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from co3d_compile import onnx_composites, onnx_pointwise  # noqa: F401  (they fill TABLE)
 from co3d_compile.batch import at_another_batch, grown_dims
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.onnx_operators import TABLE
@@ -61,6 +62,14 @@ class Emitter:
         self.nodes.append(node)
         return node.outputs[0]
 
+    def outputs_of(self, first: ir.Value) -> list[ir.Value]:
+        """All outputs of an ONNX operator with several, named and typed."""
+        producer = first.producer()
+        assert producer is not None
+        for i, value in enumerate(producer.outputs):
+            value.name = f"{producer.name}.out{i or ''}"
+        return list(producer.outputs)
+
     def value(self, arg: Any) -> ir.Value:
         """The ONNX value of a graph node."""
         if arg not in self.values:
@@ -69,13 +78,23 @@ class Emitter:
         return self.values[arg]
 
     def pair(self, node: Node) -> tuple[ir.Value, ir.Value]:
-        """The two operands of a binary operator, numbers as constants of the tensor's dtype."""
-        a, b = (self.value(x) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
+        """The two operands of a binary operator in the result's dtype, numbers as constants."""
+        dtype = node.meta["val"].dtype
+        a, b = (self.cast(x, dtype) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
         return a, b
+
+    def cast(self, node: Node, dtype: torch.dtype) -> ir.Value:
+        """The value of a graph node in a dtype."""
+        value = self.value(node)
+        return value if node.meta["val"].dtype is dtype else self.op("Cast", value, to=int(self.dtype(dtype)))
 
     def scalar(self, number: Any, node: Node) -> ir.Value:
         """A number as a constant of the node's dtype."""
-        array = np.array(number, dtype=self.dtype(node.meta["val"].dtype).numpy())
+        return self.number(number, node.meta["val"].dtype)
+
+    def number(self, number: Any, dtype: torch.dtype) -> ir.Value:
+        """A number as a constant of a dtype."""
+        array = np.array(number, dtype=self.dtype(dtype).numpy())
         return self.initializer(f"number.{array.dtype}.{number}", array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:
@@ -230,7 +249,7 @@ def export(program: Program) -> ir.Model:
     valid = [program.valid] if program.valid is not None else []
     names = [i.name for i in program.inputs] + valid + [s.input for s in program.states]
     for node, name in zip(program.placeholders(), names, strict=True):
-        shape = ["N", *node.meta["val"].shape[1:]]
+        shape = program.shape(["N", *node.meta["val"].shape[1:]])
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
         emitter.values[node] = value
         inputs.append(value)
@@ -273,7 +292,7 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.V
             value = emitter.op("Identity", value)
         value.name = name
         value.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
-        value.shape = ir.Shape(shape)
+        value.shape = ir.Shape(program.shape(shape))
         results.append(value)
     return results
 

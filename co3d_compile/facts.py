@@ -99,6 +99,8 @@ class Fact:
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
+        pooled: Where time was in what a gate pools, counted from the last dim, its entries in the captured clip, and
+            if the clip had ``window`` frames: what is expanded to that shape has time there again.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
     """
@@ -115,6 +117,7 @@ class Fact:
     dense: bool = False
     end: Fraction | None = None
     per_entry: bool = False
+    pooled: tuple[int, int, int] | None = None
 
     @property
     def clip(self) -> int:

@@ -25,6 +25,7 @@ from co3d_compile.facts import Kind
 from co3d_compile.program import Program, module_path, operator_name
 
 aten = torch.ops.aten
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default}
 
 
@@ -107,6 +108,8 @@ class LongClip(Interpreter):
         return value
 
     def _call(self, n: Node, args: Any, kwargs: Any) -> Any:
+        if n.target in EMPTY:  # to be written over: what it holds must not matter
+            return torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
         kinds = {type(v) for v in pytree.tree_leaves((args, kwargs))}
         claim = self._claim(n)
         if not kinds & {Stream, Windows, Entries}:
@@ -119,7 +122,7 @@ class LongClip(Interpreter):
             return self._gate(n, claim, args, kwargs)
         if Windows in kinds or (is_window(n, self.claims) if Entries not in kinds else claim.kind is Kind.WINDOW):
             return self._windows(n, args, kwargs)
-        if Entries in kinds or is_single(n, self.claims):
+        if Entries in kinds or is_single(n, self.claims) or _one_by_one(n, args):
             return self._per_entry(n, claim, args, kwargs)
         return self._stream(n, claim, args, kwargs)
 
@@ -129,11 +132,13 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
-        if torch.Tag.pointwise in getattr(n.target, "tags", ()):
+        if torch.Tag.pointwise in getattr(n.target, "tags", ()) or _beside(n, claim):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
+        if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
+            args = (_filled(n, args[0], claim.place.dim), *args[1:])
         if n.target is aten.scaled_dot_product_attention.default and len(args) > 3 and args[3] is not None:
             args = (*args[:3], _banded(args[3], args[0].shape[-2]), *args[4:])
         if is_recurrent(n):
@@ -257,6 +262,9 @@ class LongClip(Interpreter):
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         before = self._claim(source) if isinstance(source, Node) else NOTHING
         x = args[0]
+        if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
+            sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)
+            return x.expand([new if old == 1 else old for new, old in zip(args[1], sizes, strict=True)])
         if n.target in SCATTERS or n.target is aten.copy.default:
             return scatter(n, self._claim(n), args)
         if before.place is None or not isinstance(x, Tensor):
@@ -265,6 +273,36 @@ class LongClip(Interpreter):
         if clip == actual and n.target not in VIEWS:
             return n.target(*args, **kwargs)  # type: ignore[operator]
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
+
+
+def _one_by_one(n: Node, args: Any) -> bool:
+    """Whether the dim along which a gate's entries are joined is another one to the operator: channels, features."""
+    x = args[0]
+    if not isinstance(x, Stream) or x.claim.place is None or (x.claim.place.size, x.claim.length) != (1, 1):
+        return False
+    name = operator_name(n.target).removeprefix("aten.")
+    return x.claim.place.dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": x.value.dim() - 1}.get(name)
+
+
+def _beside(n: Node, claim: Claim) -> bool:
+    """Whether it concatenates tensors over another dim than time."""
+    if n.target is not aten.cat.default or claim.place is None:
+        return False
+    return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim  # type: ignore[operator]
+
+
+def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
+    """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
+    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0]]  # type: ignore[union-attr]
+    main = sizes.index(max(sizes))
+    return [
+        part
+        if i == main
+        else part.narrow(dim, 0 if i < main else part.shape[dim] - size, size)
+        if part.shape[dim] > size
+        else part
+        for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
+    ]
 
 
 def _banded(mask: Tensor, entries: int) -> Tensor:

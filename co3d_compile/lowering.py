@@ -13,7 +13,6 @@ from torch.fx import Node, map_arg
 
 from co3d_compile.builder import Slot
 from co3d_compile.ends import Ends, Start
-from co3d_compile.errors import UnsupportedError
 from co3d_compile.facts import fact_of, is_stream
 from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout, Place
 from co3d_compile.primitive import fifo, history, previous, take
@@ -89,6 +88,20 @@ class Lowering(StepOperators):
     def entry(self, node: Node, i: int) -> Node:
         """Entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
+
+    def whole_entry(self, node: Node, i: int) -> Node:
+        """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        new = self.entry(node, i)
+        return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
+
+    def without_time(self, node: Node, x: Node) -> Node:
+        """An entry of a node's output, computed with a dim of one where time is alone, without it."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        alone = place is not None and place.alone and layout is not None and len(self.sizes(x)) == layout.rank
+        return self.call(aten.squeeze.dim, x, place.dim) if alone and place is not None else x
 
     def aged(self, node: Node, i: int) -> Aged:
         """Entry ``i`` as what was computed in this step or an earlier one."""
@@ -181,13 +194,9 @@ class Lowering(StepOperators):
         order = _batch_first(place, len(shape))
         if order is not None:
             node = self.call(aten.permute.default, node, order)
+        elif place is not None and (place.dim or place.outer != 1):
+            return self._apart(node, place)
         elif shape[0] != self.batch:
-            if place is not None and (place.dim or place.outer != 1):
-                raise UnsupportedError(
-                    "The batch is folded behind other dims where a state is needed.",
-                    module_path=self.path,
-                    hint="Keep the batch in front of folded dims.",
-                )
             node = self.call(aten.reshape.default, node, [-1, self.features(node)])
 
         def restore(x: Node) -> Node:
@@ -196,6 +205,21 @@ class Lowering(StepOperators):
             return x if self.sizes(x) == shape else self.call(aten.reshape.default, x, [-1, *shape[1:]])
 
         return node, restore
+
+    def _apart(self, node: Node, place: Place) -> tuple[Node, Callable[[Node], Node]]:
+        """:meth:`batch_first` of an entry whose batch is folded behind other factors of a dim: (batch, features)."""
+        shape = self.sizes(node)
+        before, behind = shape[: place.dim], shape[place.dim + 1 :]
+        order = [len(before) + 1, *range(len(before) + 1), *range(len(before) + 2, len(shape) + 2)]
+        split = self.call(aten.reshape.default, node, [*before, place.outer, -1, place.inner, *behind])
+        first = self.call(aten.permute.default, split, order)
+
+        def restore(x: Node) -> Node:
+            x = self.call(aten.reshape.default, x, [-1, *before, place.outer, place.inner, *behind])
+            x = self.call(aten.permute.default, x, [order.index(d) for d in range(len(order))])
+            return self.call(aten.reshape.default, x, [*before, -1, *behind])
+
+        return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
     def counter(self, like: Node, pulse: int) -> Node:
         """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
@@ -256,9 +280,8 @@ class Lowering(StepOperators):
         if length == 1:
             return self.call(aten.unsqueeze.default, self.resolve(refs[0]), time.dim)
         entry = layout.entry()
-        order = _batch_first(entry.batch, entry.rank)
-        if order is not None:
-            refs = [self.call(aten.permute.default, self.resolve(r), order) for r in refs]
+        if entry.batch is not None and (entry.batch.dim or entry.batch.outer != 1):
+            refs = [self.batch_first(self.resolve(r), layout)[0] for r in refs]
         stacked = self.stacked(refs)
         axes = [a for dim in entry.dims for a in dim]
         source = [Axis(BATCH, 0), Axis(TIME, length), *[a for a in axes if a.label != BATCH]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.primitive import expand_batch
-from co3d_compile.rules.base import argument, norm_dims, operand, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, norm_dims, rank_of, shape_of, spread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,41 +17,9 @@ if TYPE_CHECKING:
     from co3d_compile.export import Emitter
 
 aten = torch.ops.aten
-Translation = Callable[["Emitter", Node], "ir.Value | None"]
+Translation = Callable[["Emitter", Node], "ir.Value | list[ir.Value] | None"]
 TABLE: dict[Any, Translation] = {}
 
-UNARY = {
-    aten.relu.default: "Relu",
-    aten.sigmoid.default: "Sigmoid",
-    aten.tanh.default: "Tanh",
-    aten.exp.default: "Exp",
-    aten.log.default: "Log",
-    aten.sqrt.default: "Sqrt",
-    aten.neg.default: "Neg",
-    aten.abs.default: "Abs",
-    aten.erf.default: "Erf",
-    aten.reciprocal.default: "Reciprocal",
-    aten.floor.default: "Floor",
-    aten.sin.default: "Sin",
-    aten.cos.default: "Cos",
-    aten.hardswish.default: "HardSwish",
-    aten.mish.default: "Mish",
-}
-BINARY = {
-    aten.mul.Tensor: "Mul",
-    aten.mul.Scalar: "Mul",
-    aten.div.Tensor: "Div",
-    aten.div.Scalar: "Div",
-    aten.maximum.default: "Max",
-    aten.minimum.default: "Min",
-    aten.pow.Tensor_Scalar: "Pow",
-    aten.pow.Tensor_Tensor: "Pow",
-    aten.matmul.default: "MatMul",
-    aten.bmm.default: "MatMul",
-    aten.mm.default: "MatMul",
-    aten.logical_and.default: "And",
-}
-COMPARE = {aten.ge.Scalar: "GreaterOrEqual", aten.lt.Scalar: "Less"}
 REDUCE = {
     aten.mean.dim: "ReduceMean",
     aten.sum.dim_IntList: "ReduceSum",
@@ -70,91 +37,6 @@ def translates(*operators: Any) -> Callable[[Translation], Translation]:
         return function
 
     return add
-
-
-@translates(*UNARY)
-def _unary(e: Emitter, node: Node) -> ir.Value:
-    return e.op(UNARY[node.target], e.value(node.args[0]))  # type: ignore[index]
-
-
-@translates(*BINARY)
-def _binary(e: Emitter, node: Node) -> ir.Value:
-    a, b = e.pair(node)
-    return e.op(BINARY[node.target], a, b)  # type: ignore[index]
-
-
-@translates(aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
-def _add(e: Emitter, node: Node) -> ir.Value:
-    a, b = e.pair(node)
-    alpha = argument(node, 2, "alpha", 1)
-    if alpha != 1:
-        b = e.op("Mul", b, e.scalar(alpha, node))
-    return e.op("Add" if "add" in str(node.target) else "Sub", a, b)
-
-
-@translates(*COMPARE)
-def _compare(e: Emitter, node: Node) -> ir.Value | None:
-    a, b = operand(node), node.args[1]
-    if a.meta["val"].dtype is not torch.int64 or not isinstance(b, int):
-        return None
-    return e.op(COMPARE[node.target], e.value(a), e.int_scalar(b))  # type: ignore[index]
-
-
-@translates(aten.where.self)
-def _where(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Where", *(e.value(x) for x in node.args))
-
-
-@translates(aten.rsub.Scalar)
-def _rsub(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Sub", e.scalar(node.args[1], node), e.value(node.args[0]))
-
-
-@translates(aten.rsqrt.default)
-def _rsqrt(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Reciprocal", e.op("Sqrt", e.value(node.args[0])))
-
-
-@translates(aten.silu.default)
-def _silu(e: Emitter, node: Node) -> ir.Value:
-    x = e.value(node.args[0])
-    return e.op("Mul", x, e.op("Sigmoid", x))
-
-
-@translates(aten.gelu.default)
-def _gelu(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Gelu", e.value(node.args[0]), approximate=node.kwargs.get("approximate", "none"))
-
-
-@translates(aten.hardsigmoid.default)
-def _hardsigmoid(e: Emitter, node: Node) -> ir.Value:
-    return e.op("HardSigmoid", e.value(node.args[0]), alpha=1 / 6, beta=0.5)
-
-
-@translates(aten.leaky_relu.default)
-def _leaky_relu(e: Emitter, node: Node) -> ir.Value:
-    return e.op("LeakyRelu", e.value(node.args[0]), alpha=float(argument(node, 1, "negative_slope", 0.01)))
-
-
-@translates(aten.elu.default)
-def _elu(e: Emitter, node: Node) -> ir.Value | None:
-    if argument(node, 2, "scale", 1) != 1 or argument(node, 3, "input_scale", 1) != 1:
-        return None
-    return e.op("Elu", e.value(node.args[0]), alpha=float(argument(node, 1, "alpha", 1.0)))
-
-
-@translates(
-    aten.clamp.default, aten.hardtanh.default, aten.relu6.default, aten.clamp_min.default, aten.clamp_max.default
-)
-def _clamp(e: Emitter, node: Node) -> ir.Value:
-    defaults = {aten.hardtanh.default: (-1.0, 1.0), aten.relu6.default: (0.0, 6.0)}.get(node.target, (None, None))  # type: ignore
-    low, high = argument(node, 1, "min", defaults[0]), argument(node, 2, "max", defaults[1])
-    if node.target is aten.clamp_max.default:
-        low, high = None, node.args[1]
-    if node.target is aten.hardtanh.default:
-        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-    bounds = [e.scalar(v, node) if v is not None else None for v in (low, high)]
-    return e.op("Clip", e.value(node.args[0]), *bounds)
 
 
 @translates(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -374,13 +256,3 @@ def _pad(e: Emitter, node: Node) -> ir.Value:
     pads = [(0, 0)] * (rank - len(flat) // 2) + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
     value = e.scalar(argument(node, 2, "value", 0), node)
     return e.op("Pad", e.value(node.args[0]), e.ints([a for a, _ in pads] + [b for _, b in pads]), value)
-
-
-@translates(aten._to_copy.default)
-def _cast(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Cast", e.value(node.args[0]), to=int(e.dtype(node.meta["val"].dtype)))
-
-
-def numel(node: Node) -> int:
-    """Elements in the captured clip."""
-    return math.prod(shape_of(node))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.baked import SCATTERS
 from co3d_compile.claims import Claim, claim_of, is_recurrent, is_single, is_window
 from co3d_compile.facts import Kind
 
@@ -116,9 +117,24 @@ def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Pla
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
     claim = claim_of(x, claims)
+    if n.target in SCATTERS and x is n.args[0]:
+        left = _left(n, claim)
+        return Read(x.name, claim, left[0], left[-1]) if left else Read(x.name, claim, 0, 0)
     if n.target is not aten.select.int or claim.place is None or claim_of(n, claims).kind is not Kind.STREAM:
         return Read(x.name, claim, 0, claim.length - 1)
     size = claim.place.size
     index = int(n.args[2]) % size  # type: ignore[arg-type]
     index = index if index != size - 1 else claim.length - 1
     return Read(x.name, claim, index, index)
+
+
+def _left(n: Node, claim: Claim) -> list[int]:
+    """The entries of a tensor that are still read when a slice of it has been written over."""
+    every = list(range(claim.length))
+    rank = n.meta["val"].dim()
+    dim = (n.args[2] if len(n.args) > 2 else 0) % rank  # type: ignore[operator]
+    if claim.place is None or claim.place.dim != dim or claim.length != claim.place.size:
+        return every
+    rest: Any = n.args[3:]
+    gone = every[rest[0]] if n.target is aten.select_scatter.default else every[slice(*rest[:3])]
+    return [i for i in every if i not in (gone if isinstance(gone, list) else [gone])]

@@ -147,6 +147,10 @@ class Program:
     def placeholders(self) -> list[Node]:
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
+    def shape(self, shape: Sequence[int | str]) -> list[int | str]:
+        """A shape of the step model: the batch is N, or the number that the model fixes."""
+        return [self.fixed_batch or "N" if isinstance(s, str) else s for s in shape]
+
     def record(self, node: Node, action: str) -> None:
         """Counts what was done to an operator, for the report."""
         key = (operator_name(node.target), action)

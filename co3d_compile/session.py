@@ -336,8 +336,8 @@ def _read_contract(session: Any, batch: int) -> Contract:
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
     contract = parse(text)
-    for state in contract.states:
-        fixed = state.shape[state.batch_dim]
+    rows = [state.shape[state.batch_dim] for state in contract.states]
+    for fixed in [*rows, *(spec.shape[0] for spec in contract.inputs if spec.shape)]:
         if fixed not in ("N", batch):
             raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
     check_graph(contract, session.get_inputs(), session.get_outputs(), batch)

@@ -70,6 +70,8 @@ class AnnotateTime(Pass):
         common = math.gcd(*(t for _, t in timed))
         first = timed[0][1]
         window = program.options.window or first
+        spec = timed[0][0]
+        pooled = (len(spec.shape) - spec.time_dim, first, window)  # type: ignore[operator]
         if program.options.stride_mode == "dense" and len({t for _, t in timed}) > 1:
             raise UsageError(
                 "stride_mode='dense' has no meaning for inputs at several rates.", hint="Use stride_mode='step'."
@@ -90,6 +92,7 @@ class AnnotateTime(Pass):
                 dense=program.options.stride_mode == "dense",
                 end=Fraction(0) if program.options.boundary == "exact" else None,
                 per_entry=spec.time_dim is None,
+                pooled=pooled if spec.time_dim is None else None,
             )
 
     def _fact(self, program: Program, node: Node, gates: frozenset[str]) -> tuple[Fact, str | None]:
@@ -250,19 +253,16 @@ def probe(node: Node) -> Layout | None:
         result = node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # an operator may refuse other sizes in any way it likes
         return None
-    layout = Layout.plain(node.meta["val"].shape)
-    for d, (old, new) in enumerate(zip(node.meta["val"].shape, result.shape, strict=True)):
-        if new == old * factor:
-            batch = next(
-                (
-                    f.layout.batch.size
-                    for f in map(fact_of, node.all_input_nodes)
-                    if f.layout is not None and f.layout.batch is not None
-                ),
-                1,
-            )
-            return layout.replace(d, [Axis(BATCH, batch), Axis("", old // batch)])
-    return None
+    batches = {lay.batch.size for n in node.all_input_nodes if (lay := fact_of(n).layout) is not None and lay.batch}
+    grown_dims = [
+        d for d, (old, new) in enumerate(zip(node.meta["val"].shape, result.shape, strict=True)) if old != new
+    ]
+    if len(grown_dims) != 1 or len(batches) != 1:
+        return None
+    (dim,), batch = grown_dims, batches.pop()
+    if node.meta["val"].shape[dim] != batch or result.shape[dim] != batch * factor:
+        return None  # among other factors of the dim: nobody knows where
+    return Layout.plain(node.meta["val"].shape).replace(dim, [Axis(BATCH, batch)])
 
 
 def refuse_channels(program: Program, node: Node, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from torch.fx import Node
@@ -11,11 +12,11 @@ from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.facts import fact_of, is_stream
 from co3d_compile.graph import insert_marker
 from co3d_compile.manager import Pass
-from co3d_compile.passes.delay_residuals import delay
+from co3d_compile.passes.delay_residuals import delay, meeting_windows
 from co3d_compile.primitive import history, outside, take, window
 from co3d_compile.program import Program, module_path, operator_name
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.base import EDGE
+from co3d_compile.rules.base import EDGE, operand
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.recurrent import CumulativeSum, Recurrent
 from co3d_compile.rules.resample import Upsample
@@ -125,15 +126,27 @@ class MarkEnds(Pass):
                 held = misfit(fact) if fact.single else max(0, -fact.delay)
                 if held:
                     output.replace_input_with(node, delay(program, output, node, held))
-        for marker in [n for n in program.graph.nodes if n.target is window]:
-            x = marker.args[0]
-            held = misfit(fact_of(x))
+        steps = [flush_steps(fact_of(n)) for n in output.args[0] if is_stream(n)]
+        for group in meeting_windows(program):
+            self._end_together(program, group)
+            steps.append(flush_steps(fact_of(operand(first_to_end(group)))))
+        program.flush_steps = max(steps, default=0)
+
+    def _end_together(self, program: Program, group: list[Node]) -> None:
+        """Windows whose results meet are for one clip: the one that ends first decides which clip is the last."""
+        ends = fact_of(operand(first_to_end(group)))
+        frames = misfit(ends) * ends.rate
+        for marker in group:
+            x = operand(marker)
+            held = ceil(frames / fact_of(x).rate)
             if held:
                 marker.replace_input_with(x, delay(program, marker, x, held))
                 marker.meta["newest"] += held
-        ends = [n for n in output.args[0] if is_stream(n)]
-        ends += [n.args[0] for n in program.graph.nodes if n.target is window]
-        program.flush_steps = max((flush_steps(fact_of(n)) for n in ends), default=0)
+
+
+def first_to_end(group: list[Node]) -> Node:
+    """Of windows that meet the one whose last entry comes first."""
+    return min(group, key=lambda marker: flush_steps(fact_of(operand(marker))))
 
 
 def refused(node: Node, why: str) -> UnsupportedError:

@@ -23,24 +23,26 @@ class StripTemporalPadding(Pass):
     breaks = frozenset({"canonical"})  # annotated again, the graph would lose its offsets
 
     def run(self, program: Program) -> bool:
-        modified = False
-        for node in list(program.graph.nodes):
+        found = []
+        for node in program.graph.nodes:  # all are looked at before any is changed: some look at what is behind them
             rule = rule_for(node.target)
             kernel = rule.kernel(node) if rule is not None and is_stream(node) and is_stream_input(node) else None
-            if kernel is None or (kernel.trivial and kernel.p_end == 0):
+            if rule is None or kernel is None or (kernel.trivial and kernel.p_end == 0):
                 continue
-            modified = True
-            if isinstance(rule, Concatenation):
-                new = insert_marker(program, node, shift, rule.main(node), kernel.p, like=node)
-                new.meta.update(kernel=kernel, outside=rule.outside(node), was=node.target)
+            part = rule.parts(node)[0].index(rule.main(node)) if isinstance(rule, Concatenation) else None
+            found.append((node, rule, kernel, part, rule.outside(node)))
+        for node, rule, kernel, part, outside in found:
+            if isinstance(rule, Concatenation) and part is not None:
+                new = insert_marker(program, node, shift, rule.parts(node)[0][part], kernel.p, like=node)
+                new.meta.update(kernel=kernel, outside=outside, was=node.target)
                 replace(node, new)
             else:
                 node.meta["kernel"] = kernel
-                node.meta["outside"] = rule.outside(node)  # type: ignore[union-attr]
-                rule.strip(node)  # type: ignore[union-attr]
+                node.meta["outside"] = outside
+                rule.strip(node)
             if kernel.p or kernel.p_end:
                 program.record(node, "temporal padding or crop made an offset")
-        return modified
+        return bool(found)
 
 
 def is_stream_input(node: object) -> bool:

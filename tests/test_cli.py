@@ -26,7 +26,10 @@ from co3d_compile.errors import OutputError, UnsupportedError
 
 SHAPE = ["--shape", "1x3x4x8x8"]
 OUT = ["-o", "out.onnx"]
-VERIFIED = {"passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9}
+VERIFIED = {
+    "passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9,
+    "reason": "It is larger than the file says.",
+}  # fmt: skip
 REPORT = {
     "model": "Sequential",
     "operators": 2,
@@ -171,7 +174,8 @@ def test_verification_fails(core: FakeCore, keep: bool) -> None:
     result = call(save_export(), *OUT, *["--keep"] * keep)
     assert result.exit_code == 3
     assert "FAILED" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: The compiled model differs from m.bin")
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("error: The compiled model differs from m.bin: It is larger than the file says."), error
     assert ("out.onnx" in files()) is keep
 
 

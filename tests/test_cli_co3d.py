@@ -16,7 +16,10 @@ from model_files import save_export, use_folder, write
 from co3d_compile.cli import main as group_module
 from co3d_compile.cli.main import main as group
 
-VERIFIED = {"passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9}
+VERIFIED = {
+    "passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9,
+    "reason": "It is larger than the file says.",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -110,4 +113,5 @@ def test_verify(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
     monkeypatch.setitem(sys.modules, "co3d_compile.verify", fake)  # type: ignore[arg-type]
     answer = CliRunner().invoke(group, ["verify", stateless(), "--against", save_export()])
     assert answer.exit_code == (0 if passed else 3)
-    assert ("passed" if passed else "FAILED") in answer.stdout
+    assert ("passed" if passed else "FAILED over 9 steps: It is larger than the file says.") in answer.stdout
+    assert passed or "It is larger than the file says." in answer.stderr

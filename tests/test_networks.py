@@ -45,7 +45,8 @@ def test_longer_window(name: str, window: int) -> None:
 
 BATCHES = (
     *("p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d", "tsm_resnet", "st_gcn", "stack_taps"),
-    *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame"),
+    *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame", "gate_beside-frame", "frame_by_frame"),
+    *("shift_in_place", "norms_of_frames", "attention_grouped"),
 )
 
 
@@ -54,8 +55,20 @@ def test_a_batch_of_streams(name: str) -> None:
     check(SMALL[name], batch=3)
 
 
-BOUNDARY = ("inception3d", "frames_first", "siamese", "ms_tcn", "wavenet_small", "causal_tcn", "folded_r2plus1d")
-BOUNDARY_CLIP = ("p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
+BOUNDARY = (
+    "inception3d",
+    "frames_first",
+    "siamese",
+    "ms_tcn",
+    "wavenet_small",
+    "causal_tcn",
+    "folded_r2plus1d",
+    "shift_in_place",
+    "tensor_unfold",
+    "module_unfold",
+    "written",
+)
+BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 
 
 @pytest.mark.parametrize("name", BOUNDARY)

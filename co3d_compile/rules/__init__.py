@@ -1,10 +1,10 @@
 """One file per operator family: what its operators do to time, and how one entry of their output is computed."""
 
-from co3d_compile.rules import combine, conv, matmul, pool, recurrent, reduce, resample, shape, slices
+from co3d_compile.rules import combine, conv, matmul, order, pool, recurrent, reduce, resample, shape, slices
 from co3d_compile.rules.base import RULES, Rule, register
 from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
 
-FAMILIES = (combine, conv, matmul, pool, recurrent, reduce, resample, shape, slices)
+FAMILIES = (combine, conv, matmul, order, pool, recurrent, reduce, resample, shape, slices)
 
 
 def rule_for(target: object) -> Rule | None:

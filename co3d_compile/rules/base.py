@@ -190,7 +190,9 @@ def refuse_dense(node: Node) -> None:
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:
     """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
-    return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True)
+    time = fact.layout.time if fact.layout is not None else None
+    pooled = (fact.layout.rank - time.dim, time.size, fact.length) if time is not None and time.alone else None  # type: ignore
+    return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True, pooled=pooled)
 
 
 __all__ = ["RULES", "STATIC", "Rule", "register"]

@@ -42,12 +42,16 @@ class Concatenation(Rule):
         parts, dim = self.parts(node)
         dynamic = [p for p in parts if fact_of(p).kind is not Kind.STATIC]
         others = [known(p).replace(dim, ()) for p in dynamic]
-        if any(a.label and len(d) > 1 for p in dynamic for d in [known(p).dims[dim]] for a in d):
+        own = [[a for a in known(p).dims[dim] if a != Axis(TIME, 1)] for p in dynamic]
+        if any(a.label and len(d) > 1 for d in own for a in d):
             raise LayoutLost
-        labels = {a.label for p in dynamic for a in known(p).dims[dim]} - {""}
+        labels = {a.label for d in own for a in d} - {""}
         if labels == {BATCH} and len(dynamic) == len(parts):  # a stack, as it is written without a new dim
-            batch = known(dynamic[0]).dims[dim]
-            return broadcast(others).replace(dim, [Axis("", len(parts)), *batch])
+            floating = {a for p in dynamic for a in known(p).dims[dim] if a == Axis(TIME, 1)}
+            return broadcast(others).replace(dim, [Axis("", len(parts)), *own[0], *floating])
+        if any(len(known(p).dims[dim]) > 1 for p in dynamic):
+            raise LayoutLost
+        labels |= {a.label for p in dynamic for a in known(p).dims[dim]} - {""}
         axis = Axis(labels.pop() if labels else "", shape_of(node)[dim])
         return broadcast(others).replace(dim, [axis])
 

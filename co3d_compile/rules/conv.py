@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
-from co3d_compile.layout import Axis, Layout
+from co3d_compile.layout import TIME, Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of, spread
 from co3d_compile.tap_convolution import TapConvolution, choose
 
@@ -82,7 +82,8 @@ class Convolution(Rule):
         conv = ConvArgs.of(node)
         x = known(conv.x)
         n = len(conv.kernel_size)
-        out = x.replace(x.rank - n - 1, [Axis("", shape_of(conv.weight)[0])])
+        single = [a for a in x.dims[x.rank - n - 1] if a == Axis(TIME, 1)]
+        out = x.replace(x.rank - n - 1, [*single, Axis("", shape_of(conv.weight)[0])])
         for a in range(n):
             d = x.rank - n + a
             if _slides(conv, a):
@@ -140,9 +141,10 @@ class Convolution(Rule):
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         conv = ConvArgs.of(node)
-        args: list[Any] = [low.entry(conv.x, i), low.plain(conv.weight)]
+        args: list[Any] = [low.whole_entry(conv.x, i), low.plain(conv.weight)]
         args.append(low.plain(conv.bias) if conv.bias is not None else None)
-        return low.call(node.target, *args, conv.stride, conv.padding, conv.dilation, conv.groups)
+        result = low.call(node.target, *args, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return low.without_time(node, result)
 
     def reason(self, node: Node) -> str:
         return "time is among the channels or folded into a spatial dim that the kernel slides over"

@@ -34,8 +34,11 @@ class Linear(Rule):
         return lay.replace(lay.rank - 1, [*kept, Axis("", shape_of(node)[-1])])
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
-        args = [low.entry(a, i) if is_stream(a) else low.plain(a) for a in node.args if isinstance(a, Node)]
-        return low.call(node.target, *args)
+        x = operand(node)
+        last = known(x).time is not None and known(x).time.dim == rank_of(x) - 1  # type: ignore[union-attr]
+        new = low.whole_entry(x, i) if last else low.entry(x, i)
+        result = low.call(node.target, new, *(low.plain(a) for a in node.args[1:] if isinstance(a, Node)))
+        return low.without_time(node, result) if last else result
 
     def reason(self, node: Node) -> str:
         return "sums over features into which time is folded"

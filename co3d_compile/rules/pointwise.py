@@ -121,6 +121,7 @@ register(
     aten.relu6,
     aten.clamp,
     aten.prelu.default,
+    aten._prelu_kernel.default,
     aten.softplus,
     aten.masked_fill,
 )(Pointwise)

@@ -148,7 +148,13 @@ class Norm(Rule):
             return None
         if node.target == aten.layer_norm.default and len(node.args) > 2 and node.args[2] is not None:
             return None  # weights over time: nothing that a single entry could use
+        if scope == "frame" and prod(shape_of(x)[d] for d in self._dims(node) if d != place.dim) == self._groups(node):
+            return None  # one number by itself: its mean is the number, and nothing would be left of it
         return fact_of(x)
+
+    def _groups(self, node: Node) -> int:
+        """Over how many groups of the dims it mixes an entry is normalised, each by itself."""
+        return int(argument(node, 1, "num_groups")) if node.target == aten.group_norm.default else 1
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         x = operand(node)
@@ -217,7 +223,6 @@ class Norm(Rule):
     aten.cumprod.default,
     aten.flip.default,
     aten.roll.default,
-    aten.sort,
     aten.glu.default,
 )
 class AlongDims(Rule):

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
 from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, known, operand, refuse_dense, register, shape_of
+from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of
 from co3d_compile.rules.conv import sliding_axis
 
 if TYPE_CHECKING:
@@ -104,15 +104,19 @@ class Upsample(Rule):
 
     def _space(self, node: Node, low: Lowering, x: Node, space: list[int]) -> Node:
         """The same up-sampling of one entry, over space alone."""
-        sizes = [shape_of(node)[2 + a] for a in space]
+        sizes: list[int] | None = [shape_of(node)[2 + a] for a in space]
         old = [int(s) for s in x.meta["val"].shape][2:]
         if sizes == old:
             return x
+        nearest = "nearest" in str(node.target)
+        scales = argument(node, 2 if nearest else 3, "scale_factors") if "vec" in str(node.target) else None
+        if scales is not None:  # a factor that is not whole says more than the size does
+            sizes, scales = None, [scales[a] for a in space]
         if "bicubic" in str(node.target):
-            return low.call(aten.upsample_bicubic2d.vec, x, sizes, node.args[2], None)
-        if "nearest" in str(node.target):
-            return low.call(NEAREST[len(space) - 1].vec, x, sizes, None)
-        return low.call(LINEAR[len(space) - 1].vec, x, sizes, node.args[2], None)
+            return low.call(aten.upsample_bicubic2d.vec, x, sizes, node.args[2], scales)
+        if nearest:
+            return low.call(NEAREST[len(space) - 1].vec, x, sizes, scales)
+        return low.call(LINEAR[len(space) - 1].vec, x, sizes, node.args[2], scales)
 
     def reason(self, node: Node) -> str:
         return "resamples time"
@@ -132,3 +136,15 @@ class PixelShuffle(Rule):
         for d in range(out.rank - 3, out.rank):
             out = out.replace(d, [Axis("", shape_of(node)[d])])
         return out
+
+
+@register(aten.grid_sampler_2d.default)
+class GridSample(Rule):
+    """Sampling of images at given places: each image of the batch by itself."""
+
+    def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
+        return [(operand(node), [1, 2, 3]), (operand(node, 1), [1, 2, 3])]
+
+    def layout(self, node: Node) -> Layout:
+        x, shape = known(operand(node)), shape_of(node)
+        return x.replace(2, [Axis("", shape[2])]).replace(3, [Axis("", shape[3])])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, NoExtension, combine, fact_of
-from co3d_compile.layout import BATCH, TIME, Layout, LayoutLost
+from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of
+from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.rules.base import Rule, argument, known, norm_dims, operand, rank_of, register, shape_of
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Permutation(Reshaping):
 
 @register(aten.expand.default, aten.repeat.default, aten.expand_as.default)
 class Expansion(Reshaping):
-    """Expansion of dims of size one; a single entry of time must not be expanded along time."""
+    """Expansion of dims of size one; a single entry of time must not be expanded along time, but for a gate's."""
 
     def layout(self, node: Node) -> Layout:
         x = operand(node)
@@ -106,17 +108,42 @@ class Expansion(Reshaping):
             if any(c != 1 and any(a.label for a in lay.dims[d]) for d, c in enumerate(counts)):
                 raise LayoutLost
         out = Layout((((),) * (len(shape) - lay.rank)) + lay.dims)
+        again = self.again(node)
+        if again is not None:
+            out = Layout(tuple(tuple(a for a in dim if a.label != TIME) for dim in out.dims))
+            out = out.replace(again, [Axis(TIME, shape[again])])
         for d, size in enumerate(shape):
             if out.shape[d] != size:
                 if any(a.label == TIME for a in out.dims[d]):
                     raise LayoutLost
                 labels = [a for a in out.dims[d] if a.label == BATCH]
-                out = out.replace(d, [*labels, *Layout.plain([size // out.shape[d]]).dims[0]])
+                out = out.replace(d, [*labels, Axis("", size // prod(a.size for a in labels))])
         return out
+
+    def again(self, node: Node) -> int | None:
+        """The dim along which what a gate pooled is given to every entry again."""
+        x, shape = operand(node), shape_of(node)
+        fact = fact_of(x)
+        if fact.kind is not Kind.STREAM or not fact.per_entry or fact.pooled is None or fact.clip != 1:
+            return None
+        right, clip, _ = fact.pooled
+        old = (*[1] * (len(shape) - rank_of(x)), *shape_of(x))
+        return len(shape) - right if len(shape) >= right and (old[-right], shape[-right]) == (1, clip) else None
+
+    def flow(self, node: Node) -> Fact:
+        fact = super().flow(node)
+        if self.again(node) is None or fact.pooled is None:
+            return fact
+        return replace(fact, length=fact.pooled[2])
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         x = operand(node)
         new, sizes = low.entry(x, i), known(node).entry().sizes()
+        again = self.again(node)
+        if again is not None:
+            time, lead = known(x).time, rank_of(node) - rank_of(x)
+            if again >= lead and (time is None or not time.alone):
+                new = low.call(aten.squeeze.dim, new, again - lead)
         old = [int(s) for s in new.meta["val"].shape]
         if node.target == aten.repeat.default:
             wanted = known(node).entry().shape

@@ -7,5 +7,6 @@ from .convnets import CONVNETS
 from .gated import GATED
 from .sequences import SEQUENCES
 from .slices import SLICES
+from .styles import STYLES
 
-SMALL = {entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *GATED, *SLICES)}
+SMALL = {entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *GATED, *SLICES, *STYLES)}

@@ -1,0 +1,72 @@
+"""Sorting and selecting along a dim: values and indices. Over other dims than time they stream."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.facts import Fact
+from co3d_compile.layout import Axis, Layout
+from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register
+
+if TYPE_CHECKING:
+    from co3d_compile.lowering import Lowering
+
+aten = torch.ops.aten
+DIM = {
+    aten.sort.default: 1,
+    aten.sort.stable: 2,
+    aten.topk.default: 2,
+    aten.kthvalue.default: 2,
+    aten.median.dim: 1,
+    aten.max.dim: 1,
+    aten.min.dim: 1,
+    aten.cummax.default: 1,
+    aten.cummin.default: 1,
+}
+
+
+@register(*DIM)
+class Order(Rule):
+    """Operators with two outputs, values and where they were."""
+
+    def _dim(self, node: Node) -> int:
+        return int(argument(node, DIM[node.target], "dim", -1)) % rank_of(operand(node))  # type: ignore[index]
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        return [(operand(node), [self._dim(node)])]
+
+    def layout(self, node: Node) -> Layout:
+        x, d, shape = operand(node), self._dim(node), tuple(node.meta["val"][0].shape)
+        kept = [a for a in known(x).dims[d] if a.label and a.size == 1]
+        if len(shape) == rank_of(x):
+            return known(x).replace(d, [*kept, Axis("", int(shape[d]))])
+        return known(x).replace(d, kept).remove([d])
+
+    def items(self, node: Node, fact: Fact) -> list[Fact]:
+        """The facts of both outputs."""
+        return [fact] * len(node.meta["val"])
+
+    def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
+        """Entries of both outputs."""
+        x, at = operand(node), DIM[node.target]  # type: ignore[index]
+        args: list[Any] = list(node.args)
+        dim = known(x).entry_dims()[self._dim(node)]
+        kwargs = dict(node.kwargs)
+        if len(args) > at:
+            args[at] = dim
+        else:
+            kwargs["dim"] = dim
+        results: list[list[Node]] = [[], []]
+        for i in range(low.pulse(x)):
+            both = low.call(node.target, low.entry(x, i), *args[1:], **kwargs)
+            for which, entries in enumerate(results):
+                entries.append(low.call(operator.getitem, both, which))
+        return results
+
+    def reason(self, node: Node) -> str:
+        return "selects among all entries"

@@ -1,0 +1,258 @@
+"""The same few operators in the many ways in which code bases write them: each was refused, wrong or a window once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import Entry, by_clip, long_clip, randomise
+from .gates import ScopedPool, gated
+
+_VIDEO = (1, 3, 6, 6, 6)
+_SERIES = (1, 4, 12)
+_TOKENS = (1, 8, 12)
+
+
+class Lines(nn.Module):
+    """Layers and the lines of Python that join them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self, *inputs)
+
+
+def conv(i: int = 3, o: int = 4) -> nn.Conv3d:
+    return nn.Conv3d(i, o, 3, padding=1)
+
+
+# --- gates that are copied to every entry
+
+
+class CopiedGate(nn.Module):
+    """Squeeze-and-excitation whose answer, a vector, is copied to the shape of its operand; or stands beside it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.pool, self.fc = how, nn.AdaptiveAvgPool3d(1), nn.Linear(6, 6)
+        self.across = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c = x.shape[:2]
+        gate = torch.sigmoid(self.fc(self.pool(x).flatten(1))).view(n, c, 1, 1, 1)
+        if self.how == "repeat":
+            return x * gate.repeat(1, 1, *x.shape[2:])
+        if self.how == "beside":
+            return torch.cat([x, gate.expand(-1, -1, *x.shape[2:])], 1)[:, 3:9]
+        if self.how == "across":  # ECA: a convolution over the channels of what was pooled
+            gate = self.across(self.pool(x).squeeze(-1).squeeze(-1).transpose(-1, -2)).transpose(-1, -2)
+            return x * torch.sigmoid(gate)[..., None, None].expand_as(x)
+        if self.how == "resampled":
+            gate = F.interpolate(gate, size=x.shape[2:], mode="trilinear", align_corners=False)
+            return torch.cat([x, gate], 1)[:, 3:9]
+        return x * gate.expand_as(x)
+
+    def scoped(self, window: int) -> nn.Module:
+        return _ScopedCopy(self, window)
+
+
+class _ScopedCopy(nn.Module):
+    def __init__(self, gate: CopiedGate, window: int) -> None:
+        super().__init__()
+        self.gate, self.pool = gate, ScopedPool("mean", window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pool(x)
+        if self.gate.how == "across":
+            rows = pooled.movedim(1, -1)
+            return x * torch.sigmoid(self.gate.across(rows.reshape(-1, 1, 6)).view(rows.shape).movedim(-1, 1))
+        gate = torch.sigmoid(self.gate.fc(pooled.movedim(1, -1))).movedim(-1, 1)
+        if self.gate.how in ("beside", "resampled"):
+            return torch.cat([x, gate.expand_as(x)], 1)[:, 3:9]
+        return x * gate
+
+
+HOW = ("expand_as", "repeat", "beside", "resampled", "across")
+
+
+def _copied(how: str, scope: str) -> Entry:
+    window = 1 if scope == "frame" else _VIDEO[2]
+    build = _build(lambda: nn.Sequential(conv(3, 6), CopiedGate(how), conv(6, 4)), _VIDEO)
+    return Entry(f"gate_{how}-{scope}", build, (_VIDEO,), options={"pool_scope": scope}, reference=gated(window))
+
+
+# --- what streams
+
+
+def shift_in_place(_: Any, x: Tensor) -> Tensor:
+    """TSM's shift as its authors write it: into zeros, slice by slice. (N, T, C, H, W)."""
+    out = torch.zeros_like(x)
+    out[:, :-1, :2] = x[:, 1:, :2]
+    out[:, 1:, 2:4] = x[:, :-1, 2:4]
+    out[:, :, 4:] = x[:, :, 4:]
+    return out
+
+
+def frames(m: Any, x: Tensor) -> Tensor:
+    """The layer ``net`` on each frame of (N, T, C, H, W)."""
+    y = m.net(x.flatten(0, 1))
+    return y.view(x.shape[0], -1, *y.shape[1:])
+
+
+def tokens(m: Any, x: Tensor) -> Tensor:
+    """Attention over the places of each frame: operands of rank 5."""
+    y = m.embed(x.permute(0, 2, 3, 4, 1).flatten(2, 3))
+    q, k, v = (z.unflatten(-1, (2, -1)).transpose(2, 3) for z in m.qkv(y).chunk(3, -1))
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3).mean(2)
+
+
+def choices(m: Any, x: Tensor) -> Tensor:
+    y = m.net(x)
+    both = ((y > 0) & (x.mean(1, keepdim=True) < 0)).to(y.dtype)
+    return torch.cat([torch.where(y > 0.1, y, 0.3 * y), y.masked_fill(y <= -0.2, 0.5), (y >= 0) * y, both], 1)
+
+
+def written(m: Any, x: Tensor) -> Tensor:
+    y = m.net(x)
+    y += 1
+    y[:, 0] = 0
+    y[:, :, :, 0, 0] = 1
+    return m.out(y.relu_())
+
+
+def statistics(m: Any, x: Tensor) -> Tensor:
+    y = m.net(x)
+    return torch.cat([y.std((3, 4)), torch.var_mean(y, (3, 4))[0], F.normalize(y, dim=1).amax((3, 4))], 1)
+
+
+def sampled(m: Any, x: Tensor) -> Tensor:
+    """Each frame warped by offsets made of itself."""
+    y = x.flatten(0, 1)
+    return F.grid_sample(y, m.net(y).tanh().permute(0, 2, 3, 1), align_corners=False).view(x.shape)
+
+
+def repeated_end(m: Any, x: Tensor) -> Tensor:
+    """Differences of neighbours, the last of them twice."""
+    y = m.net(x)
+    d = y[:, :, 1:] - y[:, :, :-1]
+    return m.out(torch.cat([y, torch.cat([d, d[:, :, -1:]], 2)], 1))
+
+
+_STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "slope_per_channel": (lambda: nn.Sequential(nn.Conv1d(4, 5, 3, padding=1), nn.PReLU(5)), _SERIES, 2),
+    "tensor_unfold": (
+        lambda: Lines(lambda m, x: m.fc(F.pad(x, (2, 0)).unfold(2, 3, 1).permute(0, 2, 1, 3).flatten(2)).mT,
+                      fc=nn.Linear(12, 5)), _SERIES, 2),
+    "module_unfold": (
+        lambda: Lines(lambda m, x: m.fc(F.unfold(x.unsqueeze(2), (1, 3), padding=(0, 1)).mT).mT,
+                      fc=nn.Linear(12, 5)), _SERIES, 2),
+    "circular": (
+        lambda: nn.Sequential(conv(), nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular")), _VIDEO, 2),
+    "shift_in_place": (
+        lambda: Lines(lambda m, x: frames(m, shift_in_place(m, x)), net=nn.Conv2d(8, 4, 3, padding=1)),
+        (1, 8, 8, 4, 4), 1),
+    "written": (lambda: Lines(written, net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "choices": (lambda: Lines(choices, net=conv()), _VIDEO, 2),
+    "statistics": (lambda: Lines(statistics, net=conv()), _VIDEO, 2),
+    "channels_repeated": (lambda: Lines(lambda m, x: m.out(m.net(x).repeat(1, 2, 1, 1, 1)), net=conv(), out=conv(8, 4)),
+                          _VIDEO, 2),
+    "factor_not_whole": (
+        lambda: Lines(lambda m, x: F.interpolate(m.net(x), scale_factor=(1, 1.5, 1.5)), net=conv()),
+        (1, 3, 6, 7, 7), 2),
+    "resized_frames": (
+        lambda: Lines(lambda m, x: F.interpolate(m.net(x), scale_factor=(2, 1.5, 1.5), mode="trilinear"),
+                      net=conv()), _VIDEO, 2),
+    "sorted_channels": (lambda: Lines(lambda m, x: m.out(m.net(x).sort(1)[0]), net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "best_places": (lambda: Lines(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
+    "sampled_frames": (lambda: Lines(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "repeated_end": (lambda: Lines(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
+    "tokens_of_frames": (lambda: Lines(tokens, embed=nn.Linear(3, 8), qkv=nn.Linear(8, 24)), _VIDEO, 2),
+    "norms_of_frames": (
+        lambda: Lines(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
+                                                nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))),
+        (1, 6, 3, 8, 8), 1),
+}  # fmt: skip
+
+
+def _streaming(name: str) -> Entry:
+    make, shape, dim = _STREAMS[name]
+    out = 1 if name in ("tokens_of_frames", "shift_in_place", "norms_of_frames", "sampled_frames") else 2
+    return Entry(name, _build(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
+
+
+# --- windows
+
+
+def attend(m: Any, x: Tensor, **how: Any) -> Tensor:
+    return m.out(F.scaled_dot_product_attention(*m.qkv(x).chunk(3, -1), **how))
+
+
+def grouped(m: Any, x: Tensor) -> Tensor:
+    """Four heads of queries on two of keys, another scale, a learned bias."""
+    parts = zip(m.qkv(x).split([12, 6, 6], -1), (4, 2, 2), strict=True)
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y, heads in parts)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias.weight, scale=0.4, enable_gqa=True)
+    return m.out(y.transpose(1, 2).flatten(2))
+
+
+def frame_by_frame(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames, and a recurrent layer that takes time first."""
+    y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
+    return m.out(y.permute(1, 0, 2))
+
+
+def adaptive_kernel(m: Any, x: Tensor) -> Tensor:
+    """TAM's global branch: the batch is folded into channels, and convolved with kernels made of all entries."""
+    n, c, t, h, w = x.shape
+    kernel = m.kernel(x.mean((3, 4)).view(n * c, t)).softmax(-1).view(n * c, 1, 3, 1)
+    y = F.conv2d(x.reshape(1, n * c, t, h * w), kernel, padding=(1, 0), groups=n * c)
+    return m.out(y.view(n, c, t, h, w).mean((2, 3, 4)))
+
+
+def _attention(**how: Any) -> nn.Module:
+    return Lines(lambda m, x: attend(m, x, **how), qkv=nn.Linear(12, 36), out=nn.Linear(12, 5))
+
+
+_WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "attention_of_rank_3": (_attention, _TOKENS, 1),
+    "attention_causal": (lambda: _attention(is_causal=True), _TOKENS, 1),
+    "attention_grouped": (
+        lambda: Lines(grouped, qkv=nn.Linear(12, 24), bias=nn.Linear(8, 8), out=nn.Linear(12, 5)), _TOKENS, 1),
+    "encoder_layer": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 16, batch_first=True), 1), _TOKENS, 1),
+    "median": (lambda: Lines(lambda m, x: m.out(x.median(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "highest_so_far": (lambda: Lines(lambda m, x: m.out(x.cummax(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "best_three": (lambda: Lines(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "instance_norm_1d": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Conv1d(4, 3, 1)), _SERIES, 2),
+    "frame_by_frame": (
+        lambda: Lines(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
+        _VIDEO, 2),
+    "adaptive_kernel": (
+        lambda: Lines(adaptive_kernel, kernel=nn.Linear(6, 3), out=nn.Linear(3, 2)), _VIDEO, 2),
+}  # fmt: skip
+
+
+def _windowed(name: str) -> Entry:
+    make, shape, dim = _WINDOWS[name]
+    reference = by_clip(time_dims=(dim,))
+    return Entry(name, _build(make, shape), (shape,), "recompute", time_dim=dim, reference=reference)
+
+
+def _build(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[], nn.Module]:
+    return lambda: randomise(make(), torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+
+
+STYLES = (
+    *(_copied(how, scope) for how in HOW for scope in ("frame", "window")),
+    *(_streaming(name) for name in _STREAMS),
+    *(_windowed(name) for name in _WINDOWS),
+)
