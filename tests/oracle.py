@@ -133,11 +133,21 @@ class Check:
         self.info = self.session.info
         self.pulses = pulses_of(self.session)
         self.delays = tuple(self.info.delays.values())
-        make = entry.reference or (lambda m: Reference(m, time_dims=(entry.time_dims()[0],)))
-        self.clip = LongClip(make(self.untouched), self._clip(), self.dims, entry.as_list, self._dense())
+        self.clip = self._long_clip()
         self.outputs = self.clip.reference.outputs
         assert len(self.delays) == len(self.outputs), f"{len(self.delays)} delays for {len(self.outputs)} outputs"
         self.warmup = self.info.warmup_steps or 0
+
+    def in_float64(self) -> None:
+        """From now on the untouched network computes in double precision."""
+        self.untouched.double()
+        self.precise = True
+        self.clip = self._long_clip()
+
+    def _long_clip(self) -> LongClip:
+        make = self.entry.reference or (lambda m: Reference(m, time_dims=(self.entry.time_dims()[0],)))
+        clip = [x.double() if self.precise else x for x in self._clip()]
+        return LongClip(make(self.untouched), clip, self.dims, self.entry.as_list, self._dense())
 
     def random(self, steps: int, seed: int) -> list[Tensor]:
         """So many steps of every input."""
@@ -269,8 +279,7 @@ def _check_interior(run: Check, frames: Sequence[Tensor], tol: float, nan_start:
     run.surround(frames, run.margin(), run.margin(), run.seed + 21)
     if tol < max(run.compare(results, first, math.inf, context)) < 100 * tol:
         # An untouched network in float32 has rounding errors of its own: in X3D with random weights, over 1e-4.
-        run.untouched.double()
-        run.precise = True
+        run.in_float64()
         run.surround(frames, run.margin(), run.margin(), run.seed + 21)
     return run.compare(results, first, tol, context)
 
