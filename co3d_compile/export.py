@@ -146,7 +146,7 @@ class Emitter:
             self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
             return
         translation = TABLE.get(node.target)
-        result = translation(self, node) if translation is not None else None
+        result: Any = translation(self, node) if translation is not None else None
         if result is None:
             result = self._by_torch(node)
         value = node.meta["val"]

@@ -288,7 +288,7 @@ def _beside(n: Node, claim: Claim) -> bool:
     """Whether it concatenates tensors over another dim than time."""
     if n.target is not aten.cat.default or claim.place is None:
         return False
-    return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim  # type: ignore[operator]
+    return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim
 
 
 def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:

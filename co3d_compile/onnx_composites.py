@@ -263,7 +263,7 @@ def _resize(e: Emitter, node: Node) -> ir.Value | None:
     if factors is None and all(b % a == 0 for a, b in zip(old, new, strict=True)):
         factors = [b // a for a, b in zip(old, new, strict=True)]
     corners = not nearest and bool(node.args[2])
-    how = {
+    how: dict[str, Any] = {
         "mode": "nearest" if nearest else "cubic" if "cubic" in name else "linear",
         "coordinate_transformation_mode": "asymmetric" if nearest else "align_corners" if corners else "half_pixel",
         "nearest_mode": "floor",

@@ -132,7 +132,7 @@ def _left(n: Node, claim: Claim) -> list[int]:
     """The entries of a tensor that are still read when a slice of it has been written over."""
     every = list(range(claim.length))
     rank = n.meta["val"].dim()
-    dim = (n.args[2] if len(n.args) > 2 else 0) % rank  # type: ignore[operator]
+    dim = (n.args[2] if len(n.args) > 2 else 0) % rank
     if claim.place is None or claim.place.dim != dim or claim.length != claim.place.size:
         return every
     rest: Any = n.args[3:]

@@ -195,6 +195,14 @@ class Check:
                 comparison.add(k, step, results[step][k], self.value(k, step))
         return comparison.finish(tol, f"{self.entry.name}, {context}")
 
+    def expected(self, first: Sequence[int], steps: int) -> list[tuple[Array, ...]]:
+        """What every step should give, in place of its results."""
+        outputs = range(len(self.outputs))
+        return [
+            tuple(self.value(k, step)[0].numpy() if step >= first[k] else np.empty(0) for k in outputs)
+            for step in range(steps)
+        ]
+
     def _dense(self) -> bool:
         return self.entry.options.get("stride_mode", "step") == "dense"
 
@@ -277,10 +285,14 @@ def _check_interior(run: Check, frames: Sequence[Tensor], tol: float, nan_start:
     results = run_stream(run.session, frames, run.dims)
     first, context = [run.warmup] * len(run.outputs), "NaN start" if nan_start else "zero start"
     run.surround(frames, run.margin(), run.margin(), run.seed + 21)
-    if tol < max(run.compare(results, first, math.inf, context)) < 100 * tol:
-        # An untouched network in float32 has rounding errors of its own: in X3D with random weights, over 1e-4.
+    if tol < max(run.compare(results, first, math.inf, context)) < 20 * tol:
+        # In float32 the untouched network has rounding errors of its own. Where those reach the tolerance (X3D with
+        # random weights) the compiled one may be twice as far from float64 as they are.
+        wanted = run.expected(first, len(results))
         run.in_float64()
         run.surround(frames, run.margin(), run.margin(), run.seed + 21)
+        own = max(run.compare(wanted, first, math.inf, context))
+        tol = max(tol, 2 * own)
     return run.compare(results, first, tol, context)
 
 
