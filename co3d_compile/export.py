@@ -43,7 +43,7 @@ class Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes: list[ir.Node] = []
-        self.values: dict[Node, ir.Value] = {}
+        self.values: dict[Node, Any] = {}
         self.initializers: dict[str, ir.Value] = {}
         self.larger = at_another_batch(program)
         self.scope = ""
@@ -75,7 +75,8 @@ class Emitter:
         if arg not in self.values:
             assert arg.op == "get_attr", arg
             self.values[arg] = self.initializer(str(arg.target), self.program.constant(arg).contiguous().numpy())
-        return self.values[arg]
+        value: ir.Value = self.values[arg]
+        return value
 
     def pair(self, node: Node) -> tuple[ir.Value, ir.Value]:
         """The two operands of a binary operator in the result's dtype, numbers as constants."""
