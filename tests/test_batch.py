@@ -40,3 +40,14 @@ def test_what_mixes_streams_is_for_one(name: str) -> None:
     co3d.StreamSession(compiled, batch=1)
     with pytest.raises(co3d.Co3dError, match="compiled for a batch of 1, not 2"):
         co3d.StreamSession(compiled, batch=2)
+
+
+@pytest.mark.parametrize("name", ["st_gcn", "transformer"])
+def test_a_program_of_two_clips_is_for_any_number(name: str) -> None:
+    entry = SMALL[name]
+    program = torch.export.export(entry.build(), entry.examples(batch=2), strict=False)
+    compiled = co3d.compile(program, time_dim=entry.time_dim, **entry.options)
+    with co3d.StreamSession(compiled, batch=3) as session:
+        (spec,) = session.info.inputs
+        assert spec.shape[0] == "N"
+        assert session.step(np.zeros((3, *spec.shape[1:]), np.float32)).shape[0] == 3

@@ -55,6 +55,7 @@ def stack_taps(x: Tensor) -> Tensor:
 
 # Each keeps its time axis and extends: the module itself on a long clip is the reference.
 STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
+    "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
     "crop_front": lambda x: x[:, :, 2:],
     "crop_back": lambda x: x[:, :, :-3],
     "crop_both": lambda x: x[:, :, 1:-1],
@@ -82,7 +83,6 @@ RECOMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive_to_four": lambda x: F.adaptive_avg_pool1d(x, 4),
     "gather": lambda x: x[:, :, _INDEX],
     "align_corners": lambda x: F.interpolate(x, scale_factor=2.0, mode="linear", align_corners=True),
-    "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
 }
 
 
