@@ -175,7 +175,8 @@ def _pointwise_in_2d(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.conv3d.default:
             continue
-        x, weight, bias, stride, padding, _, groups = [*node.args, *DEFAULTS[len(node.args) :]]
+        arguments: list[Any] = [*node.args, *DEFAULTS[len(node.args) :]]
+        x, weight, bias, stride, padding, _, groups = arguments
         if node.kwargs or {*weight.meta["val"].shape[2:], *stride} != {1} or {*padding} != {0}:
             continue
         (_, channels, depth, height, width), out = x.meta["val"].shape, node.meta["val"].shape[1]
