@@ -22,8 +22,6 @@ Results: TypeAlias = Tensor | tuple[Tensor, ...]
 # The names by which operators' own schemas call what is trained.
 WEIGHTS = ("weight", "bias", "mat2", "batch1", "batch2")
 aten = torch.ops.aten
-# The arguments of a 3D convolution, where they are left out.
-DEFAULTS: list[Any] = [None, None, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], 1]
 
 
 class StepModule(nn.Module):
@@ -153,7 +151,6 @@ def step_graph(program: Program, *, distinct: bool = False) -> GraphModule:
     if distinct:
         taken: set[Any] = set()
         results = tuple(_own(graph, node, taken) for node in results)
-        _pointwise_in_2d(graph)
     graph.output(results)
     root = nn.Module()
     weights = learned(program)
@@ -168,25 +165,6 @@ def step_graph(program: Program, *, distinct: bool = False) -> GraphModule:
             assert tensor is not None
             owner.register_parameter(last, nn.Parameter(tensor))
     return GraphModule(root, graph, class_name="Step")
-
-
-def _pointwise_in_2d(graph: Graph) -> None:
-    """Writes 3D convolutions of one tap, as heads have on their window, as 2D ones: mobile runtimes have no others."""
-    for node in list(graph.nodes):
-        if node.target is not aten.conv3d.default:
-            continue
-        arguments: list[Any] = [*node.args, *DEFAULTS[len(node.args) :]]
-        x, weight, bias, stride, padding, _, groups = arguments
-        if node.kwargs or {*weight.meta["val"].shape[2:], *stride} != {1} or {*padding} != {0}:
-            continue
-        (_, channels, depth, height, width), out = x.meta["val"].shape, node.meta["val"].shape[1]
-        with graph.inserting_before(node):
-            flat = graph.call_function(aten.reshape.default, (x, [-1, channels, depth * height, width]))
-            tap = graph.call_function(aten.squeeze.dim, (weight, 2))
-            flat = graph.call_function(aten.conv2d.default, (flat, tap, bias, [1, 1], [0, 0], [1, 1], groups))
-            result = graph.call_function(aten.reshape.default, (flat, [-1, out, depth, height, width]))
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
 
 
 def _own(graph: Graph, node: Node, taken: set[Any]) -> Node:
