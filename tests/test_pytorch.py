@@ -110,6 +110,34 @@ def test_a_fixed_batch() -> None:
             compiled_row("past entries").to_exported_program(batch=batch)
 
 
+class HeadOfX3D(nn.Module):
+    """A projection by a 3D convolution behind the pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 4, 3, padding=1)
+        self.pool = nn.AvgPool3d((8, 6, 6))
+        self.projections = nn.Sequential(nn.Conv3d(4, 6, 1, bias=False), nn.ReLU(), nn.Conv3d(6, 4, 1, groups=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.projections(self.pool(self.conv(x))).flatten(1)
+        return y
+
+
+@cache
+def headed() -> Any:
+    torch.manual_seed(0)
+    return co3d.compile(HeadOfX3D().eval(), (torch.rand(1, 2, 8, 6, 6),))
+
+
+def test_exported_heads_are_in_2d() -> None:
+    compiled = headed()
+    program = compiled.to_exported_program()
+    assert not any("conv3d" in str(node.target) for node in program.graph.nodes)
+    steps = frames_of(compiled, 3, compiled.info.warmup_steps + 2)
+    assert_equal(positional(program.module(), compiled, steps), streamed(compiled, steps))
+
+
 def test_next_states_are_tensors_of_their_own() -> None:
     program = compiled_row("states that only move").to_exported_program()
     outputs = [spec.arg.name for spec in program.graph_signature.output_specs]
@@ -244,13 +272,13 @@ def test_aot_inductor(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [*ROWS, "head of X3D"])
 def test_executorch(row: str, tmp_path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
-    compiled = compiled_row(row)
+    compiled = headed() if row == "head of X3D" else compiled_row(row)
     edge = to_edge_transform_and_lower(compiled.to_exported_program(batch=1), partitioner=[XnnpackPartitioner()])
     (tmp_path / "step.pte").write_bytes(edge.to_executorch().buffer)
     program = Runtime.get().load_program(tmp_path / "step.pte")  # a method does not keep its program alive

@@ -125,6 +125,8 @@ def without_metadata() -> bytes:
     return blob
 
 
-@pytest.mark.parametrize("path", [*EXAMPLES.glob("node/*.js"), *EXAMPLES.glob("cpp/*.cpp")], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*EXAMPLES.glob("node/*.*js"), *EXAMPLES.glob("cpp/*.cpp")], ids=lambda path: path.name
+)
 def test_a_reader_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 120
