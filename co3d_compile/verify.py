@@ -186,7 +186,8 @@ class _Check:
         """The errors beside a reference in float64, and the tolerance.
 
         In float32 the untouched model has errors of its own; some networks amplify rounding a thousand times. Where
-        those reach the tolerance a compiled model may be twice as far from the float64 reference as they are.
+        those reach the tolerance a compiled model may be four times as far from float64: equally precise orders of
+        its sums differ by that much in the largest error of a few steps.
         """
         self.reference.double()
         with contextlib.suppress(NoReference):
@@ -195,8 +196,8 @@ class _Check:
             if not beside.missing:
                 own = rounding(expected, exact)
                 said = f"the untouched model itself is off by {own:.1g} in float32"
-                self.notes.append(f"Reference in float64: {said}, and up to twice that is rounding.")
-                return beside, max(tolerance, min(2 * own, ROUNDING * tolerance))
+                self.notes.append(f"Reference in float64: {said}, and up to four times that is rounding.")
+                return beside, max(tolerance, min(4 * own, ROUNDING * tolerance))
         return worst, tolerance
 
     def _stream(self) -> list[tuple[Any, ...]]:

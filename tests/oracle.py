@@ -287,12 +287,12 @@ def _check_interior(run: Check, frames: Sequence[Tensor], tol: float, nan_start:
     run.surround(frames, run.margin(), run.margin(), run.seed + 21)
     if tol < max(run.compare(results, first, math.inf, context)) < 20 * tol:
         # In float32 the untouched network has rounding errors of its own. Where those reach the tolerance (X3D with
-        # random weights) the compiled one may be twice as far from float64 as they are.
+        # random weights) the compiled one may be four times as far from float64, as equally precise orders are.
         wanted = run.expected(first, len(results))
         run.in_float64()
         run.surround(frames, run.margin(), run.margin(), run.seed + 21)
         own = max(run.compare(wanted, first, math.inf, context))
-        tol = max(tol, 2 * own)
+        tol = max(tol, 4 * own)
     return run.compare(results, first, tol, context)
 
 
