@@ -135,3 +135,14 @@ def test_doctor() -> None:
     report = json.loads(result.stdout)
     assert report["self_test"]["passed"]
     assert "CPUExecutionProvider" in report["providers"]
+
+
+def test_weights_over_two_gigabytes_go_into_a_second_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    report_of(save_export(), "-o", "one.onnx")
+    monkeypatch.setattr("co3d_compile.compiler.LARGE", 0)
+    report_of(save_export(), *OUT)
+    assert files() >= {"out.onnx", "out.onnx.data"} and not [name for name in files() if name.startswith(".")]
+    frames = np.random.default_rng(0).standard_normal((6, 1, 3, 8, 8), dtype=np.float32)
+    with StreamSession("one.onnx") as one, StreamSession("out.onnx") as two:
+        for frame in frames:
+            np.testing.assert_array_equal(one.step(frame), two.step(frame))
