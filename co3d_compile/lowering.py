@@ -302,19 +302,10 @@ class Lowering(StepOperators):
 
     def with_time_of_one(self, node: Node, i: int) -> Node:
         """The operator as it stands on entries ``i`` of its operands, given a time dim of one."""
-
-        def operand(n: Node) -> Node:
-            if not is_stream(n):
-                return self.plain(n)
-            place = fact_of(n).layout.time  # type: ignore[union-attr]
-            x = self.entry(n, i)
-            return self.call(aten.unsqueeze.default, x, place.dim) if place is not None and place.alone else x
-
-        args, kwargs = map_arg((node.args, node.kwargs), operand)
-        result = self.call(node.target, *args, **kwargs)
-        layout = fact_of(node).layout
-        place = layout.time if layout is not None else None
-        return self.call(aten.squeeze.dim, result, place.dim) if place is not None and place.alone else result
+        args, kwargs = map_arg(
+            (node.args, node.kwargs), lambda n: self.whole_entry(n, i) if is_stream(n) else self.plain(n)
+        )
+        return self.without_time(node, self.call(node.target, *args, **kwargs))
 
     def same(self, node: Node) -> Node:
         """The operator as it stands in the clip."""

@@ -55,14 +55,16 @@ class BlockChannels(Pass):
 
     def run(self, program: Program) -> bool:
         done: set[Node] = set()
+        modified = False
         for node in list(program.graph.nodes):
             if node not in done and _is_dense(node) and _channels(node) >= FEWEST and _channels(node) % BLOCK:
                 group = _group(node)
                 done |= group.members
                 if group.closed:
                     _pad(program, group)
+                    modified = True
         delete_unused_constants(program.module)
-        return bool(done)
+        return modified
 
 
 @dataclass
