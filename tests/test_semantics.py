@@ -13,25 +13,12 @@ import torch
 import torch.nn.functional as F
 from oracle import check
 from torch import Tensor, nn
-from zoo import Entry, Reference, Window, randomise
+from zoo import Entry, Graph, Reference, Window, randomise
 from zoo.gates import newest_max, newest_mean
 
 import co3d_compile as co3d
 
 CLIP = (1, 4, 24)
-
-
-class Graph(nn.Module):
-    """A few layers and the lines of Python that join them."""
-
-    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._forward(self, *inputs)
 
 
 def conv(kernel: int = 3, dilation: int = 1, stride: int = 1, padding: int = 0, c: int = 4, **more: Any) -> nn.Conv1d:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import randomise
+from zoo import Graph, randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
@@ -25,19 +25,6 @@ from co3d_compile.verify import Verification, verify
 
 CLIP = (1, 4, 8)
 VIDEO = (1, 3, 6, 5, 5)
-
-
-class Graph(nn.Module):
-    """A few layers and the lines of Python that join them."""
-
-    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._forward(self, *inputs)
 
 
 def conv(kernel: int = 3, padding: int = 1, stride: int = 1, channels: int = 4) -> nn.Conv1d:

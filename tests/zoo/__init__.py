@@ -131,6 +131,19 @@ def long_clip(*time_dims: int) -> MakeReference:
     return lambda module: Reference(module, tuple(range(len(time_dims))), time_dims)
 
 
+class Graph(nn.Module):
+    """A few layers and the lines of Python that join them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._forward(self, *inputs)
+
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 

@@ -9,25 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, by_clip, long_clip, randomise
+from . import Entry, Graph, by_clip, long_clip, randomise
 from .gates import ScopedPool, gated
 
 _VIDEO = (1, 3, 6, 6, 6)
 _SERIES = (1, 4, 12)
 _TOKENS = (1, 8, 12)
-
-
-class Lines(nn.Module):
-    """Layers and the lines of Python that join them."""
-
-    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self._forward = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._forward(self, *inputs)
 
 
 def conv(i: int = 3, o: int = 4) -> nn.Conv3d:
@@ -149,34 +136,34 @@ def repeated_end(m: Any, x: Tensor) -> Tensor:
 _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "slope_per_channel": (lambda: nn.Sequential(nn.Conv1d(4, 5, 3, padding=1), nn.PReLU(5)), _SERIES, 2),
     "tensor_unfold": (
-        lambda: Lines(lambda m, x: m.fc(F.pad(x, (2, 0)).unfold(2, 3, 1).permute(0, 2, 1, 3).flatten(2)).mT,
+        lambda: Graph(lambda m, x: m.fc(F.pad(x, (2, 0)).unfold(2, 3, 1).permute(0, 2, 1, 3).flatten(2)).mT,
                       fc=nn.Linear(12, 5)), _SERIES, 2),
     "module_unfold": (
-        lambda: Lines(lambda m, x: m.fc(F.unfold(x.unsqueeze(2), (1, 3), padding=(0, 1)).mT).mT,
+        lambda: Graph(lambda m, x: m.fc(F.unfold(x.unsqueeze(2), (1, 3), padding=(0, 1)).mT).mT,
                       fc=nn.Linear(12, 5)), _SERIES, 2),
     "circular": (
         lambda: nn.Sequential(conv(), nn.Conv3d(4, 4, 3, padding=1, padding_mode="circular")), _VIDEO, 2),
     "shift_in_place": (
-        lambda: Lines(lambda m, x: frames(m, shift_in_place(m, x)), net=nn.Conv2d(8, 4, 3, padding=1)),
+        lambda: Graph(lambda m, x: frames(m, shift_in_place(m, x)), net=nn.Conv2d(8, 4, 3, padding=1)),
         (1, 8, 8, 4, 4), 1),
-    "written": (lambda: Lines(written, net=conv(), out=conv(4, 3)), _VIDEO, 2),
-    "choices": (lambda: Lines(choices, net=conv()), _VIDEO, 2),
-    "statistics": (lambda: Lines(statistics, net=conv()), _VIDEO, 2),
-    "channels_repeated": (lambda: Lines(lambda m, x: m.out(m.net(x).repeat(1, 2, 1, 1, 1)), net=conv(), out=conv(8, 4)),
+    "written": (lambda: Graph(written, net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "choices": (lambda: Graph(choices, net=conv()), _VIDEO, 2),
+    "statistics": (lambda: Graph(statistics, net=conv()), _VIDEO, 2),
+    "channels_repeated": (lambda: Graph(lambda m, x: m.out(m.net(x).repeat(1, 2, 1, 1, 1)), net=conv(), out=conv(8, 4)),
                           _VIDEO, 2),
     "factor_not_whole": (
-        lambda: Lines(lambda m, x: F.interpolate(m.net(x), scale_factor=(1, 1.5, 1.5)), net=conv()),
+        lambda: Graph(lambda m, x: F.interpolate(m.net(x), scale_factor=(1, 1.5, 1.5)), net=conv()),
         (1, 3, 6, 7, 7), 2),
     "resized_frames": (
-        lambda: Lines(lambda m, x: F.interpolate(m.net(x), scale_factor=(2, 1.5, 1.5), mode="trilinear"),
+        lambda: Graph(lambda m, x: F.interpolate(m.net(x), scale_factor=(2, 1.5, 1.5), mode="trilinear"),
                       net=conv()), _VIDEO, 2),
-    "sorted_channels": (lambda: Lines(lambda m, x: m.out(m.net(x).sort(1)[0]), net=conv(), out=conv(4, 3)), _VIDEO, 2),
-    "best_places": (lambda: Lines(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
-    "sampled_frames": (lambda: Lines(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
-    "repeated_end": (lambda: Lines(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
-    "tokens_of_frames": (lambda: Lines(tokens, embed=nn.Linear(3, 8), qkv=nn.Linear(8, 24)), _VIDEO, 2),
+    "sorted_channels": (lambda: Graph(lambda m, x: m.out(m.net(x).sort(1)[0]), net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "best_places": (lambda: Graph(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
+    "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "repeated_end": (lambda: Graph(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
+    "tokens_of_frames": (lambda: Graph(tokens, embed=nn.Linear(3, 8), qkv=nn.Linear(8, 24)), _VIDEO, 2),
     "norms_of_frames": (
-        lambda: Lines(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
+        lambda: Graph(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
                                                 nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))),
         (1, 6, 3, 8, 8), 1),
 }  # fmt: skip
@@ -218,26 +205,26 @@ def adaptive_kernel(m: Any, x: Tensor) -> Tensor:
 
 
 def _attention(**how: Any) -> nn.Module:
-    return Lines(lambda m, x: attend(m, x, **how), qkv=nn.Linear(12, 36), out=nn.Linear(12, 5))
+    return Graph(lambda m, x: attend(m, x, **how), qkv=nn.Linear(12, 36), out=nn.Linear(12, 5))
 
 
 _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "attention_of_rank_3": (_attention, _TOKENS, 1),
     "attention_causal": (lambda: _attention(is_causal=True), _TOKENS, 1),
     "attention_grouped": (
-        lambda: Lines(grouped, qkv=nn.Linear(12, 24), bias=nn.Linear(8, 8), out=nn.Linear(12, 5)), _TOKENS, 1),
+        lambda: Graph(grouped, qkv=nn.Linear(12, 24), bias=nn.Linear(8, 8), out=nn.Linear(12, 5)), _TOKENS, 1),
     "encoder_layer": (
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 16, batch_first=True), 1), _TOKENS, 1),
-    "median": (lambda: Lines(lambda m, x: m.out(x.median(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
-    "highest_so_far": (lambda: Lines(lambda m, x: m.out(x.cummax(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
-    "best_three": (lambda: Lines(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "median": (lambda: Graph(lambda m, x: m.out(x.median(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "highest_so_far": (lambda: Graph(lambda m, x: m.out(x.cummax(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
+    "best_three": (lambda: Graph(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
     "instance_norm_1d": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Conv1d(4, 3, 1)), _SERIES, 2),
     "frame_by_frame": (
-        lambda: Lines(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
+        lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
         _VIDEO, 2),
     "adaptive_kernel": (
-        lambda: Lines(adaptive_kernel, kernel=nn.Linear(6, 3), out=nn.Linear(3, 2)), _VIDEO, 2),
+        lambda: Graph(adaptive_kernel, kernel=nn.Linear(6, 3), out=nn.Linear(3, 2)), _VIDEO, 2),
 }  # fmt: skip
 
 
