@@ -79,6 +79,7 @@ def _x3d_row(name: str, frames: int, size: int, depth: float = 2.2, window: int 
         ((1, 3, frames, 32, 32),),
         gated_split(window, *_X3D_HEAD),
         options=scope,
+        gain=0.3,
     )
 
 
@@ -184,7 +185,7 @@ RESNETS = (
     _resnet_row("i3d_r50", 8, 5, _I3D, pool=True),
     _resnet_row("i3d_r50-stride1", 8, 5, _I3D, pool=False),
     Real("csn_r101", _csn, ((1, 3, 32, 224, 224),), ((1, 3, 32, 64, 64),), _pytorchvideo),
-    Real("r2plus1d_r50", _r2plus1d, ((1, 3, 16, 224, 224),), ((1, 3, 16, 64, 64),), _pytorchvideo),
+    Real("r2plus1d_r50", _r2plus1d, ((1, 3, 16, 224, 224),), ((1, 3, 16, 64, 64),), _pytorchvideo, gain=0.3),
     _slowfast_row("slowfast_r50_8x8", 8),
     _slowfast_row("slowfast_r50_4x16", 4),
 )
