@@ -71,9 +71,9 @@ class FoldBatchNorm(Pass):
         weight = program.constant(weight_node)
         fused = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
         bias = offset if bias_node is None else offset + program.constant(bias_node).double() * scale
-        name = str(weight_node.target).removesuffix(".weight")
-        w = insert_constant(program, node, f"{name}.fused_weight", fused.to(weight.dtype))
-        b = insert_constant(program, node, f"{name}.fused_bias", bias.to(weight.dtype))
+        owner, dot, _ = str(weight_node.target).rpartition(".")
+        w = insert_constant(program, node, f"{owner}{dot}fused_weight", fused.to(weight.dtype))
+        b = insert_constant(program, node, f"{owner}{dot}fused_bias", bias.to(weight.dtype))
         new = insert(
             program,
             conv,

@@ -59,6 +59,14 @@ CASES = {
         (Op("maximum", (0,), {"k": 3, "s": 3, "p": 0, "d": 2, "ceil": True, "count": False, "space": 1}),),
         (Out(1, "sum"),),
     ),
+    "two batch norms behind each other": Net(
+        (
+            Op("conv", (0,), {"k": 3, "d": 1, "s": 1, "p": 1, "groups": 1, "out": 4, "space": 1, "causal": False}),
+            Op("norm", (1,)),
+            Op("norm", (2,)),
+        ),
+        (Out(3),),
+    ),
     "a strided slice gave every entry": Net((Op("slice", (0,), {"a": 2, "s": 4}),), (Out(1),), times=2),
 }
 
