@@ -131,6 +131,12 @@ Examples:
     help="renamed: states that only move by a slot are not copied.",
 )
 @option(
+    "--native",
+    is_flag=True,
+    group=OUTPUT,
+    help="For machines like this one alone, and faster: states in the layout of its kernels, and renamed.",
+)
+@option(
     "--no-verify", is_flag=True, group=OUTPUT, help="Do not run the compiled file in ONNX Runtime beside the original."
 )
 @picture_options
@@ -177,13 +183,19 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
         raise UsageError(f"{path} is the model itself.", hint="Give another output file.")
     output = Output(path)
     _check_dump(options["dump"])
-    keep, no_verify = options.pop("keep"), options.pop("no_verify")
+    keep, no_verify, native = options.pop("keep"), options.pop("no_verify"), options.pop("native")
+    if native and path.suffix == ".pt2":
+        raise UsageError("--native is about ONNX Runtime, and a .pt2 is not for it.", hint="Give -o OUT.onnx.")
+    options["state_io"] = "renamed" if native else options["state_io"]
     preprocess, labels = take_pictures(options)
     page = Output(report) if (report := options.pop("report")) is not None else None
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
         compiled = _compile(loaded, options, progress)
+        if native:
+            progress("native")
+            compiled = compiled.to_native()
         if preprocess or labels:
             compiled.describe(preprocess, labels)
         with output.writing() as file:

@@ -126,6 +126,22 @@ class CompiledModel:
 
         return page(details(self._report, self.program.survey), self.info)
 
+    def to_native(self) -> CompiledModel:
+        """The same model for machines like this one alone, and faster: states too are in the blocked layout of ONNX
+        Runtime's CPU kernels, so that no step reorders them. ``state_io="renamed"`` goes well with it.
+
+        Only ONNX Runtime's CPU provider runs it; a session refuses it where blocks are of another size. What
+        :meth:`StreamSession.get_state` returns is in that layout.
+
+        Raises:
+            UnsupportedError: ONNX Runtime has no blocked layout here.
+        """
+        from co3d_compile.native import to_native
+
+        model, info = to_native(self.model, self.info)
+        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
+        return CompiledModel(self.program, model, info, self._report)
+
     def to_module(self) -> StepModule:
         """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
         from co3d_compile.step_module import StepModule

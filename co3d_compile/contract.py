@@ -100,6 +100,7 @@ class Contract:
     flush_steps: int = 0
     preprocess: Mapping[str, Any] | None = None
     labels: tuple[Any, ...] | None = None
+    native: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -327,6 +328,7 @@ _READERS: dict[type, dict[str, _Read]] = {
         "flush_steps": _whole(0),
         "preprocess": _or_null(_a(dict)),
         "labels": _or_null(_each(lambda value, where: value)),
+        "native": _or_null(_whole(2)),
         "version": _whole(VERSION),
     },
 }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
+from co3d_compile.machine import block_channels
 
 Array: TypeAlias = NDArray[Any]
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
@@ -336,6 +337,9 @@ def _read_contract(session: Any, batch: int) -> Contract:
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
     contract = parse(text)
+    if contract.native not in (None, block_channels()):
+        what = f"The model was compiled with --native for blocks of {contract.native} channels"
+        raise UsageError(f"{what}; this machine has blocks of {block_channels()}.", hint="Compile it here, or without.")
     rows = [state.shape[state.batch_dim] for state in contract.states]
     for fixed in [*rows, *(spec.shape[0] for spec in contract.inputs if spec.shape)]:
         if fixed not in ("N", batch):

@@ -120,7 +120,7 @@ class Comparison:
 class Check:
     """One network, compiled, streamed from its file, and its untouched copy."""
 
-    def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None) -> None:
+    def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None, native: bool = False) -> None:
         import co3d_compile as co3d
 
         self.entry, self.batch, self.seed, self._margin = entry, batch, seed, margin
@@ -129,6 +129,7 @@ class Check:
         self.precise = False
         self.dims = entry.time_dims()
         self.compiled = co3d.compile(module, entry.examples(), time_dim=entry.time_dim, **entry.options)
+        self.compiled = self.compiled.to_native() if native else self.compiled
         self.session = open_session(self.compiled, batch)
         self.info = self.session.info
         self.pulses = pulses_of(self.session)
@@ -228,6 +229,7 @@ def check(
     batch: int = 1,
     seed: int = 0,
     margin: int | None = None,
+    native: bool = False,
     **fields: Any,
 ) -> Facts:
     """Compiles a network, streams it from its file in ONNX Runtime and compares every result.
@@ -242,11 +244,12 @@ def check(
         batch: streams that advance together.
         seed: of the streamed frames.
         margin: steps of other frames on both sides of the stream; by default a clip.
+        native: lay the file out for this machine (`CompiledModel.to_native`).
         fields: other fields of `Entry` (time_dim, reference, causal, tight, …).
     """
     entry = what if isinstance(what, Entry) else _entry_of(what, example_inputs or ())
     entry = replace(entry, **fields, options={**entry.options, **(options or {})})
-    run = Check(entry, batch, seed, margin)
+    run = Check(entry, batch, seed, margin, native)
     frames = run.random(steps or run.warmup + 8, seed + 11)
     errors: tuple[float, ...] = ()
     if entry.nan_start:
