@@ -62,7 +62,7 @@ def command(model: str, html: Path | None, as_json: bool, verbose: int, **option
       co3d inspect model.pt2
     """
     output = Output(html) if html is not None else None
-    contract, report = _compiled(model, options, verbose) if _is_source(model) else read_stored(Path(model))
+    contract, report = _compiled(model, options, verbose) if is_source(model) else read_stored(Path(model))
     if output is not None:
         _write(output, contract, report)
     if as_json:
@@ -84,7 +84,7 @@ def command(model: str, html: Path | None, as_json: bool, verbose: int, **option
     console_for(stdout()).print(Group(*parts))
 
 
-def _is_source(model: str) -> bool:
+def is_source(model: str) -> bool:
     """Whether this is a model that is still to be compiled: a factory, an archive or a pickle."""
     path = Path(model)
     if not path.exists():

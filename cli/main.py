@@ -8,19 +8,19 @@ import click
 
 from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
 
-COMMANDS = {"run": "run", "inspect": "inspect", "verify": "verify", "export": "export", "doctor": "doctor"}
+NAMES = ("run", "inspect", "verify", "bench", "export", "doctor")
 
 
 class LazyGroup(OneLineMain, click.Group):
     """Imports a command's module when the command is wanted."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(NAMES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in NAMES:
             return None
-        command: click.Command = importlib.import_module(f"co3d_compile.cli.{COMMANDS[cmd_name]}").command
+        command: click.Command = importlib.import_module(f"co3d_compile.cli.{cmd_name}").command
         return command
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import continual as co
 import numpy as np
 import pytest
 import torch
 from oracle import check, open_session, relative_error
-from torch import Tensor, nn
+from torch import Tensor
+from zoo.continual_x3d import continual_x3d
 from zoo.real import REAL
 
 
@@ -69,71 +66,12 @@ def test_published_reduction(name: str) -> None:
     assert round(facts["gmac_ratio"], 1) >= ratio
 
 
-# X3D by continual-inference's own modules, with the same weights.
-
-
-def _continual(module: nn.Module) -> nn.Module:
-    """A convolution of the model as its continual counterpart, every other layer as it is."""
-    if isinstance(module, nn.Conv3d):
-        return co.Conv3d.build_from(module)
-    return co.forward_stepping(module)
-
-
-class _FrameGate(nn.Module):
-    """Squeeze-and-excitation over one frame: what CoX3D does, and our scope "frame"."""
-
-    def __init__(self, squeeze: Any) -> None:
-        super().__init__()
-        self.block = squeeze.block
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.block(x.mean((3, 4), keepdim=True))
-
-
-def _co_layers(*modules: nn.Module | None) -> list[nn.Module]:
-    return [_continual(module) for module in modules if module is not None]
-
-
-def _co_block(block: Any) -> nn.Module:
-    """A residual block: the shortcut is a delay, as long as the branch's own."""
-    b = block.branch2
-    norm, gate = (b.norm_b[0], b.norm_b[1]) if isinstance(b.norm_b, nn.Sequential) else (b.norm_b, None)
-    gates = [] if not hasattr(gate, "block") else [co.forward_stepping(_FrameGate(gate))]
-    branch = co.Sequential(
-        *_co_layers(b.conv_a, b.norm_a, b.act_a, b.conv_b, norm), *gates, *_co_layers(b.act_b, b.conv_c, b.norm_c)
-    )
-    if block.branch1_conv is None:
-        joined: nn.Module = co.Residual(branch, residual_shrink=False)
-    else:
-        shortcut = co.Sequential(*_co_layers(block.branch1_conv, block.branch1_norm))
-        joined = co.BroadcastReduce(shortcut, branch, reduce="sum")
-    return co.Sequential(joined, _continual(block.activation))
-
-
-def _co_x3d(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """CoX3D up to the pool of its head, and the rest of the head."""
-    stem, *stages, head = model.blocks
-    layers = _co_layers(stem.conv.conv_t, stem.conv.conv_xy, stem.norm, stem.activation)
-    blocks = [_co_block(block) for stage in stages for block in stage.res_blocks]
-    pool = head.pool
-    net = co.Sequential(*layers, *blocks, *_co_layers(pool.pre_conv, pool.pre_norm, pool.pre_act))
-    clip, *space = pool.pool.kernel_size
-    net.append(co.AvgPool3d((clip, *space), stride=1))
-
-    def rest(x: Tensor) -> Tensor:
-        x = pool.post_act(pool.post_conv(x))
-        x = head.activation(head.proj(x.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3))
-        return head.output_pool(x).flatten(1)
-
-    return net.eval(), rest
-
-
 def test_x3d_s_equals_continual_inference_step_by_step() -> None:
     import co3d_compile
 
     entry = REAL["x3d_s"].entry(small=True)
     session = open_session(co3d_compile.compile(entry.build(), entry.examples()))
-    net, rest = _co_x3d(entry.build())
+    net = continual_x3d(entry.build())
     steps = session.info.warmup_steps + 12
     frames = torch.randn(steps, *entry.shapes[0][:2], *entry.shapes[0][3:], generator=torch.Generator().manual_seed(3))
     compared = 0
@@ -142,6 +80,6 @@ def test_x3d_s_equals_continual_inference_step_by_step() -> None:
             theirs, ours = net.forward_step(frame), session.step(frame.numpy())
             if step < session.info.warmup_steps or not isinstance(theirs, Tensor):
                 continue
-            assert relative_error(np.asarray(ours), rest(theirs.unsqueeze(2))) <= 1e-4
+            assert relative_error(np.asarray(ours), theirs.flatten(1)) <= 1e-4
             compared += 1
     assert compared >= 11  # theirs may be ready a step later

@@ -173,7 +173,7 @@ def randomise(module: nn.Module, *examples: Any, seed: int = 0, gain: float = 1.
                 parameter.normal_(0, 0.2, generator=generator)
         norms = [m for m in module.modules() if isinstance(m, _NORMS)]
         for norm in norms:
-            norm.weight *= gain
+            norm.weight.mul_(gain)
         _calibrate(module.eval(), norms, examples)
         for norm in norms:
             assert norm.running_mean is not None and norm.running_var is not None

@@ -1,0 +1,158 @@
+"""``co3d bench MODEL``: milliseconds per frame, the clip model beside what it compiles to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from co3d_compile.cli.common import (
+    OTHER,
+    OUTPUT,
+    TIME,
+    Command,
+    bytes_text,
+    json_option,
+    load_model,
+    model_options,
+    option,
+    plural,
+    print_json,
+    stdout,
+    verbose_option,
+)
+from co3d_compile.cli.inspect import is_source
+from co3d_compile.cli.output import Output
+from co3d_compile.cli.progress import Progress
+from co3d_compile.cli.summary import console_for, facts_table, rows_table
+from co3d_compile.errors import Co3dError
+from co3d_compile.timing import COMPILED, SIDES
+
+
+@click.command(cls=Command, name="bench")
+@click.argument("model")
+@option(
+    "--sides",
+    metavar="LIST",
+    group=OTHER,
+    help=f"What to time, separated by commas, of {', '.join(SIDES)}. [default: all]",
+)
+@option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, group=OTHER, help="Turns of each side.")
+@option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, group=OTHER, help="Of a turn.")
+@option("--threads", type=click.IntRange(min=1), default=2, show_default=True, group=OTHER, help="Of the runtime.")
+@option(
+    "--stride-mode",
+    type=click.Choice(["step", "dense"]),
+    default="step",
+    show_default=True,
+    group=TIME,
+    help="As for co3d-compile.",
+)
+@option(
+    "--frames-per-step",
+    type=click.IntRange(min=1),
+    group=TIME,
+    metavar="P",
+    help="Frames that one step takes. [default: the fewest that the strides allow]",
+)
+@option(
+    "--chart",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="OUT.svg",
+    help="Draw the milliseconds; .png and .pdf work too. Needs matplotlib.",
+)
+@model_options
+@json_option
+@verbose_option
+def command(model: str, sides: str | None, chart: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
+    """Time a clip model, and what it compiles to, side by side.
+
+    MODEL is what co3d-compile takes, or a compiled file, which is timed alone. Each side runs in a process of its own,
+    and the sides take turns. Times are per new frame. Nothing else should run meanwhile.
+
+    \b
+    Examples:
+      co3d bench model.pt2
+      co3d bench model.pt2 --sides clip,step,native --rounds 10 --chart times.svg
+      co3d bench model.onnx --threads 4
+    """
+    drawing = Output(chart) if chart is not None else None
+    timing = {key: options.pop(key) for key in ("rounds", "seconds", "threads")}
+    time_options = {key: options.pop(key) for key in ("stride_mode", "frames_per_step")}
+    with Progress(verbose) as progress:
+        if is_source(model):
+            progress("load")
+            loaded = load_model(model, options)
+            from co3d_compile.bench import bench
+
+            wanted = [side.strip() for side in sides.split(",")] if sides else list(SIDES)
+            result = bench(
+                loaded.program, loaded.example_inputs, sides=wanted, progress=progress, **timing, **time_options
+            )
+        else:
+            from co3d_compile.bench import bench_file
+
+            result = bench_file(Path(model), progress=progress, **timing)
+    result = {"model": model, **result}
+    if drawing is not None:
+        with drawing.writing() as file:
+            _draw(result, file)
+            drawing.put(file)
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    console = console_for(stdout())
+    clip, floor = (result["sides"].get(name, {}).get("median") for name in ("clip", "floor"))
+    rows = rows_table("Milliseconds per frame", "side", "median", "quartiles", "faster than clip", "of floor", "memory")
+    for name, side in result["sides"].items():
+        low, high = side["quartiles"]
+        rows.add_row(
+            name,
+            f"{side['median']:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{clip / side['median']:.1f}x" if clip and name not in ("clip", "floor") else "",
+            f"{side['median'] / floor:.2f}" if floor and name in COMPILED else "",
+            bytes_text(side["memory"]),
+        )
+    console.print(rows)
+    facts = facts_table()
+    if "gmac_ratio" in result:
+        facts.add_row(
+            "Multiply-adds", f"{result['gmac_clip']:.3g} G per clip, {result['gmac_ratio']:.1f}x fewer per frame"
+        )
+        facts.add_row("State", bytes_text(result["state_bytes"]))
+    for name, reason in result["left_out"].items():
+        facts.add_row(f"No {name}", reason)
+    box = result["machine"]
+    facts.add_row("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}")
+    facts.add_row("Versions", ", ".join(f"{name} {number}" for name, number in box["versions"].items()))
+    facts.add_row("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s")
+    console.print("", facts)
+
+
+def _draw(result: dict[str, Any], file: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Co3dError("--chart needs matplotlib.", hint="pip install 'co3d-compile[plot]'") from error
+    names = list(result["sides"])
+    medians = [result["sides"][name]["median"] for name in names]
+    figure = Figure(figsize=(7, 0.6 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        names, medians, color=["#3b82c4" if n in ("step", "renamed", "native") else "#9aa0a8" for n in names]
+    )
+    axes.bar_label(bars, [f"{value:.1f}" for value in medians], padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds per frame")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, format=file.suffix.removeprefix(".") or "svg")
+
+
+__all__ = ["command"]

@@ -1,0 +1,256 @@
+"""``bench``: milliseconds per frame of a network, run as people run it now and compiled, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from co3d_compile.compiler import CompiledModel, compile
+from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.floor import floor_passes
+from co3d_compile.machine import block_channels
+from co3d_compile.timing import COMPILED, SIDES, Turn, turn
+
+Progress = Callable[[str, int, int], None]
+PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy")
+
+
+def bench(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    sides: Sequence[str] = tuple(SIDES),
+    rounds: int = 3,
+    seconds: float = 1.0,
+    threads: int = 2,
+    more: Mapping[str, tuple[str, Path]] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Times a clip model and what it compiles to, in turns, each turn in a process of its own.
+
+    Args:
+        model: The clip model, as for :func:`co3d_compile.compile`; also ``example_inputs``.
+        sides: Which of :data:`co3d_compile.timing.SIDES`.
+        rounds: Turns of each side.
+        seconds: Length of a turn.
+        threads: Of ONNX Runtime and PyTorch.
+        more: Further sides: {name: (kind of :func:`co3d_compile.timing.turn`, file)}. Their calls count as a step's.
+        progress: Called with (stage, done, total).
+        options: Options of ``compile``.
+
+    Returns:
+        Plain data: ``sides`` with milliseconds per frame of the first input (median, quartiles, medians of the rounds,
+        calls) and bytes of memory, ``left_out`` with reasons, ``ratios`` of medians, GMAC, state, ``machine``. A clip
+        model is run once for each answer that the compiled model gives, so with strides once per ``frames_per_step``.
+
+    Raises:
+        UsageError: An unknown side, or nothing to time.
+        Co3dError: The model does not compile, or a side cannot be run.
+    """
+    unknown = set(sides) - set(SIDES)
+    if unknown or rounds < 1 or threads < 1:
+        raise UsageError(f"No side is called {', '.join(sorted(unknown))}." if unknown else "Time at least one round.")
+    say = progress or (lambda *_: None)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        say("compile", 0, 1)
+        compiled = compile(model, example_inputs, **options)
+        facts = {"compile_seconds": time.perf_counter() - start, **_facts(compiled)}
+        maker = _Maker(model, example_inputs, compiled, Path(folder), options)
+        files, left_out = maker.files(sides, say)
+        files.update(more or {})
+        frames = next(iter(compiled.info.frames_per_step.values()))
+        turns = time_in_turns(files, rounds, seconds, threads, frames, say)
+    return {
+        **facts,
+        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
+        "left_out": left_out,
+        "ratios": ratios(turns),
+        "rounds": rounds,
+        "seconds": seconds,
+        "machine": machine(threads),
+    }
+
+
+def bench_file(
+    path: Path, *, rounds: int = 3, seconds: float = 1.0, threads: int = 2, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Times a compiled file alone, as :func:`bench` does.
+
+    Raises:
+        Co3dError: The file cannot be opened or run.
+    """
+    from co3d_compile.session import StreamSession
+
+    with StreamSession(path) as session:
+        info = session.info
+    frames = next(iter(info.frames_per_step.values()), 1)
+    turns = time_in_turns({"step": ("step", path)}, rounds, seconds, threads, frames, progress or (lambda *_: None))
+    return {
+        "frames_per_step": dict(info.frames_per_step),
+        "warmup_steps": info.warmup_steps,
+        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
+        "left_out": {},
+        "ratios": {},
+        "rounds": rounds,
+        "seconds": seconds,
+        "machine": machine(threads),
+    }
+
+
+class _Maker:
+    """Writes the files of the sides."""
+
+    def __init__(
+        self, model: Any, examples: Sequence[Any] | None, compiled: CompiledModel, folder: Path, options: dict[str, Any]
+    ) -> None:
+        self.model, self.examples, self.compiled = model, examples, compiled
+        self.folder, self.options = folder, options
+
+    def files(self, sides: Sequence[str], say: Progress) -> tuple[dict[str, tuple[str, Path]], dict[str, str]]:
+        """{side: (kind, file)}, and why a side has none."""
+        made: dict[str, tuple[str, Path]] = {}
+        left_out: dict[str, str] = {}
+        wanted = [side for side in SIDES if side in sides]
+        for done, side in enumerate(wanted):
+            say(f"write {side}", done, len(wanted))
+            try:
+                made[side] = getattr(self, f"_{side}")()
+            except Co3dError as error:
+                left_out[side] = str(error)
+        return made, left_out
+
+    def _program(self) -> ExportedProgram:
+        if isinstance(self.model, ExportedProgram):
+            return self.model
+        return torch.export.export(self.model.eval(), tuple(self.examples or ()))
+
+    def _pytorch(self) -> tuple[str, Path]:
+        path = self.folder / "clip.pt2"
+        torch.export.save(self._program(), path)
+        return "pytorch", path
+
+    def _clip(self) -> tuple[str, Path]:
+        path = self.folder / "clip.onnx"
+        if not path.exists():
+            with torch.inference_mode(), _quiet():
+                torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+        return "clip", path
+
+    def _window(self) -> tuple[str, Path]:
+        if any(i.time_dim not in (None, 2) for i in self.compiled.info.inputs) or len(self.compiled.info.inputs) > 1:
+            raise UsageError("A moving window is timed for one input with time at dim 2.")
+        return "window", self._clip()[1]
+
+    def _step(self) -> tuple[str, Path]:
+        return "step", self.compiled.save(self.folder / "step.onnx")
+
+    def _renamed(self) -> tuple[str, Path]:
+        return "step", self._as_renamed().save(self.folder / "renamed.onnx")
+
+    def _native(self) -> tuple[str, Path]:
+        return "step", self._as_renamed().to_native().save(self.folder / "native.onnx")
+
+    def _floor(self) -> tuple[str, Path]:
+        options = {"window": 1, **self.options, "passes": floor_passes()}
+        return "step", compile(self.model, self.examples, **options).save(self.folder / "floor.onnx")
+
+    def _as_renamed(self) -> CompiledModel:
+        return compile(self.model, self.examples, **{**self.options, "state_io": "renamed"})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter prints what it does."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        yield
+
+
+def time_in_turns(
+    files: Mapping[str, tuple[str, Path]], rounds: int, seconds: float, threads: int, take: int, say: Progress
+) -> dict[str, list[Turn]]:
+    """Lets the sides take turns, so that what else the machine does hits all alike."""
+    if not files:
+        raise UsageError("There is no side to time.")
+    turns: dict[str, list[Turn]] = {name: [] for name in files}
+    for i in range(rounds):
+        for j, (name, (kind, path)) in enumerate(files.items()):
+            say("time", i * len(files) + j, rounds * len(files))
+            turns[name].append(turn(kind, path, seconds, threads, take))
+    return turns
+
+
+def summary(turns: Sequence[Turn], frames: int) -> dict[str, Any]:
+    """Milliseconds per frame: median and quartiles over all calls, the median of each turn; calls; peak memory."""
+    samples = np.concatenate([t.milliseconds for t in turns]) / frames
+    low, median, high = np.percentile(samples, [25, 50, 75])
+    return {
+        "median": float(median),
+        "quartiles": [float(low), float(high)],
+        "round_medians": [float(np.median(t.milliseconds)) / frames for t in turns],
+        "calls": len(samples),
+        "memory": max(t.memory for t in turns),
+    }
+
+
+def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
+    """Medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is."""
+    medians = {name: [float(np.median(t.milliseconds)) for t in each] for name, each in turns.items()}
+
+    def ratio(a: str, b: str) -> float:
+        return float(np.median([x / y for x, y in zip(medians[a], medians[b], strict=True)]))
+
+    found = {
+        f"{a}/{b}": ratio(a, b) for a in medians for b in COMPILED if a not in (*COMPILED, "floor") and b in medians
+    }
+    return found | {f"{a}/floor": ratio(a, "floor") for a in COMPILED if a in medians and "floor" in medians}
+
+
+def _facts(compiled: CompiledModel) -> dict[str, Any]:
+    report = compiled.report().to_dict()
+    keys = (
+        "gmac_clip",
+        "gmac_frame",
+        "gmac_ratio",
+        "state_bytes",
+        "warmup_steps",
+        "receptive_field",
+        "frames_per_step",
+    )
+    return {key: report[key] for key in keys}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were taken on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "channels_per_block": block_channels(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+__all__ = ["bench", "bench_file", "machine"]

@@ -1,0 +1,143 @@
+"""Milliseconds per call of one side of a comparison, in a process of its own. Needs neither torch nor onnx.
+
+A process of its own: the threads of an idle ONNX Runtime session spin and slow down the one that runs, and what a side
+takes in memory can be told. :func:`turn` starts it; what it runs is this module.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from co3d_compile.errors import Co3dError
+
+WARM_UP = 3  # calls that are not counted, and the fewest that are
+Call = Callable[[], object]
+SIDES = {
+    "pytorch": "clip model in PyTorch, a clip per answer",
+    "clip": "clip model in ONNX Runtime, a clip per answer",
+    "window": "the same on a window of frames that moves",
+    "step": "compiled",
+    "renamed": "compiled, --state-io renamed",
+    "native": "compiled, --native",
+    "floor": "one tap over time, no state",
+}
+COMPILED = ("step", "renamed", "native")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one side: milliseconds of each call, and bytes of memory that it took at most."""
+
+    milliseconds: list[float]
+    memory: int
+
+
+def turn(kind: str, path: Path, seconds: float, threads: int, take: int = 1) -> Turn:
+    """Times calls for some seconds, in a process of its own.
+
+    Args:
+        kind: ``"step"``: a compiled file in a StreamSession. ``"clip"``: an ONNX file on its inputs. ``"window"``: the
+            same on a window that moves by ``take`` frames before each call. ``"pytorch"``: a torch.export archive.
+        path: The file.
+        seconds: How long.
+        threads: Of the runtime.
+
+    Raises:
+        Co3dError: The process failed; the message is its last line.
+    """
+    words = [kind, str(path), str(seconds), str(threads), str(take)]
+    done = subprocess.run([sys.executable, "-m", "co3d_compile.timing", *words], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise Co3dError(f"Timing {path.name} failed: {last}")
+    return Turn(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _step(path: str, threads: int, take: int) -> Call:
+    from co3d_compile.session import StreamSession
+
+    session = StreamSession(path, threads=threads)
+    frames = tuple(_noise([1 if d == "N" else d for d in spec.shape], spec.dtype) for spec in session.info.inputs)
+    return lambda: session.step(frames)
+
+
+def _clip(path: str, threads: int, take: int) -> Call:
+    session, feeds = _plain(path, threads)
+    return lambda: session.run(None, feeds)
+
+
+def _window(path: str, threads: int, take: int) -> Call:
+    session, feeds = _plain(path, threads)
+    fresh = {name: clip[:, :, :take].copy() for name, clip in feeds.items() if clip.ndim > 2}
+
+    def call() -> object:
+        for name, frames in fresh.items():
+            feeds[name] = np.concatenate([feeds[name][:, :, take:], frames], 2)
+        return session.run(None, feeds)
+
+    return call
+
+
+def _pytorch(path: str, threads: int, take: int) -> Call:
+    import torch
+
+    torch.set_num_threads(threads)
+    program = torch.export.load(path)
+    module, (args, kwargs) = program.module(), program.example_inputs
+    no_grad = torch.inference_mode()
+    no_grad.__enter__()
+    return lambda: module(*args, **kwargs)
+
+
+def _plain(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64)": "int64"}
+    feeds = {
+        i.name: _noise([d if isinstance(d, int) else 1 for d in i.shape], dtypes[i.type]) for i in session.get_inputs()
+    }
+    return session, feeds
+
+
+def _noise(shape: list[int], dtype: str) -> np.ndarray[Any, Any]:
+    if dtype.startswith("int"):  # an index or a counter
+        return np.zeros(shape, dtype)
+    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _main(kind: str, path: str, seconds: str, threads: str, take: str) -> None:
+    import onnxruntime  # noqa: F401  is not what a side takes
+
+    before = _peak()
+    sides = {"step": _step, "clip": _clip, "window": _window, "pytorch": _pytorch}
+    call = sides[kind](path, int(threads), int(take))
+    milliseconds: list[float] = []
+    for _ in range(WARM_UP):
+        call()
+    end = time.perf_counter() + float(seconds)
+    while len(milliseconds) < WARM_UP or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    print(json.dumps({"milliseconds": milliseconds, "memory": _peak() - before}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""``co3d bench``: every side is timed in a process of its own, and what cannot be timed is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+import co3d_compile as co3d
+from co3d_compile.bench import bench
+from co3d_compile.cli.bench import command
+from co3d_compile.floor import floor_passes
+from co3d_compile.machine import block_channels
+from co3d_compile.timing import SIDES
+
+CLIP = torch.zeros(1, 3, 8, 12, 12)
+QUICK = ["--rounds", "1", "--seconds", "0.01", "--threads", "1"]
+
+
+def network(stride: int = 1, padding: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    conv = nn.Conv3d(3, 16, 3, stride=(stride, 1, 1), padding=(padding, 1, 1))
+    return nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "model.pt2"
+    torch.export.save(torch.export.export(network(), (CLIP,)), path)
+    return path
+
+
+@pytest.mark.slow
+def test_every_side(archive: Path, tmp_path: Path) -> None:
+    result = run(archive, *QUICK, "--json", "--chart", tmp_path / "times.svg")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    expected = [side for side in SIDES if side != "native" or block_channels() > 1]
+    assert list(data["sides"]) == expected and not set(data["left_out"]) - {"native"}
+    assert all(side["median"] > 0 and side["calls"] >= 3 for side in data["sides"].values())
+    assert {"clip/step", "step/floor", "pytorch/step", "window/step"} <= set(data["ratios"])
+    assert data["machine"]["threads"] == 1 and data["gmac_ratio"] > 1
+    assert (tmp_path / "times.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_compiled_file_alone(archive: Path, tmp_path: Path) -> None:
+    path = co3d.compile(network(), (CLIP,)).save(tmp_path / "model.onnx")
+    result = run(path, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "step" in result.stdout and "Milliseconds per frame" in result.stdout
+
+
+def test_strides_count_as_frames() -> None:
+    """A clip model answers once per step; times are per frame on every side."""
+    result = bench(network(stride=2), (CLIP,), sides=["clip", "step"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["clip", "step"]
+    assert list(result["frames_per_step"].values()) == [2]
+
+
+def test_floor_has_no_state() -> None:
+    for stride in (1, 2):
+        whole = co3d.compile(network(stride), (CLIP,))
+        floor = co3d.compile(network(stride), (CLIP,), window=1, passes=floor_passes())
+        assert not floor.info.states
+        ratio = whole.report().to_dict()["gmac_frame"] / floor.report().to_dict()["gmac_frame"]
+        assert ratio == pytest.approx(3, rel=0.05)
+
+
+def test_a_side_that_cannot_be_timed_is_named() -> None:
+    """The floor of a convolution without padding is not known: the rest is timed."""
+    result = bench(network(padding=0), (CLIP,), sides=["step", "floor"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["step"]
+    assert "conv3d" in result["left_out"]["floor"]
+
+
+MISTAKES = {
+    "an unknown side": (["--sides", "clip,fastest"], "fastest"),
+    "no round": (["--rounds", "0"], "--rounds"),
+    "a folder that is not there": (["--chart", "nowhere/times.svg"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_mistakes(what: str, archive: Path) -> None:
+    words, named = MISTAKES[what]
+    result = run(archive, *QUICK, *words)
+    assert result.exit_code in (2, 6) and named in result.stderr
+    assert result.stderr.count("\n") == 1
