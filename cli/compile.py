@@ -137,6 +137,12 @@ Examples:
     help="For machines like this one alone, and faster: states in the layout of its kernels, and renamed.",
 )
 @option(
+    "--tune",
+    is_flag=True,
+    group=OUTPUT,
+    help="Measure here which form of each convolution is fastest; kept for the next time. Nothing else should run.",
+)
+@option(
     "--no-verify", is_flag=True, group=OUTPUT, help="Do not run the compiled file in ONNX Runtime beside the original."
 )
 @picture_options

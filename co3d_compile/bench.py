@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from co3d_compile.compiler import CompiledModel, compile
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.floor import floor_passes
-from co3d_compile.machine import block_channels
+from co3d_compile.machine import block_channels, cpu_name
 from co3d_compile.timing import COMPILED, SIDES, Turn, turn
 
 Progress = Callable[[str, int, int], None]
@@ -235,15 +235,12 @@ def _facts(compiled: CompiledModel) -> dict[str, Any]:
 
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers were taken on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "channels_per_block": block_channels(),

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from co3d_compile.preprocess import preprocess_for
 from co3d_compile.program import Options, Program
 from co3d_compile.report import Report, details
 from co3d_compile.survey import costs, with_costs
+from co3d_compile.tap_convolution import Layer, chosen
 from co3d_compile.version import __version__
 
 if TYPE_CHECKING:
@@ -214,6 +215,7 @@ def compile(
     state_io: str = "paired",
     time_dim: int | Sequence[int | None] = 2,
     passes: Sequence[Pass] | None = None,
+    tune: bool = False,
     dump: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     preprocess: Mapping[str, Any] | None = None,
@@ -237,6 +239,7 @@ def compile(
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
+        tune: Measure on this machine which form of each continual convolution is fastest, instead of estimating it.
         dump: A directory to write the graph to, before and after each pass.
         progress: Called with (stage, done, total).
         preprocess: How a picture becomes a frame, by the names of :class:`co3d_compile.Preprocess`, such as
@@ -249,14 +252,32 @@ def compile(
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
     folder = Path(dump) if dump is not None else None
-    compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
-    if compiled.program.fixed_batch and example_inputs is not None and doubled(example_inputs) is not None:
-        # The model is for one clip at a time: two of them are not what it was made for.
-        compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+
+    def build() -> CompiledModel:
+        compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
+        if compiled.program.fixed_batch and example_inputs is not None and doubled(example_inputs) is not None:
+            # The model is for one clip at a time: two of them are not what it was made for.
+            compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+        return compiled
+
+    compiled = _tuned(build, progress) if tune else build()
     compiled.describe(preprocess, labels)
     for message in compiled.report().warnings:
         warnings.warn(message, Co3dWarning, stacklevel=2)
     return compiled
+
+
+def _tuned(build: Callable[[], CompiledModel], progress: Progress | None) -> CompiledModel:
+    """Compiles to see which convolutions there are, and again with the fastest form of each."""
+    from co3d_compile.tune import tune
+
+    layers: list[Layer] = []
+    with chosen(layers.append):
+        compiled = build()
+    if not layers:
+        return compiled
+    with chosen(tune(layers, progress).get):
+        return build()
 
 
 def _compile(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import platform
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -30,4 +32,12 @@ def block_channels() -> int:
     return int((np.cumprod(blocked.ravel()[:64] == np.arange(0, 128, 2))).sum())
 
 
-__all__ = ["block_channels"]
+def cpu_name() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+__all__ = ["block_channels", "cpu_name"]

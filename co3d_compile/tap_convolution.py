@@ -10,8 +10,8 @@ With taps w_i and entries x_i, all over space alone, one output entry is ``sum_i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
@@ -28,17 +28,42 @@ aten = torch.ops.aten
 CONV = [aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default]
 FEWEST = 16  # channels: with less, no kernel of ONNX Runtime is blocked
 FORMS = ("concat", "sum", "accumulate")
-_forced: ContextVar[str | None] = ContextVar("form", default=None)
+Chooser = Callable[["Layer"], "str | None"]
+_chooser: ContextVar[Chooser | None] = ContextVar("chooser", default=None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The shape of one convolution in a step; kernel, stride, padding, dilation and size are over space.
+
+    Attributes:
+        ages: How many steps ago the entry under each tap was new, the oldest first.
+    """
+
+    channels: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    size: tuple[int, ...]
+    ages: tuple[int, ...]
 
 
 @contextmanager
-def forced(form: str) -> Iterator[None]:
-    """Every convolution that has several taps in this form, wherever the form exists: for tests and measurements."""
-    token = _forced.set(form)
+def chosen(chooser: Chooser) -> Iterator[None]:
+    """Asks for the form of every convolution that has several taps; None leaves it to the rule of :func:`choose`."""
+    token = _chooser.set(chooser)
     try:
         yield
     finally:
-        _forced.reset(token)
+        _chooser.reset(token)
+
+
+def forced(form: str) -> AbstractContextManager[None]:
+    """Every convolution that has several taps in this form, wherever the form exists: for tests and measurements."""
+    return chosen(lambda _: form)
 
 
 @dataclass(frozen=True)
@@ -130,7 +155,8 @@ def choose(low: Lowering, conv: TapConvolution, entries: Sequence[Aged], queued:
     x = entries[0].node
     same = all(low.sizes(e.node)[1:] == low.sizes(x)[1:] for e in entries)
     dense = conv.groups == 1 and len(entries) > 1 and same
-    form = _forced.get()
+    chooser = _chooser.get()
+    form = chooser(_layer(low, conv, entries)) if chooser is not None and len(entries) > 1 else None
     if form == "accumulate" or (form == "concat" and dense) or form == "sum":
         return form
     past = max(0, len({(e.node, e.steps) for e in entries if e.steps}) - shared)
@@ -139,3 +165,19 @@ def choose(low: Lowering, conv: TapConvolution, entries: Sequence[Aged], queued:
         return "accumulate"
     blocked = len(conv.stride) == 2 and low.sizes(x)[1] >= FEWEST
     return "concat" if dense and not blocked else "sum"
+
+
+def _layer(low: Lowering, conv: TapConvolution, entries: Sequence[Aged]) -> Layer:
+    outputs, inputs, *kernel = low.sizes(conv.taps[0])
+    size = low.sizes(entries[0].node)
+    return Layer(
+        inputs * conv.groups,
+        outputs,
+        conv.groups,
+        tuple(kernel),
+        tuple(conv.stride),
+        tuple(conv.padding),
+        tuple(conv.dilation),
+        tuple(size[len(size) - len(kernel) :]),
+        tuple(e.steps for e in entries),
+    )

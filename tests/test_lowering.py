@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 
 import co3d_compile as co3d
 from co3d_compile.tap_convolution import FORMS, forced
+from co3d_compile.verify import verify
 
 CLIP, SIZE, LONG = 16, 9, 30
 
@@ -110,6 +113,35 @@ def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -
             np.testing.assert_allclose(got[:, :, at], expected[:, :, index], rtol=1e-4, atol=1e-5)
             compared += 1
     assert compared > 4
+
+
+@pytest.mark.slow
+def test_tuned_is_exact_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured once for each shape; what is kept decides the next time, and a damaged file decides nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv3d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 16, (3, 1, 1), padding=(1, 0, 0)))
+    clip = torch.zeros(1, 4, CLIP, SIZE, SIZE)
+    stages: list[str] = []
+
+    def compiled() -> co3d.CompiledModel:
+        stages.clear()
+        return co3d.compile(module.eval(), (clip,), tune=True, progress=lambda stage, *_: stages.append(stage))
+
+    assert verify(compiled(), module, (clip,)).passed
+    assert stages.count("tune") == 2
+    kept = tmp_path / "co3d-compile" / "tune.json"
+    fast = json.loads(kept.read_text())
+    assert len(fast) == 2 and set(fast.values()) <= set(FORMS)
+    operators = {}
+    for form in FORMS:
+        kept.write_text(json.dumps(dict.fromkeys(fast, form)))
+        result = compiled()
+        assert "tune" not in stages and verify(result, module, (clip,)).passed
+        operators[form] = [node.op_type for node in result.model.graph]
+    assert operators["concat"] != operators["sum"]
+    kept.write_text("{")
+    assert verify(compiled(), module, (clip,)).passed
 
 
 def test_channels_in_fours() -> None:
