@@ -69,6 +69,8 @@ def _largest(errors: list[tuple[float, str]], expected: list[Tensor]) -> Worst:
         return Worst()
     values = torch.cat([v.flatten().double() for v in expected])
     scale = float(values.std(correction=0))
+    if scale > 0:  # a float32 of 1.1 is only known to 1e-7, whatever the deviation of its like
+        scale = max(scale, float(values.abs().max()) / 100)
     absolute, where = max(errors, key=lambda e: e[0])
     return Worst(absolute, absolute / scale if scale > 0 else absolute, where)
 
@@ -101,8 +103,10 @@ def rounding(in_float32: dict[Wanted, list[Tensor]], exact: dict[Wanted, list[Te
     for output in {w.output for w in exact}:
         own = [w for w in exact if w.output == output]
         pairs = [pair for w in own for pair in zip(in_float32[w], exact[w], strict=False)]
-        spread = float(torch.cat([b.flatten() for _, b in pairs]).std(correction=0)) if pairs else 0.0
+        values = torch.cat([b.flatten() for _, b in pairs]) if pairs else torch.zeros(1)
+        spread = float(values.std(correction=0))
         if spread > 0:
+            spread = max(spread, float(values.abs().max()) / 100)
             worst = max(worst, *(float((a.double() - b).abs().max()) / spread for a, b in pairs))
     return worst
 

@@ -72,7 +72,8 @@ def clip_length(net: Net) -> int:
 def lengths(module: RandomNet, frames: int) -> list[int]:
     """Entries of each tensor of a clip."""
     net = module.net
-    clip = torch.zeros(1, net.channels, frames, *net.space).movedim(2, net.time_dim)
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    clip = torch.zeros(1, net.channels, frames, *net.space, dtype=dtype).movedim(2, net.time_dim)
     with torch.no_grad():
         return [tensor.shape[2] for tensor in module.tensors(clip)]
 
