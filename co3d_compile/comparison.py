@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,18 +18,29 @@ from co3d_compile.reference import Wanted
 
 @dataclass(frozen=True)
 class Worst:
-    """The largest error of all; ``missing`` says what could not be compared."""
+    """The largest error of all; ``missing`` says what could not be compared.
+
+    ``steps`` holds the largest error of each step: absolute, and in standard deviations of what is expected.
+    """
 
     absolute: float = 0.0
     relative: float = 0.0
     where: str = "nowhere"
     missing: str = ""
+    steps: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+    def joined(self, other: Worst) -> Worst:
+        """The larger of two errors, and of each step the larger one."""
+        steps = dict(self.steps)
+        for step, error in other.steps.items():
+            steps[step] = max(error, steps.get(step, error), key=lambda e: e[1])
+        return replace(max(self, other, key=lambda e: e.relative), steps=steps)
 
 
 class Comparison:
     """The streamed results beside what is expected."""
 
-    def __init__(self, info: Contract, results: list[tuple[Any, ...]]) -> None:
+    def __init__(self, info: Contract, results: Mapping[int, tuple[Any, ...]]) -> None:
         self.info, self.results = info, results
 
     def agrees(self, expected: dict[Wanted, list[Tensor]]) -> bool:
@@ -47,30 +58,35 @@ class Comparison:
             best = min(options, key=lambda e: e.relative)
             if best.missing:
                 return best
-            found = max(found, best, key=lambda e: e.relative)
+            found = found.joined(best)
         return found
 
     def _output(self, k: int, expected: dict[Wanted, list[Tensor]]) -> Worst:
         """The largest error of one output, in standard deviations of all that is expected of it."""
         name = self.info.outputs[k].name
-        errors = []
+        errors: list[tuple[int, float, str]] = []
         for w, values in expected.items():
             actual, where = self.results[w.step][k], f"output '{name}' at step {w.step}"
             if not values or _squeezed(values[0].shape) != _squeezed(actual.shape):
                 return Worst(math.inf, math.inf, where, _missing(name, w, actual, values))
             error, index = _error(actual, values[0])
-            errors.append((error, f"{where}, index {index}"))
+            errors.append((w.step, error, f"{where}, index {index}"))
         return _largest(errors, [v[0] for v in expected.values()])
 
 
-def _largest(errors: list[tuple[float, str]], expected: list[Tensor]) -> Worst:
+def _largest(errors: list[tuple[int, float, str]], expected: list[Tensor]) -> Worst:
     """The largest of these errors."""
     if not errors:
         return Worst()
-    values = torch.cat([v.flatten().double() for v in expected])
-    scale = float(values.std(correction=0))
-    absolute, where = max(errors, key=lambda e: e[0])
-    return Worst(absolute, absolute / scale if scale > 0 else absolute, where)
+    scale = spread(expected)
+    found = Worst(steps={step: (absolute, absolute / scale) for step, absolute, _ in errors})
+    _, absolute, where = max(errors, key=lambda e: e[1])
+    return replace(found, absolute=absolute, relative=absolute / scale, where=where)
+
+
+def spread(expected: Sequence[Tensor]) -> float:
+    """The standard deviation of all that is expected; 1 where all is the same."""
+    return float(torch.cat([v.flatten().double() for v in expected]).std(correction=0)) or 1.0
 
 
 def _error(actual: Any, expected: Tensor) -> tuple[float, tuple[int, ...]]:
