@@ -186,7 +186,7 @@ def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iter
             x = x.unsqueeze(spec.time_dim) if x.dim() == len(shape) - 1 and spec.time_dim is not None else x
             if [*x.shape[1:]] != shape[1:] or x.shape[0] not in (1, shape[0]) or x.dtype != spec.dtype:
                 raise UsageError(
-                    f"Step {number}: the frames for '{spec.name}' are {x.dtype} {tuple(x.shape)}, "
+                    f"Step {number}: the frames for '{spec.name}' are {x.dtype} {np.shape(array)}, "
                     f"expected {spec.dtype} {tuple(shape)}.",
                     hint="Give for every step what StreamSession.step takes.",
                 )

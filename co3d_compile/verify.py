@@ -291,13 +291,13 @@ class _Check:
         self.reason, self.differs = "", False
         if not self.wanted:
             self.reason = "Nothing was compared."
-        elif self.worst.missing:
-            self.reason = self.worst.missing
-        elif wrong and (last := self._depends()) is not None:
+        elif (wrong or self.worst.missing) and (last := self._depends()) is not None:
             self.reason = (
                 f"The result at step {last} still depends on what the states held at the start (NaN), and the file "
                 f"says that none does from step {self.info.warmup_steps} on (warmup_steps)."
             )
+        elif self.worst.missing:
+            self.reason = self.worst.missing
         elif wrong:
             self.differs = True
             limit = f"over the tolerance {self.tolerance:.0e}"
