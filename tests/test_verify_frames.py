@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,16 @@ def test_the_command_shows_the_error_over_time(film: Path) -> None:
     assert "video.mp4" in text and "passed" in text and f"outputs finite from step {warmup} on" in text
     assert all(f"  {step}  " in text for step in range(warmup, warmup + 5))
     assert "Drift" in call("--steps", "40").stdout
+
+
+def test_the_commands_on_the_page_run(film: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "verify.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^co3d verify model.onnx --against model.pt2(.*)$", text, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        answer = call(*line.split())
+        assert answer.exit_code == 0 and "passed" in answer.stdout, (line, answer.stderr)
+    assert "<svg" in Path("errors.svg").read_text()
 
 
 @pytest.mark.parametrize("name", ["errors.svg", "errors.png", "errors.html"])
