@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ BYTES = 500_000_000  # of results that are held at a time
 MOST = 64  # operators that are looked at in one run
 Row = dict[str, Any]
 Values = dict[Wanted, list[Tensor]]
-NEEDED = {"name", "operator", "module_path", "kind", "inputs", "shape", "origin", "entries", "late", "values"}
+TEXTS = ("operator", "module_path", "kind", "origin")
 
 
 class NoMatch(Exception):
@@ -45,23 +45,19 @@ class NoMatch(Exception):
 
 @dataclass(frozen=True)
 class Error:
-    """The largest error of an operator's result, and that of the untouched model itself in float32, if known."""
+    """The largest error of an operator's result, and what rounding makes of that result.
+
+    ``exact`` says that both are errors beside the model in float64; else beside the model in float32, and beside the
+    same with frames that are off by rounding.
+    """
 
     error: float
-    own: float | None
-    limit: float
+    rounding: float
+    exact: bool
 
     @property
     def differs(self) -> bool:
-        return not self.error <= self.limit
-
-
-@dataclass
-class _Found:
-    """What was compared."""
-
-    errors: dict[int, Error] = field(default_factory=dict)
-    unlike: set[int] = field(default_factory=set)
+        return not self.error <= max(LEAST, FACTOR * self.rounding)
 
 
 class Bisect:
@@ -74,7 +70,6 @@ class Bisect:
         reference: The untouched model.
         timeline: How its steps lie.
         stretch: The steps on which it was found to differ.
-        tolerance: The error that is allowed, where the model cannot be run in float64.
     """
 
     def __init__(
@@ -85,12 +80,13 @@ class Bisect:
         reference: Reference,
         timeline: Timeline,
         stretch: Stretch,
-        tolerance: float,
     ) -> None:
-        self.path, self.info, self.again, self.tolerance = path, info, again, tolerance
+        self.path, self.info, self.again = path, info, again
         self.reference, self.timeline, self.stretch = reference, timeline, stretch
         self.pulse, self.recurrent = timeline.pulse, timeline.recurrent
-        self.found = _Found()
+        self.errors: dict[int, Error] = {}
+        self.unlike: set[int] = set()
+        self.has_exact = True
 
     def run(self, progress: Callable[[int, int], None]) -> Bisection:
         """The operator, or why none was found."""
@@ -100,7 +96,7 @@ class Bisect:
             worst = self._search(progress)
         except (NoMatch, NoReference, LoadError, ContractError) as why:
             return Bisection(None, f"Where it differs first is not known: {str(why).splitlines()[0]}")
-        compared, known = len(self.found.errors), len(self._known())
+        compared, known = len(self.errors), len(self._known())
         if worst is None:
             return Bisection(None, self._nothing(), compared, known)
         difference = self._difference(worst)
@@ -123,7 +119,7 @@ class Bisect:
             if node is None:
                 raise NoMatch(f"the model has no operator {row['origin']} ({row['operator']} in {row['module_path']}).")
             shape = [int(s) for s in getattr(node.meta.get("val"), "shape", ())]
-            if len(shape) != len(row["shape"]):
+            if len(shape) != len(row["shape"]) or sum(a != b for a, b in zip(shape, row["shape"], strict=True)) > 1:
                 what = f"{module_path(node) or 'the model'} gives {shape}, by the file {row['shape']}"
                 raise NoMatch(f"{row['operator']} of {what}.")
         if not any(row["values"] and self.inner.names.issuperset(row["values"]) for row in rows):
@@ -134,7 +130,7 @@ class Bisect:
         """The operators as the file's report has them, or as compiling the model again gives them."""
         stored = {p.key: p.value for p in self.inner.model.metadata_props}
         rows: list[Row] = stored_report(stored[REPORT_KEY]).get("table", []) if REPORT_KEY in stored else []
-        if rows and all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows):
+        if rows and all(_is_row(row, at) for at, row in enumerate(rows)):
             return rows
         why = "the file does not say which of its values are whose (metadata co3d_report)"
         try:
@@ -147,7 +143,7 @@ class Bisect:
 
     def _known(self) -> list[int]:
         """The operators whose results are in the file."""
-        return [at for at, row in enumerate(self.rows) if self._has(row) and at not in self.found.unlike]
+        return [at for at, row in enumerate(self.rows) if self._has(row) and at not in self.unlike]
 
     def _has(self, row: Row) -> bool:
         return bool(row["origin"] and row["values"]) and self.inner.names.issuperset(row["values"])
@@ -161,7 +157,7 @@ class Bisect:
             if i in seen:
                 continue
             seen.add(i)
-            if self.rows[i]["kind"] == "input" or (self._has(self.rows[i]) and i not in self.found.unlike):
+            if self.rows[i]["kind"] == "input" or (self._has(self.rows[i]) and i not in self.unlike):
                 known.add(i)
             else:
                 through.append(i)
@@ -181,27 +177,33 @@ class Bisect:
     # --- the search
 
     def _search(self, progress: Callable[[int, int], None]) -> int | None:
-        """The first operator that differs while all that it reads agrees."""
-        worst: int | None = None
-        suspects = self._known()
-        total = len(suspects)
-        while suspects:
-            self._compare(self._chosen(suspects))
-            progress(min(len(self.found.errors), total), total)
-            bad = [at for at in suspects if at in self.found.errors and self.found.errors[at].differs]
-            worst = bad[0] if bad else worst
-            within = set(self._known()) if worst is None else self._ancestors(worst) & set(self._known())
-            cleared = set(self.found.errors) | self.found.unlike
-            for at in within & set(self.found.errors):
-                if not self.found.errors[at].differs:
-                    cleared |= self._ancestors(at)  # most likely: what an operator reads is checked at the end
-            suspects = sorted(within - cleared)
-            if not suspects and worst is not None:
-                suspects = [at for at in self._before(worst)[0] if self._unseen(at)]
-        return worst
+        """The first operator that differs while all that it reads agrees: found in float32, made sure of in float64."""
+        while True:
+            bad = sorted(at for at, error in self.errors.items() if error.differs)
+            worst = bad[0] if bad else None
+            exact = False
+            suspects = self._suspects(worst)
+            if not suspects and worst is not None and self.has_exact:
+                read = [at for at in self._before(worst)[0] if at in self.errors]
+                suspects, exact = [at for at in (*read, worst) if not self.errors[at].exact], True
+            if not suspects:
+                return worst
+            self._compare(self._chosen(suspects), exact)
+            progress(len(self.errors), len(self.errors) + len(suspects))
 
-    def _unseen(self, at: int) -> bool:
-        return self.rows[at]["kind"] != "input" and at not in self.found.errors
+    def _suspects(self, worst: int | None) -> list[int]:
+        """The operators that may differ before the first that is known to, and have not been looked at."""
+        known = set(self._known())
+        within = known if worst is None else self._ancestors(worst) & known
+        cleared = set(self.errors)
+        for at in within & set(self.errors):
+            cleared |= self._ancestors(at)  # they agree most likely; what the operator itself reads is looked at last
+        suspects = sorted(within - cleared)
+        if not suspects and worst is not None:
+            suspects = [
+                at for at in self._before(worst)[0] if self.rows[at]["kind"] != "input" and at not in self.errors
+            ]
+        return suspects
 
     def _chosen(self, suspects: Sequence[int]) -> list[int]:
         """As many of them as fit, evenly spread: the one in the middle, or all."""
@@ -212,23 +214,27 @@ class Bisect:
 
     # --- one comparison
 
-    def _compare(self, chosen: Sequence[int]) -> None:
+    def _compare(self, chosen: Sequence[int], exact: bool) -> None:
         """The errors of some operators, of all entries of each step."""
         rows = [(at, i) for at in chosen for i in range(self.rows[at]["entries"])]
         names = [self.rows[at]["values"][i] for at, i in rows]
         actual = self.inner.of_steps(names, self._frames(), self.stretch.steps, self.stretch.base)
         reference = self.reference.watching([self.rows[at]["origin"] for at, _ in rows])
         wanted = [w for k, (at, i) in enumerate(rows) for w in self._wanted(reference, k, at, i)]
-        clips = [self.stretch.clip, *self.stretch.shaken(1)]
-        expected = [self._values(reference, wanted, clip) for clip in clips]
-        try:
-            exact = self._values(reference.doubled(), wanted, self.stretch.clip)
-        except NoReference:
-            exact = None
+        clip = self.stretch.clip
+        others = [self._values(reference, wanted, frames) for frames in self.stretch.shaken(1)]
+        if exact:
+            others.append(self._values(reference, wanted, clip))
+            try:
+                right = self._values(reference.doubled(), wanted, clip)
+            except NoReference:
+                self.has_exact = False
+                return
+        else:
+            right = self._values(reference, wanted, clip)
         for at in chosen:
             own = [w for w in wanted if rows[w.output][0] == at]
-            pairs = [(w, actual[w.step][names[w.output]]) for w in own]
-            self._note(at, pairs, expected, exact)
+            self._note(at, [(w, actual[w.step][names[w.output]]) for w in own], right, others, exact)
 
     def _values(self, reference: Reference, wanted: Sequence[Wanted], clip: Frames) -> Values:
         stretch = self.stretch
@@ -246,25 +252,17 @@ class Bisect:
         return [w for w in steps if w is not None]
 
     def _note(
-        self,
-        at: int,
-        pairs: Sequence[tuple[Wanted, Any]],
-        expected: Sequence[Values],
-        exact: Values | None,
+        self, at: int, pairs: Sequence[tuple[Wanted, Any]], right: Values, others: Sequence[Values], exact: bool
     ) -> None:
         """Writes an operator's error down; one that cannot be compared is as if the file did not have it."""
-        right = exact or expected[0]
         errors = [_distance(value, right[w]) for w, value in pairs]
         if not pairs or None in errors:
-            self.found.unlike.add(at)
+            self.unlike.add(at)
+            self.errors.pop(at, None)
             return
         scale = spread([v for w, _ in pairs for v in right[w][:1]])
-        error = max(e for e in errors if e is not None) / scale
-        if exact is None:
-            self.found.errors[at] = Error(error, None, self.tolerance)
-            return
-        own = max(_distance(v[w][0].numpy(), exact[w]) or 0.0 for v in expected for w, _ in pairs if v[w]) / scale
-        self.found.errors[at] = Error(error, own, max(LEAST, FACTOR * own))
+        rounding = max(_distance(v[w][0].numpy(), right[w]) or 0.0 for v in others for w, _ in pairs if v[w])
+        self.errors[at] = Error(max(e for e in errors if e is not None) / scale, rounding / scale, exact)
 
     def _frames(self) -> Iterable[list[Any]]:
         """The stretch's frames, step by step, as the file takes them."""
@@ -279,9 +277,9 @@ class Bisect:
     # --- words
 
     def _difference(self, at: int) -> Difference:
-        row, error = self.rows[at], self.found.errors[at]
+        row, error = self.rows[at], self.errors[at]
         known, through = self._before(at)
-        inputs = [self.found.errors[i].error for i in known if i in self.found.errors]
+        inputs = [self.errors[i].error for i in known if i in self.errors]
         strange = [self.rows[i] for i in through if not self.rows[i]["origin"]]
         node = next(n for n in self.reference.program.graph.nodes if n.name == row["origin"])
         return Difference(
@@ -289,12 +287,12 @@ class Bisect:
             module_path=row["module_path"] or module_path(node),
             before=max(inputs, default=0.0),
             after=error.error,
-            rounding=error.own,
+            rounding=error.rounding,
             through=tuple(f"{r['operator']} in {r['module_path'] or 'the model itself'}" for r in strange),
         )
 
     def _nothing(self) -> str:
-        errors = self.found.errors.values()
+        errors = self.errors.values()
         if not errors:
             return "Where it differs first is not known: none of the file's values can be compared with the model's."
         agree = f"All {len(errors)} operators that were compared agree with the model"
@@ -304,6 +302,19 @@ class Bisect:
                     said = f"the file says that '{spec.name}' has a delay of {spec.delay}, and it is {row['late']}"
                     return f"{agree}: {said}."
         return f"{agree} when streamed afresh, from states as at the start of a stream, up to the same frames."
+
+
+def _is_row(row: Any, at: int) -> bool:
+    """Whether a row of a report, which may come from anyone, is what the search counts on."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in TEXTS):
+        return False
+    lists = [row.get(name) for name in ("inputs", "shape", "values")]
+    if not all(isinstance(x, list) for x in lists) or not all(isinstance(row.get(n), int) for n in ("entries", "late")):
+        return False
+    inputs, shape, values = lists
+    before = all(isinstance(i, int) and 0 <= i < at for i in inputs)
+    sizes = all(isinstance(s, int) and s > 0 for s in shape)
+    return before and sizes and all(isinstance(v, str) for v in values) and len(values) in (0, row["entries"])
 
 
 def _nodes(model: onnx.ModelProto) -> list[tuple[Any, ...]]:

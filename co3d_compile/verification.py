@@ -25,7 +25,7 @@ class Difference:
         operator, module_path: Which one, by the names of the untouched model.
         before: Largest error of what it reads, in standard deviations of what is expected there.
         after: The same of its result.
-        rounding: The same of the untouched model's own result in float32; None where that is not known.
+        rounding: What rounding makes of the untouched model's own result there, in the same unit.
         through: Operators of the file on the way to it that the model has not, as ``operator in module``.
     """
 
@@ -33,7 +33,7 @@ class Difference:
     module_path: str
     before: float
     after: float
-    rounding: float | None
+    rounding: float
     through: tuple[str, ...] = ()
 
     def __str__(self) -> str:

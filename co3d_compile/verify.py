@@ -99,7 +99,7 @@ def _bisect(path: str, check: _Check, program: nn.Module | ExportedProgram, exam
     said = {name: info.options[name] for name in AGAIN if name in info.options}
     again = partial(compile, program, example, window=info.window, boundary=info.boundary, **said)
     assert check.worst_stretch is not None
-    search = Bisect(path, info, again, check.reference, check.timeline, check.worst_stretch, check.tolerance)
+    search = Bisect(path, info, again, check.reference, check.timeline, check.worst_stretch)
     return search.run(lambda done, total: check.progress("bisect", done, total))
 
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from test_verify import build, contract, rewrite, saved
+from test_verify import MODELS, build, contract, rewrite, saved
 from torch import nn
 from zoo import Graph, randomise
 from zoo.real import REAL
@@ -94,6 +94,26 @@ def test_names_the_operator_whose_weights_were_changed(
     perturb(path, node)
     what = difference(path, network, example)
     assert (what.operator, what.module_path) == (operator, module)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_blames_nothing_in_a_file_that_is_right(name: str) -> None:
+    module, example, options = build(name)
+    result = verify(co3d.compile(module, example, **options), module, example, tolerance=1e-30)
+    if result.bisection is not None:  # else every number is the very same
+        assert result.bisection.difference is None, result.bisection
+        assert result.bisection.compared == result.bisection.operators > 0
+
+
+@pytest.mark.parametrize("options", [{"boundary": "exact"}, {"state_io": "renamed"}])
+def test_other_forms_of_the_file(options: dict[str, Any], tmp_path: Path) -> None:
+    example = (torch.randn(2, 3, 8, 6, 6),)
+    layers = [nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.MaxPool3d(3, 1, 1)]
+    network = randomise(nn.Sequential(*layers), *example)
+    path = co3d.compile(network, example, **options).save(tmp_path / "model.onnx")
+    assert verify(path, network, example).passed
+    perturb(path, "2/")
+    assert difference(path, network, example).module_path == "2"
 
 
 REALS = {
