@@ -30,7 +30,7 @@ from co3d_compile.cli.errors import errors_chart
 from co3d_compile.cli.inspect import read_contract
 from co3d_compile.cli.output import Output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, verification
+from co3d_compile.cli.summary import console_for, facts_table, reason, verification
 from co3d_compile.contract import Contract
 from co3d_compile.errors import UsageError, VerificationError
 
@@ -126,7 +126,7 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
     else:
         _print(result, compiled, f"{against} ({loaded.kind})", how, plot)
     if not result["passed"]:
-        raise VerificationError(f"{compiled} differs from {against}: {_why(result)}")
+        raise VerificationError(f"{compiled} differs from {against}: {reason(result)}")
 
 
 def _check(plot: Path | None, how: dict[str, Any]) -> None:
@@ -219,8 +219,3 @@ def _drift(result: dict[str, Any]) -> str:
     (first, before), (last, behind) = ends
     start, end = (bytes_text(result["memory"][key]) for key in ("start", "end"))
     return f"error {before:.1e} at step {first}, {behind:.1e} at step {last}; memory {start}, then {end}"
-
-
-def _why(result: dict[str, Any]) -> str:
-    found = result["bisection"]
-    return f"{result['reason']} {found['message']}" if found else str(result["reason"])

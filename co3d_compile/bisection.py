@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor
 
+from co3d_compile.blocked import BLOCKED
 from co3d_compile.comparison import spread
 from co3d_compile.compiler import CompiledModel
 from co3d_compile.contract import REPORT_KEY, Contract, resolve
@@ -110,6 +111,8 @@ class Bisect:
         Raises:
             NoMatch: They are not of this model.
         """
+        if any(node.domain == BLOCKED for node in self.inner.model.graph.node):
+            raise NoMatch("its values lie in the blocks of one machine (--native): look at the file without --native.")
         rows = self._stored()
         nodes = {n.name: n for n in self.reference.program.graph.nodes if n.op == "call_function"}
         for row in rows:

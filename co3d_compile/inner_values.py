@@ -33,7 +33,7 @@ class InnerValues:
 
     def __init__(self, path: str | os.PathLike[str], info: Contract, batch: int) -> None:
         self.model = onnx.load(path)
-        if self.model.ByteSize() > MOST:
+        if sum(len(tensor.raw_data) for tensor in self.model.graph.initializer) > MOST:
             raise LoadError("The file is over 2 GB: its values cannot be looked at.")
         self.info, self.batch = info, batch
         self.names = {name for node in self.model.graph.node for name in node.output if name}
