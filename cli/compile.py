@@ -28,7 +28,7 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.output import Output, size
 from co3d_compile.cli.pictures import picture_options, take_pictures
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import print_summary
+from co3d_compile.cli.summary import print_summary, reason
 from co3d_compile.errors import OutputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
     result = report["verification"]
     if result is not None and not result["passed"]:
         raise VerificationError(
-            f"The compiled model differs from {model}: {result['reason']}",
+            f"The compiled model differs from {model}: {reason(result)}",
             hint=f"{output} was kept as told." if report["output"] else f"{output} was not written; --keep would.",
         )
 

@@ -131,6 +131,12 @@ def verification(result: Report | None) -> Text:
     return Text.assemble(("FAILED", "bold red"), f" {steps}: {result['reason']}")
 
 
+def reason(result: Report) -> str:
+    """Why a verification failed, and which operator is to blame if that is known."""
+    found = result.get("bisection")
+    return f"{result['reason']} {found['message']}" if found else str(result["reason"])
+
+
 def shape_text(shape: list[int | str]) -> str:
     """``(N, 3, 160, 160)``"""
     return f"({join(shape)})"

@@ -2,29 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Group
+from rich.text import Text
 
 from co3d_compile.cli.common import (
     MODEL,
+    OUTPUT,
+    SOURCE,
     Command,
+    bytes_text,
     json_option,
     load_model,
     model_options,
     option,
+    plural,
     print_json,
     stdout,
     verbose_option,
 )
+from co3d_compile.cli.errors import errors_chart
 from co3d_compile.cli.inspect import read_contract
+from co3d_compile.cli.output import Output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, verification
-from co3d_compile.errors import VerificationError
+from co3d_compile.cli.summary import console_for, facts_table, reason, verification
+from co3d_compile.contract import Contract
+from co3d_compile.errors import UsageError, VerificationError
+
+LONG = 10_000
+EPILOG = """\b
+What is checked:
+  States start at NaN. From the step on that the file names as warmed up, every value must be finite and equal
+  to what the model itself gives at that place of one long clip; errors are in standard deviations of the output.
+  If values are wrong, intermediate results are compared too, until the first operator is found whose inputs are
+  right and whose result is not.
+
+\b
+Examples:
+  Random frames:
+    co3d verify model.onnx --against model.pt2
+  A model from code, with its weights:
+    co3d verify model.onnx --against package.module:factory --weights weights.pth --shape 1x3x16x224x224
+  The frames that co3d run would feed, and the error over time as a picture:
+    co3d verify model.onnx --against model.pt2 --video video.mp4 --plot errors.svg
+  Does anything build up over time?
+    co3d verify model.onnx --against model.pt2 --long
+
+\b
+Exit codes:
+  0    it agrees
+  2    wrong use of the command; the file was not compiled from this model; a video that is too short
+  3    it differs, or there is nothing to compare with
+  4    the file, the model or the video cannot be read
+  5    --video, and the model takes no pictures
+  6    the plot cannot be written
+  130  stopped with Ctrl-C (143: with SIGTERM)"""
 
 
-@click.command(cls=Command, name="verify")
+@click.command(cls=Command, name="verify", epilog=EPILOG, context_settings={"max_content_width": 110})
 @click.argument("compiled", metavar="MODEL.onnx", type=click.Path(path_type=Path))
 @option(
     "--against",
@@ -34,37 +74,148 @@ from co3d_compile.errors import VerificationError
     help="The model it was compiled from: a file, or package.module:factory.",
 )
 @model_options
+@option(
+    "--video",
+    metavar="FILE",
+    group=SOURCE,
+    help="Compare on a video instead of random frames, prepared as the file says, as co3d run does.",
+)
+@option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    group=SOURCE,
+    help="Steps to run behind the warm-up. Up to 32 are all compared, of more nine stretches from the first to the "
+    "last. [default: a few, with --video 32]",
+)
+@option("--long", "is_long", is_flag=True, group=SOURCE, help=f"A long run, to see drift: --steps {LONG}.")
+@option("--seed", type=int, default=0, show_default=True, group=SOURCE, metavar="S", help="Of the random frames.")
+@option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="OUT.svg",
+    help="Write the error over time as a picture: .svg, .png or .html. Also if the file differs.",
+)
+@option(
+    "--bisect/--no-bisect",
+    default=True,
+    show_default=True,
+    group=OUTPUT,
+    help="If values are wrong, look for the first operator that differs.",
+)
 @json_option
 @verbose_option
-def command(compiled: Path, against: str, as_json: bool, verbose: int, **options: Any) -> None:
+def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
     """Compare a compiled model with the original.
 
     MODEL.onnx runs in ONNX Runtime beside the model it was compiled from, and every result is compared.
-
-    \b
-    Example:
-      co3d verify model.onnx --against model.pt2
     """
-    read_contract(compiled)
+    info = read_contract(compiled)
+    how = {name: options.pop(name) for name in ("video", "steps", "is_long", "seed", "bisect")}
+    _check(plot, how)
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(against, options)
-        from co3d_compile.verify import verify
+        found = _verify(compiled, info, loaded, how, progress)
+        if plot is not None:
+            found.plot(plot, f"{compiled.name} against {against}")
+    result: dict[str, Any] = found.to_dict()
+    if as_json:
+        print_json({**result, "model": str(compiled), "against": against, "video": how["video"]})
+    else:
+        _print(result, compiled, f"{against} ({loaded.kind})", how, plot)
+    if not result["passed"]:
+        raise VerificationError(f"{compiled} differs from {against}: {reason(result)}")
 
-        progress("verify")
-        result: dict[str, Any] = verify(
+
+def _check(plot: Path | None, how: dict[str, Any]) -> None:
+    """What can be known before the long work."""
+    if how["is_long"]:
+        if how["steps"] is not None:
+            raise UsageError(f"--long is --steps {LONG}.", hint="Give one of them.")
+        how["steps"] = LONG
+    if plot is not None:
+        from co3d_compile.error_plot import check_plot
+
+        check_plot(plot)
+        Output(plot)
+
+
+def _verify(compiled: Path, info: Contract, loaded: Any, how: dict[str, Any], progress: Progress) -> Any:
+    from co3d_compile.verify import verify
+
+    def forward(stage: str, done: int, total: int) -> None:
+        progress("bisect" if stage == "bisect" else "verify", done, total)
+
+    progress("verify")
+    with _frames(info, how) as (frames, steps):
+        return verify(
             compiled,
             loaded.program,
             loaded.example_inputs,
-            progress=lambda _, done, total: progress("verify", done, total),
-        ).to_dict()
-    if as_json:
-        print_json({**result, "model": str(compiled), "against": against})
-    else:
-        table = facts_table()
-        table.add_row("Model", str(compiled))
-        table.add_row("Against", f"{against} ({loaded.kind})")
-        table.add_row("Verification", verification(result))
-        console_for(stdout()).print(table)
-    if not result["passed"]:
-        raise VerificationError(f"{compiled} differs from {against}: {result['reason']}")
+            steps=steps,
+            frames=frames,
+            seed=how["seed"],
+            bisect=how["bisect"],
+            progress=forward,
+        )
+
+
+@contextlib.contextmanager
+def _frames(info: Contract, how: dict[str, Any]) -> Iterator[tuple[Any, int | None]]:
+    """The steps of the video, and how many there are to run: no more than it claims to have."""
+    if how["video"] is None:
+        yield None, how["steps"]
+        return
+    from co3d_compile.feed import Feed
+    from co3d_compile.source import Source
+
+    feed = Feed(info)
+    with Source(how["video"]) as source:
+        steps = how["steps"]
+        if steps is not None and source.total is not None:
+            rate = (feed.preprocess[0].fps or source.fps or 1.0) / (source.fps or 1.0)
+            steps = max(1, min(steps, int(source.total * rate) // feed.pulse - info.warmup_steps))
+        yield feed.steps(source), steps
+
+
+def _print(result: dict[str, Any], compiled: Path, against: str, how: dict[str, Any], plot: Path | None) -> None:
+    table = facts_table()
+    table.add_row("Model", str(compiled))
+    table.add_row("Against", against)
+    frames = how["video"] if how["video"] is not None else f"random (seed {how['seed']})"
+    table.add_row("Frames", f"{frames}, {plural(result['streamed'], 'step')}")
+    table.add_row("Verification", verification(result))
+    table.add_row("Start", _start(result))
+    if result["memory"]:
+        table.add_row("Drift", _drift(result))
+    for note in result["notes"]:
+        table.add_row("Note", note)
+    if result["bisection"]:
+        table.add_row("Bisection", Text(result["bisection"]["message"], "red"))
+    parts: list[Any] = [table, "", errors_chart(result["errors"], result["tolerance"])]
+    if plot is not None:
+        parts += ["", f"{plot} written"]
+    console_for(stdout()).print(Group(*parts))
+
+
+def _start(result: dict[str, Any]) -> str:
+    """What became of the NaN that the states held."""
+    if not result["nan_states"]:
+        return "no state could start at NaN"
+    at = result["finite_from"]
+    became = "and not even the last output was finite" if at is None else f"outputs finite from step {at} on"
+    return f"{plural(result['nan_states'], 'state')} at NaN, {became}; the file says from {result['warmup_steps']}"
+
+
+def _drift(result: dict[str, Any]) -> str:
+    """The error at the start and at the end of a long run, and what it holds in memory."""
+    from co3d_compile.error_plot import runs
+    from co3d_compile.verification import StepError
+
+    parts = runs(tuple(StepError(**e) for e in result["errors"]))
+    ends = [(part[0].step, max(e.relative for e in part)) for part in (parts[0], parts[-1])]
+    (first, before), (last, behind) = ends
+    start, end = (bytes_text(result["memory"][key]) for key in ("start", "end"))
+    return f"error {before:.1e} at step {first}, {behind:.1e} at step {last}; memory {start}, then {end}"

@@ -61,7 +61,9 @@ def capture(
         exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
     inputs = describe_inputs(module, options)
-    return Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    program.follow()
+    return program
 
 
 def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = True) -> ExportedProgram:

@@ -69,23 +69,14 @@ NOTHING = Claim(Kind.STATIC)
 
 def claims_of(program: Program) -> dict[str, Claim]:
     """The compiler's facts on the nodes of a captured graph, which stays as it is."""
-    names: dict[str, str] = {}
     graph = copy.deepcopy(program.graph)
     copied = Program(GraphModule(program.module, graph), program.options, program.inputs, program.outputs)
-    copied.module._register_replace_node_hook(lambda old, new, user: names.__setitem__(old.name, new))
+    copied.follow()
     passes = default_passes()
     for step in passes[: passes.position("annotate_time") + 1]:
         step.run(copied)
     found = {n.name: _claim(n) for n in copied.graph.nodes}
-    claims = {}
-    for node in program.graph.nodes:
-        name, seen = node.name, set()
-        while name not in found and name in names and name not in seen:
-            seen.add(name)
-            name = names[name]
-        if name in found:
-            claims[node.name] = found[name]
-    return claims
+    return {captured: found[name] for captured, name in copied.places().items()}
 
 
 def _claim(node: Node) -> Claim:

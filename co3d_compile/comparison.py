@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,18 +18,29 @@ from co3d_compile.reference import Wanted
 
 @dataclass(frozen=True)
 class Worst:
-    """The largest error of all; ``missing`` says what could not be compared."""
+    """The largest error of all; ``missing`` says what could not be compared.
+
+    ``steps`` holds the largest error of each step: absolute, and in standard deviations of what is expected.
+    """
 
     absolute: float = 0.0
     relative: float = 0.0
     where: str = "nowhere"
     missing: str = ""
+    steps: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+    def joined(self, other: Worst) -> Worst:
+        """The larger of two errors, and of each step the larger one."""
+        steps = dict(self.steps)
+        for step, error in other.steps.items():
+            steps[step] = max(error, steps.get(step, error), key=lambda e: e[1])
+        return replace(max(self, other, key=lambda e: e.relative), steps=steps)
 
 
 class Comparison:
     """The streamed results beside what is expected."""
 
-    def __init__(self, info: Contract, results: list[tuple[Any, ...]]) -> None:
+    def __init__(self, info: Contract, results: Mapping[int, tuple[Any, ...]]) -> None:
         self.info, self.results = info, results
 
     def agrees(self, expected: dict[Wanted, list[Tensor]]) -> bool:
@@ -47,32 +58,40 @@ class Comparison:
             best = min(options, key=lambda e: e.relative)
             if best.missing:
                 return best
-            found = max(found, best, key=lambda e: e.relative)
+            found = found.joined(best)
         return found
 
     def _output(self, k: int, expected: dict[Wanted, list[Tensor]]) -> Worst:
         """The largest error of one output, in standard deviations of all that is expected of it."""
         name = self.info.outputs[k].name
-        errors = []
+        errors: list[tuple[int, float, str]] = []
         for w, values in expected.items():
             actual, where = self.results[w.step][k], f"output '{name}' at step {w.step}"
             if not values or _squeezed(values[0].shape) != _squeezed(actual.shape):
                 return Worst(math.inf, math.inf, where, _missing(name, w, actual, values))
             error, index = _error(actual, values[0])
-            errors.append((error, f"{where}, index {index}"))
+            errors.append((w.step, error, f"{where}, index {index}"))
         return _largest(errors, [v[0] for v in expected.values()])
 
 
-def _largest(errors: list[tuple[float, str]], expected: list[Tensor]) -> Worst:
+def _largest(errors: list[tuple[int, float, str]], expected: list[Tensor]) -> Worst:
     """The largest of these errors."""
     if not errors:
         return Worst()
+    scale = spread(expected)
+    found = Worst(steps={step: (absolute, absolute / scale) for step, absolute, _ in errors})
+    _, absolute, where = max(errors, key=lambda e: e[1])
+    return replace(found, absolute=absolute, relative=absolute / scale, where=where)
+
+
+def spread(expected: Sequence[Tensor]) -> float:
+    """The deviation of what is expected, a hundredth of the largest value at least; 1 where all is the same.
+
+    A float32 of 1.1 is only known to 1e-7, whatever the deviation of its like.
+    """
     values = torch.cat([v.flatten().double() for v in expected])
-    scale = float(values.std(correction=0))
-    if scale > 0:  # a float32 of 1.1 is only known to 1e-7, whatever the deviation of its like
-        scale = max(scale, float(values.abs().max()) / 100)
-    absolute, where = max(errors, key=lambda e: e[0])
-    return Worst(absolute, absolute / scale if scale > 0 else absolute, where)
+    deviation = float(values.std(correction=0))
+    return max(deviation, float(values.abs().max()) / 100) if deviation > 0 else 1.0
 
 
 def _error(actual: Any, expected: Tensor) -> tuple[float, tuple[int, ...]]:
@@ -103,11 +122,9 @@ def rounding(in_float32: dict[Wanted, list[Tensor]], exact: dict[Wanted, list[Te
     for output in {w.output for w in exact}:
         own = [w for w in exact if w.output == output]
         pairs = [pair for w in own for pair in zip(in_float32[w], exact[w], strict=False)]
-        values = torch.cat([b.flatten() for _, b in pairs]) if pairs else torch.zeros(1)
-        spread = float(values.std(correction=0))
-        if spread > 0:
-            spread = max(spread, float(values.abs().max()) / 100)
-            worst = max(worst, *(float((a.double() - b).abs().max()) / spread for a, b in pairs))
+        if pairs:
+            scale = spread([b for _, b in pairs])
+            worst = max(worst, *(float((a.double() - b).abs().max()) / scale for a, b in pairs))
     return worst
 
 

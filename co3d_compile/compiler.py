@@ -29,7 +29,7 @@ from co3d_compile.passes import default_passes
 from co3d_compile.preprocess import preprocess_for
 from co3d_compile.program import Options, Program
 from co3d_compile.report import Report, details
-from co3d_compile.survey import costs, with_costs
+from co3d_compile.survey import costs, with_costs, with_values
 from co3d_compile.tap_convolution import Layer, chosen
 from co3d_compile.version import __version__
 
@@ -312,7 +312,7 @@ def _compile(
     seconds["export"] = time.perf_counter() - start
     step = costs(program)
     report = Report.of(program, info, operators, clip.total, step.total, seconds)
-    program.survey = with_costs(program.survey, clip, step, program)
+    program.survey = with_values(with_costs(program.survey, clip, step, program), program)
     model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.survey))
     return CompiledModel(program, model, info, report)
 

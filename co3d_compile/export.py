@@ -155,6 +155,15 @@ class Emitter:
             result.type = ir.TensorType(DTYPES[value.dtype])
         self.values[node] = result
 
+    def holders(self) -> dict[tuple[str, int], str]:
+        """The values that hold the entries of the clip's results, where operators of the file compute them."""
+        return {
+            held: str(value.name)
+            for node, value in self.values.items()
+            if isinstance(value, ir.Value) and value.producer() is not None
+            for held in node.meta.get("holds", ())
+        }
+
     def _by_torch(self, node: Node) -> Any:
         """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""
         model = export_operator(node, self.larger)
@@ -259,6 +268,7 @@ def export(program: Program) -> ir.Model:
         if node.op == "call_function":
             emitter.emit(node)
     results = _outputs(program, emitter, list(output.args[0]))
+    program.values = emitter.holders()
     graph = ir.Graph(
         inputs,
         results,

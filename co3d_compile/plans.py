@@ -138,3 +138,27 @@ def _left(n: Node, claim: Claim) -> list[int]:
     rest: Any = n.args[3:]
     gone = every[rest[0]] if n.target is aten.select_scatter.default else every[slice(*rest[:3])]
     return [i for i in every if i not in (gone if isinstance(gone, list) else [gone])]
+
+
+def wanted_at(
+    output: int, plan: Plan, step: int, pulse: int, delay: int, entries: range, recurrent: bool
+) -> Wanted | None:
+    """Which entries of a stream, or which clip, a result is; None where nothing stands before the first frame.
+
+    Args:
+        output: Its number.
+        plan: How the reference computes it.
+        step: The step that gives it.
+        pulse: Frames of the first input per step.
+        delay: Entries by which the newest one lags behind.
+        entries: Which entries, counted back from the newest one of the step.
+        recurrent: Whether the reference begins with the stream.
+    """
+    if plan.sort == "static":
+        return Wanted(output, step)
+    if plan.sort == "window":
+        starts = tuple(plan.starts((step + 1) * pulse, delay))
+        return None if recurrent and any(s < 0 for s in starts) else Wanted(output, step, (), starts)
+    newest = (step + 1) * int(pulse / plan.claim.rate) - 1 - delay
+    found = tuple(newest - back for back in reversed(entries))
+    return None if recurrent and found[0] < 0 else Wanted(output, step, found)

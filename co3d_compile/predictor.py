@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from co3d_compile.contract import Contract, OutputSpec
 from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.feed import Feed
 from co3d_compile.labels import clean_labels
-from co3d_compile.preprocess import Preprocess, stored_preprocess
+from co3d_compile.preprocess import Preprocess
 from co3d_compile.session import Provider, Serializable, StreamSession
 from co3d_compile.video import VideoFrame
 
@@ -115,8 +116,7 @@ class Predictor:
             raise UsageError(f"activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}.")
         self.session = StreamSession(model, providers=providers, threads=threads)
         self.info: Contract = self.session.info
-        given = preprocess or {}
-        self.preprocess = [stored_preprocess(spec, self.info.preprocess, given) for spec in self.info.inputs]
+        self._feed = Feed(self.info, preprocess)
         self._output = _find_output(self.info, output)
         self._spec = self.info.outputs[self._output]
         self._classes = _class_count(self._spec)
@@ -125,16 +125,16 @@ class Predictor:
             whose = "Given" if labels is not None else "The file has"
             raise UsageError(f"{whose} {len(self.labels)} labels, but the model has {self._classes} classes.")
         self._activation = activation
-        self._pulse = max(self.info.frames_per_step.values())
-        if any(self._pulse % frames for frames in self.info.frames_per_step.values()):
-            rates = ", ".join(f"{name} {frames}" for name, frames in self.info.frames_per_step.items())
-            raise UnsupportedError(f"A video cannot be shared among inputs with these frames per step: {rates}.")
+        self._pulse = self._feed.pulse
         self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
         per_step = self._spec.entries_per_step * self._per_entry
         self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
         self.frames = self.repeated = self.skipped = self.left_over = 0
-        self._pending: list[list[Array]] = []
         self._begin()
+
+    @property
+    def preprocess(self) -> list[Preprocess]:
+        return self._feed.preprocess
 
     @property
     def fps(self) -> float | None:
@@ -143,7 +143,7 @@ class Predictor:
 
     @property
     def restarts(self) -> int:
-        return self._rate.restarts
+        return self._feed.rate.restarts
 
     def reset(self) -> None:
         """Forget the stream: before another video."""
@@ -152,27 +152,27 @@ class Predictor:
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
         """Take the next frame of the source; return the predictions that are there now, often none or one."""
-        times = self._rate(frame.time)
+        times = self._feed.rate(frame.time)
         self.skipped += times == 0
         self.repeated += times > 1
         results: list[Prediction] = []
         if times:
-            made = self._prepare(frame)
+            made = self._feed.prepare(frame)
             for _ in range(times):
                 self._taken.append((frame.index, frame.time))
                 self.frames += 1
-                self._pending.append(made)
-                if len(self._pending) == self._pulse:
+                self._feed.pending.append(made)
+                if self._feed.full:
                     results += self._step()
         return results
 
     def finish(self) -> list[Prediction]:
         """The predictions still due at the end of the video: some if compiled with ``boundary="exact"``, else none."""
-        self.left_over = len(self._pending)
+        self.left_over = len(self._feed.pending)
         if self.info.boundary != "exact" or not self.frames:
-            self._pending = []
+            self._feed.pending.clear()
             return []
-        results = self._step() if self._pending else []
+        results = self._step() if self._feed.pending else []
         for _ in range(self.info.flush_steps):
             results += self._step()
         self.left_over = 0
@@ -199,29 +199,16 @@ class Predictor:
         return self.info.inputs[0].frames_per_step or 1
 
     def _begin(self) -> None:
-        self._rate = _Rate(self.fps)
+        self._feed.reset()
         self._steps = 0
-        self._pending.clear()
         span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
         self._first = self.frames
         self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
 
-    def _prepare(self, frame: VideoFrame) -> list[Array]:
-        """The frame as each input wants it."""
-        made: dict[Preprocess, Array] = {}
-        for each in self.preprocess:
-            if each not in made:
-                made[each] = each(frame.image)
-        return [made[p].astype(s.dtype, copy=False) for p, s in zip(self.preprocess, self.info.inputs, strict=True)]
-
     def _step(self) -> list[Prediction]:
         """Run the model on what is pending, filled up with frames that are not there."""
-        there = len(self._pending)
-        shapes = zip(self._frame_shapes(), self.info.inputs, strict=True)
-        nothing = [np.zeros(shape, spec.dtype) for shape, spec in shapes]
-        frames = self._pending + [nothing] * (self._pulse - there)
-        self._pending = []
-        arrays = [self._gather(frames, index) for index in range(len(self.info.inputs))]
+        there = len(self._feed.pending)
+        arrays = self._feed.take()
         valid = None
         if self.info.boundary == "exact":
             stride = self._pulse // self._first_pulse
@@ -233,20 +220,6 @@ class Predictor:
         found = self._predictions(values, milliseconds)
         self._steps += 1
         return found
-
-    def _frame_shapes(self) -> list[tuple[int, ...]]:
-        """The shape of one frame of each input."""
-        shapes = []
-        for spec in self.info.inputs:
-            dims = [d for at, d in enumerate(spec.shape) if spec.frames_per_step == 1 or at != spec.time_dim]
-            shapes.append(tuple(1 if dim == "N" else int(dim) for dim in dims))
-        return shapes
-
-    def _gather(self, frames: list[list[Array]], index: int) -> Array:
-        """One input's share of a step: of an input at a lower rate, every so many frames one."""
-        spec = self.info.inputs[index]
-        own = [frame[index] for frame in frames[:: self._pulse // (spec.frames_per_step or 1)]]
-        return own[0] if len(own) == 1 else np.stack(own, axis=spec.time_dim or 0)
 
     def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
         entries = _entries(self._spec, values)[-1:] if self._window else _entries(self._spec, values)
@@ -299,35 +272,6 @@ def predict(
     """Predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
     with Predictor(model, **options) as predictor:
         yield from predictor.predict(frames)
-
-
-class _Rate:
-    """Says how many times each frame of a video is taken, so that a model gets its own frame rate.
-
-    For each tick k / fps the first frame at or after it is taken; a frame that ends a gap fills the ticks in it. After
-    a gap of over a second, or a jump back, the ticks are counted afresh.
-    """
-
-    LONGEST = 1.0  # seconds that are filled
-
-    def __init__(self, fps: float | None) -> None:
-        self.fps = fps
-        self.restarts = 0
-        self._next: float | None = None
-        self._last = -math.inf
-
-    def __call__(self, seconds: float) -> int:
-        jumped = self._next is not None and not -1e-6 <= seconds - self._last <= max(self.LONGEST, 2 / (self.fps or 1))
-        self._last = seconds
-        if jumped or self._next is None:
-            self.restarts += jumped
-            self._next = seconds
-        if self.fps is None:
-            return 1
-        slack = min(0.002, 0.25 / self.fps)  # times are rounded to milliseconds in some formats
-        count = max(0, math.floor((seconds + slack - self._next) * self.fps) + 1)
-        self._next += count / self.fps
-        return count
 
 
 def _find_output(info: Contract, name: str | None) -> int:

@@ -119,6 +119,9 @@ class Program:
         valid: Name of the input for valid flags (``boundary="exact"``).
         flush_steps: Steps after the last frame until no result is due any more.
         survey: What is known of each operator, before time leaves the graph.
+        captured: Names of the nodes as they were captured.
+        became: By which node one was replaced, by name.
+        values: The ONNX value of entry i of a node, by (name, i).
     """
 
     module: GraphModule
@@ -139,6 +142,27 @@ class Program:
     flush_steps: int = 0
     fixed_batch: int | None = None
     survey: list[Operator] = field(default_factory=list)
+    captured: tuple[str, ...] = ()
+    became: dict[str, str] = field(default_factory=dict)
+    values: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def follow(self) -> None:
+        """From now on remembers which node took another's place, so that results can be told from the captured ones."""
+        self.captured = tuple(n.name for n in self.graph.nodes)
+        self.module._register_replace_node_hook(lambda old, new, user: self.became.__setitem__(old.name, new))
+
+    def places(self) -> dict[str, str]:
+        """The node that has the value of each captured one, by name; what has no such node is left out."""
+        there = {n.name for n in self.graph.nodes}
+        found = {}
+        for captured in self.captured:
+            name, seen = captured, set()
+            while name not in there and name in self.became and name not in seen:
+                seen.add(name)
+                name = self.became[name]
+            if name in there:
+                found[captured] = name
+        return found
 
     @property
     def graph(self) -> torch.fx.Graph:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil, lcm
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture import capture
@@ -49,20 +51,46 @@ class Reference:
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program)
-        sorts: dict[Node, str] = {}
-        for node in self.program.graph.nodes:
-            sorts[node] = sort_of(node, sorts, self.claims, {i.name for i in self.inputs if i.time_dim is not None})
-        output = next(n for n in self.program.graph.nodes if n.op == "output")
-        self.plans = [plan_of(n, sorts, self.claims) for n in output.args[0]]
+        sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
         timed = [i for i in self.inputs if i.time_dim is not None]
         self.clip = int(timed[0].shape[timed[0].time_dim])  # type: ignore[index]
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
-        self.fields: list[int] = []
-        self._finite: dict[str, dict[int, bool]] = {}
         self._double = False
         self._check_capture(model, example_inputs)
+
+    def _plan(self) -> dict[Node, str]:
+        """How each result is computed on the long clip; returns how each node is."""
+        timed = {i.name for i in self.inputs if i.time_dim is not None}
+        sorts: dict[Node, str] = {}
+        for node in self.program.graph.nodes:
+            sorts[node] = sort_of(node, sorts, self.claims, timed)
+        output = next(n for n in self.program.graph.nodes if n.op == "output")
+        self.plans = [plan_of(n, sorts, self.claims) for n in output.args[0]]
+        self.fields: list[int] = []
+        self._finite: dict[str, dict[int, bool]] = {}
+        return sorts
+
+    def watching(self, names: Sequence[str]) -> Reference:
+        """This reference with nodes of the captured graph for results; what they do not need is not run."""
+        graph = copy.deepcopy(self.program.graph)
+        nodes = {n.name: n for n in graph.nodes}
+        next(n for n in graph.nodes if n.op == "output").args = (tuple(nodes[name] for name in names),)
+        graph.eliminate_dead_code()
+        return self._with(GraphModule(self.program.module, graph))
+
+    def doubled(self) -> Reference:
+        """This reference in float64: slower, and without rounding errors of its own."""
+        twin = self._with(GraphModule(self.program.module, copy.deepcopy(self.program.graph)).double())
+        twin._double = True
+        return twin
+
+    def _with(self, module: GraphModule) -> Reference:
+        twin = copy.copy(self)
+        twin.program = replace(self.program, module=module)
+        twin._plan()
+        return twin
 
     # --- what is known before anything runs
 
@@ -89,7 +117,7 @@ class Reference:
         """The captured graph on one random clip, beside the model itself."""
         args, kwargs = _example(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        clip = iter(self.random([i.shape for i in self.inputs], 1))
+        clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
         with eager(), _evaluated(model) as module:
@@ -105,9 +133,8 @@ class Reference:
 
     # --- the long clip
 
-    def random(self, shapes: Sequence[Sequence[int]], seed: int) -> list[Tensor]:
+    def random(self, shapes: Sequence[Sequence[int]], generator: torch.Generator) -> list[Tensor]:
         """Random inputs of these shapes."""
-        generator = torch.Generator().manual_seed(seed)
         results = []
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if spec.dtype.is_floating_point:
@@ -117,11 +144,6 @@ class Reference:
             results.append(x.to(spec.dtype))
         return results
 
-    def double(self) -> None:
-        """From now on in float64: slower, and without rounding errors of its own."""
-        self.program.module.double()
-        self._double = True
-
     def length(self, frames: int) -> int:
         """The least number of frames, at least as many, at which all entries of the long clip are whole."""
         whole = self.clip + ceil(max(0, frames - self.clip) / self.unit) * self.unit
@@ -129,11 +151,14 @@ class Reference:
 
     def frames(self, total: int, seed: int) -> list[Tensor]:
         """So many random frames of every input (of the first one, the others by their rate)."""
-        shapes = [
+        return self.random(self.shapes(total), torch.Generator().manual_seed(seed))
+
+    def shapes(self, total: int) -> list[list[int]]:
+        """The shape of so many frames of every input."""
+        return [
             [int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
             for i in self.inputs
         ]
-        return self.random(shapes, seed)
 
     def cut(self, frames: Sequence[Tensor], start: Fraction | int, count: int) -> list[Tensor]:
         """Frames of every input; an input without time stays as it is."""
@@ -145,9 +170,16 @@ class Reference:
         ]
 
     def values(
-        self, frames: Sequence[Tensor], front: int, end: int, wanted: Sequence[Wanted], done: Callable[[], None]
+        self, frames: Sequence[Tensor], front: int, inside: range, wanted: Sequence[Wanted], done: Callable[[], None]
     ) -> dict[Wanted, list[Tensor]]:
-        """What is wanted, from the model on a long clip in which the stream is ``front`` to ``end``.
+        """What is wanted, from the model on a long clip.
+
+        Args:
+            frames: The long clip.
+            front: Where frame 0 of the stream is in it; below 0, where the clip begins later.
+            inside: Where the frames are in it that the stream has seen.
+            wanted: Results, by entries or clip starts counted from frame 0 of the stream.
+            done: Called after each operator.
 
         Raises:
             NoReference: The model cannot be run on a long clip.
@@ -169,7 +201,7 @@ class Reference:
                 self._finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in enumerate(flags)})
             for w in wanted:
                 self._take(w, outputs[w.output], run, found[w])
-        self._measure(front, end)
+        self._measure(inside.start, inside.stop)
         return {w: self._joined(w, parts) for w, parts in found.items()}
 
     def _phase(self, frame: Fraction) -> int:

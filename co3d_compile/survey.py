@@ -14,9 +14,10 @@ import torch
 from torch.fx import Interpreter, Node
 from torch.utils.flop_counter import FlopCounterMode
 
-from co3d_compile.facts import KEY, Fact, Kind
+from co3d_compile.facts import KEY, Fact, Kind, fact_of
 from co3d_compile.primitive import history, outside, shift, take, window
 from co3d_compile.program import Program, bytes_of, module_path, operator_name
+from co3d_compile.rules.base import operand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +44,10 @@ class Operator:
         first, last: Frames that an entry at frame 0 reads, relative to it, at most; None: without bound.
         macs_clip, macs_step: Multiply-adds for a clip, and for a step.
         state_bytes: Of one stream.
+        origin: Name of the node in the captured graph that has this result; empty: none has.
+        entries: New ones at every step.
+        late: Its own entries by which the newest one lags behind, as for an output of the model.
+        values: The ONNX values that hold its new entries, oldest first; empty where there are none.
     """
 
     name: str
@@ -62,6 +67,10 @@ class Operator:
     macs_clip: int = 0
     macs_step: int = 0
     state_bytes: int = 0
+    origin: str = ""
+    entries: int = 1
+    late: int = 0
+    values: tuple[str, ...] = ()
 
     @property
     def field(self) -> int | None:
@@ -107,6 +116,7 @@ def survey(program: Program) -> list[Operator]:
     rows: list[Operator] = []
     index: dict[Node, int] = {}
     extents: dict[Node, tuple[Fraction, Fraction] | None] = {}
+    origins = _origins(program)
     for node in program.graph.nodes:
         fact: Fact | None = node.meta.get(KEY)
         if fact is None or node.op not in ("placeholder", "call_function") or fact.kind is Kind.STATIC:
@@ -116,8 +126,32 @@ def survey(program: Program) -> list[Operator]:
             continue
         sources = [_source(n) for n in node.all_input_nodes if _source(n)[0] in index]
         index[node] = len(rows)
-        rows.append(_row(node, fact, [(index[n], held) for n, held in sources], extents[node]))
+        row = _row(node, fact, [(index[n], held) for n, held in sources], extents[node])
+        rows.append(replace(row, origin=origins.get(node.name, "")))
     return rows
+
+
+def _origins(program: Program) -> dict[str, str]:
+    """The captured node that each node has the value of; one that is still there is its own."""
+    places = program.places()
+    found: dict[str, str] = {}
+    for captured, name in places.items():
+        if name == captured or name not in found:
+            found[name] = captured
+    return found
+
+
+def with_values(rows: list[Operator], program: Program) -> list[Operator]:
+    """Adds the ONNX values of an exported program that hold the entries of each operator."""
+    found: dict[str, dict[int, str]] = {}
+    for (name, entry), value in program.values.items():
+        found.setdefault(name, {})[entry] = value
+    result = []
+    for row in rows:
+        own = found.get(row.name, {})
+        whole = own and len(own) == row.entries
+        result.append(replace(row, values=tuple(own[i] for i in sorted(own))) if whole else row)
+    return result
 
 
 def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program) -> list[Operator]:
@@ -159,6 +193,8 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
         delay=float(fact.delay * fact.rate) if streams else float(_window_delay(node)),
         first=None if extent is None else float(extent[0]),
         last=None if extent is None else float(extent[1]),
+        entries=int(fact.pulse) if streams else 1,
+        late=fact.delay - fact.crop if streams else _late(node),
     )
 
 
@@ -195,19 +231,27 @@ def _markers(node: Node) -> Iterator[Node]:
 
 def _window_delay(node: Node) -> Fraction:
     """Frames by which the newest entry lags that a window result has read."""
-    found: list[Fraction] = []
-    stack, seen = list(node.all_input_nodes), set()
+    return min((fact_of(m).delay * fact_of(m).rate for m in _windows(node)), default=Fraction(0))
+
+
+def _late(node: Node) -> int:
+    """The same in entries, less what a selection leaves out."""
+    return min((int(m.meta.get("newest", fact_of(operand(m)).delay)) for m in _windows(node)), default=0)
+
+
+def _windows(node: Node) -> list[Node]:
+    """The windows that a result comes from."""
+    found, stack, seen = [], list(node.all_input_nodes), set()
     while stack:
         n = stack.pop()
         if n in seen:
             continue
         seen.add(n)
-        fact: Fact | None = n.meta.get(KEY)
-        if n.target is window and fact is not None:
-            found.append(fact.delay * fact.rate)
-        elif fact is not None and fact.kind is Kind.WINDOW:
+        if n.target is window:
+            found.append(n)
+        elif fact_of(n).kind is Kind.WINDOW:
             stack.extend(n.all_input_nodes)
-    return min(found, default=Fraction(0))
+    return found
 
 
 def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, Fraction] | None:

@@ -20,7 +20,7 @@ from co3d_compile.program import Program, delete_unused_constants, module_path, 
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
 from co3d_compile.rules.pointwise import POINTWISE
-from co3d_compile.survey import survey
+from co3d_compile.survey import MARKERS, survey
 
 aten = torch.ops.aten
 
@@ -56,6 +56,7 @@ class Lower(Pass):
             if node.op == "call_function":
                 self._node(low, node)
         self._outputs(low, program)
+        self._holders(low, program)
         program.module = GraphModule(program.module, low.graph)
         kept = {n.meta["next"] for n in low.graph.nodes if "next" in n.meta}
         program.graph.eliminate_dead_code(lambda n: n.is_impure() or n in kept)
@@ -89,6 +90,16 @@ class Lower(Pass):
             self._stream(low, node)
         elif fact_of(node).kind is Kind.WINDOW and not pool(low, node, low.window_entries) and not follow(low, node):
             self._on_window(low, node)
+
+    def _holders(self, low: Lowering, program: Program) -> None:
+        """Notes at the nodes of the step graph of which results they hold the entries."""
+        for node in program.graph.nodes:
+            if node.target in MARKERS or node.op != "call_function":
+                continue
+            entries = low.streams.get(node, [low.windows[node]] if node in low.windows else [])
+            for i, entry in enumerate(entries if isinstance(entries, list) else []):
+                if isinstance(entry, Node):
+                    entry.meta.setdefault("holds", []).append((node.name, i))
 
     def _marker(self, low: Lowering, node: Node) -> Any:
         x, *numbers = node.args

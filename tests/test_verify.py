@@ -199,7 +199,11 @@ def test_fails_on_another_scope(tmp_path: Path) -> None:
 def test_says_where_and_what(tmp_path: Path) -> None:
     path, module, example = saved("mean gate, frame", tmp_path)
     seen: list[tuple[str, int, int]] = []
-    result = verify(path, module, example, steps=2, tolerance=1e-30, progress=lambda *state: seen.append(state))
+
+    def progress(*state: Any) -> None:
+        seen.append(state)  # type: ignore[arg-type]
+
+    result = verify(path, module, example, steps=2, tolerance=1e-30, bisect=False, progress=progress)
     assert not result.passed and result.steps == 2
     assert result.worst.startswith("output 'output' at step ") and ", index (0, " in result.worst
     assert "1 pool over time taken over one frame" in result.notes[0]
