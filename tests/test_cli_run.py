@@ -266,3 +266,12 @@ def test_compile_stores_what_run_needs(
     for bad in (["--std", "0"], ["--labels", "m.bin"], ["--layout", "CTHW"], ["--value-range", "1"]):
         result = CliRunner().invoke(compile_command, [*args[:3], *bad])
         assert result.exit_code in (2, 4) and one_line(result)
+
+
+def test_a_profile_of_the_run() -> None:
+    result = run("--source", "v.mp4", "--profile", "p.json")
+    assert result.exit_code == 0 and "p.json" in result.stdout
+    assert "ms per step" in CliRunner().invoke(group, ["inspect", "m.onnx", "--profile", "p.json"]).stdout
+    assert "Two outputs have the same name" in one_line(run("--source", "v.mp4", "--csv", "a", "--profile", "a"))
+    assert run("--source", "v.mp4", "--profile", "no/p.json").exit_code == 6
+    assert not hidden()

@@ -19,9 +19,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from co3d_compile.buffers import Buffer
 from co3d_compile.contract import Contract, InputSpec, OutputSpec, Recomputed, StateSpec, parse
 from co3d_compile.errors import Co3dError, ContractError, LoadError, SessionError, UsageError
-from co3d_compile.session import StreamSession, _Buffer
+from co3d_compile.session import StreamSession
 
 KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 FIR = ((0.5, -2.0),)  # the taps behind the newest frame, one tuple for each chain of states
@@ -294,15 +295,15 @@ def test_a_failure_of_onnxruntime_changes_nothing(monkeypatch: pytest.MonkeyPatc
 
 def test_buffers_outside_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU's buffers go through, short of the GPU: reads and writes by way of OrtValue only."""
-    made = _Buffer.__init__
+    made = Buffer.__init__
 
-    def make(self: _Buffer, *args: Any) -> None:
+    def make(self: Buffer, *args: Any) -> None:
         made(self, *args)
         self.host = None
 
     x = frames(8, 2, 2, 3)
     expected = StreamSession(fir(renamed=True), batch=2)
-    monkeypatch.setattr(_Buffer, "__init__", make)
+    monkeypatch.setattr(Buffer, "__init__", make)
     session = StreamSession(fir(renamed=True), batch=2)
     monkeypatch.undo()
     for one in (expected, session):
