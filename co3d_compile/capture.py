@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
 from co3d_compile.errors import CaptureError, UsageError
-from co3d_compile.program import Input, Options, Output, Program, set_constant
+from co3d_compile.program import Input, Options, Output, Program, module_path, set_constant
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
@@ -135,6 +135,12 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             env[node] = graph.get_attr(target)
             env[node].meta = dict(node.meta)
             env[node].meta["parameter"] = specs[node.name].kind is InputKind.PARAMETER
+        elif node.op == "get_attr" and isinstance(getattr(exported.graph_module, str(node.target), None), nn.Module):
+            raise CaptureError(
+                f"{type_of_control(node)} in the model chooses what is computed by the values of its input.",
+                module_path=module_path(node),
+                hint="Decide it in Python before the model is captured, or compute both and choose with torch.where.",
+            )
         elif node.op == "output":
             results = [env[node.args[0][i]] for i in keep if isinstance(node.args[0][i], Node)]
             graph.output(tuple(results))
@@ -149,6 +155,12 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             graph.erase_node(node)
     module = GraphModule(root, graph)
     return module, output_names(exported, len(keep))
+
+
+def type_of_control(node: Node) -> str:
+    """``torch.cond`` and the like: what a part of a captured graph is given to."""
+    users = [str(getattr(user.target, "__name__", user.target)) for user in node.users]
+    return f"torch.{users[0]}" if users else "Control flow"
 
 
 def output_names(exported: ExportedProgram, count: int) -> list[str]:
