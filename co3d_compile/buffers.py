@@ -16,6 +16,16 @@ Array: TypeAlias = NDArray[Any]
 CPU = ("cpu", 0)
 
 
+def memory_left() -> float:
+    """Bytes of memory that new buffers can have, as Linux says it; infinity where it is not said."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024.0
+    except (OSError, KeyError, ValueError):
+        return math.inf
+
+
 class Guard:
     """Refuses a second caller while one is inside, and everyone once closed; waits for nobody."""
 

@@ -96,7 +96,8 @@ def _shapes(inputs: Any) -> str:
 
 
 def check_parameters(exported: ExportedProgram) -> None:
-    """Refuses half precision and other devices, which would end in a wrong or slow file."""
+    """Refuses half precision, other devices and weights that are no numbers: all would end in a wrong or slow file."""
+    weights = set(exported.graph_signature.parameters)
     for name, tensor in exported.state_dict.items():
         if tensor.device.type != "cpu":
             raise CaptureError(
@@ -106,6 +107,10 @@ def check_parameters(exported: ExportedProgram) -> None:
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise CaptureError(
                 f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float()."
+            )
+        if name in weights and not bool(torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"The parameter {name} contains NaN or infinity.", hint="Take weights from before training diverged."
             )
 
 
