@@ -130,7 +130,7 @@ class _Nodes:
     def path_of(self, kernel: str, operator: str) -> str | None:
         """The module path of what a kernel computes; None if it is of no node."""
         node = self._find(kernel)
-        if node is None:
+        if node is None or (node.domain and "/" not in node.name):  # a file that the runtime has laid out has its own
             return None
         kind = next((kind for kind in HEAVY if kind in operator), None)
         if kind is not None and node.op_type != kind:

@@ -125,6 +125,22 @@ def chain(*operators: tuple[str, str, str, str]) -> Path:
     return Path("chain.onnx")
 
 
+def test_what_the_runtime_has_put_into_a_file_is_of_no_module() -> None:
+    """``to_native`` saves the graph as the runtime lays it out."""
+    path = chain(*RESIDUAL)
+    model = onnx.load(path)
+    model.graph.node.add(
+        op_type="ReorderInput",
+        name="ReorderInput_token_3",
+        domain="com.microsoft.nchwc",
+        input=["x"],
+        output=["blocked"],
+    )
+    onnx.save(model, path)
+    times = read_times(profile(("a.side/Conv.out_nchwc", "Conv", 3), ("ReorderInput_token_3", "ReorderInput", 4)), path)
+    assert (times.by_path, times.unmatched) == (Counter({"a.side": 3}), Counter({"ReorderInput": 4}))
+
+
 def profile(*kernels: tuple[str, str, int]) -> Path:
     """A profile of one step, of names, operators and microseconds."""
     events: list[dict[str, Any]] = [

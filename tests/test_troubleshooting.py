@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
@@ -175,6 +176,16 @@ def without_metadata() -> str:
     return raised(lambda: co3d.StreamSession("m.onnx"))
 
 
+def for_another_processor() -> str:
+    compile(tiny()).save("m.onnx")
+    model = onnx.load("m.onnx")
+    for entry in model.metadata_props:
+        if entry.key == "co3d":
+            entry.value = json.dumps({**json.loads(entry.value), "native": 5})
+    onnx.save(model, "m.onnx")
+    return raised(lambda: co3d.StreamSession("m.onnx"))
+
+
 def snapshot_of_another() -> str:
     blob = session().snapshot()
     return raised(lambda: co3d.StreamSession(compile(pooled())).restore(blob))
@@ -268,6 +279,7 @@ CASES: dict[str, Callable[[], str]] = {
     "dtype": lambda: raised(lambda: session().step(np.zeros((1, 3, 8, 8)))),
     "shape": lambda: raised(lambda: session().step(np.zeros((1, 3, 9, 8), np.float32))),
     "other batch": other_batch,
+    "native": for_another_processor,
     "two threads": two_threads,
     "snapshot": snapshot_of_another,
     "flush": lambda: raised(lambda: session().flush()),
