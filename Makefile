@@ -11,7 +11,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench docs clean
 
 help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff, writing"
 	@echo "make bench   milliseconds per frame of X3D-S: clip model, compiled step, floor"
+	@echo "make docs    the pages as a site, in build/site; a broken link is an error"
 	@echo "make clean   remove what the other targets made"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -39,7 +40,7 @@ lint: $(STAMP)
 	rm -rf build/typecheck && mkdir -p build/typecheck/co3d_compile
 	ln -s $(CURDIR)/co3d_compile/* $(CURDIR)/passes $(CURDIR)/cli build/typecheck/co3d_compile/
 	$(PY) -m mypy -p co3d_compile
-	$(PY) -m mypy examples benchmarks
+	$(PY) -m mypy examples benchmarks docs/build_site.py
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
@@ -47,6 +48,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/bench_clip_vs_step.py x3d_s --json build/bench_x3d_s.json
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) docs/build_site.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

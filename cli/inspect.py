@@ -30,9 +30,9 @@ from co3d_compile.cli.output import Output
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
 from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
-from co3d_compile.errors import ContractError, LoadError
+from co3d_compile.errors import ContractError, LoadError, UsageError
 from co3d_compile.labels import clean_labels
-from co3d_compile.page import number_text, page, stored_report, table
+from co3d_compile.page import damaged_report, number_text, page, shares_by_module, stored_report, table
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 Stored = tuple[Contract, dict[str, Any] | None]
@@ -47,10 +47,17 @@ Stored = tuple[Contract, dict[str, Any] | None]
     metavar="OUT.html",
     help="Write everything as one page for a browser, which works offline.",
 )
+@option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="FILE.json",
+    help="Say what share of the time each operator takes, from ONNX Runtime's profile of a run (co3d run --profile).",
+)
 @model_options
 @json_option
 @verbose_option
-def command(model: str, html: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
+def command(model: str, html: Path | None, profile: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
     """Show what a model takes, gives and remembers, and what each operator does with time.
 
     MODEL is a compiled file, for which no PyTorch is needed, or a model that is not compiled yet, as for co3d-compile.
@@ -59,19 +66,26 @@ def command(model: str, html: Path | None, as_json: bool, verbose: int, **option
     Examples:
       co3d inspect model.onnx
       co3d inspect model.onnx --html report.html
+      co3d inspect model.onnx --profile profile.json
       co3d inspect model.pt2
     """
     output = Output(html) if html is not None else None
+    if profile is not None and is_source(model):
+        raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
     contract, report = _compiled(model, options, verbose) if is_source(model) else read_stored(Path(model))
+    time = None
+    if profile is not None:
+        report, time = _timed(stored_report(None) if report is None else report, profile, Path(model))
     if output is not None:
-        _write(output, contract, report)
+        _write(output, contract, report, time)
     if as_json:
         data = json.loads(contract.to_json())
+        data |= {"time": _times(report, time)} if report and time else {}
         print_json({**data, "report": report} if verbose else data)
         return
     parts: list[Any] = [_facts(model, contract)]
     if report is not None:
-        parts += ["", _tree(report, contract, everything=verbose > 0)]
+        parts += ["", _tree(report, contract, time, everything=verbose > 0)]
     if contract.states and (verbose or report is None):
         parts += ["", _states(contract, None if verbose else 20)]
     if contract.recomputed:
@@ -106,8 +120,28 @@ def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
     return compiled.info, details(compiled.report(), compiled.program.survey)
 
 
-def _write(output: Output, contract: Contract, report: dict[str, Any] | None) -> None:
-    text = page(report if report is not None else stored_report(None), contract)
+def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report with the share of time of each operator, and what ``page`` takes besides."""
+    from co3d_compile.kernel_times import read_times, with_shares
+
+    times = read_times(profile, model)
+    try:
+        rows, elsewhere = with_shares(report["table"], times)
+    except (KeyError, TypeError) as error:
+        raise damaged_report() from error
+    milliseconds = times.total / times.steps / 1e3
+    return {**report, "table": rows}, {"milliseconds_step": milliseconds, "elsewhere": elsewhere}
+
+
+def _times(report: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
+    """What ``--json`` says of a profile."""
+    rows = [row for row in report["table"] if row["time_share"]]
+    operators = [{name: row[name] for name in ("module_path", "operator", "time_share")} for row in rows]
+    return {**time, "operators": operators}
+
+
+def _write(output: Output, contract: Contract, report: dict[str, Any] | None, time: dict[str, Any] | None) -> None:
+    text = page(report if report is not None else stored_report(None), contract, time)
     with output.writing() as file:
         file.write_text(text, encoding="utf-8")
         output.put(file)
@@ -176,29 +210,39 @@ def _facts(model: str, contract: Contract) -> Any:
     return facts
 
 
-def _tree(report: dict[str, Any], contract: Contract, *, everything: bool) -> Tree:
+def _tree(report: dict[str, Any], contract: Contract, time: dict[str, Any] | None, *, everything: bool) -> Tree:
     """What happens over time, by module: only what the compiler changed, or everything."""
 
     frames = max(contract.frames_per_step.values(), default=1)
     try:
         rows = table(report, frames)
     except (KeyError, TypeError, ValueError) as error:
-        raise ContractError("The report in the file is damaged.", hint="Compile the model again.") from error
+        raise damaged_report() from error
     what = "Operators" if everything else "What the compiler changed (-v: every operator)"
+    if time is not None:
+        what += f", and what takes time: {time['milliseconds_step']:.3g} ms per step"
     root = Tree(Text(what, "bold"), guide_style="dim")
-    shown = [r for r in rows if r["kind"] != "input" and (everything or (r["done"] and r["kind"] == "stream"))]
+    shown = [
+        r
+        for r in rows
+        if r["kind"] != "input" and (everything or (r["done"] and r["kind"] == "stream") or r["time_share"])
+    ]
     paths = [tuple(filter(None, row["module_path"].split("."))) for row in shown]
     sharing = Counter(path[:depth] for path in paths for depth in range(len(path) + 1))
     branches: dict[tuple[str, ...], Tree] = {(): root}
+    shares = shares_by_module(rows) if time is not None else {}
     for row, path in zip(shown, paths, strict=True):
         depth = max(d for d in range(len(path) + 1) if sharing[path[:d]] > 1 or d == 0)
-        _branch(branches, path[:depth]).add(_leaf(row, ".".join(path[depth:])))
+        _branch(branches, path[:depth], shares).add(_leaf(row, ".".join(path[depth:])))
+    for name, share in (time["elsewhere"] if time is not None else {}).items():
+        root.add(Text.assemble((f"{name}  ", "cyan"), (f"{share:.1%}", "yellow"), ("  of no module", "dim")))
     return root
 
 
-def _branch(branches: dict[tuple[str, ...], Tree], path: tuple[str, ...]) -> Tree:
+def _branch(branches: dict[tuple[str, ...], Tree], path: tuple[str, ...], shares: dict[Any, float]) -> Tree:
     if path not in branches:
-        branches[path] = _branch(branches, path[:-1]).add(Text(path[-1]))
+        share = f"  {shares[path]:.1%}" if path in shares else ""
+        branches[path] = _branch(branches, path[:-1], shares).add(Text.assemble(path[-1], (share, "yellow")))
     return branches[path]
 
 
@@ -206,6 +250,7 @@ def _leaf(row: dict[str, Any], name: str) -> Text:
     text = Text(f"{name}  " if name else "")
     text.append(row["operator"].removeprefix("aten."), "cyan")
     text.append(f"  {row['done']}" if row["done"] else "", "green")
+    text.append(f"  {row['time_share']:.1%}" if row["time_share"] else "", "yellow")
     field = f"{row['field']:g}" if row["field"] else "all"
     facts = [f"delay {row['delay']:g}", f"sees {field}"]
     facts += [f"every {row['rate']:g} frames"] if row["rate"] != 1 else []

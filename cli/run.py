@@ -92,6 +92,13 @@ Exit codes:
     metavar="FILE",
     help="Write all predictions as JSON, one a line; - for standard output.",
 )
+@option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    group=OUTPUT,
+    metavar="FILE.json",
+    help="Write ONNX Runtime's profile of the first 100 steps, for co3d inspect --profile.",
+)
 @option("--show", is_flag=True, group=OUTPUT, help="Open a window.")
 @option(
     "--top",
@@ -143,6 +150,8 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
         problem = _loop(source, predictor, sinks, live, options["frames"])
         sinks.finish()
     result = result_of(model, source, predictor, live, sinks)
+    if options["profile"] is not None:
+        result["files"].append(str(options["profile"]))
     if as_json:
         print_json(result)
     elif not on_stdout:
@@ -191,6 +200,7 @@ def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
         activation=options["activation"],
         providers=options["providers"] or None,
         threads=options["threads"],
+        profile=options["profile"],
     )
 
 
@@ -204,7 +214,7 @@ def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
     from co3d_compile.cli.predictions import Sinks
 
     paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
-    given = [path for path in paths.values() if path is not None]
+    given = [path for path in (*paths.values(), options["profile"]) if path is not None]
     if len({os.path.realpath(path) for path in given}) < len(given):
         raise UsageError("Two outputs have the same name.")
     if options["save"] is not None and str(options["save"]) == "-":

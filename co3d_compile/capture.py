@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
 from co3d_compile.errors import CaptureError, UsageError
-from co3d_compile.program import Input, Options, Output, Program, set_constant
+from co3d_compile.program import Input, Options, Output, Program, module_path, set_constant
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
@@ -98,7 +98,8 @@ def _shapes(inputs: Any) -> str:
 
 
 def check_parameters(exported: ExportedProgram) -> None:
-    """Refuses half precision and other devices, which would end in a wrong or slow file."""
+    """Refuses half precision, other devices and weights that are no numbers: all would end in a wrong or slow file."""
+    weights = set(exported.graph_signature.parameters)
     for name, tensor in exported.state_dict.items():
         if tensor.device.type != "cpu":
             raise CaptureError(
@@ -108,6 +109,10 @@ def check_parameters(exported: ExportedProgram) -> None:
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise CaptureError(
                 f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float()."
+            )
+        if name in weights and not bool(torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"The parameter {name} contains NaN or infinity.", hint="Take weights from before training diverged."
             )
 
 
@@ -137,6 +142,12 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             env[node] = graph.get_attr(target)
             env[node].meta = dict(node.meta)
             env[node].meta["parameter"] = specs[node.name].kind is InputKind.PARAMETER
+        elif node.op == "get_attr" and isinstance(getattr(exported.graph_module, str(node.target), None), nn.Module):
+            raise CaptureError(
+                f"{type_of_control(node)} in the model chooses what is computed by the values of its input.",
+                module_path=module_path(node),
+                hint="Decide it in Python before the model is captured, or compute both and choose with torch.where.",
+            )
         elif node.op == "output":
             results = [env[node.args[0][i]] for i in keep if isinstance(node.args[0][i], Node)]
             graph.output(tuple(results))
@@ -151,6 +162,12 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             graph.erase_node(node)
     module = GraphModule(root, graph)
     return module, output_names(exported, len(keep))
+
+
+def type_of_control(node: Node) -> str:
+    """``torch.cond`` and the like: what a part of a captured graph is given to."""
+    users = [str(getattr(user.target, "__name__", user.target)) for user in node.users]
+    return f"torch.{users[0]}" if users else "Control flow"
 
 
 def output_names(exported: ExportedProgram, count: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 import time
@@ -33,6 +34,7 @@ from co3d_compile.survey import costs, with_costs, with_values
 from co3d_compile.tap_convolution import Layer, chosen
 from co3d_compile.version import __version__
 
+log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from co3d_compile.step_module import StepModule
 
@@ -297,6 +299,7 @@ def _compile(
     program = capture(module, example_inputs, options, two=two)
     seconds = {"capture": time.perf_counter() - start}
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
+    log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])
     clip = costs(program)
 
     def shown(stage: str, done: int, total: int) -> None:
@@ -310,6 +313,7 @@ def _compile(
     info = describe(program)
     model.metadata_props[metadata.METADATA_KEY] = info.to_json()
     seconds["export"] = time.perf_counter() - start
+    log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.states), seconds["export"])
     step = costs(program)
     report = Report.of(program, info, operators, clip.total, step.total, seconds)
     program.survey = with_values(with_costs(program.survey, clip, step, program), program)

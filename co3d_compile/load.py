@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from co3d_compile.archive import (
+    ALWAYS_ALLOWED,
     EXPORT,
+    MAX_INFLATION,
     SAFE_WAYS,
     SCRIPT,
     check_export_archive,
@@ -188,7 +190,8 @@ def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, 
             f"The program was exported for {_shapes(own)}, not {_shapes(shapes)}.",
             hint="Leave --shape out, or export it again with this clip.",
         )
-    _check_tensors([*program.state_dict.items(), *program.constants.items(), *_numbered(tensors)])
+    weights = set(program.graph_signature.parameters)
+    _check_tensors([*program.state_dict.items(), *program.constants.items(), *_numbered(tensors)], weights)
     return Loaded(program, inputs, kind, notes)
 
 
@@ -196,7 +199,7 @@ def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: 
     from torch._export.converter import TS2EPConverter
 
     notes += _to_eval(script)
-    _check_tensors([*script.named_parameters(), *script.named_buffers()])
+    _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
     inputs: tuple[Any, ...] = _example_inputs(shapes)
     schema = script.forward.schema  # type: ignore[attr-defined]
     wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
@@ -217,7 +220,7 @@ def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: l
     if isinstance(module, torch.jit.ScriptModule):
         return _from_script(module, shapes, kind, notes)
     notes += _to_eval(module)
-    _check_tensors([*module.named_parameters(), *module.named_buffers()])
+    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
     inputs = _fit(module, _example_inputs(shapes))
     _try(module, inputs)
     return Loaded(module, inputs, kind, notes)
@@ -283,8 +286,8 @@ def _to_eval(module: nn.Module) -> list[str]:
     return ["the model was in training mode; put in eval mode (stored statistics for batch norm, no dropout)"]
 
 
-def _check_tensors(tensors: Iterable[tuple[str, Any]]) -> None:
-    """Refuses what ONNX Runtime on a CPU has no convolutions for, and weights that are no numbers."""
+def _check_tensors(tensors: Iterable[tuple[str, Any]], weights: Container[str]) -> None:
+    """Refuses what ONNX Runtime on a CPU has no convolutions for, weights that are no numbers, and false sizes."""
     for name, tensor in tensors:
         if not isinstance(tensor, Tensor):
             continue
@@ -296,7 +299,10 @@ def _check_tensors(tensors: Iterable[tuple[str, Any]]) -> None:
                 f"{name} is {str(tensor.dtype).removeprefix('torch.')}; only float32 models compile.",
                 hint="Convert it with model.float() and save or export it again.",
             )
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.nbytes > max(ALWAYS_ALLOWED, MAX_INFLATION * tensor.untyped_storage().nbytes()):
+            held = tensor.untyped_storage().nbytes()
+            raise LoadError(f"{name} claims a shape of {show_shape(tensor.shape)} and holds {held} bytes.")
+        if name in weights and not bool(torch.isfinite(tensor).all()):
             raise LoadError(f"{name} contains NaN or infinity.", hint="Take weights from before training diverged.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from torch.fx import Node
 from co3d_compile.errors import Co3dError, PassError
 from co3d_compile.facts import KEY
 from co3d_compile.program import Program, module_path, operator_name
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -106,8 +109,9 @@ def run_passes(
                 hint="Put the pass that ensures it in front, or move this one.",
             )
         start = time.perf_counter()
-        run_one(program, p)
+        modified = run_one(program, p)
         seconds[p.name] = time.perf_counter() - start
+        log.info("pass %s: %.3f s%s", p.name, seconds[p.name], "" if modified else ", nothing to change")
         provider.update(dict.fromkeys(p.breaks, p.name))
         program.promises = (program.promises - p.breaks) | p.ensures
         if dump is not None:

@@ -13,15 +13,17 @@ from co3d_compile.errors import Co3dError, ContractError
 
 Row = dict[str, Any]
 MOST_STAGES = 14
-COLUMNS = ("module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame")
+COLUMNS = ["module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame"]
 
 
-def page(report: dict[str, Any], info: Contract) -> str:
+def page(report: dict[str, Any], info: Contract, time: dict[str, Any] | None = None) -> str:
     """The page as HTML.
 
     Args:
         report: What the compiler has stored in ``metadata_props["co3d_report"]``.
         info: The contract of the same file.
+        time: If the report has the shares of a profile (``kernel_times.with_shares``): ``milliseconds_step``, and
+            ``elsewhere``, shares by name that are no operator's.
 
     Raises:
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
@@ -33,14 +35,16 @@ def page(report: dict[str, Any], info: Contract) -> str:
     frames = max(info.frames_per_step.values(), default=1)
     try:
         rows = table(report, frames)
+        columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
         context = {
             "report": report,
+            "time": time,
             "info": info,
             "facts": _facts(report, info),
             "drawing": draw(rows),
-            "stages": _stages(rows),
+            "stages": _stages(rows, time),
             "steps": _steps(rows),
-            "rows": [[row[name] for name in COLUMNS] for row in rows if row["kind"] != "input"],
+            "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
             "warnings": [str(text) for text in report["warnings"]],
             "recomputed": info.recomputed,
         }
@@ -50,9 +54,13 @@ def page(report: dict[str, Any], info: Contract) -> str:
         environment.filters.update(number=number_text, bytes=bytes_text, script=_script)
         return environment.get_template("report.html").render(context)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
-        raise ContractError(
-            f"The report in the file is damaged: {error!r}.", hint="Compile the model again."
-        ) from error
+        raise damaged_report(error) from error
+
+
+def damaged_report(why: BaseException | None = None) -> ContractError:
+    """The error for a report that lacks something or holds what it should not."""
+    what = f": {why!r}" if why is not None else ""
+    return ContractError(f"The report in the file is damaged{what}.", hint="Compile the model again.")
 
 
 def stored_report(text: str | None) -> dict[str, Any]:
@@ -89,8 +97,19 @@ def _checked(row: Row, frames: int) -> Row:
     texts = {name: str(row[name]) for name in ("name", "operator", "module_path", "kind", "done")}
     inputs = [int(at) for at in row["inputs"]]
     held = [None if amount is None else int(amount) for amount in row["held"]]
-    frame = {"macs_frame": costs["macs_step"] / frames}
-    return {**numbers, **limits, **costs, **frame, **texts, "inputs": inputs, "held": held}
+    share = float(row.get("time_share", 0.0))
+    more = {"macs_frame": costs["macs_step"] / frames, "time_share": share, "time_percent": 100 * share}
+    return {**numbers, **limits, **costs, **more, **texts, "inputs": inputs, "held": held}
+
+
+def shares_by_module(rows: list[Row]) -> dict[tuple[str, ...], float]:
+    """The share of time of every module, all that is in it included, by the components of its path."""
+    shares: Counter[tuple[str, ...]] = Counter()
+    for row in rows:
+        path = tuple(filter(None, row["module_path"].split(".")))
+        for depth in range(len(path) + 1):
+            shares[path[:depth]] += row["time_share"]
+    return dict(shares)
 
 
 def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]:
@@ -110,20 +129,23 @@ def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]
     ]
 
 
-def _stages(rows: list[Row]) -> dict[str, Any]:
+def _stages(rows: list[Row], time: dict[str, Any] | None) -> dict[str, Any]:
     """Sums over parts of the network: by as many components of the module path as keep the list short."""
+    names = ["state_bytes", "macs_frame", "macs_clip"] + (["time_share"] if time is not None else [])
     depth = 1
     while depth < 6 and len({_stage(row, depth + 1) for row in rows}) <= MOST_STAGES:
         depth += 1
-    sums: dict[str, Counter[str]] = {}
+    sums: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["kind"] != "input":
-            amounts = sums.setdefault(_stage(row, depth), Counter())
-            for name in ("state_bytes", "macs_frame", "macs_clip"):
+            amounts = sums.setdefault(_stage(row, depth), dict.fromkeys(names, 0))
+            for name in names:
                 amounts[name] += row[name]
-    names = ("state_bytes", "macs_frame", "macs_clip")
+    for name, share in (time["elsewhere"] if time is not None else {}).items():
+        sums[f"{name}, of no module"] = {**dict.fromkeys(names, 0), "time_share": share}
     most = {name: max((amounts[name] for amounts in sums.values()), default=0) or 1 for name in names}
-    return {"list": [{"name": name, **amounts} for name, amounts in sums.items() if amounts.total()], "most": most}
+    stages = [{"name": name, **amounts} for name, amounts in sums.items() if any(amounts.values())]
+    return {"columns": names, "list": stages, "most": most}
 
 
 def _stage(row: Row, depth: int) -> str:

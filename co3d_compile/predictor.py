@@ -85,7 +85,7 @@ class Predictor:
         output: Name of the output to read, if the model has several.
         activation: What makes probabilities of the output: "softmax", "sigmoid" or "none"; "auto": none if the first
             result is a distribution already, else softmax (sigmoid for a single class).
-        providers, threads: As for ``StreamSession``.
+        providers, threads, profile: As for ``StreamSession``.
 
     Attributes:
         info: The contract in the file.
@@ -111,10 +111,11 @@ class Predictor:
         activation: str = "auto",
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
+        profile: str | os.PathLike[str] | None = None,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise UsageError(f"activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}.")
-        self.session = StreamSession(model, providers=providers, threads=threads)
+        self.session = StreamSession(model, providers=providers, threads=threads, profile=profile)
         self.info: Contract = self.session.info
         self._feed = Feed(self.info, preprocess)
         self._output = _find_output(self.info, output)

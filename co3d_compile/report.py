@@ -106,6 +106,8 @@ class Report:
         field = "unbounded" if self.receptive_field is None else f"{self.receptive_field} frames"
         rows = [
             ("model", self.model),
+            ("a step takes", ", ".join(f"{n} of {name}" for name, n in self.frames_per_step.items()) or "nothing"),
+            ("delay, entries", ", ".join(f"{out['name']} {out['delay']}" for out in self.outputs)),
             ("receptive field", field),
             ("warm-up", f"{self.warmup_steps} steps"),
             ("states", f"{self.state_count}, {self.state_bytes / 1e6:.1f} MB"),
@@ -113,5 +115,6 @@ class Report:
             ("GMAC per frame", f"{self.gmac_frame:.4f} ({self.gmac_ratio:.1f} times fewer)"),
             ("recomputed on a window", ", ".join(r["operator"] for r in self.recomputed) or "nothing"),
         ]
+        rows += [("note", text) for text in self.warnings]
         cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
         return f"<table>{cells}</table>"

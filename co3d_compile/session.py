@@ -6,19 +6,18 @@ import hashlib
 import math
 import os
 import struct
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, memory_left
+from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
 from co3d_compile.machine import block_channels
+from co3d_compile.profiling import Profile
 
-Array: TypeAlias = NDArray[Any]
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 
 
@@ -40,10 +39,13 @@ class StreamSession:
         providers: onnxruntime execution providers by falling priority, as for ``onnxruntime.InferenceSession``.
             Default: the CPU.
         threads: CPU threads that one step may use. Default: onnxruntime's choice, one per core.
+        profile: A JSON file to write: onnxruntime's profile of the first 100 steps, for ``co3d inspect --profile``.
+            It appears with the last of them, or with ``close``.
 
     Raises:
         LoadError: The model cannot be read. ContractError: It was not compiled by co3d-compile, or is damaged.
         UsageError: An unknown provider; a batch or number of threads that makes no sense.
+        OutputError: The profile cannot be written.
     """
 
     def __init__(
@@ -52,21 +54,28 @@ class StreamSession:
         batch: int = 1,
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
+        profile: str | os.PathLike[str] | None = None,
     ) -> None:
         self.batch = _whole("batch", batch, 1)
-        self._guard = _Guard()
+        self._guard = Guard()
         source, self._fingerprint = _source(model)
-        self._ort = _open(source, providers, None if threads is None else _whole("threads", threads, 1))
+        options = ort.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = _whole("threads", threads, 1)
+        self._profile = None if profile is None else Profile(profile, options)
+        self._ort = _open(source, providers, options)
         self.info = _read_contract(self._ort, self.batch)
         device = _device(self._ort)
+        if device == CPU:
+            _check_memory(self.info, self.batch)
         try:
-            self._inputs = [_Buffer(resolve(s.shape, self.batch), s.dtype, device) for s in self.info.inputs]
-            self._outputs = [_Buffer(resolve(s.shape, self.batch), s.dtype, _CPU) for s in self.info.outputs]
+            self._inputs = [Buffer(resolve(s.shape, self.batch), s.dtype, device) for s in self.info.inputs]
+            self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
             frames = self.info.inputs[0].frames_per_step
-            self._valid = _Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
+            self._valid = Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
             self._rings, self._period = _rings(self.info, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
-            raise SessionError("There is no memory for the states.", hint="Use a smaller batch.") from error
+            raise _no_memory() from error
         self._phase = 0
         self._bindings = [self._bind(phase) for phase in range(self._period)]
         self.reset()
@@ -147,6 +156,8 @@ class StreamSession:
     def close(self) -> None:
         """Free the model and the state. Every later call raises SessionError."""
         with self._guard:
+            if self._profile is not None:
+                self._profile.finish(self._ort)
             self._guard.closed = True
             self._bindings, self._rings, self._inputs, self._outputs = [], [], [], []
             del self._ort
@@ -171,6 +182,8 @@ class StreamSession:
         except Exception as error:
             raise SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.") from error
         self._phase = (self._phase + 1) % self._period
+        if self._profile is not None:
+            self._profile.stepped(self._ort)
         results = tuple(buffer.read() for buffer in self._outputs)
         return results[0] if len(results) == 1 else results
 
@@ -185,7 +198,7 @@ class StreamSession:
                 valid = np.broadcast_to(valid[:, None], self._valid.shape)
             self._valid.write(_checked("Input", "valid", valid, self._valid))
 
-    def _current(self) -> list[tuple[StateSpec, _Buffer]]:
+    def _current(self) -> list[tuple[StateSpec, Buffer]]:
         """Every state with the buffer that the next step reads it from, in the order of the metadata."""
         place = {
             state.input: ring[(self._phase - 1 - age) % len(ring)]
@@ -214,69 +227,15 @@ class StreamSession:
         return binding
 
 
-_CPU = ("cpu", 0)
 # Memory of these providers' device is bound as it is; the others take and give host memory.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 # States that hand a value on, in that order, and the buffers that it moves through.
-_Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[_Buffer]]"
+_Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[Buffer]]"
 _MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as before
 _NO_VALID = 'Compile it with boundary="exact".'
 _DAMAGED = "Take a new one with session.snapshot()."
 _MAGIC = b"co3dsnp1"
 _HEADER = struct.Struct("<8s32sI")  # magic, SHA-256 of the model, batch
-
-
-class _Guard:
-    """Refuses a second caller while one is inside, and everyone once closed; waits for nobody."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.closed = False
-
-    def __enter__(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            hint = "Give each thread a StreamSession of its own."
-            raise SessionError("This session is in use by another thread.", hint=hint)
-        if self.closed:
-            self.lock.release()
-            raise SessionError("This session is closed.", hint="Open a new StreamSession.")
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-class _Buffer:
-    """One tensor that lives as long as the session, in host memory or on the provider's device."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: str, device: tuple[str, int]) -> None:
-        self.shape = shape
-        self.dtype = np.dtype(dtype)
-        self.nbytes = math.prod(shape) * self.dtype.itemsize
-        raw = np.zeros(self.nbytes + 64, np.uint8)  # 64: what onnxruntime's own allocator aligns to
-        start = -raw.ctypes.data % 64
-        host = raw[start : start + self.nbytes].view(self.dtype).reshape(shape)
-        self.value = ort.OrtValue.ortvalue_from_numpy(host, *device)
-        self.host: Array | None = host if device == _CPU else None
-
-    def read(self) -> Array:
-        """A copy in host memory."""
-        return np.array(self.value.numpy() if self.host is None else self.host)
-
-    def write(self, values: Array) -> None:
-        """Take over values of the same shape and dtype."""
-        if self.host is None:
-            self.value.update_inplace(np.ascontiguousarray(values))
-        else:
-            np.copyto(self.host, values)
-
-    def fill(self, value: float, index: tuple[slice | int, ...] = (slice(None),)) -> None:
-        """Set one value everywhere in ``index``."""
-        if self.host is None:
-            values = self.read()
-            values[index] = value
-            self.write(values)
-        else:
-            self.host[index] = value
 
 
 def _whole(name: str, value: int, least: int, most: float = math.inf) -> int:
@@ -302,7 +261,7 @@ def _source(model: object) -> tuple[str | bytes, bytes]:
     return bytes(model), hashlib.sha256(model).digest()
 
 
-def _open(source: str | bytes, providers: Sequence[Provider] | None, threads: int | None) -> Any:
+def _open(source: str | bytes, providers: Sequence[Provider] | None, options: ort.SessionOptions) -> Any:
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     names = [item if isinstance(item, str) else item[0] for item in wanted]
     there = ort.get_available_providers()
@@ -310,9 +269,6 @@ def _open(source: str | bytes, providers: Sequence[Provider] | None, threads: in
     if missing or not names:
         what = f"onnxruntime has no provider {', '.join(map(str, missing))}." if missing else "There is no provider."
         raise UsageError(what, hint=f"This installation has {', '.join(there)}.")
-    options = ort.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
     # Threads that spin between two steps take the cores from other sessions, and from everyone between two frames.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
@@ -328,7 +284,7 @@ def _open(source: str | bytes, providers: Sequence[Provider] | None, threads: in
 def _device(session: Any) -> tuple[str, int]:
     first = session.get_providers()[0]
     options = session.get_provider_options().get(first, {})
-    return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else _CPU
+    return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else CPU
 
 
 def _read_contract(session: Any, batch: int) -> Contract:
@@ -348,6 +304,20 @@ def _read_contract(session: Any, batch: int) -> Contract:
     return contract
 
 
+def _no_memory(more: str = "") -> SessionError:
+    return SessionError(f"There is no memory for the states{more}.", hint="Use a smaller batch.")
+
+
+def _check_memory(contract: Contract, batch: int) -> None:
+    """Refuses what the machine has no room for: the shapes in a file may be anything, and Linux promises any amount."""
+    specs: list[InputSpec | OutputSpec] = [*contract.inputs, *contract.outputs]
+    tensors = [(spec.shape, spec.dtype, 1) for spec in specs]
+    tensors += [(chain[0].shape, chain[0].dtype, len(chain) + 1) for chain in contract.chains()]
+    wanted = sum(math.prod(resolve(shape, batch)) * np.dtype(dtype).itemsize * n for shape, dtype, n in tensors)
+    if wanted > memory_left():
+        raise _no_memory(f": {wanted / 1e9:.3g} GB for {batch} streams, and {memory_left() / 1e9:.3g} GB are left")
+
+
 def _rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[_Ring], int]:
     """The buffers of each chain of states, one more than it has states, and after how many steps all lie as before."""
     chains = contract.chains()
@@ -359,11 +329,11 @@ def _rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[lis
     rings = []
     for chain, size in zip(chains, sizes, strict=True):
         tensor = resolve(chain[0].shape, batch), chain[0].dtype, device
-        rings.append((chain, [_Buffer(*tensor) for _ in range(size)]))
+        rings.append((chain, [Buffer(*tensor) for _ in range(size)]))
     return rings, period
 
 
-def _frames(spec: InputSpec, frame: object, buffer: _Buffer) -> Array:
+def _frames(spec: InputSpec, frame: object, buffer: Buffer) -> Array:
     """The array for the ONNX input: without the time dim at one frame per step."""
     if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(buffer.shape) + 1:
         dim = spec.time_dim
@@ -371,7 +341,7 @@ def _frames(spec: InputSpec, frame: object, buffer: _Buffer) -> Array:
     return _checked("Input", spec.name, frame, buffer)
 
 
-def _checked(what: str, name: str, array: object, buffer: _Buffer) -> Array:
+def _checked(what: str, name: str, array: object, buffer: Buffer) -> Array:
     """The array itself, if it fits the buffer."""
     if not isinstance(array, np.ndarray):
         problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."

@@ -149,3 +149,77 @@ def test_a_zip_bomb_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
         file.writestr("m/models/model.json", b" " * (32 << 20))
     with pytest.raises(LoadError, match="claims to hold"):
         load("m.bin")
+
+
+def rewritten(end: str, change: Callable[[Any], None]) -> str:
+    """An archive with one of its JSON members changed."""
+
+    def apply(old: bytes) -> bytes:
+        content = json.loads(old)
+        change(content)
+        return json.dumps(content).encode()
+
+    return rewrite(save_export(), {end: apply})
+
+
+def meta(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = content["config"]["0.weight"]["tensor_meta"]
+    return found
+
+
+def expanded_input() -> str:
+    """An example of 4 TB that is one number, repeated."""
+    payload = io.BytesIO()
+    torch.save(((torch.zeros(1).expand(1, 3, 10**4, 10**4, 10**4),), {}), payload)
+    return rewrite(save_export(), {"sample_inputs/model.pt": lambda _: payload.getvalue()})
+
+
+def outside(name: str) -> str:
+    """An archive with a member of this name beside its own."""
+    path = save_export()
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(name, b"x")
+    return path
+
+
+FALSE: dict[str, tuple[Callable[[], str], str]] = {
+    "a member above the folder": (lambda: outside("../evil"), "not in a subdirectory"),
+    "a member with an absolute name": (lambda: outside("/evil"), "truncated or damaged"),
+    "weights in another file": (
+        lambda: rewritten(
+            "model_weights_config.json",
+            lambda content: content["config"]["0.weight"].update(path_name="../../../../../etc/passwd"),
+        ),
+        "cannot be opened",
+    ),
+    "a huge weight": (
+        lambda: rewritten(
+            "model_weights_config.json",
+            lambda content: meta(content).update(
+                sizes=[{"as_int": n} for n in (10**6, 10**6, 3, 3, 3)], strides=[{"as_int": 0}] * 5
+            ),
+        ),
+        "0.weight claims a shape of 1000000x1000000x3x3x3 and holds 1296 bytes",
+    ),
+    "a weight beyond its storage": (
+        lambda: rewritten(
+            "model_weights_config.json", lambda content: meta(content).update(storage_offset={"as_int": 10**6})
+        ),
+        "cannot be opened",
+    ),
+    "a weight of strings": (
+        lambda: rewritten("model_weights_config.json", lambda content: meta(content).update(sizes="large")),
+        "cannot be opened",
+    ),
+    "a huge example": (expanded_input, "input 0 claims a shape of 1x3x10000x10000x10000 and holds 4 bytes"),
+    "no graph": (lambda: rewritten("models/model.json", lambda content: content.clear()), "cannot be opened"),
+}
+
+
+@pytest.mark.parametrize("make, message", FALSE.values(), ids=FALSE)
+def test_archives_that_say_what_is_not_so(make: Callable[[], str], message: str, here: Path) -> None:
+    path = make()
+    before = sorted(here.rglob("*"))
+    with pytest.raises(LoadError, match=message):
+        load(path)
+    assert sorted(here.rglob("*")) == before and not Path("/evil").exists()

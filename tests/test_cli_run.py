@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 from click.testing import CliRunner, Result
-from film import compiled, gray, level_of, ramp, video
+from film import Brightness, compiled, gray, level_of, ramp, video
 from model_files import save_export, use_folder
+from torch import Tensor
 
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.main import main as group
@@ -266,3 +268,63 @@ def test_compile_stores_what_run_needs(
     for bad in (["--std", "0"], ["--labels", "m.bin"], ["--layout", "CTHW"], ["--value-range", "1"]):
         result = CliRunner().invoke(compile_command, [*args[:3], *bad])
         assert result.exit_code in (2, 4) and one_line(result)
+
+
+def test_a_profile_of_the_run() -> None:
+    result = run("--source", "v.mp4", "--profile", "p.json")
+    assert result.exit_code == 0 and "p.json" in result.stdout
+    assert "ms per step" in CliRunner().invoke(group, ["inspect", "m.onnx", "--profile", "p.json"]).stdout
+    assert "Two outputs have the same name" in one_line(run("--source", "v.mp4", "--csv", "a", "--profile", "a"))
+    assert run("--source", "v.mp4", "--profile", "no/p.json").exit_code == 6
+    assert not hidden()
+
+
+class Undefined(Brightness):
+    """Its scores are no numbers."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return super().forward(clip) * float("nan")
+
+
+def test_scores_that_are_no_numbers_are_written_as_none(here: Path) -> None:
+    (here / "m.onnx").write_bytes(compiled(Undefined(), preprocess={"size": 16}))
+    result = run("--source", "v.mp4", "--jsonl", "out.jsonl", "--csv", "out.csv", "--save", "out.mp4", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["predictions"] == 38
+    for line in Path("out.jsonl").read_text().splitlines():
+        assert {rank["score"] for rank in json.loads(line)["top"]} == {None}
+
+
+def lying(path: Path, frames: int) -> Path:
+    """An AVI whose headers claim this many frames; it has 40."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
+        for image in ramp(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    total, length = content.index(b"avih") + 8 + 16, content.index(b"strh") + 8 + 32
+    for place in (total, length):
+        assert int.from_bytes(content[place : place + 4], "little") == 40
+        content[place : place + 4] = frames.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("frames", [0, 1, 39, 2**31 - 1])
+def test_videos_that_lie_about_their_length_are_read_to_their_end(frames: int, here: Path) -> None:
+    lying(here / "lie.avi", frames)
+    result = run("--source", "lie.avi", "--save", "out.mp4", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["frames"] == 40
+    assert len(list(read_frames(here / "out.mp4"))) == 40
+
+
+def test_a_video_that_is_cut_off_gives_what_it_holds(here: Path) -> None:
+    content = lying(here / "lie.avi", 40).read_bytes()
+    (here / "cut.avi").write_bytes(content[: len(content) // 2])
+    result = run("--source", "cut.avi", "--csv", "out.csv", "--json")
+    assert result.exit_code in (0, 4)
+    assert 10 < json.loads(result.stdout)["frames"] < 30
+    assert Path("out.csv").exists()

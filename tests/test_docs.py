@@ -7,10 +7,14 @@ files: ``path`` of a small one, and ``frames`` that it takes.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -22,7 +26,8 @@ import co3d_compile as co3d
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 BLOCK = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+INLINE = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")  # links and pictures
+DEFINED = re.compile(r"^\[[^\]]+\]: +(\S+)$", re.MULTILINE)
 
 
 def python_of(page: Path) -> str:
@@ -65,15 +70,44 @@ def test_python_on_the_page_runs(
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_to_pages_of_this_repository(page: Path) -> None:
-    for link in LINK.finditer(BLOCK.sub("", page.read_text(encoding="utf-8"))):
-        target, _, anchor = link["target"].partition("#")
-        if "://" in target:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for link in INLINE.findall(text) + DEFINED.findall(text):
+        target, _, anchor = link.partition("#")
+        if "://" in target:  # without a network only its form can be looked at
+            parts = urlsplit(target)
+            assert parts.scheme == "https" and "." in parts.netloc and parts.path, f"{page_id(page)}: {link}"
             continue
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), f"{page_id(page)} links to {target}, which is not there"
         assert path.is_relative_to(ROOT), f"{page_id(page)} links to {target}, outside of the repository"
         if anchor:
-            assert anchor in anchors(path), f"{page_id(page)} links to {link['target']}, which has no such heading"
+            assert anchor in anchors(path), f"{page_id(page)} links to {link}, which has no such heading"
+
+
+def test_every_link_that_is_named_is_defined() -> None:
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        text = re.sub(r"`[^`]*`|^ {4}.*$", "", text, flags=re.MULTILINE)  # code
+        defined = set(re.findall(r"^\[([^\]]+)\]: ", text, re.MULTILINE))
+        named = set(re.findall(r"(?<!\])\[([^\]\n]+)\](?![(:\[])", text))
+        assert named <= defined, f"{page_id(page)} names {named - defined}"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    named = re.findall(r"^::: co3d_compile\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(co3d.__all__)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Every page is in the navigation, no link or anchor is broken, every public name has its docstring there."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, str(ROOT / "docs" / "build_site.py"), str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    reference = (tmp_path / "site" / "docs" / "api.html").read_text(encoding="utf-8")
+    for name in co3d.__all__:
+        assert f'id="co3d_compile.{name}"' in reference, name
+    assert "\\|" not in (tmp_path / "site" / "docs" / "run.html").read_text(encoding="utf-8")
 
 
 def test_every_block_says_what_it_is() -> None:

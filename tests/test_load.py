@@ -24,9 +24,10 @@ from model_files import (
     zip_of_text,
 )
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+import co3d_compile as co3d
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
 from co3d_compile.load import load
 
@@ -217,3 +218,25 @@ def test_torchvision_whose_operators_do_not_load() -> None:
     assert result.stdout.split("\n")[:2] == [f"factory torchvision.models.video:{m}" for m in ("mc3_18", "r3d_18")], (
         result.stderr
     )
+
+
+def diverged() -> nn.Module:
+    model = tiny()
+    with torch.no_grad():
+        model[0].bias[1] = float("inf")  # type: ignore[index]
+    return model
+
+
+def test_weights_that_are_no_numbers_are_refused_wherever_they_come_from() -> None:
+    model = diverged()
+    torch.jit.trace(model, torch.randn(SHAPE)).save("m.ts")
+    torch.save(model.state_dict(), "w.pth")
+    for load_it in (
+        lambda: load(save_export("m.pt2", model)),
+        lambda: load("m.ts", shapes=[SHAPE]),
+        lambda: load(f"{FACTORY}:tiny", weights=Path("w.pth"), shapes=[SHAPE]),
+    ):
+        with pytest.raises(LoadError, match=r"^0\.bias contains NaN or infinity"):
+            load_it()
+    with pytest.raises(CaptureError, match=r"The parameter 0\.bias contains NaN or infinity"):
+        co3d.compile(model, (torch.randn(SHAPE),))

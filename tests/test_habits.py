@@ -1,0 +1,231 @@
+"""What people expect of a Python package: it logs, warns, has types, works optimised, leaves the process alone."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import co3d_compile as co3d
+
+ROOT = Path(__file__).parents[1]
+CLIP = torch.zeros(1, 3, 8, 16, 16)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(), nn.AdaptiveAvgPool3d(1), nn.Flatten()
+    ).eval()
+
+
+def python(code: str, *options: str) -> str:
+    command = [sys.executable, *options, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_done_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="co3d_compile"):
+        co3d.compile(network(), (CLIP,))
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("co3d_compile")]
+    assert lines[0].startswith("captured Sequential, ") and lines[-1].startswith("exported ")
+    assert [line.split(":")[0] for line in lines[1:-1]] == [f"pass {p.name}" for p in co3d.default_passes()]
+    caplog.clear()
+    co3d.compile(network(), (CLIP,))
+    said = [record for record in caplog.records if record.name.startswith("co3d_compile")]
+    assert not said, "nothing is said unless asked for"
+
+
+def test_what_a_user_should_know_is_a_warning_of_a_kind_of_its_own() -> None:
+    assert issubclass(co3d.Co3dWarning, UserWarning)
+    with pytest.warns(co3d.Co3dWarning, match="no temporal operator") as caught:
+        co3d.compile(nn.Conv3d(3, 4, (1, 3, 3)), (CLIP,))
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        co3d.compile(network(), (CLIP,))
+
+
+class Texts(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_notebook_shows_a_summary() -> None:
+    compiled = co3d.compile(network(), (CLIP,))
+    shown = Texts(compiled._repr_html_())
+    assert shown.open == []
+    table = dict(zip(shown.texts[::2], shown.texts[1::2], strict=True))
+    assert table["model"] == "Sequential" and table["receptive field"] == "10 frames"
+    assert table["a step takes"].startswith("1 of ") and table["delay, entries"] == "output 1"
+    assert table["warm-up"] == f"{compiled.info.warmup_steps} steps" and table["recomputed on a window"] == "nothing"
+
+
+def surroundings(model: nn.Module) -> dict[str, Any]:
+    """What a library could change behind its user's back."""
+    return {
+        "grad": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "nnpack": torch._C._get_nnpack_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "chance": (torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "warnings": list(warnings.filters),
+        "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
+        "streams": (sys.stdout, sys.stderr),
+        "threads running": {t.name for t in threading.enumerate()},
+        "training": [m.training for m in model.modules()],
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "grads": [p.requires_grad for p in model.parameters()],
+    }
+
+
+def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None:
+    from co3d_compile.verify import verify
+
+    model = network().train()
+    co3d.compile(model, (CLIP,))  # the first call imports
+    before = surroundings(model)
+    compiled = co3d.compile(model, (CLIP,), boundary="exact")
+    compiled.save(tmp_path / "m.onnx")
+    assert verify(tmp_path / "m.onnx", model, (CLIP,)).passed
+    with co3d.StreamSession(compiled) as session:
+        session.step(np.zeros((1, 3, 16, 16), np.float32))
+    with pytest.raises(co3d.Co3dError):
+        co3d.compile(model, (CLIP[:, :, :, :2, :2],), window=-1)
+    after = surroundings(model)
+    for name, value in before.items():
+        if name == "weights":
+            assert all(torch.equal(value[key], after[name][key]) for key in value)
+        else:
+            assert after[name] == value, name
+
+
+def test_nothing_is_carried_from_one_model_to_the_next() -> None:
+    first = co3d.compile(network(), (CLIP,)).to_bytes()
+    co3d.compile(nn.Conv3d(3, 4, (3, 1, 1), 2), (CLIP,), stride_mode="dense", state_io="renamed")
+    with pytest.raises(co3d.Co3dError):
+        co3d.compile(network(), (CLIP,), time_dim=1)
+    assert co3d.compile(network(), (CLIP,)).to_bytes() == first
+
+
+def test_each_thread_has_a_session_of_its_own() -> None:
+    compiled = co3d.compile(network(), (CLIP,))
+    frames = np.random.default_rng(0).random((4, 20, 1, 3, 16, 16), dtype=np.float32)
+    found: dict[int, list[Any]] = {}
+
+    def work(index: int) -> None:
+        with co3d.StreamSession(compiled, threads=1) as session:
+            found[index] = [session.step(frame) for frame in frames[index]]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(4):
+        with co3d.StreamSession(compiled, threads=1) as alone:
+            np.testing.assert_array_equal(found[index], [alone.step(frame) for frame in frames[index]])
+
+
+OPTIMISED = """
+import sys, torch, numpy as np
+from torch import nn
+import co3d_compile as co3d
+from co3d_compile.verify import verify
+assert False, "python -O leaves this out"
+clip = torch.zeros(1, 3, 8, 16, 16)
+trunk = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.MaxPool3d(3, 1, 1))
+model = nn.Sequential(trunk, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+for options in ({}, {"state_io": "renamed"}, {"boundary": "exact"}, {"frames_per_step": 2}):
+    compiled = co3d.compile(model, (clip,), **options)
+    compiled.save(sys.argv[1])
+    print(verify(sys.argv[1], model, (clip,)).passed)
+for bad in ({"window": 0}, {"time_dim": 7}, {"boundary": "soft"}):
+    try:
+        co3d.compile(model, (clip,), **bad)
+    except co3d.UsageError:
+        print(True)
+session = co3d.StreamSession(sys.argv[1])
+for call in (lambda: session.step(1), lambda: session.restore(b""), lambda: session.set_state({})):
+    try:
+        call()
+    except co3d.SessionError:
+        print(True)
+"""
+
+
+@pytest.mark.slow
+def test_without_assertions_all_is_the_same(tmp_path: Path) -> None:
+    """What a user does wrong is told by errors, and nothing that is done hides in an assertion."""
+    code = OPTIMISED.replace("sys.argv[1]", repr(str(tmp_path / "m.onnx")))
+    assert python(code, "-O").split() == ["True"] * 10
+
+
+def test_running_needs_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:
+    """And of the package only what runs is imported."""
+    co3d.compile(network(), (CLIP,)).save(tmp_path / "m.onnx")
+    others = ["torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors"]  # [compile]
+    others += ["click", "rich", "av", "PIL", "jinja2"]  # [video], [report]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({others}))
+import numpy as np
+import co3d_compile as co3d
+with co3d.StreamSession({str(tmp_path / "m.onnx")!r}) as session:
+    print(session.step(np.zeros((1, 3, 16, 16), np.float32)).shape)
+co3d.Predictor, co3d.Preprocess, co3d.read_source, co3d.Contract, co3d.Co3dError
+print(sorted(name for name in sys.modules if name.startswith("co3d_compile.")))
+"""
+    shape, modules = python(code).splitlines()
+    assert shape == "(1, 4)"
+    assert not {"co3d_compile.compiler", "co3d_compile.capture", "co3d_compile.rules"} & set(eval(modules))
+
+
+IMPORT = """
+import time
+start = time.perf_counter()
+import co3d_compile
+co3d_compile.StreamSession
+print(time.perf_counter() - start)
+"""
+
+
+def test_importing_takes_less_than_a_second() -> None:
+    assert min(float(python(IMPORT)) for _ in range(3)) < 1
+
+
+def test_the_package_is_typed() -> None:
+    assert importlib.resources.files("co3d_compile").joinpath("py.typed").is_file()
