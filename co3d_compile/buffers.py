@@ -10,10 +10,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from co3d_compile.contract import Contract, StateSpec, resolve
 from co3d_compile.errors import SessionError
 
 Array: TypeAlias = NDArray[Any]
 CPU = ("cpu", 0)
+# States that hand a value on, in that order, and the buffers that it moves through.
+Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[Buffer]]"
+_MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as before
 
 
 def memory_left() -> float:
@@ -69,11 +73,53 @@ class Buffer:
         else:
             np.copyto(self.host, values)
 
-    def fill(self, value: float, index: tuple[slice | int, ...] = (slice(None),)) -> None:
-        """Set one value everywhere in ``index``."""
+    def put(self, values: float | Array, index: int | slice | Array, dim: int = 0) -> None:
+        """Set what lies at ``index`` of a dim: to one value, or to an array of that part's shape."""
+        part = (slice(None),) * dim + (index,)
         if self.host is None:
-            values = self.read()
-            values[index] = value
-            self.write(values)
+            whole = self.read()
+            whole[part] = values
+            self.write(whole)
         else:
-            self.host[index] = value
+            self.host[part] = values
+
+    def take(self, index: slice | Array, dim: int, scratch: Scratch) -> Array:
+        """What lies at ``index`` of a dim, contiguous: the buffer's own memory where that is, else in ``scratch``."""
+        host = self.value.numpy() if self.host is None else self.host
+        if isinstance(index, slice):
+            part = host[(slice(None),) * dim + (index,)]
+            if part.flags.c_contiguous:
+                return part
+            index = np.arange(index.start, index.stop)
+        shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
+        # "clip" because numpy buffers the result with "raise"; the session has checked the index
+        return np.take(host, index, axis=dim, out=scratch.array(shape, self.dtype), mode="clip")
+
+
+class Scratch:
+    """Memory that is used again, as whatever array is wanted: fresh pages cost more than the copy into them."""
+
+    def __init__(self) -> None:
+        self._raw = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array whose values are what was there before."""
+        size = math.prod(shape) * dtype.itemsize
+        if len(self._raw) < size:
+            self._raw = np.empty(size, np.uint8)
+        return self._raw[:size].view(dtype).reshape(shape)
+
+
+def make_rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[Ring], int]:
+    """The buffers of each chain of states, one more than it has states, and after how many steps all lie as before."""
+    chains = contract.chains()
+    sizes = [len(chain) + 1 for chain in chains]
+    period = math.lcm(*sizes)
+    if period > _MAX_PERIOD:  # spare buffers make the rings meet sooner
+        sizes = [1 << (size - 1).bit_length() for size in sizes]
+        period = max(sizes)
+    rings = []
+    for chain, size in zip(chains, sizes, strict=True):
+        tensor = resolve(chain[0].shape, batch), chain[0].dtype, device
+        rings.append((chain, [Buffer(*tensor) for _ in range(size)]))
+    return rings, period

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.buffers import CPU, Array, Buffer, Guard, memory_left
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, make_rings, memory_left
 from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
 from co3d_compile.machine import block_channels
 from co3d_compile.profiling import Profile
+from co3d_compile.snapshot import pack, unpack
 
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
 
@@ -73,20 +74,28 @@ class StreamSession:
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
             frames = self.info.inputs[0].frames_per_step
             self._valid = Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
-            self._rings, self._period = _rings(self.info, self.batch, device)
+            self._rings, self._period = make_rings(self.info, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise _no_memory() from error
+        self._buffers = self._inputs + ([] if self._valid is None else [self._valid])
+        self._names = [spec.name for spec in self.info.inputs] + ([self.info.valid] if self.info.valid else [])
+        self._scratch = {state.input: Scratch() for state in self.info.states}
+        self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
         self._phase = 0
         self._bindings = [self._bind(phase) for phase in range(self._period)]
         self.reset()
 
-    def step(self, *frames: Array | Sequence[Array], valid: Array | None = None) -> Array | tuple[Array, ...]:
-        """Advance all streams by one step.
+    def step(
+        self, *frames: Array | Sequence[Array], valid: Array | None = None, streams: Sequence[int] | None = None
+    ) -> Array | tuple[Array, ...]:
+        """Advance all streams, or some of them, by one step.
 
         Args:
             frames: One array per model input, in model order, or one tuple or list of them. Shape: that of the ONNX
                 input. At one frame per step a time dim of size 1 may be there too.
             valid: For ``boundary="exact"``: which frames are there, bool (N, frames_per_step) or (N,). Default: all.
+            streams: Indices in the batch of those that advance, in the order of the rows of ``frames``; N is then their
+                number. The others stay as they are. Costs a copy of the states of those that advance. Default: all.
 
         Returns:
             New arrays, the session never writes to them again: a tuple in model order, the array itself if there is
@@ -97,7 +106,9 @@ class StreamSession:
         """
         arrays = tuple(frames[0]) if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
         with self._guard:
-            return self._step(arrays, valid)
+            if streams is None or list(streams) == list(range(self.batch)):
+                return self._step(arrays, valid)
+            return self._step_some(arrays, valid, self._indices(streams))
 
     def flush(self) -> list[Array | tuple[Array, ...]]:
         """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
@@ -116,7 +127,7 @@ class StreamSession:
         index = slice(None) if stream is None else _whole("stream", stream, 0, self.batch - 1)
         with self._guard:
             for state, buffer in self._current():
-                buffer.fill(state.initial, (slice(None),) * state.batch_dim + (index,))
+                buffer.put(state.initial, index, state.batch_dim)
 
     def get_state(self) -> dict[str, Array]:
         """A copy of the state: {name of the state input: array}."""
@@ -131,27 +142,35 @@ class StreamSession:
             raise SessionError(f"These are not the states of this model: {', '.join(odd[:5])}.", hint=hint)
         with self._guard:
             for state, buffer in self._current():
-                _checked("State", state.input, values[state.input], buffer)
+                _checked("State", state.input, values[state.input], buffer.shape, buffer.dtype)
             for state, buffer in self._current():
                 buffer.write(values[state.input])
 
-    def snapshot(self) -> bytes:
-        """The state of all streams as bytes, for ``restore`` in any process that has the same model and batch."""
-        with self._guard:
-            parts = [_HEADER.pack(_MAGIC, self._fingerprint, self.batch)]
-            parts += [buffer.read().tobytes() for _, buffer in self._current()]
-        body = b"".join(parts)
-        return body + hashlib.sha256(body).digest()
+    def snapshot(self, stream: int | None = None) -> bytes:
+        """The state as bytes, for ``restore`` in any process that has the same model.
 
-    def restore(self, blob: bytes) -> None:
-        """Put back a snapshot. Raises SessionError, and changes nothing, if it is damaged or of another model."""
+        Of all streams, for a session of the same batch. Of the one with this index, for a place in any session: it is
+        what a session of batch 1 gives.
+        """
+        index, count = self._part(stream)
+        with self._guard:
+            parts = [buffer.take(index, state.batch_dim, Scratch()).tobytes() for state, buffer in self._current()]
+        return pack(self._fingerprint, count, parts)
+
+    def restore(self, blob: bytes, stream: int | None = None) -> None:
+        """Put back a snapshot: of all streams, or a snapshot of one as the one with this index.
+
+        Raises SessionError, and changes nothing, if it is damaged, of another model or of another number of streams.
+        """
+        index, count = self._part(stream)
         with self._guard:
             current = self._current()
-            size = sum(buffer.nbytes for _, buffer in current)
-            states = memoryview(_checked_snapshot(blob, self._fingerprint, self.batch, size))
-            for _, buffer in current:
-                buffer.write(np.frombuffer(states[: buffer.nbytes], buffer.dtype).reshape(buffer.shape))
-                states = states[buffer.nbytes :]
+            shapes = [resolve(state.shape, count) for state, _ in current]
+            sizes = [math.prod(shape) * b.dtype.itemsize for shape, (_, b) in zip(shapes, current, strict=True)]
+            states = unpack(blob, self._fingerprint, count, sum(sizes))
+            for (state, buffer), shape, size in zip(current, shapes, sizes, strict=True):
+                buffer.put(np.frombuffer(states[:size], buffer.dtype).reshape(shape), index, state.batch_dim)
+                states = states[size:]
 
     def close(self) -> None:
         """Free the model and the state. Every later call raises SessionError."""
@@ -170,33 +189,72 @@ class StreamSession:
             self.close()
 
     def _step(self, frames: Sequence[object], valid: Array | None) -> Array | tuple[Array, ...]:
+        for array, buffer in zip(self._checked_inputs(frames, valid, self.batch), self._buffers, strict=True):
+            buffer.write(array)
+        with _ort_errors():
+            self._ort.run_with_iobinding(self._bindings[self._phase])
+        self._phase = (self._phase + 1) % self._period
+        self._stepped()
+        return _one_or_all([buffer.read() for buffer in self._outputs])
+
+    def _step_some(
+        self, frames: Sequence[object], valid: Array | None, index: slice | Array
+    ) -> Array | tuple[Array, ...]:
+        """A step of the streams at ``index``: their states are gathered, and what comes out is put back."""
+        count = index.stop - index.start if isinstance(index, slice) else len(index)
+        values = dict(zip(self._names, self._checked_inputs(frames, valid, count), strict=True))
+        current = self._current()
+        for state, buffer in current:
+            values[state.input] = buffer.take(index, state.batch_dim, self._scratch[state.input])
+        outputs = [output.name for output in self.info.outputs]
+        names = outputs + [chain[0].output for chain, _ in self._rings]
+        with _ort_errors():
+            values |= zip(names, self._ort.run(names, values), strict=True)
+        self._stepped()
+        buffers = {state.input: buffer for state, buffer in current}
+        for chain, _ in self._rings:
+            for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
+                buffers[state.input].put(values[state.output], index, state.batch_dim)
+        return _one_or_all([values[name] for name in outputs])
+
+    def _stepped(self) -> None:
+        if self._profile is not None:
+            self._profile.stepped(self._ort)
+
+    def _checked_inputs(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
+        """What the model takes beside the states, for ``count`` streams."""
         specs = self.info.inputs
         if len(frames) != len(specs):
             names = ", ".join(spec.name for spec in specs)
             raise SessionError(f"Got {len(frames)} inputs, expected {len(specs)}.", hint=f"In this order: {names}.")
-        for spec, frame, buffer in zip(specs, frames, self._inputs, strict=True):
-            buffer.write(_frames(spec, frame, buffer))
-        self._write_valid(valid)
-        try:
-            self._ort.run_with_iobinding(self._bindings[self._phase])
-        except Exception as error:
-            raise SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.") from error
-        self._phase = (self._phase + 1) % self._period
-        if self._profile is not None:
-            self._profile.stepped(self._ort)
-        results = tuple(buffer.read() for buffer in self._outputs)
-        return results[0] if len(results) == 1 else results
-
-    def _write_valid(self, valid: Array | None) -> None:
+        arrays = [_frames(spec, frame, resolve(spec.shape, count)) for spec, frame in zip(specs, frames, strict=True)]
         if self._valid is None:
             if valid is not None:
                 raise SessionError("This model takes no valid flags.", hint=_NO_VALID)
-        elif valid is None:
-            self._valid.fill(True)
-        else:
-            if isinstance(valid, np.ndarray) and valid.shape == (self.batch,):
-                valid = np.broadcast_to(valid[:, None], self._valid.shape)
-            self._valid.write(_checked("Input", "valid", valid, self._valid))
+            return arrays
+        shape = (count, *self._valid.shape[1:])
+        if valid is None:
+            return [*arrays, np.ones(shape, np.bool_)]
+        if isinstance(valid, np.ndarray) and valid.shape == (count,):
+            valid = np.broadcast_to(valid[:, None], shape)
+        return [*arrays, _checked("Input", "valid", valid, shape, self._valid.dtype)]
+
+    def _indices(self, streams: Sequence[int]) -> slice | Array:
+        """Places in the batch; as a slice where they follow one another, as those need no gathering."""
+        places = [_whole("stream", stream, 0, self.batch - 1) for stream in streams]
+        if not places or len(set(places)) < len(places):
+            raise UsageError(f"streams is {list(streams)!r}.", hint="Give one or more, each once.")
+        if self._fixed and len(places) < self.batch:
+            raise UsageError(f"The model was compiled for a batch of {self.batch}: all its streams advance together.")
+        if places == list(range(places[0], places[0] + len(places))):
+            return slice(places[0], places[0] + len(places))
+        return np.array(places)
+
+    def _part(self, stream: int | None) -> tuple[slice, int]:
+        """Where one stream or all lie in the batch, and how many that are."""
+        first = 0 if stream is None else _whole("stream", stream, 0, self.batch - 1)
+        count = self.batch if stream is None else 1
+        return slice(first, first + count), count
 
     def _current(self) -> list[tuple[StateSpec, Buffer]]:
         """Every state with the buffer that the next step reads it from, in the order of the metadata."""
@@ -229,13 +287,7 @@ class StreamSession:
 
 # Memory of these providers' device is bound as it is; the others take and give host memory.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
-# States that hand a value on, in that order, and the buffers that it moves through.
-_Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[Buffer]]"
-_MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as before
 _NO_VALID = 'Compile it with boundary="exact".'
-_DAMAGED = "Take a new one with session.snapshot()."
-_MAGIC = b"co3dsnp1"
-_HEADER = struct.Struct("<8s32sI")  # magic, SHA-256 of the model, batch
 
 
 def _whole(name: str, value: int, least: int, most: float = math.inf) -> int:
@@ -318,55 +370,36 @@ def _check_memory(contract: Contract, batch: int) -> None:
         raise _no_memory(f": {wanted / 1e9:.3g} GB for {batch} streams, and {memory_left() / 1e9:.3g} GB are left")
 
 
-def _rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[_Ring], int]:
-    """The buffers of each chain of states, one more than it has states, and after how many steps all lie as before."""
-    chains = contract.chains()
-    sizes = [len(chain) + 1 for chain in chains]
-    period = math.lcm(*sizes)
-    if period > _MAX_PERIOD:  # spare buffers make the rings meet sooner
-        sizes = [1 << (size - 1).bit_length() for size in sizes]
-        period = max(sizes)
-    rings = []
-    for chain, size in zip(chains, sizes, strict=True):
-        tensor = resolve(chain[0].shape, batch), chain[0].dtype, device
-        rings.append((chain, [Buffer(*tensor) for _ in range(size)]))
-    return rings, period
-
-
-def _frames(spec: InputSpec, frame: object, buffer: Buffer) -> Array:
+def _frames(spec: InputSpec, frame: object, shape: tuple[int, ...]) -> Array:
     """The array for the ONNX input: without the time dim at one frame per step."""
-    if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(buffer.shape) + 1:
+    if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(shape) + 1:
         dim = spec.time_dim
         frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame
-    return _checked("Input", spec.name, frame, buffer)
+    return _checked("Input", spec.name, frame, shape, np.dtype(spec.dtype))
 
 
-def _checked(what: str, name: str, array: object, buffer: Buffer) -> Array:
-    """The array itself, if it fits the buffer."""
+def _checked(what: str, name: str, array: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """The array itself, if it has this shape and dtype."""
     if not isinstance(array, np.ndarray):
         problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
-    elif array.dtype != buffer.dtype:
-        problem = f"has dtype {array.dtype}, expected {buffer.dtype}"
-        hint = f"Convert it with .astype('{buffer.dtype}'), frames with the scale and mean of the training."
-    elif array.shape != buffer.shape:
-        problem = f"has shape {array.shape}, expected {buffer.shape}"
-        hint = "A session advances all streams of its batch at once, each by one step."
+    elif array.dtype != dtype:
+        problem = f"has dtype {array.dtype}, expected {dtype}"
+        hint = f"Convert it with .astype('{dtype}'), frames with the scale and mean of the training."
+    elif array.shape != shape:
+        problem = f"has shape {array.shape}, expected {shape}"
+        hint = "A step takes one row for each stream that advances."
     else:
         return array
     raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
 
 
-def _checked_snapshot(blob: object, fingerprint: bytes, batch: int, size: int) -> bytes:
-    """The ``size`` state bytes of an undamaged snapshot of this model."""
-    blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else b""
-    body, digest = blob[:-32], blob[-32:]
-    if len(body) < _HEADER.size or not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
-        raise SessionError("This is no snapshot, or a damaged one.", hint=_DAMAGED)
-    _, model, streams = _HEADER.unpack_from(body)
-    if model != fingerprint:
-        raise SessionError("The snapshot is of another model.", hint="Restore it with the file that it was taken with.")
-    if streams != batch:
-        raise SessionError(f"The snapshot holds {streams} streams, not {batch}.", hint=f"Open it with batch={streams}.")
-    if len(body) != _HEADER.size + size:
-        raise SessionError("The snapshot is damaged.", hint=_DAMAGED)
-    return body[_HEADER.size :]
+def _one_or_all(results: list[Array]) -> Array | tuple[Array, ...]:
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+@contextmanager
+def _ort_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.") from error
