@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from co3d_compile.contract import Contract, OutputSpec
-from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.contract import Contract
 from co3d_compile.feed import Feed
-from co3d_compile.labels import clean_labels
 from co3d_compile.preprocess import Preprocess
+from co3d_compile.scores import ClassScores
 from co3d_compile.session import Provider, Serializable, StreamSession
 from co3d_compile.video import VideoFrame
 
 Array = npt.NDArray[Any]
-ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 
 
 @dataclass(frozen=True)
@@ -113,19 +111,11 @@ class Predictor:
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise UsageError(f"activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}.")
         self.session = StreamSession(model, providers=providers, threads=threads, profile=profile)
         self.info: Contract = self.session.info
         self._feed = Feed(self.info, preprocess)
-        self._output = _find_output(self.info, output)
-        self._spec = self.info.outputs[self._output]
-        self._classes = _class_count(self._spec)
-        self.labels = clean_labels(labels if labels is not None else self.info.labels or ())
-        if self.labels and len(self.labels) != self._classes:
-            whose = "Given" if labels is not None else "The file has"
-            raise UsageError(f"{whose} {len(self.labels)} labels, but the model has {self._classes} classes.")
-        self._activation = activation
+        self._scores = ClassScores(self.info, output, labels, activation)
+        self._spec, self.labels = self._scores.spec, self._scores.labels
         self._pulse = self._feed.pulse
         self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
         per_step = self._spec.entries_per_step * self._per_entry
@@ -217,14 +207,14 @@ class Predictor:
         start = time.perf_counter()
         result = self.session.step(*arrays, valid=valid)
         milliseconds = (time.perf_counter() - start) * 1e3
-        values = result[self._output] if isinstance(result, tuple) else result
+        values = result[self._scores.index] if isinstance(result, tuple) else result
         found = self._predictions(values, milliseconds)
         self._steps += 1
         return found
 
     def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
-        entries = _entries(self._spec, values)[-1:] if self._window else _entries(self._spec, values)
-        scores = self._scores(entries.reshape(len(entries), self._classes))
+        entries = self._scores.entries(values)
+        scores = self._scores.of(entries[-1:] if self._window else entries)
         results = []
         for place, score in enumerate(scores):
             where = self._place(len(scores) - 1 - place)
@@ -254,18 +244,6 @@ class Predictor:
         oldest = taken - len(self._taken)
         return min(max(frame, oldest), taken - 1) - oldest, warmup
 
-    def _scores(self, values: Array) -> npt.NDArray[np.float32]:
-        """(entries, classes) as probabilities."""
-        values = values.astype(np.float32)
-        if self._activation == "auto":
-            self._activation = _guess_activation(values)
-        if self._activation == "softmax":
-            powers = np.exp(values - values.max(axis=1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
-        if self._activation == "sigmoid":
-            return np.asarray(1 / (1 + np.exp(-np.clip(values, -80, 80))), np.float32)
-        return values
-
 
 def predict(
     model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[VideoFrame], **options: Any
@@ -273,41 +251,6 @@ def predict(
     """Predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
     with Predictor(model, **options) as predictor:
         yield from predictor.predict(frames)
-
-
-def _find_output(info: Contract, name: str | None) -> int:
-    names = [output.name for output in info.outputs]
-    if name is None:
-        return 0
-    if name not in names:
-        raise UsageError(f"The model has no output '{name}'.", hint=f"It has {', '.join(names)}.")
-    return names.index(name)
-
-
-def _class_count(spec: OutputSpec) -> int:
-    """Classes of an output of class scores, one list of them per entry."""
-    has_entries = spec.time_dim is not None and spec.entries_per_step > 1
-    dims = [d for at, d in enumerate(spec.shape) if not (has_entries and at == spec.time_dim) and d not in ("N", 1)]
-    if len(dims) > 1:
-        raise UnsupportedError(
-            f"Output '{spec.name}' of shape {list(spec.shape)} is no list of class scores.",
-            hint="Use StreamSession, which returns arrays of any kind, or choose another output.",
-        )
-    return int(dims[0]) if dims else 1
-
-
-def _entries(spec: OutputSpec, values: Array) -> Array:
-    """(entries, …) of the one stream, oldest first."""
-    if spec.time_dim is None or spec.entries_per_step <= 1:
-        return values[None]
-    return np.moveaxis(values, spec.time_dim, 0)
-
-
-def _guess_activation(values: Array) -> str:
-    if values.shape[1] == 1:
-        return "none" if values.min() >= 0 and values.max() <= 1 else "sigmoid"
-    spread = values.min() >= 0 and np.allclose(values.sum(axis=1), 1, atol=1e-3)
-    return "none" if spread else "softmax"
 
 
 def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
