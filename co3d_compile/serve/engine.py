@@ -1,0 +1,183 @@
+"""One model and the states of many streams: advances some of them in one run of ONNX Runtime."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
+from co3d_compile.preprocess import Preprocess, stored_preprocess
+from co3d_compile.pulse import Pulse
+from co3d_compile.scores import ClassScores
+from co3d_compile.serve.options import ServeOptions
+from co3d_compile.session import Serializable, StreamSession
+
+Array = npt.NDArray[Any]
+PICTURES = {"image/jpeg": "JPEG", "image/png": "PNG"}
+RGB, TENSOR = "image/x-rgb", "application/octet-stream"
+
+
+class BadFrame(Exception):
+    """A frame that the model cannot take. ``status``: 400, 413 or 415, as in HTTP."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step of one stream: its slot, the inputs with a batch of 1, and valid flags if the model takes them."""
+
+    slot: int
+    arrays: list[Array]
+    valid: Array | None
+
+
+class Engine:
+    """A session whose places are the slots of streams. For one thread at a time, ``prepare`` excepted.
+
+    Args:
+        model: As for ``StreamSession``.
+        options: ``max_streams`` is the number of slots.
+
+    Raises:
+        UnsupportedError: The file is for a fixed number of streams, or frames alone are no step of the model.
+        LoadError, ContractError, UsageError: As for ``StreamSession``.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | bytes | Serializable, options: ServeOptions) -> None:
+        hint = "Compile it again, with two clips as the example (docs/semantics.md, The batch)."
+        try:
+            self.session = StreamSession(
+                model, options.max_streams, list(options.providers) or None, threads=options.threads
+            )
+        except UsageError as error:
+            if "batch" not in error.message:
+                raise
+            raise UnsupportedError(error.message, hint=hint) from error
+        self.info = self.session.info
+        if any(state.shape[state.batch_dim] != "N" for state in self.info.states):
+            raise UnsupportedError(f"The model was compiled for a batch of {options.max_streams}.", hint=hint)
+        self.pulse = Pulse(self.info)
+        self._max_pixels = options.max_pixels
+        self._rows = [_batch_dim(spec.name, spec.shape) for spec in self.info.inputs]
+        self._rows += [_batch_dim(spec.name, spec.shape) for spec in self.info.outputs]
+        self._preprocess, self.why_no_pictures = self._find_preprocess()
+        self.scores = self._find_scores()
+
+    def _find_preprocess(self) -> tuple[list[Preprocess] | None, str]:
+        try:
+            return [stored_preprocess(spec, self.info.preprocess, {}) for spec in self.info.inputs], ""
+        except UnsupportedError as error:
+            return None, error.message
+
+    def _find_scores(self) -> ClassScores | None:
+        try:
+            return ClassScores(self.info)
+        except (UnsupportedError, UsageError):
+            return None
+
+    def prepare(self, kind: str, payload: bytes, size: tuple[int, int] | None = None) -> list[Array]:
+        """One frame of each input, with a batch of 1. May be called from any thread.
+
+        Args:
+            kind: "image/jpeg" or "image/png"; "image/x-rgb": uint8 (height, width, 3); "application/octet-stream": the
+                bytes of one frame of each input, one after another, as the model takes them.
+            size: Height and width of an "image/x-rgb".
+
+        Raises:
+            BadFrame: What the payload holds is no such frame.
+        """
+        if kind == TENSOR:
+            return self._tensors(payload)
+        if self._preprocess is None:
+            raise BadFrame(415, f"This model takes no pictures: {self.why_no_pictures}")
+        image = self._picture(kind, payload) if kind in PICTURES else self._rgb(kind, payload, size)
+        try:
+            made = {each: each(image) for each in dict.fromkeys(self._preprocess)}
+        except Co3dError as error:
+            raise BadFrame(400, str(error)) from error
+        pairs = zip(self._preprocess, self.info.inputs, strict=True)
+        return [made[each].astype(spec.dtype, copy=False) for each, spec in pairs]
+
+    def _tensors(self, payload: bytes) -> list[Array]:
+        arrays, start = [], 0
+        for spec, shape in zip(self.info.inputs, self.pulse.shapes, strict=True):
+            size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+            part = payload[start : start + size]
+            if len(part) == size:
+                arrays.append(np.frombuffer(part, spec.dtype).reshape(shape))
+            start += size
+        if start != len(payload):
+            raise BadFrame(400, f"A frame of this model has {start} bytes, not {len(payload)}.")
+        return arrays
+
+    def _rgb(self, kind: str, payload: bytes, size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
+        if kind != RGB:
+            known = ", ".join([*PICTURES, RGB, TENSOR])
+            raise BadFrame(415, f"Frames of type {kind[:100]!r} are not known: {known}.")
+        height, width = size or (0, 0)
+        if min(height, width) < 1 or height * width * 3 != len(payload):
+            raise BadFrame(400, f"A picture of {width}x{height} pixels has not {len(payload)} bytes.")
+        return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+
+    def _picture(self, kind: str, payload: bytes) -> npt.NDArray[np.uint8]:
+        from PIL import Image  # a server of tensors does without
+
+        try:
+            with Image.open(io.BytesIO(payload), formats=[PICTURES[kind]]) as image:
+                if image.width * image.height > self._max_pixels:
+                    raise BadFrame(413, f"The picture has more than {self._max_pixels} pixels.")
+                return np.asarray(image.convert("RGB"))
+        except BadFrame:
+            raise
+        except Exception as error:  # Pillow raises a dozen kinds on damaged files
+            raise BadFrame(400, f"This is no whole picture of type {kind}: {error}"[:300]) from error
+
+    def advance(self, work: Sequence[Work]) -> list[list[Array]]:
+        """One step of several streams in one run. Returns for each its outputs, with a batch of 1.
+
+        Raises:
+            SessionError: ONNX Runtime failed; no state has changed.
+        """
+        order = sorted(range(len(work)), key=lambda place: work[place].slot)  # neighbours need no gathering
+        own = [work[place] for place in order]
+        inputs = len(self.info.inputs)
+        frames = [np.concatenate([w.arrays[i] for w in own], axis=dim) for i, dim in enumerate(self._rows[:inputs])]
+        valid = np.concatenate([w.valid for w in own if w.valid is not None]) if own[0].valid is not None else None
+        results = self.session.step(frames, valid=valid, streams=[w.slot for w in own])
+        outputs = results if isinstance(results, tuple) else (results,)
+        rows: list[list[Array]] = [[] for _ in work]
+        for values, dim in zip(outputs, self._rows[inputs:], strict=True):
+            for row, place in enumerate(order):
+                rows[place].append(values[(slice(None),) * dim + (slice(row, row + 1),)])
+        return rows
+
+    def warm(self, step: int) -> bool:
+        """Whether the results of this step, from 0, no longer depend on what the states held at the start."""
+        return step >= self.info.warmup_steps
+
+    def top(self, outputs: list[Array], count: int) -> list[dict[str, Any]] | None:
+        """The classes with the highest scores of the newest entry, best first; None if the model scores no classes."""
+        if self.scores is None:
+            return None
+        scores = self.scores.of(self.scores.entries(outputs[self.scores.index])[-1:])[0]
+        labels = self.scores.labels
+        best = np.argsort(-scores, kind="stable")[:count]
+        return [
+            {"class": int(i), "label": labels[i] if i < len(labels) else str(i), "score": float(scores[i])}
+            for i in best
+        ]
+
+
+def _batch_dim(name: str, shape: Sequence[int | str]) -> int:
+    if "N" not in shape:
+        raise UnsupportedError(f"'{name}' of shape {list(shape)} has no batch: streams cannot share a run.")
+    return list(shape).index("N")

@@ -1,0 +1,68 @@
+"""What a shard counts: answers, refusals, latency percentiles, batch fill."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+KEPT = 4096  # the newest values that percentiles are taken of
+PERCENTILES = (50, 90, 99)
+
+
+class Stats:
+    """Counts, and the newest values of what varies. ``sink``: told of everything, for Prometheus."""
+
+    def __init__(self, sink: Any = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self._sink = sink
+        self._latency: deque[float] = deque(maxlen=KEPT)
+        self._step: deque[float] = deque(maxlen=KEPT)
+        self._fill: deque[int] = deque(maxlen=KEPT)
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Frames, answers, restarts, snapshots, …"""
+        self.counts[what] += number
+        if self._sink is not None:
+            self._sink.count(what, number)
+
+    def refuse(self, code: str) -> None:
+        """One frame that was not taken."""
+        self.refused[code] += 1
+        if self._sink is not None:
+            self._sink.refuse(code)
+
+    def answer(self, milliseconds: float) -> None:
+        """From a frame's arrival at the shard to its answer."""
+        self._latency.append(milliseconds)
+        self.counts["answers"] += 1
+        if self._sink is not None:
+            self._sink.answer(milliseconds)
+
+    def batch(self, streams: int, milliseconds: float) -> None:
+        """One run of the model."""
+        self._fill.append(streams)
+        self._step.append(milliseconds)
+        self.counts["runs"] += 1
+        if self._sink is not None:
+            self._sink.batch(streams, milliseconds)
+
+    def read(self) -> dict[str, Any]:
+        """All of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
+        return {
+            "counts": dict(self.counts),
+            "refused": dict(self.refused),
+            "latency_ms": _percentiles(self._latency),
+            "run_ms": _percentiles(self._step),
+            "batch_fill": _percentiles(self._fill) | {"mean": float(np.mean(self._fill)) if self._fill else None},
+        }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {f"p{q}": None for q in PERCENTILES}
+    found = np.percentile(list(values), PERCENTILES)
+    return {f"p{q}": float(value) for q, value in zip(PERCENTILES, found, strict=True)}
