@@ -30,7 +30,8 @@ INTERNAL_ERROR, USAGE_ERROR = 1, 2
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
 SOURCE, PICTURE = "Where the frames come from", "How a picture becomes a frame"
-GROUPS = (MODEL, SOURCE, TIME, PICTURE, OUTPUT, OTHER)
+PLACE, LIMITS = "Where and how it runs", "What clients may do"
+GROUPS = (MODEL, SOURCE, TIME, PICTURE, PLACE, LIMITS, OUTPUT, OTHER)
 
 EXIT_CODES = """\b
 Exit codes:

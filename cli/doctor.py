@@ -26,6 +26,7 @@ FEATURES = (
     ("read safetensors", ("safetensors",), "co3d-compile[compile]"),
     ("read video files", ("av",), "co3d-compile[video]"),
     ("draw into videos", ("PIL",), "co3d-compile[video]"),
+    ("serve many streams", ("ray",), "co3d-compile[serve]"),
     ("write reports as pages", ("jinja2",), "co3d-compile[report]"),
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
 )

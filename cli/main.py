@@ -8,7 +8,7 @@ import click
 
 from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
 
-NAMES = ("run", "inspect", "verify", "bench", "export", "doctor")
+NAMES = ("run", "inspect", "verify", "bench", "export", "serve", "doctor")
 
 
 class LazyGroup(OneLineMain, click.Group):

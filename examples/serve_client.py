@@ -1,0 +1,52 @@
+"""Streams a video to a running ``co3d serve``, as JPEG over a WebSocket, and says what comes back.
+
+    python examples/serve_client.py video.mp4 --stream door
+
+What the server loses when one of its processes dies is sent again, and a stream that restarts says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+from collections.abc import Iterator
+
+from PIL import Image
+
+import co3d_compile as co3d
+from co3d_compile.serve import client
+
+
+def jpegs(source: str) -> Iterator[bytes]:
+    """The frames of a video, one by one."""
+    for frame in co3d.read_source(source):
+        out = io.BytesIO()
+        Image.fromarray(frame.image).save(out, "JPEG", quality=90)
+        yield out.getvalue()
+
+
+async def run(url: str, name: str, source: str) -> None:
+    token = os.environ.get("CO3D_TOKEN")
+    async for message in client.stream(url, name, jpegs(source), token=token, top=1, values=0):
+        if message["type"] == "answer" and not message["warm"]:
+            print(f"frame {message['frame']}: warming up")
+        elif message["type"] == "answer":
+            best = message["top"][0]
+            print(f"frame {message['frame']}: {best['label']} {best['score']:.2f}")
+        else:
+            print({key: message[key] for key in ("type", "frame", "reason", "last") if key in message})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a video file, a camera, a URL: as for co3d run")
+    parser.add_argument("--url", default="ws://localhost:8000")
+    parser.add_argument("--stream", default="camera")
+    args = parser.parse_args()
+    asyncio.run(run(args.url, args.stream, args.source))
+
+
+if __name__ == "__main__":
+    main()

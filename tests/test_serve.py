@@ -1,0 +1,372 @@
+"""``co3d serve`` on Ray Serve: two replicas, 64 streams, one replica killed; limits; stop and start again.
+
+Every stream is compared with a plain session that is fed the same frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from zoo.small import SMALL
+
+import co3d_compile as co3d
+from co3d_compile.cli.main import main as group
+
+pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("websockets", reason="websockets is not installed")
+from co3d_compile.serve import client
+from co3d_compile.serve.stream import shard_of
+
+Reply = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+TOKEN = "a-token"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@cache
+def compiled() -> Any:
+    entry = SMALL["p3d"]
+    return co3d.compile(entry.build(), entry.examples(), preprocess={"mean": 0.4, "std": 0.2})
+
+
+class Server:
+    """``co3d serve`` as a process of its own."""
+
+    def __init__(self, model: Path, states: Path, *more: object) -> None:
+        self.model = model
+        (model.parent / "token.txt").write_text(f"{TOKEN}\n")
+        arguments = [model, "--port", 0, "--json", "--state-dir", states, "--token-file", model.parent / "token.txt"]
+        command = [sys.executable, "-m", "co3d_compile.cli.main", "serve", *arguments, *more]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "1000"},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        text = ""
+        while not text.endswith("}\n"):
+            line = self.process.stdout.readline()
+            if not line:
+                raise AssertionError(self.process.communicate()[1])
+            text += line
+        self.facts = json.loads(text)
+        self.url = self.facts["url"]
+
+    def ask(self, path: str, data: bytes | None = None, method: str | None = None, **headers: str) -> tuple[int, Reply]:
+        """Status and JSON of a request, with the token."""
+        request = urllib.request.Request(self.url + path, data, {**BEARER, **headers}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, {**json.load(error), "headers": dict(error.headers)}
+
+    def stream(self, name: str, frames: Any, **more: Any) -> Any:
+        return client.stream(self.url.replace("http", "ws"), name, frames, token=TOKEN, **more)
+
+    def stop(self) -> tuple[int, str]:
+        """Exit code and what is on stderr, once no process of the server is left. Does nothing the second time."""
+        if self.process.poll() is not None:
+            return self.process.returncode, ""
+        mine = family(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        _, error = self.process.communicate(timeout=60)
+        deadline = time.monotonic() + 20
+        while (left := {pid: line for pid, line in mine.items() if alive(pid)}) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left, left
+        return self.process.returncode, error
+
+
+def family(root: int) -> dict[int, str]:
+    """The processes below this one, with their command lines."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = path.read_text().rsplit(")", 1)[1].split()[1]
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+    found, todo = {}, [root]
+    while todo:
+        pid = todo.pop()
+        with contextlib.suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:100]
+        todo += children.get(pid, [])
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def film(seed: int, count: int) -> list[np.ndarray]:
+    info = compiled().info
+    shape = [1 if dim == "N" else int(dim) for dim in info.inputs[0].shape]
+    return list(np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32))
+
+
+def check(answers: list[Reply], frames: list[np.ndarray], session: co3d.StreamSession) -> None:
+    """Every answer against a session that is fed the frames since the stream began, or began afresh."""
+    expected: dict[tuple[int, int], Any] = {}
+    for started in {answer["started"] for answer in answers}:
+        session.reset()
+        for number, frame in enumerate(frames[started:], started):
+            expected[started, number] = session.step(frame)
+    for answer in answers:
+        (values,) = answer["outputs"].values()
+        np.testing.assert_allclose(values, expected[answer["started"], answer["frame"]], rtol=1e-4, atol=1e-4)
+        assert answer["step"] == answer["frame"] - answer["started"]
+        assert answer["warm"] == (answer["step"] >= session.info.warmup_steps)
+
+
+def a_replica_that_is_killed(server: Server) -> None:
+    """All go on exactly, but for those whose client has kept too little: these are told, and exact from there."""
+    count, length, killed_at = 64, 48, 20
+    films = {f"camera-{n}": film(n, length) for n in range(count)}
+    heard: dict[str, list[Reply]] = {name: [] for name in films}
+    _, before = server.ask("/v1/metrics")
+    pids = {shard["shard"]: shard["pid"] for shard in before["shards"]}
+    progress: Counter[str] = Counter()
+    killed = asyncio.Event()
+
+    async def one(number: int, name: str) -> None:
+        def frames() -> Iterator[bytes]:
+            for frame in films[name]:
+                progress[name] += 1
+                yield frame.tobytes()
+
+        keep = 1 if number % 4 == 0 else 256
+        async for message in server.stream(name, frames(), keep=keep, format="tensor", patience=90):
+            heard[name].append(message)
+            if message.get("frame") == killed_at:
+                await killed.wait()  # all are in the middle when it happens
+
+    async def kill() -> None:
+        while min(len(messages) for messages in heard.values()) <= killed_at:
+            await asyncio.sleep(0.05)
+        os.kill(pids["shard-0"], signal.SIGKILL)
+        killed.set()
+
+    async def main() -> None:
+        await asyncio.gather(kill(), *(one(number, name) for number, name in enumerate(films)))
+
+    asyncio.run(asyncio.wait_for(main(), 240))
+    session = co3d.StreamSession(compiled(), threads=1)
+    told = 0
+    for number, (name, messages) in enumerate(heard.items()):
+        assert messages[-1]["type"] == "ended" and messages[-1]["last"] == length - 1
+        answers = [message for message in messages if message["type"] == "answer"]
+        assert {answer["shard"] for answer in answers} == {f"shard-{shard_of(name, 2)}"}
+        restarts = [message for message in messages if message["type"] == "restarted"]
+        given = [answer["frame"] for answer in answers] + [m["frame"] for m in messages if m["type"] == "missing"]
+        assert sorted(given) == list(range(length)), "each frame has its answer, or is said to have none"
+        check(answers, films[name], session)
+        if shard_of(name, 2) == 1 or number % 4:
+            assert not restarts and len({answer["epoch"] for answer in answers}) == 1
+        told += len(restarts)
+        assert len({answer["epoch"] for answer in answers}) == 1 + len(restarts)
+    _, after = server.ask("/v1/metrics")
+    lost = [name for name in films if shard_of(name, 2) == 0]
+    shards = {shard["shard"]: shard for shard in after["shards"]}
+    assert shards["shard-0"]["pid"] != pids["shard-0"] and shards["shard-1"]["pid"] == pids["shard-1"]
+    assert shards["shard-0"]["counts"]["restored"] >= len(lost) - told > told > 0
+    assert shards["shard-1"]["batch_fill"]["mean"] > 2
+    assert after["streams"] == after["waiting"] == 0
+
+
+def jpeg(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def pictures_over_http(server: Server) -> None:
+    pictures = [jpeg(n) for n in range(4)]
+    predictor = co3d.Predictor(compiled(), threads=1, activation="none")
+    for number, picture in enumerate(pictures):
+        path = f"/v1/streams/a%20door/frames/{number}?top=2"
+        status, reply = server.ask(path, picture, **{"Content-Type": "image/jpeg"})
+        assert (status, reply["stream"], reply["frame"], len(reply["top"])) == (200, "a door", number, 2)
+        image = np.asarray(Image.open(io.BytesIO(picture)))
+        expected = predictor.session.step(predictor.preprocess[0](image))
+        (values,) = reply["outputs"].values()
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+    assert server.ask("/v1/streams/a%20door")[1]["expected"] == 4
+    assert server.ask("/v1/streams/a%20door", method="DELETE")[1]["last"] == 3
+    assert server.ask("/v1/streams/a%20door")[0] == 404
+
+
+def what_http_refuses(server: Server) -> None:
+    post = {"Content-Type": "application/octet-stream"}
+    frame = film(0, 1)[0].tobytes()
+    assert server.ask("/v1/model", Authorization="Bearer another")[0] == 401
+    assert server.ask("/v1/health", Authorization="")[0] == 200
+    assert server.ask("/v1/streams/x/frames/0", b"0" * 50_001, **post)[0] == 413
+    assert server.ask("/v1/streams/x/frames/0", b"0", **post)[0] == 400
+    assert server.ask("/v1/streams/x/frames/0", frame, **{"Content-Type": "text/plain"})[0] == 415
+    assert server.ask("/v1/streams/x/frames/0?top=many", frame, **post)[0] == 400
+    assert server.ask("/v1/streams/x/frames/0?color=red", frame, **post)[0] == 400
+    assert server.ask("/v1/streams/y/frames/7", frame, **post)[1]["code"] == "unknown"
+    assert server.ask("/v1/streams/x/frames/0", frame, **post)[0] == 200
+    status, reply = server.ask("/v1/streams/x/frames/5", frame, **post)
+    assert (status, reply["code"], reply["expected"]) == (409, "gap", 1)
+    status, reply = server.ask("/v1/streams/x/frames/5?on_gap=restart", frame, **post)
+    assert (status, reply["restart"], reply["started"], reply["warm"]) == (200, "gap", 5, False)
+
+
+def the_window_of_a_websocket_and_idle_streams(server: Server) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+    url = server.url.replace("http", "ws") + "/v1/streams/socket?format=tensor"
+    frame = film(0, 1)[0].tobytes()
+
+    async def main() -> None:
+        with pytest.raises(InvalidStatus):
+            await connect(url)
+        async with connect(url, subprotocols=["co3d", f"token.{TOKEN}"]) as socket:  # type: ignore[list-item]
+            hello = json.loads(await socket.recv())
+            assert (hello["type"], hello["window"], hello["code"]) == ("hello", 4, "unknown")
+            for number in range(40):
+                await socket.send(number.to_bytes(8) + frame)
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    last = json.loads(await socket.recv())
+            assert closed.value.rcvd.code == 4429 and last["code"] == "window"
+        async with connect(url + "&start=1", additional_headers=BEARER) as socket:
+            await socket.recv()
+            await socket.send((0).to_bytes(8) + frame)
+            assert json.loads(await socket.recv())["frame"] == 0
+            dropped = json.loads(await socket.recv())
+            assert (dropped["type"], dropped["code"]) == ("dropped", "idle")
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd.code == 4408
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    status, reply = server.ask("/v1/streams/socket")
+    assert (status, reply["reason"]) == (410, "idle")
+
+
+def health_and_metrics(server: Server) -> None:
+    status, health = server.ask("/v1/health")
+    assert status == 200 and health["shards"] == {"shard-0": True, "shard-1": True}
+    _, model = server.ask("/v1/model")
+    assert model["warmup_steps"] == compiled().info.warmup_steps and model["pictures"]
+    _, read = server.ask("/v1/metrics")
+    assert all(shard["latency_ms"]["p99"] >= shard["latency_ms"]["p50"] > 0 for shard in read["shards"])
+    deadline, text = time.monotonic() + 30, ""
+    while "co3d_latency_ms_bucket" not in text and time.monotonic() < deadline:
+        with urllib.request.urlopen(server.facts["prometheus"]) as response:
+            text = response.read().decode()
+        time.sleep(0.5)
+    for name in ("co3d_events", "co3d_refused", "co3d_latency_ms_bucket", "co3d_run_ms_bucket", "co3d_batch_bucket"):
+        assert any(name in line and 'shard="shard-' in line for line in text.splitlines()), name
+
+
+def the_commands_on_the_page(server: Server) -> None:
+    """What docs/serve.md shows, as it stands there but for the port."""
+    page = (ROOT / "docs" / "serve.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(("curl", "python"))]
+    assert len(lines) == 3
+    folder = Path(server.facts["state_dir"]).parent / "page"
+    folder.mkdir()
+    (folder / "frame.jpg").write_bytes(jpeg(0))
+    (folder / "examples").symlink_to(ROOT / "examples")
+    pictures = [np.full((32, 48, 3), 20 * n, np.uint8) for n in range(9)]
+    co3d.video.write_video(folder / "video.mp4", pictures, fps=10)
+    environment = {**os.environ, "CO3D_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)}
+    outputs = []
+    for line in lines:
+        command = line.replace("localhost:8000", server.url.removeprefix("http://"))
+        command = command.replace("python", sys.executable)
+        if "examples" in command:
+            command += f" --url {server.url.replace('http', 'ws')}"
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert json.loads(outputs[0])["top"][0]["score"] > 0 and json.loads(outputs[1])["last"] == 0
+    assert outputs[2].count("\n") == len(pictures) + 1 and "warming up" in outputs[2] and "ended" in outputs[2]
+
+
+def a_stop_and_a_start(server: Server, limits: list[object]) -> None:
+    """A stream goes on at the next server, which has the same folder; no process of the first one is left."""
+    frames, post = film(7, 12), {"Content-Type": "application/octet-stream"}
+    replies = [server.ask(f"/v1/streams/s/frames/{n}", frames[n].tobytes(), **post)[1] for n in range(5)]
+    code, error = server.stop()
+    assert code == 143 and error.count("\n") == 1 and "the streams are saved" in error
+    again = Server(server.model, Path(server.facts["state_dir"]), "--replicas", 1, *limits)
+    try:
+        assert again.ask("/v1/streams/s")[1]["expected"] == 5
+        replies += [again.ask(f"/v1/streams/s/frames/{n}", frames[n].tobytes(), **post)[1] for n in range(5, 12)]
+        assert len({reply["epoch"] for reply in replies}) == 1
+        check(replies, frames, co3d.StreamSession(compiled(), threads=1))
+    finally:
+        again.stop()
+
+
+@pytest.mark.slow
+def test_co3d_serve(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """One server for all parts: it takes ten seconds to start."""
+    compiled().save(tmp_path / "model.onnx")
+    limits: list[object] = ["--max-bytes", 50_000, "--queue", 4, "--idle", 10, "--snapshot-every", 8]
+    server = Server(tmp_path / "model.onnx", tmp_path / "states", "--replicas", 2, *limits)
+    parts = (
+        a_replica_that_is_killed,
+        pictures_over_http,
+        what_http_refuses,
+        health_and_metrics,
+        the_commands_on_the_page,
+        the_window_of_a_websocket_and_idle_streams,
+    )
+    try:
+        for part in parts:
+            with subtests.test(part.__name__):
+                part(server)
+        with subtests.test("a_stop_and_a_start"):
+            a_stop_and_a_start(server, limits)
+    finally:
+        server.stop()
+
+
+BAD: dict[str, tuple[list[str], int, str]] = {
+    "no model": (["nothing.onnx"], 4, "no file"),
+    "no network": (["m.onnx", "--port", "0"], 4, "onnxruntime cannot open"),
+    "no replicas": (["m.onnx", "--replicas", "0"], 2, "--replicas"),
+    "no token": (["m.onnx", "--token-file", "token"], 4, "token"),
+    "an empty token": (["m.onnx", "--token-file", "empty"], 2, "no token"),
+    "no such address": (["m.onnx", "--host", "192.0.2.77"], 2, "Cannot listen"),
+    "endless idleness": (["m.onnx", "--idle", "inf"], 2, "idle"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), BAD.values(), ids=BAD)
+def test_bad_calls(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").write_bytes(b"no model")
+    Path("empty").touch()
+    result = CliRunner().invoke(group, ["serve", *arguments])
+    assert result.exit_code == code, result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and says in result.stderr
