@@ -11,8 +11,7 @@ from zoo.small import SMALL
 
 import co3d_compile as co3d
 
-# Past entries, flags and counters, states that are renamed, recurrent states, several inputs at several rates,
-# a batch that is not the first dim of a state, windows that are computed again.
+# One for every kind of state.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "past entries": ("p3d", {}),
     "renamed": ("p3d", {"state_io": "renamed"}),
@@ -21,6 +20,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "recurrent": ("cnn_lstm", {}),
     "several rates": ("audio_visual", {}),
     "several outputs": ("two_heads", {}),
+    "blocked layout": ("p3d", {"native": True}),
 }
 BATCH, STEPS = 5, 12
 ALL = list(range(BATCH))
@@ -29,8 +29,11 @@ ALL = list(range(BATCH))
 @cache
 def compiled_row(row: str) -> Any:
     name, options = ROWS[row]
-    entry = SMALL[name]
-    return co3d.compile(entry.build(), entry.examples(), time_dim=entry.time_dim, **{**entry.options, **options})
+    entry, options = SMALL[name], dict(options)
+    native = options.pop("native", False)
+    options = {**entry.options, **options}
+    compiled = co3d.compile(entry.build(), entry.examples(), time_dim=entry.time_dim, **options)
+    return compiled.to_native() if native else compiled
 
 
 def frames_of(info: co3d.Contract, count: int, seed: int) -> list[Any]:
