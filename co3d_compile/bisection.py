@@ -311,7 +311,7 @@ def _is_row(row: Any, at: int) -> bool:
     """Whether a row of a report, which may come from anyone, is what the search counts on."""
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in TEXTS):
         return False
-    lists = [row.get(name) for name in ("inputs", "shape", "values")]
+    lists: list[Any] = [row.get(name) for name in ("inputs", "shape", "values")]
     if not all(isinstance(x, list) for x in lists) or not all(isinstance(row.get(n), int) for n in ("entries", "late")):
         return False
     inputs, shape, values = lists

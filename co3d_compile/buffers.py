@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from co3d_compile.contract import Contract, StateSpec, resolve
+from co3d_compile.contract import Contract, InputSpec, OutputSpec, StateSpec, resolve
 from co3d_compile.errors import SessionError
 
 Array: TypeAlias = NDArray[Any]
@@ -28,6 +28,21 @@ def memory_left() -> float:
         return int(lines["MemAvailable"].split()[0]) * 1024.0
     except (OSError, KeyError, ValueError):
         return math.inf
+
+
+def no_memory(more: str = "") -> SessionError:
+    """The error for states that do not fit."""
+    return SessionError(f"There is no memory for the states{more}.", hint="Use a smaller batch.")
+
+
+def check_memory(contract: Contract, batch: int) -> None:
+    """Refuses what the machine has no room for: the shapes in a file may be anything, and Linux promises any amount."""
+    specs: list[InputSpec | OutputSpec] = [*contract.inputs, *contract.outputs]
+    tensors = [(spec.shape, spec.dtype, 1) for spec in specs]
+    tensors += [(chain[0].shape, chain[0].dtype, len(chain) + 1) for chain in contract.chains()]
+    wanted = sum(math.prod(resolve(shape, batch)) * np.dtype(dtype).itemsize * n for shape, dtype, n in tensors)
+    if wanted > memory_left():
+        raise no_memory(f": {wanted / 1e9:.3g} GB for {batch} streams, and {memory_left() / 1e9:.3g} GB are left")
 
 
 class Guard:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from co3d_compile.report import Report, details
 from co3d_compile.survey import costs, with_costs, with_values
 from co3d_compile.tap_convolution import Layer, chosen
 from co3d_compile.version import __version__
+from co3d_compile.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 if TYPE_CHECKING:
@@ -86,20 +86,12 @@ class CompiledModel:
         Raises:
             OutputError: The path cannot be written.
         """
-        target = Path(path)
-        try:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-                written = Path(folder) / target.name
-                side = target.with_name(target.name + ".data")
-                if self.weight_bytes > LARGE:
-                    ir.save(self.model, written, external_data=side.name)
-                    os.replace(Path(folder) / side.name, side)
-                else:
-                    written.write_bytes(self.to_bytes())
-                os.replace(written, target)
-        except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
-        return target
+        with whole_file(path) as written:
+            if self.weight_bytes > LARGE:
+                ir.save(self.model, written, external_data=f"{written.name}.data")
+            else:
+                written.write_bytes(self.to_bytes())
+        return Path(path)
 
     def describe(self, preprocess: Mapping[str, Any] | None = None, labels: Sequence[str] | None = None) -> None:
         """Stores preprocessing and labels, as for :func:`compile`; None leaves what is there.
@@ -189,16 +181,11 @@ class CompiledModel:
         """
         from co3d_compile.step_module import positional_contract
 
-        target = Path(path)
-        try:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-                written = Path(folder) / "step.pt2"
-                extra = {metadata.METADATA_KEY: positional_contract(self.info)}
-                torch.export.save(self.to_exported_program(), written, extra_files=extra)
-                os.replace(written, target)
-        except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
-        return target
+        with whole_file(path) as written:
+            extra = {metadata.METADATA_KEY: positional_contract(self.info)}
+            torch.export.save(self.to_exported_program(), written.with_suffix(".pt2"), extra_files=extra)
+            written.with_suffix(".pt2").rename(written)  # PyTorch warns of other endings
+        return Path(path)
 
     def _repr_html_(self) -> str:
         return self._report.to_html()

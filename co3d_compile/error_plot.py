@@ -6,12 +6,12 @@ import html
 import io
 import math
 import os
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from co3d_compile.errors import Co3dError, OutputError, UsageError
+from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.whole_file import whole_file
 
 if TYPE_CHECKING:
     from co3d_compile.verification import StepError, Verification
@@ -45,13 +45,8 @@ def save_plot(result: Verification, path: str | os.PathLike[str], title: str = "
     target = check_plot(path)
     kind = target.suffix.lower().removeprefix(".")
     data = _page(result, title) if kind == "html" else _picture(result, title, kind)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            written = Path(folder) / target.name
-            written.write_bytes(data)
-            os.replace(written, target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from error
+    with whole_file(target) as written:
+        written.write_bytes(data)
     return target
 
 

@@ -6,15 +6,14 @@ Needs numpy, and PyAV for pictures that must be resized; nothing here imports to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from co3d_compile.contract import Contract
-from co3d_compile.errors import UnsupportedError
 from co3d_compile.preprocess import Preprocess, stored_preprocess
+from co3d_compile.pulse import Pulse
 from co3d_compile.video import VideoFrame
 
 Array = npt.NDArray[Any]
@@ -40,10 +39,8 @@ class Feed:
     def __init__(self, info: Contract, given: Mapping[str, Any] | None = None) -> None:
         self.info = info
         self.preprocess = [stored_preprocess(spec, info.preprocess, given or {}) for spec in info.inputs]
-        self.pulse = max(info.frames_per_step.values())
-        if any(self.pulse % frames for frames in info.frames_per_step.values()):
-            rates = ", ".join(f"{name} {frames}" for name, frames in info.frames_per_step.items())
-            raise UnsupportedError(f"A video cannot be shared among inputs with these frames per step: {rates}.")
+        self._pulse = Pulse(info)
+        self.pulse = self._pulse.frames
         self.pending: list[list[Array]] = []
         self.reset()
 
@@ -67,11 +64,9 @@ class Feed:
 
     def take(self) -> tuple[Array, ...]:
         """What is pending as ``StreamSession.step`` takes it, filled up with frames that are not there."""
-        shapes = zip(self._shapes(), self.info.inputs, strict=True)
-        nothing = [np.zeros(shape, spec.dtype) for shape, spec in shapes]
-        frames = self.pending[: self.pulse] + [nothing] * (self.pulse - len(self.pending))
+        step, _ = self._pulse.step(self.pending[: self.pulse])
         del self.pending[: self.pulse]
-        return tuple(self._gather(frames, index) for index in range(len(self.info.inputs)))
+        return tuple(step)
 
     def steps(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Array, ...]]:
         """All whole steps of a video."""
@@ -82,20 +77,6 @@ class Feed:
                 self.pending.append(made)
                 if self.full:
                     yield self.take()
-
-    def _shapes(self) -> list[tuple[int, ...]]:
-        """The shape of one frame of each input."""
-        shapes = []
-        for spec in self.info.inputs:
-            dims = [d for at, d in enumerate(spec.shape) if spec.frames_per_step == 1 or at != spec.time_dim]
-            shapes.append(tuple(1 if dim == "N" else int(dim) for dim in dims))
-        return shapes
-
-    def _gather(self, frames: Sequence[list[Array]], index: int) -> Array:
-        """One input's share of a step: of an input at a lower rate, every so many frames one."""
-        spec = self.info.inputs[index]
-        own = [frame[index] for frame in frames[:: self.pulse // (spec.frames_per_step or 1)]]
-        return own[0] if len(own) == 1 else np.stack(own, axis=spec.time_dim or 0)
 
 
 class Rate:

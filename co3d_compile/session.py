@@ -12,8 +12,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, make_rings, memory_left
-from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec, check_graph, parse, resolve
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
+from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
 from co3d_compile.machine import block_channels
 from co3d_compile.profiling import Profile
@@ -68,7 +68,7 @@ class StreamSession:
         self.info = _read_contract(self._ort, self.batch)
         device = _device(self._ort)
         if device == CPU:
-            _check_memory(self.info, self.batch)
+            check_memory(self.info, self.batch)
         try:
             self._inputs = [Buffer(resolve(s.shape, self.batch), s.dtype, device) for s in self.info.inputs]
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
@@ -76,7 +76,7 @@ class StreamSession:
             self._valid = Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
             self._rings, self._period = make_rings(self.info, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
-            raise _no_memory() from error
+            raise no_memory() from error
         self._buffers = self._inputs + ([] if self._valid is None else [self._valid])
         self._names = [spec.name for spec in self.info.inputs] + ([self.info.valid] if self.info.valid else [])
         self._scratch = {state.input: Scratch() for state in self.info.states}
@@ -354,20 +354,6 @@ def _read_contract(session: Any, batch: int) -> Contract:
             raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
     check_graph(contract, session.get_inputs(), session.get_outputs(), batch)
     return contract
-
-
-def _no_memory(more: str = "") -> SessionError:
-    return SessionError(f"There is no memory for the states{more}.", hint="Use a smaller batch.")
-
-
-def _check_memory(contract: Contract, batch: int) -> None:
-    """Refuses what the machine has no room for: the shapes in a file may be anything, and Linux promises any amount."""
-    specs: list[InputSpec | OutputSpec] = [*contract.inputs, *contract.outputs]
-    tensors = [(spec.shape, spec.dtype, 1) for spec in specs]
-    tensors += [(chain[0].shape, chain[0].dtype, len(chain) + 1) for chain in contract.chains()]
-    wanted = sum(math.prod(resolve(shape, batch)) * np.dtype(dtype).itemsize * n for shape, dtype, n in tensors)
-    if wanted > memory_left():
-        raise _no_memory(f": {wanted / 1e9:.3g} GB for {batch} streams, and {memory_left() / 1e9:.3g} GB are left")
 
 
 def _frames(spec: InputSpec, frame: object, shape: tuple[int, ...]) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,9 +16,11 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from co3d_compile.errors import OutputError
 from co3d_compile.machine import cpu_name
 from co3d_compile.session import StreamSession
 from co3d_compile.tap_convolution import FORMS, Layer, forced
+from co3d_compile.whole_file import whole_file
 
 CONVOLUTIONS: dict[int, Any] = {0: nn.Conv1d, 1: nn.Conv2d, 2: nn.Conv3d}
 OUTSIDE = 8  # channels before and behind the layer that is measured
@@ -130,12 +131,10 @@ def _write(content: dict[str, str]) -> None:
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder, path.name)
+        with whole_file(path) as written:
             written.write_text(json.dumps(content, indent=0))
-            os.replace(written, path)
-    except OSError as error:
-        warnings.warn(f"What was tuned cannot be kept in {path}: {error.strerror}.", stacklevel=2)
+    except (OSError, OutputError) as error:
+        warnings.warn(f"What was tuned cannot be kept: {error}", stacklevel=2)
 
 
 __all__ = ["tune"]

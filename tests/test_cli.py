@@ -255,7 +255,7 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("bad time dim", save_export, ["--time-dim", "two"], 2, "neither a dim"),
     ("bad window", save_export, ["--window", "0"], 2, "--window"),
     ("bad choice", save_export, ["--pool-scope", "frames"], 2, "--pool-scope"),
-    ("no such option", save_export, ["--tune"], 2, "--tune"),
+    ("no such option", save_export, ["--fast"], 2, "--fast"),
     ("output directory missing", save_export, ["-o", "a/b/out.onnx"], 6, "no directory"),
     ("output is a directory", in_the_way, [], 6, "is a directory"),
     ("output is no file", a_socket, [], 6, "not an ordinary file"),
