@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zoo.continual_x3d import continual_x3d
 
 def export_continual(model: nn.Module, clip_shape: tuple[int, ...], path: Path) -> Path:
     """Writes the step of a CoX3D with the weights of an X3D."""
-    net: Any = continual_x3d(model)
+    net: Any = continual_x3d(copy.deepcopy(model))  # it works on the modules themselves
     frame = torch.zeros(*clip_shape[:2], *clip_shape[3:])
     with torch.no_grad():
         for _ in range(3 * clip_shape[2] + 60):  # until a step gives a result

@@ -7,6 +7,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from co3d_compile.compiler import CompiledModel, compile
-from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.errors import Co3dError, Co3dWarning, UsageError
 from co3d_compile.floor import floor_passes
 from co3d_compile.machine import block_channels, cpu_name
 from co3d_compile.timing import COMPILED, SIDES, Turn, turn
@@ -166,7 +167,10 @@ class _Maker:
 
     def _floor(self) -> tuple[str, Path]:
         options = {"window": 1, **self.options, "passes": floor_passes()}
-        return "step", compile(self.model, self.examples, **options).save(self.folder / "floor.onnx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Co3dWarning)  # that nothing is remembered is what a floor is for
+            floor = compile(self.model, self.examples, **options)
+        return "step", floor.save(self.folder / "floor.onnx")
 
     def _as_renamed(self) -> CompiledModel:
         return compile(self.model, self.examples, **{**self.options, "state_io": "renamed"})
