@@ -107,10 +107,7 @@ class Comparison:
         self._worst[output] = max(self._worst[output], (distances[best], step), key=lambda pair: pair[0])
 
     def scale(self, output: int) -> float:
-        """The deviation of what is expected; where that is next to nothing beside the values, a hundredth of these.
-
-        A float32 of 1.1 is only known to 1e-7, whatever the deviation of its like.
-        """
+        """The deviation of what is expected, a hundredth of its size at least: float32 knows 1.1 to 1e-7 only."""
         values = torch.cat(self._expected[output])
         spread = float(values.std()) if len(values) > 1 else 0.0
         return max(spread, float(values.abs().max()) / 100 if spread else 0.0) or 1.0
