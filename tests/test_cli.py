@@ -9,7 +9,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -366,9 +365,7 @@ def test_help_does_not_wait_for_torch(args: list[str]) -> None:
     code = (
         "import sys; from co3d_compile.cli.compile import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     )
-    started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 5
     assert "co3d-compile" in result.stdout
 
 

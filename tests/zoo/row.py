@@ -53,7 +53,8 @@ class Real:
         torch.manual_seed(0)
         shapes = self.small_shapes if small else self.shapes
         generator = torch.Generator().manual_seed(5)
-        clips = [torch.randn(_longer(shape), generator=generator) for shape in shapes]
+        shapes = (_longer(shapes[0]),) if len(shapes) == 1 else shapes  # several inputs keep their ratio
+        clips = [torch.randn(shape, generator=generator) for shape in shapes]
         examples = [clips] if self.as_list else clips
         return _temper(randomise(self.factory(small), *examples, gain=self.gain), examples)
 
