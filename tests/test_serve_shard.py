@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import threading
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -262,13 +263,17 @@ def test_a_run_that_fails_leaves_the_streams_as_they_were(monkeypatch: pytest.Mo
     with_shard("several frames per step", work)
 
 
-def test_limits() -> None:
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(shard: Shard, engine: Engine) -> None:
         film = payloads(engine, 20, 0)
-        flood = await asyncio.gather(*(shard.frame(frame("a", n, film[n])) for n in range(20)))
-        assert [reply["status"] for reply in flood[:3]] == [200] * 3
-        refused = [reply for reply in flood if reply["code" if "code" in reply else "status"] == "queue"]
-        assert refused and all(reply["status"] == 429 and reply["retry_after"] > 0 for reply in refused)
+        advance, go = engine.session.step, threading.Event()
+        monkeypatch.setattr(engine.session, "step", lambda *a, **k: go.wait(30) and advance(*a, **k))
+        flood = [asyncio.ensure_future(shard.frame(frame("a", n, film[n]))) for n in range(20)]
+        refused = await flood[3]  # while the model is held up: three wait, and no more do
+        assert (refused["status"], refused["code"]) == (429, "queue") and refused["retry_after"] > 0
+        go.set()
+        replies = await asyncio.gather(*flood)
+        assert [reply["status"] for reply in replies] == [200] * 3 + [429] + [409] * 16
         large = await shard.frame(frame("a", 3, b"0" * 100_001))
         assert (large["status"], large["code"]) == (413, "size")
         assert (await shard.frame(frame("b", 0, film[0])))["status"] == 200
