@@ -29,6 +29,10 @@ class StepOperators(Builder):
             total = self.call(aten.add.Tensor, total, part)
         return total
 
+    def minus(self, x: Node, y: Node) -> Node:
+        """The difference of tensors."""
+        return self.call(aten.sub.Tensor, x, y)
+
     def stack(self, parts: Sequence[Node]) -> Node:
         """Tensors along a new first dim."""
         rows = [self.call(aten.unsqueeze.default, p, 0) for p in parts]

@@ -27,6 +27,8 @@ KINDS: dict[str, nn.Module] = {
     "temporal stride": nn.Conv3d(4, 4, 3, stride=(2, 1, 1), padding=1),
     "temporal stride, one tap": nn.Conv3d(4, 4, 1, stride=(2, 2, 2)),
     "temporal stride, dilated": nn.Conv3d(4, 4, (3, 1, 1), stride=(2, 1, 1), dilation=(2, 1, 1), padding=(1, 0, 0)),
+    "two taps": nn.Conv3d(4, 4, (2, 1, 1)),
+    "seven taps": nn.Conv3d(20, 20, (7, 3, 3), padding=(3, 1, 1), stride=(1, 2, 2)),
     "reader of a reader": nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, stride=2)),
 }
 
@@ -90,7 +92,7 @@ def stream(module: nn.Module, x: torch.Tensor, **options: Any) -> tuple[list[np.
 
 
 @pytest.mark.parametrize(("pulse", "state_io"), [(None, "renamed"), (6, "paired")])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "pair"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
 from co3d_compile.layout import TIME, Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of, spread
-from co3d_compile.tap_convolution import TapConvolution, choose
+from co3d_compile.tap_convolution import TapConvolution, choose, pairs
 
 if TYPE_CHECKING:
     from co3d_compile.lowering import Lowering
@@ -128,16 +128,22 @@ class Convolution(Rule):
         stride, padding, dilation = ([v[a] for a in space] for v in (conv.stride, conv.padding, conv.dilation))
         cut = TapConvolution(taps, bias, stride, padding, dilation, conv.groups)
         positions = [[o * kernel.s + i * kernel.d for i in range(kernel.k)] for o in range(low.pulse(node))]
+        results: dict[int, Node] = {}
+        for a, b in pairs(low, cut, positions, low.aged(conv.x, positions[0][0])):
+            at = [*positions[a], positions[b][-1]]
+            results[a], results[b] = cut.pair(low, [low.entry(conv.x, i) for i in at])
         shared, queued = low.remembered(conv.x)
-        results = []
-        for at in positions:
+        kept = queued or bool(results)
+        for o, at in enumerate(positions):
+            if o in results:
+                continue
             aged = [low.aged(conv.x, i) for i in at]
-            form = choose(low, cut, aged, queued, shared)
+            form = choose(low, cut, aged, kept, shared)
             if form == "accumulate":
-                results.append(cut.accumulate(low, aged, fact_of(node).layout))
+                results[o] = cut.accumulate(low, aged, fact_of(node).layout)
             else:
-                results.append(getattr(cut, form)(low, [low.entry(conv.x, i) for i in at]))
-        return results
+                results[o] = getattr(cut, form)(low, [low.entry(conv.x, i) for i in at])
+        return [results[o] for o in range(len(positions))]
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         conv = ConvArgs.of(node)
