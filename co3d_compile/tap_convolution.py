@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 CONV = [aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default]
 FEWEST = 16  # channels: with less, no kernel of ONNX Runtime is blocked
+LARGE = 25  # pixels of a kernel: three channels through it take less time than many that are not blocked
 FORMS = ("concat", "sum", "accumulate")  # of one output; two together: "pair"
 WORTH_A_PAIR = 128  # multiply-adds that a tap does with each number it reads
 Parts = tuple[list[Node], list[Node]]  # what two outputs are sums of
@@ -247,7 +248,7 @@ def choose(low: Lowering, conv: TapConvolution, entries: Sequence[Aged], queued:
     waits = max(e.steps for e in entries)
     if not queued and waits * conv.output_features(low, x) < 0.75 * past * low.features(x):
         return "accumulate"
-    blocked = len(conv.stride) == 2 and low.sizes(x)[1] >= FEWEST
+    blocked = len(conv.stride) == 2 and (low.sizes(x)[1] >= FEWEST or prod(low.sizes(conv.taps[0])[2:]) >= LARGE)
     return "concat" if dense and not blocked else "sum"
 
 
