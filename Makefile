@@ -11,11 +11,12 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test test-targets lint format bench docs clean
 
 help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
 	@echo "make test    run every test"
+	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff, writing"
 	@echo "make bench   milliseconds per frame of X3D-S: clip model, compiled step, floor"
@@ -33,6 +34,10 @@ demo: $(STAMP)
 # Two workers, one thread each: the suite is many small computations.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# Installs the other runtimes into build/, npm's folders and, as root and only if missing, Debian's.
+test-targets: $(STAMP)
+	PY=$(PY) tests/targets.sh
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

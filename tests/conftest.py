@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Generator
 
+import pytest
 import torch
 import zoo  # noqa: F401  makes torchvision importable beside a CPU build of torch
 from hypothesis import HealthCheck, Phase, settings
@@ -18,3 +21,13 @@ _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(Hea
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("networks", max_examples=25, phases=_PHASES, print_blob=False, **_COMMON)
 settings.register_profile("thorough", settings.get_profile("networks"), max_examples=50)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CO3D_NO_SKIPS a test that is skipped has failed (make test-targets)."""
+    report = yield
+    if report.skipped and os.environ.get("CO3D_NO_SKIPS"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"{reason} (CO3D_NO_SKIPS is set)"
+    return report

@@ -205,13 +205,13 @@ def test_ctrl_c_finishes_the_files_though_the_source_keeps_silent(here: Path, nu
     args = ["--save", "out.mp4", "--csv", "out.csv", "--jsonl", "-"]
     with open("stdout", "wb") as out, open("stderr", "wb") as err:
         feed = Feed(args, stdout=out, stderr=err)
-        for _ in range(60):
+        for _ in range(200):  # a guard
             feed.give(film, 0.3)
             film = b""
             if (here / "stdout").stat().st_size > 2000:
                 break
         feed.process.send_signal(number)
-        assert feed.process.wait(20) == code
+        assert feed.process.wait(60) == code
     assert "complete up to there" in (here / "stderr").read_text()
     rows = len(Path("out.csv").read_text().splitlines()) - 1
     assert rows == len((here / "stdout").read_text().splitlines()) > 10
@@ -232,11 +232,14 @@ def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_terminal_gets_a_line_per_second_and_a_bar(here: Path) -> None:
-    write_video(here / "long.mp4", [gray(90, 480, 640)] * 1500, 20)
+    write_video(here / "long.mp4", ramp(40) * 2, 20)
     main, end = pty.openpty()
+    # As if a second went by with every frame: how many do is the machine's affair.
+    code = "from co3d_compile.cli import live, main; live.EVERY = 0.0; main.main()"
     process = subprocess.Popen(
-        [*CO3D, "--source", "long.mp4"], stdout=end, stderr=end, env={**os.environ, "COLUMNS": "120"}
-    )
+        [sys.executable, "-c", code, *CO3D[CO3D.index("run") :], "--source", "long.mp4"],
+        stdout=end, stderr=end, env={**os.environ, "COLUMNS": "120"},
+    )  # fmt: skip
     os.close(end)
     seen = b""
     try:
@@ -244,9 +247,9 @@ def test_a_terminal_gets_a_line_per_second_and_a_bar(here: Path) -> None:
             seen += chunk
     except OSError:  # the other end is closed
         pass
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     text = seen.decode()
-    assert "Warming up" in text and "frame " in text and " fps" in text and "/1500" in text and "left" in text
+    assert "Warming up" in text and "frame " in text and " fps" in text and "/80" in text and "left" in text
 
 
 def test_compile_stores_what_run_needs(

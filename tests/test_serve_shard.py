@@ -84,7 +84,7 @@ def with_shard(
         shard = Shard(engine, settings, "shard-0", SnapshotStore(store) if store else None)
         shard.start()
         try:
-            await asyncio.wait_for(work(shard, engine), 60)
+            await asyncio.wait_for(work(shard, engine), 120)  # a guard, no limit
         finally:
             await shard.close()
 
@@ -117,9 +117,40 @@ def test_each_stream_gives_what_it_gives_alone(row: str) -> None:
 
         await asyncio.gather(*map(one, range(8)))
         read = shard.metrics()
-        assert read["streams"] == 0 and read["batch_fill"]["p99"] > 1 and not read["refused"]
+        assert read["streams"] == 0 and not read["refused"]
 
     with_shard(row, work)
+
+
+def test_frames_that_wait_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the model is held up all streams bring a frame: the next run takes as many of them as may go together."""
+
+    async def work(shard: Shard, engine: Engine) -> None:
+        first = payloads(engine, 1, 0)[0]
+        step, go, inside = engine.session.step, threading.Event(), threading.Event()
+
+        def held(*arguments: Any, **more: Any) -> Any:
+            inside.set()
+            assert go.wait(60)
+            return step(*arguments, **more)
+
+        for number in range(8):
+            assert (await shard.frame(frame(f"s{number}", 0, first)))["status"] == 200
+        monkeypatch.setattr(engine.session, "step", held)
+        before = shard.metrics()["counts"]["runs"]
+        flying = [asyncio.ensure_future(shard.frame(frame("s0", 1, first)))]
+        while not inside.is_set():
+            await asyncio.sleep(0.01)
+        flying += [asyncio.ensure_future(shard.frame(frame(f"s{number}", 1, first))) for number in range(1, 8)]
+        decoded = lambda: [s.queue[0].arrays for s in shard._streams.values() if s.queue]  # noqa: E731
+        while len(decoded()) < 7 or any(arrays is None for arrays in decoded()):
+            await asyncio.sleep(0.01)
+        go.set()
+        assert [reply["status"] for reply in await asyncio.gather(*flying)] == [200] * 8
+        assert shard.metrics()["counts"]["runs"] - before == 1 + 2  # one alone, then at most four together
+        assert shard.metrics()["batch_fill"]["p99"] > 3
+
+    with_shard("one frame per step", work, max_batch=4)
 
 
 @pytest.mark.parametrize("row", ["one frame per step", "several frames per step", "recurrent, renamed"])
@@ -135,10 +166,9 @@ def test_another_shard_goes_on_from_a_snapshot(row: str, tmp_path: Path) -> None
             for number, payload in enumerate(films[name][: least - engine.pulse.frames]):
                 reply = await shard.frame(frame(name, number, payload))
                 answers[name][number] = reply
-        for _ in range(100):  # a snapshot is written in the background
-            if shard.metrics()["counts"].get("snapshots", 0) >= 2:
-                break
-            await asyncio.sleep(0.02)
+        for name in answers:  # a snapshot is written in the background
+            while (await shard.status(name))["saved"] is None:
+                await asyncio.sleep(0.02)
         shard.close = lambda: asyncio.sleep(0)  # type: ignore[method-assign]  # dies instead
 
     async def second(shard: Shard, engine: Engine) -> None:
@@ -291,10 +321,10 @@ def test_too_many_frames_per_second() -> None:
         film = payloads(engine, 4, 0)
         replies = [await shard.frame(frame("a", n, film[n])) for n in range(3)]
         assert [reply["status"] for reply in replies] == [200, 200, 429]
-        assert replies[2]["code"] == "rate" and 0 < replies[2]["retry_after"] <= 5
+        assert replies[2]["code"] == "rate" and 0 < replies[2]["retry_after"] <= 1000
         assert replies[2]["expected"] == 2
 
-    with_shard("one frame per step", work, queue=2, max_fps=0.2)
+    with_shard("one frame per step", work, queue=2, max_fps=0.001)
 
 
 def test_a_silent_stream_is_dropped_and_says_so(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ Reply = dict[str, Any]
 KINDS = {"jpeg": "image/jpeg", "png": "image/png", "rgb": RGB, "tensor": TENSOR}
 HEADER = 8  # bytes before each frame on a WebSocket: its number, big-endian
 MAX_TOP = 100
+SPILL = 4  # times the limit that is still read of a frame too large: who is cut off while sending hears no answer
 # Close codes of a WebSocket, from the range for applications: 4000 and the HTTP status.
 DROPPED, WINDOW = 4408, 4429
 
@@ -101,12 +102,15 @@ class Gateway:
         settings = _settings(request.query_params)
         declared = request.headers.get("content-length", "0")
         payload = bytearray()
-        if declared.isdigit() and int(declared) <= self._options.max_bytes:
+        if declared.isdigit() and int(declared) <= SPILL * self._options.max_bytes:
+            size = 0
             async for chunk in request.stream():
-                payload += chunk
-                if len(payload) > self._options.max_bytes:
+                size += len(chunk)
+                if size <= self._options.max_bytes:
+                    payload += chunk
+                elif size > SPILL * self._options.max_bytes:
                     break
-            else:
+            if size <= self._options.max_bytes:
                 frame = Frame(stream=name, number=number, payload=bytes(payload), **{**settings, "kind": kind})
                 return await self._shards.call(name, "frame", frame)
         raise Refused(413, "size", f"A frame has at most {self._options.max_bytes} bytes.", stream=name, frame=number)
@@ -156,9 +160,9 @@ class _Conversation:
                 try:
                     message = await asyncio.wait_for(self._socket.receive(), self._options.idle)
                 except TimeoutError:
-                    await _close(
-                        self._socket, {"type": "dropped", **await self._call("end", self._name, "idle")}, DROPPED
-                    )
+                    ended = await self._call("end", self._name, "idle")
+                    code = ended.get("reason", ended["code"])  # the shard, which counts too, may have been faster
+                    await _close(self._socket, {"type": "dropped", **ended, "code": code}, DROPPED)
                     return
                 if message["type"] == "websocket.disconnect" or not await self._take(message):
                     return

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Installs what the targets of docs/targets.md need, beside the virtual environment, and runs their tests: one that is
+# skipped has failed. What this machine cannot have is named and left out. Called by make, which sets the versions.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PY=${PY:-.venv/bin/python}
+FOLDER=$PWD/build/targets
+LOG=$FOLDER/install.log
+mkdir -p "$FOLDER"
+: > "$LOG"
+# What needs nothing that is installed here was run by make test.
+chosen="not test_the_provider and not test_interleaved_sequences and (not test_pytorch or test_executorch)"
+
+left_out() { # what, why, the tests that go with it
+    echo "left out: $1: $2"
+    chosen="$chosen and not ($3)"
+}
+
+# Without dependencies: those that these tests use are in the list or in the environment. ExecuTorch asks for more,
+# for other devices, and Triton's client for an older protobuf than ONNX's.
+beside() { # folder, packages
+    "$PY" -m pip install -qq --progress-bar off --no-deps --upgrade --target "$FOLDER/$1" "${@:2}"
+}
+
+debian() { # packages; needs root, apt and a mirror
+    [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null || return 1
+    timeout 60 apt-get update -qq >> "$LOG" 2>&1 && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -y -qq \
+        --no-install-recommends "$@" >> "$LOG" 2>&1
+}
+
+javascript() { # folder of examples/
+    # no scripts: they would fetch libraries for GPUs
+    timeout 120 npm ci --ignore-scripts --no-audit --no-fund --prefix "examples/$1" >> "$LOG" 2>&1
+}
+
+browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
+
+headers() { # a folder that tests/test_readers.py looks at, with JSON for C++ beside it
+    [ -e /usr/include/nlohmann/json.hpp ] && command -v g++ && ls \
+        "${ONNXRUNTIME_HOME:-/usr}"/include/onnxruntime_cxx_api.h \
+        "${ONNXRUNTIME_HOME:-/usr}"/include/onnxruntime/onnxruntime_cxx_api.h 2> /dev/null | grep -q .
+}
+
+beside python openvino openvino-telemetry executorch torchao tritonclient \
+    expecttest flatbuffers kgb parameterized python-rapidjson ruamel.yaml tabulate
+beside provider onnxruntime-openvino
+
+if ! command -v npm > /dev/null || ! command -v node > /dev/null; then
+    left_out "Node.js and browser" "there is no node with npm" "test_readers and node or test_web"
+else
+    javascript node || left_out "Node.js" "npm could not install onnxruntime-node, see $LOG" "test_readers and node"
+    if ! javascript web; then
+        left_out "browser" "npm could not install onnxruntime-web, see $LOG" "test_web"
+    elif ! browser > /dev/null && ! debian chromium; then
+        left_out "browser" "there is no Chromium, and it cannot be installed with apt" "test_web"
+    fi
+fi
+if ! headers > /dev/null && ! { debian g++ nlohmann-json3-dev libonnxruntime-dev && headers > /dev/null; }; then
+    left_out "C++" "there are no headers of ONNX Runtime (set ONNXRUNTIME_HOME) or no nlohmann/json" "test_readers and cpp"
+fi
+
+run() { # folders, pytest's arguments
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 PYTHONPATH=$1 "$PY" -m pytest "${@:2}"
+}
+run "$FOLDER/provider" tests/test_openvino.py -k test_the_provider
+run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen" \
+    tests/test_{triton,openvino,readers,web}.py tests/test_pytorch.py
