@@ -21,6 +21,7 @@ import click
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.version import __version__
+from co3d_compile.words import plural as plural
 
 if TYPE_CHECKING:
     from co3d_compile.load import Loaded
@@ -278,11 +279,6 @@ def json_option(command: F) -> F:
 def version_option(command: F) -> F:
     """``--version``"""
     return click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)(command)
-
-
-def plural(count: int, thing: str) -> str:
-    """``1 frame``, ``2 frames``"""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def bytes_text(count: int) -> str:

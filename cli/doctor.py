@@ -41,6 +41,11 @@ def command(as_json: bool, verbose: int) -> None:
     """Check this installation.
 
     Shows versions, providers, threads and what is missing for which feature, and streams ten frames as a self-test.
+
+    \b
+    Examples:
+      co3d doctor
+      co3d doctor --json | jq .providers
     """
     report = examine()
     if as_json:

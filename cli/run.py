@@ -24,6 +24,7 @@ from co3d_compile.cli.common import (
     verbose_option,
 )
 from co3d_compile.cli.live import Live, print_result, result_of
+from co3d_compile.cli.output import keep_apart
 from co3d_compile.cli.pictures import picture_options, take_pictures
 from co3d_compile.errors import LoadError, UsageError
 
@@ -136,6 +137,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     Times are those of the frames that a result speaks of: the model's delay is taken off.
     """
     del verbose
+    _check(model, options)
     with contextlib.ExitStack() as stack:
         predictor = stack.enter_context(_predictor(model, options))
         source_fps = options["source_fps"]
@@ -186,6 +188,14 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
     return problem
 
 
+def _check(model: Path, options: dict[str, Any]) -> None:
+    """What can be known of the outputs before anything is opened."""
+    outputs = [options[key] for key in ("save", "csv_path", "jsonl_path", "profile")]
+    keep_apart(outputs, source=options["source"], model=model, labels=options["labels"])
+    if options["save"] is not None and str(options["save"]) == "-":
+        raise UsageError("--save writes a file: a video cannot go to standard output.")
+
+
 def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
     from co3d_compile.predictor import Predictor
 
@@ -214,14 +224,6 @@ def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
     from co3d_compile.cli.predictions import Sinks
 
     paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
-    given = [path for path in (*paths.values(), options["profile"]) if path is not None]
-    if len({os.path.realpath(path) for path in given}) < len(given):
-        raise UsageError("Two outputs have the same name.")
-    if options["save"] is not None and str(options["save"]) == "-":
-        raise UsageError("--save writes a file: a video cannot go to standard output.")
-    if any(os.path.exists(path) and os.path.exists(options["source"])
-           and os.path.samefile(path, options["source"]) for path in given):  # fmt: skip
-        raise UsageError("An output is the source itself.", hint="Give another file.")
     sinks = Sinks(**paths, show=options["show"], top=options["top"])
     stack.enter_context(sinks)
     return sinks

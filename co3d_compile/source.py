@@ -126,11 +126,12 @@ class Source:
         try:
             self._container = self._av.open(file, **options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            hint = "A pipe needs a format that can be read from front to back, such as MPEG-TS or Matroska."
-            raise LoadError(
-                f"{self.name} cannot be read as a video: {reason(error)}.",
-                hint=hint if self.name == "standard input" else None,
-            ) from error
+            hint = None
+            if self.name == "standard input":
+                hint = "A pipe needs a format that can be read from front to back, such as MPEG-TS or Matroska."
+            elif "://" in self.name:
+                hint = "Is the address right, and does it answer from here?"
+            raise LoadError(f"{self.name} cannot be read as a video: {reason(error)}.", hint=hint) from error
         if not self._container.streams.video:
             self._container.close()
             raise LoadError(f"{self.name} has no video stream.")
