@@ -16,9 +16,11 @@ NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
 
 def console_for(stream: TextIO) -> Console:
-    """A rich console that writes to a stream, wide enough in a pipe."""
-    console = Console(file=stream, highlight=False)
-    return console if console.is_terminal else Console(file=stream, highlight=False, width=NARROWEST)
+    """A rich console that writes to a stream, wide enough in a pipe. Square brackets in a text are no markup."""
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = NARROWEST
+    return console
 
 
 def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
