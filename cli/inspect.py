@@ -172,7 +172,7 @@ def read_stored(model: Path) -> Stored:
     try:
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300]}"
+        what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
         raise LoadError(what, hint=not_onnx(model)) from error
     stored = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in stored:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from co3d_compile.cli.common import (
     SOURCE,
     Command,
     Stopped,
+    hush,
     json_option,
     option,
     print_json,
@@ -154,10 +154,13 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     result = result_of(model, source, predictor, live, sinks)
     if options["profile"] is not None:
         result["files"].append(str(options["profile"]))
-    if as_json:
-        print_json(result)
-    elif not on_stdout:
-        print_result(result, stdout())
+    try:
+        if as_json:
+            print_json(result)
+        elif not on_stdout:
+            print_result(result, stdout())
+    except BrokenPipeError:
+        hush()
     if problem is not None:
         raise problem
     if signals:
@@ -180,7 +183,7 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
         problem = error
     except BrokenPipeError:  # whoever read standard output has seen enough
         source.stop()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout().fileno())
+        hush()
         return problem
     predictions = predictor.finish()
     live.add(None, predictions)

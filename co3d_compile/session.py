@@ -327,7 +327,8 @@ def _open(source: str | bytes, providers: Sequence[Provider] | None, options: or
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
-        raise LoadError(f"onnxruntime cannot open the model: {error}", hint=not_onnx(source)) from error
+        what = str(error).strip().rstrip(".")
+        raise LoadError(f"onnxruntime cannot open the model: {what}.", hint=not_onnx(source)) from error
     if names[0] not in session.get_providers():
         hint = "onnxruntime's warnings name the library that is missing."
         raise UsageError(f"onnxruntime could not start {names[0]}.", hint=hint)

@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,22 @@ def test_ctrl_c_finishes_the_files_though_the_source_keeps_silent(here: Path, nu
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_a_source_is_opened(here: Path) -> None:
+    """A server that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
+        command = subprocess.Popen([*CO3D, "--source", url, "--csv", "out.csv"], stderr=subprocess.PIPE, text=True)
+        server.settimeout(20)
+        with server.accept()[0]:
+            time.sleep(0.3)
+            before = time.monotonic()
+            command.send_signal(signal.SIGINT)
+            said = command.communicate(timeout=20)[1]
+    assert (command.returncode, said) == (130, "error: stopped by SIGINT; nothing was written\n")
+    assert time.monotonic() - before < 5 and not Path("out.csv").exists() and not hidden()
+
+
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
     write_video(here / "long.mp4", ramp(40) * 20, 20)
     for what, lines in (("--jsonl -", 2), ("", 1)):
@@ -249,6 +266,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
             ["bash", "-c", f"{command} | head -n {lines}"], capture_output=True, text=True, check=True
         )
         assert len(piped.stdout.splitlines()) == lines and piped.stderr == ""
+    for command in ("inspect m.onnx -v", "inspect m.onnx --json", "run m.onnx --source v.mp4 --json"):
+        line = f"set -o pipefail; {' '.join(CO3D[:3])} {command} | (exec 0<&-)"
+        piped = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert (piped.returncode, piped.stderr) == (0 if "run" in command else 141, "")
 
 
 @pytest.mark.slow
