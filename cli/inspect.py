@@ -33,7 +33,8 @@ from co3d_compile.cli.time_options import take_time, time_options
 from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.labels import clean_labels
-from co3d_compile.page import damaged_report, number_text, page, shares_by_module, stored_report, table
+from co3d_compile.page import damaged_report, page, shares_by_module, stored_report, table
+from co3d_compile.words import number_text
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 Stored = tuple[Contract, dict[str, Any] | None]

@@ -11,7 +11,7 @@ from typing import Any
 from co3d_compile.contract import REPORT_KEY, Contract
 from co3d_compile.drawing import draw
 from co3d_compile.errors import Co3dError, ContractError
-from co3d_compile.words import plural
+from co3d_compile.words import bytes_text, number_text, plural
 
 Row = dict[str, Any]
 MOST_STAGES = 14
@@ -193,17 +193,3 @@ def _script(data: Any) -> Any:
 
     text = json.dumps(data, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def number_text(value: float) -> str:
-    """Three digits and a unit: 1.23 M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def bytes_text(value: float) -> str:
-    """``1.2 MB``"""
-    text = number_text(value)
-    return f"{text}B" if text[-1:].isalpha() else f"{text} B"
