@@ -124,7 +124,8 @@ def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]
     """Cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
     late = first.delay * (first.frames_per_entry or 1)
-    work = f"{report['gmac_frame']:.3g} GMAC for a frame, {report['gmac_clip']:.3g} for a clip"
+    frame, clip = (number_text(1e9 * report[name]) for name in ("gmac_frame", "gmac_clip"))
+    work = f"{frame} multiply-adds for a frame, {clip} for a clip"
     takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
     names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
     return [

@@ -179,6 +179,7 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
     kernel = node.meta.get("kernel")
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
+    left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
     return Operator(
         name=node.name,
         operator="input" if node.op == "placeholder" else operator_name(node.target),
@@ -191,9 +192,9 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
         taps=(kernel.k - 1) * kernel.d + 1 if kernel is not None else 1,
         padding=max(0, kernel.p) if kernel is not None else 0,
         rate=float(fact.rate),
-        delay=float(fact.delay * fact.rate) if streams else float(_window_delay(node)),
-        first=None if extent is None else float(extent[0]),
-        last=None if extent is None else float(extent[1]),
+        delay=float(fact.delay * fact.rate - left_out) if streams else float(_window_delay(node)),
+        first=None if extent is None else float(extent[0] - left_out),
+        last=None if extent is None else float(extent[1] - left_out),
         entries=int(fact.pulse) if streams else 1,
         late=fact.delay - fact.crop if streams else _late(node),
     )

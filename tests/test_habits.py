@@ -90,7 +90,7 @@ def test_a_notebook_shows_a_summary() -> None:
     assert table["input"].endswith(", 1 frame per step") and table["output"].endswith("newest window, delay 1")
     assert table["warm-up"] == f"{compiled.info.warmup_steps} steps" and table["recomputed on a window"] == "nothing"
     assert table["state"].endswith("B per stream") and " 0 " not in table["multiply-adds"]
-    assert shown.texts[fold + 1 : fold + 4] == ["aten.conv3d", "1", "continual"]
+    assert "continual" in shown.texts[fold + 1 :]
     assert repr(compiled).startswith("<CompiledModel Sequential, ")
 
 
