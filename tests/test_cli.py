@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from model_files import FACTORY, cut, save_export, save_pickle, save_script, tiny, use_folder, write
+from model_files import FACTORY, cut, save_export, save_labels, save_pickle, save_script, tiny, use_folder, write
 
 import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
@@ -232,16 +232,6 @@ def a_socket() -> str:
     return save_export()
 
 
-def with_labels() -> str:
-    write(b"cat", "l.txt")
-    return save_export()
-
-
-def with_weights() -> str:
-    torch.save(tiny().state_dict(), "w.pt")
-    return factory("tiny")()
-
-
 # Name, model, more arguments, exit code, what the line says. None of them reaches the compiler.
 BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("no model", lambda: write(b"hello"), [], 4, "no model"),
@@ -270,8 +260,7 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("output is the model", save_export, ["-o", "m.bin"], 2, "the model itself"),
     ("report is the model", save_export, ["--report", "m.bin"], 2, "the model itself"),
     ("report is the output", save_export, ["--report", "out.onnx"], 2, "same name"),
-    ("report is the labels", with_labels, ["--labels", "l.txt", "--report", "l.txt"], 2, "the labels itself"),
-    ("weights would be lost", with_weights, [*SHAPE, "--weights", "w.pt", "-o", "w.pt"], 2, "the weights itself"),
+    ("report is the labels", save_labels, ["--labels", "l.txt", "--report", "l.txt"], 2, "the labels itself"),
     ("two shapes, one input", save_script, ["--shape", "1x3x4x8x8", *SHAPE], 4, "takes (input), not 2 clip"),
     ("dump is a file", save_export, ["--dump", "m.bin"], 2, "--dump"),
     ("dump cannot be made", save_export, ["--dump", "m.bin/d"], 6, "--dump"),
