@@ -10,7 +10,6 @@ import click
 from co3d_compile.cli.common import (
     OTHER,
     OUTPUT,
-    TIME,
     Command,
     bytes_text,
     json_option,
@@ -23,11 +22,14 @@ from co3d_compile.cli.common import (
     verbose_option,
 )
 from co3d_compile.cli.inspect import is_source
-from co3d_compile.cli.output import Output
+from co3d_compile.cli.output import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
-from co3d_compile.errors import Co3dError
+from co3d_compile.cli.time_options import frames_per_step_option, stride_mode_option, take_time, time_dim_option
+from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.timing import COMPILED, SIDES
+
+CHARTS = (".svg", ".png", ".pdf")
 
 
 @click.command(cls=Command, name="bench")
@@ -41,21 +43,9 @@ from co3d_compile.timing import COMPILED, SIDES
 @option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, group=OTHER, help="Turns of each side.")
 @option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, group=OTHER, help="Of a turn.")
 @option("--threads", type=click.IntRange(min=1), default=2, show_default=True, group=OTHER, help="Of the runtime.")
-@option(
-    "--stride-mode",
-    type=click.Choice(["step", "dense"]),
-    default="step",
-    show_default=True,
-    group=TIME,
-    help="As for co3d-compile.",
-)
-@option(
-    "--frames-per-step",
-    type=click.IntRange(min=1),
-    group=TIME,
-    metavar="P",
-    help="Frames that one step takes. [default: the fewest that the strides allow]",
-)
+@stride_mode_option
+@frames_per_step_option
+@time_dim_option
 @option(
     "--chart",
     type=click.Path(path_type=Path),
@@ -78,9 +68,10 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
       co3d bench model.pt2 --sides clip,step,native --rounds 10 --chart times.svg
       co3d bench model.onnx --threads 4
     """
-    drawing = Output(chart) if chart is not None else None
+    keep_apart([chart], model=model, weights=options["weights"])
+    drawing = _drawing(chart)
     timing = {key: options.pop(key) for key in ("rounds", "seconds", "threads")}
-    time_options = {key: options.pop(key) for key in ("stride_mode", "frames_per_step")}
+    how = take_time(options)
     with Progress(verbose) as progress:
         if is_source(model):
             progress("load")
@@ -88,9 +79,7 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
             from co3d_compile.bench import bench
 
             wanted = [side.strip() for side in sides.split(",")] if sides else list(SIDES)
-            result = bench(
-                loaded.program, loaded.example_inputs, sides=wanted, progress=progress, **timing, **time_options
-            )
+            result = bench(loaded.program, loaded.example_inputs, sides=wanted, progress=progress, **timing, **how)
         else:
             from co3d_compile.bench import bench_file
 
@@ -136,11 +125,22 @@ def _show(result: dict[str, Any]) -> None:
     console.print("", facts)
 
 
-def _draw(result: dict[str, Any], file: Path) -> None:
+def _drawing(chart: Path | None) -> Output | None:
+    """Where the chart is to be written, if one is wanted; all that can be wrong with it is told before the timing."""
+    if chart is None:
+        return None
+    if chart.suffix.lower() not in CHARTS:
+        raise UsageError(f"{chart} is no name for a chart.", hint=f"It must end with {', '.join(CHARTS)}.")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise Co3dError("--chart needs matplotlib.", hint="pip install 'co3d-compile[plot]'") from error
+    return Output(chart)
+
+
+def _draw(result: dict[str, Any], file: Path) -> None:
+    from matplotlib.figure import Figure
+
     names = list(result["sides"])
     medians = [result["sides"][name]["median"] for name in names]
     figure = Figure(figsize=(7, 0.6 + 0.4 * len(names)), layout="constrained")
@@ -152,7 +152,7 @@ def _draw(result: dict[str, Any], file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per frame")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, format=file.suffix.removeprefix(".") or "svg")
+    figure.savefig(file, format=file.suffix.lower().removeprefix("."))
 
 
 __all__ = ["command"]

@@ -21,12 +21,14 @@ import click
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.version import __version__
+from co3d_compile.words import plural as plural
 
 if TYPE_CHECKING:
     from co3d_compile.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR, USAGE_ERROR = 1, 2
+LONGEST = 2000  # characters of an error
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
 SOURCE, PICTURE = "Where the frames come from", "How a picture becomes a frame"
@@ -94,6 +96,9 @@ class Command(OneLineMain):
                 return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit):
             raise
+        except BrokenPipeError:
+            hush()
+            ctx.exit(128 + signal.SIGPIPE)
         except BaseException as error:
             if verbose >= 2:
                 traceback.print_exc()
@@ -126,8 +131,9 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def say_error(message: str) -> None:
-    """One line on stderr."""
-    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    """One line on stderr, however much a file from elsewhere has put into it."""
+    line = " ".join(message.splitlines())
+    click.echo(f"error: {line if len(line) <= LONGEST else line[: LONGEST - 2] + ' …'}", err=True)
 
 
 @contextlib.contextmanager
@@ -183,6 +189,12 @@ def stderr() -> TextIO:
     """The real stderr, past `quiet`."""
     stream: TextIO = click.get_current_context().meta[__name__][1]
     return stream
+
+
+def hush() -> None:
+    """Nobody reads standard output any more: what is still written there goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout().fileno())
 
 
 def print_json(data: Any) -> None:
@@ -278,11 +290,6 @@ def json_option(command: F) -> F:
 def version_option(command: F) -> F:
     """``--version``"""
     return click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)(command)
-
-
-def plural(count: int, thing: str) -> str:
-    """``1 frame``, ``2 frames``"""
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def bytes_text(count: int) -> str:

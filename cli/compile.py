@@ -13,9 +13,7 @@ import click
 from co3d_compile.cli.common import (
     EXIT_CODES,
     OUTPUT,
-    TIME,
     Command,
-    TimeDimType,
     json_option,
     load_model,
     model_options,
@@ -25,10 +23,11 @@ from co3d_compile.cli.common import (
     verbose_option,
     version_option,
 )
-from co3d_compile.cli.output import Output, size
+from co3d_compile.cli.output import Output, keep_apart, page_output, size
 from co3d_compile.cli.pictures import picture_options, take_pictures
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import print_summary, reason
+from co3d_compile.cli.time_options import take_time, time_options
 from co3d_compile.errors import OutputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -66,62 +65,7 @@ Examples:
     help="The file to write; OUT.pt2: as a torch.export program. It appears whole, once verified, or not at all.",
 )
 @model_options
-@option(
-    "--window",
-    type=click.IntRange(min=1),
-    group=TIME,
-    metavar="N",
-    help="Frames that pools over all time look back on. [default: the clip's own length]",
-)
-@option(
-    "--frames-per-step",
-    type=click.IntRange(min=1),
-    group=TIME,
-    metavar="P",
-    help="Frames that one step takes. [default: the fewest that the strides allow]",
-)
-@option(
-    "--pool-scope",
-    type=click.Choice(["frame", "window", "recompute"]),
-    default="frame",
-    show_default=True,
-    group=TIME,
-    help="What gates (squeeze-and-excitation, norms over time) pool over: the one frame, the newest "
-    "window, or the window with all that follows computed again.",
-)
-@option(
-    "--stride-mode",
-    type=click.Choice(["step", "dense"]),
-    default="step",
-    show_default=True,
-    group=TIME,
-    help="With temporal strides: one result per stride, or one per frame.",
-)
-@option(
-    "--boundary",
-    type=click.Choice(["stream", "exact"]),
-    default="stream",
-    show_default=True,
-    group=TIME,
-    help="exact: the ends of a video are padded as in the clip model (a further input, valid).",
-)
-@option(
-    "--unsupported",
-    type=click.Choice(["window", "error"]),
-    default="window",
-    show_default=True,
-    group=TIME,
-    help="What to do where an operator has no meaning on a stream: run it again on a window, or refuse.",
-)
-@option(
-    "--time-dim",
-    "time_dims",
-    type=TimeDimType(),
-    multiple=True,
-    group=TIME,
-    metavar="D",
-    help="The time dim of the input, none for one without time. Once for all inputs, or once per input. [default: 2]",
-)
+@time_options
 @option(
     "--state-io",
     type=click.Choice(["paired", "renamed"]),
@@ -185,8 +129,7 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
 
 def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[str, Any]:
     """Does the work; returns the report. A file that fails verification is put in place only with ``keep``."""
-    if path.exists() and Path(model).exists() and path.samefile(model):
-        raise UsageError(f"{path} is the model itself.", hint="Give another output file.")
+    keep_apart([path, options["report"]], model=model, weights=options["weights"], labels=options["labels"])
     output = Output(path)
     _check_dump(options["dump"])
     keep, no_verify, native = options.pop("keep"), options.pop("no_verify"), options.pop("native")
@@ -194,7 +137,7 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
         raise UsageError("--native is about ONNX Runtime, and a .pt2 is not for it.", hint="Give -o OUT.onnx.")
     options["state_io"] = "renamed" if native else options["state_io"]
     preprocess, labels = take_pictures(options)
-    page = Output(report) if (report := options.pop("report")) is not None else None
+    page = page_output(options.pop("report"))
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
@@ -228,9 +171,8 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
 def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any:
     import co3d_compile as co3d
 
-    dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
-    time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)
-    return co3d.compile(loaded.program, loaded.example_inputs, time_dim=time_dim, progress=progress, **options)
+    how = take_time(options)
+    return co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **how, **options)
 
 
 def _write(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> dict[str, Any] | None:

@@ -22,13 +22,16 @@ from co3d_compile.version import __version__
 # What each feature needs: name, packages by import name, and what to install.
 FEATURES = (
     ("run compiled models", ("numpy", "onnxruntime"), "co3d-compile"),
-    ("compile models", ("torch", "onnx", "onnxscript"), "co3d-compile[compile]"),
+    ("compile models", ("torch", "onnx", "onnxscript", "onnx_ir"), "co3d-compile[compile]"),
     ("read safetensors", ("safetensors",), "co3d-compile[compile]"),
     ("read video files", ("av",), "co3d-compile[video]"),
     ("draw into videos", ("PIL",), "co3d-compile[video]"),
-    ("serve many streams", ("ray",), "co3d-compile[serve]"),
     ("write reports as pages", ("jinja2",), "co3d-compile[report]"),
+    ("draw errors and times", ("matplotlib",), "co3d-compile[plot]"),
+    ("serve many streams", ("ray", "starlette", "websockets"), "co3d-compile[serve]"),
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
+    ("the step on phones", ("executorch",), "co3d-compile[executorch]"),
+    ("states inside OpenVINO", ("openvino",), "co3d-compile[openvino]"),
 )
 FRAMES = 10
 TOLERANCE = 1e-4
@@ -41,6 +44,11 @@ def command(as_json: bool, verbose: int) -> None:
     """Check this installation.
 
     Shows versions, providers, threads and what is missing for which feature, and streams ten frames as a self-test.
+
+    \b
+    Examples:
+      co3d doctor
+      co3d doctor --json | jq .providers
     """
     report = examine()
     if as_json:
@@ -68,8 +76,16 @@ def examine() -> dict[str, Any]:
         "features": features,
     }
     needed = [package for feature in features[:2] for package in feature["missing"]]
-    report["self_test"] = {"passed": None, "result": f"skipped: needs {join(needed)}"} if needed else _self_test(report)
+    report["self_test"] = {"passed": None, "result": f"skipped: needs {join(needed)}"} if needed else _tested(report)
     return report
+
+
+def _tested(report: dict[str, Any]) -> dict[str, Any]:
+    """The self-test; a package that is there and broken is a finding too."""
+    try:
+        return _self_test(report)
+    except Exception as error:
+        return {"passed": False, "result": f"{type(error).__name__}: {error}"[:300]}
 
 
 def _version(names: list[str] | None) -> str | None:
@@ -79,7 +95,7 @@ def _version(names: list[str] | None) -> str | None:
 def _providers() -> list[str]:
     try:
         ort = importlib.import_module("onnxruntime")
-    except ImportError:
+    except (ImportError, OSError):  # OSError: a library of it is missing
         return []
     ort.set_default_logger_severity(3)
     return list(ort.get_available_providers())
@@ -128,6 +144,10 @@ def _print(report: dict[str, Any]) -> None:
     table = rows_table("What this installation can do", "to", "found", "missing")
     for feature in report["features"]:
         found = join([f"{name} {number}" for name, number in feature["packages"].items() if number])
-        missing = f"{join(feature['missing'])}: pip install '{feature['install']}'" if feature["missing"] else ""
-        table.add_row(feature["feature"], found, missing)
-    console_for(stdout()).print(Group(facts, "", table))
+        table.add_row(feature["feature"], found, join(feature["missing"]))
+    parts: list[Any] = [facts, "", table]
+    lacking = [feature for feature in report["features"] if feature["missing"]]
+    if lacking:
+        parts += ["", Text("To get what is missing", "bold")]
+        parts += [Text(f"pip install '{f['install']}'  # {f['feature']}", overflow="fold") for f in lacking]
+    console_for(stdout()).print(Group(*parts))

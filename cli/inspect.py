@@ -26,19 +26,21 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.output import Output
+from co3d_compile.cli.output import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
+from co3d_compile.cli.time_options import take_time, time_options
 from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
-from co3d_compile.errors import ContractError, LoadError, UsageError
+from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.labels import clean_labels
-from co3d_compile.page import damaged_report, number_text, page, shares_by_module, stored_report, table
+from co3d_compile.page import damaged_report, page, shares_by_module, stored_report, table
+from co3d_compile.words import number_text
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 Stored = tuple[Contract, dict[str, Any] | None]
 
 
-@click.command(cls=Command, name="inspect")
+@click.command(cls=Command, name="inspect", short_help="Show what a model takes, gives and remembers.")
 @click.argument("model")
 @option(
     "--html",
@@ -55,6 +57,7 @@ Stored = tuple[Contract, dict[str, Any] | None]
     help="Say what share of the time each operator takes, from ONNX Runtime's profile of a run (co3d run --profile).",
 )
 @model_options
+@time_options
 @json_option
 @verbose_option
 def command(model: str, html: Path | None, profile: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
@@ -67,9 +70,10 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
       co3d inspect model.onnx
       co3d inspect model.onnx --html report.html
       co3d inspect model.onnx --profile profile.json
-      co3d inspect model.pt2
+      co3d inspect model.pt2 --window 64
     """
-    output = Output(html) if html is not None else None
+    keep_apart([html], model=model, profile=profile, weights=options["weights"])
+    output = page_output(html)
     if profile is not None and is_source(model):
         raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
     contract, report = _compiled(model, options, verbose) if is_source(model) else read_stored(Path(model))
@@ -116,7 +120,7 @@ def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
         import co3d_compile as co3d
         from co3d_compile.report import details
 
-        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress)
+        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options))
     return compiled.info, details(compiled.report(), compiled.program.survey)
 
 
@@ -169,7 +173,8 @@ def read_stored(model: Path) -> Stored:
     try:
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise LoadError(f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300]}") from error
+        what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
+        raise LoadError(what, hint=not_onnx(model)) from error
     stored = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY not in stored:
         raise ContractError(f"{model} was not written by co3d-compile.", hint="Compile a PyTorch model first.")
@@ -225,8 +230,11 @@ def _tree(report: dict[str, Any], contract: Contract, time: dict[str, Any] | Non
     shown = [
         r
         for r in rows
-        if r["kind"] != "input" and (everything or (r["done"] and r["kind"] == "stream") or r["time_share"])
+        if r["kind"] != "input"
+        and (everything or (r["done"] and r["kind"] == "stream") or r["state_bytes"] or r["time_share"])
     ]
+    if not shown:
+        root.add(Text("nothing: no operator keeps frames in a way of its own", "dim"))
     paths = [tuple(filter(None, row["module_path"].split("."))) for row in shown]
     sharing = Counter(path[:depth] for path in paths for depth in range(len(path) + 1))
     branches: dict[tuple[str, ...], Tree] = {(): root}

@@ -46,7 +46,7 @@ class Live:
         self._shape: tuple[int, ...] | None = None
         self._last: Prediction | None = None
         self._start = self._said = time.perf_counter()
-        self._counted = 0
+        self._counted, self._resize_said = 0, -EVERY
         self._bars, self._task = self._bar(source, limit)
 
     def _bar(self, source: Source, limit: int | None) -> tuple[Progress | None, Any]:
@@ -96,7 +96,9 @@ class Live:
         shape = frame.image.shape[:2]
         if self._shape not in (None, shape):
             self.resizes += 1
-            if not self._silent:
+            now = time.perf_counter()
+            if not self._silent and now - self._resize_said >= EVERY:
+                self._resize_said = now
                 self._say(Text(f"{clock(frame.time)}  the pictures are now {shape[1]}x{shape[0]} pixels", "yellow"))
         self._shape = shape
 
@@ -167,8 +169,7 @@ def print_result(result: dict[str, Any], stream: TextIO) -> None:
     """The summary, for a person."""
     table = facts_table()
     table.add_row("Frames", _frames(result))
-    marked = f", the first {result['warmup_predictions']} while warming up" if result["warmup_predictions"] else ""
-    table.add_row("Predictions", f"{result['predictions']}{marked}")
+    table.add_row("Predictions", _predictions(result))
     if result["milliseconds_median"] is not None:
         table.add_row("Step", f"{result['milliseconds_median']:.1f} ms (95%: {result['milliseconds_95']:.1f} ms)")
     if result["classes"]:
@@ -176,6 +177,15 @@ def print_result(result: dict[str, Any], stream: TextIO) -> None:
     if result["files"]:
         table.add_row("Written", join(result["files"]))
     console_for(stream).print(Group(*([""] if result["predictions"] else []), table))
+
+
+def _predictions(result: dict[str, Any]) -> str:
+    count, early = result["predictions"], result["warmup_predictions"]
+    if early and early == count:
+        return f"{count}, all of them while warming up: the source is shorter than the warm-up"
+    if not count and result["frames"]:
+        return "none: the source is shorter than the model's delay"
+    return f"{count}, the first {early} while warming up" if early else str(count)
 
 
 def _frames(result: dict[str, Any]) -> str:
@@ -189,8 +199,9 @@ def _frames(result: dict[str, Any]) -> str:
     ):
         if result[f"frames_{name}"]:
             text += f"; {result[f'frames_{name}']} {what}"
-    for name, what in (("damaged", "damaged"), ("clock_jumps", "jumps in time"), ("size_changes", "changes of size")):
-        text += f"; {result[name]} {what}" if result[name] else ""
+    text += f"; {result['damaged']} damaged" if result["damaged"] else ""
+    for name, what in (("clock_jumps", "jump{} in time"), ("size_changes", "change{} of size")):
+        text += f"; {result[name]} {what.format('s' * (result[name] > 1))}" if result[name] else ""
     return text
 
 

@@ -8,6 +8,15 @@ import click
 
 from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
 
+EPILOG = f"""\b
+Examples:
+    co3d-compile model.pt2 -o model.onnx --labels names.txt
+    co3d run model.onnx --source video.mp4
+    co3d inspect model.onnx --html report.html
+    co3d verify model.onnx --against model.pt2
+
+{EXIT_CODES}"""
+
 NAMES = ("run", "inspect", "verify", "bench", "export", "serve", "doctor")
 
 
@@ -24,7 +33,7 @@ class LazyGroup(OneLineMain, click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, name="co3d", invoke_without_command=True, epilog=EXIT_CODES)
+@click.group(cls=LazyGroup, name="co3d", invoke_without_command=True, epilog=EPILOG)
 @version_option
 @click.pass_context
 def main(ctx: click.Context) -> None:

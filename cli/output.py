@@ -6,10 +6,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from co3d_compile.errors import OutputError
+from co3d_compile.errors import OutputError, UsageError
 
 
 class Output:
@@ -48,6 +48,9 @@ class Output:
         folder = self._folder()
         try:
             yield Path(folder, self.path.name)
+        except OutputError as error:
+            given = error.message.replace(str(Path(folder, self.path.name)), str(self.given))
+            raise OutputError(given, hint=error.hint) from error
         except OSError as error:
             if error.filename is not None and not str(error.filename).startswith(folder):
                 raise
@@ -60,6 +63,39 @@ class Output:
         others = [each for each in written.parent.iterdir() if each != written]
         for source in [*others, written]:
             os.replace(source, self.path.parent / source.name)
+
+
+def keep_apart(outputs: Sequence[Path | None], **inputs: str | Path | None) -> None:
+    """Refuses outputs that would overwrite each other, or what is read.
+
+    Args:
+        outputs: Files to be written; None: not asked for.
+        inputs: What is read, by what to call it; it need not be a file.
+
+    Raises:
+        UsageError: Two are the same file.
+    """
+    given = [path for path in outputs if path is not None]
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise UsageError("Two outputs have the same name.", hint="Give another file.")
+    for name, read in inputs.items():
+        for path in given:
+            if read is not None and os.path.exists(path) and os.path.exists(read) and os.path.samefile(path, read):
+                raise UsageError(f"{path} is the {name} itself.", hint="Give another output file.")
+
+
+def page_output(path: Path | None) -> Output | None:
+    """Where a page is to be written, if one is wanted. What it takes to make it is checked before the long work.
+
+    Raises:
+        OutputError: As for ``Output``. Co3dError: Jinja2 is missing.
+    """
+    if path is None:
+        return None
+    from co3d_compile.page import page_tools
+
+    page_tools()
+    return Output(path)
 
 
 def size(path: Path) -> int:

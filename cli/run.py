@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from co3d_compile.cli.common import (
     SOURCE,
     Command,
     Stopped,
+    hush,
     json_option,
     option,
     print_json,
@@ -24,6 +24,7 @@ from co3d_compile.cli.common import (
     verbose_option,
 )
 from co3d_compile.cli.live import Live, print_result, result_of
+from co3d_compile.cli.output import keep_apart
 from co3d_compile.cli.pictures import picture_options, take_pictures
 from co3d_compile.errors import LoadError, UsageError
 
@@ -136,6 +137,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     Times are those of the frames that a result speaks of: the model's delay is taken off.
     """
     del verbose
+    _check(model, options)
     with contextlib.ExitStack() as stack:
         predictor = stack.enter_context(_predictor(model, options))
         source_fps = options["source_fps"]
@@ -152,10 +154,13 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     result = result_of(model, source, predictor, live, sinks)
     if options["profile"] is not None:
         result["files"].append(str(options["profile"]))
-    if as_json:
-        print_json(result)
-    elif not on_stdout:
-        print_result(result, stdout())
+    try:
+        if as_json:
+            print_json(result)
+        elif not on_stdout:
+            print_result(result, stdout())
+    except BrokenPipeError:
+        hush()
     if problem is not None:
         raise problem
     if signals:
@@ -178,12 +183,20 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
         problem = error
     except BrokenPipeError:  # whoever read standard output has seen enough
         source.stop()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout().fileno())
+        hush()
         return problem
     predictions = predictor.finish()
     live.add(None, predictions)
     sinks.add(None, predictions)
     return problem
+
+
+def _check(model: Path, options: dict[str, Any]) -> None:
+    """What can be known of the outputs before anything is opened."""
+    outputs = [options[key] for key in ("save", "csv_path", "jsonl_path", "profile")]
+    keep_apart(outputs, source=options["source"], model=model, labels=options["labels"])
+    if options["save"] is not None and str(options["save"]) == "-":
+        raise UsageError("--save writes a file: a video cannot go to standard output.")
 
 
 def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
@@ -214,14 +227,6 @@ def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
     from co3d_compile.cli.predictions import Sinks
 
     paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
-    given = [path for path in (*paths.values(), options["profile"]) if path is not None]
-    if len({os.path.realpath(path) for path in given}) < len(given):
-        raise UsageError("Two outputs have the same name.")
-    if options["save"] is not None and str(options["save"]) == "-":
-        raise UsageError("--save writes a file: a video cannot go to standard output.")
-    if any(os.path.exists(path) and os.path.exists(options["source"])
-           and os.path.samefile(path, options["source"]) for path in given):  # fmt: skip
-        raise UsageError("An output is the source itself.", hint="Give another file.")
     sinks = Sinks(**paths, show=options["show"], top=options["top"])
     stack.enter_context(sinks)
     return sinks

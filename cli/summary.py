@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -15,10 +15,18 @@ Report = dict[str, Any]
 NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would end the process here, and take another stream for standard output."""
+        raise BrokenPipeError
+
+
 def console_for(stream: TextIO) -> Console:
-    """A rich console that writes to a stream, wide enough in a pipe."""
-    console = Console(file=stream, highlight=False)
-    return console if console.is_terminal else Console(file=stream, highlight=False, width=NARROWEST)
+    """A rich console that writes to a stream, wide enough in a pipe. Square brackets in a text are no markup."""
+    console = _Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = NARROWEST
+    return console
 
 
 def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:

@@ -28,7 +28,7 @@ from co3d_compile.cli.common import (
 )
 from co3d_compile.cli.errors import errors_chart
 from co3d_compile.cli.inspect import read_contract
-from co3d_compile.cli.output import Output
+from co3d_compile.cli.output import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, reason, verification
 from co3d_compile.contract import Contract
@@ -111,9 +111,10 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
 
     MODEL.onnx runs in ONNX Runtime beside the model it was compiled from, and every result is compared.
     """
-    info = read_contract(compiled)
     how = {name: options.pop(name) for name in ("video", "steps", "is_long", "seed", "bisect")}
+    keep_apart([plot], model=compiled, original=against, video=how["video"], weights=options["weights"])
     _check(plot, how)
+    info = read_contract(compiled)
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(against, options)

@@ -63,6 +63,24 @@ def identify(path: Path) -> str:
     return _identify_zip(path)
 
 
+def check_inflation(path: Path, infos: list[zipfile.ZipInfo] | None = None) -> None:
+    """Refuses an archive that would grow without measure; what is no archive passes.
+
+    Raises:
+        LoadError: It claims to hold far more than its size.
+    """
+    if infos is None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return
+    declared = sum(info.file_size for info in infos)
+    size = path.stat().st_size
+    if declared > max(ALWAYS_ALLOWED, MAX_INFLATION * size):
+        raise LoadError(f"{path} claims to hold {declared / 1e9:.1f} GB in a file of {size / 1e6:.1f} MB.")
+
+
 def _identify_zip(path: Path) -> str:
     members = set()
     try:
@@ -72,10 +90,7 @@ def _identify_zip(path: Path) -> str:
                 members.add(name.split("/", 1)[-1])
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise damaged(path, "the end of the archive is missing or damaged") from error
-    declared = sum(info.file_size for info in infos)
-    size = path.stat().st_size
-    if declared > max(ALWAYS_ALLOWED, MAX_INFLATION * size):
-        raise LoadError(f"{path} claims to hold {declared / 1e9:.1f} GB in a file of {size / 1e6:.1f} MB.")
+    check_inflation(path, infos)
     if "serialized_exported_program.json" in members:
         raise LoadError(
             f"{path} is a torch.export archive in the format of PyTorch 2.7 or older.",

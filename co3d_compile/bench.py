@@ -63,7 +63,8 @@ def bench(
     """
     unknown = set(sides) - set(SIDES)
     if unknown or rounds < 1 or threads < 1:
-        raise UsageError(f"No side is called {', '.join(sorted(unknown))}." if unknown else "Time at least one round.")
+        what = f"No side is called {', '.join(sorted(unknown))}." if unknown else "Time at least one round."
+        raise UsageError(what, hint=f"There are {', '.join(SIDES)}." if unknown else None)
     say = progress or (lambda *_: None)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

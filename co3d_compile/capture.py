@@ -53,7 +53,7 @@ def capture(
     Raises:
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
     """
-    name = type(model).__name__
+    name = _class_name(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
         exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs, two)
@@ -64,6 +64,15 @@ def capture(
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
     program.follow()
     return program
+
+
+def _class_name(model: nn.Module | ExportedProgram) -> str:
+    """The class of the network; an exported program remembers it at its operators."""
+    if not isinstance(model, ExportedProgram):
+        return type(model).__name__
+    stacks = (node.meta.get("nn_module_stack") for node in model.graph.nodes)
+    outermost = next((next(iter(stack.values())) for stack in stacks if stack), ("", "Network"))
+    return str(outermost[1]).rpartition(".")[2]
 
 
 def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = True) -> ExportedProgram:

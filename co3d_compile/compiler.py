@@ -187,6 +187,10 @@ class CompiledModel:
             written.with_suffix(".pt2").rename(written)  # PyTorch warns of other endings
         return Path(path)
 
+    def __repr__(self) -> str:
+        facts = dict(self._report.facts())
+        return f"<CompiledModel {facts['model']}; receptive field {facts['receptive field']}; state {facts['state']}>"
+
     def _repr_html_(self) -> str:
         return self._report.to_html()
 

@@ -10,11 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from co3d_compile.words import plural
+
 Row = dict[str, Any]
 LEFT, WIDTH, RIGHT = 310, 690, 90  # pixels: names, time, numbers
 LANE, TOP = 22, 34
 MOST_DOTS = 16
 MOST_LANES = 400
+PAST = ("gate over a window", "carries its state")  # what makes a lane of an operator without taps
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def draw(rows: list[Row]) -> Drawing:
 def _has_lane(row: Row) -> bool:
     if row["kind"] == "window":
         return False
-    return row["kind"] == "input" or row["taps"] > 1 or any(row["held"]) or row["done"] == "gate over a window"
+    return row["kind"] == "input" or row["taps"] > 1 or any(row["held"]) or row["done"] in PAST
 
 
 def _lane(rows: list[Row], at: int, y: float, x: Any, past: float) -> Lane:
@@ -107,8 +110,8 @@ def _lane(rows: list[Row], at: int, y: float, x: Any, past: float) -> Lane:
         if row["taps"] <= MOST_DOTS:
             dots = tuple(x(row["delay"] + (row["padding"] - i) * rate) for i in range(int(row["taps"])))
     name = row["module_path"] or row["name"]
-    note = f"{row['operator']}: {row['done'] or 'unchanged'}, {_frames(row['delay'])} late"
-    note += f", has seen {_frames(row['field'])}" if row["field"] else ""
+    note = f"{row['operator']}: {row['done'] or 'unchanged'}, {plural(row['delay'], 'frame')} late"
+    note += f", has seen {plural(row['field'], 'frame')}" if row["field"] else ""
     seen = (x(oldest), max(3.0, x(newest) - x(oldest)))
     operator, late = row["operator"].removeprefix("aten."), f"{row['delay']:g}"
     return Lane(y, name, operator, note, _kind(row), seen, taps, dots, x(row["delay"]), late)
@@ -121,7 +124,7 @@ def _kind(row: Row) -> str:
         return "continual"
     if any(row["held"]):
         return "delayed"
-    return "gate" if row["done"].startswith("gate") else "plain"
+    return "gate" if row["done"].startswith("gate") or row["done"] in PAST else "plain"
 
 
 def _shown_source(rows: list[Row], at: int, place: dict[int, int]) -> int | None:
@@ -150,7 +153,3 @@ def _ticks(past: float, x: Any) -> list[tuple[float, str]]:
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
     count = int(past // step) + 1
     return [(x(n * step), "newest" if not n else f"\u2212{n * step:g}") for n in range(count)]
-
-
-def _frames(count: float) -> str:
-    return f"{count:g} frame" if count == 1 else f"{count:g} frames"

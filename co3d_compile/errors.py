@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class Co3dError(Exception):
     """Base of every error raised on purpose by this package.
@@ -86,3 +88,14 @@ class SessionError(Co3dError):
 
 class Co3dWarning(UserWarning):
     """Something the user should know that stops nothing."""
+
+
+def not_onnx(model: str | os.PathLike[str] | bytes) -> str:
+    """The way out with a file, or its content, that onnxruntime does not open."""
+    if isinstance(model, bytes):
+        start = model[:2]
+    else:
+        with open(model, "rb") as file:
+            start = file.read(2)
+    pytorch = start in (b"PK", b"\x80\x02")
+    return "It is a PyTorch file: compile it with co3d-compile first." if pytorch else "Is it a whole ONNX file?"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from co3d_compile.archive import is_safetensors
+from co3d_compile.archive import check_inflation, is_safetensors
 from co3d_compile.errors import LoadError
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             head = file.read(16)
     except OSError as error:
         raise LoadError(f"Weights {path} cannot be read: {error.strerror}.") from error
+    check_inflation(path)
     try:
         if is_safetensors(head):
             from safetensors.torch import load_file

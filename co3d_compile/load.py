@@ -203,8 +203,10 @@ def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: 
     inputs: tuple[Any, ...] = _example_inputs(shapes)
     schema = script.forward.schema  # type: ignore[attr-defined]
     wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
-    if len(inputs) != len(wanted) and len(wanted) == 1:
+    if [a.type.kind() for a in wanted] == ["ListType"]:
         inputs = (list(inputs),)
+    elif not len(wanted) <= len(inputs) < len(schema.arguments):
+        raise _wrong_count(f"({', '.join(a.name for a in schema.arguments[1:])})", len(inputs))
     _try(script, inputs)
     try:
         program = TS2EPConverter(script, inputs, {}).convert()
@@ -242,7 +244,11 @@ def _fit(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         except TypeError:
             continue
         return candidate
-    raise CaptureError(f"The model takes {signature}, not {len(inputs)} clip(s).", hint="Give one --shape per input.")
+    raise _wrong_count(str(signature), len(inputs))
+
+
+def _wrong_count(arguments: str, given: int) -> CaptureError:
+    return CaptureError(f"The model takes {arguments}, not {given} clip(s).", hint="Give one --shape per input.")
 
 
 def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:

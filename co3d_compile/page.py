@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from types import ModuleType
 from typing import Any
 
 from co3d_compile.contract import REPORT_KEY, Contract
 from co3d_compile.drawing import draw
 from co3d_compile.errors import Co3dError, ContractError
+from co3d_compile.words import bytes_text, number_text, plural
 
 Row = dict[str, Any]
 MOST_STAGES = 14
@@ -28,10 +30,7 @@ def page(report: dict[str, Any], info: Contract, time: dict[str, Any] | None = N
     Raises:
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise Co3dError("The page needs Jinja2.", hint="Install co3d-compile[report].") from error
+    jinja2 = page_tools()
     frames = max(info.frames_per_step.values(), default=1)
     try:
         rows = table(report, frames)
@@ -51,10 +50,19 @@ def page(report: dict[str, Any], info: Contract, time: dict[str, Any] | None = N
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("co3d_compile", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
         )
-        environment.filters.update(number=number_text, bytes=bytes_text, script=_script)
+        environment.filters.update(number=number_text, bytes=bytes_text, plural=plural, script=_script)
         return environment.get_template("report.html").render(context)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
         raise damaged_report(error) from error
+
+
+def page_tools() -> ModuleType:
+    """Jinja2, or an error that says how to get it."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise Co3dError("The page needs Jinja2.", hint="Install co3d-compile[report].") from error
+    return jinja2
 
 
 def damaged_report(why: BaseException | None = None) -> ContractError:
@@ -116,15 +124,16 @@ def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]
     """Cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
     late = first.delay * (first.frames_per_entry or 1)
-    work = f"{report['gmac_frame']:.3g} GMAC for a frame, {report['gmac_clip']:.3g} for a clip"
+    frame, clip = (number_text(1e9 * report[name]) for name in ("gmac_frame", "gmac_clip"))
+    work = f"{frame} multiply-adds for a frame, {clip} for a clip"
     takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
     names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
     return [
         ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
-        ("State", bytes_text(report["state_bytes"]), f"{report['state_count']} tensors for each stream"),
-        ("Receptive field", f"{field} frames" if field else "unbounded", "that a result depends on"),
-        ("Delay", f"{late:g} frames", "from the newest frame to what the result speaks of"),
-        ("Warm-up", f"{info.warmup_steps} steps", "before results are exact"),
+        ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
+        ("Receptive field", plural(field, "frame") if field else "unbounded", "that a result depends on"),
+        ("Delay", plural(late, "frame"), "from the newest frame to what the result speaks of"),
+        ("Warm-up", plural(info.warmup_steps, "step"), "before results are exact"),
         ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),
     ]
 
@@ -165,6 +174,7 @@ def _steps(rows: list[Row]) -> dict[str, Any]:
         "held": _counted(f"{row['operator']} by {amount}" for row, amount in held),
         "held_count": len(held),
         "gates": _counted(row["done"] for row in rows if row["done"].startswith("gate")),
+        "carried": sum(row["done"] == "carries its state" for row in rows),
         "window": sum(row["kind"] == "window" for row in rows),
         "untouched": sum(row["kind"] == "stream" and not row["done"] for row in rows),
     }
@@ -184,17 +194,3 @@ def _script(data: Any) -> Any:
 
     text = json.dumps(data, allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def number_text(value: float) -> str:
-    """Three digits and a unit: 1.23 M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def bytes_text(value: float) -> str:
-    """``1.2 MB``"""
-    text = number_text(value)
-    return f"{text}B" if text[-1:].isalpha() else f"{text} B"

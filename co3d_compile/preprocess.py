@@ -22,6 +22,7 @@ Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
 CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+SLOWEST = 1e-3  # frames per second: one in a quarter of an hour
 MAX_SIDE = 16384  # pixels; a larger picture is damage
 MAX_ASPECT = 8  # what lies beyond is cut off first, or a thin picture would grow without bound
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)
@@ -82,7 +83,7 @@ class Preprocess:
             raise UsageError("std must be above 0.")
         if self.value_range[0] == self.value_range[1]:
             raise UsageError("value_range takes two different numbers.")
-        if self.fps is not None and not (_is_number(self.fps) and 0 < self.fps <= 1000):
+        if self.fps is not None and not (_is_number(self.fps) and SLOWEST <= self.fps <= 1000):
             raise UsageError(f"{self.fps!r} is no frame rate.")
 
     def __call__(self, image: Image) -> npt.NDArray[np.float32]:

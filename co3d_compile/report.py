@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from co3d_compile.program import bytes_of
 from co3d_compile.survey import as_rows
+from co3d_compile.words import bytes_text, number_text, plural
 
 if TYPE_CHECKING:
     from co3d_compile.contract import Contract
@@ -101,20 +103,45 @@ class Report:
         """The report as plain JSON data."""
         return asdict(self)
 
-    def to_html(self) -> str:
-        """A short summary for notebooks."""
-        field = "unbounded" if self.receptive_field is None else f"{self.receptive_field} frames"
-        rows = [
-            ("model", self.model),
-            ("a step takes", ", ".join(f"{n} of {name}" for name, n in self.frames_per_step.items()) or "nothing"),
-            ("delay, entries", ", ".join(f"{out['name']} {out['delay']}" for out in self.outputs)),
+    def facts(self) -> list[tuple[str, str]]:
+        """What a reader wants first: names, and what is so."""
+        rows = [("model", f"{self.model}, {plural(self.operators, 'operator')}")]
+        for item in self.inputs:
+            frames = item["frames_per_step"]
+            rate = f"{plural(frames, 'frame')} per step" if frames else "no time"
+            rows.append(("input", f"{item['name']} {_shape(item)}, {rate}"))
+        for item in self.outputs:
+            entries = f"{item['entries_per_step']} per step" if item["has_time"] else "newest window"
+            rows.append(("output", f"{item['name']} {_shape(item)}, {entries}, delay {item['delay']}"))
+        field = "unbounded" if self.receptive_field is None else plural(self.receptive_field, "frame")
+        clip, frame = number_text(self.gmac_clip * 1e9), number_text(self.gmac_frame * 1e9)
+        again = ", ".join(f"{r['operator']} {r['module_path']}".strip() for r in self.recomputed)
+        return [
+            *rows,
             ("receptive field", field),
-            ("warm-up", f"{self.warmup_steps} steps"),
-            ("states", f"{self.state_count}, {self.state_bytes / 1e6:.1f} MB"),
-            ("GMAC per clip", f"{self.gmac_clip:.3f}"),
-            ("GMAC per frame", f"{self.gmac_frame:.4f} ({self.gmac_ratio:.1f} times fewer)"),
-            ("recomputed on a window", ", ".join(r["operator"] for r in self.recomputed) or "nothing"),
+            ("warm-up", plural(self.warmup_steps, "step")),
+            ("state", f"{plural(self.state_count, 'tensor')}, {bytes_text(self.state_bytes)} per stream"),
+            ("multiply-adds", f"{clip} per clip, {frame} per frame: {self.gmac_ratio:.1f} times fewer"),
+            ("recomputed on a window", again or "nothing"),
+            *(("note", text) for text in self.warnings),
         ]
-        rows += [("note", text) for text in self.warnings]
-        cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
-        return f"<table>{cells}</table>"
+
+    def to_html(self) -> str:
+        """A summary for notebooks: the facts, and what was done behind a fold."""
+        done = [(action["operator"], str(action["count"]), action["action"]) for action in self.actions]
+        fold = f"<details><summary>what was done</summary>{_table(done)}</details>" if done else ""
+        return _table(self.facts(), "th") + fold
+
+
+def _shape(item: dict[str, Any]) -> str:
+    return f"({', '.join(map(str, item['shape']))})"
+
+
+def _table(rows: Iterable[tuple[str, ...]], first: str = "td") -> str:
+    """Cells that align to the left whatever the notebook's style says."""
+    left = ' style="text-align:left"'
+    lines = []
+    for name, *cells in rows:
+        rest = "".join(f"<td{left}>{html.escape(text)}</td>" for text in cells)
+        lines.append(f"<tr><{first}{left}>{html.escape(name)}</{first}>{rest}</tr>")
+    return f"<table>{''.join(lines)}</table>"

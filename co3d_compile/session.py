@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
 from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
-from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError
+from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError, not_onnx
 from co3d_compile.machine import block_channels
 from co3d_compile.profiling import Profile
 from co3d_compile.snapshot import pack, unpack
@@ -304,7 +304,8 @@ def _source(model: object) -> tuple[str | bytes, bytes]:
             with open(model, "rb") as file:
                 return os.fsdecode(model), hashlib.file_digest(file, "sha256").digest()
         except (OSError, ValueError) as error:
-            raise LoadError(f"Cannot read the model: {error}.", hint="Give an ONNX file.") from error
+            what = f"{os.fsdecode(model)}: {getattr(error, 'strerror', None) or error}"
+            raise LoadError(f"Cannot read the model {what}.", hint="Give an ONNX file.") from error
     if isinstance(model, Serializable) and not isinstance(model, int):
         model = model.to_bytes()
     if not isinstance(model, (bytes, bytearray, memoryview)):
@@ -326,7 +327,8 @@ def _open(source: str | bytes, providers: Sequence[Provider] | None, options: or
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
-        raise LoadError(f"onnxruntime cannot open the model: {error}", hint="Is it a whole ONNX file?") from error
+        what = str(error).strip().rstrip(".")
+        raise LoadError(f"onnxruntime cannot open the model: {what}.", hint=not_onnx(source)) from error
     if names[0] not in session.get_providers():
         hint = "onnxruntime's warnings name the library that is missing."
         raise UsageError(f"onnxruntime could not start {names[0]}.", hint=hint)

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,14 @@ class Source:
 
     def _open_container(self, file: Any, **options: Any) -> None:
         try:
-            self._container = self._av.open(file, **options)
+            self._container = _aside(lambda: self._av.open(file, **options))
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            hint = "A pipe needs a format that can be read from front to back, such as MPEG-TS or Matroska."
-            raise LoadError(
-                f"{self.name} cannot be read as a video: {reason(error)}.",
-                hint=hint if self.name == "standard input" else None,
-            ) from error
+            hint = None
+            if self.name == "standard input":
+                hint = "A pipe needs a format that can be read from front to back, such as MPEG-TS or Matroska."
+            elif "://" in self.name:
+                hint = "Is the address right, and does it answer from here?"
+            raise LoadError(f"{self.name} cannot be read as a video: {reason(error)}.", hint=hint) from error
         if not self._container.streams.video:
             self._container.close()
             raise LoadError(f"{self.name} has no video stream.")
@@ -254,6 +256,20 @@ class _Channel:
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+
+def _aside(call: Callable[[], Any]) -> Any:
+    """The result of what may wait inside FFmpeg, called in a thread: signals are heard at once in this one."""
+    result: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="opens a source", daemon=True).start()
+    return result.result()
 
 
 def _camera(path: str, given: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from co3d_compile.facts import KEY, Fact, Kind, fact_of
 from co3d_compile.primitive import history, outside, shift, take, window
 from co3d_compile.program import Program, bytes_of, module_path, operator_name
+from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
     kernel = node.meta.get("kernel")
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
+    left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
     return Operator(
         name=node.name,
         operator="input" if node.op == "placeholder" else operator_name(node.target),
@@ -190,9 +192,9 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
         taps=(kernel.k - 1) * kernel.d + 1 if kernel is not None else 1,
         padding=max(0, kernel.p) if kernel is not None else 0,
         rate=float(fact.rate),
-        delay=float(fact.delay * fact.rate) if streams else float(_window_delay(node)),
-        first=None if extent is None else float(extent[0]),
-        last=None if extent is None else float(extent[1]),
+        delay=float(fact.delay * fact.rate - left_out) if streams else float(_window_delay(node)),
+        first=None if extent is None else float(extent[0] - left_out),
+        last=None if extent is None else float(extent[1] - left_out),
         entries=int(fact.pulse) if streams else 1,
         late=fact.delay - fact.crop if streams else _late(node),
     )
@@ -201,12 +203,19 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
 def _done(node: Node, fact: Fact) -> str:
     if fact.kind is Kind.WINDOW:
         return "on a window"
+    if _carries(node, fact):
+        return "carries its state"
     if "gate" in node.meta:
         return "gate over one frame" if node.meta["gate"] == "frame" else "gate over a window"
     if "kernel" in node.meta and any(m.target is history for n in node.all_input_nodes for m in _markers(n)):
         return "continual"
     held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
     return f"operand delayed by {max(held)}" if held else ""
+
+
+def _carries(node: Node, fact: Fact) -> bool:
+    rule = rule_for(node.target)
+    return fact.kind is Kind.STREAM and rule is not None and rule.remembers_all(node)
 
 
 def _source(node: Node) -> tuple[Node, int | None]:
@@ -261,7 +270,7 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
     parts = [known[n] for n in node.all_input_nodes if n in known]
     if not parts:
         return Fraction(0), Fraction(0)
-    if any(part is None for part in parts) or "carry" in node.meta:
+    if any(part is None for part in parts) or _carries(node, fact):
         return None
     first, last = min(part[0] for part in parts), max(part[1] for part in parts)
     before: Fact = next(n.meta[KEY] for n in node.all_input_nodes if n in known)

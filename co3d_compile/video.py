@@ -21,6 +21,7 @@ from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
+USUAL = (".mp4", ".mkv")
 CLOCK = Fraction(1, 90000)  # what times are rounded to where each picture has its own
 Image = npt.NDArray[np.uint8]
 """One picture: (height, width, 3), uint8, RGB."""
@@ -156,7 +157,8 @@ class VideoWriter:
         try:
             yield
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise OutputError(f"{self._path} cannot be written as a video: {reason(error)}.") from error
+            hint = None if self._stream or self._path.suffix in USUAL else f"End its name with {' or '.join(USUAL)}."
+            raise OutputError(f"{self._path} cannot be written as a video: {reason(error)}.", hint=hint) from error
 
 
 def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) -> Path:

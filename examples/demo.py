@@ -36,6 +36,7 @@ Array = npt.NDArray[np.float32]
 CLIP = 13
 FPS = 25
 THREADS = 2
+LEAST = 100  # frames of the video
 PREPROCESS = Preprocess(crop=160, size=182, mean=0.45, std=0.225)
 TOLERANCE = 1e-3
 """Largest difference of a probability: the video amplifies float32 rounding less than this, an error more."""
@@ -66,8 +67,10 @@ def main() -> None:
     """Run the demo; exit status 1 if the stream does not equal the untouched network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made")
-    parser.add_argument("--frames", type=int, default=160, help="length of the video, at least 100")
+    parser.add_argument("--frames", type=int, default=160, help=f"length of the video, at least {LEAST}")
     args = parser.parse_args()
+    if args.frames < LEAST:
+        parser.error(f"--frames must be at least {LEAST}: the first answers count when the states are filled.")
     args.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")  # torch.export's own
 

@@ -97,6 +97,12 @@ def save_export(path: str = "m.bin", model: nn.Module | None = None, clip: Tenso
     return path
 
 
+def save_labels() -> str:
+    """A model, and a file of labels beside it."""
+    Path("l.txt").write_text("cat")
+    return save_export()
+
+
 def save_script(path: str = "m.bin") -> str:
     torch.jit.trace(tiny(), torch.randn(SHAPE)).save(path)
     return path

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_files import SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
+from model_files import FACTORY, SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
 
 from co3d_compile import archive
 from co3d_compile.errors import LoadError
@@ -149,6 +149,16 @@ def test_a_zip_bomb_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
         file.writestr("m/models/model.json", b" " * (32 << 20))
     with pytest.raises(LoadError, match="claims to hold"):
         load("m.bin")
+
+
+def test_weights_that_are_a_zip_bomb_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "ALWAYS_ALLOWED", 1 << 20)
+    torch.save({"0.weight": torch.zeros(8 << 20)}, "large.pt")
+    with zipfile.ZipFile("large.pt") as large, zipfile.ZipFile("w.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        for name in large.namelist():
+            file.writestr(name, large.read(name))
+    with pytest.raises(LoadError, match="claims to hold"):
+        load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.pt"))
 
 
 def rewritten(end: str, change: Callable[[Any], None]) -> str:

@@ -85,12 +85,17 @@ MISTAKES = {
     "an unknown side": (["--sides", "clip,fastest"], "fastest"),
     "no round": (["--rounds", "0"], "--rounds"),
     "a folder that is not there": (["--chart", "nowhere/times.svg"], "nowhere"),
+    "no kind of picture": (["--chart", "times.txt"], "must end with .svg"),
+    "a chart on the model": (["--chart", "model.svg"], "the model itself"),
 }
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_mistakes(what: str, archive: Path) -> None:
+def test_mistakes(what: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, named = MISTAKES[what]
-    result = run(archive, *QUICK, *words)
+    model = archive.with_suffix(".svg")
+    model.write_bytes(archive.read_bytes())
+    monkeypatch.chdir(archive.parent)
+    result = run("model.svg", *QUICK, *words)
     assert result.exit_code in (2, 6) and named in result.stderr
     assert result.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from model_files import FACTORY, cut, save_export, save_pickle, save_script, tiny, use_folder, write
+from model_files import FACTORY, cut, save_export, save_labels, save_pickle, save_script, tiny, use_folder, write
 
 import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
@@ -258,6 +258,10 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("output is a directory", in_the_way, [], 6, "is a directory"),
     ("output is no file", a_socket, [], 6, "not an ordinary file"),
     ("output is the model", save_export, ["-o", "m.bin"], 2, "the model itself"),
+    ("report is the model", save_export, ["--report", "m.bin"], 2, "the model itself"),
+    ("report is the output", save_export, ["--report", "out.onnx"], 2, "same name"),
+    ("report is the labels", save_labels, ["--labels", "l.txt", "--report", "l.txt"], 2, "the labels itself"),
+    ("two shapes, one input", save_script, ["--shape", "1x3x4x8x8", *SHAPE], 4, "takes (input), not 2 clip"),
     ("dump is a file", save_export, ["--dump", "m.bin"], 2, "--dump"),
     ("dump cannot be made", save_export, ["--dump", "m.bin/d"], 6, "--dump"),
 ]

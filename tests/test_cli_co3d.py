@@ -88,6 +88,11 @@ def stateless() -> str:
     return plain_onnx({"co3d": contract.to_json()})
 
 
+def test_verify_wants_the_compiled_file_first() -> None:
+    result = CliRunner().invoke(group, ["verify", "--against", "m.pt2", save_export("m.pt2")])
+    assert result.exit_code == 4 and "compile it with co3d-compile first" in one_line(result)
+
+
 def test_inspect() -> None:
     path = stateless()
     text = CliRunner().invoke(group, ["inspect", path]).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 from model_files import FACTORY, save_export, save_pickle, save_script, use_folder
 
+from co3d_compile.cli import doctor
 from co3d_compile.cli.compile import main as compile_command
+from co3d_compile.cli.doctor import FEATURES
 from co3d_compile.cli.main import main as group
 from co3d_compile.session import StreamSession
 
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SHAPE = ["--shape", "1x3x4x8x8"]
 OUT = ["-o", "out.onnx"]
 
@@ -122,6 +126,13 @@ def test_inspect_and_verify_read_what_was_compiled() -> None:
     assert json.loads(checked.stdout)["passed"]
 
 
+def test_brackets_in_names_are_shown() -> None:
+    model = save_export("clip[1].pt2")
+    text = call(model, "-o", "out[red].onnx").stdout
+    assert "clip[1].pt2" in text and "out[red].onnx" in text
+    assert "out[red].onnx" in CliRunner().invoke(group, ["inspect", "out[red].onnx"]).stdout
+
+
 def test_verify_sees_other_weights() -> None:
     report_of(save_export(), *OUT)
     result = CliRunner().invoke(group, ["verify", "out.onnx", "--against", f"{FACTORY}:tiny", *SHAPE])
@@ -135,6 +146,22 @@ def test_doctor() -> None:
     report = json.loads(result.stdout)
     assert report["self_test"]["passed"]
     assert "CPUExecutionProvider" in report["providers"]
+
+
+def test_doctor_knows_every_extra() -> None:
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    told = {install.rpartition("[")[2].removesuffix("]") for _, _, install in FEATURES if "[" in install}
+    assert told == set(extras) - {"docs", "test", "dev"}
+
+
+def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "FEATURES", (*FEATURES, ("fly", ("no_such_package",), "co3d-compile[wings]")))
+    monkeypatch.setattr("co3d_compile.StreamSession", lambda *_: 1 / 0)
+    result = CliRunner().invoke(group, ["doctor"])
+    assert result.exit_code == 3
+    assert "pip install 'co3d-compile[wings]'  # fly" in result.stdout
+    assert "FAILED, ZeroDivisionError" in result.stdout
+    assert result.stderr == "error: The self-test failed: ZeroDivisionError: division by zero.\n"
 
 
 def test_weights_over_two_gigabytes_go_into_a_second_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from film import Brightness, compiled, gray, level_of, ramp, video
 from model_files import save_export, use_folder
+from PIL import Image
 from torch import Tensor
 
 from co3d_compile.cli.compile import main as compile_command
@@ -121,8 +123,13 @@ def test_pictures_that_change_their_size_are_said(here: Path) -> None:
     (here / "both.ts").write_bytes(b"".join(parts))
     result = run("--source", "both.ts", "--save", "out.mp4")
     assert result.exit_code == 0
-    assert "now 128x64 pixels" in result.stdout and "1 changes of size" in result.stdout
+    assert "now 128x64 pixels" in result.stdout and "1 change of size" in result.stdout
     assert len(list(read_frames("out.mp4"))) == 40
+    (here / "pictures").mkdir()
+    for index in range(20):
+        Image.new("RGB", (40 + index % 2, 30)).save(f"pictures/{index}.png")
+    result = run("--source", "pictures")
+    assert result.stdout.count("the pictures are now") < 5 and "19 changes of size" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,10 @@ def test_pictures_that_change_their_size_are_said(here: Path) -> None:
         (["--source", "-"], 2, "standard input"),
         (["--source", "v.mp4", "--show"], 2, "display"),
         (["--source", "v.mp4", "--save", "no/such/out.mp4"], 6, "no"),
-        (["--source", "v.mp4", "--save", "out.unknown"], 6, "out.unknown"),
+        (["--source", "v.mp4", "--save", "out.unknown"], 6, "error: out.unknown cannot be written as a video"),
+        (["--source", "v.mp4", "--save", "out"], 6, "End its name with .mp4 or .mkv"),
+        (["--source", "v.mp4", "--csv", "m.onnx"], 2, "model itself"),
+        (["--source", "v.mp4", "--labels", "v.mp4", "--jsonl", "v.mp4"], 2, "itself"),
         (["--source", "v.mp4", "--save", "v.mp4"], 2, "source itself"),
         (["--source", "v.mp4", "--save", "-"], 2, "standard output"),
         (["--source", "v.mp4", "--csv", "x", "--jsonl", "x"], 2, "same name"),
@@ -160,6 +170,18 @@ def test_mistakes_are_one_line(
     assert result.exit_code == code, result.output
     assert says in one_line(result)
     assert sorted(os.listdir()) == before
+
+
+def test_a_model_that_is_not_compiled_yet_is_told_of(here: Path) -> None:
+    save_export("m.onnx")
+    result = run("--source", "v.mp4")
+    assert result.exit_code == 4 and "compile it with co3d-compile first" in one_line(result)
+
+
+def test_a_source_that_ends_too_early_says_so(here: Path) -> None:
+    for frames, says in (("4", "all of them while warming up"), ("2", "none: the source is shorter")):
+        result = run("--source", "v.mp4", "--frames", frames)
+        assert result.exit_code == 0 and says in result.stdout, result.output
 
 
 def test_a_model_of_another_kind_is_refused(here: Path) -> None:
@@ -220,6 +242,22 @@ def test_ctrl_c_finishes_the_files_though_the_source_keeps_silent(here: Path, nu
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_a_source_is_opened(here: Path) -> None:
+    """A server that takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
+        command = subprocess.Popen([*CO3D, "--source", url, "--csv", "out.csv"], stderr=subprocess.PIPE, text=True)
+        server.settimeout(20)
+        with server.accept()[0]:
+            time.sleep(0.3)
+            before = time.monotonic()
+            command.send_signal(signal.SIGINT)
+            said = command.communicate(timeout=20)[1]
+    assert (command.returncode, said) == (130, "error: stopped by SIGINT; nothing was written\n")
+    assert time.monotonic() - before < 5 and not Path("out.csv").exists() and not hidden()
+
+
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
     write_video(here / "long.mp4", ramp(40) * 20, 20)
     for what, lines in (("--jsonl -", 2), ("", 1)):
@@ -228,6 +266,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
             ["bash", "-c", f"{command} | head -n {lines}"], capture_output=True, text=True, check=True
         )
         assert len(piped.stdout.splitlines()) == lines and piped.stderr == ""
+    for command in ("inspect m.onnx -v", "inspect m.onnx --json", "run m.onnx --source v.mp4 --json"):
+        line = f"set -o pipefail; {' '.join(CO3D[:3])} {command} | (exec 0<&-)"
+        piped = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert (piped.returncode, piped.stderr) == (0 if "run" in command else 141, "")
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -38,3 +40,50 @@ def test_train_and_stream(tmp_path: Path) -> None:
     shares = json.loads((tmp_path / "train_and_stream.json").read_text())
     assert len(shares) == 4 and min(shares.values()) > 0.4
     assert (tmp_path / "train_and_stream.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_custom_operator() -> None:
+    assert "delay 3 frames, receptive field 14, warm-up 13" in run("custom_operator.py")
+
+
+@pytest.mark.slow
+def test_custom_pass() -> None:
+    assert "output 'embedding' of shape (1, 2048)" in run("custom_pass.py")
+
+
+class Small(nn.Module):
+    """What the demo needs of its X3D-S, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (3, 16, 16), (1, 16, 16), (1, 0, 0))
+        self.head = nn.Linear(4, 400)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.head(torch.relu(self.conv(x)).mean((2, 3, 4))), 1)
+
+    def on_one_long_clip(self, x: Tensor, length: int = 13) -> Tensor:
+        """The answer of every window, (1, classes, windows)."""
+        with torch.no_grad():
+            windows = torch.relu(self.conv(x)).mean((3, 4)).unfold(2, length, 1).mean(3)
+            return torch.softmax(self.head(windows.transpose(1, 2)), 2).transpose(1, 2)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole of it, with a small network in place of the X3D-S."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import demo
+
+    network = Small().eval()
+    monkeypatch.setattr(demo, "make_network", lambda: network)
+    monkeypatch.setattr(demo, "on_one_long_clip", lambda _, clip: network.on_one_long_clip(clip))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path), "--frames", "100"])
+    demo.main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "86 frames after the warm-up, 400 probabilities each: largest difference" in said
+    assert "times faster per frame" in said and {"x3d_s.onnx", "moving_shapes.mp4"} <= set(os.listdir(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--frames", "10"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "--frames must be at least 100" in capsys.readouterr().err

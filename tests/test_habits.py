@@ -84,10 +84,14 @@ def test_a_notebook_shows_a_summary() -> None:
     compiled = co3d.compile(network(), (CLIP,))
     shown = Texts(compiled._repr_html_())
     assert shown.open == []
-    table = dict(zip(shown.texts[::2], shown.texts[1::2], strict=True))
-    assert table["model"] == "Sequential" and table["receptive field"] == "10 frames"
-    assert table["a step takes"].startswith("1 of ") and table["delay, entries"] == "output 1"
+    fold = shown.texts.index("what was done")
+    table = dict(zip(shown.texts[:fold:2], shown.texts[1:fold:2], strict=True))
+    assert table["model"].startswith("Sequential, ") and table["receptive field"] == "10 frames"
+    assert table["input"].endswith(", 1 frame per step") and table["output"].endswith("newest window, delay 1")
     assert table["warm-up"] == f"{compiled.info.warmup_steps} steps" and table["recomputed on a window"] == "nothing"
+    assert table["state"].endswith("B per stream") and " 0 " not in table["multiply-adds"]
+    assert "continual" in shown.texts[fold + 1 :]
+    assert repr(compiled).startswith("<CompiledModel Sequential, ")
 
 
 def surroundings(model: nn.Module) -> dict[str, Any]:

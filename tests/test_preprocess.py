@@ -66,6 +66,7 @@ def test_the_middle_is_cut_out_and_layouts_are_orders_of_dims() -> None:
         {"crop": 8, "channels": "cmyk"},
         {"crop": 8, "layout": "NCHW"},
         {"crop": 8, "fps": 0},
+        {"crop": 8, "fps": 1e-300},
         {"crop": 10**9},
     ],
 )

@@ -38,12 +38,45 @@ class Block(nn.Module):
         return torch.relu(x + y * self.gate(y))
 
 
+class Recurrent(nn.Module):
+    """A layer that never forgets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)[0]
+        return y
+
+
+class Attention(nn.Module):
+    """Every frame looks at every other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (3, 4, 4), padding=(1, 0, 0))
+        self.look = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).flatten(2).transpose(1, 2)
+        return torch.mean(self.look(y, y, y)[0], 1)
+
+
 def network(*middle: nn.Module) -> nn.Module:
     head = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
     return nn.Sequential(nn.Conv3d(3, 4, (5, 1, 1), padding=(2, 0, 0)), *middle, head).eval()
 
 
+class Last(nn.Module):
+    """The answer is about the last entry."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mean(x[:, :, -1], (2, 3))
+
+
 NETWORKS = {
+    "last entry": nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), Last()).eval(),
     "residual": network(Block(), Block(5)),
     "strided": network(nn.Conv3d(4, 4, 3, (2, 1, 1), 1), Block(), nn.MaxPool3d((2, 1, 1))),
     "dilated": network(nn.Conv3d(4, 4, (3, 1, 1), dilation=(3, 1, 1))),
@@ -80,6 +113,28 @@ def test_each_operator_s_facts_add_up_to_those_of_the_model(name: str) -> None:
     assert sum(row.macs_clip for row in rows) == round(report.gmac_clip * 1e9)
     assert sum(row.macs_step for row in rows) == round(report.gmac_step * 1e9)
     assert sum(row.state_bytes for row in rows) == report.state_bytes
+
+
+def test_a_recurrent_layer_has_seen_all(folder: Path) -> None:
+    """Its own entries stand still, yet each depends on every frame before it."""
+    save_export("m.pt2", Recurrent(), torch.rand(1, 6, 4))
+    result = CliRunner().invoke(group, ["inspect", "m.pt2", "--time-dim", "1", "--html", "page.html"])
+    assert result.exit_code == 0, result.stderr
+    assert "gru  carries its state  delay 0, sees all, 20 B" in result.stdout
+    page = Path("page.html").read_text("utf-8")
+    assert "1 recurrent operator, with a state" in page and "<h1>Recurrent, frame by frame</h1>" in page
+    assert "1 operators" not in page and "1 frames" not in page
+
+
+def test_the_tree_has_every_state(folder: Path) -> None:
+    """What runs again on a window remembers too."""
+    model = co3d.compile(Attention().eval(), (torch.rand(1, 3, 6, 4, 4),))
+    model.save("out.onnx")
+    text = CliRunner().invoke(group, ["inspect", "out.onnx"]).stdout
+    with_state = [row for row in model.program.survey if row.state_bytes]
+    assert {row.kind for row in with_state} == {"stream", "window"}
+    assert all(f"{row.operator.removeprefix('aten.')}  {row.done}" in text for row in with_state)
+    assert sum(f", {row.state_bytes} B" in text for row in with_state) == len(with_state)
 
 
 def test_the_three_steps_stand_at_their_operators() -> None:
@@ -215,6 +270,9 @@ def test_inspect_s_mistakes_are_one_line(folder: Path) -> None:
         (["missing.onnx"], 4),
         ([f"{FACTORY}:nothing", "--shape", "1x3x4x8x8"], 4),
         (["."], 4),
+        (["out.onnx", "--html", "out.onnx"], 2),
+        (["m.pt2", "--html", "m.pt2"], 2),
+        (["m.pt2", "--time-dim", "x"], 2),
     ):
         result = CliRunner().invoke(group, ["inspect", *args])
         assert result.exit_code == code and result.stderr.count("\n") == 1, result.stderr

@@ -288,6 +288,7 @@ def test_a_file_that_differs_is_plotted_and_explained(film: Path) -> None:
     [
         (["--plot", "errors.pdf"], 2, "must end with .svg, .png, .html"),
         (["--plot", "no/such/errors.svg"], 6, "no directory"),
+        (["--plot", "short.mp4", "--video", "short.mp4"], 2, "the video itself"),
         (["--long", "--steps", "5"], 2, "Give one of them"),
         (["--video", "none.mp4"], 4, "none.mp4"),
         (["--video", "short.mp4"], 2, "no more frames"),

@@ -30,6 +30,10 @@ class Rule:
     A family overrides what is special about it. The defaults describe an operator that treats time as batch.
     """
 
+    def remembers_all(self, node: Node) -> bool:
+        """Whether an entry depends on all entries before it, by a state that is carried along."""
+        return False
+
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         """Per operand, the dims over which the operator computes: time must not be among them."""
         return ()

@@ -36,6 +36,9 @@ class Recurrent(Rule):
             raise NoExtension("starts from a hidden state that is not zero")
         return combine([fact_of(x)], None)
 
+    def remembers_all(self, node: Node) -> bool:
+        return True
+
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
         x = operand(node)
@@ -224,6 +227,9 @@ class CumulativeSum(AlongDims):
         if self._over_time(node) and (place is None or not place.alone or fact_of(x).spacing > 1):
             raise NoExtension("sums over a dim into which time is folded")
         return combine([fact_of(x)], known(x))
+
+    def remembers_all(self, node: Node) -> bool:
+        return self._over_time(node)
 
     def lower(self, node: Node, low: Lowering) -> list[Node]:
         if not self._over_time(node):
