@@ -36,6 +36,14 @@ KEEP = {
     aten.im2col.default,
 }
 
+_REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
+NO_NUMBERS = {
+    torch.bfloat16: "Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to bfloat16 out.",
+    torch.complex64: _REAL,
+    torch.complex128: _REAL,
+}
+"""Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 """What takes the place of users' own operators when a model is captured."""
 
@@ -61,7 +69,7 @@ def capture(
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
-    check_precision(module)
+    check_numbers(module)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
     program.follow()
@@ -146,16 +154,17 @@ def check_parameters(exported: ExportedProgram) -> None:
             )
 
 
-def check_precision(module: GraphModule) -> None:
-    """Refuses a model that computes in half precision by itself, whatever its weights are."""
+def check_numbers(module: GraphModule) -> None:
+    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with."""
     for node in module.graph.nodes:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
+        if way_out is not None:
             raise CaptureError(
                 f"The model computes in {value.dtype} here.",
                 operator=operator_name(node.target) if node.op == "call_function" else None,
                 module_path=module_path(node),
-                hint="Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to half precision out.",
+                hint=way_out,
             )
 
 

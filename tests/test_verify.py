@@ -255,3 +255,11 @@ def test_x3d_xs() -> None:
     module = entry.build()
     result = verify(co3d.compile(module, entry.examples(), **entry.options), module, entry.examples())
     assert result.passed, result
+
+
+def test_what_is_normalised_over_a_single_entry_of_time() -> None:
+    """The bottleneck of a U-Net: the clip has one entry there, the long clip has many."""
+    layers = (nn.Conv3d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.InstanceNorm3d(4), nn.Conv3d(4, 3, 3, padding=1))
+    model, clip = randomise(nn.Sequential(*layers), seed=3), torch.zeros(1, 3, 1, 6, 6)
+    checked = verify(co3d.compile(model, (clip,)), model, (clip,))
+    assert checked.passed, checked.reason
