@@ -155,8 +155,11 @@ class LongClip(Interpreter):
         if not isinstance(v, Tensor) or place is None or not place.alone:
             return v
         right = stream.value.dim() - place.dim
-        if v.dim() < right or v.shape[-right] != place.size or place.size in (1, stream.value.shape[place.dim]):
+        entries = stream.value.shape[place.dim]
+        if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
             return v
+        if place.size == 1:
+            return v.repeat_interleave(entries, v.dim() - right)
         steps = v.diff(dim=-right)
         if not bool((steps == steps.narrow(-right, 0, 1)).all()):
             raise NoReference("a constant differs over time")
