@@ -248,6 +248,12 @@ def _prelu(program: Program, node: Node) -> None:
     replace(node, insert(program, node, aten._prelu_kernel.default, x, slope))
 
 
+def _rrelu(program: Program, node: Node) -> None:
+    """Outside of training the random slope is the mean of its bounds."""
+    low, high = argument(node, 1, "lower", 1 / 8), argument(node, 2, "upper", 1 / 3)
+    replace(node, insert(program, node, aten.leaky_relu.default, operand(node), (low + high) / 2))
+
+
 def _moments(program: Program, node: Node) -> None:
     """``var_mean`` and ``std_mean`` as two operators."""
     x, dims = operand(node), argument(node, 1, "dim")
@@ -296,6 +302,7 @@ REWRITES: dict[Any, Any] = {
     aten.addmm.default: _addmm,
     aten.instance_norm.default: _instance_norm,
     aten.prelu.default: _prelu,
+    aten.rrelu.default: _rrelu,
     aten.var_mean.correction: _moments,
     aten.std_mean.correction: _moments,
     aten.expand.default: expansion,

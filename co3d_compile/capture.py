@@ -12,11 +12,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
 from co3d_compile.errors import CaptureError, UsageError
-from co3d_compile.program import Input, Options, Output, Program, module_path, set_constant
+from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
@@ -34,6 +35,14 @@ KEEP = {
     aten.scaled_dot_product_attention.default,
     aten.im2col.default,
 }
+
+_REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
+NO_NUMBERS = {
+    torch.bfloat16: "Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to bfloat16 out.",
+    torch.complex64: _REAL,
+    torch.complex128: _REAL,
+}
+"""Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 """What takes the place of users' own operators when a model is captured."""
@@ -60,6 +69,7 @@ def capture(
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
+    check_numbers(module)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
     program.follow()
@@ -88,17 +98,45 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = T
             clips = doubled(example_inputs) if two else None
             if clips is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
-                    return torch.export.export(model, clips, strict=False)
-            return torch.export.export(model, tuple(example_inputs), strict=False)
+                    return traced(model, clips)
+            return traced(model, tuple(example_inputs))
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
             f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: {message}",
-            hint="Check the clip shape (long enough for the model's pools?), and that the model runs on it.",
+            hint=_way_out(model),
         ) from error
     finally:
         for m in training:
             m.training = True
+
+
+def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    """``torch.export``, also of a model that reads ``x.data``: outside the tracer's sight, so it is ``x.detach()``."""
+    try:
+        return torch.export.export(model, example_inputs, strict=False)
+    except Exception:
+        with _DataDetached():
+            return torch.export.export(model, example_inputs, strict=False)
+
+
+class _DataDetached(TorchFunctionMode):
+    """Makes ``x.data`` of an activation an operator that can be traced."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _READ_DATA and not isinstance(args[0], nn.Parameter):
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+_READ_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+def _way_out(model: nn.Module) -> str:
+    scripted = next((name for name, m in model.named_modules() if name and isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        return f"Its part {scripted} is TorchScript: build it without torch.jit.script, or script the whole model."
+    return "Check the clip shape (long enough for the model's pools?), and that the model runs on it."
 
 
 def _shapes(inputs: Any) -> str:
@@ -125,6 +163,20 @@ def check_parameters(exported: ExportedProgram) -> None:
             )
 
 
+def check_numbers(module: GraphModule) -> None:
+    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
+        if way_out is not None:
+            raise CaptureError(
+                f"The model computes in {value.dtype} here.",
+                operator=operator_name(node.target) if node.op == "call_function" else None,
+                module_path=module_path(node),
+                hint=way_out,
+            )
+
+
 def decompositions() -> dict[Any, Any]:
     """PyTorch's own decompositions, less the operators that have a rule of their own."""
     table = torch.export.default_decompositions()
@@ -143,7 +195,9 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
     graph = Graph()
     env: dict[Node, Node] = {}
     specs = {spec.arg.name: spec for spec in signature.input_specs}
-    keep = [i for i, spec in enumerate(signature.output_specs) if spec.kind is OutputKind.USER_OUTPUT]
+    user = [i for i, spec in enumerate(signature.output_specs) if spec.kind is OutputKind.USER_OUTPUT]
+    returned = next(n for n in exported.graph.nodes if n.op == "output").args[0]
+    tensors = [isinstance(returned[i], Node) for i in user]  # a model may return None or a number beside tensors
     for node in exported.graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
             target = str(specs[node.name].target)
@@ -158,8 +212,7 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
                 hint="Decide it in Python before the model is captured, or compute both and choose with torch.where.",
             )
         elif node.op == "output":
-            results = [env[node.args[0][i]] for i in keep if isinstance(node.args[0][i], Node)]
-            graph.output(tuple(results))
+            graph.output(tuple(env[returned[i]] for i, tensor in zip(user, tensors, strict=True) if tensor))
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
     for node in list(graph.nodes):
@@ -170,7 +223,7 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
                 )
             graph.erase_node(node)
     module = GraphModule(root, graph)
-    return module, output_names(exported, len(keep))
+    return module, output_names(exported, tensors)
 
 
 def type_of_control(node: Node) -> str:
@@ -179,14 +232,19 @@ def type_of_control(node: Node) -> str:
     return f"torch.{users[0]}" if users else "Control flow"
 
 
-def output_names(exported: ExportedProgram, count: int) -> list[str]:
-    """Names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …"""
+def output_names(exported: ExportedProgram, tensors: list[bool]) -> list[str]:
+    """Names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …
+
+    Args:
+        tensors: For each leaf that the model returns, whether it is a tensor.
+    """
+    count = sum(tensors)
     spec = exported.call_spec.out_spec
     if spec is not None:
         paths = [p for p, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))]
         keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in p) for p in paths]
-        if len(keys) == count and all(k and not k[0].isdigit() for k in keys):
-            return keys
+        if len(keys) == len(tensors) and all(k and not k[0].isdigit() for k in keys):
+            return [key for key, tensor in zip(keys, tensors, strict=True) if tensor]
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 

@@ -155,8 +155,11 @@ class LongClip(Interpreter):
         if not isinstance(v, Tensor) or place is None or not place.alone:
             return v
         right = stream.value.dim() - place.dim
-        if v.dim() < right or v.shape[-right] != place.size or place.size in (1, stream.value.shape[place.dim]):
+        entries = stream.value.shape[place.dim]
+        if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
             return v
+        if place.size == 1:
+            return v.repeat_interleave(entries, v.dim() - right)
         steps = v.diff(dim=-right)
         if not bool((steps == steps.narrow(-right, 0, 1)).all()):
             raise NoReference("a constant differs over time")
@@ -276,12 +279,22 @@ class LongClip(Interpreter):
 
 
 def _one_by_one(n: Node, args: Any) -> bool:
-    """Whether the dim along which a gate's entries are joined is another one to the operator: channels, features."""
+    """Whether the dim along which entries are joined is another one to the operator: channels, or what it reduces.
+
+    The clip has a single entry there, so that the operator never computes over several.
+    """
     x = args[0]
     if not isinstance(x, Stream) or x.claim.place is None or (x.claim.place.size, x.claim.length) != (1, 1):
         return False
-    name = operator_name(n.target).removeprefix("aten.")
-    return x.claim.place.dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": x.value.dim() - 1}.get(name)
+    name, dim, rank = operator_name(n.target).removeprefix("aten."), x.claim.place.dim, x.value.dim()
+    if name in ("group_norm", "instance_norm"):
+        return dim >= 2
+    if name == "layer_norm":
+        return dim >= rank - len(args[1])
+    if name in ("mean", "sum", "amax", "amin", "softmax"):
+        dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
+        return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
 
 
 def _beside(n: Node, claim: Claim) -> bool:

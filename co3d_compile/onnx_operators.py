@@ -26,6 +26,7 @@ REDUCE = {
     aten.amax.default: "ReduceMax",
     aten.amin.default: "ReduceMin",
 }
+MAX_POOLS = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}
 
 
 def translates(*operators: Any) -> Callable[[Translation], Translation]:
@@ -254,5 +255,9 @@ def _pad(e: Emitter, node: Node) -> ir.Value:
     flat: Any = node.args[1]
     rank = rank_of(node)
     pads = [(0, 0)] * (rank - len(flat) // 2) + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
-    value = e.scalar(argument(node, 2, "value", 0), node)
+    fill = argument(node, 2, "value", 0)
+    if fill == 0 and node.meta["val"].is_floating_point() and any(u.target in MAX_POOLS for u in node.users):
+        # ONNX Runtime moves a pad with zeros into a max pool behind it, where it pads with minus infinity.
+        fill = torch.finfo(node.meta["val"].dtype).tiny
+    value = e.scalar(fill, node)
     return e.op("Pad", e.value(node.args[0]), e.ints([a for a, _ in pads] + [b for _, b in pads]), value)

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture import capture
+from co3d_compile.capture import capture, traced
 from co3d_compile.claims import NOTHING, NoReference, claim_of, claims_of, remembers_all
 from co3d_compile.errors import CaptureError, UsageError, VerificationError
 from co3d_compile.longclip import Entries, LongClip, Stream, Windows
@@ -321,7 +321,7 @@ def _exported(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] 
     args, _ = _example(model, example_inputs)
     try:
         with torch.no_grad(), _evaluated(model):
-            return torch.export.export(model, args, strict=False)
+            return traced(model, args)
     except Exception as error:
         what = str(error).strip().split("\n")[0]
         raise CaptureError(f"{type(model).__name__} cannot be captured with the example inputs: {what}") from error

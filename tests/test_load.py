@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_files import (
     FACTORY,
     SHAPE,
@@ -26,6 +27,7 @@ from model_files import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from zoo import Graph
 
 import co3d_compile as co3d
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
@@ -240,3 +242,40 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_come_from() -> No
             load_it()
     with pytest.raises(CaptureError, match=r"The parameter 0\.bias contains NaN or infinity"):
         co3d.compile(model, (torch.randn(SHAPE),))
+
+
+def in_half(x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return F.conv3d(x, torch.ones(4, 3, 3, 3, 3)).float()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (in_half, r"computes in torch\.bfloat16 here\. .*autocast\('cpu', enabled=False\)"),
+        (lambda x: torch.fft.rfft2(x).abs(), r"computes in torch\.complex64 here\. .*real numbers"),
+    ],
+)
+def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
+    with pytest.raises(CaptureError, match=said):
+        co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
+
+
+def test_a_part_that_is_torchscript_is_named() -> None:
+    part = torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()))
+    with pytest.raises(CaptureError, match=r"part 1 is TorchScript: build it without torch\.jit\.script"):
+        co3d.compile(nn.Sequential(nn.Conv3d(3, 3, 1), part), (torch.zeros(1, 3, 4, 8, 8),))
+
+
+def test_what_is_returned_beside_tensors_is_left_out() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Conv3d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"loss": None, "logits": self.net(x), "stages": [self.net(x).mean((2, 3, 4)), 3]}
+
+    compiled = co3d.compile(Several().eval(), (torch.zeros(1, 3, 4, 8, 8),))
+    assert [output.name for output in compiled.info.outputs] == ["logits", "stages_0"]
+    assert [output.has_time for output in compiled.info.outputs] == [True, False]

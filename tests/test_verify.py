@@ -255,3 +255,22 @@ def test_x3d_xs() -> None:
     module = entry.build()
     result = verify(co3d.compile(module, entry.examples(), **entry.options), module, entry.examples())
     assert result.passed, result
+
+
+def beside_zeros(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.net(x), torch.zeros(x.shape[0], 2, *x.shape[2:])], 1)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm3d(4)),
+        lambda: Graph(beside_zeros, net=nn.Conv3d(4, 2, 3, padding=1)),
+    ],
+)
+def test_a_single_entry_of_time_in_the_middle(middle: Callable[[], nn.Module]) -> None:
+    """Behind its strides a short clip has one entry left, where the long clip has many."""
+    layers = (nn.Conv3d(3, 4, 3, padding=1), middle(), nn.Conv3d(4, 3, 3, padding=1))
+    model, clip = randomise(nn.Sequential(*layers), seed=3), torch.zeros(1, 3, 1, 6, 6)
+    checked = verify(co3d.compile(model, (clip,)), model, (clip,))
+    assert checked.passed, checked.reason

@@ -133,6 +133,13 @@ def repeated_end(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.cat([y, torch.cat([d, d[:, :, -1:]], 2)], 1))
 
 
+def zeros_beside(m: Any, x: Tensor) -> Tensor:
+    """The parameter-free shortcut of 3D ResNets: pooled, and zeros for the channels it lacks. It reads ``.data``."""
+    y = m.net(x)
+    short = F.avg_pool3d(x, 1, stride=1)
+    return F.relu(y + torch.cat([short.data, torch.zeros(short.size(0), 1, *short.shape[2:])], dim=1))
+
+
 _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "slope_per_channel": (lambda: nn.Sequential(nn.Conv1d(4, 5, 3, padding=1), nn.PReLU(5)), _SERIES, 2),
     "tensor_unfold": (
@@ -166,6 +173,11 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
                                                 nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))),
         (1, 6, 3, 8, 8), 1),
+    "zeros_beside": (lambda: Graph(zeros_beside, net=conv()), _VIDEO, 2),
+    "zeros_before_max_pool": (  # what is pooled is below zero
+        lambda: Graph(lambda m, x: F.max_pool3d(F.pad(m.net(x) - 9, (0, 1, 0, 1)), (1, 3, 3), (1, 2, 2)), net=conv()),
+        _VIDEO, 2),
+    "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
 
