@@ -44,6 +44,9 @@ NO_NUMBERS = {
 }
 """Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
 
+CONVOLUTIONS = [f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)]
+"""Operators that ONNX Runtime does not compute in double precision."""
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 """What takes the place of users' own operators when a model is captured."""
 
@@ -168,6 +171,8 @@ def check_numbers(module: GraphModule) -> None:
     for node in module.graph.nodes:
         value = node.meta.get("val")
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
+        if getattr(node.target, "_opname", None) in CONVOLUTIONS and value.dtype == torch.float64:
+            way_out = "Convert the model first: model.float()."
         if way_out is not None:
             raise CaptureError(
                 f"The model computes in {value.dtype} here.",

@@ -253,6 +253,10 @@ def in_half(x: Tensor) -> Tensor:
     ("function", "said"),
     [
         (in_half, r"computes in torch\.bfloat16 here\. .*autocast\('cpu', enabled=False\)"),
+        (
+            lambda x: F.conv3d(x.double(), torch.ones(4, 3, 3, 3, 3, dtype=torch.float64)).float(),
+            r"computes in torch\.float64 here\. .*model\.float\(\)",
+        ),
         (lambda x: torch.fft.rfft2(x).abs(), r"computes in torch\.complex64 here\. .*real numbers"),
     ],
 )
