@@ -303,14 +303,14 @@ def draw(results: dict[str, Any], path: Path) -> None:
         key, value = next(iter(rows[0])), CHARTS[name]
         places = [row[key] for row in rows]
         axes.plot(places, [row[value] for row in rows], "o-", color="#3b82c4", markersize=4)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(row[value] for row in rows))
         axes.set_xlabel(key.replace("_", " "))
         axes.set_ylabel(value.replace("_mb", " MB").replace("_", " "), color="#3b82c4")
         axes.spines["top"].set_visible(False)
         if "state_mb" in rows[0]:
             twin = axes.twinx()
             twin.plot(places, [row["state_mb"] for row in rows], "s--", color="#9aa0a8", markersize=4)
-            twin.set_ylim(bottom=0)
+            twin.set_ylim(0, 1.15 * max(row["state_mb"] for row in rows))
             twin.set_ylabel("state MB", color="#70757c")
             twin.spines["top"].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ class CompiledModel:
     def with_half_states(self) -> CompiledModel:
         """The same model with its float32 states kept as float16; operators compute in float32 as before.
 
-        Half the bytes per stream, and no longer exact: about 1e-3 standard deviations of an output (docs/precision.md).
+        Half the bytes per stream, and no longer exact: docs/precision.md has what was measured.
         """
         from co3d_compile.half_states import with_half_states
 

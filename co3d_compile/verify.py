@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 AGAIN = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim")  # as compiled
 SHAKEN = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
 TOLERANCE = 1e-4
-HALF_TOLERANCE = 1e-2  # of states that are float16, which has 11 bits: 5e-4 of each value, and they add up over layers
+HALF_TOLERANCE = 1e-1  # of states that are float16: X3D-S at full size with random weights is off by 4e-2
 ROUNDING = 20  # times the tolerance: below this an error may be one of rounding
 
 
@@ -60,7 +60,7 @@ def verify(
         frames: What ``StreamSession.step`` takes, step by step, such as the frames of a video; default random ones.
             Where they end early the run does.
         seed: Of the random frames.
-        tolerance: Largest error, in standard deviations of what is expected; default 1e-4, 1e-2 with float16 states.
+        tolerance: Largest error, in standard deviations of what is expected; default 1e-4, 0.1 with float16 states.
         bisect: Whether to look for the operator that differs first, if values are wrong.
         progress: Called with (stage, done, total).
 

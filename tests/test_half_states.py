@@ -66,7 +66,7 @@ def test_a_state_that_moves_is_not_cast() -> None:
 def test_verification_states_its_tolerance() -> None:
     half = co3d.compile(network(), (CLIP,)).with_half_states()
     result = verify(half, network(), (CLIP,))
-    assert result.passed and result.tolerance == 1e-2 and result.relative_error > 1e-6
+    assert result.passed and result.tolerance == 1e-1 and result.relative_error > 1e-6
     assert any("float16" in note for note in result.notes)
     assert not verify(half, network(), (CLIP,), tolerance=1e-6, bisect=False).passed
 
@@ -89,7 +89,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     words = [str(source), "-o", str(output), "--state-dtype", "float16"]
     done = CliRunner().invoke(compile_command, [*words, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["verification"]["tolerance"] == 1e-2
+    assert json.loads(done.stdout)["verification"]["tolerance"] == 1e-1
     assert {s.dtype for s in co3d.StreamSession(output).info.states} == {"float16"}
     done = CliRunner().invoke(compile_command, [*words, "--native"])
     assert done.exit_code == 2 and "neither --native" in done.output
