@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def measured(models: dict[int, co3d.CompiledModel], batches: dict[int, int], ste
             with co3d.StreamSession(data, batch=batches.get(key, 1), threads=1) as session:
                 frames = noise(session)
                 work = session.batch * (session.info.inputs[0].frames_per_step or 1)
-                samples[key] += [ms / work for ms in timed(lambda s=session, f=frames: s.step(f), steps)]
+                samples[key] += [ms / work for ms in timed(partial(session.step, frames), steps)]
             gc.collect()
     rows = {}
     for key, compiled in models.items():
