@@ -75,6 +75,14 @@ Examples:
     help="renamed: states that only move by a slot are not copied.",
 )
 @option(
+    "--state-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    group=OUTPUT,
+    help="float16: states take half the memory; results are near those of the model, not equal to them.",
+)
+@option(
     "--native",
     is_flag=True,
     group=OUTPUT,
@@ -135,6 +143,8 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
     keep, no_verify, native = options.pop("keep"), options.pop("no_verify"), options.pop("native")
     if native and path.suffix == ".pt2":
         raise UsageError("--native is about ONNX Runtime, and a .pt2 is not for it.", hint="Give -o OUT.onnx.")
+    if options["state_dtype"] == "float16" and (native or path.suffix == ".pt2"):
+        raise UsageError("--state-dtype float16 goes with neither --native nor a .pt2.", hint="Leave one of them away.")
     options["state_io"] = "renamed" if native else options["state_io"]
     preprocess, labels = take_pictures(options)
     page = page_output(options.pop("report"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -79,14 +80,14 @@ class Buffer:
 
     def read(self) -> Array:
         """A copy in host memory."""
-        return np.array(self.value.numpy() if self.host is None else self.host)
+        return np.array(self.value.numpy()) if self.host is None else self.host.copy()
 
     def write(self, values: Array) -> None:
         """Take over values of the same shape and dtype."""
         if self.host is None:
             self.value.update_inplace(np.ascontiguousarray(values))
         else:
-            np.copyto(self.host, values)
+            self.host[...] = values
 
     def put(self, values: float | Array, index: int | slice | Array, dim: int = 0) -> None:
         """Set what lies at ``index`` of a dim: to one value, or to an array of that part's shape."""
@@ -109,6 +110,16 @@ class Buffer:
         shape = (*self.shape[:dim], len(index), *self.shape[dim + 1 :])
         # "clip" because numpy buffers the result with "raise"; the session has checked the index
         return np.take(host, index, axis=dim, out=scratch.array(shape, self.dtype), mode="clip")
+
+
+def fit(arrays: Sequence[object], buffers: Sequence[Buffer]) -> bool:
+    """Whether there is an array for each buffer, of its shape and dtype."""
+    if len(arrays) != len(buffers):
+        return False
+    for array, buffer in zip(arrays, buffers, strict=True):
+        if not isinstance(array, np.ndarray) or array.shape != buffer.shape or array.dtype != buffer.dtype:
+            return False
+    return True
 
 
 class Scratch:

@@ -27,7 +27,7 @@ from co3d_compile.labels import clean_labels
 from co3d_compile.manager import Pass, Progress, run_passes
 from co3d_compile.passes import default_passes
 from co3d_compile.preprocess import preprocess_for
-from co3d_compile.program import Options, Program
+from co3d_compile.program import Options, Program, bytes_of
 from co3d_compile.report import Report, details
 from co3d_compile.survey import costs, with_costs, with_values
 from co3d_compile.tap_convolution import Layer, chosen
@@ -133,6 +133,7 @@ class CompiledModel:
         """
         from co3d_compile.native import to_native
 
+        self._wide("to_native")
         model, info = to_native(self.model, self.info)
         model.metadata_props[metadata.METADATA_KEY] = info.to_json()
         return CompiledModel(self.program, model, info, self._report)
@@ -141,6 +142,7 @@ class CompiledModel:
         """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
         from co3d_compile.step_module import StepModule
 
+        self._wide("to_module")
         return StepModule(self.program, self.info)
 
     def with_weights(self, module: StepModule) -> CompiledModel:
@@ -152,10 +154,26 @@ class CompiledModel:
         """
         from co3d_compile.step_module import with_weights
 
+        self._wide("with_weights")
         program = with_weights(self.program, module)
         model = export(program)
         model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
         return CompiledModel(program, model, self.info, self._report)
+
+    def with_half_states(self) -> CompiledModel:
+        """The same model with its float32 states kept as float16; operators compute in float32 as before.
+
+        Half the bytes per stream, and no longer exact: docs/precision.md has what was measured.
+        """
+        from co3d_compile.half_states import with_half_states
+
+        model, info = with_half_states(self.model, self.info)
+        small = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
+        note = "States are kept as float16: results are near those of the clip model, not equal to them."
+        report = dataclasses.replace(self._report, state_bytes=small, warnings=[*self._report.warnings, note])
+        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
+        model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.survey))
+        return CompiledModel(self.program, model, info, report)
 
     def to_exported_program(self, batch: int | None = None) -> ExportedProgram:
         """The step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
@@ -171,6 +189,7 @@ class CompiledModel:
         """
         from co3d_compile.step_module import exported_program
 
+        self._wide("to_exported_program")
         return exported_program(self.program, batch)
 
     def save_exported_program(self, path: str | os.PathLike[str]) -> Path:
@@ -191,6 +210,11 @@ class CompiledModel:
         facts = dict(self._report.facts())
         return f"<CompiledModel {facts['model']}; receptive field {facts['receptive field']}; state {facts['state']}>"
 
+    def _wide(self, what: str) -> None:
+        """Refuses what begins from float32 states."""
+        if self.info.options.get("state_dtype") == "float16":
+            raise UsageError(f"{what} needs float32 states.", hint='Compile without state_dtype="float16".')
+
     def _repr_html_(self) -> str:
         return self._report.to_html()
 
@@ -206,6 +230,7 @@ def compile(
     boundary: str = "stream",
     unsupported: str = "window",
     state_io: str = "paired",
+    state_dtype: str = "float32",
     time_dim: int | Sequence[int | None] = 2,
     passes: Sequence[Pass] | None = None,
     tune: bool = False,
@@ -230,6 +255,7 @@ def compile(
         boundary: ``"stream"``: no start and no end. ``"exact"``: both ends as the clip model has them (docs/ends.md).
         unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
+        state_dtype: ``"float16"``: :meth:`CompiledModel.with_half_states`, half the bytes, no longer exact.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
         tune: Measure on this machine which form of each continual convolution is fastest, instead of estimating it.
@@ -242,6 +268,8 @@ def compile(
     Raises:
         Co3dError: One of its kinds; the message names the operator, the module path and the way out.
     """
+    if state_dtype not in ("float32", "float16"):
+        raise UsageError(f"state_dtype={state_dtype!r} is none of 'float32', 'float16'.")
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
     folder = Path(dump) if dump is not None else None
@@ -254,6 +282,7 @@ def compile(
         return compiled
 
     compiled = _tuned(build, progress) if tune else build()
+    compiled = compiled.with_half_states() if state_dtype == "float16" else compiled
     compiled.describe(preprocess, labels)
     for message in compiled.report().warnings:
         warnings.warn(message, Co3dWarning, stacklevel=2)

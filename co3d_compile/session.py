@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, fit, make_rings, no_memory
 from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError, not_onnx
 from co3d_compile.machine import block_channels
@@ -189,12 +188,18 @@ class StreamSession:
             self.close()
 
     def _step(self, frames: Sequence[object], valid: Array | None) -> Array | tuple[Array, ...]:
-        for array, buffer in zip(self._checked_inputs(frames, valid, self.batch), self._buffers, strict=True):
-            buffer.write(array)
-        with _ort_errors():
+        # The caches are cold after each run: every function that is called here costs microseconds, so most are not.
+        if not (self._valid is None and valid is None and fit(frames, self._inputs)):
+            frames = self._checked_inputs(frames, valid, self.batch)
+        for array, buffer in zip(frames, self._buffers, strict=True):
+            buffer.write(array)  # type: ignore[arg-type]
+        try:
             self._ort.run_with_iobinding(self._bindings[self._phase])
+        except Exception as error:
+            raise _ort_failed(error) from error
         self._phase = (self._phase + 1) % self._period
-        self._stepped()
+        if self._profile is not None:
+            self._profile.stepped(self._ort)
         return _one_or_all([buffer.read() for buffer in self._outputs])
 
     def _step_some(
@@ -208,18 +213,17 @@ class StreamSession:
             values[state.input] = buffer.take(index, state.batch_dim, self._scratch[state.input])
         outputs = [output.name for output in self.info.outputs]
         names = outputs + [chain[0].output for chain, _ in self._rings]
-        with _ort_errors():
+        try:
             values |= zip(names, self._ort.run(names, values), strict=True)
-        self._stepped()
+        except Exception as error:
+            raise _ort_failed(error) from error
+        if self._profile is not None:
+            self._profile.stepped(self._ort)
         buffers = {state.input: buffer for state, buffer in current}
         for chain, _ in self._rings:
             for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
                 buffers[state.input].put(values[state.output], index, state.batch_dim)
         return _one_or_all([values[name] for name in outputs])
-
-    def _stepped(self) -> None:
-        if self._profile is not None:
-            self._profile.stepped(self._ort)
 
     def _checked_inputs(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
         """What the model takes beside the states, for ``count`` streams."""
@@ -385,9 +389,5 @@ def _one_or_all(results: list[Array]) -> Array | tuple[Array, ...]:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-@contextmanager
-def _ort_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.") from error
+def _ort_failed(error: Exception) -> SessionError:
+    return SessionError(f"onnxruntime failed: {error}", hint="The state is that of before the step.")

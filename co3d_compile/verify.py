@@ -28,6 +28,8 @@ from co3d_compile.verification import Bisection, StepError, Verification
 Progress = Callable[[str, int, int], None]
 AGAIN = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim")  # as compiled
 SHAKEN = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
+TOLERANCE = 1e-4
+HALF_TOLERANCE = 1e-1  # of states that are float16: X3D-S at full size with random weights is off by 4e-2
 ROUNDING = 20  # times the tolerance: below this an error may be one of rounding
 
 
@@ -39,7 +41,7 @@ def verify(
     steps: int | None = None,
     frames: Iterable[Any] | None = None,
     seed: int = 0,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     bisect: bool = True,
     progress: Progress | None = None,
 ) -> Verification:
@@ -58,7 +60,7 @@ def verify(
         frames: What ``StreamSession.step`` takes, step by step, such as the frames of a video; default random ones.
             Where they end early the run does.
         seed: Of the random frames.
-        tolerance: Largest error, in standard deviations of what is expected.
+        tolerance: Largest error, in standard deviations of what is expected; default 1e-4, 0.1 with float16 states.
         bisect: Whether to look for the operator that differs first, if values are wrong.
         progress: Called with (stage, done, total).
 
@@ -74,6 +76,11 @@ def verify(
             check = _Check(session, program, example_inputs, progress or (lambda *_: None))
             check.plan(steps if frames is None else steps or WHOLE)
             pulse = check.timeline.pulse
+            half = check.info.options.get("state_dtype") == "float16"
+            if tolerance is None:
+                tolerance = HALF_TOLERANCE if half else TOLERANCE
+            if half:
+                check.notes.append(f"States are float16, so the file is not exact: up to {tolerance:.0e} passes.")
             source = random_frames if frames is None else given_frames
             check.run(source(check.reference, pulse, seed if frames is None else frames), tolerance)  # type: ignore
         if bisect and check.differs:
