@@ -25,6 +25,7 @@ from co3d_compile.cli.common import (
 )
 from co3d_compile.cli.output import Output, keep_apart, page_output, size
 from co3d_compile.cli.pictures import picture_options, take_pictures
+from co3d_compile.cli.precision import precision_options, take_precision
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import print_summary, reason
 from co3d_compile.cli.time_options import take_time, time_options
@@ -74,14 +75,7 @@ Examples:
     group=OUTPUT,
     help="renamed: states that only move by a slot are not copied.",
 )
-@option(
-    "--state-dtype",
-    type=click.Choice(["float32", "float16"]),
-    default="float32",
-    show_default=True,
-    group=OUTPUT,
-    help="float16: states take half the memory; results are near those of the model, not equal to them.",
-)
+@precision_options
 @option(
     "--native",
     is_flag=True,
@@ -143,8 +137,7 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
     keep, no_verify, native = options.pop("keep"), options.pop("no_verify"), options.pop("native")
     if native and path.suffix == ".pt2":
         raise UsageError("--native is about ONNX Runtime, and a .pt2 is not for it.", hint="Give -o OUT.onnx.")
-    if options["state_dtype"] == "float16" and (native or path.suffix == ".pt2"):
-        raise UsageError("--state-dtype float16 goes with neither --native nor a .pt2.", hint="Leave one of them away.")
+    reduce = take_precision(options, native, path)
     options["state_io"] = "renamed" if native else options["state_io"]
     preprocess, labels = take_pictures(options)
     page = page_output(options.pop("report"))
@@ -157,6 +150,11 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
             compiled = compiled.to_native()
         if preprocess or labels:
             compiled.describe(preprocess, labels)
+        if reduce is not None:
+            if not no_verify:  # exact it must be before, as an error of the compiler would hide in what is lost
+                _exact(compiled, loaded, progress)
+            progress("reduce")
+            compiled = reduce(compiled)
         with output.writing() as file:
             write = _write_step if path.suffix == ".pt2" else _write
             result = write(file, compiled, None if no_verify else loaded, progress)
@@ -208,6 +206,16 @@ def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Prog
         compiled.save(model)
         result: dict[str, Any] = verify_step(file, model, _verify(model, loaded, progress)).to_dict()
     return result
+
+
+def _exact(compiled: Any, loaded: Loaded, progress: Progress) -> None:
+    """Verifies the model in full precision. Raises VerificationError."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        compiled.save(file)
+        result = _verify(file, loaded, progress).to_dict()
+    if not result["passed"]:
+        raise VerificationError(f"The compiled model differs before its precision is reduced: {reason(result)}")
 
 
 def _verify(file: Path, loaded: Loaded, progress: Progress) -> Verification:

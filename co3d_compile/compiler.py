@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from co3d_compile.preprocess import preprocess_for
 from co3d_compile.program import Options, Program, bytes_of
 from co3d_compile.report import Report, details
 from co3d_compile.survey import costs, with_costs, with_values
-from co3d_compile.tap_convolution import Layer, chosen
+from co3d_compile.tune import tuned
 from co3d_compile.version import __version__
 from co3d_compile.whole_file import whole_file
 
@@ -134,9 +134,7 @@ class CompiledModel:
         from co3d_compile.native import to_native
 
         self._wide("to_native")
-        model, info = to_native(self.model, self.info)
-        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
-        return CompiledModel(self.program, model, info, self._report)
+        return self._other(*to_native(self.model, self.info), self._report)
 
     def to_module(self) -> StepModule:
         """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
@@ -161,18 +159,34 @@ class CompiledModel:
         return CompiledModel(program, model, self.info, self._report)
 
     def with_half_states(self) -> CompiledModel:
-        """The same model with its float32 states kept as float16; operators compute in float32 as before.
-
-        Half the bytes per stream, and no longer exact: docs/precision.md has what was measured.
-        """
+        """The same model with its float32 states kept as float16: half the bytes, no longer exact."""
         from co3d_compile.half_states import with_half_states
 
-        model, info = with_half_states(self.model, self.info)
-        small = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
-        note = "States are kept as float16: results are near those of the clip model, not equal to them."
-        report = dataclasses.replace(self._report, state_bytes=small, warnings=[*self._report.warnings, note])
-        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
+        return self._reduced(*with_half_states(self.model, self.info), "States are kept as float16")
+
+    def to_int8(self, frames: Iterable[Any]) -> CompiledModel:
+        """The same model with 8-bit convolutions and matrix products, by ONNX Runtime's quantisation; no longer exact.
+
+        Args:
+            frames: For calibration, what :meth:`StreamSession.step` takes for one stream: more steps than the warm-up.
+
+        Raises:
+            UsageError, SessionError: Too few frames, or not what the model takes.
+        """
+        from co3d_compile.int8 import to_int8
+
+        return self._reduced(*to_int8(self.model, self.info, frames), "Convolutions compute in 8 bits")
+
+    def _reduced(self, model: ir.Model, info: metadata.Contract, what: str) -> CompiledModel:
+        """A file of the same program that is not exact, which its report says."""
+        size = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
+        note = f"{what}: results are near those of the clip model, not equal to them."
+        report = dataclasses.replace(self._report, state_bytes=size, warnings=[*self._report.warnings, note])
         model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.survey))
+        return self._other(model, info, report)
+
+    def _other(self, model: ir.Model, info: metadata.Contract, report: Report) -> CompiledModel:
+        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
         return CompiledModel(self.program, model, info, report)
 
     def to_exported_program(self, batch: int | None = None) -> ExportedProgram:
@@ -211,9 +225,8 @@ class CompiledModel:
         return f"<CompiledModel {facts['model']}; receptive field {facts['receptive field']}; state {facts['state']}>"
 
     def _wide(self, what: str) -> None:
-        """Refuses what begins from float32 states."""
-        if self.info.options.get("state_dtype") == "float16":
-            raise UsageError(f"{what} needs float32 states.", hint='Compile without state_dtype="float16".')
+        if self.info.options.get("state_dtype") == "float16" or self.info.options.get("int8"):
+            raise UsageError(f"{what} needs a model in full precision.", hint="Call it on the model as it was before.")
 
     def _repr_html_(self) -> str:
         return self._report.to_html()
@@ -281,25 +294,12 @@ def compile(
             compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
         return compiled
 
-    compiled = _tuned(build, progress) if tune else build()
+    compiled = tuned(build, progress) if tune else build()
     compiled = compiled.with_half_states() if state_dtype == "float16" else compiled
     compiled.describe(preprocess, labels)
     for message in compiled.report().warnings:
         warnings.warn(message, Co3dWarning, stacklevel=2)
     return compiled
-
-
-def _tuned(build: Callable[[], CompiledModel], progress: Progress | None) -> CompiledModel:
-    """Compiles to see which convolutions there are, and again with the fastest form of each."""
-    from co3d_compile.tune import tune
-
-    layers: list[Layer] = []
-    with chosen(layers.append):
-        compiled = build()
-    if not layers:
-        return compiled
-    with chosen(tune(layers, progress).get):
-        return build()
 
 
 def _compile(

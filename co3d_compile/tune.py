@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,13 +19,27 @@ from torch import nn
 from co3d_compile.errors import OutputError
 from co3d_compile.machine import cpu_name
 from co3d_compile.session import StreamSession
-from co3d_compile.tap_convolution import FORMS, Layer, forced
+from co3d_compile.tap_convolution import FORMS, Layer, chosen, forced
 from co3d_compile.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from co3d_compile.compiler import CompiledModel
 
 CONVOLUTIONS: dict[int, Any] = {0: nn.Conv1d, 1: nn.Conv2d, 2: nn.Conv3d}
 OUTSIDE = 8  # channels before and behind the layer that is measured
 ROUNDS, SECONDS = 3, 0.05
 Progress = Callable[[str, int, int], None]
+
+
+def tuned(build: Callable[[], CompiledModel], progress: Progress | None) -> CompiledModel:
+    """Compiles to see which convolutions there are, and again with the fastest form of each."""
+    layers: list[Layer] = []
+    with chosen(layers.append):
+        compiled = build()
+    if not layers:
+        return compiled
+    with chosen(tune(layers, progress).get):
+        return build()
 
 
 def tune(layers: Iterable[Layer], progress: Progress | None = None) -> dict[Layer, str]:
@@ -137,4 +151,4 @@ def _write(content: dict[str, str]) -> None:
         warnings.warn(f"What was tuned cannot be kept: {error}", stacklevel=2)
 
 
-__all__ = ["tune"]
+__all__ = ["tune", "tuned"]
