@@ -188,8 +188,14 @@ def decompositions() -> dict[Any, Any]:
     for operator in list(table.keys()):
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
+    table[aten.stack.default] = stacked
     table.update(DECOMPOSITIONS)
     return table
+
+
+def stacked(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:

@@ -165,6 +165,8 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(lambda m, x: F.interpolate(m.net(x), scale_factor=(2, 1.5, 1.5), mode="trilinear"),
                       net=conv()), _VIDEO, 2),
     "sorted_channels": (lambda: Graph(lambda m, x: m.out(m.net(x).sort(1)[0]), net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "stacked_channels": (
+        lambda: Graph(lambda m, x: torch.stack([m.net(x)[:, i] for i in (2, 0, 1)], 1), net=conv()), _VIDEO, 2),
     "best_places": (lambda: Graph(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
     "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
     "repeated_end": (lambda: Graph(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
