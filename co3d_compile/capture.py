@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +14,19 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
+from co3d_compile.constants import ConstantsKnown
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
+
+DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.
 KEEP = {
@@ -103,6 +109,10 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = T
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
                     return traced(model, clips)
             return traced(model, tuple(example_inputs))
+    except GuardOnDataDependentSymNode as error:
+        raise CaptureError(
+            f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
+        ) from error
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
@@ -114,12 +124,19 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = T
             m.training = True
 
 
+def _where(error: Exception) -> str:
+    """The line of the model that the tracer names, if it names one."""
+    found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
+    return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
+
+
 def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
-    """``torch.export``, also of a model that reads ``x.data``: outside the tracer's sight, so it is ``x.detach()``."""
+    """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
+    decides in Python by the values of constants."""
     try:
         return torch.export.export(model, example_inputs, strict=False)
     except Exception:
-        with _DataDetached():
+        with _DataDetached(), ConstantsKnown():
             return torch.export.export(model, example_inputs, strict=False)
 
 
@@ -220,7 +237,7 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             raise CaptureError(
                 f"{type_of_control(node)} in the model chooses what is computed by the values of its input.",
                 module_path=module_path(node),
-                hint="Decide it in Python before the model is captured, or compute both and choose with torch.where.",
+                hint=DECIDE,
             )
         elif node.op == "output":
             graph.output(tuple(env[returned[i]] for i, tensor in zip(user, tensors, strict=True) if tensor))

@@ -104,7 +104,7 @@ def test_dump() -> None:
         ("tiny", ["--time-dim", "1"], 2, "time_dim=1"),
         ("tiny", ["--time-dim", "7"], 2, "time_dim=7"),
         ("tiny", ["--time-dim", "none"], 2, "time dim"),
-        ("DataDependent", [], 4, "cannot be captured"),
+        ("DataDependent", [], 4, "line "),
     ],
 )
 def test_bad_input(factory: str, more: list[str], code: int, says: str) -> None:

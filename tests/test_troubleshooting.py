@@ -88,6 +88,11 @@ class Chance(nn.Module):
         return x + torch.rand(x.shape[-1:])
 
 
+class Numpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(x.numpy()))
+
+
 class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -248,6 +253,7 @@ CASES: dict[str, Callable[[], str]] = {
     "two clips": lambda: compiling(f"{FACTORY}:TwoClips", *SHAPE),
     "script": script_that_does_not_convert,
     "branch": lambda: raised(lambda: compile(Branch())),
+    "numpy": lambda: raised(lambda: compile(Numpy())),
     # time and shapes
     "exported for": lambda: compiling(save_export(), "--shape", "1x3x8x8x8"),
     "time dim": lambda: raised(lambda: compile(tiny(), time_dim=5)),

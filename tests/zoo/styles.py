@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Graph, by_clip, long_clip, randomise
+from . import Entry, Graph, Reference, by_clip, long_clip, randomise
 from .gates import ScopedPool, gated
 
 _VIDEO = (1, 3, 6, 6, 6)
@@ -140,6 +140,21 @@ def zeros_beside(m: Any, x: Tensor) -> Tensor:
     return F.relu(y + torch.cat([short.data, torch.zeros(short.size(0), 1, *short.shape[2:])], dim=1))
 
 
+def decided_by_constants(m: Any, x: Tensor) -> Tensor:
+    """Python that reads the values of ranges and masks, which no frame can change."""
+    y, weight = m.net(x), torch.ones(4)
+    weight[2:] = 0.5
+    weight[-1] += 1
+    y = y * weight.view(4, 1, 1, 1) if (weight != 1).any() else y
+    return torch.stack([y[:, int(i)] for i in torch.linspace(0, 3, 2)] + [y[:, k] for k in weight.long().tolist()], 1)
+
+
+def decided(y: Tensor) -> Tensor:
+    """The same with the decisions made by hand."""
+    y = y * torch.tensor([1, 1, 0.5, 1.5]).view(4, 1, 1, 1)
+    return y[:, [0, 3, 1, 1, 0, 1]]
+
+
 _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "slope_per_channel": (lambda: nn.Sequential(nn.Conv1d(4, 5, 3, padding=1), nn.PReLU(5)), _SERIES, 2),
     "tensor_unfold": (
@@ -255,5 +270,11 @@ def _build(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[]
 STYLES = (
     *(_copied(how, scope) for how in HOW for scope in ("frame", "window")),
     *(_streaming(name) for name in _STREAMS),
+    Entry(
+        "decided_by_constants",
+        _build(lambda: Graph(decided_by_constants, net=conv()), _VIDEO),
+        (_VIDEO,),
+        reference=lambda m: Reference(lambda x: decided(m.net(x)), time_dims=(2,)),
+    ),
     *(_windowed(name) for name in _WINDOWS),
 )

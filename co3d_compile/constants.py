@@ -1,0 +1,83 @@
+"""Decisions that a model makes in Python by the values of tensors that no input reaches: masks, ranges, samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
+
+_DECIDES = {
+    Tensor.__bool__,
+    Tensor.__int__,
+    Tensor.__float__,
+    Tensor.__index__,
+    Tensor.item,
+    Tensor.tolist,
+}
+_WRITES = {"__setitem__", "__set__"} | {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+}
+
+
+class ConstantsKnown(TorchFunctionMode):
+    """Knows the numbers of what is made from shapes and Python numbers alone while a model is traced.
+
+    The tracer knows shapes only, so ``if mask.any():`` or ``int(torch.linspace(0, t - 1, 4)[i])`` stops it, though
+    no input can change the answer. Everything that such tensors are made by is computed beside the tracer as well;
+    random numbers are not, since they differ from call to call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: Any = WeakIdKeyDictionary()  # what the tracer holds: the same in numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch._C._meta_in_tls_dispatch_include():  # inside the tracer, which computes shapes
+            return func(*args, **kwargs)
+        tensors = _tensors((args, kwargs))
+        known = [t in self._known for t in tensors]
+        if tensors and all(known) and func in _DECIDES:
+            return self._real(func, args, kwargs)[0]
+        result = func(*args, **kwargs)
+        if all(known):
+            self._learn(_tensors(result), func, args, kwargs)
+        elif any(known) and _writes(func, kwargs):
+            self._known.clear()  # what is written may be a view of any of them
+        return result
+
+    def _learn(self, made: list[Tensor], func: Any, args: Any, kwargs: Any) -> None:
+        if not made and not _writes(func, kwargs):
+            return
+        values, random = self._real(func, args, kwargs)
+        if random and _writes(func, kwargs):
+            self._known.clear()
+        if not random:
+            self._known.update(zip(made, _tensors(values), strict=True))
+
+    def _real(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
+        """The same call on numbers, and whether it drew some at random."""
+        args, kwargs = pytree.tree_map_only(Tensor, self._known.__getitem__, (args, kwargs))
+        with _disable_current_modes():
+            before = torch.get_rng_state()
+            values = func(*args, **kwargs)
+            random = not torch.equal(before, torch.get_rng_state())
+            if random:
+                torch.set_rng_state(before)
+        return values, random
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def _writes(func: Any, kwargs: Any) -> bool:
+    """Whether a call may write into one of its arguments."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _WRITES or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
