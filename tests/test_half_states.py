@@ -74,7 +74,7 @@ def test_verification_states_its_tolerance() -> None:
 @pytest.mark.parametrize("what", ["to_native", "to_module", "to_exported_program"])
 def test_what_needs_float32(what: str) -> None:
     half = co3d.compile(network(), (CLIP,)).with_half_states()
-    with pytest.raises(co3d.UsageError, match="needs float32 states"):
+    with pytest.raises(co3d.UsageError, match="needs a model in full precision"):
         getattr(half, what)()
 
 
