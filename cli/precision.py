@@ -12,7 +12,7 @@ from co3d_compile.cli.common import OUTPUT, option
 from co3d_compile.errors import UsageError
 
 if TYPE_CHECKING:
-    from co3d_compile.compiler import CompiledModel
+    from co3d_compile.compiled_model import CompiledModel
 
 
 def precision_options(command: Callable[..., Any]) -> Callable[..., Any]:

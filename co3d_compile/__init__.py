@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from co3d_compile.version import __version__
 
 if TYPE_CHECKING:
-    from co3d_compile.compiler import CompiledModel, compile
+    from co3d_compile.compiled_model import CompiledModel
+    from co3d_compile.compiler import compile
     from co3d_compile.contract import Contract
     from co3d_compile.custom import rule
     from co3d_compile.errors import (
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from co3d_compile.source import Source, read_source
 
 _WHERE = {
-    "compiler": ["CompiledModel", "compile"],
+    "compiled_model": ["CompiledModel"],
+    "compiler": ["compile"],
     "contract": ["Contract"],
     "custom": ["rule"],
     "errors": [

@@ -44,6 +44,7 @@ class Resize:
         """Whether what a gate pooled is given to every entry again."""
         after = self.after.layout
         streams = self.before.kind is Kind.STREAM and self.after.kind is Kind.STREAM
+        streams = streams and self.before.rate == self.after.rate  # else it is up-sampled: more entries, not the same
         return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
 
     def end(self, end: int) -> int:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from co3d_compile.compiler import CompiledModel, compile
+from co3d_compile.compiled_model import CompiledModel
+from co3d_compile.compiler import compile
 from co3d_compile.errors import Co3dError, Co3dWarning, UsageError
 from co3d_compile.floor import floor_passes
 from co3d_compile.machine import block_channels, cpu_name

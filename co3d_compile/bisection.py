@@ -19,7 +19,7 @@ from torch import Tensor
 
 from co3d_compile.blocked import BLOCKED
 from co3d_compile.comparison import spread
-from co3d_compile.compiler import CompiledModel
+from co3d_compile.compiled_model import CompiledModel
 from co3d_compile.contract import REPORT_KEY, Contract, resolve
 from co3d_compile.errors import Co3dError, ContractError, LoadError
 from co3d_compile.inner_values import InnerValues

@@ -47,8 +47,14 @@ def resampling(program: Program, node: Node) -> None:
     if any(a not in (1, b) for a, b in zip(shape_of(x), shape_of(node), strict=True)):
         return
     new = insert(program, node, aten.expand.default, x, list(shape_of(node)))
+    new.meta["resampled"] = (node.target, node.args[1:])
     replace(node, new)
-    expansion(program, new)
+
+
+def resample_again(node: Node) -> None:
+    """Makes the up-sampling of an expansion again: the one entry of the clip is one of many in the stream."""
+    target, rest = node.meta.pop("resampled")
+    node.target, node.args = target, (node.args[0], *rest)
 
 
 def unfolding(program: Program, node: Node) -> None:

@@ -13,8 +13,9 @@ from co3d_compile.canonical_broadcasts import columns, expansion, repetition, re
 from co3d_compile.canonical_writes import reading, writing
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, operand, overloads, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, known, operand, overloads, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
+from co3d_compile.rules.reduce import reduced
 from co3d_compile.rules.resample import LINEAR, NEAREST
 
 aten = torch.ops.aten
@@ -45,14 +46,34 @@ def _pool(program: Program, node: Node) -> None:
     whole = [a for a in range(n) if pool.kernel[a] == sizes[a] != 1 and pool.padding[a] == 0 and pool.dilation[a] == 1]
     if not whole or pool.divisor is not None:
         return
-    for a in range(n):
-        if a in whole:
-            pool.kernel[a] = pool.stride[a] = 1
+    tiling = [rank - n + a for a in whole if pool.stride[a] == pool.kernel[a]]
+    for a in whole:
+        pool.kernel[a] = pool.stride[a] = 1
     x = pool.x
     if any((k, s, p) != (1, 1, 0) for k, s, p in zip(pool.kernel, pool.stride, pool.padding, strict=True)):
         x = insert(program, node, node.target, *pool.args(x, list(range(n))))
-    reduction = aten.mean.dim if pool.average else aten.amax.default
-    replace(node, insert(program, node, reduction, x, [rank - n + a for a in whole], True))
+    reduction = insert(
+        program, node, aten.mean.dim if pool.average else aten.amax.default, x, [rank - n + a for a in whole], True
+    )
+    reduction.meta["tiles"] = (node.target, tiling)
+    replace(node, reduction)
+
+
+def tiles_time(node: Node) -> bool:
+    """Whether it was a pool over the whole time axis that would go on with the next entries, none twice."""
+    if "tiles" not in node.meta:
+        return False
+    place = known(operand(node)).time
+    return place is not None and place.alone and place.dim in node.meta["tiles"][1]
+
+
+def slide_again(node: Node) -> None:
+    """Makes the pool of a mean or a maximum again."""
+    x, dims, _ = reduced(node)
+    target, _ = node.meta["tiles"]
+    shape = shape_of(x)
+    kernel = [shape[d] if d in dims else 1 for d in range(len(shape) - DIMS[target], len(shape))]
+    node.target, node.args, node.kwargs = target, (x, kernel, kernel), {}
 
 
 def _adaptive_average(program: Program, node: Node) -> None:

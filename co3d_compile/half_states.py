@@ -1,4 +1,4 @@
-"""``state_dtype="float16"``: states are kept in half the bytes, and every operator computes in float32 as before.
+"""States as float16: they are kept in half the bytes, and every operator computes in float32 as before.
 
     state (float32) -> operators -> next state (float32)
     state (float16) -> Cast -> operators -> Cast -> next state (float16)

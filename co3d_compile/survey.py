@@ -240,12 +240,17 @@ def _markers(node: Node) -> Iterator[Node]:
 
 def _window_delay(node: Node) -> Fraction:
     """Frames by which the newest entry lags that a window result has read."""
-    return min((fact_of(m).delay * fact_of(m).rate for m in _windows(node)), default=Fraction(0))
+    return min((newest(m) * fact_of(operand(m)).rate for m in _windows(node)), default=Fraction(0))
 
 
 def _late(node: Node) -> int:
     """The same in entries, less what a selection leaves out."""
-    return min((int(m.meta.get("newest", fact_of(operand(m)).delay)) for m in _windows(node)), default=0)
+    return min((newest(m) for m in _windows(node)), default=0)
+
+
+def newest(marker: Node) -> int:
+    """The delay of the newest entry that a window reads, once windows that meet are aligned."""
+    return int(marker.meta.get("newest", fact_of(operand(marker)).delay))
 
 
 def _windows(node: Node) -> list[Node]:

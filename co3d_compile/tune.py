@@ -23,7 +23,7 @@ from co3d_compile.tap_convolution import FORMS, Layer, chosen, forced
 from co3d_compile.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from co3d_compile.compiler import CompiledModel
+    from co3d_compile.compiled_model import CompiledModel
 
 CONVOLUTIONS: dict[int, Any] = {0: nn.Conv1d, 1: nn.Conv2d, 2: nn.Conv3d}
 OUTSIDE = 8  # channels before and behind the layer that is measured

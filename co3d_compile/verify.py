@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from co3d_compile.comparison import Comparison, Worst, rounding
-from co3d_compile.compiler import CompiledModel, compile
+from co3d_compile.compiled_model import CompiledModel
+from co3d_compile.compiler import compile
 from co3d_compile.contract import Contract
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.plans import wanted_at

@@ -9,12 +9,15 @@ from fractions import Fraction
 import torch
 from torch.fx import Node
 
+from co3d_compile.canonical_broadcasts import resample_again
+from co3d_compile.canonical_forms import slide_again, tiles_time
 from co3d_compile.errors import UnsupportedError, UsageError
-from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of
+from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of, is_stream, is_window
 from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.manager import Pass
 from co3d_compile.program import Fallback, Program, bytes_of, module_path, operator_name
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import rank_of, shape_of
 from co3d_compile.rules.reduce import SEPARABLE
 
 
@@ -25,12 +28,21 @@ class _Gates(Exception):
         self.names = names
 
 
+class _Tiles(_Gates):
+    """A window result is up-sampled until it meets the stream: the pools it comes from are steps of a pyramid."""
+
+
+class _Stay(_Gates):
+    """Gates that end in a window all the same: they are windows from the start, and compute what the clip does."""
+
+
 class AnnotateTime(Pass):
     """Gives every node a :class:`~co3d_compile.facts.Fact`:
 
     1. inputs stream; each rule says how its operator's output flows from its operands;
     2. an operator with no extension beyond the clip, and all behind it, is a window;
-    3. where a window result meets the stream again, the pools it comes from become gates (``pool_scope``);
+    3. where a window result meets the stream again, the pools it comes from become gates (``pool_scope``), or slide
+       like any other pool if as many entries as they took meet the stream (the last level of a U-Net over time);
     4. the pulse is the least that gives every tensor whole entries, or the multiple that was asked for.
     """
 
@@ -43,6 +55,13 @@ class AnnotateTime(Pass):
             try:
                 fallbacks = self._walk(program, gates)
                 break
+            except _Tiles as found:
+                for node in [n for n in program.graph.nodes if n.name in found.names]:
+                    slide_again(node)
+            except _Stay as found:
+                gates -= found.names
+                for node in [n for n in program.graph.nodes if n.name in found.names]:
+                    node.meta["stays"] = True
             except _Gates as found:
                 gates |= found.names
         self._fix_pulse(program)
@@ -57,6 +76,8 @@ class AnnotateTime(Pass):
                 node.meta[KEY] = STATIC
             elif node.op == "call_function":
                 node.meta.pop("gate", None)
+                if "resampled" in node.meta and is_stream(x := node.args[0]) and not fact_of(x).per_entry:
+                    resample_again(node)
                 fact, reason = self._fact(program, node, gates)
                 if fact.layout is None and fact.kind is Kind.STREAM and "items" not in node.meta:
                     raise AssertionError(f"{node.name} streams without a layout")
@@ -128,6 +149,8 @@ class AnnotateTime(Pass):
             if norm is not None:
                 node.meta["gate"] = scope
                 return norm, None
+            if useless := _gates_behind(node, gates):
+                raise _Stay(useless) from why
             refuse_channels(program, node, str(why))
             return window_fact(node), None if node.target in SEPARABLE else str(why)
 
@@ -136,16 +159,21 @@ class AnnotateTime(Pass):
 
         A single entry (a selection, a head that has used up its time axis) is no stream in this sense.
         """
-        if program.options.pool_scope == "recompute":
-            return
         if all(f.single for f in facts if f.kind is Kind.STREAM):
             return
         sources = frozenset().union(*(f.sources for f in facts))
         by_name = {n.name: n for n in program.graph.nodes}
+        pyramid = program.options.stride_mode == "step" and _as_long(node)  # dense strides have no up-sampling
+        if pyramid and sources and all(tiles_time(by_name[n]) for n in sources):
+            raise _Tiles(sources)
+        if program.options.pool_scope == "recompute":
+            return
         for name in sources:
             source = by_name[name]
             rule = rule_for(source.target)
-            if rule is None or any(fact_of(n).kind is Kind.WINDOW for n in source.all_input_nodes):
+            if rule is None or "stays" in source.meta:
+                return
+            if any(fact_of(n).kind is Kind.WINDOW for n in source.all_input_nodes):
                 return
             try:
                 if rule.gate(source, program.options.pool_scope) is None:
@@ -204,6 +232,29 @@ class AnnotateTime(Pass):
             program.window = wanted or first.shape[first.time_dim]  # type: ignore[index]
         elif wanted is not None:
             program.warnings.append("window has no effect: the model has no operator over the whole time axis.")
+
+
+def _as_long(node: Node) -> bool:
+    """Whether a window result has as many entries, more than one, as the streams that it meets have in the clip."""
+    for n in filter(is_stream, node.all_input_nodes):
+        time = fact_of(n).layout.time  # type: ignore[union-attr]
+        shapes = [shape_of(w) for w in filter(is_window, node.all_input_nodes)]
+        right = rank_of(n) - time.dim if time is not None else 0
+        if time is None or time.size == 1 or any(len(s) < right or s[-right] != time.size for s in shapes):
+            return False
+    return True
+
+
+def _gates_behind(node: Node, gates: frozenset[str]) -> frozenset[str]:
+    """The gates of which an operator's operands are made and nothing else that streams."""
+    found: set[Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        n = stack.pop()
+        if n not in found and fact_of(n).kind is Kind.STREAM and fact_of(n).per_entry:
+            found.add(n)
+            stack += n.all_input_nodes
+    return frozenset(n.name for n in found) & gates
 
 
 def window_fact(node: Node) -> Fact:

@@ -20,7 +20,7 @@ from co3d_compile.program import Program, delete_unused_constants, module_path, 
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
 from co3d_compile.rules.pointwise import POINTWISE
-from co3d_compile.survey import MARKERS, survey
+from co3d_compile.survey import MARKERS, newest, survey
 
 aten = torch.ops.aten
 
@@ -182,8 +182,8 @@ class Lower(Pass):
             elif fact.kind is Kind.WINDOW:
                 result = low.plain(node)
                 parts.append(result)
-                newest = [(_newest(m), fact_of(operand(m)).rate) for m in _markers(node)]
-                spec.delay, spec.rate = min(newest, default=(0, Fraction(1)))
+                lates = [(newest(m), fact_of(operand(m)).rate) for m in _markers(node)]
+                spec.delay, spec.rate = min(lates, default=(0, Fraction(1)))
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
             else:
@@ -260,11 +260,6 @@ def _reach_back(node: Node) -> int:
     fact = fact_of(x)
     late = int(operand(x).args[1]) if _source(node) is not x else 0  # type: ignore[arg-type]
     return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late
-
-
-def _newest(marker: Node) -> int:
-    """The delay of the newest entry that a window reads."""
-    return int(marker.meta.get("newest", fact_of(operand(marker)).delay))
 
 
 def _markers(node: Node) -> list[Node]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from zoo import Entry, Reference
-from zoo.longclip import LongClip, as_tuple, eager, values_at
+from zoo.longclip import LongClip, as_tuple, values_at
 
 Array = npt.NDArray[Any]
 _NOISE = 1e-6  # in standard deviations: below this two eager runs count as equal
@@ -122,7 +122,7 @@ class Comparison:
 class Check:
     """One network, compiled, streamed from its file, and its untouched copy."""
 
-    def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None, native: bool = False) -> None:
+    def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None, form: str = "") -> None:
         import co3d_compile as co3d
 
         self.entry, self.batch, self.seed, self._margin = entry, batch, seed, margin
@@ -131,7 +131,7 @@ class Check:
         self.precise = False
         self.dims = entry.time_dims()
         self.compiled = co3d.compile(module, entry.examples(), time_dim=entry.time_dim, **entry.options)
-        self.compiled = self.compiled.to_native() if native else self.compiled
+        self.compiled = getattr(self.compiled, form)() if form else self.compiled
         self.session = open_session(self.compiled, batch)
         self.info = self.session.info
         self.pulses = pulses_of(self.session)
@@ -231,7 +231,7 @@ def check(
     batch: int = 1,
     seed: int = 0,
     margin: int | None = None,
-    native: bool = False,
+    form: str = "",
     **fields: Any,
 ) -> Facts:
     """Compiles a network, streams it from its file in ONNX Runtime and compares every result.
@@ -246,12 +246,12 @@ def check(
         batch: streams that advance together.
         seed: of the streamed frames.
         margin: steps of other frames on both sides of the stream; by default a clip.
-        native: lay the file out for this machine (`CompiledModel.to_native`).
+        form: the method of `CompiledModel` that makes the file, such as "to_native".
         fields: other fields of `Entry` (time_dim, reference, causal, tight, …).
     """
     entry = what if isinstance(what, Entry) else _entry_of(what, example_inputs or ())
     entry = replace(entry, **fields, options={**entry.options, **(options or {})})
-    run = Check(entry, batch, seed, margin, native)
+    run = Check(entry, batch, seed, margin, form)
     frames = run.random(steps or run.warmup + 8, seed + 11)
     errors: tuple[float, ...] = ()
     if entry.nan_start:
@@ -358,44 +358,3 @@ def _receptive_field(run: Check, base: Sequence[Tensor]) -> int:
 def _per_entry(run: Check, output: int, value: Tensor) -> Tensor:
     what = run.outputs[output]
     return value.movedim(run.clip.reference.time_dims[what], 0) if isinstance(what, int) else value[None]
-
-
-def check_boundary(what: Entry, *, clips: int = 1, tol: float = 1e-4, options: Mapping[str, Any] | None = None) -> None:
-    """With `boundary="exact"` the streamed and flushed sequence is the model's own output on the whole clip.
-
-    Args:
-        what: an entry whose outputs keep their time axis, or whose windows give one result per clip.
-        clips: length of the sequence, in clips; 1 where the model has a window.
-    """
-    entry = replace(what, options={**what.options, **(options or {}), "boundary": "exact"})
-    run = Check(entry, 1, 0)
-    lengths = [clips * n for n in run.clip.clip]
-    assert all(n % pulse == 0 for n, pulse in zip(lengths, run.pulses, strict=True)), "whole steps only"
-    frames = run.random(lengths[0] // run.pulses[0], 11)
-    results = run_stream(run.session, frames, run.dims)
-    results += [tuple(np.array(value) for value in as_tuple(result)) for result in run.session.flush()]
-    module = entry.build()
-    with eager():
-        whole = as_tuple(module([t.clone() for t in frames]) if entry.as_list else module(*(t.clone() for t in frames)))
-    comparison = Comparison(len(whole))
-    for k, wanted in enumerate(whole):
-        step, actual, part = _whole_result(run, k, results, wanted)
-        comparison.add(k, step, actual, [part])
-    comparison.finish(tol, f"{entry.name}, boundary exact")
-
-
-def _whole_result(run: Check, k: int, results: list[tuple[Array, ...]], wanted: Tensor) -> tuple[int, Array, Tensor]:
-    """An output over the whole sequence, put together by index, and what it must be."""
-    what, delay, pulse = run.outputs[k], run.delays[k], run.pulses[0]
-    if not isinstance(what, int):
-        read = what.reads[0]
-        step = math.ceil((run.clip.lengths[read] + delay) / run.clip.entries(read, pulse)) - 1
-        assert step < len(results), f"{run.entry.name}: results still due after flush()"
-        return step, results[step][k], wanted
-    dim, count = run.clip.reference.time_dims[what], run.clip.entries(what, pulse)
-    shape = [count if d == dim else n for d, n in enumerate(wanted.shape)]
-    streamed = np.concatenate([result[k].reshape(shape) for result in results], dim)
-    begin, missing = max(delay, 0), max(-delay, 0)  # entry n stands at n + delay of all results joined
-    take = wanted.shape[dim] - missing
-    assert streamed.shape[dim] >= begin + take, f"{run.entry.name}: results still due after flush()"
-    return len(results) - 1, np.take(streamed, range(begin, begin + take), dim), wanted.narrow(dim, missing, take)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -298,72 +296,6 @@ def test_an_output_that_is_a_link(core: FakeCore) -> None:
     assert set(os.listdir("there")) == {"real.onnx", "real.onnx.data"}
 
 
-STALL = """
-import sys, time
-from pathlib import Path
-from types import SimpleNamespace
-import co3d_compile as co3d
-
-when = sys.argv[1]
-
-def stall(*_, **__):
-    print("here", file=sys.__stderr__, flush=True)
-    time.sleep(60)
-
-def save(path):
-    path.write_bytes(b"half")
-    if when == "write":
-        stall()
-
-def compile(*_, progress, **__):
-    if when == "compile":
-        stall()
-    return SimpleNamespace(save=save)
-
-co3d.compile = compile
-from co3d_compile.cli.compile import main
-sys.argv = ["co3d-compile", "m.bin", "-o", "out.onnx"]
-main()
-"""
-
-
-BAR = f"""
-import sys, time
-from types import SimpleNamespace
-import co3d_compile as co3d
-
-def compile(*_, progress, **__):
-    for done in range(3):
-        progress("capture", done, 3)
-        time.sleep(0.2)
-    print("a library prints")
-    return SimpleNamespace(
-        save=lambda path: path.write_bytes(b"onnx"), report=lambda: SimpleNamespace(to_dict=lambda: {REPORT!r})
-    )
-
-co3d.compile = compile
-from co3d_compile.cli.compile import main
-sys.argv = ["co3d-compile", "m.bin", "-o", "out.onnx", "--no-verify", "--json"]
-main()
-"""
-
-
-@pytest.mark.parametrize("when", ["compile", "write"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
-def test_stopped(when: str, number: signal.Signals) -> None:
-    save_export()
-    process = subprocess.Popen([sys.executable, "-c", STALL, when], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "here\n"
-    if when == "write":
-        assert len(files()) == 2
-    process.send_signal(number)
-    rest = process.stderr.read()
-    assert process.wait(10) == 128 + number
-    assert rest == f"error: stopped by {number.name}; nothing was written\n"
-    assert files() == {"m.bin"}
-
-
 @pytest.mark.parametrize("args", [["--help"], ["--version"]])
 def test_help_does_not_wait_for_torch(args: list[str]) -> None:
     code = (
@@ -377,22 +309,6 @@ def test_help_teaches() -> None:
     text = call("--help").stdout
     for words in ("Examples:", "Exit codes:", "--trust-pickle", "How time is treated:", "--window N"):
         assert words in text
-
-
-def test_a_bar_on_a_terminal(core: FakeCore) -> None:
-    """In a process of its own, with a terminal for stderr: the bar comes and goes, stdout holds only the report."""
-    save_export()
-    read, write_end = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", BAR], stdout=subprocess.PIPE, stderr=write_end, text=True)
-    os.close(write_end)
-    shown = ""
-    with contextlib.suppress(OSError):  # the end of a terminal
-        while chunk := os.read(read, 4096):
-            shown += chunk.decode(errors="replace")
-    stdout = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, shown
-    assert json.loads(stdout)["output"] == "out.onnx"
-    assert "capture" in shown and "a library prints" not in shown
 
 
 def test_threads_of_torch_are_left_alone(core: FakeCore) -> None:

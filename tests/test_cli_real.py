@@ -166,7 +166,7 @@ def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.Monk
 
 def test_weights_over_two_gigabytes_go_into_a_second_file(monkeypatch: pytest.MonkeyPatch) -> None:
     report_of(save_export(), "-o", "one.onnx")
-    monkeypatch.setattr("co3d_compile.compiler.LARGE", 0)
+    monkeypatch.setattr("co3d_compile.compiled_model.LARGE", 0)
     report_of(save_export(), *OUT)
     assert files() >= {"out.onnx", "out.onnx.data"} and not [name for name in files() if name.startswith(".")]
     frames = np.random.default_rng(0).standard_normal((6, 1, 3, 8, 8), dtype=np.float32)

@@ -32,12 +32,12 @@ SMALL_ONES = ("p3d", "densenet3d", "unet_transpose", "movinet-frame", "cnn_lstm"
 def test_same_numbers(name: str, state_io: str) -> None:
     """Through the oracle, states at NaN: what fills the last block must not reach a result either."""
     entry = SMALL[name] if name in SMALL else REAL[name.removesuffix("-small")].entry(small=True)
-    check(replace(entry, tight=False), options={"state_io": state_io}, native=True, batch=2)
+    check(replace(entry, tight=False), options={"state_io": state_io}, form="to_native", batch=2)
 
 
 @pytest.mark.parametrize("name", ["inception3d", "folded_r2plus1d"])
 def test_eight_frames_a_step(name: str) -> None:
-    check(replace(SMALL[name], tight=False), options={"frames_per_step": 8}, native=True)
+    check(replace(SMALL[name], tight=False), options={"frames_per_step": 8}, form="to_native")
 
 
 def network() -> nn.Module:

@@ -198,7 +198,25 @@ WINDOWS = [
     windowed("pool of 20", lambda x: F.avg_pool1d(x, x.shape[2], 1), options={"window": 20}),
     windowed("mean of 4", lambda x: x.mean(2), options={"window": 4}),
     windowed("mean, 4 frames a step", lambda x: x.mean(2), options={"frames_per_step": 4}),
+    windowed("overlapping pool, up-sampled, meets its operand", lambda x: torch.cat([_spread_over_time(x), x], 1)),
 ]
+
+
+def _spread_over_time(x: Tensor) -> Tensor:
+    weight = torch.linspace(-1, 1, 4 * 4 * x.shape[2]).view(4, 4, -1)
+    return F.conv_transpose1d(F.max_pool1d(x, x.shape[2], 1), weight, stride=x.shape[2])
+
+
+# The last pool of a pyramid takes all entries of the clip, and goes on with the next ones behind it.
+PYRAMIDS = [
+    row(f"pyramid, {name}", fn(lambda m, x: m.merge(torch.cat([m.up(m.low(m.pool(x))), x], 1)), pool=pool, up=up_again,
+                               low=lambda: conv(padding=1), merge=lambda: conv(c=8, padding=1)), delay, (1, 4, 4))
+    for name, pool, up_again, delay in [
+        ("transposed", lambda: nn.MaxPool1d(4), lambda: up(4, 4), 5),
+        ("nearest", lambda: nn.AvgPool1d(4), lambda: nn.Upsample(scale_factor=4), 5),
+        ("linear", lambda: nn.MaxPool1d(4), lambda: nn.Upsample(scale_factor=4, mode="linear"), 7),
+    ]
+]  # fmt: skip
 
 
 def gated(name: str, gate: Callable[[Tensor], Tensor], replaced: Callable[[Tensor, int], Tensor]) -> list[Any]:
@@ -228,7 +246,7 @@ GATES = [
 
 TABLE = [
     *(conv_case(*case) for case in CONVS), *(chained_case(*case) for case in CHAINS), *POOLS, *CAUSAL, *UPSAMPLING,
-    *SHIFTS, *OPERANDS, *WINDOWS, *GATES,
+    *SHIFTS, *OPERANDS, *WINDOWS, *PYRAMIDS, *GATES,
 ]  # fmt: skip
 
 
