@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -74,6 +75,11 @@ FACTORY = "co3d_test_factories"
 def tiny() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()
+
+
+def files() -> set[str]:
+    """What lies in the folder, without the modules of `use_folder`."""
+    return {name for name in os.listdir() if not name.startswith(("co3d_test", "__pycache__"))}
 
 
 def use_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from model_files import FACTORY, cut, save_export, save_labels, save_pickle, save_script, tiny, use_folder, write
+from model_files import FACTORY, cut, files, save_export, save_labels, save_pickle, save_script, tiny, use_folder, write
 
 import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
@@ -95,10 +95,6 @@ def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
 
 def call(*args: str) -> Result:
     return CliRunner().invoke(compile_command, list(args))
-
-
-def files() -> set[str]:
-    return {name for name in os.listdir() if not name.startswith(("co3d_test", "__pycache__"))}
 
 
 def one_line(result: Result) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_files import save_export, use_folder
+from model_files import files, save_export, use_folder
 from test_cli import REPORT
 
 
@@ -79,12 +79,12 @@ def test_stopped(when: str, number: signal.Signals) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "here\n"
     if when == "write":
-        assert len(os.listdir()) == 2
+        assert len(files()) == 2
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait(10) == 128 + number
     assert rest == f"error: stopped by {number.name}; nothing was written\n"
-    assert set(os.listdir()) == {"m.bin"}
+    assert files() == {"m.bin"}
 
 
 def test_a_bar_on_a_terminal() -> None:
