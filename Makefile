@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
 	@echo "make test    run every test"
-	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser"
+	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser, a window"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  ruff, writing"
 	@echo "make bench   milliseconds per frame of X3D-S: clip model, compiled step, floor"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from co3d_compile.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., Any])
-INTERNAL_ERROR, USAGE_ERROR = 1, 2
+INTERNAL_ERROR, USAGE_ERROR, OUTPUT_ERROR = 1, 2, 6
 LONGEST = 2000  # characters of an error
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
@@ -126,6 +127,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
         return "out of memory", INTERNAL_ERROR
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"The output cannot be written: {error.strerror}.", OUTPUT_ERROR
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     return f"internal: {what} (a bug in co3d-compile; -vv shows where, please report it)", INTERNAL_ERROR
 

@@ -13,6 +13,7 @@ from co3d_compile.cli.common import stdout
 from co3d_compile.cli.output import Output
 
 if TYPE_CHECKING:
+    from co3d_compile.cli.window import Window
     from co3d_compile.predictor import Prediction, Predictor
     from co3d_compile.source import Source
     from co3d_compile.video import VideoFrame
@@ -41,10 +42,12 @@ class Sinks:
         self._stack = contextlib.ExitStack()
         self._written: dict[str, Path] = {}
         self._sinks: list[Sink] = []
+        self._window: Window | None = None
         if show:
             from co3d_compile.cli.window import Window
 
-            self._sinks.append(Window(top))
+            self._window = Window(top)
+            self._sinks.append(self._window)
 
     @property
     def files(self) -> list[str]:
@@ -52,7 +55,10 @@ class Sinks:
         return [str(output.given) for output in self._outputs.values()]
 
     def begin(self, source: Source, predictor: Predictor) -> None:
-        """Opens the files."""
+        """Opens the files; the window follows the source."""
+        if self._window is not None:
+            window, self._window.paced = self._window, not source.live
+            source.while_waiting = lambda: None if window.alive() else source.stop()
         for name in self._given:
             file: Any = stdout()
             if name in self._outputs:
@@ -64,7 +70,9 @@ class Sinks:
                 self._sinks.append(kind(file, self._top))
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool:
-        return all(sink.add(frame, predictions) for sink in self._sinks)
+        """To every sink, also where the window was closed; returns whether all want more."""
+        more = [sink.add(frame, predictions) for sink in self._sinks]
+        return all(more)
 
     def finish(self) -> None:
         """Completes the files and puts them in place."""

@@ -16,6 +16,16 @@ NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """In a file or a pipe without the blanks that fill up the lines of a table."""
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as text:
+            super().print(*objects, **options)
+        self.file.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
+        self.file.flush()
+
     def on_broken_pipe(self) -> NoReturn:
         """Rich would end the process here, and take another stream for standard output."""
         raise BrokenPipeError

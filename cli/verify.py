@@ -195,7 +195,9 @@ def _print(result: dict[str, Any], compiled: Path, against: str, how: dict[str, 
         table.add_row("Note", note)
     if result["bisection"]:
         table.add_row("Bisection", Text(result["bisection"]["message"], "red"))
-    parts: list[Any] = [table, "", errors_chart(result["errors"], result["tolerance"])]
+    parts: list[Any] = [table]
+    if result["errors"]:
+        parts += ["", errors_chart(result["errors"], result["tolerance"])]
     if plot is not None:
         parts += ["", f"{plot} written"]
     console_for(stdout()).print(Group(*parts))

@@ -94,7 +94,7 @@ class CompiledModel:
         if labels is not None:
             changes["labels"] = clean_labels(labels)
             if not any(len(labels) in output.shape for output in self.info.outputs):
-                shapes = ", ".join(f"{output.name} {list(output.shape)}" for output in self.info.outputs)
+                shapes = ", ".join(f"{o.name} ({', '.join(map(str, o.shape))})" for o in self.info.outputs)
                 raise UsageError(f"Given {len(labels)} labels, but no output has so many classes: {shapes}.")
         self.info = dataclasses.replace(self.info, **changes)
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()

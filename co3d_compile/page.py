@@ -128,10 +128,11 @@ def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]
     work = f"{frame} multiply-adds for a frame, {clip} for a clip"
     takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
     names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
+    whose = f"of {next(iter(info.frames_per_step))} " if names else ""
     return [
         ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
         ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
-        ("Receptive field", plural(field, "frame") if field else "unbounded", "that a result depends on"),
+        ("Receptive field", plural(field, "frame") if field else "unbounded", f"{whose}that a result depends on"),
         ("Delay", plural(late, "frame"), "from the newest frame to what the result speaks of"),
         ("Warm-up", plural(info.warmup_steps, "step"), "before results are exact"),
         ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),

@@ -299,18 +299,14 @@ def _example(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] |
     raise UsageError("example_inputs is needed: the arguments of one clip.")
 
 
-def _tensors(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> list[Tensor]:
+def tensors_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> list[Tensor]:
+    """The tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
-
-
-def inputs_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
-    """How many tensors the model takes."""
-    return len(_tensors(model, example_inputs))
 
 
 def batch_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
     """The batch of the example."""
-    tensors = _tensors(model, example_inputs)
+    tensors = tensors_of(model, example_inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
@@ -342,4 +338,4 @@ def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any
             m.training = True
 
 
-__all__ = ["NoReference", "Reference", "Wanted", "batch_of", "inputs_of"]
+__all__ = ["NoReference", "Reference", "Wanted", "batch_of", "tensors_of"]

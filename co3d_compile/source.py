@@ -43,6 +43,7 @@ class Source:
         total: How many frames there should be, as the file claims; None if it does not say. Only for display.
         dropped: Frames dropped as the reader was late.
         damaged: Packets or pictures that could not be decoded and were left out.
+        while_waiting: Called ten times a second, in the thread that iterates, while no frame comes.
 
     Raises:
         LoadError: It cannot be opened, or has no video; while iterating: it broke off.
@@ -53,6 +54,7 @@ class Source:
         self.fps: float | None = None
         self.total: int | None = None
         self.damaged = 0
+        self.while_waiting: Callable[[], None] | None = None
         self._av = pyav()
         self._folder: list[Path] = []
         self._container: Any = None
@@ -75,6 +77,8 @@ class Source:
                 raise item
             elif item is _END or self._stopped:
                 return
+            elif self.while_waiting is not None:
+                self.while_waiting()
 
     def stop(self) -> None:
         """End the iteration after the current frame. May be called from a signal handler or another thread."""

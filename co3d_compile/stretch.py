@@ -84,7 +84,7 @@ class Timeline:
 
     def __init__(self, reference: Reference, info: Contract, recurrent: bool, first: int, steps: int | None) -> None:
         self.reference, self.recurrent, self.warmup = reference, recurrent, info.warmup_steps
-        self.pulse = next(f for i in reference.inputs if (f := info.frames_per_step.get(i.name)))
+        self.pulse = next(f for i in info.inputs if (f := i.frames_per_step))
         self.few = max(3, 8 // self.pulse + 2)
         begin, steps = max(self.warmup, first), steps or self.few
         if recurrent and steps > LONGEST:

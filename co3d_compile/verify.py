@@ -21,7 +21,8 @@ from co3d_compile.contract import Contract
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.plans import wanted_at
 from co3d_compile.program import Options
-from co3d_compile.reference import NoReference, Reference, Wanted, batch_of, inputs_of
+from co3d_compile.reference import NoReference, Reference, Wanted, batch_of, tensors_of
+from co3d_compile.same_inputs import check_inputs, check_outputs
 from co3d_compile.session import StreamSession
 from co3d_compile.stretch import WHOLE, Frames, Stretch, Timeline, given_frames, held_memory, random_frames
 from co3d_compile.verification import Bisection, StepError, Verification
@@ -124,11 +125,9 @@ class _Check:
     ) -> None:
         self.session, self.progress = session, progress
         self.info: Contract = session.info
-        count = inputs_of(program, example_inputs)
-        if count != len(self.info.inputs):
-            raise _stranger(f"{len(self.info.inputs)} tensors", f"{count}")
+        check_inputs(self.info, tensors_of(program, example_inputs))
         self.reference = Reference(program, example_inputs, _options(self.info))
-        self._match()
+        check_outputs(self.info, len(self.reference.plans))
         self.recurrent = self.reference.recurrent_paths()
         self.exact: Reference | None = None
         self.own_rounding = 0.0
@@ -143,7 +142,7 @@ class _Check:
 
     def plan(self, steps: int | None) -> None:
         """Decides which steps are run and compared."""
-        pulse = next(f for i in self.reference.inputs if (f := self.info.frames_per_step.get(i.name)))
+        pulse = next(f for i in self.info.inputs if (f := i.frames_per_step))
         first = self._first(pulse) if self.recurrent else 0
         self.timeline = Timeline(self.reference, self.info, bool(self.recurrent), first, steps)
         nodes = len(self.reference.program.graph.nodes) * (self.reference.unit if self.reference.dense else 1)
@@ -156,16 +155,6 @@ class _Check:
         while any(s < 0 for p, delay in pairs for s in p.starts((step + 1) * pulse, delay)):
             step += 1
         return step
-
-    def _match(self) -> None:
-        """The file's inputs and outputs are the model's."""
-        inputs, outputs = [i.name for i in self.reference.inputs], len(self.reference.plans)
-        theirs = [i.name for i in self.info.inputs]
-        if theirs != inputs or len(self.info.outputs) != outputs:
-            raise _stranger(
-                f"{', '.join(theirs)} and {len(self.info.outputs)} outputs",
-                f"{', '.join(inputs)} and {outputs} outputs",
-            )
 
     # --- the run
 
@@ -349,10 +338,6 @@ class _Check:
             memory=None if None in memory else memory,  # type: ignore[arg-type]
             bisection=self.bisection,
         )
-
-
-def _stranger(theirs: str, ours: str) -> UsageError:
-    return UsageError(f"The file was not compiled from this model: its inputs are {theirs}, the model's {ours}.")
 
 
 def _options(info: Contract) -> Options:

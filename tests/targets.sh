@@ -58,10 +58,15 @@ fi
 if ! headers > /dev/null && ! { debian g++ nlohmann-json3-dev libonnxruntime-dev && headers > /dev/null; }; then
     left_out "C++" "there are no headers of ONNX Runtime (set ONNXRUNTIME_HOME) or no nlohmann/json" "test_readers and cpp"
 fi
+if ! "$PY" -c "import _tkinter" 2> /dev/null; then
+    left_out "window" "this Python has no tkinter" "test_window"
+elif ! command -v Xvfb > /dev/null && ! debian xvfb; then
+    left_out "window" "there is no Xvfb, and it cannot be installed with apt" "test_window"
+fi
 
 run() { # folders, pytest's arguments
     OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 PYTHONPATH=$1 "$PY" -m pytest "${@:2}"
 }
 run "$FOLDER/provider" tests/test_openvino.py -k test_the_provider
 run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen" \
-    tests/test_{triton,openvino,readers,web}.py tests/test_pytorch.py
+    tests/test_{triton,openvino,readers,web,window}.py tests/test_pytorch.py

@@ -59,6 +59,7 @@ def hidden() -> list[str]:
 def test_a_file_becomes_predictions_in_every_form() -> None:
     result = run("--source", "v.mp4", "--save", "out.mp4", "--csv", "out.csv", "--jsonl", "out.jsonl", "--top", "1")
     assert (result.exit_code, result.stderr) == (0, "")
+    assert not any(line.endswith(" ") for line in result.stdout.splitlines())
     for words in ("Warming up", "40 in", "Predictions", "bright", "out.mp4, out.csv, out.jsonl"):
         assert words in result.stdout
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
@@ -270,6 +271,17 @@ def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
         line = f"set -o pipefail; {' '.join(CO3D[:3])} {command} | (exec 0<&-)"
         piped = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         assert (piped.returncode, piped.stderr) == (0 if "run" in command else 141, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["inspect m.onnx", "inspect m.onnx --json", "run m.onnx --source v.mp4 --json"])
+def test_a_full_disk_behind_standard_output_is_no_bug(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*CO3D[:3], *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    said = "error: The output cannot be written: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (6, said)
 
 
 @pytest.mark.slow

@@ -52,6 +52,37 @@ def test_what_is_done_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert not said, "nothing is said unless asked for"
 
 
+QUIET = """
+import sys, torch, co3d_compile as co3d
+from torch import nn
+
+class Branch(nn.Module):
+    def __init__(self, decides):
+        super().__init__()
+        self.conv, self.decides = nn.Conv3d(3, 4, 3, padding=1), decides
+
+    def forward(self, x):
+        y = self.conv(x)
+        value = y.mean() if self.decides else torch.arange(x.shape[2]).sum()
+        return (y * 2 if value > 0 else y).mean((2, 3, 4))
+
+for decides in (True, False):
+    try:
+        co3d.compile(Branch(decides).eval(), (torch.zeros(1, 3, 8, 16, 16),))
+        print("compiled")
+    except co3d.CaptureError as error:
+        print(error)
+"""
+
+
+def test_attempts_at_a_capture_that_fail_are_not_printed() -> None:
+    """PyTorch prints a graph at each."""
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith("Branch chooses in Python by the values of a tensor") and second == "compiled"
+
+
 def test_what_a_user_should_know_is_a_warning_of_a_kind_of_its_own() -> None:
     assert issubclass(co3d.Co3dWarning, UserWarning)
     with pytest.warns(co3d.Co3dWarning, match="no temporal operator") as caught:

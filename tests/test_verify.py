@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._export.converter import TS2EPConverter
 from zoo import Graph, randomise
 from zoo.real import REAL
 
@@ -211,13 +214,52 @@ def test_says_where_and_what(tmp_path: Path) -> None:
     assert all(0 < done <= total for _, done, total in seen)
 
 
-def test_refuses_a_file_of_another_model(tmp_path: Path) -> None:
-    path, _, _ = saved("mean head", tmp_path)
-    module, example, _ = build("two inputs")
-    with pytest.raises(co3d.UsageError, match="not compiled from this model"):
-        verify(path, module, example)
+# file: what it is verified against, a clip for that, and what it is told
+STRANGERS: dict[str, tuple[str, Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
+    "more channels": ("mean head", lambda: conv(channels=5), (torch.zeros(1, 5, 8),),
+                      "it takes (N, 4, T) float32, the model (N, 5, T) float32."),
+    "more dims": ("mean head", lambda: nn.Conv3d(4, 4, 1), (torch.zeros(1, 4, 8, 6, 6),),
+                  "it takes (N, 4, T) float32, the model (N, 4, T, 6, 6) float32."),
+    "no time": ("mean head", lambda: nn.Linear(4, 3), (torch.zeros(1, 4),),
+                "it takes (N, 4, T) float32, the model (N, 4) float32."),
+    "another kind of number": ("mean head", conv, (torch.zeros(1, 4, 8, dtype=torch.int64),),
+                               "it takes (N, 4, T) float32, the model (N, 4, T) int64."),
+    "more inputs": ("mean head", lambda: build("two inputs")[0], (torch.zeros(CLIP),) * 2,
+                    "it takes (N, 4, T) float32, the model (N, 4, T) float32 and (N, 4, 8) float32."),
+    "fewer inputs": ("two inputs", conv, (torch.zeros(CLIP),),
+                     "it takes (N, 4, T) float32 and (N, 4, T) float32, the model (N, 4, T) float32."),
+    "more outputs": ("mean head", lambda: build("two outputs")[0], (torch.zeros(CLIP),),
+                     "it has 1 output, the model 2 outputs."),
+    "another rate": ("two rates", lambda: build("two inputs")[0], (torch.zeros(CLIP),) * 2,
+                     "(N, 4, 4T) float32, the model (N, 4, T) float32 and (N, 4, T) float32."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_refuses_a_file_of_another_model(name: str, tmp_path: Path) -> None:
+    of, other, clip, says = STRANGERS[name]
+    path, _, _ = saved(of, tmp_path)
+    with pytest.raises(co3d.UsageError, match=f"not compiled from this model: .*{re.escape(says)}"):
+        verify(path, other(), clip)
+
+
+def test_refuses_no_steps(tmp_path: Path) -> None:
+    path, module, example = saved("mean head", tmp_path)
     with pytest.raises(co3d.UsageError, match="steps"):
         verify(path, module, example, steps=0)
+
+
+@pytest.mark.parametrize("name", ["mean head", "two rates"])
+def test_names_of_inputs_do_not_count(name: str) -> None:
+    """TorchScript, an archive and the module call one input differently."""
+    module, example, _ = build(name)
+    script = torch.jit.trace(module, example)
+    forms = [module, torch.export.export(module, example), TS2EPConverter(script, example, {}).convert()]
+    files = [co3d.compile(form, example) for form in forms]
+    assert len({tuple(i.name for i in file.info.inputs) for file in files}) > 1
+    for file, form in product(files, forms):
+        result = verify(file, form, example)
+        assert result.passed and result.relative_error < 2e-5
 
 
 def test_a_model_that_depends_on_chance_has_no_reference() -> None:
