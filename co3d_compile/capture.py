@@ -140,7 +140,7 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram
         try:
             return torch.export.export(model, example_inputs, strict=False)
         except Exception:
-            with _DataDetached(), ConstantsKnown():
+            with _DataDetached(), ConstantsKnown(model):
                 return torch.export.export(model, example_inputs, strict=False)
 
 

@@ -1,11 +1,13 @@
-"""Decisions that a model makes in Python by the values of tensors that no input reaches: masks, ranges, samples."""
+"""Decisions that a model makes in Python by the values of tensors that no input reaches: masks, ranges, buffers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -25,21 +27,25 @@ _WRITES = {"__setitem__", "__set__"} | {
 
 
 class ConstantsKnown(TorchFunctionMode):
-    """Knows the numbers of what is made from shapes and Python numbers alone while a model is traced.
+    """Knows the numbers of what is made from shapes, Python numbers and the model's own tensors while it is traced.
 
     The tracer knows shapes only, so ``if mask.any():`` or ``int(torch.linspace(0, t - 1, 4)[i])`` stops it, though
     no input can change the answer. Everything that such tensors are made by is computed beside the tracer as well;
     random numbers are not, since they differ from call to call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._known: Any = WeakIdKeyDictionary()  # what the tracer holds: the same in numbers
+        self._model, self._own = model, dict(_own(model))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch._C._meta_in_tls_dispatch_include():  # inside the tracer, which computes shapes
             return func(*args, **kwargs)
+        if self._own and isinstance(next(_own(self._model))[1], FakeTensor):  # the tracer's stand-ins are in place
+            self._known.update((stand_in, self._own[name]) for name, stand_in in _own(self._model))
+            self._own = {}
         tensors = _tensors((args, kwargs))
         known = [t in self._known for t in tensors]
         if tensors and all(known) and func in _DECIDES:
@@ -47,7 +53,7 @@ class ConstantsKnown(TorchFunctionMode):
         result = func(*args, **kwargs)
         if all(known):
             self._learn(_tensors(result), func, args, kwargs)
-        elif any(known) and _writes(func, kwargs):
+        elif _writes(func, kwargs) and any(t in self._known for t in _tensors((args[:1], kwargs.get("out")))):
             self._known.clear()  # what is written may be a view of any of them
         return result
 
@@ -70,6 +76,11 @@ class ConstantsKnown(TorchFunctionMode):
             if random:
                 torch.set_rng_state(before)
         return values, random
+
+
+def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -155,6 +155,13 @@ def decided(y: Tensor) -> Tensor:
     return y[:, [0, 3, 1, 1, 0, 1]]
 
 
+def decided_by_buffers(m: Any, x: Tensor) -> Tensor:
+    """Python that reads the values of buffers and weights, one of which is written into an activation."""
+    y = m.norm(m.net(x))
+    y += m.norm.bias.sum()
+    return y * 2 if (m.norm.running_var > 0).all() and m.norm.weight.sum() != 0 else y[:, :1]
+
+
 _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "slope_per_channel": (lambda: nn.Sequential(nn.Conv1d(4, 5, 3, padding=1), nn.PReLU(5)), _SERIES, 2),
     "tensor_unfold": (
@@ -275,6 +282,12 @@ STYLES = (
         _build(lambda: Graph(decided_by_constants, net=conv()), _VIDEO),
         (_VIDEO,),
         reference=lambda m: Reference(lambda x: decided(m.net(x)), time_dims=(2,)),
+    ),
+    Entry(
+        "decided_by_buffers",
+        _build(lambda: Graph(decided_by_buffers, net=conv(), norm=nn.BatchNorm3d(4)), _VIDEO),
+        (_VIDEO,),
+        reference=lambda m: Reference(lambda x: (m.norm(m.net(x)) + m.norm.bias.sum()) * 2, time_dims=(2,)),
     ),
     *(_windowed(name) for name in _WINDOWS),
 )
