@@ -21,7 +21,7 @@ EXACT = 1e-4  # the tolerance of the oracle
 @pytest.mark.parametrize("name", SMALL)
 def test_row_is_what_compiling_gives(name: str) -> None:
     written = PAGE["small"][name]
-    assert replace(small_row(name, run=False), error=written.error) == written, f"run: benchmarks/networks_table.py {name}"
+    assert replace(small_row(name, run=False), error=written.error) == written, "run benchmarks/networks_table.py"
 
 
 def test_every_network_has_its_line() -> None:
