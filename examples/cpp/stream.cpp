@@ -34,7 +34,7 @@ const std::map<std::string, Type> TYPES = {
 class Stream {
  public:
   // Opens a compiled model for `batch` streams that advance together.
-  Stream(const char* path, int64_t batch) : batch_(batch), session_(env_, path, Ort::SessionOptions()) {
+  Stream(const char* path, int64_t batch, Ort::SessionOptions opts = {}) : batch_(batch), session_(env_, path, opts) {
     auto text = session_.GetModelMetadata().LookupCustomMetadataMapAllocated("co3d", allocator_);
     if (!text) throw std::runtime_error("the model was not compiled by co3d-compile");
     info_ = json::parse(text.get());
