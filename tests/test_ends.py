@@ -198,6 +198,18 @@ def streams(module: nn.Module, expected: nn.Module, lengths: list[int], **option
             np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("index", [0, 3, -2])
+@pytest.mark.parametrize("pulse", [1, 4])
+def test_the_last_selection_is_that_of_the_last_clip(index: int, pulse: int) -> None:
+    module = fn(lambda m, x: m.b(m.a(x))[:, :, index], a=lambda: conv(padding=1), b=lambda: conv(5, padding=2))()
+    at = index % 8 - 8
+
+    def expected(clip: Tensor) -> Tensor:
+        return module.get_submodule("b")(module.get_submodule("a")(clip))[:, :, at]
+
+    streams(module, expected, [8, 12, 16], frames_per_step=pulse)
+
+
 @pytest.mark.parametrize("options", [{}, {"frames_per_step": 4}, {"state_io": "renamed"}], ids=str)
 def test_streams_end_at_different_steps(options: dict[str, Any]) -> None:
     module = of(conv(padding=1), nn.MaxPool1d(3, 1, 1), nn.ReLU(), conv(5, padding=2))().eval()

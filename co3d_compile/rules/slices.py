@@ -94,18 +94,25 @@ class Select(Rule):
             lay = lay.resize(TIME, 1) if lay.dims[dim] == (Axis(TIME, lay.shape[dim]),) else lay
         return lay.replace(dim, [a for a in lay.dims[dim] if a.label]).remove([dim])
 
-    def flow(self, node: Node) -> Fact:
+    def kernel(self, node: Node) -> Kernel | None:
         x, dim, index = self._args(node)
+        fact, place = fact_of(x), known(x).time
+        if place is None or place.dim != dim or not place.alone:
+            return None
+        if fact.length != fact.clip and index == place.size - 1:
+            index = fact.length - 1
+        return Kernel(1, 1, 1, -index, index + 1 - fact.length)
+
+    def flow(self, node: Node) -> Fact:
+        x, dim, _ = self._args(node)
         fact, place = fact_of(x), known(x).time
         if place is None or place.dim != dim:
             return combine([fact], self.layout(node))
-        if not place.alone:
+        kernel = self.kernel(node)
+        if kernel is None:
             raise NoExtension("selects from a dim into which time is folded")
-        if fact.length != fact.clip and index == place.size - 1:
-            index = fact.length - 1
-        kernel = Kernel(1, 1, 1, -index)
         out = fact.through(kernel, known(x).resize(TIME, fact.clip))
-        return replace(out, layout=self.layout(node), length=1, crop=fact.crop + out.delay - fact.delay)
+        return replace(out, layout=self.layout(node), length=1, crop=fact.crop - kernel.p)
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         x, dim, index = self._args(node)
