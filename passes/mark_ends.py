@@ -36,9 +36,9 @@ class MarkEnds(Pass):
 
     Where no padding was, nothing outside is read for an entry within the range, and nothing is marked.
 
-    With ``boundary="stream"`` the first rewrite alone, before the first entry alone, and only for what a recurrent layer
-    or a sum over time reads: a layer's own padding is zero, while a stream's states have made something of zeros, and
-    what remembers for good would never be right again.
+    With ``boundary="stream"`` the first rewrite alone, before the first entry alone, and only for what a recurrent
+    layer or a sum over time reads: a layer's own padding is zero, while a stream's states have made something of zeros,
+    and what remembers for good would never be right again.
     """
 
     requires = frozenset({"time", "unpadded", "continual", "windowed", "aligned"})

@@ -225,6 +225,13 @@ def frame_by_frame(m: Any, x: Tensor) -> Tensor:
     return m.out(y.permute(1, 0, 2))
 
 
+def recurrent_both(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Sign language's head: time first, both directions, a label for every entry; the batch is the second dim."""
+    y = m.net(x).permute(2, 0, 1)
+    both, last = m.gru(y)
+    return m.out(both).log_softmax(-1), last, y.topk(2, 0)[0]
+
+
 def adaptive_kernel(m: Any, x: Tensor) -> Tensor:
     """TAM's global branch: the batch is folded into channels, and convolved with kernels made of all entries."""
     n, c, t, h, w = x.shape
@@ -252,6 +259,9 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "frame_by_frame": (
         lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
         _VIDEO, 2),
+    "recurrent_both": (
+        lambda: Graph(recurrent_both, net=nn.Conv1d(4, 6, 3), gru=nn.GRU(6, 5, bidirectional=True),
+                      out=nn.Linear(10, 3)), _SERIES, 2),
     "adaptive_kernel": (
         lambda: Graph(adaptive_kernel, kernel=nn.Linear(6, 3), out=nn.Linear(3, 2)), _VIDEO, 2),
 }  # fmt: skip
@@ -259,7 +269,7 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 
 def _windowed(name: str) -> Entry:
     make, shape, dim = _WINDOWS[name]
-    reference = by_clip(time_dims=(dim,))
+    reference = by_clip(time_dims=(dim,), outputs=3 if name == "recurrent_both" else 1)
     return Entry(name, _build(make, shape), (shape,), "recompute", time_dim=dim, reference=reference)
 
 
