@@ -68,6 +68,7 @@ BOUNDARY = (
     "tensor_unfold",
     "module_unfold",
     "written",
+    "moving_average",
 )
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 

@@ -133,6 +133,13 @@ def repeated_end(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.cat([y, torch.cat([d, d[:, :, -1:]], 2)], 1))
 
 
+def moving_average(m: Any, x: Tensor) -> Tensor:
+    """A series and its trend, as forecasting models split it: the entries at both ends are repeated."""
+    padded = torch.cat([x[:, :, :1].repeat(1, 1, 2), x, x[:, :, -1:].expand(-1, -1, 2)], 2)
+    trend = F.avg_pool1d(padded, 5, 1)
+    return m.out(torch.cat([x - trend, trend], 1))
+
+
 def zeros_beside(m: Any, x: Tensor) -> Tensor:
     """The parameter-free shortcut of 3D ResNets: pooled, and zeros for the channels it lacks. It reads ``.data``."""
     y = m.net(x)
@@ -190,6 +197,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
                                                 nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))),
         (1, 6, 3, 8, 8), 1),
+    "moving_average": (lambda: Graph(moving_average, out=nn.Conv1d(8, 3, 1)), _SERIES, 2),
     "zeros_beside": (lambda: Graph(zeros_beside, net=conv()), _VIDEO, 2),
     "zeros_before_max_pool": (  # what is pooled is below zero
         lambda: Graph(lambda m, x: F.max_pool3d(F.pad(m.net(x) - 9, (0, 1, 0, 1)), (1, 3, 3), (1, 2, 2)), net=conv()),
