@@ -7,16 +7,36 @@ from torch.fx import Node
 
 from co3d_compile.graph import insert, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import operand, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, operand, rank_of, shape_of, spread
 
 aten = torch.ops.aten
 UNROLLED = 64  # places of a kernel up to which each is a slice
 
 
 def expansion(program: Program, node: Node) -> None:
-    """What is expanded for operators that broadcast by themselves is left as it is: ``x * g.expand_as(x)``."""
+    """What is expanded for operators that broadcast by themselves is left as it is: ``x * g.expand_as(x)``.
+
+    What is expanded for a ``cat`` is as many parts of it.
+    """
     if node.users and all(_broadcasts(node, user) for user in node.users):
         replace(node, operand(node))
+        return
+    x = operand(node)
+    old, new = [1] * (rank_of(node) - rank_of(x)) + list(shape_of(x)), shape_of(node)
+    grown = [d for d in range(len(new)) if new[d] != old[d]]
+    if rank_of(x) == rank_of(node) and len(grown) == 1 and new[grown[0]] <= UNROLLED:
+        _as_parts(node, x, grown[0])
+
+
+def _as_parts(node: Node, x: Node, dim: int) -> None:
+    """Where copies only stand beside other tensors in a ``cat``, each is a part of it: an entry repeated at an end."""
+    if not all(u.target is aten.cat.default and argument(u, 1, "dim", 0) % rank_of(u) == dim for u in node.users):
+        return
+    for user in list(node.users):
+        parts: list[Node] = list(user.args[0])  # type: ignore[arg-type]
+        copies = [[x] * shape_of(node)[dim] if part is node else [part] for part in parts]
+        user.update_arg(0, [part for group in copies for part in group])
+    node.graph.erase_node(node)
 
 
 def _broadcasts(node: Node, user: Node) -> bool:

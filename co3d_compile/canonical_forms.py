@@ -77,13 +77,14 @@ def slide_again(node: Node) -> None:
 
 
 def _adaptive_average(program: Program, node: Node) -> None:
-    """One entry on an axis is a mean over it, as many as there are is nothing."""
+    """One entry on an axis is a mean over it, as many as there are is nothing (but a longer window has more)."""
     x = operand(node)
     target = ADAPTIVE_AVERAGE[node.target]  # type: ignore[index]
     sizes = list(shape_of(node))
     n = int(str(target).split("pool")[1][0])
     first = rank_of(x) - n
-    means = [d for d in range(first, first + n) if sizes[d] == 1 and shape_of(x)[d] != 1]
+    longer = program.options.window is not None
+    means = [d for d in range(first, first + n) if sizes[d] == 1 and (longer or shape_of(x)[d] != 1)]
     rest = [1 if d in means else sizes[d] for d in range(first, first + n)]
     old = [1 if d in means else shape_of(x)[d] for d in range(first, first + n)]
     if means:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -76,7 +76,12 @@ def claims_of(program: Program) -> dict[str, Claim]:
     for step in passes[: passes.position("annotate_time") + 1]:
         step.run(copied)
     found = {n.name: _claim(n) for n in copied.graph.nodes}
-    return {captured: found[name] for captured, name in copied.places().items()}
+    claims: dict[str, Claim] = {}
+    gates: set[str] = set()
+    for captured, name in copied.places().items():  # behind a gate comes what was left out: a dropout is no gate itself
+        claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
+        gates |= {name} if found[name].gate is not None else set()
+    return claims
 
 
 def _claim(node: Node) -> Claim:

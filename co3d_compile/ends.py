@@ -1,7 +1,8 @@
-"""Ends of a stream (``boundary="exact"``): which entries of a tensor exist, and what is read where none does.
+"""Ends of a stream: which entries of a tensor exist, and what is read where none does.
 
 Two counters per stream say it all: steps since the first frame, and frames since the last one. An entry is within its
-tensor's own range if the one is large enough and the other small enough; the thresholds are read off its fact.
+tensor's own range if the one is large enough and the other small enough; the thresholds are read off its fact. Without
+``boundary="exact"`` a stream has no last frame, and begins with the first step.
 """
 
 from __future__ import annotations
@@ -45,10 +46,23 @@ def _behind(fact: Fact) -> int:
 
 
 class Ends:
-    """Flags of a step graph that has an input ``valid`` (batch, frames per step)."""
+    """Flags of a step graph that has an input ``valid`` (batch, frames per step); without one, those of its start.
 
-    def __init__(self, low: Lowering, name: str, frames: int) -> None:
+    Args:
+        low: The step graph.
+        name: Of the input ``valid``; None where there is none.
+        frames: Of the first input, per step.
+    """
+
+    def __init__(self, low: Lowering, name: str | None, frames: int) -> None:
         self.low, self.frames = low, frames
+        self.late: Node | None = None
+        if name is None:
+            first = next(n for n in low.graph.nodes if n.op == "placeholder")
+            self.before = low.counter(first, 1)
+            self.steps = low.call(aten.add.Tensor, self.before, 1)
+            self.virtual = Virtual(low.program.module, {self.before: lambda t: -t, self.steps: lambda t: 1 - t})
+            return
         with low.mode:
             shape = torch.empty(low.batch, frames, dtype=torch.bool)
         valid = low.graph.placeholder(name)
@@ -79,7 +93,7 @@ class Ends:
         least = 1 + ceil(Fraction(lead + fact.delay - i) / fact.pulse)
         if front:
             flags.append(low.call(aten.ge.Scalar, self.steps, least))
-        if back:
+        if back and self.late is not None:
             assert fact.end is not None
             most = self.frames - floor((i - fact.delay + tail) * fact.rate + fact.end)
             if most < 1:

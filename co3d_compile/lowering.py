@@ -15,7 +15,7 @@ from co3d_compile.builder import Slot
 from co3d_compile.ends import Ends, Start
 from co3d_compile.facts import fact_of, is_stream
 from co3d_compile.layout import BATCH, PLAIN, TIME, Axis, Layout, Place
-from co3d_compile.primitive import fifo, history, previous, take
+from co3d_compile.primitive import fifo, history, outside, previous, take
 from co3d_compile.program import Program, get_constant
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
@@ -73,7 +73,17 @@ class Lowering(StepOperators):
         self.window_entries: dict[Node, list[Any]] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
         self.ends: Ends | None = None
+        self._start: Ends | None = None
         self._capacity: dict[Node, int] = {}
+
+    @property
+    def start(self) -> Ends:
+        """The flags of where the stream begins: those of its ends where it has both."""
+        if self.ends is None and self._start is None:
+            self._start = Ends(self, None, self.program.inputs[0].pulse)
+        start = self.ends or self._start
+        assert start is not None
+        return start
 
     # --- reading what clip nodes became
 
@@ -170,6 +180,8 @@ class Lowering(StepOperators):
         leading = layout is None or _leading(layout)
         if self.ends is not None and source is not None:
             start = self.ends.start(source, new, n)
+        elif source is not None and source.target is outside:
+            start = self.start.start(source, new, n)
         if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
             return Past(self, list(new), n, layout, None, start)
         queue = self.queue([self.resolve(x) for x in new], capacity)

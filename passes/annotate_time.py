@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.manager import Pass
 from co3d_compile.program import Fallback, Program, bytes_of, module_path, operator_name
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.base import rank_of, shape_of
+from co3d_compile.rules.base import operand, rank_of, shape_of
 from co3d_compile.rules.reduce import SEPARABLE
 
 
@@ -299,12 +300,15 @@ def probe(node: Node) -> Layout | None:
         shape = [s * factor if place is not None and d == place.dim else s for d, s in enumerate(value.shape)]
         return torch.empty(shape, dtype=value.dtype, device="meta")
 
+    item = node.args[1] if node.target is operator.getitem else None
+    source = operand(node) if item is not None else node
     try:
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), grown)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        args, kwargs = torch.fx.map_arg((source.args, source.kwargs), grown)
+        result = source.target(*args, **kwargs)  # type: ignore[operator]
+        result = result if item is None else result[item]
     except Exception:  # an operator may refuse other sizes in any way it likes
         return None
-    batches = {lay.batch.size for n in node.all_input_nodes if (lay := fact_of(n).layout) is not None and lay.batch}
+    batches = {lay.batch.size for n in source.all_input_nodes if (lay := fact_of(n).layout) is not None and lay.batch}
     grown_dims = [
         d for d, (old, new) in enumerate(zip(node.meta["val"].shape, result.shape, strict=True)) if old != new
     ]

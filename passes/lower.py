@@ -107,8 +107,7 @@ class Lower(Pass):
         if node.target is shift:
             return low.streams[x]
         if node.target is outside:
-            assert low.ends is not None
-            return low.ends.mark(node)
+            return low.start.mark(node)
         if node.target is history:
             return low.past(low.streams[x], int(numbers[0]), _source(node), fact_of(x).layout)  # type: ignore[arg-type]
         start, length, step = (*numbers, 1)[:3]

@@ -1,7 +1,11 @@
-"""Mark ends: with ``boundary="exact"`` each operator reads, outside of its operand, what it reads there in the clip."""
+"""Mark ends: each operator reads, outside of its operand, what it reads there in the clip.
+
+With ``boundary="exact"`` at both ends; else before the first entry alone, where something remembers it for good.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from math import ceil
 from typing import Any
 
@@ -23,7 +27,7 @@ from co3d_compile.rules.resample import Upsample
 
 
 class MarkEnds(Pass):
-    """Rewrites, only with ``boundary="exact"``:
+    """Rewrites with ``boundary="exact"``:
 
     1. ``conv(history(x, n))`` to ``conv(history(outside(x, 0, 0), n))`` where the clip's convolution was padded; a max
        pool reads minus infinity there, a pad its own value, a replicate pad the entry at the edge;
@@ -31,19 +35,28 @@ class MarkEnds(Pass):
     3. a window, or a result that is one entry, is held back until the last entry ends a step: it ends with the clip.
 
     Where no padding was, nothing outside is read for an entry within the range, and nothing is marked.
+
+    With ``boundary="stream"`` the first rewrite alone, before the first entry alone, and only for what a recurrent
+    layer or a sum over time reads: a layer's own padding is zero, while a stream's states have made something of zeros,
+    and what remembers for good would never be right again.
     """
 
     requires = frozenset({"time", "unpadded", "continual", "windowed", "aligned"})
     ensures = frozenset({"ends"})
 
     def run(self, program: Program) -> bool:
-        if program.options.boundary != "exact":
-            return False
+        self._marked: dict[tuple[Any, ...], Node] = {}
+        self._back = program.options.boundary == "exact"
+        if not self._back:
+            for node in _remembered(program):
+                node.meta["remembered"] = True
+                with contextlib.suppress(UnsupportedError):  # it stays as it is in a stream without ends
+                    self._node(program, node)
+            return bool(self._marked)
         if program.inputs[0].time_dim is None:
             raise UsageError("boundary='exact' counts the frames of the first input, and that has no time.")
         used = {i.name for i in program.inputs}
         program.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
-        self._marked: dict[tuple[Any, ...], Node] = {}
         for node in list(program.graph.nodes):
             if node.op == "call_function" and is_stream(node):
                 self._node(program, node)
@@ -56,7 +69,7 @@ class MarkEnds(Pass):
         kernel = node.meta.get("kernel")
         if kernel is not None:
             front, back = node.meta["outside"]
-            reads = kernel.p > 0, kernel.p_end > 0 or kernel.ceil
+            reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
             if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
                 raise refused(node, "reads entries from inside the clip at its ends (reflected, or of the other end)")
             wanted = (front if reads[0] else None, back if reads[1] else None)
@@ -69,7 +82,7 @@ class MarkEnds(Pass):
         elif isinstance(rule, Upsample) and rule.past(node):
             self._mark(program, node, EDGE, EDGE)
         remembers = isinstance(rule, (Recurrent, CumulativeSum)) or node.meta.get("gate") == "window"
-        if remembers and fact_of(node.args[0]).delay < 0:  # type: ignore[arg-type]
+        if self._back and remembers and fact_of(node.args[0]).delay < 0:  # type: ignore[arg-type]
             raise refused(node, "would have to run on the padding before the first frame")
 
     def _mark(self, program: Program, node: Node, front: Any, back: Any) -> None:
@@ -78,7 +91,9 @@ class MarkEnds(Pass):
         while isinstance(x, Node) and x.target in (history, take):
             reader, x = x, x.args[0]
         assert isinstance(x, Node)
-        reader.replace_input_with(x, self._outside(program, x, node, front, back))
+        back = back if self._back else None
+        if self._back or fact_of(x).delay > 0 or front != 0.0:  # states start at zero as they are
+            reader.replace_input_with(x, self._outside(program, x, node, front, back))
 
     def _outside(
         self, program: Program, x: Node, reader: Node, front: Any, back: Any, lead: int = 0, tail: int = 0
@@ -142,6 +157,21 @@ class MarkEnds(Pass):
             if held:
                 marker.replace_input_with(x, delay(program, marker, x, held))
                 marker.meta["newest"] += held
+
+
+def _remembered(program: Program) -> list[Node]:
+    """What a recurrent layer or a sum over all time reads, in the graph's order."""
+    stack, found = [], set()
+    for node in program.graph.nodes:
+        rule = rule_for(node.target) if node.op == "call_function" else None
+        if is_stream(node) and rule is not None and rule.remembers_all(node):
+            stack.append(node)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += filter(is_stream, node.all_input_nodes)
+    return [n for n in program.graph.nodes if n in found and n.op == "call_function"]
 
 
 def first_to_end(group: list[Node]) -> Node:

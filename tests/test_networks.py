@@ -47,7 +47,7 @@ def test_longer_window(name: str, window: int) -> None:
 BATCHES = (
     *("p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d", "tsm_resnet", "st_gcn", "stack_taps"),
     *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame", "gate_beside-frame", "frame_by_frame"),
-    *("shift_in_place", "norms_of_frames", "attention_grouped"),
+    *("shift_in_place", "norms_of_frames", "attention_grouped", "recurrent_both"),
 )
 
 
@@ -68,6 +68,7 @@ BOUNDARY = (
     "tensor_unfold",
     "module_unfold",
     "written",
+    "moving_average",
 )
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 

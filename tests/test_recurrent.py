@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,11 @@ import co3d_compile as co3d
 
 
 class Recurrence(nn.Module):
-    """A convolution that looks one frame ahead, then something that remembers for good."""
+    """A few layers that look ahead, then something that remembers for good."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *before: nn.Module) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(4, 6, 3, padding=1)
+        self.conv = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), *before)
         layers = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
         self.layer = layers[kind](6, 5, 2, batch_first=True) if kind in layers else None
 
@@ -40,3 +42,36 @@ def test_exact_from_the_first_entry(kind: str, pulse: int) -> None:
     inside = slice(0, 40 - 2 * delay)  # the clip's last entry reads its padding
     np.testing.assert_allclose(streamed[:, inside], expected[:, inside], rtol=1e-4, atol=1e-5)
     assert session.info.receptive_field is None
+
+
+# What a layer pads its operand with is not what the layers before it make of a state of zeros.
+BEFORE: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
+    "convolution": lambda: (nn.ReLU(), nn.Conv1d(6, 6, 5, padding=2)),
+    "max pool": lambda: (nn.MaxPool1d(3, 1, 1),),
+    "average pool": lambda: (nn.AvgPool1d(3, 1, 1),),
+    "average of what is there": lambda: (nn.AvgPool1d(3, 1, 1, count_include_pad=False),),
+    "strides": lambda: (nn.MaxPool1d(3, 2, 1), nn.BatchNorm1d(6), nn.Conv1d(6, 6, 3, 2, 1)),
+    "edge": lambda: (nn.Conv1d(6, 6, 3, padding=1, padding_mode="replicate"), nn.Conv1d(6, 6, 3, padding=2)),
+    "up-sampling": lambda: (nn.ConvTranspose1d(6, 6, 4, 2, 1), nn.Conv1d(6, 6, 3, padding=1)),
+    "linear up-sampling": lambda: (nn.Upsample(scale_factor=2, mode="linear"), nn.Conv1d(6, 6, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("kind", ["gru", "cumsum"])
+@pytest.mark.parametrize("before", BEFORE)
+def test_layers_in_front_begin_as_the_clip_does(before: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model = Recurrence(kind, *BEFORE[before]()).eval()
+    compiled = co3d.compile(model, (torch.randn(1, 4, 16),))
+    x = torch.randn(2, 4, 64)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    session = co3d.StreamSession(compiled, batch=2, threads=1)
+    (delay,), (pulse,) = session.info.delays.values(), session.info.frames_per_step.values()
+    for _ in range(2):  # again behind a reset
+        steps = [session.step(x[:, :, j : j + pulse].numpy()).reshape(2, -1, expected.shape[2])
+                 for j in range(0, 64, pulse)]  # fmt: skip
+        streamed = np.concatenate(steps, axis=1)[:, delay:]
+        inside = slice(0, expected.shape[1] * 3 // 4)  # behind it are entries that read the clip's padding
+        np.testing.assert_allclose(streamed[:, inside], expected[:, inside], rtol=1e-4, atol=1e-5)
+        session.reset()

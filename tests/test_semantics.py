@@ -198,8 +198,12 @@ WINDOWS = [
     windowed("pool of 20", lambda x: F.avg_pool1d(x, x.shape[2], 1), options={"window": 20}),
     windowed("mean of 4", lambda x: x.mean(2), options={"window": 4}),
     windowed("mean, 4 frames a step", lambda x: x.mean(2), options={"frames_per_step": 4}),
+    row("mean of one entry in the clip, of four in the window",
+        fn(lambda m, x: F.adaptive_avg_pool1d(m.conv(x), 1).flatten(1), conv=lambda: conv(3, 1, 8, 1)), 0, (1, 4, 8),
+        expect="window", options={"window": 32},
+        reference=lambda m: Reference(m.conv, (Window(lambda x: x.mean(2)),))),
     windowed("overlapping pool, up-sampled, meets its operand", lambda x: torch.cat([_spread_over_time(x), x], 1)),
-]
+]  # fmt: skip
 
 
 def _spread_over_time(x: Tensor) -> Tensor:

@@ -73,6 +73,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3)), ((1, 3, 8, 6, 6),),
         {"pool_scope": "window"},
     ),
+    "norm and dropout, window": (  # a gate and, behind it, what is left out of the graph
+        lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4), nn.Dropout(), nn.Conv3d(4, 4, 3)),
+        ((1, 3, 8, 6, 6),), {"pool_scope": "window"},
+    ),
     "strides": (
         lambda: Graph(
             lambda m, x: m.l((m.s(y := F.relu(m.a(x))) + m.b(y)).mean(2)),

@@ -179,14 +179,15 @@ class Pool(Rule):
         return results
 
     def _mean_inside(self, node: Node, low: Lowering, pool: PoolArgs, x: Node, o: int) -> Node:
-        """With ends: the mean over the entries that the clip's own operator counts."""
+        """With ends, or a start: the mean over the entries that the clip's own operator counts."""
         kernel: Kernel | None = node.meta.get("kernel")
         counts_all = kernel is None or (not kernel.ceil and (pool.count_pad or not (kernel.p or kernel.p_end)))
-        if low.ends is None or not pool.average or pool.divisor is not None or counts_all:
+        within = low.ends is not None or node.meta.get("remembered", False)
+        if not within or not pool.average or pool.divisor is not None or counts_all:
             return x
         assert kernel is not None
         pad = (kernel.p, kernel.p_end) if pool.count_pad else (0, 0)
-        return low.ends.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
+        return low.start.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
 
     def _over_space(self, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
         names = {

@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.facts import Fact, NoExtension, combine, fact_of
-from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, known, one_entry, operand, register, touches_time
+from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.rules.base import RULES, Rule, known, one_entry, operand, register, touches_time
 from co3d_compile.rules.reduce import AlongDims
 
 if TYPE_CHECKING:
@@ -41,25 +41,23 @@ class Recurrent(Rule):
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
-        x = operand(node)
-        lay = known(x)
-        outs = [tuple(v.shape) for v in node.meta["val"]]
-        sequence = replace(fact, layout=lay.replace(lay.rank - 1, [Axis("", int(outs[0][-1]))]))
-        batch = 0 if node.args[8] else 1
         late = fact.length - 1
         end = fact.end + late * fact.rate if fact.end is not None else None
-        result = [sequence]
-        for shape in outs[1:]:
-            layout = Layout(
-                (
-                    (*Layout.plain([shape[0]]).dims[0],),
-                    (*lay.dims[batch], Axis(TIME, 1)),
-                    Layout.plain([shape[2]]).dims[0],
-                )
-            )
-            last = one_entry(fact, layout)
-            result.append(replace(last, delay=fact.delay + late, crop=fact.crop + late, end=end, per_entry=False))
+        sequence, *last = self.layouts(node)
+        result = [replace(fact, layout=sequence)]
+        for layout in last:
+            one = one_entry(fact, layout)
+            result.append(replace(one, delay=fact.delay + late, crop=fact.crop + late, end=end, per_entry=False))
         return result
+
+    def layouts(self, node: Node) -> list[Layout]:
+        """Where batch and time are in each output."""
+        lay = known(operand(node))
+        sequence, *last = (tuple(v.shape) for v in node.meta["val"])
+        row = (*lay.dims[0 if node.args[8] else 1], Axis(TIME, 1))
+        plain = [Layout.plain([shape[0], shape[2]]).dims for shape in last]
+        finals = [Layout((layers, row, features)) for layers, features in plain]
+        return [lay.replace(lay.rank - 1, [Axis("", int(sequence[-1]))]), *finals]
 
     def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
         """Entries of each output."""
@@ -260,9 +258,12 @@ class Item(Rule):
         return fact
 
     def layout(self, node: Node) -> Layout:
-        source = operand(node)
-        val = source.meta["val"][node.args[1]]
-        return Layout.plain(val.shape)
+        source, index = operand(node), node.args[1]
+        rule = RULES.get(source.target)
+        if not isinstance(rule, Recurrent) or not isinstance(index, int):
+            raise LayoutLost
+        layout = rule.layouts(source)[index]
+        return layout.without(TIME) if index else layout
 
     def lower(self, node: Node, low: Lowering) -> list[Node]:
         source, index = node.args[0], node.args[1]

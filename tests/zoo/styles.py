@@ -133,6 +133,13 @@ def repeated_end(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.cat([y, torch.cat([d, d[:, :, -1:]], 2)], 1))
 
 
+def moving_average(m: Any, x: Tensor) -> Tensor:
+    """A series and its trend, as forecasting models split it: the entries at both ends are repeated."""
+    padded = torch.cat([x[:, :, :1].repeat(1, 1, 2), x, x[:, :, -1:].expand(-1, -1, 2)], 2)
+    trend = F.avg_pool1d(padded, 5, 1)
+    return m.out(torch.cat([x - trend, trend], 1))
+
+
 def zeros_beside(m: Any, x: Tensor) -> Tensor:
     """The parameter-free shortcut of 3D ResNets: pooled, and zeros for the channels it lacks. It reads ``.data``."""
     y = m.net(x)
@@ -197,6 +204,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(frames, net=nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.GELU(),
                                                 nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))),
         (1, 6, 3, 8, 8), 1),
+    "moving_average": (lambda: Graph(moving_average, out=nn.Conv1d(8, 3, 1)), _SERIES, 2),
     "zeros_beside": (lambda: Graph(zeros_beside, net=conv()), _VIDEO, 2),
     "zeros_before_max_pool": (  # what is pooled is below zero
         lambda: Graph(lambda m, x: F.max_pool3d(F.pad(m.net(x) - 9, (0, 1, 0, 1)), (1, 3, 3), (1, 2, 2)), net=conv()),
@@ -232,6 +240,13 @@ def frame_by_frame(m: Any, x: Tensor) -> Tensor:
     return m.out(y.permute(1, 0, 2))
 
 
+def recurrent_both(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Sign language's head: time first, both directions, a label for every entry; the batch is the second dim."""
+    y = m.net(x).permute(2, 0, 1)
+    both, last = m.gru(y)
+    return m.out(both).log_softmax(-1), last, y.topk(2, 0)[0]
+
+
 def adaptive_kernel(m: Any, x: Tensor) -> Tensor:
     """TAM's global branch: the batch is folded into channels, and convolved with kernels made of all entries."""
     n, c, t, h, w = x.shape
@@ -259,6 +274,9 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "frame_by_frame": (
         lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
         _VIDEO, 2),
+    "recurrent_both": (
+        lambda: Graph(recurrent_both, net=nn.Conv1d(4, 6, 3), gru=nn.GRU(6, 5, bidirectional=True),
+                      out=nn.Linear(10, 3)), _SERIES, 2),
     "adaptive_kernel": (
         lambda: Graph(adaptive_kernel, kernel=nn.Linear(6, 3), out=nn.Linear(3, 2)), _VIDEO, 2),
 }  # fmt: skip
@@ -266,7 +284,7 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 
 def _windowed(name: str) -> Entry:
     make, shape, dim = _WINDOWS[name]
-    reference = by_clip(time_dims=(dim,))
+    reference = by_clip(time_dims=(dim,), outputs=3 if name == "recurrent_both" else 1)
     return Entry(name, _build(make, shape), (shape,), "recompute", time_dim=dim, reference=reference)
 
 
