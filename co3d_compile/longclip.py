@@ -116,6 +116,8 @@ class LongClip(Interpreter):
             return n.target(*args, **kwargs)  # type: ignore[operator]
         if n.target is operator.getitem:
             value, i = args
+            if isinstance(value, Entries):
+                return Entries([v[i] for v in value.values], claim)
             several = isinstance(value, Windows)
             return Windows([None if v is None else v[i] for v in value.values]) if several else value[i]
         if claim.gate is not None and kinds & {Windows, Entries} == set():

@@ -50,6 +50,18 @@ def squeeze_flat() -> nn.Module:
     )  # fmt: skip
 
 
+def scale_and_shift() -> nn.Module:
+    """What one pool gives is split in two."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        scale, shift = m.f((y := m.a(x)).mean((2, 3, 4), True)).split(4, 1)
+        result: Tensor = m.b(y * scale + shift)
+        return result
+
+    a, b = nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+    return Graph(forward, a=a, b=b, f=nn.Conv3d(4, 8, 1))
+
+
 def attend(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).transpose(1, 2)
     return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
@@ -69,6 +81,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "max gate, window": (lambda: squeeze(lambda y: F.adaptive_max_pool3d(y, 1)), (VIDEO,), {"pool_scope": "window"}),
     "whole kernel gate": (lambda: squeeze(lambda y: F.avg_pool3d(y, y.shape[2:])), (VIDEO,), {}),
     "flat gate": (squeeze_flat, (VIDEO,), {}),
+    "scale and shift": (scale_and_shift, (VIDEO,), {}),
     "group norm, window": (
         lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3)), ((1, 3, 8, 6, 6),),
         {"pool_scope": "window"},
