@@ -70,7 +70,7 @@ def tiles_time(node: Node) -> bool:
 def slide_again(node: Node) -> None:
     """Makes the pool of a mean or a maximum again."""
     x, dims, _ = reduced(node)
-    target, _ = node.meta["tiles"]
+    target, _ = node.meta.pop("tiles")
     shape = shape_of(x)
     kernel = [shape[d] if d in dims else 1 for d in range(len(shape) - DIMS[target], len(shape))]
     node.target, node.args, node.kwargs = target, (x, kernel, kernel), {}
