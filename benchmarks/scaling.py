@@ -305,6 +305,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         places = [row[key] for row in rows]
         axes.plot(places, [row[value] for row in rows], "o-", color="#3b82c4", markersize=4)
         axes.set_ylim(0, 1.15 * max(row[value] for row in rows))
+        axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel(key.replace("_", " "))
         axes.set_ylabel(value.replace("_mb", " MB").replace("_", " "), color="#3b82c4")
         axes.spines["top"].set_visible(False)
