@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from co3d_compile.machine import block_channels, cpu_name
 from co3d_compile.timing import COMPILED, SIDES, Turn, turn
 
 Progress = Callable[[str, int, int], None]
-PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy")
+PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy", "openvino")
 
 
 def bench(
@@ -157,6 +158,11 @@ class _Maker:
         if any(i.time_dim not in (None, 2) for i in self.compiled.info.inputs) or len(self.compiled.info.inputs) > 1:
             raise UsageError("A moving window is timed for one input with time at dim 2.")
         return "window", self._clip()[1]
+
+    def _openvino(self) -> tuple[str, Path]:
+        if find_spec("openvino") is None:
+            raise UsageError("OpenVINO is not installed.", hint="pip install 'co3d-compile[openvino]'")
+        return "openvino", self._clip()[1]
 
     def _step(self) -> tuple[str, Path]:
         return "step", self.compiled.save(self.folder / "step.onnx")

@@ -26,6 +26,7 @@ SIDES = {
     "pytorch": "clip model in PyTorch, a clip per answer",
     "clip": "clip model in ONNX Runtime, a clip per answer",
     "window": "the same on a window of frames that moves",
+    "openvino": "clip model in OpenVINO, a clip per answer, if it is installed",
     "step": "compiled",
     "renamed": "compiled, --state-io renamed",
     "native": "compiled, --native",
@@ -47,7 +48,8 @@ def turn(kind: str, path: Path, seconds: float, threads: int, take: int = 1) -> 
 
     Args:
         kind: ``"step"``: a compiled file in a StreamSession. ``"clip"``: an ONNX file on its inputs. ``"window"``: the
-            same on a window that moves by ``take`` frames before each call. ``"pytorch"``: a torch.export archive.
+            same on a window that moves by ``take`` frames before each call. ``"openvino"``: an ONNX file in OpenVINO.
+            ``"pytorch"``: a torch.export archive.
         path: The file.
         seconds: How long.
         threads: Of the runtime.
@@ -86,6 +88,19 @@ def _window(path: str, threads: int, take: int) -> Call:
         return session.run(None, feeds)
 
     return call
+
+
+def _openvino(path: str, threads: int, take: int) -> Call:
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(path, "CPU", options)
+    request = model.create_infer_request()
+    feeds = {}
+    for i in model.inputs:
+        shape = [d.get_length() if d.is_static else 1 for d in i.partial_shape]
+        feeds[i.any_name] = _noise(shape, i.element_type.to_dtype().name)
+    return lambda: request.infer(feeds, share_inputs=True)
 
 
 def _pytorch(path: str, threads: int, take: int) -> Call:
@@ -130,7 +145,7 @@ def _main(kind: str, path: str, seconds: str, threads: str, take: str) -> None:
     import onnxruntime  # noqa: F401  is not what a side takes
 
     before = _peak()
-    sides = {"step": _step, "clip": _clip, "window": _window, "pytorch": _pytorch}
+    sides = {"step": _step, "clip": _clip, "window": _window, "openvino": _openvino, "pytorch": _pytorch}
     call = sides[kind](path, int(threads), int(take))
     milliseconds: list[float] = []
     for _ in range(WARM_UP):

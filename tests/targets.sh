@@ -71,5 +71,6 @@ run() { # folders, pytest's arguments
     OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 PYTHONPATH=$1 "$PY" -m pytest "${@:2}"
 }
 run "$FOLDER/provider" tests/test_openvino.py -k test_the_provider
+run "$FOLDER/python" tests/test_bench.py -k test_every_side
 run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen" \
     tests/test_{triton,openvino,readers,web,window}.py tests/test_pytorch.py
