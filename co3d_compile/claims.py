@@ -48,6 +48,11 @@ class Claim:
         place = self.place
         return place is not None and place.size == 1 and self.length == 1 and not place.alone
 
+    @property
+    def one(self) -> bool:
+        """A single entry of each clip, with a dim of its own for time."""
+        return self.place is not None and self.place.alone and (self.place.size, self.length) == (1, 1)
+
     def entries(self, x: Tensor) -> int:
         """How many entries a tensor has."""
         place = self.place

@@ -258,7 +258,7 @@ class LongClip(Interpreter):
         results = []
         for i in range(totals[0] if totals else streams[0].claim.entries(streams[0].value)):
             results.append(self._apply(n, *pytree.tree_map(lambda v, i=i: operand(v, i), (args, kwargs))))
-        return self._joined(claim, results) if streams else Entries(results, claim)
+        return self._joined(claim, results) if streams or claim.one else Entries(results, claim)
 
     # --- sizes that were baked in
 

@@ -83,7 +83,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
         return "window"
     alone = claim.place is not None and claim.place.alone
     if "entries" in own:
-        return "stream" if "stream" in own and alone else "entries"
+        return "stream" if ("stream" in own and alone) or claim.one else "entries"
     if claim.gate is not None or is_single(n, claims):
         return "stream" if alone else "entries"
     return "window" if is_window(n, claims) else "stream"

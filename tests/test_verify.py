@@ -62,6 +62,18 @@ def scale_and_shift() -> nn.Module:
     return Graph(forward, a=a, b=b, f=nn.Conv3d(4, 8, 1))
 
 
+def one_patch() -> nn.Module:
+    """One patch over the whole clip, whose time has no dim of its own for a while, up-sampled again."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        tokens = m.mix(m.patch(x).flatten(2).mT).mT
+        result: Tensor = m.out(torch.cat([m.up(tokens.reshape(x.shape[0], 4, 1, 5, 5)), x], 1))
+        return result
+
+    patch, up = nn.Conv3d(3, 4, (6, 1, 1), (6, 1, 1)), nn.ConvTranspose3d(4, 3, (6, 1, 1), (6, 1, 1))
+    return Graph(forward, patch=patch, up=up, mix=nn.Linear(4, 4), out=nn.Conv3d(6, 3, 3, padding=1))
+
+
 def attend(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).transpose(1, 2)
     return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
@@ -82,6 +94,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "whole kernel gate": (lambda: squeeze(lambda y: F.avg_pool3d(y, y.shape[2:])), (VIDEO,), {}),
     "flat gate": (squeeze_flat, (VIDEO,), {}),
     "scale and shift": (scale_and_shift, (VIDEO,), {}),
+    "one patch": (one_patch, (VIDEO,), {}),
     "group norm, window": (
         lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3)), ((1, 3, 8, 6, 6),),
         {"pool_scope": "window"},
