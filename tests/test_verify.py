@@ -66,8 +66,9 @@ def one_patch() -> nn.Module:
     """One patch over the whole clip, whose time has no dim of its own for a while, up-sampled again."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        tokens = m.mix(m.patch(x).flatten(2).mT).mT
-        result: Tensor = m.out(torch.cat([m.up(tokens.reshape(x.shape[0], 4, 1, 5, 5)), x], 1))
+        tokens = m.mix(m.patch(x).flatten(2).mT)
+        low = tokens.view(x.shape[0], 1, 5, 5, 4).permute(0, 4, 1, 2, 3)
+        result: Tensor = m.out(torch.cat([m.up(low), x], 1))
         return result
 
     patch, up = nn.Conv3d(3, 4, (6, 1, 1), (6, 1, 1)), nn.ConvTranspose3d(4, 3, (6, 1, 1), (6, 1, 1))
