@@ -229,6 +229,13 @@ def another_model() -> str:
     return command("co3d", "verify", "m.onnx", "--against", path)
 
 
+def a_stranger() -> str:
+    from co3d_compile.verify import verify
+
+    compile(tiny()).save("m.onnx")
+    return raised(lambda: verify("m.onnx", tiny().eval(), (torch.rand(1, 3, 8, 9, 9),)))
+
+
 def by_chance() -> str:
     from co3d_compile.verify import verify
 
@@ -299,6 +306,7 @@ CASES: dict[str, Callable[[], str]] = {
     "no PyAV": lambda: without("av", lambda: list(co3d.read_source("v.mp4"))),
     "no Jinja2": lambda: without("jinja2", lambda: compile(tiny()).to_html()),
     # verification
+    "stranger": a_stranger,
     "differs": another_model,
     "chance": by_chance,
 }  # fmt: skip
