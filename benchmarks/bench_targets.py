@@ -123,8 +123,8 @@ def targets(compiled: Any, folder: Path) -> dict[str, Turn]:
     """The targets that are there, the reference first."""
     model = compiled.save(folder / "model.onnx")
     found: dict[str, Turn] = {REFERENCE: lambda frames: session(model, frames)}
-    state = compiled.to_module().initial_state(1)
     step = compiled.to_module()
+    state = step.initial_state(1)
     found["eager"] = positional(lambda frame, *values: flat(step(frame, state=values)), state)
     archive, _ = load_step(compiled.save_exported_program(folder / "step.pt2"))
     found["torch.export"] = positional(archive, state)

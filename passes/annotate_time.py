@@ -22,18 +22,25 @@ from co3d_compile.rules.base import operand, rank_of, shape_of
 from co3d_compile.rules.reduce import SEPARABLE
 
 
-class _Gates(Exception):
-    """A window result meets the stream: the pools it comes from must become gates."""
+class _Again(Exception):
+    """Something decides about nodes that were passed already: they are marked, and the walk starts again."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
 
+    def nodes(self, program: Program) -> list[Node]:
+        return [n for n in program.graph.nodes if n.name in self.names]
 
-class _Tiles(_Gates):
+
+class _Gates(_Again):
+    """A window result meets the stream: the pools it comes from must become gates."""
+
+
+class _Tiles(_Again):
     """A window result is up-sampled until it meets the stream: the pools it comes from are steps of a pyramid."""
 
 
-class _Stay(_Gates):
+class _Stay(_Again):
     """Gates that end in a window all the same: they are windows from the start, and compute what the clip does."""
 
 
@@ -56,15 +63,15 @@ class AnnotateTime(Pass):
             try:
                 fallbacks = self._walk(program, gates)
                 break
+            except _Gates as found:
+                gates |= found.names
             except _Tiles as found:
-                for node in [n for n in program.graph.nodes if n.name in found.names]:
+                for node in found.nodes(program):
                     slide_again(node)
             except _Stay as found:
                 gates -= found.names
-                for node in [n for n in program.graph.nodes if n.name in found.names]:
+                for node in found.nodes(program):
                     node.meta["stays"] = True
-            except _Gates as found:
-                gates |= found.names
         self._fix_pulse(program)
         self._report(program, fallbacks)
         return True
@@ -237,9 +244,9 @@ class AnnotateTime(Pass):
 
 def _as_long(node: Node) -> bool:
     """Whether a window result has as many entries, more than one, as the streams that it meets have in the clip."""
+    shapes = [shape_of(n) for n in filter(is_window, node.all_input_nodes)]
     for n in filter(is_stream, node.all_input_nodes):
         time = fact_of(n).layout.time  # type: ignore[union-attr]
-        shapes = [shape_of(w) for w in filter(is_window, node.all_input_nodes)]
         right = rank_of(n) - time.dim if time is not None else 0
         if time is None or time.size == 1 or any(len(s) < right or s[-right] != time.size for s in shapes):
             return False
@@ -247,7 +254,7 @@ def _as_long(node: Node) -> bool:
 
 
 def _gates_behind(node: Node, gates: frozenset[str]) -> frozenset[str]:
-    """The gates of which an operator's operands are made and nothing else that streams."""
+    """The gates that those operands come from which are one of each entry's own."""
     found: set[Node] = set()
     stack = list(node.all_input_nodes)
     while stack:
