@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import signal
 import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ Examples:
 
 \b
 Exit codes:
+  1    Ray did not stop in time and was killed
   2    wrong use of the command; the port is taken; there is no such cluster
   4    the model cannot be read
   5    the model's streams cannot share a run
@@ -110,7 +111,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
             _say(as_json, f"http://{options['host']}:{port}", prometheus, options["replicas"], settings)
             with stoppable():  # Ray has set signal handlers of its own
                 while True:
-                    signal.pause()
+                    time.sleep(1)  # not signal.pause: it would miss a signal that comes right before it
         except Stopped as stopped:
             raise Stopped(stopped.number, "the streams are saved" if options["state_dir"] else "it has ended") from None
         finally:

@@ -40,6 +40,12 @@ Reply = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+IMPATIENT = """
+from co3d_compile.cli.main import main
+from co3d_compile.serve import cluster
+cluster.STOPPED = {}
+main()
+"""
 PATIENCE = 120  # seconds until something that must happen is taken for lost; no test is right or wrong by its speed
 
 
@@ -52,11 +58,13 @@ def compiled() -> Any:
 class Server:
     """``co3d serve`` as a process of its own."""
 
-    def __init__(self, model: Path, states: Path, *more: object) -> None:
+    def __init__(self, model: Path, states: Path, *more: object, patience: float | None = None) -> None:
+        """``patience``: seconds that Ray may take to stop."""
         self.model = model
         (model.parent / "token.txt").write_text(f"{TOKEN}\n")
         arguments = [model, "--port", 0, "--json", "--state-dir", states, "--token-file", model.parent / "token.txt"]
-        command = [sys.executable, "-m", "co3d_compile.cli.main", "serve", *arguments, *more]
+        how = ["-m", "co3d_compile.cli.main"] if patience is None else ["-c", IMPATIENT.format(patience)]
+        command = [sys.executable, *how, "serve", *arguments, *more]
         # niceness: other tests run beside this one, and Ray's workers would stand behind them
         more_of_ray = {"RAY_metrics_report_interval_ms": "1000", "RAY_worker_niceness": "0"}
         self.process = subprocess.Popen(
@@ -329,15 +337,24 @@ def a_stop_and_a_start(server: Server, limits: list[object]) -> None:
     replies = [server.ask(f"/v1/streams/s/frames/{n}", frames[n].tobytes(), **post)[1] for n in range(5)]
     code, error = server.stop()
     assert code == 143 and error.count("\n") == 1 and "the streams are saved" in error
-    again = Server(server.model, Path(server.facts["state_dir"]), "--replicas", 1, *limits)
+    again = Server(server.model, Path(server.facts["state_dir"]), "--replicas", 1, *limits, patience=8)
     try:
         assert again.ask("/v1/streams/s")[1]["expected"] == 5
         replies += [again.ask(f"/v1/streams/s/frames/{n}", frames[n].tobytes(), **post)[1] for n in range(5, 12)]
         assert len({reply["epoch"] for reply in replies}) == 1
         check(replies, frames, co3d.StreamSession(compiled(), threads=1))
         a_stream_that_falls_silent(again)
+        a_stop_that_ray_hangs_in(again)
     finally:
         again.stop()
+
+
+def a_stop_that_ray_hangs_in(server: Server) -> None:
+    """Where a process of Ray's does not answer, all of them are killed in the end."""
+    (keeper,) = [pid for pid, line in family(server.process.pid).items() if "gcs_server" in line]
+    os.kill(keeper, signal.SIGSTOP)
+    code, error = server.stop()
+    assert code == 1 and error.startswith("error: Ray did not stop within 8 seconds") and error.count("\n") == 1
 
 
 @pytest.mark.slow

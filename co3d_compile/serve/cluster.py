@@ -10,8 +10,10 @@ too, at a moment that differs from router to router. Here a stream waits until i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +29,7 @@ from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame, Refused, shard_of
 
 try:
+    import psutil
     import ray
     from ray import serve
     from ray.exceptions import RayError
@@ -45,6 +48,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a small machine starts slowly: the default gives up after 5
 }
+STOPPED = 75.0  # seconds; the limits that Ray does have, one after another, are about 50
 OBJECT_STORE = 100_000_000  # bytes; frames and answers mostly go past it
 FILL: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]  # streams
 HISTOGRAM: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]  # milliseconds
@@ -325,10 +329,26 @@ def _start_ray(address: str | None, cores: int) -> None:
 
 
 def stop() -> None:
-    """Stop serving; streams are saved first. A cluster that ``start`` began ends too."""
+    """Stop serving; streams are saved first. A cluster that ``start`` began ends too.
+
+    Ray waits without end for a process of its own that does not answer. After ``STOPPED`` seconds all its processes
+    that come from this one are killed, and this one ends with exit code 1.
+    """
     if not ray.is_initialized():
         return
+    late = threading.Timer(STOPPED, _kill)  # not cancelled: Ray also waits when the interpreter ends
+    late.daemon = True
+    late.start()
     try:
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _kill() -> None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    lost = "Streams that were not saved go on from their last snapshot."
+    os.write(2, f"error: Ray did not stop within {STOPPED:.0f} seconds and was killed. {lost}\n".encode())
+    os._exit(1)
