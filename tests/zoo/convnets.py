@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -292,6 +293,23 @@ class StackedFrames(nn.Module):
         return self.mix(F.relu(y).view(n, t, 4, h, w).transpose(1, 2))
 
 
+class OddBottleneck(nn.Module):
+    """An inverted bottleneck with a gate, whose channels are no multiple of what the runtime's kernels take."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand, self.mix = nn.Conv3d(3, channels, 1), nn.Conv3d(channels, channels, 1)
+        self.depthwise = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.squeeze, self.excite = nn.Conv3d(channels, 4, 1), nn.Conv3d(4, channels, 1)
+        self.project = nn.Conv3d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.expand(x))
+        x = F.silu(self.depthwise(x + self.mix(x)))
+        gate = self.excite(F.relu(self.squeeze(x.mean((3, 4), keepdim=True))))
+        return self.project(x * gate.sigmoid())
+
+
 _CLIP = (1, 3, 8, 8, 8)
 
 
@@ -324,5 +342,7 @@ CONVNETS = (
     Entry("frames_first", _build(FramesFirst, 1, 8, 3, 6, 6), ((1, 8, 3, 6, 6),), time_dim=1,
           reference=long_clip(1), tight=True),
     Entry("folded_r2plus1d", _build(FoldedR2Plus1D, *_CLIP), (_CLIP,), tight=True),
+    *(Entry(f"{channels}_channels", _build(partial(OddBottleneck, channels), *_CLIP), (_CLIP,), tight=True)
+      for channels in (18, 131)),
     Entry("stacked_frames", _build(StackedFrames, *_CLIP), (_CLIP,), tight=True),
 )  # fmt: skip
