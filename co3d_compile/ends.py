@@ -231,16 +231,22 @@ class Ends:
 
     def start(self, x: Node, new: Sequence[Any], n: int) -> Start | None:
         """What the past of a tensor is at the start; None where zeros do."""
-        fact = fact_of(x)
-        fill: Any = x.args[1] if x.target is outside else None
-        if fill == EDGE:
-            lead = x.args[3]
-            assert isinstance(lead, int)
-            first, _ = self.low.batch_first(self.low.resolve(new[0]), fact.layout)
-            came = self.inside(fact, -1, back=False, lead=lead)  # before this step: the past holds it where due
-            return Start(lambda i, t, value: self.choose(came, value, first))
-        entries = [self.low.batch_first(self.low.resolve(e), fact.layout)[0] for e in new]
-        return self.constants(entries, fact, n, fill)
+        low, fact, fill, edge = self.low, fact_of(x), None, x
+        while edge.target is outside and edge.args[1] != EDGE:  # padding may lie in front of copies of the edge
+            fill = edge.args[1] if fill is None else fill
+            edge = edge.args[0]  # type: ignore[assignment]
+        if edge.target is not outside:
+            entries = [low.batch_first(low.resolve(e), fact.layout)[0] for e in new]
+            return self.constants(entries, fact, n, fill)  # type: ignore[arg-type]
+        lead: Any = edge.args[3]
+        first, _ = low.batch_first(low.resolve(low.streams[edge][0]), fact.layout)
+        came = self.inside(fact, -1, back=False, lead=lead)  # before this step: the past holds it where due
+
+        def fix(i: int, t: int, value: Node) -> Node:
+            flag = self.inside(fact, i - t * len(new), back=False) if fill is not None else None
+            return self.choose(came, value, self.choose(flag, first, fill))  # type: ignore[arg-type]
+
+        return Start(fix)
 
     def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> Start | None:
         """The past where it does not depend on any frame: what lies before the first entry, and delays below 0."""

@@ -101,6 +101,8 @@ class Fact:
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
         pooled: Where time was in what a gate pools, counted from the last dim, its entries in the captured clip, and
             if the clip had ``window`` frames: what is expanded to that shape has time there again.
+        lead: First entries that are copies of the one behind them (the edge, repeated), which may come after them.
+        tail: Last entries that are copies of the one before them.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
     """
@@ -118,6 +120,8 @@ class Fact:
     end: Fraction | None = None
     per_entry: bool = False
     pooled: tuple[int, int, int] | None = None
+    lead: int = 0
+    tail: int = 0
 
     @property
     def clip(self) -> int:
@@ -136,10 +140,14 @@ class Fact:
         """Frames from the start of the newest whole window to the end of the step."""
         return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
 
-    def through(self, kernel: Kernel, layout: Layout) -> Fact:
+    def through(self, kernel: Kernel, layout: Layout, edges: tuple[bool, bool] = (False, False)) -> Fact:
         """The fact of an operator's output over time, by its index equation.
 
-        With ends, a crop at the end is held back until it is known which entries it drops.
+        With ends, a crop at the end is held back until it is known which entries it drops, and what reads copies of
+        an entry until that entry has come.
+
+        Args:
+            edges: Whether the padding in front, and at the end, repeats the entry at the edge.
         """
         length = kernel.length(self.length)
         clip = kernel.length(self.clip)
@@ -154,10 +162,24 @@ class Fact:
             length=length,
             rate=self.rate * flowing.s,
         )
-        if self.end is None:
-            return moved
-        end = self.end + kernel.reach * self.rate
-        return replace(moved, end=end, delay=max(moved.delay, floor(end / moved.rate)))
+        if self.end is not None:
+            end = self.end + kernel.reach * self.rate
+            moved = replace(moved, end=end, delay=max(moved.delay, floor(end / moved.rate)))
+        known = ceil(Fraction(self.delay + self.lead, flowing.s))
+        carried = self._carries(kernel, edges) and not (self.lead and moved.delay >= known)
+        waits = [moved.delay]
+        if self.end is not None and self.lead and not carried:
+            waits.append(known)
+        if self.end is not None and edges[0]:  # the entry at the edge is given with the first frame, not before
+            waits.append(-kernel.p)
+        lead = _copies(self.lead if carried else 0, kernel.p, edges[0])
+        tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
+        return replace(moved, delay=max(waits), lead=lead, tail=tail)
+
+    def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
+        """Whether copies at the edges are copies behind this kernel too."""
+        front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
+        return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
 
     def end_above(self, r: int, cut: int = 0) -> Fraction | None:
         """The end of ``r`` times as many entries less ``cut``, for clips of a matching length."""
@@ -174,6 +196,11 @@ class Fact:
         if self.kind is Kind.WINDOW:
             text += f" delay={self.delay}"
         return text
+
+
+def _copies(before: int, p: int, edge: bool) -> int:
+    """How many copies there are at an end that is padded, or cropped if ``p`` is negative."""
+    return max(0, before + p) if before or edge else 0
 
 
 STATIC = Fact(Kind.STATIC)
@@ -203,6 +230,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
     if any((f.pulse, f.spacing) != (first.pulse, first.spacing) for f in streams):
         raise NoExtension("operands with different numbers of entries per step")
     last = max(streams, key=lambda f: f.delay)
+    alike = len({(f.delay, f.lead, f.tail) for f in streams}) == 1
     return replace(
         last,
         layout=layout,
@@ -210,4 +238,6 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         crop=max(f.crop for f in streams),
         per_entry=all(f.per_entry for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
+        lead=last.lead if alike else 0,
+        tail=last.tail if alike else 0,
     )

@@ -26,6 +26,12 @@ def shift(x: Tensor, p: int) -> Tensor:
     raise RuntimeError("co3d.shift is a marker: the pass lower replaces it")
 
 
+def hold(x: Tensor, begun: bool) -> Tensor:
+    """``x`` as late as its reader can use it: once its copies at the edge are known, and if ``begun``, no sooner than
+    the first frame."""
+    raise RuntimeError("co3d.hold is a marker: the pass continual replaces it")
+
+
 def outside(x: Tensor, front: float | str | None, back: float | str | None, lead: int = 0, tail: int = 0) -> Tensor:
     """``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
 

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from co3d_compile.canonical_broadcasts import resample_again
 from co3d_compile.canonical_forms import slide_again, tiles_time
+from co3d_compile.edges import hold_back
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of, is_stream, is_window
 from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
@@ -51,7 +52,8 @@ class AnnotateTime(Pass):
     2. an operator with no extension beyond the clip, and all behind it, is a window;
     3. where a window result meets the stream again, the pools it comes from become gates (``pool_scope``), or slide
        like any other pool if as many entries as they took meet the stream (the last level of a U-Net over time);
-    4. the pulse is the least that gives every tensor whole entries, or the multiple that was asked for.
+    4. with ends, what an operator cannot read as early as it comes is marked to be held back (``edges.py``);
+    5. the pulse is the least that gives every tensor whole entries, or the multiple that was asked for.
     """
 
     requires = frozenset({"canonical"})
@@ -87,11 +89,15 @@ class AnnotateTime(Pass):
                 if "resampled" in node.meta and is_stream(x := node.args[0]) and not fact_of(x).per_entry:
                     resample_again(node)
                 fact, reason = self._fact(program, node, gates)
+                if hold_back(program, node, fact):
+                    fact, reason = self._fact(program, node, gates)
                 if fact.layout is None and fact.kind is Kind.STREAM and "items" not in node.meta:
                     raise AssertionError(f"{node.name} streams without a layout")
                 node.meta[KEY] = fact
                 if reason is not None:
                     fallbacks.append((node, reason))
+            elif node.op == "output":
+                hold_back(program, node, STATIC)
         return fallbacks
 
     def _inputs(self, program: Program) -> None:

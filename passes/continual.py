@@ -9,7 +9,8 @@ from torch.fx import Node
 from co3d_compile.facts import KEY, fact_of, is_stream
 from co3d_compile.graph import insert_marker, replace
 from co3d_compile.manager import Pass
-from co3d_compile.primitive import history, take
+from co3d_compile.passes.delay_residuals import delay
+from co3d_compile.primitive import history, hold, take
 from co3d_compile.program import Program
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import operand
@@ -24,7 +25,8 @@ class Continual(Pass):
 
     1. ``pool(x, [3, 3, 3])`` to ``pool(pool(x, [1, 3, 3]), [3, 1, 1])``, so that pooled entries are remembered;
     2. ``conv(x)`` to ``conv(take(history(x, n)))`` with just the entries that its P_y new outputs read;
-    3. attention with a banded mask to attention on the history of its keys and values.
+    3. attention with a banded mask to attention on the history of its keys and values;
+    4. ``hold(x)``, where an operand must wait for its first entries, to a delay.
     """
 
     requires = frozenset({"time", "unpadded"})
@@ -36,7 +38,10 @@ class Continual(Pass):
             if not is_stream(node) or node.op != "call_function":
                 continue
             rule = rule_for(node.target)
-            if isinstance(rule, Attention):
+            if node.target is hold:
+                self._hold(program, node)
+                modified = True
+            elif isinstance(rule, Attention):
                 modified |= self._attention(program, node, rule)
             elif isinstance(rule, (TransposedConvolution, Upsample)):
                 modified |= self._upsampling(program, node, rule)
@@ -45,6 +50,13 @@ class Continual(Pass):
                 self._slide(program, target)
                 modified = True
         return modified
+
+    def _hold(self, program: Program, node: Node) -> None:
+        x = operand(node)
+        late = fact_of(node).delay - fact_of(x).delay
+        if late:
+            program.record(node, "operand held back")
+        replace(node, delay(program, node, x, late) if late else x)
 
     def _upsampling(self, program: Program, node: Node, rule: TransposedConvolution | Upsample) -> bool:
         x = operand(node)

@@ -89,7 +89,7 @@ def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
     """``x``, ``entries`` entries later."""
     past = insert_marker(program, before, history, x, entries, like=x)
     new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
-    new.meta[KEY] = replace(fact_of(x), delay=fact_of(x).delay + entries)
+    new.meta[KEY] = replace(fact_of(x), delay=fact_of(x).delay + entries, lead=0, tail=0)
     return new
 
 

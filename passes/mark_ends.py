@@ -11,9 +11,10 @@ from typing import Any
 
 from torch.fx import Node
 
+from co3d_compile.edges import reads_copies
 from co3d_compile.ends import flush_steps, misfit
 from co3d_compile.errors import UnsupportedError, UsageError
-from co3d_compile.facts import fact_of, is_stream
+from co3d_compile.facts import Fact, fact_of, is_stream
 from co3d_compile.graph import insert_marker
 from co3d_compile.manager import Pass
 from co3d_compile.passes.delay_residuals import delay, meeting_windows
@@ -22,7 +23,6 @@ from co3d_compile.program import Program, module_path, operator_name
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import EDGE, operand
 from co3d_compile.rules.conv import TransposedConvolution
-from co3d_compile.rules.recurrent import CumulativeSum, Recurrent
 from co3d_compile.rules.resample import Upsample
 
 
@@ -30,7 +30,7 @@ class MarkEnds(Pass):
     """Rewrites with ``boundary="exact"``:
 
     1. ``conv(history(x, n))`` to ``conv(history(outside(x, 0, 0), n))`` where the clip's convolution was padded; a max
-       pool reads minus infinity there, a pad its own value, a replicate pad the entry at the edge;
+       pool reads minus infinity there, a pad its own value; what reads copies of an edge, the entry at that edge;
     2. an output that would begin before the first frame is held back, so that its first entry comes out;
     3. a window, or a result that is one entry, is held back until the last entry ends a step: it ends with the clip.
 
@@ -72,18 +72,16 @@ class MarkEnds(Pass):
             reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
             if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
                 raise refused(node, "reads entries from inside the clip at its ends (reflected, or of the other end)")
-            wanted = (front if reads[0] else None, back if reads[1] else None)
-            if EDGE in wanted:
-                self._edges(program, node, *wanted)
-            elif wanted != (None, None):
+            wanted = [v if read and v != EDGE else None for read, v in zip(reads, (front, back), strict=True)]
+            if wanted != [None, None]:
                 self._mark(program, node, *wanted)
         elif isinstance(rule, TransposedConvolution) and rule._axis(node)[2] is not None:
             self._mark(program, node, 0.0, 0.0)
         elif isinstance(rule, Upsample) and rule.past(node):
             self._mark(program, node, EDGE, EDGE)
-        remembers = isinstance(rule, (Recurrent, CumulativeSum)) or node.meta.get("gate") == "window"
-        if self._back and remembers and fact_of(node.args[0]).delay < 0:  # type: ignore[arg-type]
-            raise refused(node, "would have to run on the padding before the first frame")
+        fact = fact_of(node)
+        if (fact.lead or (fact.tail and self._back)) and node.target not in (history, take, outside):
+            self._copies(program, node)
 
     def _mark(self, program: Program, node: Node, front: Any, back: Any) -> None:
         """Marks the tensor whose past a sliding operator reads."""
@@ -109,20 +107,13 @@ class MarkEnds(Pass):
             self._marked[key] = new
         return self._marked[key]
 
-    def _edges(self, program: Program, pad: Node, front: Any, back: Any) -> None:
-        """A replicate pad: its entry before the first is known only when the first comes, to a reader that waits."""
-        kernel, x = pad.meta["kernel"], pad.args[0]
-        assert isinstance(x, Node)
-        for user in list(pad.users):
-            reader: Node = user
-            while reader.target in (history, take):
-                reader = next(iter(reader.users))
-            began, first = fact_of(reader), fact_of(x)
-            waits = "kernel" in reader.meta and began.delay // began.pulse >= first.delay // first.pulse
-            if user.target is not history or (front is not None and not waits):
-                raise refused(pad, "repeats the first entry of a stream for a reader that does not wait for it")
-            new = self._outside(program, pad, pad, front, back, max(kernel.p, 0), max(kernel.p_end, 0))
-            user.replace_input_with(pad, new)
+    def _copies(self, program: Program, x: Node) -> None:
+        """Where copies of the entry at an edge are read: that entry, once it has come."""
+        fact = fact_of(x)
+        ends = (EDGE if fact.lead else None, EDGE if fact.tail and self._back else None)
+        for user in list(x.users):
+            if reads_copies(user) and (self._back or _waits(user, fact)):
+                user.replace_input_with(x, self._outside(program, x, x, *ends, fact.lead, fact.tail))
 
     def _share(self) -> None:
         """Delays and windows of a marked tensor read the marked one: within the range both are the same."""
@@ -172,6 +163,14 @@ def _remembered(program: Program) -> list[Node]:
             found.add(node)
             stack += filter(is_stream, node.all_input_nodes)
     return [n for n in program.graph.nodes if n in found and n.op == "call_function"]
+
+
+def _waits(reader: Node, x: Fact) -> bool:
+    """Whether an operator that slides begins no sooner than the first entry of what it reads comes."""
+    while reader.target in (history, take):
+        reader = next(iter(reader.users))
+    began, first = fact_of(reader), x.delay + x.lead
+    return "kernel" in reader.meta and began.delay // began.pulse >= first // x.pulse
 
 
 def first_to_end(group: list[Node]) -> Node:

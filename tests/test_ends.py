@@ -76,6 +76,84 @@ PADS = [
         None),
 ]  # fmt: skip
 
+
+def both(x: Tensor, front: int = 2, back: int = 2) -> Tensor:
+    return F.pad(x, (front, back), mode="replicate")
+
+
+def tokens(x: Tensor, dim: int = 1) -> Tensor:
+    """The edges of (N, T, C), each repeated twice by ``cat``."""
+    first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+    return torch.cat([first, first, x, last, last], dim)
+
+
+def shifted(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
+
+
+def recurrent(kind: type[nn.RNNBase], pad: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return fn(lambda m, x: m.conv(m.layer(pad(x).transpose(1, 2))[0].transpose(1, 2)),
+              layer=lambda: kind(4, 4, batch_first=True), conv=lambda: conv(padding=1))  # fmt: skip
+
+
+def banded(x: Tensor) -> Tensor:
+    """Attention of each entry to itself and the three before it."""
+    index = torch.arange(x.shape[1])
+    seen = (index <= index[:, None]) & (index > index[:, None] - 4)
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=seen)
+
+
+# Copies of an entry at the edge: what reads them may come before that entry does.
+EDGES = [
+    row("moving average of tokens", fn(lambda m, x: x - m.pool(
+        tokens(x.transpose(1, 2)).permute(0, 2, 1)), pool=lambda: nn.AvgPool1d(5, 1)), None),
+    row("frames in the batch", fn(lambda m, x: m.b(m.a(tokens(x.transpose(1, 2)).flatten(0, 1)).unflatten(
+        0, (x.shape[0], -1)).transpose(1, 2)), a=lambda: nn.Conv2d(3, 4, 3, padding=1),
+        b=lambda: nn.Conv3d(4, 4, (5, 1, 1))), None, (1, 3, 8, 4, 4)),
+    row("edges and a gate", fn(lambda m, x: m.a((y := both(x)) * torch.sigmoid(m.g(y))), a=lambda: conv(5),
+                               g=lambda: conv(1)), None),
+    row("edges in front, zeros behind", fn(lambda m, x: m.a(torch.cat([x[:, :, :1], x, x.new_zeros(1, 4, 1)], 2)),
+                                           a=conv), None),
+    row("edges under padding", of(nn.ReplicationPad1d(1), conv(5, padding=2), conv()), None),
+    row("edges under a long padding", of(conv(padding=1), nn.ReplicationPad1d(2), conv(padding=1), conv(4)), None),
+    row("edges under a pool", of(nn.ReplicationPad1d(2), nn.MaxPool1d(3, 1, 1)), None),
+    row("edges under a mean of what is there", of(nn.ReplicationPad1d(2), nn.AvgPool1d(3, 1, 1, False, False)), None),
+    row("edges of a padding", fn(lambda m, x: m.a(both(F.pad(x, (3, 0), value=1.5))), a=lambda: conv(4)), None),
+    row("edges of edges", fn(lambda m, x: m.a(both(both(x, 1, 1), 2, 1)), a=lambda: conv(5)), None),
+    row("edges, cropped", fn(lambda m, x: m.a(y := both(x)) + m.b(y[:, :, 1:-1]) + y[:, :, 2:-2], a=lambda: conv(5),
+                             b=conv), None),
+    row("edges of two", fn(lambda m, x: both(x, 2, 0) + both(m.a(x), 1, 1), a=lambda: conv(padding=1)), None),
+    row("edges, counted", fn(lambda m, x: m.a((y := both(x)) + torch.arange(y.shape[2])), a=lambda: conv(5)), None),
+    row("edges of the result", fn(lambda m, x: F.relu(both(m.a(x), 2, 0)), a=lambda: conv(padding=1)), None),
+    row("edges of the input", fn(lambda m, x: F.relu(both(x, 2, 0))), 0),
+    row("last entry again", fn(lambda m, x: F.relu(both(x, 0, 2))), 0),
+    row("more edges than are read", fn(lambda m, x: m.a(both(x, 4, 0)), a=conv), 0),
+    row("lags with edges", fn(lambda m, x: m.a(torch.cat([both(x, n, 0)[:, :, : x.shape[2]] for n in range(4)], 1)),
+                              a=lambda: conv(1, c=16)), 0),
+    row("difference with an edge", fn(lambda m, x: m.a(x - shifted(x)), a=lambda: conv(padding=1)), None),
+    row("difference, edge of it", fn(lambda m, x: both(x[:, :, 1:] - x[:, :, :-1], 1, 0) + x), None),
+    row("edges, transposed convolution", fn(lambda m, x: m.a(both(x)), a=lambda: up(3, 1, 1)), None),
+    row("edges, strides, edges", of(nn.ReplicationPad1d(1), conv(3, 1, 2), nn.ReplicationPad1d(2), conv(5)), None),
+    row("edges, attention", fn(lambda m, x: m.a(banded(both(x, 2, 0).transpose(1, 2)).transpose(1, 2)),
+                               a=lambda: conv(padding=1)), None),
+    row("edges, 4 frames a step", of(conv(padding=1), nn.ReplicationPad1d(2), nn.ReLU(), conv(5)), None,
+        options={"frames_per_step": 4}),
+    row("edges of the result, 4 frames a step", fn(lambda m, x: F.relu(both(m.a(x), 2, 0)), a=lambda: conv(padding=1)),
+        None, options={"frames_per_step": 4}),
+]  # fmt: skip
+
+# What remembers for good and begins before the first frame.
+EARLY = [
+    *(row(f"padding under {kind.__name__}", recurrent(kind, lambda x: F.pad(x, (2, 0), value=0.5)), None)
+      for kind in (nn.LSTM, nn.GRU, nn.RNN)),
+    row("padding under an LSTM, 4 frames a step", recurrent(nn.LSTM, lambda x: F.pad(x, (3, 0), value=0.5)), None,
+        options={"frames_per_step": 4}),
+    row("edges under an LSTM", recurrent(nn.LSTM, both), None),
+    row("padding under a cumulative sum", fn(lambda m, x: F.pad(x, (2, 0), value=0.5).cumsum(2)), 0),
+    row("edges under a cumulative sum", fn(lambda m, x: both(x).cumsum(2)), 0),
+    row("moving sum", fn(lambda m, x: (s := F.pad(x, (3, 0)).cumsum(2))[:, :, 3:] - s[:, :, :-3]), None),
+]  # fmt: skip
+
 GRAPHS = [
     row("residual", fn(lambda m, x: (y := m.a(x)) + m.b(F.relu(y + m.c(y))), a=lambda: conv(padding=1),
                        b=lambda: conv(5, padding=2), c=lambda: conv(padding=1)), None),
@@ -114,7 +192,7 @@ HEADS = [
 ]
 
 
-@pytest.mark.parametrize("case", [pytest.param(p.values[0], id=p.id) for p in [*POOLS, *PADS, *GRAPHS]])
+@pytest.mark.parametrize("case", [pytest.param(p.values[0], id=p.id) for p in [*POOLS, *PADS, *EDGES, *EARLY, *GRAPHS]])
 def test_both_ends(case: Entry) -> None:
     check_boundary(case, clips=2)
 
@@ -124,7 +202,7 @@ def test_the_last_result_is_the_clips_own_answer(case: Entry) -> None:
     check_boundary(case)
 
 
-@pytest.mark.parametrize(("case", "delay"), [p for p in PADS if p.values[1] is not None])
+@pytest.mark.parametrize(("case", "delay"), [p for p in [*PADS, *EDGES, *EARLY] if p.values[1] is not None])
 def test_what_is_causal_stays_without_delay(case: Entry, delay: int) -> None:
     compiled = co3d.compile(case.build(), case.examples(), boundary="exact")
     assert tuple(compiled.info.delays.values()) == (delay,)
@@ -268,7 +346,6 @@ def test_one_stream_is_reset_and_another_joins_late() -> None:
 REFUSED = [
     (of(nn.ReflectionPad1d(1), conv()), "reflection_pad1d"),
     (of(conv(padding=1, padding_mode="circular")), "cat"),
-    (fn(lambda m, x: F.relu(F.pad(x, (2, 0), mode="replicate"))), "replication_pad1d"),
 ]
 
 

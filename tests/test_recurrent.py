@@ -75,3 +75,40 @@ def test_layers_in_front_begin_as_the_clip_does(before: str, kind: str) -> None:
         inside = slice(0, expected.shape[1] * 3 // 4)  # behind it are entries that read the clip's padding
         np.testing.assert_allclose(streamed[:, inside], expected[:, inside], rtol=1e-4, atol=1e-5)
         session.reset()
+
+
+class PerPixel(nn.Module):
+    """A recurrence for each pixel: the batch shares its dim with space, in front of it or behind."""
+
+    def __init__(self, kind: str, batch_leads: bool, early: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3) if early else 3, padding=(0, 1, 1) if early else 1)
+        self.layer = nn.GRU(4, 4, batch_first=True) if kind == "gru" else None
+        self.order = (0, 3, 4, 2, 1) if batch_leads else (3, 4, 0, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).permute(self.order)
+        rows = y.flatten(0, 2)
+        rows = self.layer(rows)[0] if self.layer is not None else rows.cumsum(1)
+        return rows.reshape(y.shape).permute([self.order.index(d) for d in range(5)])
+
+
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("batch_leads", [True, False])
+@pytest.mark.parametrize("kind", ["gru", "cumsum"])
+def test_a_recurrence_for_each_pixel(kind: str, batch_leads: bool, early: bool, boundary: str) -> None:
+    torch.manual_seed(0)
+    model = PerPixel(kind, batch_leads, early).eval()
+    compiled = co3d.compile(model, (torch.randn(1, 3, 8, 3, 2),), boundary=boundary)
+    x = torch.randn(2, 3, 12, 3, 2)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    session = co3d.StreamSession(compiled, batch=2, threads=1)
+    (delay,) = session.info.delays.values()
+    results = [session.step(x[:, :, n].numpy()) for n in range(12)]
+    results += session.flush() if boundary == "exact" else []
+    streamed = np.stack(results, 2)[:, :, delay:]
+    inside = slice(0, 12 if boundary == "exact" else 12 - 2 * delay)
+    assert not session.info.recomputed
+    np.testing.assert_allclose(streamed[:, :, inside], expected[:, :, inside], rtol=1e-4, atol=1e-5)

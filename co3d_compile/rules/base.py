@@ -34,6 +34,14 @@ class Rule:
         """Whether an entry depends on all entries before it, by a state that is carried along."""
         return False
 
+    def past(self, node: Node) -> int:
+        """Entries of the past that it reads by itself, where no kernel says so."""
+        return 0
+
+    def begins(self, node: Node) -> bool:
+        """Whether, in a stream with ends, it cannot run on the padding in front of the first frame."""
+        return self.remembers_all(node) or node.meta.get("gate") == "window"
+
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         """Per operand, the dims over which the operator computes: time must not be among them."""
         return ()

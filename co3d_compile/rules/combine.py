@@ -82,7 +82,8 @@ class Concatenation(Rule):
         kernel = self.kernel(node)
         assert kernel is not None
         fact = fact_of(main)
-        return fact.through(kernel, known(main))
+        front, back = self.outside(node)
+        return fact.through(kernel, known(main), (front == EDGE, back == EDGE))
 
     def main(self, node: Node) -> Node:
         """The part that is the stream; the others only fill the ends.

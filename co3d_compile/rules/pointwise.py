@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,10 @@ class Pointwise(Rule):
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
                         raise NoExtension("meets a constant with a time axis")
-        return combine([fact_of(n) for n in operands(node)], self.layout(node))
+        fact = combine([fact_of(n) for n in operands(node)], self.layout(node))
+        if place is not None and any(counts(n, rank_of(n) - layout.rank + place.dim) for n in operands(node)):
+            return replace(fact, lead=0, tail=0)  # copies of one entry differ by what is counted
+        return fact
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         layout = known(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,17 +62,17 @@ class Recurrent(Rule):
 
     def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
         """Entries of each output."""
-        layers = Layers.of(node, low)
-        entries = [low.entry(operand(node), i) for i in range(low.pulse(operand(node)))]
+        layers, x = Layers.of(node, low), operand(node)
+        entries = [low.entry(x, i) for i in range(low.pulse(x))]
+        keep = _keeps(x, low)
         finals = []
         for weights in layers.weights:
-            h, c = low.carry(entries[0], layers.hidden(weights)), None
-            if layers.kind == "lstm":
-                c = low.carry(entries[0], layers.cells(weights))
-            entries, final = layers.run(low, weights, entries, h, c, started(operand(node), low))
-            for read, value in zip((h, c), final[-1], strict=False):
-                if read is not None:
-                    read.meta["next"] = value
+            sizes = [layers.hidden(weights), *([layers.cells(weights)] if layers.kind == "lstm" else [])]
+            states = [_carry(x, low, size) for size in sizes]
+            h, c = [rows for _, rows in states] + [None] * (2 - len(states))
+            entries, final = layers.run(low, weights, entries, h, c, keep)  # type: ignore[arg-type]
+            for (read, _), value in zip(states, final[-1], strict=True):
+                read.meta["next"] = low.batch_first(value, fact_of(x).layout)[0]
             finals.append(final)
         last = [
             [low.stack([f[i][which] for f in finals]) for i in range(len(entries))] for which in range(len(final[0]))
@@ -116,8 +117,29 @@ def started(x: Node, low: Lowering) -> list[Node] | None:
     if late <= 0:
         return None
     pulse = low.pulse(x)
-    seen = low.counter(low.entry(x, 0), pulse)
+    seen = low.counter(low.batch_first(low.entry(x, 0), fact_of(x).layout)[0], pulse)
     return [low.call(aten.ge.Scalar, seen, late - i) for i in range(pulse)]
+
+
+def _carry(x: Node, low: Lowering, size: int) -> tuple[Node, Node]:
+    """A state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
+    rows = low.zero_rows(low.entry(x, 0), size)
+    first, restore = low.batch_first(rows, fact_of(x).layout)
+    state = low.carry(first, low.features(rows))
+    return state, restore(state)
+
+
+def _keeps(x: Node, low: Lowering) -> Callable[[int, Node, Node], Node] | None:
+    """Gives the rows of a state behind new entry ``i``: the new ones if that entry is in the stream, else the old."""
+    live, layout = started(x, low), fact_of(x).layout
+    if live is None:
+        return None
+
+    def keep(i: int, new: Node, old: Node) -> Node:
+        first, restore = low.batch_first(new, layout)
+        return restore(low.call(aten.where.self, live[i], first, low.batch_first(old, layout)[0]))
+
+    return keep
 
 
 def _from_zero(node: Node) -> bool:
@@ -158,9 +180,9 @@ class Layers:
         entries: list[Node],
         h: Node,
         c: Node | None,
-        live: list[Node] | None = None,
+        keep: Callable[[int, Node, Node], Node] | None = None,
     ) -> tuple[list[Node], list[list[Node]]]:
-        """One layer over entries: its outputs, and its states after each. Only ``live`` entries change these."""
+        """One layer over entries: its outputs, and its states after each. ``keep`` says which entries change these."""
         bias_ih, bias_hh = (weights[2], weights[3]) if self.has_bias else (None, None)
         projection = weights[-1] if len(weights) in (3, 5) else None
         outs, finals = [], []
@@ -171,9 +193,9 @@ class Layers:
             h, c = _CELLS[self.kind](low, gates_x, gates_h, h, c, self.cells(weights))
             if projection is not None:
                 h = low.call(aten.linear.default, h, projection)
-            if live is not None:
-                h = low.call(aten.where.self, live[i], h, old[0])
-                c = low.call(aten.where.self, live[i], c, old[1]) if c is not None else None
+            if keep is not None:
+                h = keep(i, h, old[0])
+                c = keep(i, c, old[1]) if c is not None and old[1] is not None else None
             outs.append(h)
             finals.append([h] if c is None else [h, c])
         return outs, finals
@@ -233,16 +255,17 @@ class CumulativeSum(AlongDims):
         if not self._over_time(node):
             return super().lower(node, low)
         x = operand(node)
-        first = low.entry(x, 0)
+        first, restore = low.batch_first(low.entry(x, 0), fact_of(x).layout)
         read = total = low.carry(first, low.features(first))
         live = started(x, low)
         sums = []
         for i in range(low.pulse(x)):
-            row = low.call(aten.reshape.default, low.entry(x, i), [-1, low.features(first)])
+            entry = low.batch_first(low.entry(x, i), fact_of(x).layout)[0]
+            row = low.call(aten.reshape.default, entry, [-1, low.features(first)])
             if live is not None:
                 row = low.call(aten.where.self, live[i], row, low.zero_rows(first, 1))
             total = low.call(aten.add.Tensor, total, row)
-            sums.append(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]]))
+            sums.append(restore(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]])))
         read.meta["next"] = total
         return sums
 

@@ -77,6 +77,9 @@ class Upsample(Rule):
         """Entries of the past that the oldest new output needs."""
         return 1 if self.factor(node) > 1 and "nearest" not in str(node.target) else 0
 
+    def begins(self, node: Node) -> bool:
+        return self.past(node) > 0
+
     def lower(self, node: Node, low: Lowering) -> list[Node]:
         x, n, axis, nearest = self._geometry(node)
         if axis is None:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.facts import Fact, Kernel, NoExtension, combine, fact_of
 from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.primitive import hold
 from co3d_compile.rules.base import EDGE, Outside, Rule, argument, known, operand, rank_of, register, shape_of
 
 if TYPE_CHECKING:
@@ -179,7 +180,10 @@ class Pad(Rule):
         fact = fact_of(x)
         kernel = self.kernel(node)
         layout = self.layout(node)
-        return fact.through(kernel, layout.resize(TIME, fact.clip)) if kernel else combine([fact], layout)
+        if kernel is None:
+            return combine([fact], layout)
+        edge = self.outside(node)[0] == EDGE
+        return fact.through(kernel, layout.resize(TIME, fact.clip), (edge, edge))
 
     def entry(self, node: Node, low: Lowering, i: int) -> Node:
         x, pads = self.pads(node)
@@ -219,3 +223,16 @@ class IndexSelect(Rule):
 
     def reason(self, node: Node) -> str:
         return "gathers entries of the clip by their index"
+
+
+@register(hold)
+class Hold(Rule):
+    """An operand that waits for the entries of which its first are copies, or for the first frame."""
+
+    def flow(self, node: Node) -> Fact:
+        fact = combine([fact_of(operand(node))], self.layout(node))
+        delay = fact.delay + fact.lead
+        return replace(fact, delay=max(0, delay) if node.args[1] else delay, lead=0, tail=0)
+
+    def window(self, node: Node, low: Lowering) -> Node:
+        return low.plain(operand(node))
