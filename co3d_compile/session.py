@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, fit, make_rings, no_memory
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
 from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError, not_onnx
 from co3d_compile.machine import block_channels
@@ -68,16 +68,17 @@ class StreamSession:
         device = _device(self._ort)
         if device == CPU:
             check_memory(self.info, self.batch)
+        self._inputs = [(s.name, resolve(s.shape, self.batch), np.dtype(s.dtype)) for s in self.info.inputs]
+        if self.info.valid:
+            flags = (self.batch, self.info.inputs[0].frames_per_step or 1)
+            self._inputs.append((self.info.valid, flags, np.dtype(np.bool_)))
         try:
-            self._inputs = [Buffer(resolve(s.shape, self.batch), s.dtype, device) for s in self.info.inputs]
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
-            frames = self.info.inputs[0].frames_per_step
-            self._valid = Buffer((self.batch, frames or 1), "bool", device) if self.info.valid else None
             self._rings, self._period = make_rings(self.info, self.batch, device)
+            own = device != CPU or self._period > _MAX_KEPT
+            self._buffers = [Buffer(shape, dtype, device) for _, shape, dtype in self._inputs] if own else []
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise no_memory() from error
-        self._buffers = self._inputs + ([] if self._valid is None else [self._valid])
-        self._names = [spec.name for spec in self.info.inputs] + ([self.info.valid] if self.info.valid else [])
         self._scratch = {state.input: Scratch() for state in self.info.states}
         self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
         self._phase = 0
@@ -91,7 +92,8 @@ class StreamSession:
 
         Args:
             frames: One array per model input, in model order, or one tuple or list of them. Shape: that of the ONNX
-                input. At one frame per step a time dim of size 1 may be there too.
+                input. At one frame per step a time dim of size 1 may be there too. onnxruntime reads them where they
+                lie: leave them alone until ``step`` returns. The session may keep a reference to the last ones.
             valid: For ``boundary="exact"``: which frames are there, bool (N, frames_per_step) or (N,). Default: all.
             streams: Indices in the batch of those that advance, in the order of the rows of ``frames``; N is then their
                 number. The others stay as they are. Costs a copy of the states of those that advance. Default: all.
@@ -103,7 +105,7 @@ class StreamSession:
         Raises:
             SessionError: Wrong number of inputs, shape or dtype, or onnxruntime failed. The state stays as it was.
         """
-        arrays = tuple(frames[0]) if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
+        arrays = frames[0] if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
         with self._guard:
             if streams is None or list(streams) == list(range(self.batch)):
                 return self._step(arrays, valid)
@@ -114,10 +116,9 @@ class StreamSession:
 
         Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``.
         """
-        if self._valid is None:
+        if self.info.valid is None:
             raise SessionError("This model has no valid flags to flush with.", hint=_NO_VALID)
-        nothing = [np.zeros(buffer.shape, buffer.dtype) for buffer in self._inputs]
-        none = np.zeros(self._valid.shape, np.bool_)
+        *nothing, none = [np.zeros(shape, dtype) for _, shape, dtype in self._inputs]
         with self._guard:
             return [self._step(nothing, none) for _ in range(self.info.flush_steps)]
 
@@ -177,7 +178,7 @@ class StreamSession:
             if self._profile is not None:
                 self._profile.finish(self._ort)
             self._guard.closed = True
-            self._bindings, self._rings, self._inputs, self._outputs = [], [], [], []
+            self._bindings, self._rings, self._buffers, self._outputs = [], [], [], []
             del self._ort
 
     def __enter__(self) -> StreamSession:
@@ -187,14 +188,19 @@ class StreamSession:
         if not self._guard.closed:
             self.close()
 
-    def _step(self, frames: Sequence[object], valid: Array | None) -> Array | tuple[Array, ...]:
-        # The caches are cold after each run: every function that is called here costs microseconds, so most are not.
-        if not (self._valid is None and valid is None and fit(frames, self._inputs)):
-            frames = self._checked_inputs(frames, valid, self.batch)
-        for array, buffer in zip(frames, self._buffers, strict=True):
-            buffer.write(array)  # type: ignore[arg-type]
+    def _step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
+        # The caches are cold behind a run: what is called first costs 10 to 30 microseconds. So little is called here.
+        fit = valid is None and self.info.valid is None and len(frames) == len(self._inputs)
+        for frame, (_, shape, dtype) in zip(frames, self._inputs, strict=False):
+            fit = fit and type(frame) is np.ndarray and frame.shape == shape and frame.dtype is dtype
+        frames = frames if fit else self._checked_inputs(frames, valid, self.batch)
+        binding = self._bindings[self._phase]
+        for frame, buffer in zip(frames, self._buffers, strict=False):
+            buffer.write(frame)
         try:
-            self._ort.run_with_iobinding(self._bindings[self._phase])
+            for frame, (name, _, _) in () if self._buffers else zip(frames, self._inputs, strict=True):
+                binding.bind_cpu_input(name, frame)
+            self._ort.run_with_iobinding(binding)
         except Exception as error:
             raise _ort_failed(error) from error
         self._phase = (self._phase + 1) % self._period
@@ -207,7 +213,8 @@ class StreamSession:
     ) -> Array | tuple[Array, ...]:
         """A step of the streams at ``index``: their states are gathered, and what comes out is put back."""
         count = index.stop - index.start if isinstance(index, slice) else len(index)
-        values = dict(zip(self._names, self._checked_inputs(frames, valid, count), strict=True))
+        arrays = self._checked_inputs(frames, valid, count)
+        values = {name: array for (name, _, _), array in zip(self._inputs, arrays, strict=True)}
         current = self._current()
         for state, buffer in current:
             values[state.input] = buffer.take(index, state.batch_dim, self._scratch[state.input])
@@ -232,16 +239,17 @@ class StreamSession:
             names = ", ".join(spec.name for spec in specs)
             raise SessionError(f"Got {len(frames)} inputs, expected {len(specs)}.", hint=f"In this order: {names}.")
         arrays = [_frames(spec, frame, resolve(spec.shape, count)) for spec, frame in zip(specs, frames, strict=True)]
-        if self._valid is None:
+        if self.info.valid is None:
             if valid is not None:
                 raise SessionError("This model takes no valid flags.", hint=_NO_VALID)
             return arrays
-        shape = (count, *self._valid.shape[1:])
+        _, (_, *rest), dtype = self._inputs[-1]
+        shape = (count, *rest)
         if valid is None:
             return [*arrays, np.ones(shape, np.bool_)]
         if isinstance(valid, np.ndarray) and valid.shape == (count,):
             valid = np.broadcast_to(valid[:, None], shape)
-        return [*arrays, _checked("Input", "valid", valid, shape, self._valid.dtype)]
+        return [*arrays, _checked("Input", "valid", valid, shape, dtype)]
 
     def _indices(self, streams: Sequence[int]) -> slice | Array:
         """Places in the batch; as a slice where they follow one another, as those need no gathering."""
@@ -276,12 +284,10 @@ class StreamSession:
         read one buffer further on: values move by a slot, no value is copied.
         """
         binding = self._ort.io_binding()
-        for item, buffer in zip(self.info.inputs, self._inputs, strict=True):
-            binding.bind_ortvalue_input(item.name, buffer.value)
+        for (name, _, _), buffer in zip(self._inputs, self._buffers, strict=False):
+            binding.bind_ortvalue_input(name, buffer.value)
         for output, buffer in zip(self.info.outputs, self._outputs, strict=True):
             binding.bind_ortvalue_output(output.name, buffer.value)
-        if self._valid is not None:
-            binding.bind_ortvalue_input(self.info.valid, self._valid.value)
         for chain, ring in self._rings:
             binding.bind_ortvalue_output(chain[0].output, ring[phase % len(ring)].value)
             for age, state in enumerate(chain):
@@ -291,6 +297,7 @@ class StreamSession:
 
 # Memory of these providers' device is bound as it is; the others take and give host memory.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+_MAX_KEPT = 16  # steps whose frames the bindings hold on to; those of a longer period take copies instead
 _NO_VALID = 'Compile it with boundary="exact".'
 
 

@@ -77,6 +77,10 @@ def test_start_values_that_are_not_finite() -> None:
     np.testing.assert_allclose(y[2:], fir_oracle(x)[2:], rtol=1e-5)
 
 
+class Picture(np.ndarray):
+    """An array of another kind."""
+
+
 LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
     "as the ONNX input": lambda x: x,
     "a time dim of 1": lambda x: x[:, :, None],
@@ -86,6 +90,8 @@ LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
     "every second element": lambda x: np.repeat(x, 2, axis=2)[:, :, ::2],
     "backwards in memory": lambda x: x[::-1].copy()[::-1],
     "read only": lambda x: np.broadcast_to(x, x.shape),
+    "not aligned": lambda x: np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+    "a subclass": lambda x: x.view(Picture),
 }
 
 
@@ -96,6 +102,27 @@ def test_layouts_that_are_accepted(layout: Callable[[np.ndarray], Any]) -> None:
     y = np.stack([np.asarray(session.step(layout(frame))) for frame in x])
     assert y.shape == x.shape
     np.testing.assert_allclose(y, fir_oracle(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [2, 40], ids=["bound where they lie", "copied: a long period"])
+def test_frames_may_change_after_a_step(taps: int) -> None:
+    """One array for all frames, in which the next one is written, and results that are kept."""
+    chains = ((0.5,) * taps,)
+    x, frame = frames(60, 1, 2, 3), np.empty((1, 2, 3), np.float32)
+    session, results = StreamSession(fir(chains, renamed=True)), []
+    for each in x:
+        frame[...] = each
+        results.append(session.step(frame))
+        frame[...] = np.nan
+        if len(results) == 7:  # what failed leaves nothing bound
+            with pytest.raises(SessionError):
+                session.step(frame.astype("float64"))
+    np.testing.assert_allclose(np.stack(results), fir_oracle(x, chains), rtol=1e-4, atol=1e-4)
+
+
+def test_flags_are_no_frames() -> None:
+    with pytest.raises(SessionError, match="Got 2 inputs, expected 1"):
+        StreamSession(exact()).step(np.zeros((1, 2, 3), np.float32), np.ones((1, 2), bool))
 
 
 def test_results_are_the_callers_own() -> None:
