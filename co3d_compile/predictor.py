@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from co3d_compile.contract import Contract
 from co3d_compile.feed import Feed
+from co3d_compile.opened import Provider, Serializable
 from co3d_compile.preprocess import Preprocess
 from co3d_compile.scores import ClassScores
-from co3d_compile.session import Provider, Serializable, StreamSession
+from co3d_compile.session import StreamSession
 from co3d_compile.video import VideoFrame
 
 Array = npt.NDArray[Any]

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from operator import is_
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
-from co3d_compile.contract import METADATA_KEY, Contract, InputSpec, StateSpec, check_graph, parse, resolve
-from co3d_compile.errors import ContractError, LoadError, SessionError, UsageError, not_onnx
-from co3d_compile.machine import block_channels
+from co3d_compile.contract import InputSpec, StateSpec, resolve
+from co3d_compile.errors import SessionError, UsageError
+from co3d_compile.opened import Provider, Serializable, device_of, open_source, read_contract, read_source
 from co3d_compile.profiling import Profile
 from co3d_compile.snapshot import pack, unpack
-
-Provider: TypeAlias = str | tuple[str, dict[str, Any]]
-
-
-@runtime_checkable
-class Serializable(Protocol):
-    """A compiled model in memory: ``to_bytes()`` is the ONNX file, weights included."""
-
-    def to_bytes(self) -> bytes: ...
 
 
 class StreamSession:
@@ -58,14 +49,14 @@ class StreamSession:
     ) -> None:
         self.batch = _whole("batch", batch, 1)
         self._guard = Guard()
-        source, self._fingerprint = _source(model)
+        source, self._fingerprint = read_source(model)
         options = ort.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = _whole("threads", threads, 1)
         self._profile = None if profile is None else Profile(profile, options)
-        self._ort = _open(source, providers, options)
-        self.info = _read_contract(self._ort, self.batch)
-        device = _device(self._ort)
+        self._ort = open_source(source, providers, options)
+        self.info = read_contract(self._ort, self.batch)
+        device = device_of(self._ort)
         if device == CPU:
             check_memory(self.info, self.batch)
         self._inputs = [(s.name, resolve(s.shape, self.batch), np.dtype(s.dtype)) for s in self.info.inputs]
@@ -74,8 +65,10 @@ class StreamSession:
             self._inputs.append((self.info.valid, flags, np.dtype(np.bool_)))
         try:
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
+            self._only = self._outputs[0].host if len(self._outputs) == 1 else None
             self._rings, self._period = make_rings(self.info, self.batch, device)
-            own = device != CPU or self._period > _MAX_KEPT
+            self._here = device == CPU
+            own = not self._here or self._period > _MAX_KEPT
             self._buffers = [Buffer(shape, dtype, device) for _, shape, dtype in self._inputs] if own else []
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise no_memory() from error
@@ -83,6 +76,9 @@ class StreamSession:
         self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
         self._phase = 0
         self._bindings = [self._bind(phase) for phase in range(self._period)]
+        # The arrays of the step before, and those whose memory each binding reads.
+        self._last: Sequence[Array] = [_NOTHING] * len(self._inputs)
+        self._bound = [[_NOTHING] * len(self._inputs) for _ in self._bindings]
         self.reset()
 
     def step(
@@ -178,7 +174,7 @@ class StreamSession:
             if self._profile is not None:
                 self._profile.finish(self._ort)
             self._guard.closed = True
-            self._bindings, self._rings, self._buffers, self._outputs = [], [], [], []
+            self._bindings, self._bound, self._last, self._rings, self._buffers, self._outputs = [], [], [], [], [], []
             del self._ort
 
     def __enter__(self) -> StreamSession:
@@ -190,23 +186,35 @@ class StreamSession:
 
     def _step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
         # The caches are cold behind a run: what is called first costs 10 to 30 microseconds. So little is called here.
-        fit = valid is None and self.info.valid is None and len(frames) == len(self._inputs)
-        for frame, (_, shape, dtype) in zip(frames, self._inputs, strict=False):
-            fit = fit and type(frame) is np.ndarray and frame.shape == shape and frame.dtype is dtype
-        frames = frames if fit else self._checked_inputs(frames, valid, self.batch)
-        binding = self._bindings[self._phase]
-        for frame, buffer in zip(frames, self._buffers, strict=False):
-            buffer.write(frame)
+        binding, bound = self._bindings[self._phase], self._bound[self._phase]
+        if valid is not None or len(frames) != len(bound) or not all(map(is_, frames, bound)):
+            self._take(self._checked_inputs(frames, valid, self.batch), binding, bound)
         try:
-            for frame, (name, _, _) in () if self._buffers else zip(frames, self._inputs, strict=True):
-                binding.bind_cpu_input(name, frame)
             self._ort.run_with_iobinding(binding)
         except Exception as error:
             raise _ort_failed(error) from error
         self._phase = (self._phase + 1) % self._period
         if self._profile is not None:
             self._profile.stepped(self._ort)
-        return _one_or_all([buffer.read() for buffer in self._outputs])
+        return self._only.copy() if self._only is not None else tuple([buffer.read() for buffer in self._outputs])
+
+    def _take(self, arrays: Sequence[Array], binding: Any, bound: list[Array]) -> None:
+        """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
+
+        What it reads where it lies is remembered: the next frame in the same array needs no binding.
+        """
+        for i, (array, (name, _, _)) in enumerate(zip(arrays, self._inputs, strict=True)):
+            before, bound[i] = bound[i], _NOTHING
+            even = array.flags.c_contiguous and array.flags.aligned  # else onnxruntime takes a copy
+            if not self._buffers or (even and array is self._last[i]):
+                binding.bind_cpu_input(name, array)
+                bound[i] = array if even else _NOTHING
+            else:
+                self._buffers[i].write(array)
+                if before is not _NOTHING:
+                    binding.bind_ortvalue_input(name, self._buffers[i].value)
+        if self._here:
+            self._last = arrays
 
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array
@@ -230,7 +238,8 @@ class StreamSession:
         for chain, _ in self._rings:
             for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
                 buffers[state.input].put(values[state.output], index, state.batch_dim)
-        return _one_or_all([values[name] for name in outputs])
+        results = [values[name] for name in outputs]
+        return results[0] if len(results) == 1 else tuple(results)
 
     def _checked_inputs(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
         """What the model takes beside the states, for ``count`` streams."""
@@ -297,7 +306,8 @@ class StreamSession:
 
 # Memory of these providers' device is bound as it is; the others take and give host memory.
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
-_MAX_KEPT = 16  # steps whose frames the bindings hold on to; those of a longer period take copies instead
+_MAX_KEPT = 16  # bindings that each hold on to a frame; more take copies, but of frames that come in one array
+_NOTHING: Array = np.empty(0)  # an array that nobody else has
 _NO_VALID = 'Compile it with boundary="exact".'
 
 
@@ -306,67 +316,6 @@ def _whole(name: str, value: int, least: int, most: float = math.inf) -> int:
         return int(value)
     top = f" to {most}" if most < math.inf else ""
     raise UsageError(f"{name} is {value!r}.", hint=f"It must be a whole number from {least}{top}.")
-
-
-def _source(model: object) -> tuple[str | bytes, bytes]:
-    """What onnxruntime opens, and the SHA-256 that ties a snapshot to it (of external data only the references)."""
-    if isinstance(model, (str, os.PathLike)):
-        try:
-            with open(model, "rb") as file:
-                return os.fsdecode(model), hashlib.file_digest(file, "sha256").digest()
-        except (OSError, ValueError) as error:
-            what = f"{os.fsdecode(model)}: {getattr(error, 'strerror', None) or error}"
-            raise LoadError(f"Cannot read the model {what}.", hint="Give an ONNX file.") from error
-    if isinstance(model, Serializable) and not isinstance(model, int):
-        model = model.to_bytes()
-    if not isinstance(model, (bytes, bytearray, memoryview)):
-        hint = "Give a path, the bytes of an ONNX file or a compiled model."
-        raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
-    return bytes(model), hashlib.sha256(model).digest()
-
-
-def _open(source: str | bytes, providers: Sequence[Provider] | None, options: ort.SessionOptions) -> Any:
-    wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
-    names = [item if isinstance(item, str) else item[0] for item in wanted]
-    there = ort.get_available_providers()
-    missing = [name for name in names if name not in there]
-    if missing or not names:
-        what = f"onnxruntime has no provider {', '.join(map(str, missing))}." if missing else "There is no provider."
-        raise UsageError(what, hint=f"This installation has {', '.join(there)}.")
-    # Threads that spin between two steps take the cores from other sessions, and from everyone between two frames.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = ort.InferenceSession(source, options, providers=wanted)
-    except Exception as error:
-        what = str(error).strip().rstrip(".")
-        raise LoadError(f"onnxruntime cannot open the model: {what}.", hint=not_onnx(source)) from error
-    if names[0] not in session.get_providers():
-        hint = "onnxruntime's warnings name the library that is missing."
-        raise UsageError(f"onnxruntime could not start {names[0]}.", hint=hint)
-    return session
-
-
-def _device(session: Any) -> tuple[str, int]:
-    first = session.get_providers()[0]
-    options = session.get_provider_options().get(first, {})
-    return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else CPU
-
-
-def _read_contract(session: Any, batch: int) -> Contract:
-    """The metadata, checked against the graph that it describes and against the number of streams."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    if text is None:
-        raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
-    contract = parse(text)
-    if contract.native not in (None, block_channels()):
-        what = f"The model was compiled with --native for blocks of {contract.native} channels"
-        raise UsageError(f"{what}; this machine has blocks of {block_channels()}.", hint="Compile it here, or without.")
-    rows = [state.shape[state.batch_dim] for state in contract.states]
-    for fixed in [*rows, *(spec.shape[0] for spec in contract.inputs if spec.shape)]:
-        if fixed not in ("N", batch):
-            raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
-    check_graph(contract, session.get_inputs(), session.get_outputs(), batch)
-    return contract
 
 
 def _frames(spec: InputSpec, frame: object, shape: tuple[int, ...]) -> Array:
@@ -390,10 +339,6 @@ def _checked(what: str, name: str, array: object, shape: tuple[int, ...], dtype:
     else:
         return array
     raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
-
-
-def _one_or_all(results: list[Array]) -> Array | tuple[Array, ...]:
-    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _ort_failed(error: Exception) -> SessionError:

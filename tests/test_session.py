@@ -104,13 +104,18 @@ def test_layouts_that_are_accepted(layout: Callable[[np.ndarray], Any]) -> None:
     np.testing.assert_allclose(y, fir_oracle(x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("taps", [2, 40], ids=["bound where they lie", "copied: a long period"])
-def test_frames_may_change_after_a_step(taps: int) -> None:
-    """One array for all frames, in which the next one is written, and results that are kept."""
+@pytest.mark.parametrize(
+    ("taps", "gap", "arrays"),
+    [(2, 1, 1), (2, 2, 1), (2, 1, 3), (40, 1, 1), (40, 2, 1), (40, 1, 3)],
+    ids=["one array", "with gaps", "three arrays", "long period", "long period, gaps", "long period, three arrays"],
+)
+def test_frames_may_change_after_a_step(taps: int, gap: int, arrays: int) -> None:
+    """Arrays in which the next frame is written, two frames each before the next array, and results that are kept."""
     chains = ((0.5,) * taps,)
-    x, frame = frames(60, 1, 2, 3), np.empty((1, 2, 3), np.float32)
+    x, places = frames(160, 1, 2, 3), [np.empty((1, 2, 3 * gap), np.float32)[:, :, ::gap] for _ in range(arrays)]
     session, results = StreamSession(fir(chains, renamed=True)), []
-    for each in x:
+    for i, each in enumerate(x):
+        frame = places[i // 2 % arrays]
         frame[...] = each
         results.append(session.step(frame))
         frame[...] = np.nan
