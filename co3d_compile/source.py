@@ -107,6 +107,7 @@ class Source:
         camera = f"/dev/video{source}" if source.isascii() and source.isdigit() and not path.exists() else source
         if camera != source or _is_device(path):
             file, device = _camera(camera, source)
+            self.name = source if camera == source else f"camera {source}"
             self._open_container(file, format=device)
         elif source == "-":
             self._open_container(_standard_input())
