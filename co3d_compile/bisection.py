@@ -24,6 +24,7 @@ from co3d_compile.contract import REPORT_KEY, Contract, resolve
 from co3d_compile.errors import Co3dError, ContractError, LoadError
 from co3d_compile.inner_values import InnerValues
 from co3d_compile.page import stored_report
+from co3d_compile.passes.block_channels import BLOCK
 from co3d_compile.plans import Wanted, wanted_at
 from co3d_compile.program import module_path
 from co3d_compile.reference import NoReference, Reference
@@ -329,27 +330,30 @@ def _distance(actual: Any, candidates: Sequence[Tensor]) -> float | None:
     """The largest absolute difference from the nearest candidate; None where shapes do not fit."""
     found = []
     for candidate in candidates:
-        wanted = candidate.numpy()
-        value = _like(actual, wanted)
-        if value is None:
+        pair = _alike(actual, candidate.numpy())
+        if pair is None:
             return None
         with np.errstate(invalid="ignore"):
-            difference = np.abs(value.astype(np.float64) - wanted.astype(np.float64))
+            difference = np.abs(pair[0].astype(np.float64) - pair[1].astype(np.float64))
         found.append(float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0)))
     return min(found, default=None)
 
 
-def _like(actual: Any, wanted: Any) -> Any:
-    """A value in the shape that is expected, dims of one and channels of padding aside; None if it is of another."""
-    kept = [s for s in wanted.shape if s != 1]
-    if [s for s in actual.shape if s != 1] == kept:
-        return actual.reshape(wanted.shape)
-    if wanted.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1:
-        channels = wanted.shape[1]
-        cut = actual[:, :channels]
-        if actual.shape[1] > channels and [s for s in cut.shape if s != 1] == kept:
-            return cut.reshape(wanted.shape)
-    return None
+def _alike(actual: Any, wanted: Any) -> tuple[Any, Any] | None:
+    """Both in one shape, dims of one aside; None if they are of others.
+
+    A file's value may have zeros beyond the channels, or lack up to three, which are apart (passes/block_channels.py):
+    what both have is compared.
+    """
+    if wanted.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1 and _bare(actual) != _bare(wanted):
+        channels = min(actual.shape[1], wanted.shape[1])
+        if wanted.shape[1] - channels < BLOCK:
+            actual, wanted = actual[:, :channels], wanted[:, :channels]
+    return (actual.reshape(wanted.shape), wanted) if _bare(actual) == _bare(wanted) else None
+
+
+def _bare(array: Any) -> list[int]:
+    return [size for size in array.shape if size != 1]
 
 
 __all__ = ["Bisect"]
