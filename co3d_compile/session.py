@@ -65,7 +65,7 @@ class StreamSession:
             self._inputs.append((self.info.valid, flags, np.dtype(np.bool_)))
         try:
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
-            self._only = self._outputs[0].host if len(self._outputs) == 1 else None
+            self._only = self._outputs[0] if len(self._outputs) == 1 else None
             self._rings, self._period = make_rings(self.info, self.batch, device)
             self._here = device == CPU
             own = not self._here or self._period > _MAX_KEPT
@@ -196,7 +196,7 @@ class StreamSession:
         self._phase = (self._phase + 1) % self._period
         if self._profile is not None:
             self._profile.stepped(self._ort)
-        return self._only.copy() if self._only is not None else tuple([buffer.read() for buffer in self._outputs])
+        return self._only.read() if self._only is not None else tuple([buffer.read() for buffer in self._outputs])
 
     def _take(self, arrays: Sequence[Array], binding: Any, bound: list[Array]) -> None:
         """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
