@@ -102,10 +102,17 @@ class StreamSession:
             SessionError: Wrong number of inputs, shape or dtype, or onnxruntime failed. The state stays as it was.
         """
         arrays = frames[0] if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
-        with self._guard:
+        turn = self._guard.turn  # as `with self._guard` does, without its two calls
+        try:
+            turn.pop()
+        except IndexError:
+            raise self._guard.refusal() from None
+        try:
             if streams is None or list(streams) == list(range(self.batch)):
                 return self._step(arrays, valid)
             return self._step_some(arrays, valid, self._indices(streams))
+        finally:
+            turn.append(None)
 
     def flush(self) -> list[Array | tuple[Array, ...]]:
         """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
@@ -187,8 +194,13 @@ class StreamSession:
     def _step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
         # The caches are cold behind a run: what is called first costs 10 to 30 microseconds. So little is called here.
         binding, bound = self._bindings[self._phase], self._bound[self._phase]
-        if valid is not None or len(frames) != len(bound) or not all(map(is_, frames, bound)):
+        if valid is not None or self.info.valid is not None or len(frames) != len(bound):
             self._take(self._checked_inputs(frames, valid, self.batch), binding, bound)
+        elif not all(map(is_, frames, bound)):
+            fit = True
+            for frame, (_, shape, dtype) in zip(frames, self._inputs, strict=True):
+                fit = fit and type(frame) is np.ndarray and frame.shape == shape and frame.dtype is dtype
+            self._take(frames if fit else self._checked_inputs(frames, valid, self.batch), binding, bound)
         try:
             self._ort.run_with_iobinding(binding)
         except Exception as error:
