@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.graph import insert_constant
@@ -128,30 +131,17 @@ def _spread(node: Node) -> bool:
 
 def _pad(program: Program, group: _Group) -> None:
     more = -group.channels % BLOCK
+
+    def wide(value: Tensor, dim: int) -> Tensor:
+        shape = list(value.shape)
+        shape[dim] = more
+        return torch.cat([value, value.new_zeros(shape)], dim)
+
     for node in program.graph.nodes:
         if node in group.members:
-            _resize(node, group.channels + more)
-            if node.target is aten.conv2d.default:
-                groups = argument(node, 6, "groups", 1)
-                _widen(program, node, 1, 0, more)
-                if isinstance(argument(node, 2, "bias"), Node):
-                    _widen(program, node, 2, 0, more)
-                if groups > 1:
-                    node.args = (*node.args[:6], groups + more)
+            _resize(program, node, group.channels + more, "in_fours", wide)
         if node in group.readers:
-            _widen(program, node, 1, 1, more)
-
-
-def _widen(program: Program, node: Node, index: int, dim: int, more: int) -> None:
-    """Appends zeros to a constant operand."""
-    old = node.args[index]
-    assert isinstance(old, Node)
-    value = program.constant(old)
-    shape = list(value.shape)
-    shape[dim] = more
-    wide = torch.cat([value, value.new_zeros(shape)], dim)
-    new = insert_constant(program, node, f"{old.target}_in_fours", wide)
-    node.args = (*node.args[:index], new, *node.args[index + 1 :])
+            _refit(program, node, 1, "in_fours", partial(wide, dim=1))
 
 
 def _split(program: Program, group: _Group) -> None:
@@ -175,21 +165,13 @@ def _beyond(program: Program, node: Node, channels: int, rest: dict[Node, Node])
     with program.graph.inserting_after(node):
         other = program.graph.node_copy(node, lambda n: n if begins else rest.get(n, n))
     other.meta.pop("holds", None)
-    for half, start, stop in ((node, 0, fours), (other, fours, channels)):
-        _resize(half, stop - start)
-        if half.target is aten.conv2d.default:
-            groups = argument(half, 6, "groups", 1)
-            _narrow(program, half, 1, 0, start, stop)
-            if isinstance(argument(half, 2, "bias"), Node):
-                _narrow(program, half, 2, 0, start, stop)
-            if groups > 1:
-                half.args = (*half.args[:6], stop - start)
+    for half, start, length in ((node, 0, fours), (other, fours, channels - fours)):
+        _resize(program, half, length, f"from_{start}", partial(Tensor.narrow, start=start, length=length))
     return other
 
 
 def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
     """A convolution as the sum of one for each half of its input."""
-    channels, start = _channels(fours) + _channels(rest), _channels(fours)
     with program.graph.inserting_after(node):
         other = program.graph.node_copy(node)
     with program.graph.inserting_after(other):
@@ -199,24 +181,31 @@ def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
         part.meta.pop("holds", None)
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     other.args = (rest, other.args[1], None, *other.args[3:])
-    _narrow(program, other, 1, 1, start, channels)
-    _narrow(program, node, 1, 1, 0, start)
+    start = _channels(fours)
+    for half, first, length in ((other, start, _channels(rest)), (node, 0, start)):
+        _refit(program, half, 1, f"from_{first}", partial(Tensor.narrow, dim=1, start=first, length=length))
     return total
 
 
-def _narrow(program: Program, node: Node, index: int, dim: int, start: int, stop: int) -> None:
-    """A constant operand from one place to another."""
-    old = node.args[index]
-    assert isinstance(old, Node)
-    part = program.constant(old).narrow(dim, start, stop - start).contiguous()
-    new = insert_constant(program, node, f"{old.target}_from_{start}", part)
-    node.args = (*node.args[:index], new, *node.args[index + 1 :])
-
-
-def _resize(node: Node, channels: int) -> None:
+def _resize(program: Program, node: Node, channels: int, name: str, fit: Callable[[Tensor, int], Tensor]) -> None:
+    """Gives a node so many channels; ``fit`` makes a dim of a constant that long."""
     value = node.meta["val"]
     with value.fake_mode:
         node.meta["val"] = torch.empty([value.shape[0], channels, *value.shape[2:]], dtype=value.dtype)
+    if node.target is aten.conv2d.default:
+        for index, constant in enumerate(node.args[1:3], 1):  # weight and bias
+            if isinstance(constant, Node):
+                _refit(program, node, index, name, lambda v: fit(v, 0))
+        if argument(node, 6, "groups", 1) > 1:
+            node.args = (*node.args[:6], channels)
+
+
+def _refit(program: Program, node: Node, index: int, name: str, fit: Callable[[Tensor], Tensor]) -> None:
+    """Puts another constant in the place of a constant operand."""
+    old = node.args[index]
+    assert isinstance(old, Node)
+    new = insert_constant(program, node, f"{old.target}_{name}", fit(program.constant(old)).contiguous())
+    node.args = (*node.args[:index], new, *node.args[index + 1 :])
 
 
 def _is_dense(node: Node) -> bool:
