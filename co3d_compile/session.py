@@ -225,8 +225,8 @@ class StreamSession:
                 self._buffers[i].write(array)
                 if before is not _NOTHING:
                     binding.bind_ortvalue_input(name, self._buffers[i].value)
-        if self._here:
-            self._last = arrays
+        if self._here and self._buffers:
+            self._last = list(arrays)  # a list may be the caller's own, who puts the next frames into it
 
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array

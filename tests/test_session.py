@@ -125,6 +125,16 @@ def test_frames_may_change_after_a_step(taps: int, gap: int, arrays: int) -> Non
     np.testing.assert_allclose(np.stack(results), fir_oracle(x, chains), rtol=1e-4, atol=1e-4)
 
 
+def test_a_list_of_frames_is_the_callers_own() -> None:
+    chains = ((0.5,) * 40,)  # so long a period that frames are copied
+    x, session, results = frames(3, 1, 2, 3), StreamSession(fir(chains, renamed=True)), []
+    for each in x:
+        inputs = [each]
+        results.append(session.step(inputs))
+        inputs.clear()
+    np.testing.assert_allclose(np.stack(results), fir_oracle(x, chains), rtol=1e-5)
+
+
 def test_flags_are_no_frames() -> None:
     with pytest.raises(SessionError, match="Got 2 inputs, expected 1"):
         StreamSession(exact()).step(np.zeros((1, 2, 3), np.float32), np.ones((1, 2), bool))
