@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import uvicorn
 from PIL import Image
 
@@ -162,15 +163,7 @@ async def served(urls: list[str], frames: list[bytes], seconds: float) -> int:
 
 def family(root: int) -> list[int]:
     """The processes from this one down."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            children.setdefault(int(path.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(path.parent.name))
-    found, todo = [], [root]
-    while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
-    return found
+    return [root, *(process.pid for process in psutil.Process(root).children(recursive=True))]
 
 
 def cpu_seconds(pids: list[int]) -> float:
