@@ -182,6 +182,7 @@ class StreamSession:
                 self._profile.finish(self._ort)
             self._guard.closed = True
             self._bindings, self._bound, self._last, self._rings, self._buffers, self._outputs = [], [], [], [], [], []
+            self._only = None
             del self._ort
 
     def __enter__(self) -> StreamSession:
