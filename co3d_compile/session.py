@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.buffers import CPU, Array, Buffer, Guard, Scratch, check_memory, make_rings, no_memory
+from co3d_compile.buffers import CPU, Array, Buffer, Guard, Results, Scratch, check_memory, make_rings, no_memory
 from co3d_compile.contract import InputSpec, StateSpec, resolve
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.opened import Provider, Serializable, device_of, open_source, read_contract, read_source
@@ -65,7 +65,8 @@ class StreamSession:
             self._inputs.append((self.info.valid, flags, np.dtype(np.bool_)))
         try:
             self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
-            self._only = self._outputs[0] if len(self._outputs) == 1 else None
+            self._results = [Results(buffer) for buffer in self._outputs]
+            self._only = self._results[0] if len(self._results) == 1 else None
             self._rings, self._period = make_rings(self.info, self.batch, device)
             self._here = device == CPU
             own = not self._here or self._period > _MAX_KEPT
@@ -79,6 +80,7 @@ class StreamSession:
         # The arrays of the step before, and those whose memory each binding reads.
         self._last: Sequence[Array] = [_NOTHING] * len(self._inputs)
         self._bound = [[_NOTHING] * len(self._inputs) for _ in self._bindings]
+        self._all_valid = [np.ones(self._inputs[-1][1], np.bool_)] if self.info.valid else []
         self.reset()
 
     def step(
@@ -181,8 +183,8 @@ class StreamSession:
             if self._profile is not None:
                 self._profile.finish(self._ort)
             self._guard.closed = True
-            self._bindings, self._bound, self._last, self._rings, self._buffers, self._outputs = [], [], [], [], [], []
-            self._only = None
+            self._bindings, self._bound, self._last, self._rings, self._buffers = [], [], [], [], []
+            self._outputs, self._results, self._only = [], [], None
             del self._ort
 
     def __enter__(self) -> StreamSession:
@@ -195,13 +197,14 @@ class StreamSession:
     def _step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
         # The caches are cold behind a run: what is called first costs 10 to 30 microseconds. So little is called here.
         binding, bound = self._bindings[self._phase], self._bound[self._phase]
-        if valid is not None or self.info.valid is not None or len(frames) != len(bound):
+        arrays = [*frames, *self._all_valid] if self._all_valid else frames
+        if valid is not None or len(arrays) != len(bound):
             self._take(self._checked_inputs(frames, valid, self.batch), binding, bound)
-        elif not all(map(is_, frames, bound)):
+        elif arrays[0] is not bound[0] or (len(bound) > 1 and not all(map(is_, arrays, bound))):
             fit = True
-            for frame, (_, shape, dtype) in zip(frames, self._inputs, strict=True):
-                fit = fit and type(frame) is np.ndarray and frame.shape == shape and frame.dtype is dtype
-            self._take(frames if fit else self._checked_inputs(frames, valid, self.batch), binding, bound)
+            for array, (_, shape, dtype) in zip(arrays, self._inputs, strict=True):
+                fit = fit and type(array) is np.ndarray and array.shape == shape and array.dtype is dtype
+            self._take(arrays if fit else self._checked_inputs(frames, valid, self.batch), binding, bound)
         try:
             self._ort.run_with_iobinding(binding)
         except Exception as error:
@@ -209,7 +212,7 @@ class StreamSession:
         self._phase = (self._phase + 1) % self._period
         if self._profile is not None:
             self._profile.stepped(self._ort)
-        return self._only.read() if self._only is not None else tuple([buffer.read() for buffer in self._outputs])
+        return self._only.new() if self._only is not None else tuple([result.new() for result in self._results])
 
     def _take(self, arrays: Sequence[Array], binding: Any, bound: list[Array]) -> None:
         """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
@@ -218,16 +221,16 @@ class StreamSession:
         """
         for i, (array, (name, _, _)) in enumerate(zip(arrays, self._inputs, strict=True)):
             before, bound[i] = bound[i], _NOTHING
-            even = array.flags.c_contiguous and array.flags.aligned  # else onnxruntime takes a copy
-            if not self._buffers or (even and array is self._last[i]):
+            # Of others, and of those that are not even, onnxruntime may have taken a copy.
+            again = self._here and array is self._last[i] and array.flags.c_contiguous and array.flags.aligned
+            if again or not self._buffers:
                 binding.bind_cpu_input(name, array)
-                bound[i] = array if even else _NOTHING
+                bound[i] = array if again else _NOTHING
             else:
                 self._buffers[i].write(array)
                 if before is not _NOTHING:
                     binding.bind_ortvalue_input(name, self._buffers[i].value)
-        if self._here and self._buffers:
-            self._last = list(arrays)  # a list may be the caller's own, who puts the next frames into it
+        self._last = list(arrays)  # a list may be the caller's own, who puts the next frames into it
 
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array
@@ -268,7 +271,7 @@ class StreamSession:
         _, (_, *rest), dtype = self._inputs[-1]
         shape = (count, *rest)
         if valid is None:
-            return [*arrays, np.ones(shape, np.bool_)]
+            return [*arrays, *(self._all_valid if count == self.batch else [np.ones(shape, np.bool_)])]
         if isinstance(valid, np.ndarray) and valid.shape == (count,):
             valid = np.broadcast_to(valid[:, None], shape)
         return [*arrays, _checked("Input", "valid", valid, shape, dtype)]

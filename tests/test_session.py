@@ -140,17 +140,25 @@ def test_flags_are_no_frames() -> None:
         StreamSession(exact()).step(np.zeros((1, 2, 3), np.float32), np.ones((1, 2), bool))
 
 
-def test_results_are_the_callers_own() -> None:
-    session = StreamSession(fir())
-    x = frames(2, 1, 2, 3)
-    first = session.step(x[0])
-    assert isinstance(first, np.ndarray)
-    kept = first.copy()
-    x[0] = 9
-    session.step(x[1])
-    np.testing.assert_array_equal(first, kept)
-    first[:] = np.nan
-    assert np.isfinite(np.asarray(session.step(x[1]))).all()
+@pytest.mark.parametrize("batch", [1, 5000], ids=["small", "large"])
+def test_results_are_the_callers_own(batch: int) -> None:
+    session, x = StreamSession(fir(), batch), frames(40, batch, 2, 3)
+    results = []
+    for each in x:
+        result = np.asarray(session.step(each))
+        results.append(result.copy())
+        result[:] = np.nan  # into no other result, and into no state
+    np.testing.assert_allclose(np.stack(results), fir_oracle(x), rtol=1e-5, atol=1e-5)
+    kept = [session.step(each) for each in x]
+    copies = np.stack(kept)
+    run(session, x)
+    session.close()
+    np.testing.assert_array_equal(np.stack(kept), copies)
+
+
+def test_states_that_are_read_are_copies() -> None:
+    session, x = StreamSession(fir()), frames(2, 1, 2, 3)
+    session.step(x[0])
     session.get_state()["state.conv.0.0"][:] = np.nan
     assert np.isfinite(np.asarray(session.step(x[1]))).all()
 
