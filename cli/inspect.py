@@ -97,6 +97,8 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
         for item in contract.recomputed:
             again.add_row(item.operator, item.module_path, item.reason)
         parts += ["", again]
+    if time is not None:
+        parts += ["", _kernels(time)]
     if output is not None:
         parts += ["", f"{output.given} written"]
     console_for(stdout()).print(Group(*parts))
@@ -133,8 +135,12 @@ def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str
         rows, elsewhere = with_shares(report["table"], times)
     except (KeyError, TypeError) as error:
         raise damaged_report() from error
+    kernels = [
+        {"operator": name, "count": times.kernels[name] / times.steps, "milliseconds_step": spent / times.steps / 1e3}
+        for name, spent in times.by_operator.most_common()
+    ]
     milliseconds = times.total / times.steps / 1e3
-    return {**report, "table": rows}, {"milliseconds_step": milliseconds, "elsewhere": elsewhere}
+    return {**report, "table": rows}, {"milliseconds_step": milliseconds, "elsewhere": elsewhere, "kernels": kernels}
 
 
 def _times(report: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +148,15 @@ def _times(report: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
     rows = [row for row in report["table"] if row["time_share"]]
     operators = [{name: row[name] for name in ("module_path", "operator", "time_share")} for row in rows]
     return {**time, "operators": operators}
+
+
+def _kernels(time: dict[str, Any]) -> Any:
+    table = rows_table("ONNX Runtime's kernels, one step", "operator", "times", "ms", "share")
+    for kernel in time["kernels"]:
+        spent = kernel["milliseconds_step"]
+        share = spent / (time["milliseconds_step"] or 1)
+        table.add_row(kernel["operator"], f"{kernel['count']:.0f}", f"{spent:.3g}", f"{share:.1%}")
+    return table
 
 
 def _write(output: Output, contract: Contract, report: dict[str, Any] | None, time: dict[str, Any] | None) -> None:

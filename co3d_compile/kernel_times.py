@@ -22,6 +22,8 @@ MADE_BY = "Make one with co3d run --profile FILE.json, or StreamSession(..., pro
 HEAVY = ("ConvTranspose", "Conv", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 # Endings of names that its graph optimisers add.
 ADDED = (r"_nchwc$", r"_nhwc$", r"_token_\d+$", r"/[^/]*$")
+FUSION = r"/\w+Fusion/?$"  # what it appends to the name of the last node that it fuses
+STATE = r"next\.state\.(.*)\.\d+(?:\.plain)?(?:_nchwc)?"
 Row = dict[str, Any]
 
 
@@ -33,11 +35,15 @@ class KernelTimes:
         steps: That were counted.
         by_path: Microseconds by module path; "" is the model itself.
         unmatched: Microseconds of kernels that belong to no module, by ONNX operator.
+        by_operator: Microseconds of all kernels, by ONNX operator as the runtime has fused it.
+        kernels: How many of them ran, by ONNX operator.
     """
 
     steps: int
     by_path: Counter[str] = field(default_factory=Counter)
     unmatched: Counter[str] = field(default_factory=Counter)
+    by_operator: Counter[str] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -55,6 +61,8 @@ def read_times(profile: Path, model: Path) -> KernelTimes:
     nodes = _Nodes(_graph(model), {name for name, _, _ in kernels})
     times = KernelTimes(steps)
     for name, operator, microseconds in kernels:
+        times.by_operator[operator] += microseconds
+        times.kernels[operator] += 1
         path = nodes.path_of(name, operator)
         if path is None:
             times.unmatched[operator] += microseconds
@@ -130,7 +138,7 @@ class _Nodes:
     def path_of(self, kernel: str, operator: str) -> str | None:
         """The module path of what a kernel computes; None if it is of no node."""
         node = self._find(kernel)
-        if node is None or (node.domain and "/" not in node.name):  # a file that the runtime has laid out has its own
+        if node is None or (node.domain and _path(node) == ""):  # a file that the runtime has laid out has its own
             return None
         kind = next((kind for kind in HEAVY if kind in operator), None)
         if kind is not None and node.op_type != kind:
@@ -163,8 +171,8 @@ class _Nodes:
 
 
 def _path(node: Any) -> str:
-    """A node is named ``<module path>/<operator>``; what only names an output after a state, by the state."""
-    scope = node.name.rpartition("/")[0]
-    state = re.fullmatch(r"next\.state\.(.*)\.\d+", scope)
+    """A node is named ``<module path>/<operator>``; what computes a state may be named after it."""
+    scope = re.sub(FUSION, "", node.name).rpartition("/")[0]
+    state = re.fullmatch(STATE, scope or node.name)
     path = state[1] if state else scope
     return "" if path == "model" else path

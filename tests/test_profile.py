@@ -84,6 +84,8 @@ def test_every_module_that_computes_has_its_share_and_nothing_is_dropped() -> No
         sum(row["time_share"] for row in rows)
     )
     assert time["milliseconds_step"] > 0
+    assert sum(each["milliseconds_step"] for each in time["kernels"]) == pytest.approx(time["milliseconds_step"])
+    assert {each["operator"]: each["count"] for each in time["kernels"]}["GlobalAveragePool"] == 3
 
 
 def test_all_of_the_time_is_there() -> None:
@@ -100,6 +102,7 @@ def test_the_tree_and_the_page_say_it() -> None:
     text = inspect("m.onnx", "--profile", "p.json", "--html", "page.html").stdout
     assert "and what takes time" in text and "ms per step" in text
     assert any("conv3d  continual" in line and "%" in line for line in text.splitlines())
+    assert "ONNX Runtime's kernels, one step" in text
     page = Path("page.html").read_text()
     assert "share of the time" in page and "time, %" in page
     assert "share of the time" not in co3d.compile(NETWORK, (torch.zeros(1, 3, 8, 32, 32),)).to_html()
@@ -129,16 +132,17 @@ def test_what_the_runtime_has_put_into_a_file_is_of_no_module() -> None:
     """``to_native`` saves the graph as the runtime lays it out."""
     path = chain(*RESIDUAL)
     model = onnx.load(path)
-    model.graph.node.add(
-        op_type="ReorderInput",
-        name="ReorderInput_token_3",
-        domain="com.microsoft.nchwc",
-        input=["x"],
-        output=["blocked"],
-    )
+    computes_a_state, fused = "next.state.a.conv.0.plain_nchwc", "a.act/Mul/QuickGeluFusion/"
+    blocked = ("ReorderInput_token_3", "ReorderInput"), (computes_a_state, "Conv"), (fused, "QuickGelu")
+    for name, operator in blocked:
+        domain = "com.microsoft" if operator == "QuickGelu" else "com.microsoft.nchwc"
+        model.graph.node.add(op_type=operator, name=name, domain=domain, input=["x"], output=[f"{name}.out"])
     onnx.save(model, path)
-    times = read_times(profile(("a.side/Conv.out_nchwc", "Conv", 3), ("ReorderInput_token_3", "ReorderInput", 4)), path)
-    assert (times.by_path, times.unmatched) == (Counter({"a.side": 3}), Counter({"ReorderInput": 4}))
+    kernels = ("a.side/Conv.out_nchwc", "Conv", 3), (*blocked[0], 4), (*blocked[1], 5), (*blocked[2], 6)
+    times = read_times(profile(*kernels), path)
+    assert times.by_path == Counter({"a.side": 3, "a.conv": 5, "a.act": 6})
+    assert times.unmatched == Counter({"ReorderInput": 4})
+    assert times.by_operator == Counter({"Conv": 8, "ReorderInput": 4, "QuickGelu": 6})
 
 
 def profile(*kernels: tuple[str, str, int]) -> Path:
