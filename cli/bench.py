@@ -97,15 +97,17 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
 
 def _show(result: dict[str, Any]) -> None:
     console = console_for(stdout())
-    clip, floor = (result["sides"].get(name, {}).get("median") for name in ("clip", "floor"))
-    rows = rows_table("Milliseconds per frame", "side", "median", "quartiles", "faster than clip", "of floor", "memory")
+    whole = next((name for name in ("clip", "pytorch") if name in result["sides"]), "clip")
+    clip, floor = (result["sides"].get(name, {}).get("median") for name in (whole, "floor"))
+    faster = f"faster than {whole}"
+    rows = rows_table("Milliseconds per frame", "side", "median", "quartiles", faster, "of floor", "memory")
     for name, side in result["sides"].items():
         low, high = side["quartiles"]
         rows.add_row(
             name,
             f"{side['median']:.2f}",
             f"{low:.2f} to {high:.2f}",
-            f"{clip / side['median']:.1f}x" if clip and name not in ("clip", "floor") else "",
+            f"{clip / side['median']:.1f}x" if clip and name not in (whole, "floor") else "",
             f"{side['median'] / floor:.2f}" if floor and name in COMPILED else "",
             bytes_text(side["memory"]),
         )
@@ -116,8 +118,8 @@ def _show(result: dict[str, Any]) -> None:
             "Multiply-adds", f"{result['gmac_clip']:.3g} G per clip, {result['gmac_ratio']:.1f}x fewer per frame"
         )
         facts.add_row("State", bytes_text(result["state_bytes"]))
-    for name, reason in result["left_out"].items():
-        facts.add_row(f"No {name}", reason)
+    for reason in dict.fromkeys(result["left_out"].values()):
+        facts.add_row(f"No {', '.join(name for name, why in result['left_out'].items() if why == reason)}", reason)
     box = result["machine"]
     facts.add_row("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}")
     facts.add_row("Versions", ", ".join(f"{name} {number}" for name, number in box["versions"].items()))

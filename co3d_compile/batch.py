@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.graph import fake_mode
 from co3d_compile.program import Program, module_path, operator_name
+from co3d_compile.quiet import quiet
 
 FACTOR = 3
 
@@ -50,7 +49,7 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
         elif node.op == "call_function":
             try:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
-                with mode, torch.no_grad(), _quiet():
+                with mode, torch.no_grad(), quiet():
                     values[node] = node.target(*args, **kwargs)
             except Exception:  # whatever a meta kernel raises for sizes that do not fit
                 _fix(program, f"at {operator_name(node.target)} in {module_path(node) or 'the model'}")
@@ -64,17 +63,6 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
 def _fix(program: Program, why: str) -> None:
     rows = program.fixed_batch = program.inputs[0].shape[0]
     program.warnings.append(f"The model fixes its batch at {rows} ({why}): run it with batch={rows}.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without PyTorch's log of what a meta kernel refuses: it is caught."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _streams_mix(program: Program, values: dict[Node, Any]) -> bool:

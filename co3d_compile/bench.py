@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +20,13 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from co3d_compile.capture import export
 from co3d_compile.compiled_model import CompiledModel
 from co3d_compile.compiler import compile
-from co3d_compile.errors import Co3dError, Co3dWarning, UsageError
+from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
 from co3d_compile.floor import floor_passes
 from co3d_compile.machine import block_channels, cpu_name
+from co3d_compile.quiet import quiet
 from co3d_compile.timing import COMPILED, SIDES, Turn, turn
 
 Progress = Callable[[str, int, int], None]
@@ -140,7 +143,7 @@ class _Maker:
     def _program(self) -> ExportedProgram:
         if isinstance(self.model, ExportedProgram):
             return self.model
-        return torch.export.export(self.model.eval(), tuple(self.examples or ()))
+        return export(self.model, self.examples, two=False)
 
     def _pytorch(self) -> tuple[str, Path]:
         path = self.folder / "clip.pt2"
@@ -150,8 +153,12 @@ class _Maker:
     def _clip(self) -> tuple[str, Path]:
         path = self.folder / "clip.onnx"
         if not path.exists():
-            with torch.inference_mode(), _quiet():
-                torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+            try:
+                with torch.inference_mode(), quiet(stdout=True):
+                    torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+            except torch.onnx.errors.OnnxExporterError as error:
+                what = f"PyTorch cannot export the clip model to ONNX: {_first_cause(error)}."
+                raise UnsupportedError(what, hint="Nothing else needs it: it stays out of the comparison.") from error
         return "clip", path
 
     def _window(self) -> tuple[str, Path]:
@@ -184,11 +191,11 @@ class _Maker:
         return compile(self.model, self.examples, **{**self.options, "state_io": "renamed"})
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PyTorch's exporter prints what it does."""
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        yield
+def _first_cause(error: BaseException) -> str:
+    """The first line of what set off an error that PyTorch has wrapped, without its colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0].rstrip(".")
 
 
 def time_in_turns(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,10 @@ from co3d_compile.batch import doubled
 from co3d_compile.constants import ConstantsKnown
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
+from co3d_compile.quiet import quiet
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
-log = logging.getLogger(__name__)
-
 DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.
@@ -136,27 +133,12 @@ def _where(error: Exception) -> str:
 def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
     """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
     decides in Python by the values of constants."""
-    with _quiet():
+    with quiet():
         try:
             return torch.export.export(model, example_inputs, strict=False)
         except Exception:
             with _DataDetached(), ConstantsKnown(model):
                 return torch.export.export(model, example_inputs, strict=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What PyTorch prints on stderr at each attempt that fails, a whole graph, goes to the log."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before, logger.disabled = logger.disabled, True
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    finally:
-        logger.disabled = before
-        if said.getvalue().strip():
-            log.debug("said while capturing:\n%s", said.getvalue().strip())
 
 
 class _DataDetached(TorchFunctionMode):

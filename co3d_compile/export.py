@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import operator
 import warnings
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from co3d_compile.batch import at_another_batch, grown_dims
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.onnx_operators import TABLE
 from co3d_compile.program import Program, module_path, operator_name
+from co3d_compile.quiet import quiet
 
 OPSET = 20  # the newest whose convolutions ONNX Runtime's layout optimiser knows
 DTYPES = {
@@ -217,7 +216,7 @@ def export_operator(node: Node, larger: dict[Node, Any]) -> ir.Model:
     dynamic = (tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) if dims else None for dims in grown),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _OneOperator(node),

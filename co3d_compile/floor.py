@@ -67,7 +67,8 @@ def _cut_pool(node: Node) -> bool:
     if axis is None or pool.kernel[axis] == 1:
         return False
     _check_length(node, pool.x, axis, len(pool.kernel), pool.stride[axis])
-    pool.kernel[axis], pool.padding[axis], pool.dilation[axis], pool.ceil = pool.stride[axis], 0, 1, True
+    even = pool.x.meta["val"].shape[axis - len(pool.kernel)] % pool.stride[axis] == 0
+    pool.kernel[axis], pool.padding[axis], pool.dilation[axis] = pool.stride[axis] if even else 1, 0, 1
     pool.write(node)
     return True
 

@@ -76,6 +76,21 @@ def test_floor_has_no_state() -> None:
         assert ratio == pytest.approx(3, rel=0.05)
 
 
+@pytest.mark.parametrize("frames", [7, 8])
+def test_the_floor_of_a_pool_keeps_its_space(frames: int) -> None:
+    pools = nn.Sequential(nn.MaxPool3d(3, 2, 1), nn.AvgPool3d(3, 2, 1), nn.Flatten(3), nn.Unflatten(3, (3, 3)))
+    compiled = co3d.compile(pools, (torch.zeros(1, 3, frames, 12, 12),), passes=floor_passes())
+    assert not compiled.info.states
+
+
+def test_a_clip_model_that_cannot_be_exported_is_named() -> None:
+    """PyTorch's exporter has no adaptive pool that leaves a dim as it is."""
+    model = nn.Sequential(network()[0], nn.AdaptiveAvgPool3d((None, 1, 1)))
+    result = bench(model, (CLIP,), sides=["pytorch", "clip", "step"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["pytorch", "step"] and "pytorch/step" in result["ratios"]
+    assert "adaptive_avg_pool3d" in result["left_out"]["clip"]
+
+
 def test_a_side_that_cannot_be_timed_is_named() -> None:
     """The floor of a convolution without padding is not known: the rest is timed."""
     result = bench(network(padding=0), (CLIP,), sides=["step", "floor"], rounds=1, seconds=0.01, threads=1)

@@ -1,0 +1,35 @@
+"""What PyTorch prints while it tries something goes to the log: a failure is caught, and told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+# A whole graph, or a traceback of a hundred lines, at each attempt that fails.
+LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
+@contextlib.contextmanager
+def quiet(stdout: bool = False) -> Iterator[None]:
+    """Nothing on stderr, and where it is PyTorch alone that prints, nothing on stdout: a model may print in forward."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [logger.disabled for logger in loggers]
+    said = io.StringIO()
+    try:
+        for logger in loggers:
+            logger.disabled = True
+        with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
+            if stdout:
+                stack.enter_context(contextlib.redirect_stdout(said))
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+        if said.getvalue().strip():
+            log.debug("said:\n%s", said.getvalue().strip())
+
+
+__all__ = ["quiet"]
