@@ -37,7 +37,7 @@ Examples:
 
 \b
 Exit codes:
-  1    Ray did not stop in time and was killed
+  1    a package is missing, or a bug; Ray does not start, or did not stop in time and was killed
   2    wrong use of the command; the port is taken; there is no such cluster
   4    the model cannot be read
   5    the model's streams cannot share a run

@@ -85,6 +85,7 @@ def test_a_side_that_cannot_be_timed_is_named() -> None:
 
 MISTAKES = {
     "an unknown side": (["--sides", "clip,fastest"], "fastest"),
+    "only a side that cannot be": (["--sides", "openvino"], "co3d-compile[openvino]"),
     "no round": (["--rounds", "0"], "--rounds"),
     "a folder that is not there": (["--chart", "nowhere/times.svg"], "nowhere"),
     "no kind of picture": (["--chart", "times.txt"], "must end with .svg"),
@@ -98,6 +99,7 @@ def test_mistakes(what: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = archive.with_suffix(".svg")
     model.write_bytes(archive.read_bytes())
     monkeypatch.chdir(archive.parent)
+    monkeypatch.setattr("co3d_compile.bench.find_spec", lambda _: None)
     result = run("model.svg", *QUICK, *words)
     assert result.exit_code in (2, 6) and named in result.stderr
     assert result.stderr.count("\n") == 1
