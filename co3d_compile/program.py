@@ -25,6 +25,8 @@ CHOICES = {
     "state_io": ("paired", "renamed"),
 }
 
+MOST_FRAMES = 100_000  # of a window or a step
+
 
 @dataclass(frozen=True)
 class Options:
@@ -48,6 +50,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
+            if value is not None and value > MOST_FRAMES:  # would fill the memory long before it fails
+                raise UsageError(f"{name}={value} makes no sense: at most {MOST_FRAMES} frames.")
         if self.boundary == "exact" and self.stride_mode == "dense":
             raise UsageError(
                 "boundary='exact' has no meaning with stride_mode='dense': clips at every phase have no common end.",

@@ -249,6 +249,7 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("bad choice", save_export, ["--pool-scope", "frames"], 2, "--pool-scope"),
     ("no such option", save_export, ["--fast"], 2, "--fast"),
     ("output directory missing", save_export, ["-o", "a/b/out.onnx"], 6, "no directory"),
+    ("output is standard output", save_export, ["-o", "-"], 2, "not standard output"),
     ("output is a directory", in_the_way, [], 6, "is a directory"),
     ("output is no file", a_socket, [], 6, "not an ordinary file"),
     ("output is the model", save_export, ["-o", "m.bin"], 2, "the model itself"),

@@ -193,7 +193,13 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("weights pickled", lambda: f"{FACTORY}:tiny", lambda: weights_of(tiny()), LoadError, "model.state_dict()"),
     ("weights of nothing", lambda: f"{FACTORY}:tiny", lambda: weights_of({"epoch": 3}), LoadError, "no state dict"),
     ("weights truncated", lambda: f"{FACTORY}:tiny",
-     lambda: {"weights": Path(cut(save_pickle("w.bin", tiny().state_dict())))}, LoadError, "cannot be read"),
+     lambda: {"weights": Path(cut(save_pickle("w.bin", tiny().state_dict())))}, LoadError, "truncated or damaged"),
+    ("weights in an archive", lambda: f"{FACTORY}:tiny", lambda: {"weights": Path(save_export("w.bin"))}, LoadError,
+     "Give it as the model"),
+    ("weights that are a pointer", lambda: f"{FACTORY}:tiny",
+     lambda: {"weights": Path(write(b"version https://git-lfs.github.com/spec/v1\n", "w.bin"))}, LoadError, "git lfs pull"),
+    ("weights that are a picture", lambda: f"{FACTORY}:tiny",
+     lambda: {"weights": Path(write(b"\x89PNG\r\n\x1a\n", "w.bin"))}, LoadError, "holds no weights"),
 ]  # fmt: skip
 
 
