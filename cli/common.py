@@ -94,6 +94,7 @@ class Command(OneLineMain):
 
     def invoke(self, ctx: click.Context) -> Any:
         verbose = ctx.params.get("verbose", 0)
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  closed by whoever started this
         ctx.meta[__name__] = sys.stdout, sys.stderr
         try:
             with stoppable(), quiet(verbose):
@@ -132,6 +133,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "out of memory", INTERNAL_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"The output cannot be written: {error.strerror}.", OUTPUT_ERROR
+    if isinstance(error, SystemError) and isinstance(error.__cause__, Stopped):  # code in C that a signal fell into
+        return explain(error.__cause__)
     if isinstance(error, ModuleNotFoundError) and (extra := _extra(error.name)):
         return f"This needs {error.name}, which is not installed. Install {extra}.", INTERNAL_ERROR
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -197,7 +197,8 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("weights in an archive", lambda: f"{FACTORY}:tiny", lambda: {"weights": Path(save_export("w.bin"))}, LoadError,
      "Give it as the model"),
     ("weights that are a pointer", lambda: f"{FACTORY}:tiny",
-     lambda: {"weights": Path(write(b"version https://git-lfs.github.com/spec/v1\n", "w.bin"))}, LoadError, "git lfs pull"),
+     lambda: {"weights": Path(write(b"version https://git-lfs.github.com/spec/v1\n", "w.bin"))}, LoadError,
+     "git lfs pull"),
     ("weights that are a picture", lambda: f"{FACTORY}:tiny",
      lambda: {"weights": Path(write(b"\x89PNG\r\n\x1a\n", "w.bin"))}, LoadError, "holds no weights"),
 ]  # fmt: skip
