@@ -52,6 +52,10 @@ class Options:
                 raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
             if value is not None and value > MOST_FRAMES:  # would fill the memory long before it fails
                 raise UsageError(f"{name}={value} makes no sense: at most {MOST_FRAMES} frames.")
+        dims = [self.time_dim] if self.time_dim is None or isinstance(self.time_dim, int) else self.time_dim
+        if not isinstance(dims, Sequence) or any(not isinstance(d, int | None) for d in dims):
+            what = f"time_dim={self.time_dim!r} is neither a dim nor a list of them."
+            raise UsageError(what, hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2.")
         if self.boundary == "exact" and self.stride_mode == "dense":
             raise UsageError(
                 "boundary='exact' has no meaning with stride_mode='dense': clips at every phase have no common end.",

@@ -168,6 +168,32 @@ def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None
             assert after[name] == value, name
 
 
+MISTAKES: dict[str, tuple[Any, ...]] = {
+    "a path": ("model.pt2", (CLIP,), {}, "A str is no model"),
+    "a clip that is no tuple": (nn.Conv3d(3, 4, 3), CLIP, {}, r"Write \(clip,\)"),
+    "no clip": (nn.Conv3d(3, 4, 3), None, {}, "example_inputs is needed"),
+    "a dim as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": "2"}, "neither a dim"),
+    "a dim with a fraction": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": 2.0}, "neither a dim"),
+    "a window as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": "3"}, "whole number"),
+    "a window without end": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": 10**9}, "at most 100000"),
+}
+
+
+@pytest.mark.parametrize(("model", "clip", "options", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_arguments_of_a_wrong_kind(model: Any, clip: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(co3d.UsageError, match=says):
+        co3d.compile(model, clip, **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 16, 16), (1, 4, 8, 16, 16)], ids=["no batch", "other channels"])
+def test_a_clip_that_is_refused_prints_nothing(shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch logs a trace at each attempt."""
+    model = nn.Sequential(network(), nn.Linear(4, 2))
+    with pytest.raises(co3d.CaptureError):
+        co3d.compile(model, (torch.zeros(shape),))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_carried_from_one_model_to_the_next() -> None:
     first = co3d.compile(network(), (CLIP,)).to_bytes()
     co3d.compile(nn.Conv3d(3, 4, (3, 1, 1), 2), (CLIP,), stride_mode="dense", state_io="renamed")
