@@ -70,9 +70,7 @@ def bench(
         files, left_out = maker.files(sides, say)
         files.update(more or {})
         frames = next(iter(compiled.info.frames_per_step.values()))
-        if not files:
-            raise UsageError("There is no side to time.", hint=" ".join(left_out.values()) or None)
-        turns = time_in_turns(files, rounds, seconds, threads, frames, say)
+        turns = time_in_turns(files, rounds, seconds, threads, frames, say, left_out)
     return {
         **facts,
         "sides": {name: summary(samples, frames) for name, samples in turns.items()},
@@ -119,8 +117,12 @@ class _Maker:
     def _clip(self) -> tuple[str, Path]:
         path = self.folder / "clip.onnx"
         if not path.exists():
-            with torch.inference_mode(), _quiet():
-                torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+            try:
+                with torch.inference_mode(), _quiet():
+                    torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+            except torch.onnx.OnnxExporterError as error:  # an operator of the user's own, say
+                cause = str(error.__cause__ or error).strip().splitlines()[0][:200]
+                raise Co3dError(f"PyTorch's exporter does not take the clip model: {cause.rstrip('.')}.") from error
         return "clip", path
 
     def _window(self) -> tuple[str, Path]:

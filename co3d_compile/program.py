@@ -177,6 +177,7 @@ class Program:
         return self.module.graph
 
     def placeholders(self) -> list[Node]:
+        """The nodes of the inputs, in their order."""
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from co3d_compile.errors import Co3dError
+from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.machine import block_channels, cpu_name
 
 WARM_UP = 3  # calls that are not counted, and the fewest that are
@@ -99,14 +99,33 @@ def bench_file(
 
 
 def time_in_turns(
-    files: Mapping[str, tuple[str, Path]], rounds: int, seconds: float, threads: int, take: int, say: Progress
+    files: Mapping[str, tuple[str, Path]],
+    rounds: int,
+    seconds: float,
+    threads: int,
+    take: int,
+    say: Progress,
+    left_out: dict[str, str] | None = None,
 ) -> dict[str, list[Turn]]:
-    """Lets the sides take turns, so that what else the machine does hits all alike."""
+    """Lets the sides take turns, so that what else the machine does hits all alike.
+
+    A side that fails is put into ``left_out`` with the reason, if that is given, and has no turns.
+    """
     turns: dict[str, list[Turn]] = {name: [] for name in files}
     for i in range(rounds):
         for j, (name, (kind, path)) in enumerate(files.items()):
             say("time", i * len(files) + j, rounds * len(files))
-            turns[name].append(turn(kind, path, seconds, threads, take))
+            if name not in turns:
+                continue
+            try:
+                turns[name].append(turn(kind, path, seconds, threads, take))
+            except Co3dError as error:
+                if left_out is None:
+                    raise
+                left_out[name] = str(error)
+                del turns[name]
+    if not turns:
+        raise UsageError("There is no side to time.", hint=" ".join((left_out or {}).values()) or None)
     return turns
 
 

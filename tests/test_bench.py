@@ -14,6 +14,7 @@ from torch import nn
 import co3d_compile as co3d
 from co3d_compile.bench import bench
 from co3d_compile.cli.bench import command
+from co3d_compile.custom import scope
 from co3d_compile.floor import floor_passes
 from co3d_compile.machine import block_channels
 from co3d_compile.timing import SIDES
@@ -81,6 +82,32 @@ def test_a_side_that_cannot_be_timed_is_named() -> None:
     result = bench(network(padding=0), (CLIP,), sides=["step", "floor"], rounds=1, seconds=0.01, threads=1)
     assert list(result["sides"]) == ["step"]
     assert "conv3d" in result["left_out"]["floor"]
+
+
+@torch.library.custom_op("co3d_test_bench::half", mutates_args=())
+def half(x: torch.Tensor) -> torch.Tensor:
+    return x * 0.5
+
+
+@half.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Halved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halved: torch.Tensor = half(x)
+        return halved
+
+
+def test_an_operator_that_only_the_compiler_knows() -> None:
+    """PyTorch's exporter does not know it, nor does the process that times the clip model in PyTorch."""
+    with scope():
+        co3d.rule(half, pointwise=True)(lambda x: x * 0.5)
+        model = nn.Sequential(network(), Halved()).eval()
+        result = bench(model, (CLIP,), sides=["pytorch", "clip", "step"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["step"]
+    assert "exporter" in result["left_out"]["clip"] and "Timing clip.pt2 failed" in result["left_out"]["pytorch"]
 
 
 MISTAKES = {

@@ -169,6 +169,14 @@ def test_a_pass_alone_says_what_it_misses(name: str) -> None:
         assert f"no pass before ensures '{promise}'" in str(raised.value)
 
 
+def test_the_page_lists_the_promises_of_each_pass() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "custom_passes.md").read_text()
+    for p in co3d.default_passes():
+        row = re.search(rf"^\| `{p.name}` \|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+        assert row is not None, p.name
+        assert [set(re.findall(r"`(\w+)`", cell)) for cell in row.groups()] == [p.requires, p.ensures, p.breaks], p.name
+
+
 def test_the_culprit_that_broke_a_promise_is_named() -> None:
     with pytest.raises(co3d.PassError, match=r"pass continual requires time.*'time' was broken by forgetful"):
         compiles(co3d.default_passes().before("continual", Forgetful()))
