@@ -78,7 +78,8 @@ class OneLineMain(click.Command):
             code = super().main(*args, **kwargs)
         except click.ClickException as error:
             name = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else self.name
-            say_error(f"{error.format_message()} Try {name} --help.")
+            message = error.format_message()
+            say_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} Try {name} --help.")
             code = USAGE_ERROR
         except click.Abort:  # Ctrl-C before the command has begun, while its module is imported
             message, code = explain(Stopped(signal.SIGINT))

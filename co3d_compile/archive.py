@@ -54,10 +54,10 @@ def identify(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return PICKLE
     if head[:2] != b"PK":
-        raise LoadError(
-            f"{path} is no model that can be read.",
-            hint="A torch.export archive, a TorchScript file or a torch.save file is wanted.",
-        )
+        hint = "A torch.export archive, a TorchScript file or a torch.save file is wanted."
+        if path.suffix == ".py":
+            hint = f"Name the function or class in it that builds the model: {path.stem}:NAME."
+        raise LoadError(f"{path} is no model that can be read.", hint=hint)
     return _identify_zip(path)
 
 

@@ -248,6 +248,7 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("bad time dim", save_export, ["--time-dim", "two"], 2, "neither a dim"),
     ("bad window", save_export, ["--window", "0"], 2, "--window"),
     ("bad choice", save_export, ["--pool-scope", "frames"], 2, "--pool-scope"),
+    ("an argument too many", save_export, ["more"], 2, "(more). Try"),
     ("no such option", save_export, ["--fast"], 2, "--fast"),
     ("output directory missing", save_export, ["-o", "a/b/out.onnx"], 6, "no directory"),
     ("output is standard output", save_export, ["-o", "-"], 2, "not standard output"),
