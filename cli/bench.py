@@ -21,13 +21,19 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.inspect import is_source
+from co3d_compile.cli.inspect import is_source, read_contract
 from co3d_compile.cli.output import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
-from co3d_compile.cli.time_options import frames_per_step_option, stride_mode_option, take_time, time_dim_option
+from co3d_compile.cli.time_options import (
+    frames_per_step_option,
+    refuse_options,
+    stride_mode_option,
+    take_time,
+    time_dim_option,
+)
 from co3d_compile.errors import Co3dError, UsageError
-from co3d_compile.timing import COMPILED, SIDES
+from co3d_compile.timing import COMPILED, SIDES, bench_file
 
 CHARTS = (".svg", ".png", ".pdf")
 
@@ -73,16 +79,15 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
     timing = {key: options.pop(key) for key in ("rounds", "seconds", "threads")}
     how = take_time(options)
     with Progress(verbose) as progress:
+        progress("load")
         if is_source(model):
-            progress("load")
             loaded = load_model(model, options)
             from co3d_compile.bench import bench
 
             wanted = [side.strip() for side in sides.split(",")] if sides else list(SIDES)
             result = bench(loaded.program, loaded.example_inputs, sides=wanted, progress=progress, **timing, **how)
         else:
-            from co3d_compile.bench import bench_file
-
+            _check_compiled(model, sides)
             result = bench_file(Path(model), progress=progress, **timing)
     result = {"model": model, **result}
     if drawing is not None:
@@ -93,6 +98,17 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
         print_json(result)
     else:
         _show(result)
+
+
+def _check_compiled(model: str, sides: str | None) -> None:
+    """A compiled file is all there is to time: what asks for more is a mistake."""
+    read_contract(Path(model))
+    refuse_options(model)
+    if sides not in (None, "step"):
+        raise UsageError(
+            f"{model} is compiled: it is timed alone, without --sides.",
+            hint="Give the model that it was compiled from to time other sides.",
+        )
 
 
 def _show(result: dict[str, Any]) -> None:

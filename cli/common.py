@@ -39,7 +39,7 @@ GROUPS = (MODEL, SOURCE, TIME, PICTURE, PLACE, LIMITS, OUTPUT, OTHER)
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    a bug in the compiler
+  1    a package is missing, or a bug in the compiler
   2    wrong use of the command
   3    the compiled model does not agree with the original
   4    the model cannot be loaded or captured
@@ -78,8 +78,12 @@ class OneLineMain(click.Command):
             code = super().main(*args, **kwargs)
         except click.ClickException as error:
             name = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else self.name
-            say_error(f"{error.format_message()} Try {name} --help.")
+            message = error.format_message()
+            say_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} Try {name} --help.")
             code = USAGE_ERROR
+        except click.Abort:  # Ctrl-C before the command has begun, while its module is imported
+            message, code = explain(Stopped(signal.SIGINT))
+            say_error(message)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -91,6 +95,7 @@ class Command(OneLineMain):
 
     def invoke(self, ctx: click.Context) -> Any:
         verbose = ctx.params.get("verbose", 0)
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  closed by whoever started this
         ctx.meta[__name__] = sys.stdout, sys.stderr
         try:
             with stoppable(), quiet(verbose):
@@ -129,8 +134,20 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "out of memory", INTERNAL_ERROR
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"The output cannot be written: {error.strerror}.", OUTPUT_ERROR
+    if isinstance(error, SystemError) and isinstance(error.__cause__, Stopped):  # code in C that a signal fell into
+        return explain(error.__cause__)
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra(error.name)):
+        return f"This needs {error.name}, which is not installed. Install {extra}.", INTERNAL_ERROR
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     return f"internal: {what} (a bug in co3d-compile; -vv shows where, please report it)", INTERNAL_ERROR
+
+
+def _extra(module: str | None) -> str | None:
+    """What to install for a package of which a module is missing; None: it is none of ours."""
+    from co3d_compile.cli.doctor import FEATURES
+
+    package = (module or "").split(".")[0]
+    return next((install for _, packages, install in FEATURES if package in packages), None)
 
 
 def say_error(message: str) -> None:

@@ -15,6 +15,7 @@ from rich.console import Group
 from rich.text import Text
 
 from co3d_compile.cli.common import Command, join, json_option, print_json, stdout, verbose_option
+from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
 from co3d_compile.errors import VerificationError
 from co3d_compile.version import __version__
@@ -49,8 +50,15 @@ def command(as_json: bool, verbose: int) -> None:
     Examples:
       co3d doctor
       co3d doctor --json | jq .providers
+
+    \b
+    Exit codes:
+      0    the self-test passed, or what it needs is missing
+      3    the self-test failed
     """
-    report = examine()
+    with Progress(verbose) as progress:
+        progress("self-test")
+        report = examine()
     if as_json:
         print_json(report)
     else:

@@ -29,7 +29,7 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.output import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
-from co3d_compile.cli.time_options import take_time, time_options
+from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
 from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.labels import clean_labels
@@ -76,7 +76,11 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
     output = page_output(html)
     if profile is not None and is_source(model):
         raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
-    contract, report = _compiled(model, options, verbose) if is_source(model) else read_stored(Path(model))
+    if is_source(model):
+        contract, report = _compiled(model, options, verbose)
+    else:
+        contract, report = read_stored(Path(model))
+        refuse_options(model)
     time = None
     if profile is not None:
         report, time = _timed(stored_report(None) if report is None else report, profile, Path(model))

@@ -19,10 +19,14 @@ class Output:
         path: Where it shall be. A link is followed.
 
     Raises:
-        OutputError: It cannot be written there.
+        OutputError: It cannot be written there. UsageError: It is ``-``.
     """
 
     def __init__(self, path: Path) -> None:
+        if str(path) == "-":
+            raise UsageError(
+                "What is written here is a file, not standard output.", hint="Give a name; ./- for this one."
+            )
         self.given = path
         self.path = Path(os.path.realpath(path))
         if self.path.is_dir():

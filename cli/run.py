@@ -44,6 +44,7 @@ Examples:
 \b
 Exit codes:
   0    the source has ended, or --frames were taken
+  1    a package is missing, or a bug
   2    wrong use of the command; a file without pictures as input or class scores as output
   4    the model or the source cannot be read, or the source broke off: files hold what came before
   5    the model takes no pictures, or gives no class scores

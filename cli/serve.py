@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -26,6 +27,7 @@ from co3d_compile.cli.common import (
     stoppable,
     verbose_option,
 )
+from co3d_compile.cli.progress import Progress
 from co3d_compile.errors import LoadError, UsageError
 from co3d_compile.serve.options import ServeOptions
 
@@ -37,7 +39,7 @@ Examples:
 
 \b
 Exit codes:
-  1    Ray did not stop in time and was killed
+  1    a package is missing, or a bug; Ray does not start, or did not stop in time and was killed
   2    wrong use of the command; the port is taken; there is no such cluster
   4    the model cannot be read
   5    the model's streams cannot share a run
@@ -93,7 +95,6 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     Frames go in over HTTP or WebSocket, as JPEG, PNG or raw, and answers come out. The replica that a stream belongs to
     holds its state, and runs the frames of its streams together. Serves until it is stopped.
     """
-    del verbose
     path = model.resolve()
     if not path.is_file():
         raise LoadError(f"There is no file {model}.")
@@ -104,16 +105,19 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
         from co3d_compile.serve import cluster
 
         try:
-            prometheus = cluster.start(
-                str(path), options["replicas"], settings, host=options["host"], port=port,
-                gateways=options["gateways"], address=options["address"],
-            )  # fmt: skip
+            with Progress(verbose) as progress:
+                progress("start")
+                prometheus = cluster.start(
+                    str(path), options["replicas"], settings, host=options["host"], port=port,
+                    gateways=options["gateways"], address=options["address"],
+                )  # fmt: skip
             _say(as_json, f"http://{options['host']}:{port}", prometheus, options["replicas"], settings)
             with stoppable():  # Ray has set signal handlers of its own
                 while True:
                     time.sleep(1)  # not signal.pause: it would miss a signal that comes right before it
-        except Stopped as stopped:
-            raise Stopped(stopped.number, "the streams are saved" if options["state_dir"] else "it has ended") from None
+        except (Stopped, SystemExit) as stopped:  # Ray's own handler of SIGTERM leaves by SystemExit
+            number = stopped.number if isinstance(stopped, Stopped) else signal.SIGTERM
+            raise Stopped(number, "the streams are saved" if options["state_dir"] else "it has ended") from None
         finally:
             cluster.stop()
 
@@ -159,6 +163,6 @@ def _port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise UsageError(
-                f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Give another --port."
+                f"Cannot listen on {host}:{port}: {error.strerror}.", hint="Give another --port or --host."
             ) from error
         return int(probe.getsockname()[1])

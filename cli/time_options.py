@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from co3d_compile.cli.common import TIME, TimeDimType, option
+from co3d_compile.cli.common import MODEL, TIME, Option, TimeDimType, option
+from co3d_compile.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,6 +90,21 @@ def time_options(command: F) -> F:
     for add in reversed(ALL):
         command = add(command)
     return command
+
+
+def refuse_options(model: str) -> None:
+    """Refuses the options of a model that is still to be compiled, where a compiled file was given.
+
+    Raises:
+        UsageError: One stands on the command line.
+    """
+    ctx = click.get_current_context()
+    for parameter in ctx.command.params:
+        if not isinstance(parameter, Option) or parameter.group not in (MODEL, TIME) or parameter.name is None:
+            continue
+        if ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            what = f"{parameter.opts[0]} is for a model that is not compiled yet, and {model} is compiled."
+            raise UsageError(what, hint="Give the model that it was compiled from.")
 
 
 def take_time(options: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ Examples:
 \b
 Exit codes:
   0    it agrees
+  1    a package is missing, or a bug
   2    wrong use of the command; the file was not compiled from this model; a video that is too short
   3    it differs, or there is nothing to compare with
   4    the file, the model or the video cannot be read

@@ -46,9 +46,7 @@ def identify(path: Path) -> str:
         head = file.read(64)
     if not head:
         raise LoadError(f"{path} is empty.")
-    for magic, what, hint in _FOREIGN:
-        if head.startswith(magic):
-            raise LoadError(f"{path} {what}", hint=hint)
+    refuse_foreign(path, head)
     if is_safetensors(head):
         raise not_a_module(path)
     if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42"):
@@ -56,11 +54,18 @@ def identify(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return PICKLE
     if head[:2] != b"PK":
-        raise LoadError(
-            f"{path} is no model that can be read.",
-            hint="A torch.export archive, a TorchScript file or a torch.save file is wanted.",
-        )
+        hint = "A torch.export archive, a TorchScript file or a torch.save file is wanted."
+        if path.suffix == ".py":
+            hint = f"Name the function or class in it that builds the model: {path.stem}:NAME."
+        raise LoadError(f"{path} is no model that can be read.", hint=hint)
     return _identify_zip(path)
+
+
+def refuse_foreign(path: Path, head: bytes) -> None:
+    """Raises LoadError for a file that begins with ``head`` as what often stands in a model's place does."""
+    for magic, what, hint in _FOREIGN:
+        if head.startswith(magic):
+            raise LoadError(f"{path} {what}", hint=hint)
 
 
 def check_inflation(path: Path, infos: list[zipfile.ZipInfo] | None = None) -> None:

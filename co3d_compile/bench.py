@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
 import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -25,12 +20,8 @@ from co3d_compile.compiled_model import CompiledModel
 from co3d_compile.compiler import compile
 from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
 from co3d_compile.floor import floor_passes
-from co3d_compile.machine import block_channels, cpu_name
 from co3d_compile.quiet import quiet
-from co3d_compile.timing import COMPILED, SIDES, Turn, turn
-
-Progress = Callable[[str, int, int], None]
-PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy", "openvino")
+from co3d_compile.timing import SIDES, Progress, machine, ratios, summary, time_in_turns
 
 
 def bench(
@@ -80,38 +71,12 @@ def bench(
         files, left_out = maker.files(sides, say)
         files.update(more or {})
         frames = next(iter(compiled.info.frames_per_step.values()))
-        turns = time_in_turns(files, rounds, seconds, threads, frames, say)
+        turns = time_in_turns(files, rounds, seconds, threads, frames, say, left_out)
     return {
         **facts,
         "sides": {name: summary(samples, frames) for name, samples in turns.items()},
         "left_out": left_out,
         "ratios": ratios(turns),
-        "rounds": rounds,
-        "seconds": seconds,
-        "machine": machine(threads),
-    }
-
-
-def bench_file(
-    path: Path, *, rounds: int = 3, seconds: float = 1.0, threads: int = 2, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Times a compiled file alone, as :func:`bench` does.
-
-    Raises:
-        Co3dError: The file cannot be opened or run.
-    """
-    from co3d_compile.session import StreamSession
-
-    with StreamSession(path) as session:
-        info = session.info
-    frames = next(iter(info.frames_per_step.values()), 1)
-    turns = time_in_turns({"step": ("step", path)}, rounds, seconds, threads, frames, progress or (lambda *_: None))
-    return {
-        "frames_per_step": dict(info.frames_per_step),
-        "warmup_steps": info.warmup_steps,
-        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
-        "left_out": {},
-        "ratios": {},
         "rounds": rounds,
         "seconds": seconds,
         "machine": machine(threads),
@@ -157,7 +122,7 @@ class _Maker:
                 with torch.inference_mode(), quiet(stdout=True):
                     torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
             except torch.onnx.errors.OnnxExporterError as error:
-                what = f"PyTorch cannot export the clip model to ONNX: {_first_cause(error)}."
+                what = f"PyTorch's exporter does not take the clip model: {_first_cause(error)}."
                 raise UnsupportedError(what, hint="Nothing else needs it: it stays out of the comparison.") from error
         return "clip", path
 
@@ -198,46 +163,6 @@ def _first_cause(error: BaseException) -> str:
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0].rstrip(".")
 
 
-def time_in_turns(
-    files: Mapping[str, tuple[str, Path]], rounds: int, seconds: float, threads: int, take: int, say: Progress
-) -> dict[str, list[Turn]]:
-    """Lets the sides take turns, so that what else the machine does hits all alike."""
-    if not files:
-        raise UsageError("There is no side to time.")
-    turns: dict[str, list[Turn]] = {name: [] for name in files}
-    for i in range(rounds):
-        for j, (name, (kind, path)) in enumerate(files.items()):
-            say("time", i * len(files) + j, rounds * len(files))
-            turns[name].append(turn(kind, path, seconds, threads, take))
-    return turns
-
-
-def summary(turns: Sequence[Turn], frames: int) -> dict[str, Any]:
-    """Milliseconds per frame: median and quartiles over all calls, the median of each turn; calls; peak memory."""
-    samples = np.concatenate([t.milliseconds for t in turns]) / frames
-    low, median, high = np.percentile(samples, [25, 50, 75])
-    return {
-        "median": float(median),
-        "quartiles": [float(low), float(high)],
-        "round_medians": [float(np.median(t.milliseconds)) / frames for t in turns],
-        "calls": len(samples),
-        "memory": max(t.memory for t in turns),
-    }
-
-
-def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
-    """Medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is."""
-    medians = {name: [float(np.median(t.milliseconds)) for t in each] for name, each in turns.items()}
-
-    def ratio(a: str, b: str) -> float:
-        return float(np.median([x / y for x, y in zip(medians[a], medians[b], strict=True)]))
-
-    found = {
-        f"{a}/{b}": ratio(a, b) for a in medians for b in COMPILED if a not in (*COMPILED, "floor") and b in medians
-    }
-    return found | {f"{a}/floor": ratio(a, "floor") for a in COMPILED if a in medians and "floor" in medians}
-
-
 def _facts(compiled: CompiledModel) -> dict[str, Any]:
     report = compiled.report().to_dict()
     keys = (
@@ -252,21 +177,4 @@ def _facts(compiled: CompiledModel) -> dict[str, Any]:
     return {key: report[key] for key in keys}
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were taken on."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "channels_per_block": block_channels(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-__all__ = ["bench", "bench_file", "machine"]
+__all__ = ["bench", "machine"]

@@ -69,8 +69,10 @@ def capture(
         two: Whether one clip may be captured as two, so that the batch can be told from other dims.
 
     Raises:
+        UsageError: What was given is no model, or no arguments.
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
     """
+    _check_kinds(model, example_inputs)
     name = _class_name(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
@@ -83,6 +85,15 @@ def capture(
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
     program.follow()
     return program
+
+
+def _check_kinds(model: object, example_inputs: object) -> None:
+    if not isinstance(model, (nn.Module, ExportedProgram)):
+        hint = "Give a torch.nn.Module, or what torch.export.load has read."
+        raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
+    if isinstance(example_inputs, torch.Tensor):
+        hint = "Write (clip,): a tuple of the arguments of one clip."
+        raise UsageError("example_inputs is a tensor; the model would be called with its rows.", hint=hint)
 
 
 def _class_name(model: nn.Module | ExportedProgram) -> str:
@@ -98,7 +109,7 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = T
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
     if example_inputs is None:
         raise UsageError(
-            "example_inputs is needed: the arguments of one clip, such as torch.randn(1, 3, 16, 112, 112)."
+            "example_inputs is needed: the arguments of one clip, such as (torch.randn(1, 3, 16, 112, 112),)."
         )
     training = [m for m in model.modules() if m.training]
     model.eval()
@@ -116,7 +127,8 @@ def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = T
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: {message}",
+            f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: "
+            f"{message.rstrip('.:')}.",
             hint=_way_out(model),
         ) from error
     finally:

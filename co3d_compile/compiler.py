@@ -19,9 +19,9 @@ from co3d_compile import contract as metadata
 from co3d_compile.batch import doubled
 from co3d_compile.capture import capture
 from co3d_compile.compiled_model import CompiledModel
-from co3d_compile.errors import Co3dWarning
+from co3d_compile.errors import Co3dWarning, PassError
 from co3d_compile.export import export
-from co3d_compile.manager import Pass, Progress, run_passes
+from co3d_compile.manager import Pass, Progress, check_passes, run_passes
 from co3d_compile.passes import default_passes
 from co3d_compile.program import Options, Program
 from co3d_compile.report import Report, details
@@ -81,6 +81,7 @@ def compile(
     """
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
+    check_passes(pipeline)
     folder = Path(dump) if dump is not None else None
 
     def build() -> CompiledModel:
@@ -122,6 +123,9 @@ def _compile(
             progress(stage, done + 1, total + 2)
 
     seconds.update(run_passes(program, pipeline, dump=dump, progress=shown))
+    if "threaded" not in program.promises:
+        hint = "Start from co3d.default_passes(), which ends with thread_states."
+        raise PassError("No pass has made inputs and outputs of the states.", hint=hint)
     start = time.perf_counter()
     shown("export", len(pipeline), len(pipeline))
     model = export(program)

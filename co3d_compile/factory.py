@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from co3d_compile.archive import check_inflation, is_safetensors
+from co3d_compile.archive import PICKLE, check_inflation, identify, is_safetensors, refuse_foreign
 from co3d_compile.errors import LoadError
 
 log = logging.getLogger(__name__)
@@ -118,14 +118,24 @@ def load_weights(module: nn.Module, path: Path) -> list[str]:
     return [f"weights of {path} are {', '.join(other)}; converted to the model's own type"] if other else []
 
 
+def _check_weights(path: Path, head: bytes) -> None:
+    """Says what a file is that holds no weights of its own, where PyTorch would call it damaged or dangerous."""
+    check_inflation(path)
+    refuse_foreign(path, head)
+    if not is_safetensors(head) and not head.startswith((b"PK", b"\x80")):
+        raise LoadError(f"{path} holds no weights.", hint="A torch.save or a safetensors file is wanted.")
+    if head.startswith(b"PK") and (kind := identify(path)) != PICKLE:
+        raise LoadError(f"{path} is a {kind}, which has its weights in it.", hint="Give it as the model, alone.")
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Reads named tensors: safetensors or torch.save, also nested in a checkpoint. Nothing is unpickled."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(64)
     except OSError as error:
         raise LoadError(f"Weights {path} cannot be read: {error.strerror}.") from error
-    check_inflation(path)
+    _check_weights(path, head)
     try:
         if is_safetensors(head):
             from safetensors.torch import load_file

@@ -82,6 +82,17 @@ class PassList(list[Pass]):
         return PassList([*self[:i], *self[i + 1 :]])
 
 
+def check_passes(passes: Sequence[object]) -> None:
+    """Raises PassError for what is in the list and is no pass, or makes no promises that can be looked up."""
+    for p in passes:
+        if not isinstance(p, Pass):
+            what = f"the class {p.__name__}" if isinstance(p, type) else f"a {type(p).__name__}"
+            raise PassError(f"A list of passes holds {what}.", hint="Put objects of subclasses of co3d.Pass into it.")
+        for kind in ("requires", "ensures", "breaks"):
+            if isinstance(getattr(p, kind), str):
+                raise PassError(f"{kind} of the pass {p.name} is a text.", hint="Make it a frozenset of names.")
+
+
 def run_passes(
     program: Program, passes: Sequence[Pass], *, dump: Path | None = None, progress: Progress | None = None
 ) -> dict[str, float]:
@@ -135,7 +146,7 @@ def run_one(program: Program, p: Pass) -> bool:
         raise
     except Exception as error:
         raise PassError(
-            f"The pass {p.name} broke the graph: {type(error).__name__}: {error}",
+            f"The pass {p.name} broke the graph: {type(error).__name__}: {str(error).rstrip('.')}.",
             hint="Run with -v -v (or catch the cause in Python) for the full trace.",
         ) from error
     return modified

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from co3d_compile.contract import Contract
+from co3d_compile.errors import UsageError
 from co3d_compile.feed import Feed
 from co3d_compile.opened import Provider, Serializable
 from co3d_compile.preprocess import Preprocess
@@ -172,6 +173,8 @@ class Predictor:
 
     def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:
         """All predictions of a video, from its frames (``read_source``, ``read_frames``)."""
+        if isinstance(frames, (str, bytes, os.PathLike)):
+            raise UsageError(f"{frames!r} is no frames.", hint="Give read_source(...) of it.")
         for frame in frames:
             yield from self.push(frame)
         yield from self.finish()

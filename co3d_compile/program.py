@@ -25,6 +25,8 @@ CHOICES = {
     "state_io": ("paired", "renamed"),
 }
 
+MOST_FRAMES = 100_000  # of a window or a step
+
 
 @dataclass(frozen=True)
 class Options:
@@ -48,6 +50,12 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
+            if value is not None and value > MOST_FRAMES:  # would fill the memory long before it fails
+                raise UsageError(f"{name}={value} makes no sense: at most {MOST_FRAMES} frames.")
+        dims = [self.time_dim] if self.time_dim is None or isinstance(self.time_dim, int) else self.time_dim
+        if not isinstance(dims, Sequence) or any(not isinstance(d, int | None) for d in dims):
+            what = f"time_dim={self.time_dim!r} is neither a dim nor a list of them."
+            raise UsageError(what, hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2.")
         if self.boundary == "exact" and self.stride_mode == "dense":
             raise UsageError(
                 "boundary='exact' has no meaning with stride_mode='dense': clips at every phase have no common end.",
@@ -169,6 +177,7 @@ class Program:
         return self.module.graph
 
     def placeholders(self) -> list[Node]:
+        """The nodes of the inputs, in their order."""
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:

@@ -6,22 +6,29 @@ takes in memory can be told. :func:`turn` starts it; what it runs is this module
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from co3d_compile.errors import Co3dError
+from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.machine import block_channels, cpu_name
 
 WARM_UP = 3  # calls that are not counted, and the fewest that are
+PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy", "openvino")
 Call = Callable[[], object]
+Progress = Callable[[str, int, int], None]
 SIDES = {
     "pytorch": "clip model in PyTorch, a clip per answer",
     "clip": "clip model in ONNX Runtime, a clip per answer",
@@ -63,6 +70,106 @@ def turn(kind: str, path: Path, seconds: float, threads: int, take: int = 1) -> 
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise Co3dError(f"Timing {path.name} failed: {last}")
     return Turn(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def bench_file(
+    path: Path, *, rounds: int = 3, seconds: float = 1.0, threads: int = 2, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Times a compiled file alone, as :func:`co3d_compile.bench.bench` does.
+
+    Raises:
+        Co3dError: The file cannot be opened or run.
+    """
+    from co3d_compile.session import StreamSession
+
+    with StreamSession(path) as session:
+        info = session.info
+    frames = next(iter(info.frames_per_step.values()), 1)
+    turns = time_in_turns({"step": ("step", path)}, rounds, seconds, threads, frames, progress or (lambda *_: None))
+    return {
+        "frames_per_step": dict(info.frames_per_step),
+        "warmup_steps": info.warmup_steps,
+        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
+        "left_out": {},
+        "ratios": {},
+        "rounds": rounds,
+        "seconds": seconds,
+        "machine": machine(threads),
+    }
+
+
+def time_in_turns(
+    files: Mapping[str, tuple[str, Path]],
+    rounds: int,
+    seconds: float,
+    threads: int,
+    take: int,
+    say: Progress,
+    left_out: dict[str, str] | None = None,
+) -> dict[str, list[Turn]]:
+    """Lets the sides take turns, so that what else the machine does hits all alike.
+
+    A side that fails is put into ``left_out`` with the reason, if that is given, and has no turns.
+    """
+    turns: dict[str, list[Turn]] = {name: [] for name in files}
+    for i in range(rounds):
+        for j, (name, (kind, path)) in enumerate(files.items()):
+            say("time", i * len(files) + j, rounds * len(files))
+            if name not in turns:
+                continue
+            try:
+                turns[name].append(turn(kind, path, seconds, threads, take))
+            except Co3dError as error:
+                if left_out is None:
+                    raise
+                left_out[name] = str(error)
+                del turns[name]
+    if not turns:
+        raise UsageError("There is no side to time.", hint=" ".join((left_out or {}).values()) or None)
+    return turns
+
+
+def summary(turns: Sequence[Turn], frames: int) -> dict[str, Any]:
+    """Milliseconds per frame: median and quartiles over all calls, the median of each turn; calls; peak memory."""
+    samples = np.concatenate([t.milliseconds for t in turns]) / frames
+    low, median, high = np.percentile(samples, [25, 50, 75])
+    return {
+        "median": float(median),
+        "quartiles": [float(low), float(high)],
+        "round_medians": [float(np.median(t.milliseconds)) / frames for t in turns],
+        "calls": len(samples),
+        "memory": max(t.memory for t in turns),
+    }
+
+
+def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
+    """Medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is."""
+    medians = {name: [float(np.median(t.milliseconds)) for t in each] for name, each in turns.items()}
+
+    def ratio(a: str, b: str) -> float:
+        return float(np.median([x / y for x, y in zip(medians[a], medians[b], strict=True)]))
+
+    found = {
+        f"{a}/{b}": ratio(a, b) for a in medians for b in COMPILED if a not in (*COMPILED, "floor") and b in medians
+    }
+    return found | {f"{a}/floor": ratio(a, "floor") for a in COMPILED if a in medians and "floor" in medians}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were taken on."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "channels_per_block": block_channels(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def _step(path: str, threads: int, take: int) -> Call:

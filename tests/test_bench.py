@@ -14,6 +14,7 @@ from torch import nn
 import co3d_compile as co3d
 from co3d_compile.bench import bench
 from co3d_compile.cli.bench import command
+from co3d_compile.custom import scope
 from co3d_compile.floor import floor_passes
 from co3d_compile.machine import block_channels
 from co3d_compile.timing import SIDES
@@ -98,8 +99,35 @@ def test_a_side_that_cannot_be_timed_is_named() -> None:
     assert "conv3d" in result["left_out"]["floor"]
 
 
+@torch.library.custom_op("co3d_test_bench::half", mutates_args=())
+def half(x: torch.Tensor) -> torch.Tensor:
+    return x * 0.5
+
+
+@half.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Halved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halved: torch.Tensor = half(x)
+        return halved
+
+
+def test_an_operator_that_only_the_compiler_knows() -> None:
+    """PyTorch's exporter does not know it, nor does the process that times the clip model in PyTorch."""
+    with scope():
+        co3d.rule(half, pointwise=True)(lambda x: x * 0.5)
+        model = nn.Sequential(network(), Halved()).eval()
+        result = bench(model, (CLIP,), sides=["pytorch", "clip", "step"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["step"]
+    assert "exporter" in result["left_out"]["clip"] and "Timing clip.pt2 failed" in result["left_out"]["pytorch"]
+
+
 MISTAKES = {
     "an unknown side": (["--sides", "clip,fastest"], "fastest"),
+    "only a side that cannot be": (["--sides", "openvino"], "co3d-compile[openvino]"),
     "no round": (["--rounds", "0"], "--rounds"),
     "a folder that is not there": (["--chart", "nowhere/times.svg"], "nowhere"),
     "no kind of picture": (["--chart", "times.txt"], "must end with .svg"),
@@ -113,6 +141,7 @@ def test_mistakes(what: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = archive.with_suffix(".svg")
     model.write_bytes(archive.read_bytes())
     monkeypatch.chdir(archive.parent)
+    monkeypatch.setattr("co3d_compile.bench.find_spec", lambda _: None)
     result = run("model.svg", *QUICK, *words)
     assert result.exit_code in (2, 6) and named in result.stderr
     assert result.stderr.count("\n") == 1

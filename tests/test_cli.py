@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from model_files import FACTORY, cut, files, save_export, save_labels, save_pickle, save_script, tiny, use_folder, write
 
 import co3d_compile as co3d
+from co3d_compile.cli.common import Stopped, explain
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.errors import OutputError, UnsupportedError
 
@@ -247,8 +248,10 @@ BAD: list[tuple[str, Callable[[], str], list[str], int, str]] = [
     ("bad time dim", save_export, ["--time-dim", "two"], 2, "neither a dim"),
     ("bad window", save_export, ["--window", "0"], 2, "--window"),
     ("bad choice", save_export, ["--pool-scope", "frames"], 2, "--pool-scope"),
+    ("an argument too many", save_export, ["more"], 2, "(more). Try"),
     ("no such option", save_export, ["--fast"], 2, "--fast"),
     ("output directory missing", save_export, ["-o", "a/b/out.onnx"], 6, "no directory"),
+    ("output is standard output", save_export, ["-o", "-"], 2, "not standard output"),
     ("output is a directory", in_the_way, [], 6, "is a directory"),
     ("output is no file", a_socket, [], 6, "not an ordinary file"),
     ("output is the model", save_export, ["-o", "m.bin"], 2, "the model itself"),
@@ -276,6 +279,13 @@ def test_bad_input(core: FakeCore, make: Callable[[], str], more: list[str], cod
 def test_a_directory_that_refuses(core: FakeCore) -> None:
     Path("d").mkdir(mode=0o500)
     assert call(save_export(), "-o", "d/out.onnx").exit_code == 6
+
+
+def test_a_signal_that_falls_into_code_in_c() -> None:
+    """Python then raises SystemError, with what the handler raised as its cause."""
+    error = SystemError("<method> returned a result with an exception set")
+    error.__cause__ = Stopped(signal.SIGINT)
+    assert explain(error) == ("stopped by SIGINT; nothing was written", 130)
 
 
 def test_a_read_only_file_system(core: FakeCore) -> None:

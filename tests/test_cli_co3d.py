@@ -101,15 +101,48 @@ def test_inspect() -> None:
     assert report["inputs"][0]["name"] == "x"
 
 
-def test_inspect_needs_no_torch() -> None:
+def without_torch(words: list[str]) -> subprocess.CompletedProcess[str]:
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["onnx"] = None
 from co3d_compile.cli.main import main
-main(["inspect", {stateless()!r}])
+main({words!r})
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [["inspect"], ["bench", "--rounds", "1", "--seconds", "0.01"]], ids=lambda w: w[0])
+def test_compiled_files_need_no_torch(words: list[str]) -> None:
+    result = without_torch([*words, stateless()])
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["bench", "m.pt2"], ["inspect", "m.pt2"]], ids=lambda w: w[0])
+def test_a_missing_package_is_named_with_what_brings_it(words: list[str]) -> None:
+    save_export("m.pt2")
+    result = without_torch(words)
+    said = "error: This needs torch, which is not installed. Install co3d-compile[compile].\n"
+    assert (result.returncode, result.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("options", [["--window", "4"], ["--shape", "1x3x4x8x8"], ["--stride-mode", "dense"]])
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_a_compiled_file_takes_no_options_of_compiling(command: str, options: list[str]) -> None:
+    """They would do nothing, and what is shown would be taken for what they ask for."""
+    if command == "bench" and options[0] == "--window":
+        options = ["--sides", "clip"]
+    result = CliRunner().invoke(group, [command, stateless(), *options])
+    assert result.exit_code == 2
+    assert options[0] in one_line(result) and "was compiled from" in result.stderr
+
+
+def test_stopped_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(group_module.importlib, "import_module", interrupted)
+    result = CliRunner().invoke(group, ["doctor"])
+    assert (result.exit_code, result.stderr.strip()) == (130, "error: stopped by SIGINT; nothing was written")
 
 
 @pytest.mark.parametrize("passed", [True, False])

@@ -168,6 +168,32 @@ def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None
             assert after[name] == value, name
 
 
+MISTAKES: dict[str, tuple[Any, ...]] = {
+    "a path": ("model.pt2", (CLIP,), {}, "A str is no model"),
+    "a clip that is no tuple": (nn.Conv3d(3, 4, 3), CLIP, {}, r"Write \(clip,\)"),
+    "no clip": (nn.Conv3d(3, 4, 3), None, {}, "example_inputs is needed"),
+    "a dim as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": "2"}, "neither a dim"),
+    "a dim with a fraction": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": 2.0}, "neither a dim"),
+    "a window as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": "3"}, "whole number"),
+    "a window without end": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": 10**9}, "at most 100000"),
+}
+
+
+@pytest.mark.parametrize(("model", "clip", "options", "says"), MISTAKES.values(), ids=MISTAKES)
+def test_arguments_of_a_wrong_kind(model: Any, clip: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(co3d.UsageError, match=says):
+        co3d.compile(model, clip, **options)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 16, 16), (1, 4, 8, 16, 16)], ids=["no batch", "other channels"])
+def test_a_clip_that_is_refused_prints_nothing(shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch logs a trace at each attempt."""
+    model = nn.Sequential(network(), nn.Linear(4, 2))
+    with pytest.raises(co3d.CaptureError):
+        co3d.compile(model, (torch.zeros(shape),))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_carried_from_one_model_to_the_next() -> None:
     first = co3d.compile(network(), (CLIP,)).to_bytes()
     co3d.compile(nn.Conv3d(3, 4, (3, 1, 1), 2), (CLIP,), stride_mode="dense", state_io="renamed")
@@ -208,7 +234,7 @@ for options in ({}, {"state_io": "renamed"}, {"boundary": "exact"}, {"frames_per
     compiled = co3d.compile(model, (clip,), **options)
     compiled.save(sys.argv[1])
     print(verify(sys.argv[1], model, (clip,)).passed)
-for bad in ({"window": 0}, {"time_dim": 7}, {"boundary": "soft"}):
+for bad in ({"window": 0}, {"window": 10**9}, {"time_dim": 7}, {"boundary": "soft"}):
     try:
         co3d.compile(model, (clip,), **bad)
     except co3d.UsageError:
@@ -226,7 +252,7 @@ for call in (lambda: session.step(1), lambda: session.restore(b""), lambda: sess
 def test_without_assertions_all_is_the_same(tmp_path: Path) -> None:
     """What a user does wrong is told by errors, and nothing that is done hides in an assertion."""
     code = OPTIMISED.replace("sys.argv[1]", repr(str(tmp_path / "m.onnx")))
-    assert python(code, "-O").split() == ["True"] * 10
+    assert python(code, "-O").split() == ["True"] * 11
 
 
 def test_running_needs_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:

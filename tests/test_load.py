@@ -134,6 +134,7 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("directory", lambda: ".", dict, LoadError, "not a file"),
     ("empty", lambda: write(b""), dict, LoadError, "is empty"),
     ("text", lambda: write(b"hello"), dict, LoadError, "no model"),
+    ("Python", lambda: write(b"import torch\n", "net.py"), dict, LoadError, "net:NAME"),
     ("web page", lambda: write(b"<!DOCTYPE html><html>"), dict, LoadError, "web page"),
     ("lfs pointer", lambda: write(b"version https://git-lfs.github.com/spec/v1\n"), dict, LoadError, "git lfs pull"),
     ("onnx", lambda: write(b"\x08\x0a\x12\x07pytorch\x1a\x053.0.0:\x10"), dict, LoadError, "ONNX"),
@@ -193,7 +194,14 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("weights pickled", lambda: f"{FACTORY}:tiny", lambda: weights_of(tiny()), LoadError, "model.state_dict()"),
     ("weights of nothing", lambda: f"{FACTORY}:tiny", lambda: weights_of({"epoch": 3}), LoadError, "no state dict"),
     ("weights truncated", lambda: f"{FACTORY}:tiny",
-     lambda: {"weights": Path(cut(save_pickle("w.bin", tiny().state_dict())))}, LoadError, "cannot be read"),
+     lambda: {"weights": Path(cut(save_pickle("w.bin", tiny().state_dict())))}, LoadError, "truncated or damaged"),
+    ("weights in an archive", lambda: f"{FACTORY}:tiny", lambda: {"weights": Path(save_export("w.bin"))}, LoadError,
+     "Give it as the model"),
+    ("weights that are a pointer", lambda: f"{FACTORY}:tiny",
+     lambda: {"weights": Path(write(b"version https://git-lfs.github.com/spec/v1\n", "w.bin"))}, LoadError,
+     "git lfs pull"),
+    ("weights that are a picture", lambda: f"{FACTORY}:tiny",
+     lambda: {"weights": Path(write(b"\x89PNG\r\n\x1a\n", "w.bin"))}, LoadError, "holds no weights"),
 ]  # fmt: skip
 
 

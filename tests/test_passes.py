@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def test_a_pass_alone_says_what_it_misses(name: str) -> None:
         assert f"no pass before ensures '{promise}'" in str(raised.value)
 
 
+def test_the_page_lists_the_promises_of_each_pass() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "custom_passes.md").read_text()
+    for p in co3d.default_passes():
+        row = re.search(rf"^\| `{p.name}` \|(.*)\|(.*)\|(.*)\|$", page, re.MULTILINE)
+        assert row is not None, p.name
+        assert [set(re.findall(r"`(\w+)`", cell)) for cell in row.groups()] == [p.requires, p.ensures, p.breaks], p.name
+
+
 def test_the_culprit_that_broke_a_promise_is_named() -> None:
     with pytest.raises(co3d.PassError, match=r"pass continual requires time.*'time' was broken by forgetful"):
         compiles(co3d.default_passes().before("continual", Forgetful()))
@@ -189,6 +198,25 @@ def test_a_pass_that_breaks_the_graph_is_named(culprit: co3d.Pass) -> None:
 def test_a_pass_without_run_is_told_so() -> None:
     with pytest.raises(co3d.PassError, match=r"pass lost broke the graph: TypeError: Lost .*implement run\(program\)"):
         compiles(co3d.default_passes().after("canonicalize", Lost()))
+
+
+class Texts(co3d.Pass):
+    requires = "canonical"  # type: ignore[assignment]
+
+
+BAD_LISTS: dict[str, tuple[Callable[[], list[Any]], str]] = {
+    "a class": (lambda: co3d.default_passes().after("canonicalize", Lost), "the class Lost"),  # type: ignore[arg-type]
+    "a name": (lambda: ["canonicalize"], "holds a str"),
+    "a text of promises": (lambda: [Texts()], "requires of the pass texts is a text"),
+    "nothing": (list, "default_passes"),
+    "no end": (lambda: co3d.default_passes().without("thread_states"), "ends with thread_states"),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), BAD_LISTS.values(), ids=BAD_LISTS)
+def test_bad_lists(make: Callable[[], list[Any]], says: str) -> None:
+    with pytest.raises(co3d.PassError, match=says):
+        compiles(make())
 
 
 def test_errors_of_the_compiler_pass_through() -> None:

@@ -291,6 +291,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "no replicas": (["m.onnx", "--replicas", "0"], 2, "--replicas"),
     "no token": (["m.onnx", "--token-file", "token"], 4, "token"),
     "an empty token": (["m.onnx", "--token-file", "empty"], 2, "no token"),
+    "no such cluster": (["m.onnx", "--address", "127.0.0.1:9"], 2, "no Ray cluster at 127.0.0.1:9"),
     "no such address": (["m.onnx", "--host", "192.0.2.77"], 2, "Cannot listen"),
     "endless idleness": (["m.onnx", "--idle", "inf"], 2, "idle"),
 }

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from zoo.small import SMALL
 
 import co3d_compile as co3d
+from co3d_compile.cli.common import explain
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.main import main as group
 
@@ -303,6 +304,7 @@ CASES: dict[str, Callable[[], str]] = {
         Brightness(), "--labels", write(b"a\nb\nc\n", "l.txt"), clip=torch.zeros(1, 3, 8, 16, 16),
     ),
     "display": no_display,
+    "no PyTorch": lambda: explain(ModuleNotFoundError("No module named 'torch'", name="torch"))[0],
     "no PyAV": lambda: without("av", lambda: list(co3d.read_source("v.mp4"))),
     "no Jinja2": lambda: without("jinja2", lambda: compile(tiny()).to_html()),
     # verification

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -298,6 +299,8 @@ def start(
     """
     if replicas < 1 or gateways < 1:
         raise UsageError("There must be at least one replica and one gateway.")
+    if address is not None:
+        _knock(address)
     Engine(model, options).session.close()  # what is wrong with the model is said here, not in a log
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -325,7 +328,22 @@ def _start_ray(address: str | None, cores: int) -> None:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError) as error:
-            raise UsageError(f"There is no Ray cluster at {address}.", hint="Start it with 'ray start'.") from error
+            raise _no_cluster(address) from error
+
+
+def _knock(address: str) -> None:
+    """Raises UsageError if nobody listens there: Ray would try again for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address) from error
+
+
+def _no_cluster(address: str) -> UsageError:
+    return UsageError(f"There is no Ray cluster at {address}.", hint="Start it with 'ray start'.")
 
 
 def stop() -> None:
