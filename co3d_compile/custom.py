@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from co3d_compile.capture import DECOMPOSITIONS
 from co3d_compile.errors import UsageError
 from co3d_compile.export import TRANSLATIONS
@@ -77,6 +79,9 @@ def rule(
 
 def refuse(targets: list[Any], kinds: int, untranslated: bool) -> None:
     """Refuses a rule that says nothing or too much, or that another rule would hide."""
+    if not isinstance(targets[0], torch._ops.OpOverload):
+        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
+        raise UsageError(f"{targets[0]!r} is no operator of PyTorch.", hint=hint)
     name = operator_name(targets[0])
     if kinds > 1:
         raise UsageError("pointwise, mixes and kernel exclude each other.", operator=name)

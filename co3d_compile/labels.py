@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from co3d_compile.errors import LoadError
+from co3d_compile.errors import LoadError, UsageError
 
 MAX_BYTES = 16_000_000
 MAX_LENGTH = 200  # characters of one name
@@ -41,7 +41,13 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 
 def clean_labels(names: Sequence[Any]) -> tuple[str, ...]:
-    """Names as short texts without control characters: they may come from anyone's file."""
+    """Names as short texts without control characters: they may come from anyone's file.
+
+    Raises:
+        UsageError: It is one text, whose letters would be the names.
+    """
+    if isinstance(names, (str, bytes)):
+        raise UsageError(f"The labels are the text {names!r}.", hint="Give a list of names, one for each class.")
     return tuple(_clean(name) for name in names)
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch.fx import Node
 
-from co3d_compile.errors import Co3dError, PassError
+from co3d_compile.errors import Co3dError, OutputError, PassError
 from co3d_compile.facts import KEY
 from co3d_compile.program import Program, module_path, operator_name
 
@@ -100,12 +100,16 @@ def run_passes(
 
     Raises:
         PassError: A pass lacks what it requires, or broke the graph; the message names it.
+        OutputError: The dumps cannot be written.
     """
     seconds: dict[str, float] = {}
     provider: dict[str, str] = {}
     if dump is not None:
-        dump.mkdir(parents=True, exist_ok=True)
-        (dump / "00_captured.txt").write_text(text_of(program))
+        try:
+            dump.mkdir(parents=True, exist_ok=True)
+            (dump / "00_captured.txt").write_text(text_of(program))
+        except OSError as error:
+            raise OutputError(f"Cannot write dumps into {dump}: {error.strerror}.", hint="Give a folder.") from error
     for i, p in enumerate(passes):
         if progress is not None:
             progress(p.name, i, len(passes))

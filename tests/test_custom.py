@@ -328,6 +328,7 @@ def test_a_function_must_not_depend_on_the_number_of_streams() -> None:
         (torch.ops.aten.relu, {"pointwise": True}),
         (halves, {"mixes": ()}),
         (torch.ops.aten.conv3d, {"kernel": TWO}),
+        ("aten.relu", {"pointwise": True}),
     ],
 )
 def test_a_rule_that_cannot_be(operator: Any, arguments: dict[str, Any]) -> None:

@@ -258,6 +258,12 @@ def test_a_dump_has_the_graph_before_the_first_pass_and_after_each(dump: Path) -
                                                                            enumerate(passes, 1))]  # fmt: skip
 
 
+def test_a_dump_goes_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(co3d.OutputError, match=r"Cannot write dumps into .*file: File exists"):
+        compiles(None, dump=tmp_path / "file")
+
+
 def test_a_dump_names_the_module_and_the_shape(dump: Path) -> None:
     text = line(dump, "00_captured.txt", r"aten\.conv3d\(")
     assert "(2, 18, 8, 6, 6)" in text and text.endswith("# conv")

@@ -162,6 +162,8 @@ def test_labels_and_ranks() -> None:
         assert next(iter(predictor.predict(frames(12)))).top(1)[0].label in "01"
     with pytest.raises(UsageError, match="3 labels"):
         co3d.Predictor(model, labels=["a", "b", "c"])
+    with pytest.raises(UsageError, match="labels are the text"):
+        co3d.Predictor(model, labels="labels.txt")
     with pytest.raises(UsageError, match=r"read_source\(\.\.\.\)"):
         list(co3d.predict(model, "video.mp4"))  # type: ignore[arg-type]
 
