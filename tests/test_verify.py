@@ -129,6 +129,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     ),
     "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
+    "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),
     "lstm": (lambda: Graph(lambda m, x: m.r(x.transpose(1, 2))[0], r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {}),
     "lstm, last hidden": (
         lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],
