@@ -213,6 +213,7 @@ def _split(program: Program, node: Node) -> None:
         start = sum(sizes[:i])
         if unbind:
             new = insert(program, user, aten.select.int, x, dim, start)
+            _select(program, new)
         else:
             new = insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i])
         replace(user, new)
@@ -298,6 +299,20 @@ def _instance_norm(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.batch_norm.default, *args))
 
 
+def _squeeze_all(program: Program, node: Node) -> None:
+    """``squeeze()`` says which dims it means: not the batch, which is one when a single stream runs."""
+    x = operand(node)
+    dims = [d for d, size in enumerate(shape_of(x)) if size == 1]
+    replace(node, insert(program, node, aten.squeeze.dims, x, dims) if dims else x)
+
+
+def _select(program: Program, node: Node) -> None:
+    """``x[0]`` of a batch of one is the same without that dim."""
+    x, dim, _ = node.args
+    if isinstance(x, Node) and dim == 0 and shape_of(x)[0] == 1:
+        replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
+
+
 REWRITES: dict[Any, Any] = {
     **dict.fromkeys(DIMS, _pool),
     **dict.fromkeys(ADAPTIVE_AVERAGE, _adaptive_average),
@@ -315,6 +330,8 @@ REWRITES: dict[Any, Any] = {
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
     aten.copy.default: _copy,
+    aten.squeeze.default: _squeeze_all,
+    aten.select.int: _select,
     aten.convolution.default: _convolution,
     aten.conv1d.padding: _same_padding,
     aten.conv2d.padding: _same_padding,
