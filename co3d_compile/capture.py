@@ -25,6 +25,7 @@ from co3d_compile.constants import ConstantsKnown
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
 from co3d_compile.rules import RULES, is_pointwise
+from co3d_compile.unrolled import roll
 
 aten = torch.ops.aten
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def capture(
     check_numbers(module)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    roll(program)
     program.follow()
     return program
 

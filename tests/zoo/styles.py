@@ -101,6 +101,27 @@ def tokens(m: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3).mean(2)
 
 
+def neighbours(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames, each beside the one before and the one behind it; what it collects is convolved."""
+    last = x.shape[2] - 1
+    near = ([x[:, :, max(t - 1, 0)], x[:, :, t], x[:, :, min(t + 1, last)]] for t in range(last + 1))
+    return m.out(torch.stack([m.net(torch.cat(three, 1)) for three in near], 2))
+
+
+def collected(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames that are cut out, added one by one to what is there."""
+    y = m.net(x[:, :, :1].squeeze(2)).flatten(1).unsqueeze(2)
+    for t in range(1, x.shape[2]):
+        y = torch.cat([y, m.net(x[:, :, t : t + 1].squeeze(2)).flatten(1).unsqueeze(2)], 2)
+    return m.out(y)
+
+
+def frame_by_frame(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames, and a recurrent layer that takes time first."""
+    y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
+    return m.out(y.permute(1, 0, 2))
+
+
 def choices(m: Any, x: Tensor) -> Tensor:
     y = m.net(x)
     both = ((y > 0) & (x.mean(1, keepdim=True) < 0)).to(y.dtype)
@@ -209,6 +230,11 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "zeros_before_max_pool": (  # what is pooled is below zero
         lambda: Graph(lambda m, x: F.max_pool3d(F.pad(m.net(x) - 9, (0, 1, 0, 1)), (1, 3, 3), (1, 2, 2)), net=conv()),
         _VIDEO, 2),
+    "neighbours": (
+        lambda: Graph(neighbours, net=nn.Conv2d(9, 4, 3, padding=1), out=conv(4, 3)), _VIDEO, 2),
+    "collected": (
+        lambda: Graph(collected, net=nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
+                      out=nn.Conv1d(16, 3, 3, padding=1)), _VIDEO, 2),
     "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
@@ -232,12 +258,6 @@ def grouped(m: Any, x: Tensor) -> Tensor:
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y, heads in parts)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias.weight, scale=0.4, enable_gqa=True)
     return m.out(y.transpose(1, 2).flatten(2))
-
-
-def frame_by_frame(m: Any, x: Tensor) -> Tensor:
-    """A loop over frames, and a recurrent layer that takes time first."""
-    y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
-    return m.out(y.permute(1, 0, 2))
 
 
 def recurrent_both(m: Any, x: Tensor) -> tuple[Tensor, ...]:
@@ -271,9 +291,6 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "best_three": (lambda: Graph(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
     "instance_norm_1d": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Conv1d(4, 3, 1)), _SERIES, 2),
-    "frame_by_frame": (
-        lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
-        _VIDEO, 2),
     "recurrent_both": (
         lambda: Graph(recurrent_both, net=nn.Conv1d(4, 6, 3), gru=nn.GRU(6, 5, bidirectional=True),
                       out=nn.Linear(10, 3)), _SERIES, 2),
@@ -306,6 +323,16 @@ STYLES = (
         _build(lambda: Graph(decided_by_buffers, net=conv(), norm=nn.BatchNorm3d(4)), _VIDEO),
         (_VIDEO,),
         reference=lambda m: Reference(lambda x: (m.norm(m.net(x)) + m.norm.bias.sum()) * 2, time_dims=(2,)),
+    ),
+    Entry(
+        "frame_by_frame",
+        _build(
+            lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)), _VIDEO
+        ),
+        (_VIDEO,),
+        causal=True,
+        nan_start=False,
+        reference=long_clip(1),
     ),
     *(_windowed(name) for name in _WINDOWS),
 )
