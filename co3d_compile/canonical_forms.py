@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.canonical_broadcasts import columns, expansion, repetition, resampling, unfolding
+from co3d_compile.canonical_broadcasts import columns, expansion, repetition, unfolding
+from co3d_compile.canonical_resampling import RESAMPLING
 from co3d_compile.canonical_writes import reading, writing
-from co3d_compile.graph import insert, replace
+from co3d_compile.graph import insert, insert_constant, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, known, operand, overloads, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, known, operand, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
 from co3d_compile.rules.reduce import reduced
-from co3d_compile.rules.resample import LINEAR, NEAREST
 
 aten = torch.ops.aten
 
@@ -348,8 +348,28 @@ REWRITES: dict[Any, Any] = {
     aten.repeat.default: repetition,
     aten.unfold.default: unfolding,
     aten.im2col.default: columns,
-    **dict.fromkeys((o for packet in (*NEAREST, *LINEAR) for o in overloads(packet)), resampling),
+    **RESAMPLING,
 }
 
-GATHERS: dict[Any, Any] = {aten.index.Tensor: _gather, aten.index_select.default: _index_select}
+
+def _bmm(program: Program, node: Node) -> None:
+    """``bmm`` with one constant matrix, copied for each row of the batch, is a linear layer."""
+    x, weight = operand(node), operand(node, 1)
+    left = x.op == "get_attr"
+    if left:
+        x, weight = weight, x
+    if 0 not in weight.meta.get("alike", ()) or shape_of(weight)[0] == 1:
+        return
+    value = program.constant(weight)[0]
+    shared = insert_constant(program, node, f"constant.{node.name}", (value if left else value.t()).contiguous())
+    x = insert(program, node, aten.transpose.int, x, 1, 2) if left else x
+    result = insert(program, node, aten.linear.default, x, shared)
+    replace(node, insert(program, node, aten.transpose.int, result, 1, 2) if left else result)
+
+
+GATHERS: dict[Any, Any] = {
+    aten.index.Tensor: _gather,
+    aten.index_select.default: _index_select,
+    aten.bmm.default: _bmm,
+}
 """Run after constants are computed, since these need them."""

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
+from co3d_compile.canonical_resampling import EXACT_OVERLOADS
 from co3d_compile.constants import ConstantsKnown
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
@@ -44,6 +45,7 @@ KEEP = {
     aten.adaptive_max_pool3d.default,
     aten.scaled_dot_product_attention.default,
     aten.im2col.default,
+    *EXACT_OVERLOADS,
 }
 
 _REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
@@ -149,14 +151,20 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What PyTorch prints on stderr at each attempt that fails, a whole graph, goes to the log."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before, logger.disabled = logger.disabled, True
+    names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        for logger in loggers:
+            logger.disabled = True
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            # A tensor that a module keeps for itself (recurrent layers, weight norm) is made anew by every call.
+            warnings.filterwarnings("ignore", "The tensor attributes? ", UserWarning)
             yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
         if said.getvalue().strip():
             log.debug("said while capturing:\n%s", said.getvalue().strip())
 
@@ -175,6 +183,9 @@ _READ_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 def _way_out(model: nn.Module) -> str:
     scripted = next((name for name, m in model.named_modules() if name and isinstance(m, torch.jit.ScriptModule)), None)
+    reduced = next((name for name, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if reduced is not None:
+        return f"Its parameter {reduced} is in half precision: convert the model first, model.float()."
     if scripted is not None:
         return f"Its part {scripted} is TorchScript: build it without torch.jit.script, or script the whole model."
     return "Check the clip shape (long enough for the model's pools?), and that the model runs on it."
@@ -227,6 +238,7 @@ def decompositions() -> dict[Any, Any]:
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
     table[aten.stack.default] = stacked
+    table[aten.bilinear.default] = bilinear
     table.update(DECOMPOSITIONS)
     return table
 
@@ -234,6 +246,14 @@ def decompositions() -> dict[Any, Any]:
 def stacked(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
     """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+def bilinear(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
+    outs, ins, _ = weight.shape
+    of_b = torch.nn.functional.linear(b, weight.flatten(0, 1))
+    result = (of_b.reshape(*b.shape[:-1], outs, ins) * a.unsqueeze(-2)).sum(-1)
+    return result if bias is None else result + bias
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:

@@ -147,6 +147,29 @@ def sampled(m: Any, x: Tensor) -> Tensor:
     return F.grid_sample(y, m.net(y).tanh().permute(0, 2, 3, 1), align_corners=False).view(x.shape)
 
 
+def sampled_evenly(m: Any, x: Tensor) -> Tensor:
+    """All frames warped alike, and then each by offsets made of itself from the places of a constant grid."""
+    y = x.flatten(0, 1)
+    grid = F.affine_grid(0.9 * torch.eye(2, 3).repeat(y.shape[0], 1, 1), list(y.shape), align_corners=False)
+    y = F.grid_sample(y, grid, align_corners=False)
+    y = F.grid_sample(y, grid + m.net(y).tanh().permute(0, 2, 3, 1), align_corners=False)
+    return torch.cat([y, torch.ones_like(y[:, :1])], 1).unflatten(0, x.shape[:2])
+
+
+def distances(m: Any, x: Tensor) -> Tensor:
+    """How far each place of each frame is from learned centres; time is folded into the places."""
+    return torch.cdist(m.net(x).flatten(2).mT, m.centres.weight).unflatten(1, (x.shape[2], -1)).mean(2)
+
+
+def class_token(m: Any, x: Tensor) -> Tensor:
+    """A learned token beside those of each frame, places beside colours, one matrix for all frames."""
+    line = torch.linspace(-1, 1, 6).expand(x.shape[0], 1, *x.shape[2:])
+    y = m.net(torch.cat([x, line], 1)).transpose(1, 2).flatten(0, 1).flatten(2)
+    y = torch.bmm(m.mix.weight.expand(y.shape[0], -1, -1), y).mT
+    tokens = torch.cat([m.token.weight.repeat(y.shape[0], 1, 1), y], 1)
+    return m.attend(tokens)[:, 0].unflatten(0, (x.shape[0], -1))
+
+
 def repeated_end(m: Any, x: Tensor) -> Tensor:
     """Differences of neighbours, the last of them twice."""
     y = m.net(x)
@@ -219,6 +242,11 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(lambda m, x: torch.stack([m.net(x)[:, i] for i in (2, 0, 1)], 1), net=conv()), _VIDEO, 2),
     "best_places": (lambda: Graph(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
     "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "sampled_evenly": (lambda: Graph(sampled_evenly, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "class_token": (
+        lambda: Graph(class_token, net=conv(4, 4), mix=nn.Linear(4, 4), token=nn.Linear(4, 1),
+                      attend=nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)), _VIDEO, 2),
+    "distances": (lambda: Graph(distances, net=conv(), centres=nn.Linear(4, 5)), _VIDEO, 2),
     "repeated_end": (lambda: Graph(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
     "tokens_of_frames": (lambda: Graph(tokens, embed=nn.Linear(3, 8), qkv=nn.Linear(8, 24)), _VIDEO, 2),
     "norms_of_frames": (
@@ -235,13 +263,26 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "collected": (
         lambda: Graph(collected, net=nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
                       out=nn.Conv1d(16, 3, 3, padding=1)), _VIDEO, 2),
+    "sampled_down": (
+        lambda: Graph(lambda m, x: m.out(F.interpolate(m.net(x), scale_factor=0.5, mode="trilinear")),
+                      net=conv(), out=conv(4, 3)), (1, 3, 12, 6, 6), 2),
+    "sampled_down_nearest": (
+        lambda: Graph(lambda m, x: m.out(F.interpolate(m.net(x), scale_factor=(1 / 3, 1, 2), mode="nearest-exact")),
+                      net=conv(), out=conv(4, 3)), (1, 3, 12, 6, 6), 2),
+    "resized_pictures": (
+        lambda: Graph(frames, net=nn.Sequential(Graph(lambda _, x: F.interpolate(x, (5, 5), mode="bilinear",
+                                                                               antialias=True)), nn.Conv2d(3, 4, 3))),
+        (1, 6, 3, 8, 8), 1),
+    "bilinear_layer": (
+        lambda: Graph(lambda m, x: m.fc(m.net(x).mT, x.mT).mT, net=nn.Conv1d(4, 5, 3, padding=1),
+                      fc=nn.Bilinear(5, 4, 3)), _SERIES, 2),
     "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
 
 def _streaming(name: str) -> Entry:
     make, shape, dim = _STREAMS[name]
-    out = 1 if name in ("tokens_of_frames", "shift_in_place", "norms_of_frames", "sampled_frames") else 2
+    out = 1 if dim == 1 or name in ("tokens_of_frames", "distances", "class_token") else 2
     return Entry(name, _build(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
 
 
