@@ -34,6 +34,8 @@ def roll(program: Program) -> None:
     """
     graph = program.graph
     loops = [n for n in graph.nodes if n.target is aten.cat.default]
+    if not loops or any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
+        return  # the program leaves its sizes open (TorchScript, dynamic shapes): its copies cannot be run
     clips = [_random(n) for n in program.placeholders()]
     before: list[torch.Tensor] = []
     for node in reversed(loops):  # what is collected step by step ends in the last concatenation

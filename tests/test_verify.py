@@ -139,6 +139,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "up and down": (
         lambda: nn.Sequential(conv(4, 1, 2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="linear")), ((1, 4, 16),), {},
     ),
+    "mean of what is up-sampled": (
+        lambda: Graph(lambda m, x: m.l((x + F.interpolate(F.max_pool1d(m.a(x), 4), scale_factor=4)).mean(2)),
+                      a=conv(), l=nn.Linear(4, 3)), ((1, 4, 16),), {},
+    ),
     "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
     "folded time": (
         lambda: Graph(lambda m, x: m.a(m.l(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 8)).transpose(1, 2)),
