@@ -51,13 +51,35 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
                 with mode, torch.no_grad(), quiet():
                     values[node] = node.target(*args, **kwargs)
+                if _rank(values[node]) != _rank(node.meta["val"]):
+                    raise ValueError("a dim of size one was the batch")
             except Exception:  # whatever a meta kernel raises for sizes that do not fit
                 _fix(program, f"at {operator_name(node.target)} in {module_path(node) or 'the model'}")
                 return {}
     if program.inputs[0].shape[0] == 1 and _streams_mix(program, values):
         _fix(program, "it was captured for one clip, and does not say which of its dims of size one is the batch")
         return {}
+    if not all(_per_stream(program, node, values) for node in _results(program)):
+        _fix(program, "what it returns does not have one row per stream")
+        return {}
     return values
+
+
+def _results(program: Program) -> list[Node]:
+    """What the model itself returns; the states follow."""
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    return list(output.args[0])[: len(program.outputs)]
+
+
+def _per_stream(program: Program, node: Node, values: dict[Node, Any]) -> bool:
+    """Whether a result is a constant, or has the batch for one of its dims and nowhere else."""
+    grown = grown_dims(node, values)
+    rows = program.inputs[0].shape[0]
+    return node.op == "get_attr" or [node.meta["val"].shape[d] for d in grown] == [rows]
+
+
+def _rank(value: Any) -> int:
+    return value.dim() if isinstance(value, torch.Tensor) else 0
 
 
 def _fix(program: Program, why: str) -> None:

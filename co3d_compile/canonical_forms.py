@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.canonical_broadcasts import columns, expansion, repetition, resampling, unfolding
+from co3d_compile.canonical_broadcasts import columns, expansion, repetition, unfolding
+from co3d_compile.canonical_resampling import RESAMPLING
 from co3d_compile.canonical_writes import reading, writing
-from co3d_compile.graph import insert, replace
+from co3d_compile.graph import insert, insert_constant, replace
 from co3d_compile.program import Program
-from co3d_compile.rules.base import argument, known, operand, overloads, rank_of, shape_of, spread
+from co3d_compile.rules.base import argument, known, operand, rank_of, shape_of, spread
 from co3d_compile.rules.pool import DIMS, PoolArgs, adaptive_max
 from co3d_compile.rules.reduce import reduced
-from co3d_compile.rules.resample import LINEAR, NEAREST
 
 aten = torch.ops.aten
 
@@ -213,6 +213,7 @@ def _split(program: Program, node: Node) -> None:
         start = sum(sizes[:i])
         if unbind:
             new = insert(program, user, aten.select.int, x, dim, start)
+            _select(program, new)
         else:
             new = insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i])
         replace(user, new)
@@ -298,6 +299,20 @@ def _instance_norm(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.batch_norm.default, *args))
 
 
+def _squeeze_all(program: Program, node: Node) -> None:
+    """``squeeze()`` says which dims it means: not the batch, which is one when a single stream runs."""
+    x = operand(node)
+    dims = [d for d, size in enumerate(shape_of(x)) if size == 1]
+    replace(node, insert(program, node, aten.squeeze.dims, x, dims) if dims else x)
+
+
+def _select(program: Program, node: Node) -> None:
+    """``x[0]`` of a batch of one is the same without that dim."""
+    x, dim, _ = node.args
+    if isinstance(x, Node) and dim == 0 and shape_of(x)[0] == 1:
+        replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
+
+
 REWRITES: dict[Any, Any] = {
     **dict.fromkeys(DIMS, _pool),
     **dict.fromkeys(ADAPTIVE_AVERAGE, _adaptive_average),
@@ -315,6 +330,8 @@ REWRITES: dict[Any, Any] = {
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
     aten.copy.default: _copy,
+    aten.squeeze.default: _squeeze_all,
+    aten.select.int: _select,
     aten.convolution.default: _convolution,
     aten.conv1d.padding: _same_padding,
     aten.conv2d.padding: _same_padding,
@@ -331,8 +348,28 @@ REWRITES: dict[Any, Any] = {
     aten.repeat.default: repetition,
     aten.unfold.default: unfolding,
     aten.im2col.default: columns,
-    **dict.fromkeys((o for packet in (*NEAREST, *LINEAR) for o in overloads(packet)), resampling),
+    **RESAMPLING,
 }
 
-GATHERS: dict[Any, Any] = {aten.index.Tensor: _gather, aten.index_select.default: _index_select}
+
+def _bmm(program: Program, node: Node) -> None:
+    """``bmm`` with one constant matrix, copied for each row of the batch, is a linear layer."""
+    x, weight = operand(node), operand(node, 1)
+    left = x.op == "get_attr"
+    if left:
+        x, weight = weight, x
+    if 0 not in weight.meta.get("alike", ()) or shape_of(weight)[0] == 1:
+        return
+    value = program.constant(weight)[0]
+    shared = insert_constant(program, node, f"constant.{node.name}", (value if left else value.t()).contiguous())
+    x = insert(program, node, aten.transpose.int, x, 1, 2) if left else x
+    result = insert(program, node, aten.linear.default, x, shared)
+    replace(node, insert(program, node, aten.transpose.int, result, 1, 2) if left else result)
+
+
+GATHERS: dict[Any, Any] = {
+    aten.index.Tensor: _gather,
+    aten.index_select.default: _index_select,
+    aten.bmm.default: _bmm,
+}
 """Run after constants are computed, since these need them."""

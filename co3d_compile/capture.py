@@ -19,11 +19,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.batch import doubled
+from co3d_compile.canonical_resampling import EXACT_OVERLOADS
 from co3d_compile.constants import ConstantsKnown
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
 from co3d_compile.quiet import quiet
 from co3d_compile.rules import RULES, is_pointwise
+from co3d_compile.unrolled import roll
 
 aten = torch.ops.aten
 DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
@@ -40,6 +42,7 @@ KEEP = {
     aten.adaptive_max_pool3d.default,
     aten.scaled_dot_product_attention.default,
     aten.im2col.default,
+    *EXACT_OVERLOADS,
 }
 
 _REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
@@ -83,6 +86,7 @@ def capture(
     check_numbers(module)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    roll(program)
     program.follow()
     return program
 
@@ -167,6 +171,9 @@ _READ_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 def _way_out(model: nn.Module) -> str:
     scripted = next((name for name, m in model.named_modules() if name and isinstance(m, torch.jit.ScriptModule)), None)
+    reduced = next((name for name, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if reduced is not None:
+        return f"Its parameter {reduced} is in half precision: convert the model first, model.float()."
     if scripted is not None:
         return f"Its part {scripted} is TorchScript: build it without torch.jit.script, or script the whole model."
     return "Check the clip shape (long enough for the model's pools?), and that the model runs on it."
@@ -219,6 +226,7 @@ def decompositions() -> dict[Any, Any]:
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
     table[aten.stack.default] = stacked
+    table[aten.bilinear.default] = bilinear
     table.update(DECOMPOSITIONS)
     return table
 
@@ -226,6 +234,14 @@ def decompositions() -> dict[Any, Any]:
 def stacked(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
     """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+def bilinear(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
+    outs, ins, _ = weight.shape
+    of_b = torch.nn.functional.linear(b, weight.flatten(0, 1))
+    result = (of_b.reshape(*b.shape[:-1], outs, ins) * a.unsqueeze(-2)).sum(-1)
+    return result if bias is None else result + bias
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:

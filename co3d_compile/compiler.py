@@ -19,7 +19,7 @@ from co3d_compile import contract as metadata
 from co3d_compile.batch import doubled
 from co3d_compile.capture import capture
 from co3d_compile.compiled_model import CompiledModel
-from co3d_compile.errors import Co3dWarning, PassError
+from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
 from co3d_compile.export import export
 from co3d_compile.manager import Pass, Progress, check_passes, run_passes
 from co3d_compile.passes import default_passes
@@ -85,11 +85,17 @@ def compile(
     folder = Path(dump) if dump is not None else None
 
     def build() -> CompiledModel:
-        compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
-        if compiled.program.fixed_batch and example_inputs is not None and doubled(example_inputs) is not None:
-            # The model is for one clip at a time: two of them are not what it was made for.
-            compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
-        return compiled
+        both = not isinstance(module, ExportedProgram) and example_inputs is not None and doubled(example_inputs)
+        try:
+            compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
+        except (UnsupportedError, PassError):
+            if not both:
+                raise
+        else:
+            if not both or not compiled.program.fixed_batch:
+                return compiled
+        # The model is for one clip at a time: two of them are not what it was made for.
+        return _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
 
     compiled = tuned(build, progress) if tune else build()
     compiled.describe(preprocess, labels)

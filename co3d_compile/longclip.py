@@ -134,7 +134,8 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
-        if torch.Tag.pointwise in getattr(n.target, "tags", ()) or _beside(n, claim):
+        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
+        if together or torch.Tag.pointwise in getattr(n.target, "tags", ()):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
@@ -154,10 +155,12 @@ class LongClip(Interpreter):
     def _extended(self, v: Any, stream: Stream) -> Any:
         """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
         place = stream.claim.place
-        if not isinstance(v, Tensor) or place is None or not place.alone:
+        if not isinstance(v, Tensor) or place is None:
             return v
         right = stream.value.dim() - place.dim
         entries = stream.value.shape[place.dim]
+        if not place.alone:
+            return _as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
         if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
             return v
         if place.size == 1:
@@ -318,6 +321,13 @@ def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
         else part
         for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
     ]
+
+
+def _as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
+    """A constant that is the same for all frames of the clip, folded into another dim, for as many as there are."""
+    if dim < 0 or v.shape[dim] != clip or clip == entries or not bool((v == v.narrow(dim, 0, 1)).all()):
+        return v
+    return v.narrow(dim, 0, 1).repeat_interleave(entries, dim)
 
 
 def _banded(mask: Tensor, entries: int) -> Tensor:

@@ -147,6 +147,10 @@ class Lowering(StepOperators):
         """A constant that is the same along a dim, without that dim."""
         return self.call(aten.select.int, self.plain(constant), dim, 0)
 
+    def first_row(self, constant: Node) -> Node:
+        """A constant of which all rows are the same, as one row."""
+        return self.call(aten.slice.Tensor, self.plain(constant), 0, 0, 1)
+
     # --- the past
 
     def remembered(self, x: Node) -> tuple[int, bool]:
@@ -332,7 +336,10 @@ class Lowering(StepOperators):
         layout = fact.layout
         if layout.time is not None and fact.length != fact.clip:
             layout = layout.resize(TIME, fact.length)
-        return self.call(node.target, self.plain(node.args[0]), layout.sizes())  # type: ignore[arg-type]
+        sizes = layout.sizes()
+        if sizes.count(-1) > 1:
+            return self.same(node)
+        return self.call(node.target, self.plain(node.args[0]), sizes)  # type: ignore[arg-type]
 
 
 VIEWS = {aten.reshape.default, aten.expand.default}

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 # A whole graph, or a traceback of a hundred lines, at each attempt that fails.
 LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+# A tensor that a module keeps for itself (recurrent layers, weight norm) is made anew by every call.
+MADE_ANEW = "The tensor attributes? "
 
 
 @contextlib.contextmanager
@@ -21,7 +25,8 @@ def quiet(stdout: bool = False) -> Iterator[None]:
     try:
         for logger in loggers:
             logger.disabled = True
-        with contextlib.redirect_stderr(said), contextlib.ExitStack() as stack:
+        with contextlib.redirect_stderr(said), warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.filterwarnings("ignore", MADE_ANEW, UserWarning)
             if stdout:
                 stack.enter_context(contextlib.redirect_stdout(said))
             yield

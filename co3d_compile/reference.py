@@ -267,7 +267,9 @@ class Reference:
         for name, flags in self._finite.items():
             claim = self.claims.get(name, NOTHING)
             every = 1 if self.dense else int(max(self.unit / claim.rate, Fraction(1)))
-            beyond = max((r.newest - r.oldest for r in reads if r.name == name), default=0) * claim.spacing * claim.rate
+            # A window holds so many entries of each of the places that repeat; up-sampled ones differ by place.
+            repeats = max(((r.newest - r.oldest + 1) // every - 1 for r in reads if r.name == name), default=0)
+            beyond = max(repeats, 0) * every * claim.spacing * claim.rate
             if set(flags) != set(range(len(flags))):
                 continue
             for first in range(every):

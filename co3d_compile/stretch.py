@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,16 @@ class Timeline:
             begins = [begin + i * (steps - self.few) // (POINTS - 1) for i in range(POINTS)]
             self.ranges = [range(b, b + self.few) for b in dict.fromkeys(begins)]
         unit = reference.unit
-        self.margin = 0 if recurrent else -(-min(reference.clip, max(8, 2 * unit)) // unit) * unit
+        least = min(reference.clip, max(8, 2 * unit))
+        self.margin = 0 if recurrent else -(-max(least, self._before(info)) // unit) * unit
         self.stop = self.ranges[-1].stop
+
+    def _before(self, info: Contract) -> int:
+        """Frames before the stream's first that the first clip has: a head may read no more than its newest entries."""
+        plans = zip(self.reference.plans, info.outputs, strict=True)
+        seen = (self.warmup + 1) * self.pulse
+        starts = [start for plan, output in plans for start in plan.starts(seen, output.delay)]
+        return ceil(-min(starts, default=0))
 
     def base(self, first: int) -> int:
         """The step from which on there must be frames, so that this one's results are right."""

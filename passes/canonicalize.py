@@ -108,6 +108,7 @@ class Canonicalize(Pass):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
                 constant.meta["filling"] = _uniform(value) and node not in learned
                 constant.meta["fill"] = _fill(value)
+                constant.meta["alike"] = _alike(value)
                 constant.meta["progression"] = progression(value) if node not in learned else None
                 constant.meta["band"] = band(value)
                 constant.meta["zero"] = _uniform(value, 0.0)
@@ -159,6 +160,11 @@ def band(mask: torch.Tensor) -> tuple[int, int] | None:
 def _fill(value: torch.Tensor) -> float | None:
     """The one number that a constant consists of."""
     return float(value.flatten()[0]) if value.numel() and _uniform(value) else None
+
+
+def _alike(value: torch.Tensor) -> frozenset[int]:
+    """The dims along which a constant stays the same."""
+    return frozenset(d for d in range(value.dim()) if bool((value == value.narrow(d, 0, 1)).all()))
 
 
 def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from zoo import Graph, randomise
 from zoo.small import SMALL
 
 import co3d_compile as co3d
+from co3d_compile.verify import verify
+
+CLIP = (1, 4, 12, 6, 6)
+
+
+def head(forward: Callable[..., Any]) -> nn.Module:
+    return randomise(Graph(forward, a=nn.Conv3d(4, 4, 3, padding=1), l=nn.Linear(4, 3)), torch.zeros(CLIP))
+
+
+def each_clip(m: Any, x: Tensor) -> Tensor:
+    """A loop over the clips of a batch, as where clips were padded to the longest."""
+    return m.l(torch.stack([y[:, :12].mean((1, 2, 3)) for y in m.a(x)]))
 
 
 def captured_for_one(name: str) -> Any:
@@ -51,3 +66,36 @@ def test_a_program_of_two_clips_is_for_any_number(name: str) -> None:
         (spec,) = session.info.inputs
         assert spec.shape[0] == "N"
         assert session.step(np.zeros((3, *spec.shape[1:]), np.float32)).shape[0] == 3
+
+
+def test_a_squeeze_leaves_the_batch() -> None:
+    """``squeeze()`` of one stream's answer would take its batch dim too."""
+    module = head(lambda m, x: m.l(m.a(x).mean((2, 3, 4), True).squeeze()))
+    compiled = co3d.compile(module, (torch.zeros(CLIP),))
+    for batch in (1, 2):
+        with co3d.StreamSession(compiled, batch=batch) as session:
+            assert session.step(np.zeros((batch, 4, 6, 6), np.float32)).shape == (batch, 3)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (lambda m, x: m.l(m.a(x).mean((2, 3, 4)).view(-1)), (3,)),
+        (lambda m, x: m.l(m.a(x).mean((2, 3, 4))[0]), (3,)),
+        (each_clip, (1, 3)),
+        (lambda m, x: torch.stack([m.a(y[None]).mean((0, 2, 3, 4)) for y in x.unbind(0)]), (1, 4)),
+    ],
+)
+def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    module, clip = head(forward), (torch.randn(CLIP),)
+    with pytest.warns(co3d.Co3dWarning, match="fixes its batch at 1"):
+        compiled = co3d.compile(module, clip)
+    assert compiled.info.outputs[0].shape == shape and not compiled.info.recomputed
+    result = verify(compiled, module, clip)
+    assert result.passed, result.reason
+
+
+def test_a_constant_may_be_returned() -> None:
+    module = head(lambda m, x: (m.a(x), torch.ones(5)))
+    compiled = co3d.compile(module, (torch.zeros(CLIP),))
+    assert compiled.info.outputs[1].shape == (5,) and verify(compiled, module, (torch.zeros(CLIP),)).passed

@@ -66,9 +66,9 @@ class Branch(nn.Module):
         value = y.mean() if self.decides else torch.arange(x.shape[2]).sum()
         return (y * 2 if value > 0 else y).mean((2, 3, 4))
 
-for decides in (True, False):
+for model in (Branch(True), Branch(False), nn.Sequential(nn.Conv3d(4, 4, 3))):
     try:
-        co3d.compile(Branch(decides).eval(), (torch.zeros(1, 3, 8, 16, 16),))
+        co3d.compile(model.eval(), (torch.zeros(1, 3, 8, 16, 16),))
         print("compiled")
     except co3d.CaptureError as error:
         print(error)
@@ -79,8 +79,9 @@ def test_attempts_at_a_capture_that_fail_are_not_printed() -> None:
     """PyTorch prints a graph at each."""
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr == ""
-    first, second = done.stdout.splitlines()
+    first, second, third, *_ = done.stdout.splitlines()
     assert first.startswith("Branch chooses in Python by the values of a tensor") and second == "compiled"
+    assert third.startswith("Sequential cannot be captured")
 
 
 def test_what_a_user_should_know_is_a_warning_of_a_kind_of_its_own() -> None:
@@ -91,6 +92,7 @@ def test_what_a_user_should_know_is_a_warning_of_a_kind_of_its_own() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         co3d.compile(network(), (CLIP,))
+        co3d.compile(nn.LSTM(4, 5, batch_first=True), (torch.zeros(1, 8, 4),), time_dim=1)  # PyTorch has one of its own
 
 
 class Texts(HTMLParser):

@@ -129,6 +129,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     ),
     "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
+    "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),
     "lstm": (lambda: Graph(lambda m, x: m.r(x.transpose(1, 2))[0], r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {}),
     "lstm, last hidden": (
         lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],
@@ -137,6 +138,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "cumulative sum": (lambda: Graph(lambda m, x: m.a(F.pad(x, (2, 0))).cumsum(2), a=conv(3, 0)), (CLIP,), {}),
     "up and down": (
         lambda: nn.Sequential(conv(4, 1, 2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="linear")), ((1, 4, 16),), {},
+    ),
+    "mean of what is up-sampled": (
+        lambda: Graph(lambda m, x: m.l((x + F.interpolate(F.max_pool1d(m.a(x), 4), scale_factor=4)).mean(2)),
+                      a=conv(), l=nn.Linear(4, 3)), ((1, 4, 16),), {},
     ),
     "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
     "folded time": (

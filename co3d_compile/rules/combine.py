@@ -71,7 +71,9 @@ class Concatenation(Rule):
     def _check_constant(self, node: Node, part: Node, parts: list[Node], dim: int) -> None:
         stream = next(p for p in parts if is_stream(p))
         place = known(stream).time
-        if place is not None and place.size > 1 and shape_of(part)[place.dim] != 1 and not part.meta.get("filling"):
+        if place is None or place.size == 1 or shape_of(part)[place.dim] == 1 or part.meta.get("filling"):
+            return
+        if place.dim not in part.meta.get("alike", ()):
             raise NoExtension("concatenates a constant with a time axis")
 
     def _over_time(self, node: Node, parts: list[Node], dim: int) -> Fact:
@@ -128,11 +130,21 @@ class Concatenation(Rule):
             if is_stream(p):
                 news.append(low.entry(p, i))
             else:
-                time = known(node).time
-                news.append(low.one_of(p, time.dim) if time and time.alone else low.plain(p))
+                news.append(self._filling(node, p, low, i))
         like = next(low.entry(p, i) for p in parts if is_stream(p))
         news = [low.with_batch_of(new, like) if not is_stream(p) else new for new, p in zip(news, parts, strict=True)]
         return low.call(aten.cat.default, news, place)
+
+    def _filling(self, node: Node, part: Node, low: Lowering, i: int) -> Node:
+        """A constant that stands beside the stream, for one entry of it."""
+        time = known(node).time
+        if time is not None and time.alone:
+            return low.one_of(part, time.dim)
+        new = low.plain(part)
+        if time is None or shape_of(part)[time.dim] == 1:
+            return new
+        like = next(low.entry(p, i) for p in self.parts(node)[0] if is_stream(p))  # time is folded into this dim
+        return low.call(aten.slice.Tensor, new, time.dim, 0, low.sizes(like)[time.dim])
 
     def window(self, node: Node, low: Lowering) -> Node:
         parts, dim = self.parts(node)

@@ -64,7 +64,7 @@ class Pointwise(Rule):
                     raise NoExtension("spreads a single entry over the whole time axis")
             right = layout.rank - place.dim
             for n in operands(node):
-                filling = n.meta.get("filling", False) or counts(n, rank_of(n) - right)
+                filling = n.meta.get("filling", False) or counts(n, rank_of(n) - right) or _same(n, layout)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
@@ -86,6 +86,8 @@ class Pointwise(Rule):
                 return count(arg, node, low, i)
             if right and rank_of(arg) >= right and not is_stream(arg):
                 return low.one_of(arg, rank_of(arg) - right)
+            if not is_stream(arg) and not right and _same(arg, layout):
+                return low.first_row(arg)
             new = low.entry(arg, i) if is_stream(arg) else low.plain(arg)
             own = known(arg).time if is_stream(arg) else None
             dropped = own is not None and own.alone
@@ -96,6 +98,14 @@ class Pointwise(Rule):
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         return low.call(node.target, *args, **kwargs)
+
+
+def _same(constant: Node, layout: Layout) -> bool:
+    """Whether a constant says the same to each frame, on a dim that is time or batch and time."""
+    place = layout.time
+    if place is None or not (place.alone or place.dim == 0):
+        return False
+    return rank_of(constant) - layout.rank + place.dim in constant.meta.get("alike", ())
 
 
 def counts(constant: Node, dim: int) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, NoExtension, combine, fact_of
+from co3d_compile.facts import Fact, NoExtension, combine, fact_of, is_stream
 from co3d_compile.layout import Axis, Layout
 from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of
 from co3d_compile.rules.conv import sliding_axis
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
 LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d]
+PICTURES = [aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa]
 
 
-@register(*NEAREST, *LINEAR, aten.upsample_bicubic2d)
+@register(*NEAREST, *LINEAR, *PICTURES)
 class Upsample(Rule):
     """Nearest: y[o] = x[floor(o/r)]. Linear without align_corners: between the entries around (o + 1/2)/r - 1/2."""
 
@@ -58,6 +59,8 @@ class Upsample(Rule):
         place = known(x).time
         if place is not None and place.dim >= 2 and axis is None and shape_of(node) != shape_of(x):
             raise NoExtension("resamples a dim into which time is folded")
+        if axis is not None and _of_pictures(node):
+            raise NoExtension("resamples time and space at once")
         r = self.factor(node)
         fact = combine([fact_of(x)], self.layout(node))
         if r == 1:
@@ -115,14 +118,19 @@ class Upsample(Rule):
         scales = argument(node, 2 if nearest else 3, "scale_factors") if "vec" in str(node.target) else None
         if scales is not None:  # a factor that is not whole says more than the size does
             sizes, scales = None, [scales[a] for a in space]
-        if "bicubic" in str(node.target):
-            return low.call(aten.upsample_bicubic2d.vec, x, sizes, node.args[2], scales)
+        if _of_pictures(node):
+            return low.call(node.target.overloadpacket.vec, x, sizes, node.args[2], scales)  # type: ignore[union-attr]
         if nearest:
             return low.call(NEAREST[len(space) - 1].vec, x, sizes, scales)
         return low.call(LINEAR[len(space) - 1].vec, x, sizes, node.args[2], scales)
 
     def reason(self, node: Node) -> str:
         return "resamples time"
+
+
+def _of_pictures(node: Node) -> bool:
+    """Whether it computes both dims of a picture together."""
+    return getattr(node.target, "overloadpacket", None) in PICTURES
 
 
 @register(aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
@@ -151,3 +159,18 @@ class GridSample(Rule):
     def layout(self, node: Node) -> Layout:
         x, shape = known(operand(node)), shape_of(node)
         return x.replace(2, [Axis("", shape[2])]).replace(3, [Axis("", shape[3])])
+
+    def flow(self, node: Node) -> Fact:
+        for n in (operand(node), operand(node, 1)):
+            if not is_stream(n) and 0 not in n.meta.get("alike", ()):
+                raise NoExtension("meets a constant with a time axis")
+        return super().flow(node)
+
+    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+        """A constant is the same for each image."""
+        like = next(low.entry(n, i) for n in node.all_input_nodes if is_stream(n))
+        images = [
+            low.entry(n, i) if is_stream(n) else low.with_batch_of(low.first_row(n), like)
+            for n in (operand(node), operand(node, 1))
+        ]
+        return low.call(node.target, *images, *node.args[2:])

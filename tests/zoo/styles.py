@@ -101,6 +101,27 @@ def tokens(m: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3).mean(2)
 
 
+def neighbours(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames, each beside the one before and the one behind it; what it collects is convolved."""
+    last = x.shape[2] - 1
+    near = ([x[:, :, max(t - 1, 0)], x[:, :, t], x[:, :, min(t + 1, last)]] for t in range(last + 1))
+    return m.out(torch.stack([m.net(torch.cat(three, 1)) for three in near], 2))
+
+
+def collected(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames that are cut out, added one by one to what is there."""
+    y = m.net(x[:, :, :1].squeeze(2)).flatten(1).unsqueeze(2)
+    for t in range(1, x.shape[2]):
+        y = torch.cat([y, m.net(x[:, :, t : t + 1].squeeze(2)).flatten(1).unsqueeze(2)], 2)
+    return m.out(y)
+
+
+def frame_by_frame(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames, and a recurrent layer that takes time first."""
+    y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
+    return m.out(y.permute(1, 0, 2))
+
+
 def choices(m: Any, x: Tensor) -> Tensor:
     y = m.net(x)
     both = ((y > 0) & (x.mean(1, keepdim=True) < 0)).to(y.dtype)
@@ -124,6 +145,29 @@ def sampled(m: Any, x: Tensor) -> Tensor:
     """Each frame warped by offsets made of itself."""
     y = x.flatten(0, 1)
     return F.grid_sample(y, m.net(y).tanh().permute(0, 2, 3, 1), align_corners=False).view(x.shape)
+
+
+def sampled_evenly(m: Any, x: Tensor) -> Tensor:
+    """All frames warped alike, and then each by offsets made of itself from the places of a constant grid."""
+    y = x.flatten(0, 1)
+    grid = F.affine_grid(0.9 * torch.eye(2, 3).repeat(y.shape[0], 1, 1), list(y.shape), align_corners=False)
+    y = F.grid_sample(y, grid, align_corners=False)
+    y = F.grid_sample(y, grid + m.net(y).tanh().permute(0, 2, 3, 1), align_corners=False)
+    return torch.cat([y, torch.ones_like(y[:, :1])], 1).unflatten(0, x.shape[:2])
+
+
+def distances(m: Any, x: Tensor) -> Tensor:
+    """How far each place of each frame is from learned centres; time is folded into the places."""
+    return torch.cdist(m.net(x).flatten(2).mT, m.centres.weight).unflatten(1, (x.shape[2], -1)).mean(2)
+
+
+def class_token(m: Any, x: Tensor) -> Tensor:
+    """A learned token beside those of each frame, places beside colours, one matrix for all frames."""
+    line = torch.linspace(-1, 1, 6).expand(x.shape[0], 1, *x.shape[2:])
+    y = m.net(torch.cat([x, line], 1)).transpose(1, 2).flatten(0, 1).flatten(2)
+    y = torch.bmm(m.mix.weight.expand(y.shape[0], -1, -1), y).mT
+    tokens = torch.cat([m.token.weight.repeat(y.shape[0], 1, 1), y], 1)
+    return m.attend(tokens)[:, 0].unflatten(0, (x.shape[0], -1))
 
 
 def repeated_end(m: Any, x: Tensor) -> Tensor:
@@ -198,6 +242,11 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(lambda m, x: torch.stack([m.net(x)[:, i] for i in (2, 0, 1)], 1), net=conv()), _VIDEO, 2),
     "best_places": (lambda: Graph(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
     "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "sampled_evenly": (lambda: Graph(sampled_evenly, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
+    "class_token": (
+        lambda: Graph(class_token, net=conv(4, 4), mix=nn.Linear(4, 4), token=nn.Linear(4, 1),
+                      attend=nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)), _VIDEO, 2),
+    "distances": (lambda: Graph(distances, net=conv(), centres=nn.Linear(4, 5)), _VIDEO, 2),
     "repeated_end": (lambda: Graph(repeated_end, net=conv(), out=conv(8, 3)), _VIDEO, 2),
     "tokens_of_frames": (lambda: Graph(tokens, embed=nn.Linear(3, 8), qkv=nn.Linear(8, 24)), _VIDEO, 2),
     "norms_of_frames": (
@@ -209,13 +258,31 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "zeros_before_max_pool": (  # what is pooled is below zero
         lambda: Graph(lambda m, x: F.max_pool3d(F.pad(m.net(x) - 9, (0, 1, 0, 1)), (1, 3, 3), (1, 2, 2)), net=conv()),
         _VIDEO, 2),
+    "neighbours": (
+        lambda: Graph(neighbours, net=nn.Conv2d(9, 4, 3, padding=1), out=conv(4, 3)), _VIDEO, 2),
+    "collected": (
+        lambda: Graph(collected, net=nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
+                      out=nn.Conv1d(16, 3, 3, padding=1)), _VIDEO, 2),
+    "sampled_down": (
+        lambda: Graph(lambda m, x: m.out(F.interpolate(m.net(x), scale_factor=0.5, mode="trilinear")),
+                      net=conv(), out=conv(4, 3)), (1, 3, 12, 6, 6), 2),
+    "sampled_down_nearest": (
+        lambda: Graph(lambda m, x: m.out(F.interpolate(m.net(x), scale_factor=(1 / 3, 1, 2), mode="nearest-exact")),
+                      net=conv(), out=conv(4, 3)), (1, 3, 12, 6, 6), 2),
+    "resized_pictures": (
+        lambda: Graph(frames, net=nn.Sequential(Graph(lambda _, x: F.interpolate(x, (5, 5), mode="bilinear",
+                                                                               antialias=True)), nn.Conv2d(3, 4, 3))),
+        (1, 6, 3, 8, 8), 1),
+    "bilinear_layer": (
+        lambda: Graph(lambda m, x: m.fc(m.net(x).mT, x.mT).mT, net=nn.Conv1d(4, 5, 3, padding=1),
+                      fc=nn.Bilinear(5, 4, 3)), _SERIES, 2),
     "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
 
 def _streaming(name: str) -> Entry:
     make, shape, dim = _STREAMS[name]
-    out = 1 if name in ("tokens_of_frames", "shift_in_place", "norms_of_frames", "sampled_frames") else 2
+    out = 1 if dim == 1 or name in ("tokens_of_frames", "distances", "class_token") else 2
     return Entry(name, _build(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
 
 
@@ -232,12 +299,6 @@ def grouped(m: Any, x: Tensor) -> Tensor:
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y, heads in parts)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=m.bias.weight, scale=0.4, enable_gqa=True)
     return m.out(y.transpose(1, 2).flatten(2))
-
-
-def frame_by_frame(m: Any, x: Tensor) -> Tensor:
-    """A loop over frames, and a recurrent layer that takes time first."""
-    y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
-    return m.out(y.permute(1, 0, 2))
 
 
 def recurrent_both(m: Any, x: Tensor) -> tuple[Tensor, ...]:
@@ -271,9 +332,6 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "best_three": (lambda: Graph(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
     "instance_norm_1d": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Conv1d(4, 3, 1)), _SERIES, 2),
-    "frame_by_frame": (
-        lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)),
-        _VIDEO, 2),
     "recurrent_both": (
         lambda: Graph(recurrent_both, net=nn.Conv1d(4, 6, 3), gru=nn.GRU(6, 5, bidirectional=True),
                       out=nn.Linear(10, 3)), _SERIES, 2),
@@ -306,6 +364,16 @@ STYLES = (
         _build(lambda: Graph(decided_by_buffers, net=conv(), norm=nn.BatchNorm3d(4)), _VIDEO),
         (_VIDEO,),
         reference=lambda m: Reference(lambda x: (m.norm(m.net(x)) + m.norm.bias.sum()) * 2, time_dims=(2,)),
+    ),
+    Entry(
+        "frame_by_frame",
+        _build(
+            lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)), _VIDEO
+        ),
+        (_VIDEO,),
+        causal=True,
+        nan_start=False,
+        reference=long_clip(1),
     ),
     *(_windowed(name) for name in _WINDOWS),
 )
