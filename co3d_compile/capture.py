@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from co3d_compile.batch import doubled
 from co3d_compile.canonical_resampling import EXACT_OVERLOADS
 from co3d_compile.constants import ConstantsKnown
-from co3d_compile.errors import CaptureError, UsageError
+from co3d_compile.decompositions import DECOMPOSITIONS as OURS
+from co3d_compile.errors import CaptureError, UnsupportedError, UsageError
 from co3d_compile.program import Input, Options, Output, Program, module_path, operator_name, set_constant
 from co3d_compile.quiet import quiet
 from co3d_compile.rules import RULES, is_pointwise
@@ -42,6 +43,7 @@ KEEP = {
     aten.adaptive_max_pool3d.default,
     aten.scaled_dot_product_attention.default,
     aten.im2col.default,
+    aten.select_scatter.default,
     *EXACT_OVERLOADS,
 }
 
@@ -83,7 +85,7 @@ def capture(
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
     module, outputs = unlift(exported)
-    check_numbers(module)
+    check_operators(module)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
     roll(program)
@@ -203,9 +205,16 @@ def check_parameters(exported: ExportedProgram) -> None:
             )
 
 
-def check_numbers(module: GraphModule) -> None:
-    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with."""
+def check_operators(module: GraphModule) -> None:
+    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with, and what reads memory."""
     for node in module.graph.nodes:
+        if node.target is aten.as_strided.default:  # what is left of it: a step has other strides
+            raise UnsupportedError(
+                "It walks through memory from one dim into another.",
+                operator=operator_name(node.target),
+                module_path=module_path(node),
+                hint="Write it with slices, unfold or reshape.",
+            )
         value = node.meta.get("val")
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
         if getattr(node.target, "_opname", None) in CONVOLUTIONS and value.dtype == torch.float64:
@@ -225,23 +234,9 @@ def decompositions() -> dict[Any, Any]:
     for operator in list(table.keys()):
         if operator in RULES or operator in KEEP or is_pointwise(operator):
             table.pop(operator)
-    table[aten.stack.default] = stacked
-    table[aten.bilinear.default] = bilinear
+    table.update(OURS)
     table.update(DECOMPOSITIONS)
     return table
-
-
-def stacked(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
-    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
-
-
-def bilinear(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
-    outs, ins, _ = weight.shape
-    of_b = torch.nn.functional.linear(b, weight.flatten(0, 1))
-    result = (of_b.reshape(*b.shape[:-1], outs, ins) * a.unsqueeze(-2)).sum(-1)
-    return result if bias is None else result + bias
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:

@@ -18,7 +18,6 @@ from co3d_compile.rules.slices import sliced
 
 aten = torch.ops.aten
 SIZES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
-PERMUTATIONS = {aten.permute.default, aten.transpose.int}
 SAME = 1e-4  # in standard deviations: the same sums in another order
 
 
@@ -29,11 +28,11 @@ class _Differ(Exception):
 def roll(program: Program) -> None:
     """``stack([f(x[:, :, t]) for t in range(T)])`` to f on the frames of x, folded into the batch.
 
-    The numbers stay the same, and are compared. What follows need not be computed on a window of T results: time has
-    a dim again.
+    So too where the loop writes ``y[:, t] = f(x[:, :, t])``. The numbers stay the same, and are compared. What follows
+    need not be computed on a window of T results: time has a dim again.
     """
     graph = program.graph
-    loops = [n for n in graph.nodes if n.target is aten.cat.default]
+    loops = [n for n in graph.nodes if n.target in (aten.cat.default, aten.select_scatter.default)]
     if not loops or any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return  # the program leaves its sizes open (TorchScript, dynamic shapes): its copies cannot be run
     clips = [_random(n) for n in program.placeholders()]
@@ -51,9 +50,9 @@ def roll(program: Program) -> None:
 
 
 def _rolled(program: Program, node: Node) -> Node | None:
-    """What takes the place of a concatenation, if it collects a loop over frames."""
+    """What takes the place of a concatenation, or of the last write, if it collects a loop over frames."""
     loop = _Loop(program, node)
-    if len(loop.parts) < 3 or any(shape_of(p)[loop.dim] != 1 for p in loop.parts):
+    if len(loop.parts) < 3:
         return None
     try:
         return loop.rolled()
@@ -63,21 +62,20 @@ def _rolled(program: Program, node: Node) -> Node | None:
 
 
 class _Loop:
-    """One concatenation of what a loop collects."""
+    """One concatenation of what a loop collects, or the last of its writes."""
 
     def __init__(self, program: Program, node: Node) -> None:
         self.program, self.node = program, node
         self.rows = shape_of(program.placeholders()[0])[0]
-        self.dim = argument(node, 1, "dim", 0) % rank_of(node)
-        self.parts = _flattened(node, self.dim)
+        written = node.target is aten.select_scatter.default
+        self.dim = argument(node, 2 if written else 1, "dim", 0) % rank_of(node)
+        self.parts = _written(node, self.dim) if written else _joined(node, self.dim)
         self.found: dict[tuple[Node, ...], tuple[Node, bool]] = {}
 
     def rolled(self) -> Node:
         """The concatenation, computed from all frames at once."""
-        parts, count = self.parts, len(self.parts)
-        if all(p.target is aten.unsqueeze.default for p in parts):
-            parts = tuple(p.args[0] for p in parts)  # type: ignore[misc]
-        body, loops = self._alike(parts)
+        count = len(self.parts)
+        body, loops = self._alike(self.parts)
         if not loops:
             raise _Differ
         rest = [s for d, s in enumerate(shape_of(self.node)) if d != self.dim]
@@ -170,6 +168,29 @@ class _Loop:
         if not several and shape_of(new) != (self.rows * count, *shape_of(first)[1:]):
             raise _Differ
         return new
+
+
+def _joined(node: Node, dim: int) -> tuple[Node, ...]:
+    """What is joined along a dim, entry by entry, without that dim where it was made for it; nothing if by more."""
+    parts = _flattened(node, dim)
+    if any(shape_of(p)[dim] != 1 for p in parts):
+        return ()
+    made = all(p.target is aten.unsqueeze.default for p in parts)
+    return tuple(p.args[0] for p in parts) if made else parts  # type: ignore[misc]
+
+
+def _written(node: Node, dim: int) -> tuple[Node, ...]:
+    """What is written to each index of a dim, one after the other; nothing if an index is left out."""
+    at: dict[int, Node] = {}
+    count = shape_of(node)[dim]
+    while node.target is aten.select_scatter.default and argument(node, 2, "dim", 0) % rank_of(node) == dim:
+        base, source, index = node.args[0], node.args[1], argument(node, 3, "index")
+        assert isinstance(base, Node) and isinstance(source, Node)
+        copied = source.args[1] if source.target is aten.copy.default else source
+        alike = isinstance(copied, Node) and shape_of(copied) == shape_of(source)
+        at.setdefault(index % count, copied if alike else source)  # type: ignore[arg-type]
+        node = base
+    return tuple(at[i] for i in range(count)) if len(at) == count else ()
 
 
 def _flattened(node: Node, dim: int) -> tuple[Node, ...]:

@@ -30,7 +30,7 @@ from torch.export import ExportedProgram
 from zoo import Graph
 
 import co3d_compile as co3d
-from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
+from co3d_compile.errors import CaptureError, Co3dError, LoadError, UnsupportedError, UsageError
 from co3d_compile.load import load
 
 
@@ -267,10 +267,17 @@ def in_half(x: Tensor) -> Tensor:
         ),
         (lambda x: torch.fft.rfft2(x).abs(), r"computes in torch\.complex64 here\. .*real numbers"),
     ],
+    ids=["bfloat16", "float64", "complex64"],
 )
 def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(CaptureError, match=said):
         co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
+
+
+def test_strides_from_one_dim_into_another_are_refused() -> None:
+    model = Graph(lambda _, x: x.as_strided((x.shape[0], 12, 8, 8), (768, 64, 8, 1)))
+    with pytest.raises(UnsupportedError, match=r"from one dim into another\. \[aten\.as_strided\] .*unfold"):
+        co3d.compile(model, (torch.zeros(1, 3, 4, 8, 8),))
 
 
 def test_a_part_that_is_torchscript_is_named() -> None:

@@ -116,6 +116,23 @@ def collected(m: Any, x: Tensor) -> Tensor:
     return m.out(y)
 
 
+def written_frames(m: Any, x: Tensor) -> Tensor:
+    """A loop over frames that writes what it computes into a tensor that was made before."""
+    y = x.new_empty(x.shape[0], x.shape[2], 16)
+    for t in range(x.shape[2]):
+        y[:, t] = m.net(x[:, :, t]).flatten(1)
+    return m.out(y.mT)
+
+
+def in_memory(m: Any, x: Tensor) -> Tensor:
+    """Neighbouring frames by the strides of memory, where time lies outside, and every other of two by two."""
+    y = m.net(x).transpose(1, 2)
+    n, t, c, h, w = y.shape
+    a, b, *rest = y.stride()
+    pairs = y.as_strided((n, t - 1, c, h, w, 2), (a, b, *rest, b)).mean(-1)
+    return m.out(pairs.as_strided((n, t - 2, 3, h, w), pairs.stride(), pairs.stride()[1]).transpose(1, 2))
+
+
 def frame_by_frame(m: Any, x: Tensor) -> Tensor:
     """A loop over frames, and a recurrent layer that takes time first."""
     y, _ = m.gru(torch.stack([m.net(x[:, :, t]) for t in range(x.shape[2])], 0).flatten(2))
@@ -263,6 +280,10 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "collected": (
         lambda: Graph(collected, net=nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
                       out=nn.Conv1d(16, 3, 3, padding=1)), _VIDEO, 2),
+    "written_frames": (
+        lambda: Graph(written_frames, net=nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
+                      out=nn.Conv1d(16, 3, 3, padding=1)), _VIDEO, 2),
+    "in_memory": (lambda: Graph(in_memory, net=conv(), out=conv(3, 2)), _VIDEO, 2),
     "sampled_down": (
         lambda: Graph(lambda m, x: m.out(F.interpolate(m.net(x), scale_factor=0.5, mode="trilinear")),
                       net=conv(), out=conv(4, 3)), (1, 3, 12, 6, 6), 2),
