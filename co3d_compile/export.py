@@ -282,7 +282,7 @@ def export(program: Program) -> ir.Model:
 def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.Value]:
     """Graph outputs under their names; a value that already has another name goes through an Identity."""
     names = [o.name for o in program.outputs] + [s.output for s in program.states]
-    for result, node in zip(program.outputs, nodes, strict=False):
+    for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
         grown = grown_dims(node, emitter.larger)
         result.shape = ["N" if d in grown else int(size) for d, size in enumerate(node.meta["val"].shape)]
     shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]

@@ -189,7 +189,6 @@ class Lower(Pass):
                 result = low.plain(node)
             if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
                 result = low.ends.last(result, fact.layout, [fact_of(operand(m)) for m in _markers(node)] or [fact])
-            spec.shape = _shape(result, fact.layout if fact.kind is Kind.WINDOW else low_layout(fact))
             results.append(result)
         low.graph.output(tuple(results))
         self._dependence(low, program, parts)
@@ -213,18 +212,6 @@ class Lower(Pass):
         fields = [found[p].field for p in parts]
         program.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.warmup_steps = max((found[p].steps for p in parts), default=0)
-
-
-def low_layout(fact: Any) -> Any:
-    """Where the batch is in a streaming output."""
-    return fact.layout.entry() if fact.layout is not None else None
-
-
-def _shape(node: Node, layout: Any) -> list[int | str]:
-    """The shape of an output: the batch's dim is N, the first one where nothing else is known."""
-    place = layout.batch if layout is not None else None
-    batch = place.dim if place is not None and place.alone else 0
-    return ["N" if d == batch else int(s) for d, s in enumerate(node.meta["val"].shape)]
 
 
 class _Part:
