@@ -14,7 +14,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,6 +27,7 @@ from co3d_compile.machine import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS
+from scaling import noise
 
 STEPS = 101  # a profile holds the first 100, and what it says of the first is not counted
 MOST = 12  # operators that have a row
@@ -65,10 +65,9 @@ def profiled(compiled: co3d.CompiledModel, path: Path, threads: int) -> KernelTi
     compiled.save(path)
     profile = path.with_suffix(".json")
     with co3d.StreamSession(path, threads=threads, profile=profile) as session:
-        shapes = [[1 if size == "N" else size for size in spec.shape] for spec in session.info.inputs]
-        frames = [np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in shapes]
+        frames = noise(session)
         for _ in range(STEPS):
-            session.step(*frames)
+            session.step(frames)
     return read_times(profile, path)
 
 

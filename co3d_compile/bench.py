@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class _Maker:
                 left_out[side] = str(error)
         return made, left_out
 
+    @cached_property
     def _program(self) -> ExportedProgram:
         if isinstance(self.model, ExportedProgram):
             return self.model
@@ -112,7 +114,7 @@ class _Maker:
 
     def _pytorch(self) -> tuple[str, Path]:
         path = self.folder / "clip.pt2"
-        torch.export.save(self._program(), path)
+        torch.export.save(self._program, path)
         return "pytorch", path
 
     def _clip(self) -> tuple[str, Path]:
@@ -120,7 +122,7 @@ class _Maker:
         if not path.exists():
             try:
                 with torch.inference_mode(), quiet(stdout=True):
-                    torch.onnx.export(self._program(), (), path, dynamo=True, verbose=False)
+                    torch.onnx.export(self._program, (), path, dynamo=True, verbose=False)
             except torch.onnx.errors.OnnxExporterError as error:
                 what = f"PyTorch's exporter does not take the clip model: {_first_cause(error)}."
                 raise UnsupportedError(what, hint="Nothing else needs it: it stays out of the comparison.") from error
@@ -140,10 +142,10 @@ class _Maker:
         return "step", self.compiled.save(self.folder / "step.onnx")
 
     def _renamed(self) -> tuple[str, Path]:
-        return "step", self._as_renamed().save(self.folder / "renamed.onnx")
+        return "step", self._as_renamed.save(self.folder / "renamed.onnx")
 
     def _native(self) -> tuple[str, Path]:
-        return "step", self._as_renamed().to_native().save(self.folder / "native.onnx")
+        return "step", self._as_renamed.to_native().save(self.folder / "native.onnx")
 
     def _floor(self) -> tuple[str, Path]:
         options = {"window": 1, **self.options, "passes": floor_passes()}
@@ -152,6 +154,7 @@ class _Maker:
             floor = compile(self.model, self.examples, **options)
         return "step", floor.save(self.folder / "floor.onnx")
 
+    @cached_property
     def _as_renamed(self) -> CompiledModel:
         return compile(self.model, self.examples, **{**self.options, "state_io": "renamed"})
 
@@ -177,4 +180,4 @@ def _facts(compiled: CompiledModel) -> dict[str, Any]:
     return {key: report[key] for key in keys}
 
 
-__all__ = ["bench", "machine"]
+__all__ = ["bench"]
