@@ -50,7 +50,7 @@ def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offse
     for d in dims:
         if strides[d]:
             starts[d], start = divmod(start, strides[d])
-    outside = start or min(starts.values()) < 0
+    outside = start or min(starts.values(), default=0) < 0
     if outside or any(starts[d] + sum((n - 1) * s for _, n, s in walks[d]) >= x.shape[d] for d in starts):
         return NotImplemented
     if any(len(walk) > 2 for walk in walks.values()):

@@ -221,7 +221,7 @@ class StreamSession:
         """
         for i, (array, (name, _, _)) in enumerate(zip(arrays, self._inputs, strict=True)):
             before, bound[i] = bound[i], _NOTHING
-            # Of others, and of those that are not even, onnxruntime may have taken a copy.
+            # Flags take time, so only what comes again is asked; of what is not even onnxruntime takes a copy.
             again = self._here and array is self._last[i] and array.flags.c_contiguous and array.flags.aligned
             if again or not self._buffers:
                 binding.bind_cpu_input(name, array)
