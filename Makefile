@@ -17,7 +17,7 @@ help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
 	@echo "make test    run every test"
 	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser, a window"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, what may import what, and mypy"
 	@echo "make format  ruff, writing"
 	@echo "make bench   milliseconds per frame of X3D-S: clip model, compiled step, floor"
 	@echo "make docs    the pages as a site, in build/site; a broken link is an error"
@@ -44,6 +44,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	rm -rf build/typecheck && mkdir -p build/typecheck/co3d_compile
 	ln -s $(CURDIR)/co3d_compile/* $(CURDIR)/passes $(CURDIR)/cli build/typecheck/co3d_compile/
+	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --no-logo ../../pyproject.toml
 	$(PY) -m mypy -p co3d_compile
 	$(PY) -m mypy examples benchmarks docs/build_site.py
 

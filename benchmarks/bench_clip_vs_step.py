@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from co3d_compile.bench import bench
+from co3d_compile.bench.bench_model import bench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS, Network

@@ -27,7 +27,7 @@ import onnxruntime as ort
 import torch
 
 import co3d_compile as co3d
-from co3d_compile.beside import load_step
+from co3d_compile.verification.exported_step import load_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))

@@ -1,9 +1,10 @@
 """Compares what two versions of the compiler make of every network of the tables.
 
-    compiled_files.py write OUT.json      the operators, states and digest of the file of each small network
-    compiled_files.py compare OLD NEW     names the networks whose files differ; exit status 1 if there are any
+    compiled_files.py write OUT.json [NETWORK ...]  operators, states and digest of the file of each small network
+    compiled_files.py compare OLD NEW               names the networks whose files differ: then the exit status is 1
 
-A change that only moves code gives the same files. Run ``write`` in both checkouts, then ``compare``.
+A change that only moves code gives the same files. Run ``write`` in both checkouts, then ``compare``. Networks that only
+one of them has are passed over.
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
-from networks_table import REAL, SMALL, small_names  # noqa: E402
+from networks_table import small_names
+from zoo.real import REAL
+from zoo.small import SMALL
 
-import co3d_compile as co3d  # noqa: E402
+import co3d_compile as co3d
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("write").add_argument("out", type=Path)
+    write = commands.add_parser("write")
+    write.add_argument("out", type=Path)
+    write.add_argument("networks", nargs="*", choices=[[], *small_names()], metavar="NETWORK")
     compare = commands.add_parser("compare")
     compare.add_argument("old", type=Path)
     compare.add_argument("new", type=Path)
     args = parser.parse_args()
     if args.command == "write":
         warnings.filterwarnings("ignore")
-        args.out.write_text(json.dumps({name: described(name) for name in small_names()}, indent=1))
+        args.out.write_text(json.dumps({name: described(name) for name in args.networks or small_names()}, indent=1))
     else:
         sys.exit(differences(json.loads(args.old.read_text()), json.loads(args.new.read_text())))
 
@@ -61,13 +66,14 @@ def described(name: str) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> int:
     """Prints what differs, network by network. 1 if operators or states do, else 0."""
     status = 0
-    for name in sorted(old.keys() | new.keys()):
-        parts = [k for k in ("operators", "states", "digest") if old.get(name, {}).get(k) != new.get(name, {}).get(k)]
+    both = sorted(old.keys() & new.keys())
+    for name in both:
+        parts = [k for k in ("operators", "states", "digest") if old[name][k] != new[name][k]]
         if parts:
             print(f"{name}: {', '.join(parts)} differ")
             status |= parts != ["digest"]
-    same = sum(old.get(n) == new.get(n) for n in old)
-    print(f"{same} of {len(old)} networks: the same file to the byte")
+    same = sum(old[n] == new[n] for n in both)
+    print(f"{same} of {len(both)} networks: the same file to the byte")
     return status
 
 

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 import co3d_compile as co3d
+from co3d_compile.bench.one_tap_floor import floor_passes
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.floor import floor_passes
-from co3d_compile.kernel_times import KernelTimes, read_times
-from co3d_compile.machine import cpu_name
+from co3d_compile.report.profile_times import KernelTimes, read_times
+from co3d_compile.support.machine import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from co3d_compile.timing import COMPILED, turn
+from co3d_compile.bench.timing import COMPILED, turn
 
 CHANNELS, SIZE, LAYERS = 128, 56, 4  # of the plain convolutions: 3x3, the shape of a ResNet's second stage
 COPIED = 64_000_000  # bytes, more than a cache holds

@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.timing import machine
+from co3d_compile.bench.timing import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS

@@ -7,22 +7,20 @@ from typing import Any
 
 import click
 
+from co3d_compile.bench.timing import COMPILED, SIDES, bench_file
 from co3d_compile.cli.common import (
     OTHER,
     OUTPUT,
     Command,
     bytes_text,
     json_option,
-    load_model,
-    model_options,
     option,
-    plural,
     print_json,
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.inspect import is_source, read_contract
-from co3d_compile.cli.output import Output, keep_apart
+from co3d_compile.cli.model_options import is_source, load_model, model_options
+from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
 from co3d_compile.cli.time_options import (
@@ -33,7 +31,8 @@ from co3d_compile.cli.time_options import (
     time_dim_option,
 )
 from co3d_compile.errors import Co3dError, UsageError
-from co3d_compile.timing import COMPILED, SIDES, bench_file
+from co3d_compile.runtime.stored_metadata import read_contract
+from co3d_compile.support.readable_numbers import plural
 
 CHARTS = (".svg", ".png", ".pdf")
 
@@ -82,7 +81,7 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
         progress("load")
         if is_source(model):
             loaded = load_model(model, options)
-            from co3d_compile.bench import bench
+            from co3d_compile.bench.bench_model import bench
 
             wanted = [side.strip() for side in sides.split(",")] if sides else list(SIDES)
             result = bench(loaded.program, loaded.example_inputs, sides=wanted, progress=progress, **timing, **how)

@@ -14,18 +14,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.version import __version__
-from co3d_compile.words import plural as plural
-
-if TYPE_CHECKING:
-    from co3d_compile.load import Loaded
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR, USAGE_ERROR, OUTPUT_ERROR = 1, 2, 6
@@ -35,7 +30,6 @@ MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated"
 SOURCE, PICTURE = "Where the frames come from", "How a picture becomes a frame"
 PLACE, LIMITS = "Where and how it runs", "What clients may do"
 GROUPS = (MODEL, SOURCE, TIME, PICTURE, PLACE, LIMITS, OUTPUT, OTHER)
-
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -144,7 +138,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 def _extra(module: str | None) -> str | None:
     """What to install for a package of which a module is missing; None: it is none of ours."""
-    from co3d_compile.cli.doctor import FEATURES
+    from co3d_compile.cli.features import FEATURES
 
     package = (module or "").split(".")[0]
     return next((install for _, packages, install in FEATURES if package in packages), None)
@@ -228,73 +222,6 @@ def _finite(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-class ShapeType(click.ParamType[Any]):
-    """``1x3x16x224x224``"""
-
-    name = "shape"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        sizes = value.lower().split("x")
-        if not all(size.isascii() and size.isdigit() and 0 < int(size) < 2**31 for size in sizes):
-            self.fail(f"{value!r} is no shape such as 1x3x16x224x224.", param, ctx)
-        return tuple(int(size) for size in sizes)
-
-
-class TimeDimType(click.ParamType[Any]):
-    """A dim, or ``none`` for an input without time."""
-
-    name = "dim"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or isinstance(value, int) or value.lower() == "none":
-            return value if isinstance(value, int) else None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)
-
-
-def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    """The callback of ``--kwargs``."""
-    if value is None:
-        return None
-    try:
-        content = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"not JSON: {error}.", ctx, param) from error
-    if not isinstance(content, dict):
-        raise click.BadParameter('a JSON object is wanted, such as {"num_classes": 400}.', ctx, param)
-    return content
-
-
-def model_options(command: F) -> F:
-    """The options that say where a model comes from; `load_model` takes them."""
-    for add in reversed(
-        (
-            option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
-                   help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
-            option("--weights", type=click.Path(path_type=Path), group=MODEL, metavar="FILE",
-                   help="State dict for a factory's model: torch.save or safetensors."),
-            option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
-                   help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
-            option("--trust-pickle", is_flag=True, group=MODEL,
-                   help="Open a pickled module. This runs whatever code the file holds."),
-        )
-    ):  # fmt: skip
-        command = add(command)
-    return command
-
-
-def load_model(model: str, options: dict[str, Any]) -> Loaded:
-    """Loads a model as `model_options` say; takes those options out of ``options``."""
-    from co3d_compile.load import load
-
-    names = ("shapes", "weights", "kwargs", "trust_pickle")
-    return load(model, **{name: options.pop(name) for name in names})
 
 
 def verbose_option(command: F) -> F:

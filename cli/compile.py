@@ -15,25 +15,24 @@ from co3d_compile.cli.common import (
     OUTPUT,
     Command,
     json_option,
-    load_model,
-    model_options,
     option,
     print_json,
     stdout,
     verbose_option,
     version_option,
 )
-from co3d_compile.cli.output import Output, keep_apart, page_output, size
-from co3d_compile.cli.pictures import picture_options, take_pictures
-from co3d_compile.cli.precision import precision_options, take_precision
+from co3d_compile.cli.model_options import load_model, model_options
+from co3d_compile.cli.output_file import Output, keep_apart, page_output, size
+from co3d_compile.cli.picture_options import picture_options, take_pictures
+from co3d_compile.cli.precision_options import precision_options, take_precision
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import print_summary, reason
 from co3d_compile.cli.time_options import take_time, time_options
 from co3d_compile.errors import OutputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from co3d_compile.load import Loaded
-    from co3d_compile.verify import Verification
+    from co3d_compile.capture.load_model import Loaded
+    from co3d_compile.verification.verification import Verification
 
 EPILOG = f"""\b
 Examples:
@@ -199,7 +198,7 @@ def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Prog
     compiled.save_exported_program(file)
     if loaded is None:
         return None
-    from co3d_compile.beside import verify_step
+    from co3d_compile.verification.exported_step import verify_step
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.onnx")
@@ -219,7 +218,7 @@ def _exact(compiled: Any, loaded: Loaded, progress: Progress) -> None:
 
 
 def _verify(file: Path, loaded: Loaded, progress: Progress) -> Verification:
-    from co3d_compile.verify import verify
+    from co3d_compile.verification.verify_model import verify
 
     progress("verify")
 

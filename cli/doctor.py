@@ -15,25 +15,12 @@ from rich.console import Group
 from rich.text import Text
 
 from co3d_compile.cli.common import Command, join, json_option, print_json, stdout, verbose_option
+from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table
 from co3d_compile.errors import VerificationError
 from co3d_compile.version import __version__
 
-# What each feature needs: name, packages by import name, and what to install.
-FEATURES = (
-    ("run compiled models", ("numpy", "onnxruntime"), "co3d-compile"),
-    ("compile models", ("torch", "onnx", "onnxscript", "onnx_ir"), "co3d-compile[compile]"),
-    ("read safetensors", ("safetensors",), "co3d-compile[compile]"),
-    ("read video files", ("av",), "co3d-compile[video]"),
-    ("draw into videos", ("PIL",), "co3d-compile[video]"),
-    ("write reports as pages", ("jinja2",), "co3d-compile[report]"),
-    ("draw errors and times", ("matplotlib",), "co3d-compile[plot]"),
-    ("serve many streams", ("ray", "starlette", "websockets"), "co3d-compile[serve]"),
-    ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
-    ("the step on phones", ("executorch",), "co3d-compile[executorch]"),
-    ("states inside OpenVINO", ("openvino",), "co3d-compile[openvino]"),
-)
 FRAMES = 10
 TOLERANCE = 1e-4
 

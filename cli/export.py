@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
-from co3d_compile.cli.common import OTHER, OUTPUT, Command, json_option, option, print_json, stdout, verbose_option
-from co3d_compile.cli.inspect import read_contract
-from co3d_compile.triton import Options, write_repository
+from co3d_compile.cli.common import (
+    OTHER,
+    OUTPUT,
+    Command,
+    json_option,
+    option,
+    print_json,
+    stdout,
+    verbose_option,
+)
+from co3d_compile.runtime.stored_metadata import read_contract
+from co3d_compile.targets.triton_repository import Options, write_repository
 
 
 @click.command(cls=Command, name="export")

@@ -13,31 +13,22 @@ from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
-from co3d_compile.cli.common import (
-    OUTPUT,
-    Command,
-    bytes_text,
-    json_option,
-    load_model,
-    model_options,
-    option,
-    plural,
-    print_json,
-    stdout,
-    verbose_option,
-)
-from co3d_compile.cli.output import Output, keep_apart, page_output
+from co3d_compile.cli.common import OUTPUT, Command, bytes_text, json_option, option, print_json, stdout, verbose_option
+from co3d_compile.cli.model_options import is_source, load_model, model_options
+from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
-from co3d_compile.contract import METADATA_KEY, REPORT_KEY, Contract, StateSpec, parse, resolve
-from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
-from co3d_compile.labels import clean_labels
-from co3d_compile.page import damaged_report, page, shares_by_module, stored_report, table
-from co3d_compile.words import number_text
+from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
+from co3d_compile.contract.stored_report import damaged_report, stored_report
+from co3d_compile.errors import UsageError
+from co3d_compile.media.class_labels import clean_labels
+from co3d_compile.report.report_rows import shares_by_module, table
+from co3d_compile.report.web_page import page
+from co3d_compile.runtime.stored_metadata import Stored, read_stored
+from co3d_compile.support.readable_numbers import number_text, plural
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
-Stored = tuple[Contract, dict[str, Any] | None]
 
 
 @click.command(cls=Command, name="inspect", short_help="Show what a model takes, gives and remembers.")
@@ -108,23 +99,12 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
     console_for(stdout()).print(Group(*parts))
 
 
-def is_source(model: str) -> bool:
-    """Whether this is a model that is still to be compiled: a factory, an archive or a pickle."""
-    path = Path(model)
-    if not path.exists():
-        return ":" in model
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(2)[:1] in (b"P", b"\x80")
-
-
 def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
         import co3d_compile as co3d
-        from co3d_compile.report import details
+        from co3d_compile.compiler.program_report import details
 
         compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options))
     return compiled.info, details(compiled.report(), compiled.program.survey)
@@ -132,7 +112,7 @@ def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
 
 def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report with the share of time of each operator, and what ``page`` takes besides."""
-    from co3d_compile.kernel_times import read_times, with_shares
+    from co3d_compile.report.profile_times import read_times, with_shares
 
     times = read_times(profile, model)
     try:
@@ -168,36 +148,6 @@ def _write(output: Output, contract: Contract, report: dict[str, Any] | None, ti
     with output.writing() as file:
         file.write_text(text, encoding="utf-8")
         output.put(file)
-
-
-def read_contract(model: Path) -> Contract:
-    """The metadata of a compiled file.
-
-    Raises:
-        LoadError: The file cannot be read or is no ONNX model.
-        ContractError: It was not written by the compiler, or its metadata is damaged.
-    """
-    return read_stored(model)[0]
-
-
-def read_stored(model: Path) -> Stored:
-    """The contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
-    import onnxruntime as ort
-
-    if not model.is_file():
-        raise LoadError(f"There is no file {model}.")
-    ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
-        raise LoadError(what, hint=not_onnx(model)) from error
-    stored = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY not in stored:
-        raise ContractError(f"{model} was not written by co3d-compile.", hint="Compile a PyTorch model first.")
-    return parse(stored[METADATA_KEY]), stored_report(stored[REPORT_KEY]) if REPORT_KEY in stored else None
 
 
 def state_bytes(state: StateSpec) -> int:

@@ -23,15 +23,15 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.live import Live, print_result, result_of
-from co3d_compile.cli.output import keep_apart
-from co3d_compile.cli.pictures import picture_options, take_pictures
+from co3d_compile.cli.output_file import keep_apart
+from co3d_compile.cli.picture_options import picture_options, take_pictures
+from co3d_compile.cli.run_display import Live, print_result, result_of
 from co3d_compile.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
-    from co3d_compile.cli.predictions import Sinks
-    from co3d_compile.predictor import Predictor
-    from co3d_compile.source import Source
+    from co3d_compile.cli.prediction_sinks import Sinks
+    from co3d_compile.media.frame_source import Source
+    from co3d_compile.media.predictor import Predictor
 
 EPILOG = """\b
 Examples:
@@ -201,7 +201,7 @@ def _check(model: Path, options: dict[str, Any]) -> None:
 
 
 def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
-    from co3d_compile.predictor import Predictor
+    from co3d_compile.media.predictor import Predictor
 
     if not model.is_file():
         raise LoadError(f"There is no file {model}.")
@@ -219,13 +219,13 @@ def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
 
 
 def _source(source: str, fps: float | None) -> Source:
-    from co3d_compile.source import Source
+    from co3d_compile.media.frame_source import Source
 
     return Source(source, fps)
 
 
 def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
-    from co3d_compile.cli.predictions import Sinks
+    from co3d_compile.cli.prediction_sinks import Sinks
 
     paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
     sinks = Sinks(**paths, show=options["show"], top=options["top"])

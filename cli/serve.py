@@ -21,7 +21,6 @@ from co3d_compile.cli.common import (
     Stopped,
     json_option,
     option,
-    plural,
     print_json,
     stdout,
     stoppable,
@@ -30,6 +29,7 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.progress import Progress
 from co3d_compile.errors import LoadError, UsageError
 from co3d_compile.serve.options import ServeOptions
+from co3d_compile.support.readable_numbers import plural
 
 EPILOG = """\b
 Examples:

@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from co3d_compile.cli.common import bytes_text, join, plural
+from co3d_compile.cli.common import bytes_text, join
+from co3d_compile.support.readable_numbers import plural
 
 Report = dict[str, Any]
 NARROWEST = 100  # where the output is no terminal: a log, a pipe

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from co3d_compile.cli.common import MODEL, TIME, Option, TimeDimType, option
+from co3d_compile.cli.common import MODEL, TIME, Option, option
 from co3d_compile.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -112,3 +112,17 @@ def take_time(options: dict[str, Any]) -> dict[str, Any]:
     dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
     time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)
     return {"time_dim": time_dim, **{name: options.pop(name) for name in NAMES if name in options}}
+
+
+class TimeDimType(click.ParamType[Any]):
+    """A dim, or ``none`` for an input without time."""
+
+    name = "dim"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int) or value.lower() == "none":
+            return value if isinstance(value, int) else None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)

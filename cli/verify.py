@@ -18,21 +18,20 @@ from co3d_compile.cli.common import (
     Command,
     bytes_text,
     json_option,
-    load_model,
-    model_options,
     option,
-    plural,
     print_json,
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.errors import errors_chart
-from co3d_compile.cli.inspect import read_contract
-from co3d_compile.cli.output import Output, keep_apart
+from co3d_compile.cli.error_chart import errors_chart
+from co3d_compile.cli.model_options import load_model, model_options
+from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import console_for, facts_table, reason, verification
-from co3d_compile.contract import Contract
+from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError, VerificationError
+from co3d_compile.runtime.stored_metadata import read_contract
+from co3d_compile.support.readable_numbers import plural
 
 LONG = 10_000
 EPILOG = """\b
@@ -138,14 +137,14 @@ def _check(plot: Path | None, how: dict[str, Any]) -> None:
             raise UsageError(f"--long is --steps {LONG}.", hint="Give one of them.")
         how["steps"] = LONG
     if plot is not None:
-        from co3d_compile.error_plot import check_plot
+        from co3d_compile.verification.error_plot import check_plot
 
         check_plot(plot)
         Output(plot)
 
 
 def _verify(compiled: Path, info: Contract, loaded: Any, how: dict[str, Any], progress: Progress) -> Any:
-    from co3d_compile.verify import verify
+    from co3d_compile.verification.verify_model import verify
 
     def forward(stage: str, done: int, total: int) -> None:
         progress("bisect" if stage == "bisect" else "verify", done, total)
@@ -170,8 +169,8 @@ def _frames(info: Contract, how: dict[str, Any]) -> Iterator[tuple[Any, int | No
     if how["video"] is None:
         yield None, how["steps"]
         return
-    from co3d_compile.feed import Feed
-    from co3d_compile.source import Source
+    from co3d_compile.media.frame_source import Source
+    from co3d_compile.media.video_steps import Feed
 
     feed = Feed(info)
     with Source(how["video"]) as source:
@@ -215,8 +214,8 @@ def _start(result: dict[str, Any]) -> str:
 
 def _drift(result: dict[str, Any]) -> str:
     """The error at the start and at the end of a long run, and what it holds in memory."""
-    from co3d_compile.error_plot import runs
-    from co3d_compile.verification import StepError
+    from co3d_compile.verification.error_plot import runs
+    from co3d_compile.verification.findings import StepError
 
     parts = runs(tuple(StepError(**e) for e in result["errors"]))
     ends = [(part[0].step, max(e.relative for e in part)) for part in (parts[0], parts[-1])]

@@ -13,8 +13,7 @@ import torch
 from networks import x3d_xs
 
 import co3d_compile as co3d
-from co3d_compile.graph import insert
-from co3d_compile.program import Output, Program, module_path
+from co3d_compile.passes import Output, Program, insert, module_path
 
 
 class ExposeInput(co3d.Pass):

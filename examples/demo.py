@@ -28,8 +28,7 @@ from rich.table import Table
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.preprocess import Preprocess
-from co3d_compile.video import read_frames, write_video
+from co3d_compile.media import read_frames, write_video
 
 Array = npt.NDArray[np.float32]
 
@@ -37,7 +36,7 @@ CLIP = 13
 FPS = 25
 THREADS = 2
 LEAST = 100  # frames of the video
-PREPROCESS = Preprocess(crop=160, size=182, mean=0.45, std=0.225)
+PREPROCESS = co3d.Preprocess(crop=160, size=182, mean=0.45, std=0.225)
 TOLERANCE = 1e-3
 """Largest difference of a probability: the video amplifies float32 rounding less than this, an error more."""
 

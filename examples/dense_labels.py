@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.video import read_frames, write_video
+from co3d_compile.media import read_frames, write_video
 
 SIZE, CLIP, FPS = 32, 16, 25
 console = Console(highlight=False)

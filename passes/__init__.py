@@ -1,10 +1,13 @@
-"""The rewrites, one a file, in the order in which they run."""
+"""The rewrites, one a file, in the order in which they run, and what a pass of your own is written with."""
 
-from co3d_compile.manager import Pass, PassList
+from co3d_compile.ir.graph_edits import delay, insert, insert_constant, insert_marker, replace
+from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.pass_manager import Pass, PassList
+from co3d_compile.ir.program import Output, Program
 from co3d_compile.passes.annotate_time import AnnotateTime
 from co3d_compile.passes.block_channels import BlockChannels
 from co3d_compile.passes.canonicalize import Canonicalize
-from co3d_compile.passes.continual import Continual
+from co3d_compile.passes.continual_convolutions import Continual
 from co3d_compile.passes.delay_residuals import DelayResiduals
 from co3d_compile.passes.fold_batch_norm import FoldBatchNorm
 from co3d_compile.passes.lower import Lower
@@ -42,10 +45,18 @@ __all__ = [
     "FoldBatchNorm",
     "Lower",
     "MarkEnds",
+    "Output",
     "Pass",
     "PassList",
+    "Program",
     "StripTemporalPadding",
     "ThreadStates",
     "WindowsAndGates",
     "default_passes",
+    "delay",
+    "insert",
+    "insert_constant",
+    "insert_marker",
+    "module_path",
+    "replace",
 ]

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.graph import insert_constant
-from co3d_compile.manager import Pass
-from co3d_compile.primitive import previous
-from co3d_compile.program import Program, delete_unused_constants
-from co3d_compile.rules.base import argument, norm_dims
-from co3d_compile.tap_convolution import FEWEST
+from co3d_compile.ir.graph_edits import insert_constant
+from co3d_compile.ir.markers import previous
+from co3d_compile.ir.node_reading import argument, norm_dims
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import delete_unused_constants
+from co3d_compile.step_graph.convolution_forms import BLOCK, FEWEST
 
 aten = torch.ops.aten
-BLOCK = 4
 ZEROS = 0.01  # of the channels
 # Finite where their operands are: a value that is not would get past the zeros in the weights that follow.
 FINITE = {

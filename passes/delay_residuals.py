@@ -7,19 +7,17 @@ gates, lateral connections, and windows that end in one result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
 from fractions import Fraction
 
 from torch.fx import Node
 
+from co3d_compile.analysis.window_groups import meeting_windows
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.facts import KEY, Kind, fact_of, is_stream
-from co3d_compile.graph import insert_marker
-from co3d_compile.manager import Pass
-from co3d_compile.primitive import history, take, window
-from co3d_compile.program import Program, module_path, operator_name
-from co3d_compile.rules.base import operand
+from co3d_compile.ir.graph_edits import delay
+from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import fact_of, is_stream
 
 
 class DelayResiduals(Pass):
@@ -83,39 +81,3 @@ def align(program: Program, node: Node) -> bool:
         node.replace_input_with(x, delay(program, node, x, latest - fact_of(x).delay))
         program.record(node, "operand delayed")
     return bool(early)
-
-
-def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
-    """``x``, ``entries`` entries later."""
-    past = insert_marker(program, before, history, x, entries, like=x)
-    new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
-    new.meta[KEY] = replace(fact_of(x), delay=fact_of(x).delay + entries, lead=0, tail=0)
-    return new
-
-
-def meeting_windows(program: Program) -> Iterable[list[Node]]:
-    """The window markers, in groups whose results meet in some operator."""
-    leader: dict[Node, Node] = {}
-
-    def find(n: Node) -> Node:
-        while leader[n] is not n:
-            n = leader[n]
-        return n
-
-    reached: dict[Node, Node] = {}
-    for node in program.graph.nodes:
-        if node.target is window:
-            leader[node] = node
-            reached[node] = node
-            continue
-        if fact_of(node).kind is not Kind.WINDOW:
-            continue
-        roots = [find(reached[n]) for n in node.all_input_nodes if n in reached]
-        for other in roots[1:]:
-            leader[find(other)] = find(roots[0])
-        if roots:
-            reached[node] = roots[0]
-    groups: dict[Node, list[Node]] = {}
-    for marker in leader:
-        groups.setdefault(find(marker), []).append(marker)
-    return groups.values()

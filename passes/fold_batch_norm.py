@@ -7,10 +7,11 @@ import operator
 import torch
 from torch.fx import Node
 
-from co3d_compile.graph import insert, insert_constant, replace
-from co3d_compile.manager import Pass
-from co3d_compile.program import Program, delete_unused_constants
-from co3d_compile.rules.base import argument, operand, rank_of
+from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.node_reading import argument, operand, rank_of
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import delete_unused_constants
 
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}

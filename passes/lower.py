@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from co3d_compile.dependence import dependences
-from co3d_compile.ends import Ends
+from co3d_compile.analysis.operator_survey import survey
+from co3d_compile.analysis.receptive_field import dependences
+from co3d_compile.analysis.single_entry_results import follow, pool, restore
+from co3d_compile.analysis.window_groups import _markers, newest
 from co3d_compile.errors import Co3dError, UnsupportedError
-from co3d_compile.facts import Kind, fact_of, is_stream
-from co3d_compile.lowering import Lowering
-from co3d_compile.manager import Pass
-from co3d_compile.pooled import follow, pool, restore, window_fact
-from co3d_compile.primitive import history, outside, shift, take, window
-from co3d_compile.program import Program, delete_unused_constants, module_path, operator_name
+from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, window
+from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import delete_unused_constants
+from co3d_compile.ir.time_facts import Kind, fact_of, is_stream
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.base import operand
 from co3d_compile.rules.pointwise import POINTWISE
-from co3d_compile.survey import MARKERS, newest, survey
+from co3d_compile.step_graph.past_entries import _Part
+from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.stream_ends import Ends
 
 aten = torch.ops.aten
 
@@ -41,7 +44,7 @@ class Lower(Pass):
 
     def run(self, program: Program) -> bool:
         program.survey = survey(program)
-        low = Lowering(program)
+        low = StepGraph(program)
         for node in program.graph.nodes:
             if node.target is history:
                 low.capacity(_source(node), int(node.args[1]))
@@ -63,7 +66,7 @@ class Lower(Pass):
         delete_unused_constants(program.module)
         return True
 
-    def _input(self, low: Lowering, node: Node, pulse: int) -> None:
+    def _input(self, low: StepGraph, node: Node, pulse: int) -> None:
         """A model input: at one entry per step without its time dim."""
         layout = fact_of(node).layout
         assert layout is not None
@@ -81,7 +84,7 @@ class Lower(Pass):
         else:
             low.streams[node] = [new] * int(fact_of(node).pulse)
 
-    def _node(self, low: Lowering, node: Node) -> None:
+    def _node(self, low: StepGraph, node: Node) -> None:
         if node.target is window:
             low.window_entries[node] = self._window(low, node)
         elif node.target in (history, take, shift, outside):
@@ -91,7 +94,7 @@ class Lower(Pass):
         elif fact_of(node).kind is Kind.WINDOW and not pool(low, node, low.window_entries) and not follow(low, node):
             self._on_window(low, node)
 
-    def _holders(self, low: Lowering, program: Program) -> None:
+    def _holders(self, low: StepGraph, program: Program) -> None:
         """Notes at the nodes of the step graph of which results they hold the entries."""
         for node in program.graph.nodes:
             if node.target in MARKERS or node.op != "call_function":
@@ -101,7 +104,7 @@ class Lower(Pass):
                 if isinstance(entry, Node):
                     entry.meta.setdefault("holds", []).append((node.name, i))
 
-    def _marker(self, low: Lowering, node: Node) -> Any:
+    def _marker(self, low: StepGraph, node: Node) -> Any:
         x, *numbers = node.args
         assert isinstance(x, Node)
         if node.target is shift:
@@ -114,7 +117,7 @@ class Lower(Pass):
         entries = low.streams[x]
         return _Part(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
 
-    def _window(self, low: Lowering, node: Node) -> list[Any]:
+    def _window(self, low: StepGraph, node: Node) -> list[Any]:
         """The newest entries, one clip of them."""
         x = operand(node)
         fact = fact_of(x)
@@ -124,7 +127,7 @@ class Lower(Pass):
         newest = len(entries) - 1
         return [entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)]
 
-    def _more(self, low: Lowering, x: Node, past: int) -> Any:
+    def _more(self, low: StepGraph, x: Node, past: int) -> Any:
         """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
         source, late = x, 0
         if x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
@@ -134,7 +137,7 @@ class Lower(Pass):
         entries = low.past(low.streams[source], past + late, source, fact_of(source).layout)
         return _Part(entries, list(range(past + len(low.streams[x])))) if late else entries
 
-    def _stream(self, low: Lowering, node: Node) -> None:
+    def _stream(self, low: StepGraph, node: Node) -> None:
         rule = rule_for(node.target)
         assert rule is not None
         if isinstance(node.meta["val"], (tuple, list)):
@@ -149,7 +152,7 @@ class Lower(Pass):
         else:
             low.streams[node] = rule.lower(node, low)
 
-    def _on_window(self, low: Lowering, node: Node) -> None:
+    def _on_window(self, low: StepGraph, node: Node) -> None:
         rule = rule_for(node.target)
         try:
             low.windows[node] = rule.window(node, low) if rule is not None else low.same(node)
@@ -166,7 +169,7 @@ class Lower(Pass):
                 hint=hint,
             ) from error
 
-    def _outputs(self, low: Lowering, program: Program) -> None:
+    def _outputs(self, low: StepGraph, program: Program) -> None:
         output = next(n for n in program.graph.nodes if n.op == "output")
         results = []
         parts: list[Node] = []
@@ -193,7 +196,7 @@ class Lower(Pass):
         low.graph.output(tuple(results))
         self._dependence(low, program, parts)
 
-    def _stream_output(self, low: Lowering, node: Node, spec: Any) -> Node:
+    def _stream_output(self, low: StepGraph, node: Node, spec: Any) -> Node:
         layout = fact_of(node).layout
         assert layout is not None and layout.time is not None
         single = layout.time.size == 1 and not layout.time.alone and fact_of(node).length == 1
@@ -205,31 +208,13 @@ class Lower(Pass):
             return low.entry(node, 0)
         return low.as_clip([entries[i] for i in range(len(entries))], layout)
 
-    def _dependence(self, low: Lowering, program: Program, parts: list[Node]) -> None:
+    def _dependence(self, low: StepGraph, program: Program, parts: list[Node]) -> None:
         """Receptive field and warm-up, entry by entry."""
         first = program.inputs[0]
         found = dependences(low.graph, max(1, first.pulse), first.time_dim or 0)
         fields = [found[p].field for p in parts]
         program.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.warmup_steps = max((found[p].steps for p in parts), default=0)
-
-
-class _Part:
-    """Some of the entries of a list, made only when read."""
-
-    def __init__(self, entries: Any, indices: list[int]) -> None:
-        self.entries, self.indices = entries, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.entries[self.indices[i]]
-
-    def origin(self, i: int) -> tuple[int, Any]:
-        """How many steps ago an entry was new, and which of the new ones it was."""
-        at = self.indices[i]
-        return self.entries.origin(at) if hasattr(self.entries, "origin") else (0, self.entries[at])
 
 
 def _source(node: Node) -> Node:
@@ -246,19 +231,3 @@ def _reach_back(node: Node) -> int:
     fact = fact_of(x)
     late = int(operand(x).args[1]) if _source(node) is not x else 0  # type: ignore[arg-type]
     return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late
-
-
-def _markers(node: Node) -> list[Node]:
-    """The window markers that a result comes from."""
-    seen: set[Node] = set()
-    stack, found = [node], []
-    while stack:
-        n = stack.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        if n.target is window:
-            found.append(n)
-        elif window_fact(n).kind is Kind.WINDOW:
-            stack.extend(n.all_input_nodes)
-    return found

@@ -11,18 +11,18 @@ from typing import Any
 
 from torch.fx import Node
 
-from co3d_compile.edges import reads_copies
-from co3d_compile.ends import flush_steps, misfit
+from co3d_compile.analysis.window_groups import first_to_end, meeting_windows
 from co3d_compile.errors import UnsupportedError, UsageError
-from co3d_compile.facts import Fact, fact_of, is_stream
-from co3d_compile.graph import insert_marker
-from co3d_compile.manager import Pass
-from co3d_compile.passes.delay_residuals import delay, meeting_windows
-from co3d_compile.primitive import history, outside, take, window
-from co3d_compile.program import Program, module_path, operator_name
+from co3d_compile.ir.graph_edits import delay, insert_marker
+from co3d_compile.ir.index_equation import EDGE
+from co3d_compile.ir.markers import history, outside, take, window
+from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps, is_stream, misfit
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.base import EDGE, operand
 from co3d_compile.rules.conv import TransposedConvolution
+from co3d_compile.rules.edge_copies import reads_copies
 from co3d_compile.rules.resample import Upsample
 
 
@@ -171,11 +171,6 @@ def _waits(reader: Node, x: Fact) -> bool:
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.lead
     return "kernel" in reader.meta and began.delay // began.pulse >= first // x.pulse
-
-
-def first_to_end(group: list[Node]) -> Node:
-    """Of windows that meet the one whose last entry comes first."""
-    return min(group, key=lambda marker: flush_steps(fact_of(operand(marker))))
 
 
 def refused(node: Node, why: str) -> UnsupportedError:

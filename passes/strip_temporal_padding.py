@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from co3d_compile.facts import is_stream
-from co3d_compile.graph import insert_marker, replace
-from co3d_compile.manager import Pass
-from co3d_compile.primitive import shift
-from co3d_compile.program import Program
+from co3d_compile.ir.graph_edits import insert_marker, replace
+from co3d_compile.ir.markers import shift
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.graph import fake_mode
-from co3d_compile.manager import Pass
-from co3d_compile.primitive import carry, counter, fifo, previous
-from co3d_compile.program import Program, State, module_path
-from co3d_compile.rules.base import operand
+from co3d_compile.ir.graph_edits import fake_mode
+from co3d_compile.ir.markers import carry, counter, fifo, previous
+from co3d_compile.ir.node_reading import module_path, operand
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program, State
 
 aten = torch.ops.aten
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from co3d_compile.facts import KEY, Kind, fact_of, is_stream, is_window
-from co3d_compile.graph import fake_mode, insert_marker, replace, shape_of_call
-from co3d_compile.manager import Pass
-from co3d_compile.primitive import window
-from co3d_compile.program import Program
+from co3d_compile.ir.graph_edits import fake_mode, insert_marker, replace, shape_of_call
+from co3d_compile.ir.markers import window
+from co3d_compile.ir.pass_manager import Pass
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, Kind, fact_of, is_stream, is_window
 from co3d_compile.rules import rule_for
 
 

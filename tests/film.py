@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.video import Image, VideoFrame, write_video
+from co3d_compile.media.video import Image, VideoFrame, write_video
 
 
 def gray(level: float, height: int = 32, width: int = 48) -> Image:

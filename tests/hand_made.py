@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from co3d_compile.contract import Contract, InputSpec, OutputSpec, Recomputed, StateSpec
-from co3d_compile.session import StreamSession
+from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, Recomputed, StateSpec
+from co3d_compile.runtime.session import StreamSession
 
 KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 GOOD = np.zeros((2, 2, 3), np.float32)  # a frame of two streams for ``fir``

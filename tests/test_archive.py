@@ -15,9 +15,9 @@ import pytest
 import torch
 from model_files import FACTORY, SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
 
-from co3d_compile import archive
+from co3d_compile.capture import archive_safety as archive
+from co3d_compile.capture.load_model import load
 from co3d_compile.errors import LoadError
-from co3d_compile.load import load
 
 PAYLOADS = (
     "sample inputs", "pickled weight", "legacy weights", "object", "expression", "two members of one name", "library",

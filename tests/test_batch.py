@@ -13,7 +13,7 @@ from zoo import Graph, randomise
 from zoo.small import SMALL
 
 import co3d_compile as co3d
-from co3d_compile.verify import verify
+from co3d_compile.verification.verify_model import verify
 
 CLIP = (1, 4, 12, 6, 6)
 

@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.bench import bench
+from co3d_compile.bench.bench_model import bench
+from co3d_compile.bench.one_tap_floor import floor_passes
+from co3d_compile.bench.timing import SIDES
 from co3d_compile.cli.bench import command
-from co3d_compile.custom import scope
-from co3d_compile.floor import floor_passes
-from co3d_compile.machine import block_channels
-from co3d_compile.timing import SIDES
+from co3d_compile.support.machine import block_channels
+from co3d_compile.user_operators.declare_rule import scope
 
 CLIP = torch.zeros(1, 3, 8, 12, 12)
 QUICK = ["--rounds", "1", "--seconds", "0.01", "--threads", "1"]
@@ -141,7 +141,7 @@ def test_mistakes(what: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = archive.with_suffix(".svg")
     model.write_bytes(archive.read_bytes())
     monkeypatch.chdir(archive.parent)
-    monkeypatch.setattr("co3d_compile.bench.find_spec", lambda _: None)
+    monkeypatch.setattr("co3d_compile.bench.bench_model.find_spec", lambda _: None)
     result = run("model.svg", *QUICK, *words)
     assert result.exit_code in (2, 6) and named in result.stderr
     assert result.stderr.count("\n") == 1

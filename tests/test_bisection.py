@@ -17,13 +17,13 @@ from zoo import Graph, randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
-from co3d_compile import bisection
-from co3d_compile.contract import REPORT_KEY
-from co3d_compile.graph import insert, insert_constant, replace
-from co3d_compile.machine import block_channels
-from co3d_compile.program import module_path
-from co3d_compile.verification import Bisection, Difference
-from co3d_compile.verify import verify
+from co3d_compile.contract.model_contract import REPORT_KEY
+from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.node_reading import module_path
+from co3d_compile.support.machine import block_channels
+from co3d_compile.verification import first_difference as bisection
+from co3d_compile.verification.findings import Bisection, Difference
+from co3d_compile.verification.verify_model import verify
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from film import compiled
 
-from co3d_compile.video import read_frames
+from co3d_compile.media.video import read_frames
 
 HERE = Path(__file__).parent
 pytestmark = [

@@ -90,7 +90,7 @@ class FakeCore:
 def core(monkeypatch: pytest.MonkeyPatch) -> FakeCore:
     fake = FakeCore()
     monkeypatch.setattr(co3d, "compile", fake.compile, raising=False)
-    monkeypatch.setitem(sys.modules, "co3d_compile.verify", SimpleNamespace(verify=fake.verify))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "co3d_compile.verification.verify_model", SimpleNamespace(verify=fake.verify))  # type: ignore[arg-type]
     return fake
 
 

@@ -74,7 +74,7 @@ def plain_onnx(metadata: dict[str, str] | None = None) -> str:
 
 def stateless() -> str:
     """A compiled model with no state, written by hand."""
-    from co3d_compile.contract import Contract, InputSpec, OutputSpec
+    from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec
 
     contract = Contract(
         compiler_version="1",
@@ -149,7 +149,7 @@ def test_stopped_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) ->
 def test_verify(monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
     result = SimpleNamespace(to_dict=lambda: {**VERIFIED, "passed": passed})
     fake = SimpleNamespace(verify=lambda *_, **__: result)
-    monkeypatch.setitem(sys.modules, "co3d_compile.verify", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "co3d_compile.verification.verify_model", fake)  # type: ignore[arg-type]
     answer = CliRunner().invoke(group, ["verify", stateless(), "--against", save_export()])
     assert answer.exit_code == (0 if passed else 3)
     assert ("passed" if passed else "FAILED over 9 steps: It is larger than the file says.") in answer.stdout

@@ -16,9 +16,9 @@ from model_files import FACTORY, save_export, save_pickle, save_script, use_fold
 
 from co3d_compile.cli import doctor
 from co3d_compile.cli.compile import main as compile_command
-from co3d_compile.cli.doctor import FEATURES
+from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.main import main as group
-from co3d_compile.session import StreamSession
+from co3d_compile.runtime.session import StreamSession
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SHAPE = ["--shape", "1x3x4x8x8"]
@@ -67,7 +67,7 @@ def test_every_source_compiles_and_verifies(make: Callable[[], str], more: list[
 
 
 def test_the_step_as_a_torch_export_program() -> None:
-    from co3d_compile.beside import load_step
+    from co3d_compile.verification.exported_step import load_step
 
     report = report_of(save_export(), "-o", "step.pt2")
     assert report["verification"]["passed"]
@@ -166,7 +166,7 @@ def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.Monk
 
 def test_weights_over_two_gigabytes_go_into_a_second_file(monkeypatch: pytest.MonkeyPatch) -> None:
     report_of(save_export(), "-o", "one.onnx")
-    monkeypatch.setattr("co3d_compile.compiled_model.LARGE", 0)
+    monkeypatch.setattr("co3d_compile.compiler.compiled_model.LARGE", 0)
     report_of(save_export(), *OUT)
     assert files() >= {"out.onnx", "out.onnx.data"} and not [name for name in files() if name.startswith(".")]
     frames = np.random.default_rng(0).standard_normal((6, 1, 3, 8, 8), dtype=np.float32)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.main import main as group
-from co3d_compile.video import read_frames, write_video
+from co3d_compile.media.video import read_frames, write_video
 
 CO3D = [sys.executable, "-m", "co3d_compile.cli.main", "run", "m.onnx"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoo import Reference, Window
 
 import co3d_compile as co3d
-from co3d_compile.custom import scope, unregister
+from co3d_compile.user_operators.declare_rule import scope, unregister
 
 CLIP = (1, 4, 8, 4, 4)
 

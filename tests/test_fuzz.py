@@ -27,10 +27,11 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 import co3d_compile as co3d
-from co3d_compile.contract import METADATA_KEY, REPORT_KEY, parse
+from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, parse
+from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, SessionError
-from co3d_compile.page import page, stored_report
-from co3d_compile.session import StreamSession
+from co3d_compile.report.web_page import page
+from co3d_compile.runtime.session import StreamSession
 
 MODELS = {"fir": fir(), "renamed": fir(renamed=True), "pair": pair(), "exact": exact()}
 FEW = 60  # cases of each test in the suite; by hand as many at a time
@@ -128,7 +129,7 @@ def classifier() -> bytes:
 
 def predicts(text: str) -> None:
     """A classifier with this metadata is refused, or predicts."""
-    from co3d_compile.video import VideoFrame
+    from co3d_compile.media.video import VideoFrame
 
     try:
         predictor = co3d.Predictor(with_metadata(classifier(), METADATA_KEY, text), threads=1)

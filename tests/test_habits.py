@@ -150,7 +150,7 @@ def surroundings(model: nn.Module) -> dict[str, Any]:
 
 
 def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None:
-    from co3d_compile.verify import verify
+    from co3d_compile.verification.verify_model import verify
 
     model = network().train()
     co3d.compile(model, (CLIP,))  # the first call imports
@@ -227,7 +227,7 @@ OPTIMISED = """
 import sys, torch, numpy as np
 from torch import nn
 import co3d_compile as co3d
-from co3d_compile.verify import verify
+from co3d_compile.verification.verify_model import verify
 assert False, "python -O leaves this out"
 clip = torch.zeros(1, 3, 8, 16, 16)
 trunk = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.MaxPool3d(3, 1, 1))

@@ -14,7 +14,7 @@ from torch import nn
 
 import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
-from co3d_compile.verify import verify
+from co3d_compile.verification.verify_model import verify
 
 CLIP = torch.zeros(1, 3, 8, 24, 24)
 RANDOM = np.random.default_rng(0)

@@ -30,8 +30,8 @@ from torch.export import ExportedProgram
 from zoo import Graph
 
 import co3d_compile as co3d
+from co3d_compile.capture.load_model import load
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UnsupportedError, UsageError
-from co3d_compile.load import load
 
 
 @pytest.fixture(autouse=True)

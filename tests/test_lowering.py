@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.tap_convolution import FORMS, forced
-from co3d_compile.verify import verify
+from co3d_compile.step_graph.convolution_forms import FORMS, forced
+from co3d_compile.verification.verify_model import verify
 
 CLIP, SIZE, LONG = 16, 9, 30
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.capture import capture
-from co3d_compile.manager import run_one, run_passes, text_of
-from co3d_compile.program import Options, Program
+from co3d_compile.capture.capture_model import capture
+from co3d_compile.ir.graph_text import text_of
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.pass_manager import run_one, run_passes
+from co3d_compile.ir.program import Program
 
 NAMES = [
     "canonicalize",

@@ -12,10 +12,10 @@ from film import Brightness, compiled, frames, gray, level_of, ramp, video
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.annotate import AnnotatedVideo, fitted, video_size
 from co3d_compile.errors import UnsupportedError, UsageError
-from co3d_compile.predictor import Prediction, as_dict
-from co3d_compile.video import VideoFrame, read_frames
+from co3d_compile.media.annotated_video import AnnotatedVideo, fitted, video_size
+from co3d_compile.media.predictor import Prediction, as_dict
+from co3d_compile.media.video import VideoFrame, read_frames
 
 
 def check(predictions: list[Prediction], fps: float = 20.0) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.contract import InputSpec
+from co3d_compile.contract.model_contract import InputSpec
 from co3d_compile.errors import ContractError, LoadError, UnsupportedError, UsageError
-from co3d_compile.labels import clean_labels, read_labels
-from co3d_compile.preprocess import Preprocess, preprocess_for, stored_preprocess
+from co3d_compile.media.class_labels import clean_labels, read_labels
+from co3d_compile.media.preprocess import Preprocess, preprocess_for, stored_preprocess
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (320, 240), (50, 700), (160, 160), (2, 5000)])

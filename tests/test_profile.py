@@ -20,10 +20,11 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile import kernel_times, profiling
 from co3d_compile.cli.main import main as group
 from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
-from co3d_compile.kernel_times import read_times, with_shares
+from co3d_compile.report import profile_times as kernel_times
+from co3d_compile.report.profile_times import read_times, with_shares
+from co3d_compile.runtime import step_profile as profiling
 
 
 class Block(nn.Module):

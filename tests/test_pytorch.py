@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from zoo.small import SMALL
 
 import co3d_compile as co3d
-from co3d_compile.beside import load_step, verify_step
 from co3d_compile.errors import ContractError, LoadError, UnsupportedError, UsageError
-from co3d_compile.verify import verify
+from co3d_compile.verification.exported_step import load_step, verify_step
+from co3d_compile.verification.verify_model import verify
 
 # Name of a small network, options: between them, they have every kind of state, input and output.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

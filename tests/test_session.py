@@ -27,9 +27,9 @@ from hand_made import (
     run,
 )
 
-from co3d_compile.buffers import Buffer
 from co3d_compile.errors import Co3dError, ContractError, LoadError, SessionError, UsageError
-from co3d_compile.session import StreamSession
+from co3d_compile.runtime.buffers import Buffer
+from co3d_compile.runtime.session import StreamSession
 
 # --- stepping ---------------------------------------------------------------------------------------------------
 

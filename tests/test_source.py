@@ -22,8 +22,8 @@ from film import gray, ramp, video
 
 import co3d_compile as co3d
 from co3d_compile.errors import LoadError, UsageError
-from co3d_compile.source import Source
-from co3d_compile.video import write_video
+from co3d_compile.media.frame_source import Source
+from co3d_compile.media.video import write_video
 
 
 def levels(source: Source) -> list[float]:

@@ -29,9 +29,9 @@ from hand_made import (
     run,
 )
 
-from co3d_compile.contract import parse
+from co3d_compile.contract.model_contract import parse
 from co3d_compile.errors import ContractError, SessionError, UsageError
-from co3d_compile.session import StreamSession
+from co3d_compile.runtime.session import StreamSession
 
 # --- state ------------------------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ def test_snapshot_goes_back_in_the_same_session() -> None:
 
 IN_ANOTHER_PROCESS = """
 import sys, numpy as np
-from co3d_compile.session import StreamSession
+from co3d_compile.runtime.session import StreamSession
 model, blob, x, y = sys.argv[1:]
 session = StreamSession(model, batch=2)
 session.restore(open(blob, "rb").read())

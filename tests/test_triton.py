@@ -20,8 +20,8 @@ from zoo.small import SMALL
 
 import co3d_compile as co3d
 from co3d_compile.cli.main import main as group
-from co3d_compile.contract import Contract, InputSpec, OutputSpec, StateSpec
-from co3d_compile.triton import Options, config
+from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec
+from co3d_compile.targets.triton_repository import Options, config
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "past entries": ("p3d", {}),

@@ -231,14 +231,14 @@ def another_model() -> str:
 
 
 def a_stranger() -> str:
-    from co3d_compile.verify import verify
+    from co3d_compile.verification.verify_model import verify
 
     compile(tiny()).save("m.onnx")
     return raised(lambda: verify("m.onnx", tiny().eval(), (torch.rand(1, 3, 8, 9, 9),)))
 
 
 def by_chance() -> str:
-    from co3d_compile.verify import verify
+    from co3d_compile.verification.verify_model import verify
 
     compile(Chance()).save("m.onnx")
     return raised(lambda: verify("m.onnx", Chance(), (torch.rand(1, 3, 8, 8, 8),)))

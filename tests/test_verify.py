@@ -21,10 +21,11 @@ from zoo import Graph, randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
-from co3d_compile.claims import NoReference
-from co3d_compile.contract import METADATA_KEY, parse
-from co3d_compile.longclip import LongClip
-from co3d_compile.verify import Verification, verify
+from co3d_compile.contract.model_contract import METADATA_KEY, parse
+from co3d_compile.verification.long_clip import LongClip
+from co3d_compile.verification.time_claims import NoReference
+from co3d_compile.verification.verification import Verification
+from co3d_compile.verification.verify_model import verify
 
 CLIP = (1, 4, 8)
 VIDEO = (1, 3, 6, 5, 5)

@@ -23,9 +23,9 @@ from zoo.real import REAL
 
 import co3d_compile as co3d
 from co3d_compile.cli.main import main as group
-from co3d_compile.feed import Feed
-from co3d_compile.source import Source
-from co3d_compile.verify import verify
+from co3d_compile.media.frame_source import Source
+from co3d_compile.media.video_steps import Feed
+from co3d_compile.verification.verify_model import verify
 
 
 def frames_of(shapes: list[tuple[int, ...]], steps: int) -> list[tuple[Any, ...]]:

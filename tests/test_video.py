@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
-from co3d_compile.video import Image, VideoWriter, center_crop, read_frames, resize, write_video
+from co3d_compile.media.video import Image, VideoWriter, center_crop, read_frames, resize, write_video
 
 
 def pictures(count: int = 12, height: int = 48, width: int = 64) -> list[Image]:
@@ -91,5 +91,5 @@ def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_running_a_model_on_video_does_not_import_torch() -> None:
-    check = "import sys, co3d_compile.predictor, co3d_compile.video; assert 'torch' not in sys.modules"
+    check = "import sys, co3d_compile.media.predictor, co3d_compile.media.video; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from film import compiled
 
-from co3d_compile.video import Image, write_video
+from co3d_compile.media.video import Image, write_video
 
 CO3D = [sys.executable, "-m", "co3d_compile.cli.main", "run", "m.onnx", "--show", "--csv", "out.csv", "--json"]
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.facts import STATIC, Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import TIME, Layout, LayoutLost
-from co3d_compile.program import module_path, operator_name
+from co3d_compile.ir.index_equation import Kernel, Outside
+from co3d_compile.ir.layout import TIME, Layout
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, touches_time
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 RULES: dict[Any, Rule] = {}
-Outside = float | str | None
-"""A number, ``EDGE``, or None for what no entry can know before it is too late (reflection, the other end)."""
-EDGE = "edge"
 R = TypeVar("R", bound="type[Rule]")
 
 
@@ -84,15 +81,15 @@ class Rule:
         """Splits a pool into its part over space, which streams, and its part over time; both are in the graph."""
         return None
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         """The streaming entries of the output, time taken out of each."""
         return [self.entry(node, low, i) for i in range(low.pulse(node))]
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """Entry ``i`` of the output from entries ``i`` of the operands. Default: the operator on a time dim of one."""
         return low.with_time_of_one(node, i)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         """The operator on a window: as it stands in the clip."""
         return low.same(node)
 
@@ -108,81 +105,6 @@ def register(*operators: Any) -> Callable[[R], R]:
         return cls
 
     return add
-
-
-def overloads(operator: Any) -> list[Any]:
-    """All overloads of an operator packet; an overload or function is itself."""
-    if isinstance(operator, torch._ops.OpOverloadPacket):
-        return [getattr(operator, name) for name in operator.overloads()]
-    return [operator]
-
-
-def operands(node: Node) -> list[Node]:
-    """The tensor operands, in order, lists flattened."""
-    return list(node.all_input_nodes)
-
-
-def operand(node: Node, index: int = 0) -> Node:
-    """A tensor operand by its position."""
-    arg = node.args[index]
-    assert isinstance(arg, Node), f"operand {index} of {node.name} is no tensor"
-    return arg
-
-
-def known(node: Node) -> Layout:
-    """The layout of an operand.
-
-    Raises:
-        LayoutLost: Nothing is known of it.
-    """
-    layout = fact_of(node).layout
-    if layout is None:
-        if fact_of(node).kind is Kind.STATIC:
-            return Layout.plain(shape_of(node))
-        raise LayoutLost
-    return layout
-
-
-def shape_of(node: Node) -> tuple[int, ...]:
-    """The shape in the captured clip."""
-    return tuple(int(s) for s in node.meta["val"].shape)
-
-
-def rank_of(node: Node) -> int:
-    return len(node.meta["val"].shape)
-
-
-def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
-    """Dims as non-negative numbers; None or empty means all."""
-    if dims is None or (not isinstance(dims, int) and len(dims) == 0):
-        return list(range(rank))
-    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
-
-
-def touches_time(node: Node, dims: Iterable[int]) -> bool:
-    """Whether time (more than one entry of it) is in one of these dims of a streaming operand."""
-    if not is_stream(node):
-        return False
-    fact = fact_of(node)
-    place = known(node).time
-    if place is None or (place.size == 1 and fact.length == 1):
-        return False
-    return place.dim in {d % known(node).rank for d in dims}
-
-
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument by position or by name."""
-    if len(node.args) > index:
-        return node.args[index]
-    return node.kwargs.get(name, default)
-
-
-def spread(value: Any, n: int) -> list[int]:
-    """A size given once or per dim, as a list of ``n``."""
-    if isinstance(value, int):
-        return [value] * n
-    values = list(value)
-    return values * n if len(values) == 1 else values
 
 
 def refuse_dense(node: Node) -> None:
@@ -207,4 +129,4 @@ def one_entry(fact: Fact, layout: Layout) -> Fact:
     return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True, pooled=pooled)
 
 
-__all__ = ["RULES", "STATIC", "Rule", "register"]
+__all__ = ["RULES", "Rule", "register"]

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kernel, Kind, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import EDGE, Outside, Rule, argument, known, rank_of, register, shape_of
+from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
+from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.node_reading import argument, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
-from co3d_compile.rules.slices import sliced
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 CROPS = {
@@ -120,7 +122,7 @@ class Concatenation(Rule):
         first, last = span(main, dim)
         return common(parts[:at], dim, first), common(parts[at + 1 :], dim, last)
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         parts, dim = self.parts(node)
         if self.kernel(node) is not None:
             return low.entry(self.main(node), i)
@@ -135,7 +137,7 @@ class Concatenation(Rule):
         news = [low.with_batch_of(new, like) if not is_stream(p) else new for new, p in zip(news, parts, strict=True)]
         return low.call(aten.cat.default, news, place)
 
-    def _filling(self, node: Node, part: Node, low: Lowering, i: int) -> Node:
+    def _filling(self, node: Node, part: Node, low: StepGraph, i: int) -> Node:
         """A constant that stands beside the stream, for one entry of it."""
         time = known(node).time
         if time is not None and time.alone:
@@ -146,7 +148,7 @@ class Concatenation(Rule):
         like = next(low.entry(p, i) for p in self.parts(node)[0] if is_stream(p))  # time is folded into this dim
         return low.call(aten.slice.Tensor, new, time.dim, 0, low.sizes(like)[time.dim])
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         parts, dim = self.parts(node)
         dynamic = next(p for p in parts if fact_of(p).kind is not Kind.STATIC)
         news = [

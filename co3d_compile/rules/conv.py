@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kernel, NoExtension, fact_of
-from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of, spread
-from co3d_compile.tap_convolution import TapConvolution, choose, pairs
+from co3d_compile.ir.aten_operators import ConvArgs, sliding_axis
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.layout import TIME, Axis, Layout
+from co3d_compile.ir.node_reading import argument, operand, shape_of, spread
+from co3d_compile.ir.time_facts import Fact, fact_of, known
+from co3d_compile.rules.base import Rule, refuse_dense, register
+from co3d_compile.step_graph.convolution_forms import TapConvolution, choose, pairs
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-
-
-@dataclass
-class ConvArgs:
-    """The arguments of an ATen convolution, spread over its spatial dims."""
-
-    x: Node
-    weight: Node
-    bias: Node | None
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-
-    @staticmethod
-    def of(node: Node) -> ConvArgs:
-        weight = node.args[1]
-        assert isinstance(node.args[0], Node) and isinstance(weight, Node)
-        n = len(shape_of(weight)) - 2
-        stride = spread(argument(node, 3, "stride", 1), n)
-        padding = argument(node, 4, "padding", 0)
-        dilation = spread(argument(node, 5, "dilation", 1), n)
-        if isinstance(padding, str):
-            raise NoExtension(f"padding={padding!r} was not made explicit")
-        bias = argument(node, 2, "bias")
-        groups = argument(node, 6, "groups", 1)
-        return ConvArgs(node.args[0], weight, bias, stride, spread(padding, n), dilation, groups)
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        return shape_of(self.weight)[2:]
-
-    def write(self, node: Node) -> None:
-        """Puts the arguments back into the node."""
-        node.args = (self.x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        node.kwargs = {}
-
-
-def sliding_axis(x: Node, n: int) -> int | None:
-    """The spatial axis (0 … n-1) that is time alone, or None."""
-    layout = known(x)
-    place = layout.time
-    first = layout.rank - n
-    if place is None or not place.alone or place.dim < first:
-        return None
-    return place.dim - first
 
 
 @register(aten.conv1d, aten.conv2d, aten.conv3d)
@@ -115,7 +72,7 @@ class Convolution(Rule):
         conv.padding[axis] = 0
         conv.write(node)
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         conv = ConvArgs.of(node)
         n = len(conv.kernel_size)
         axis = sliding_axis(conv.x, n)
@@ -145,7 +102,7 @@ class Convolution(Rule):
                 results[o] = getattr(cut, form)(low, [low.entry(conv.x, i) for i in at])
         return [results[o] for o in range(len(positions))]
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         conv = ConvArgs.of(node)
         args: list[Any] = [low.whole_entry(conv.x, i), low.plain(conv.weight)]
         args.append(low.plain(conv.bias) if conv.bias is not None else None)
@@ -220,7 +177,7 @@ class TransposedConvolution(Rule):
         stride, _, _, _, dilation = self._geometry(node)
         return (shape_of(weight)[2 + axis] - 1) * dilation[axis] // stride[axis]
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         x, n, axis = self._axis(node)
         if axis is None:
             return [self.entry(node, low, i) for i in range(low.pulse(node))]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register, shape_of
+from co3d_compile.ir.layout import Axis, Layout
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
@@ -33,7 +34,7 @@ class Linear(Rule):
         kept = [a for a in lay.dims[-1] if a.label and a.size == 1]
         return lay.replace(lay.rank - 1, [*kept, Axis("", shape_of(node)[-1])])
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         last = known(x).time is not None and known(x).time.dim == rank_of(x) - 1  # type: ignore[union-attr]
         new = low.whole_entry(x, i) if last else low.entry(x, i)
@@ -72,7 +73,7 @@ class MatrixProduct(Rule):
                 raise NoExtension("meets a constant with a time axis")
         return fact
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         a, b = operand(node), operand(node, 1)
         in_rows = is_stream(a) and not is_stream(b) and rank_of(b) == 2 and rank_of(a) > 2
         if in_rows and node.target == aten.matmul.default:
@@ -121,7 +122,7 @@ class Attention(Rule):
             return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
         return super().flow(node)
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         past = node.meta.get("past", 0)
         if not past:
             return super().lower(node, low)
@@ -135,7 +136,7 @@ class Attention(Rule):
             results.append(low.call(aten.squeeze.dim, result, rank_of(q) - 2))
         return results
 
-    def _seen(self, node: Node, low: Lowering, i: int, past: int, q: Node) -> Node | None:
+    def _seen(self, node: Node, low: StepGraph, i: int, past: int, q: Node) -> Node | None:
         """The mask of what lies before the first entry of the stream; none where the batch is folded."""
         if low.sizes(q)[0] != low.batch:
             return None

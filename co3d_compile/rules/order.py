@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact
-from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, rank_of, register
+from co3d_compile.ir.layout import Axis, Layout
+from co3d_compile.ir.node_reading import argument, operand, rank_of
+from co3d_compile.ir.time_facts import Fact, known
+from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 DIM = {
@@ -51,7 +52,7 @@ class Order(Rule):
         """The facts of both outputs."""
         return [fact] * len(node.meta["val"])
 
-    def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
+    def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Entries of both outputs."""
         x, at = operand(node), DIM[node.target]  # type: ignore[index]
         args: list[Any] = list(node.args)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import TIME, Axis, Layout
-from co3d_compile.rules.base import Rule, known, operands, rank_of, register, shape_of
+from co3d_compile.ir.layout import TIME, Axis, Layout
+from co3d_compile.ir.node_reading import operands, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
@@ -74,7 +75,7 @@ class Pointwise(Rule):
             return replace(fact, lead=0, tail=0)  # copies of one entry differ by what is counted
         return fact
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         layout = known(node)
         place = layout.time
         right = layout.rank - place.dim if place is not None and place.alone else 0
@@ -114,7 +115,7 @@ def counts(constant: Node, dim: int) -> bool:
     return line is not None and line[0] == dim
 
 
-def count(constant: Node, node: Node, low: Lowering, i: int) -> Node:
+def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
     """Entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
     _, first, step = constant.meta["progression"]
     like = next(low.entry(n, i) for n in operands(node) if is_stream(n))

@@ -6,76 +6,24 @@ A pool over a whole axis is a mean or a maximum by the time it comes here: the p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf, prod
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kernel, fact_of
-from co3d_compile.layout import Layout
-from co3d_compile.rules.base import Outside, Rule, argument, known, operand, rank_of, register, shape_of, spread
-from co3d_compile.rules.conv import sliding_axis
+from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding_axis
+from co3d_compile.ir.index_equation import Kernel, Outside
+from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, fact_of, known
+from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
-DIMS = {
-    aten.avg_pool1d.default: 1,
-    aten.avg_pool2d.default: 2,
-    aten.avg_pool3d.default: 3,
-    aten.max_pool1d.default: 1,
-    aten.max_pool2d.default: 2,
-    aten.max_pool3d.default: 3,
-}
-
-
-@dataclass
-class PoolArgs:
-    """The arguments of an ATen pool, spread over its spatial dims."""
-
-    x: Node
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    ceil: bool
-    count_pad: bool
-    divisor: int | None
-    average: bool
-
-    @staticmethod
-    def of(node: Node) -> PoolArgs:
-        n = DIMS[node.target]  # type: ignore[index]
-        x = operand(node)
-        kernel = spread(argument(node, 1, "kernel_size"), n)
-        stride = spread(argument(node, 2, "stride", None) or kernel, n)
-        padding = spread(argument(node, 3, "padding", 0), n)
-        if node.target in AVERAGE:
-            ceil, count = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
-            return PoolArgs(
-                x, kernel, stride, padding, [1] * n, ceil, count, argument(node, 6, "divisor_override"), True
-            )
-        dilation = spread(argument(node, 4, "dilation", 1), n)
-        return PoolArgs(x, kernel, stride, padding, dilation, argument(node, 5, "ceil_mode", False), True, None, False)
-
-    def write(self, node: Node) -> None:
-        """Puts the arguments back into the node."""
-        node.args = self.args(self.x, list(range(len(self.kernel))))
-        node.kwargs = {}
-
-    def args(self, x: Node, axes: list[int]) -> tuple:
-        """The operator's arguments for some of its axes."""
-        k, s, p, d = ([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
-        if not self.average:
-            return (x, k, s, p, d, self.ceil)
-        tail = (self.ceil, self.count_pad)
-        return (x, k, s, p, *tail) if len(axes) == 1 or self.divisor is None else (x, k, s, p, *tail, self.divisor)
 
 
 @register(*DIMS)
@@ -156,7 +104,7 @@ class Pool(Rule):
             x = new
         return parts[0], parts[1]
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         pool = PoolArgs.of(node)
         n = len(pool.kernel)
         axis = sliding_axis(pool.x, n)
@@ -178,7 +126,7 @@ class Pool(Rule):
             results.append(x)
         return results
 
-    def _mean_inside(self, node: Node, low: Lowering, pool: PoolArgs, x: Node, o: int) -> Node:
+    def _mean_inside(self, node: Node, low: StepGraph, pool: PoolArgs, x: Node, o: int) -> Node:
         """With ends, or a start: the mean over the entries that the clip's own operator counts."""
         kernel: Kernel | None = node.meta.get("kernel")
         counts_all = kernel is None or (not kernel.ceil and (pool.count_pad or not (kernel.p or kernel.p_end)))
@@ -189,19 +137,13 @@ class Pool(Rule):
         pad = (kernel.p, kernel.p_end) if pool.count_pad else (0, 0)
         return low.start.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
 
-    def _over_space(self, low: Lowering, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+    def _over_space(self, low: StepGraph, pool: PoolArgs, x: Node, space: list[int]) -> Node:
         names = {
             True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
             False: [aten.max_pool1d.default, aten.max_pool2d.default],
         }
         flat = replace(pool, divisor=None)
         return low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
-
-
-def adaptive_max(x: Tensor, sizes: list[int]) -> Tensor:
-    """An adaptive max pool of which only the values are read (``aten.adaptive_max_pool*`` also returns positions)."""
-    result: Tensor = [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d][len(sizes) - 1](x, sizes)
-    return result
 
 
 @register(
@@ -237,18 +179,18 @@ class AdaptivePool(Rule):
                 out = out.resize_dim(d, size)
         return out
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, sizes = self._sizes(node)
         first = known(x).rank - len(sizes)
         place = known(x).entry_dims()
         wanted = {e: s for a, s in enumerate(sizes) if (e := place[first + a]) is not None}
         return self._pool(low, low.entry(x, i), wanted, node)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         x, sizes = self._sizes(node)
         return self._pool(low, low.plain(x), {rank_of(x) - len(sizes) + a: s for a, s in enumerate(sizes)}, node)
 
-    def _pool(self, low: Lowering, x: Node, wanted: dict[int, int], node: Node) -> Node:
+    def _pool(self, low: StepGraph, x: Node, wanted: dict[int, int], node: Node) -> Node:
         """Bin by bin, as ``aten`` does it: bin b of B is from floor(b*n/B) to ceil((b+1)*n/B)."""
         reduction = aten.amax.default if node.target is adaptive_max else aten.mean.dim
         for dim, bins in wanted.items():

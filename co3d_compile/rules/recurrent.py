@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, NoExtension, combine, fact_of
-from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import RULES, Rule, known, one_entry, operand, register, touches_time
+from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, touches_time
+from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
@@ -60,7 +61,7 @@ class Recurrent(Rule):
         finals = [Layout((layers, row, features)) for layers, features in plain]
         return [lay.replace(lay.rank - 1, [Axis("", int(sequence[-1]))]), *finals]
 
-    def lower_items(self, node: Node, low: Lowering) -> list[list[Node]]:
+    def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Entries of each output."""
         layers, x = Layers.of(node, low), operand(node)
         entries = [low.entry(x, i) for i in range(low.pulse(x))]
@@ -79,7 +80,7 @@ class Recurrent(Rule):
         ]
         return [entries, *last]
 
-    def window(self, node: Node, low: Lowering) -> Any:
+    def window(self, node: Node, low: StepGraph) -> Any:
         """The layers over a window from a zero state, in one direction or both: ``(sequence, last states …)``."""
         if not _from_zero(node):
             return low.same(node)
@@ -106,7 +107,7 @@ class Recurrent(Rule):
         return "reads the clip in both directions"
 
 
-def started(x: Node, low: Lowering) -> list[Node] | None:
+def started(x: Node, low: StepGraph) -> list[Node] | None:
     """For each new entry whether it is in the stream, (batch, 1) of bool; None where each is.
 
     Behind a delay the first steps bring entries before the stream's first: what remembers for good must not see them.
@@ -121,7 +122,7 @@ def started(x: Node, low: Lowering) -> list[Node] | None:
     return [low.call(aten.ge.Scalar, seen, late - i) for i in range(pulse)]
 
 
-def _carry(x: Node, low: Lowering, size: int) -> tuple[Node, Node]:
+def _carry(x: Node, low: StepGraph, size: int) -> tuple[Node, Node]:
     """A state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
     rows = low.zero_rows(low.entry(x, 0), size)
     first, restore = low.batch_first(rows, fact_of(x).layout)
@@ -129,7 +130,7 @@ def _carry(x: Node, low: Lowering, size: int) -> tuple[Node, Node]:
     return state, restore(state)
 
 
-def _keeps(x: Node, low: Lowering) -> Callable[[int, Node, Node], Node] | None:
+def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
     """Gives the rows of a state behind new entry ``i``: the new ones if that entry is in the stream, else the old."""
     live, layout = started(x, low), fact_of(x).layout
     if live is None:
@@ -157,7 +158,7 @@ class Layers:
     has_bias: bool
 
     @staticmethod
-    def of(node: Node, low: Lowering) -> Layers:
+    def of(node: Node, low: StepGraph) -> Layers:
         params: Any = node.args[2]
         has_bias = bool(node.args[3])
         count = int(node.args[4]) * (2 if node.args[7] else 1)  # type: ignore[arg-type]
@@ -175,7 +176,7 @@ class Layers:
 
     def run(
         self,
-        low: Lowering,
+        low: StepGraph,
         weights: list[Node],
         entries: list[Node],
         h: Node,
@@ -201,11 +202,11 @@ class Layers:
         return outs, finals
 
 
-def _chunk(low: Lowering, x: Node, index: int, size: int) -> Node:
+def _chunk(low: StepGraph, x: Node, index: int, size: int) -> Node:
     return low.call(aten.slice.Tensor, x, 1, index * size, (index + 1) * size)
 
 
-def _lstm(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, Node]:
+def _lstm(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, Node]:
     gates = low.call(aten.add.Tensor, gx, gh)
     i, f, o = (low.call(aten.sigmoid.default, _chunk(low, gates, n, size)) for n in (0, 1, 3))
     g = low.call(aten.tanh.default, _chunk(low, gates, 2, size))
@@ -213,7 +214,7 @@ def _lstm(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tupl
     return low.call(aten.mul.Tensor, o, low.call(aten.tanh.default, c)), c
 
 
-def _gru(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
+def _gru(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
     r, z = (
         low.call(aten.sigmoid.default, low.call(aten.add.Tensor, _chunk(low, gx, n, size), _chunk(low, gh, n, size)))
         for n in (0, 1)
@@ -225,7 +226,7 @@ def _gru(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple
 
 
 def _rnn(activation: Any) -> Any:
-    def cell(low: Lowering, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
+    def cell(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
         return low.call(activation, low.call(aten.add.Tensor, gx, gh)), None
 
     return cell
@@ -251,7 +252,7 @@ class CumulativeSum(AlongDims):
     def remembers_all(self, node: Node) -> bool:
         return self._over_time(node)
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         if not self._over_time(node):
             return super().lower(node, low)
         x = operand(node)
@@ -288,11 +289,14 @@ class Item(Rule):
         layout = rule.layouts(source)[index]
         return layout.without(TIME) if index else layout
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
-        return low.items(source)[index]
+        if source not in low.tuples:
+            rule: Any = RULES[source.target]
+            low.tuples[source] = rule.lower_items(source, low)
+        return low.tuples[source][index]
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         results: Any = low.plain(operand(node))
         return results[node.args[1]] if isinstance(results, list) else low.same(node)  # type: ignore[index]

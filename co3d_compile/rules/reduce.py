@@ -9,34 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, fact_of
-from co3d_compile.layout import TIME, Layout
-from co3d_compile.rules.base import (
-    Rule,
-    argument,
-    known,
-    norm_dims,
-    one_entry,
-    operand,
-    rank_of,
-    register,
-    shape_of,
-)
+from co3d_compile.ir.aten_operators import SEPARABLE, reduced
+from co3d_compile.ir.layout import TIME, Layout
+from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, fact_of, known
+from co3d_compile.rules.base import Rule, one_entry, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 NEUTRAL = {"mean": 0.0, "sum": 0.0, "amax": -inf, "amin": inf}
-SEPARABLE = {aten.mean.dim: "mean", aten.amax.default: "amax", aten.amin.default: "amin", aten.sum.dim_IntList: "sum"}
-
-
-def reduced(node: Node) -> tuple[Node, list[int], bool]:
-    """Operand, dims and keepdim of a reduction."""
-    x = operand(node)
-    dims = norm_dims(argument(node, 1, "dim"), rank_of(x))
-    at = 3 if node.target in (aten.var.correction, aten.std.correction) else 2
-    return x, dims, bool(argument(node, at, "keepdim", False))
 
 
 @register(
@@ -96,7 +79,7 @@ class Reduction(Rule):
             over_time = node.graph.call_function(target, (space, dims, keep))
         return space, over_time
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dims, keep = self._norm_args(node)
         place = known(x).entry_dims()
         rest = [e for d in dims if (e := place[d]) is not None]
@@ -105,7 +88,7 @@ class Reduction(Rule):
             return new
         return low.with_dims(node, new, rest, keep)
 
-    def sliding(self, node: Node, low: Lowering, past: int, step: int) -> list[Node]:
+    def sliding(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = self._norm_args(node)
         kind = SEPARABLE[node.target]  # type: ignore[index]
@@ -113,7 +96,7 @@ class Reduction(Rule):
         if low.ends is None:
             entries = low.past(new, past)
             return [low.reduce_entries(entries[o : o + past + 1 : step], kind) for o in range(low.pulse(x))]
-        entries = low.ends.newest(new, fact_of(x), fact_of(node).layout, past, NEUTRAL[kind])
+        entries = low.newest(new, fact_of(x), fact_of(node).layout, past, NEUTRAL[kind])
         results = [low.reduce_entries(entries[o : o + past + 1], kind) for o in range(low.pulse(x))]
         if kind != "mean":
             return results
@@ -156,7 +139,7 @@ class Norm(Rule):
         """Over how many groups of the dims it mixes an entry is normalised, each by itself."""
         return int(argument(node, 1, "num_groups")) if node.target == aten.group_norm.default else 1
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
         if node.target == aten.layer_norm.default:
@@ -166,7 +149,7 @@ class Norm(Rule):
                 args[0] = [shape[d] for d in self._dims(node) if d != place.dim]
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
-    def sliding(self, node: Node, low: Lowering, past: int, step: int) -> list[Node]:
+    def sliding(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """Mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
 
         What is remembered are the first two moments of each entry, not the entry.
@@ -181,7 +164,7 @@ class Norm(Rule):
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
         moments = [[low.call(aten.mean.dim, r, [2], True) for r in both] for both in (rows, squares)]
         if low.ends is not None:
-            first, second = (low.ends.newest(m, fact_of(x), None, past, 0.0) for m in moments)
+            first, second = (low.newest(m, fact_of(x), None, past, 0.0) for m in moments)
         else:
             first, second = (low.past(m, past) for m in moments)
         results = []
@@ -193,13 +176,13 @@ class Norm(Rule):
             results.append(self._affine(node, low, self._normal(node, low, r, mean, square), shape))
         return results
 
-    def _normal(self, node: Node, low: Lowering, x: Node, mean: Node, square: Node) -> Node:
+    def _normal(self, node: Node, low: StepGraph, x: Node, mean: Node, square: Node) -> Node:
         eps = argument(node, 7 if node.target == aten.instance_norm.default else 4, "eps", 1e-5)
         variance = low.call(aten.sub.Tensor, square, low.call(aten.mul.Tensor, mean, mean))
         safe = low.call(aten.add.Tensor, low.call(aten.clamp.default, variance, 0.0), eps)
         return low.call(aten.mul.Tensor, low.call(aten.sub.Tensor, x, mean), low.call(aten.rsqrt.default, safe))
 
-    def _affine(self, node: Node, low: Lowering, rows: Node, shape: list[int]) -> Node:
+    def _affine(self, node: Node, low: StepGraph, rows: Node, shape: list[int]) -> Node:
         result = low.call(aten.reshape.default, rows, [-1, *shape[1:]])
         if node.target == aten.layer_norm.default:
             return result
@@ -240,7 +223,7 @@ class AlongDims(Rule):
             return known(x).replace(d, Layout.plain([shape_of(node)[d]]).dims[0])
         return known(x)
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         place = known(x).entry_dims()
         dims = [e for d in next(iter(self.mixes(node)))[1] if (e := place[d]) is not None]

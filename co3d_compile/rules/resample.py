@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, NoExtension, combine, fact_of, is_stream
-from co3d_compile.layout import Axis, Layout
-from co3d_compile.rules.base import Rule, argument, known, operand, refuse_dense, register, shape_of
-from co3d_compile.rules.conv import sliding_axis
+from co3d_compile.ir.aten_operators import LINEAR, NEAREST, sliding_axis
+from co3d_compile.ir.layout import Axis, Layout
+from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, refuse_dense, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
-LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d]
 PICTURES = [aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa]
 
 
@@ -83,7 +82,7 @@ class Upsample(Rule):
     def begins(self, node: Node) -> bool:
         return self.past(node) > 0
 
-    def lower(self, node: Node, low: Lowering) -> list[Node]:
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
         x, n, axis, nearest = self._geometry(node)
         if axis is None:
             return [self._space(node, low, low.entry(x, i), list(range(n))) for i in range(low.pulse(node))]
@@ -100,7 +99,7 @@ class Upsample(Rule):
             self._between(low, entries, (o + 0.5) / r - 0.5) for o in range(newest - r * (total - 1) + 1, newest + 1)
         ]
 
-    def _between(self, low: Lowering, entries: list[Node], at: float) -> Node:
+    def _between(self, low: StepGraph, entries: list[Node], at: float) -> Node:
         first = floor(at)
         weight = at - first
         if weight == 0:
@@ -108,7 +107,7 @@ class Upsample(Rule):
         a = low.call(aten.mul.Tensor, entries[first], 1 - weight)
         return low.call(aten.add.Tensor, a, low.call(aten.mul.Tensor, entries[first + 1], weight))
 
-    def _space(self, node: Node, low: Lowering, x: Node, space: list[int]) -> Node:
+    def _space(self, node: Node, low: StepGraph, x: Node, space: list[int]) -> Node:
         """The same up-sampling of one entry, over space alone."""
         sizes: list[int] | None = [shape_of(node)[2 + a] for a in space]
         old = [int(s) for s in x.meta["val"].shape][2:]
@@ -166,7 +165,7 @@ class GridSample(Rule):
                 raise NoExtension("meets a constant with a time axis")
         return super().flow(node)
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """A constant is the same for each image."""
         like = next(low.entry(n, i) for n in node.all_input_nodes if is_stream(n))
         images = [

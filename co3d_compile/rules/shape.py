@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kind, NoExtension, combine, fact_of
-from co3d_compile.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.rules.base import Rule, argument, known, norm_dims, operand, rank_of, register, shape_of
+from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, known
+from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
@@ -32,12 +33,12 @@ class Reshaping(Rule):
             raise NoExtension("tears the time axis apart")
         return fact
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """The entry in the shape that the output's layout gives it."""
         x = operand(node)
         return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         return low.resized(node)
 
 
@@ -88,14 +89,14 @@ class Permutation(Reshaping):
         x = operand(node)
         return known(x).permute(self.order(node))
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         place = known(x).entry_dims()
         order = [e for d in self.order(node) if (e := place[d]) is not None]
         new = low.entry(x, i)
         return new if order == sorted(order) else low.call(aten.permute.default, new, order)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         return low.same(node)
 
 
@@ -140,7 +141,7 @@ class Expansion(Reshaping):
             return fact
         return replace(fact, length=fact.pooled[2])
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         new, sizes = low.entry(x, i), known(node).entry().sizes()
         again = self.again(node)
@@ -155,7 +156,7 @@ class Expansion(Reshaping):
             return low.call(aten.repeat.default, new, [w // o for w, o in zip(wanted, old, strict=True)])
         return new if sizes == old else low.call(aten.expand.default, new, sizes)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         if node.target != aten.expand.default:
             return low.same(node)
         return low.resized(node)

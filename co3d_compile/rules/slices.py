@@ -8,26 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
-from co3d_compile.facts import Fact, Kernel, NoExtension, combine, fact_of
-from co3d_compile.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.primitive import hold
-from co3d_compile.rules.base import EDGE, Outside, Rule, argument, known, operand, rank_of, register, shape_of
+from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
+from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.markers import hold
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known
+from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
-    from co3d_compile.lowering import Lowering
+    from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-
-
-def sliced(node: Node) -> tuple[Node, int, int, int, int]:
-    """Operand, dim, start, end and step of a slice, all non-negative."""
-    x = operand(node)
-    dim = argument(node, 1, "dim", 0) % rank_of(x)
-    size = shape_of(x)[dim]
-    start, end, step = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
-    start = 0 if start is None else max(0, start + size if start < 0 else start)
-    end = size if end is None else min(size, end + size if end < 0 else end)
-    return x, dim, start, max(start, end), step
 
 
 @register(aten.slice.Tensor)
@@ -61,7 +53,7 @@ class Slice(Rule):
             raise NoExtension("cuts a dim into which time is folded")
         return fact.through(kernel, self.layout(node).resize(TIME, fact.clip))
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dim, start, end, step = sliced(node)
         place = known(x).entry_dims()[dim]
         new = low.entry(x, i)
@@ -69,7 +61,7 @@ class Slice(Rule):
             return new
         return low.call(aten.slice.Tensor, new, place, start, end, step)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         x, dim, start, end, step = sliced(node)
         fact = fact_of(x)
         if fact.layout is not None and fact.layout.has(TIME, dim) and fact.length != fact.clip:
@@ -115,13 +107,13 @@ class Select(Rule):
         out = fact.through(kernel, known(x).resize(TIME, fact.clip))
         return replace(out, layout=self.layout(node), length=1, crop=fact.crop - kernel.p)
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dim, index = self._args(node)
         place = known(x).entry_dims()[dim]
         new = low.entry(x, i)
         return new if place is None else low.call(aten.select.int, new, place, index)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         x, dim, index = self._args(node)
         fact = fact_of(x)
         if fact.layout is not None and fact.layout.has(TIME, dim) and index == shape_of(x)[dim] - 1:
@@ -185,7 +177,7 @@ class Pad(Rule):
         edge = self.outside(node)[0] == EDGE
         return fact.through(kernel, layout.resize(TIME, fact.clip), (edge, edge))
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, pads = self.pads(node)
         place = known(x).entry_dims()
         rest = [pad for d, pad in enumerate(pads) if place[d] is not None]
@@ -215,7 +207,7 @@ class IndexSelect(Rule):
         d = argument(node, 1, "dim") % rank_of(x)
         return known(x).replace(d, [Axis("", shape_of(node)[d])])
 
-    def entry(self, node: Node, low: Lowering, i: int) -> Node:
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, index = node.args[0], node.args[2]
         assert isinstance(x, Node) and isinstance(index, Node)
         d = known(x).entry_dims()[argument(node, 1, "dim") % rank_of(x)]
@@ -234,5 +226,5 @@ class Hold(Rule):
         delay = fact.delay + fact.lead
         return replace(fact, delay=max(0, delay) if node.args[1] else delay, lead=0, tail=0)
 
-    def window(self, node: Node, low: Lowering) -> Node:
+    def window(self, node: Node, low: StepGraph) -> Node:
         return low.plain(operand(node))

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
-from co3d_compile.opened import Serializable
-from co3d_compile.preprocess import Preprocess, stored_preprocess
-from co3d_compile.pulse import Pulse
-from co3d_compile.scores import ClassScores
+from co3d_compile.media.class_scores import ClassScores
+from co3d_compile.media.preprocess import Preprocess, stored_preprocess
+from co3d_compile.runtime.open_model import Serializable
+from co3d_compile.runtime.session import StreamSession
+from co3d_compile.runtime.step_inputs import Pulse
 from co3d_compile.serve.options import ServeOptions
-from co3d_compile.session import StreamSession
 
 Array = npt.NDArray[Any]
 PICTURES = {"image/jpeg": "JPEG", "image/png": "PNG"}

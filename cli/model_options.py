@@ -1,0 +1,78 @@
+"""The options that name a model, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from co3d_compile.cli.common import MODEL, F, option
+
+if TYPE_CHECKING:
+    from co3d_compile.capture.load_model import Loaded
+
+
+class ShapeType(click.ParamType[Any]):
+    """``1x3x16x224x224``"""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        sizes = value.lower().split("x")
+        if not all(size.isascii() and size.isdigit() and 0 < int(size) < 2**31 for size in sizes):
+            self.fail(f"{value!r} is no shape such as 1x3x16x224x224.", param, ctx)
+        return tuple(int(size) for size in sizes)
+
+
+def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """The callback of ``--kwargs``."""
+    if value is None:
+        return None
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON: {error}.", ctx, param) from error
+    if not isinstance(content, dict):
+        raise click.BadParameter('a JSON object is wanted, such as {"num_classes": 400}.', ctx, param)
+    return content
+
+
+def model_options(command: F) -> F:
+    """The options that say where a model comes from; `load_model` takes them."""
+    for add in reversed(
+        (
+            option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
+                   help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
+            option("--weights", type=click.Path(path_type=Path), group=MODEL, metavar="FILE",
+                   help="State dict for a factory's model: torch.save or safetensors."),
+            option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
+                   help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
+            option("--trust-pickle", is_flag=True, group=MODEL,
+                   help="Open a pickled module. This runs whatever code the file holds."),
+        )
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
+def load_model(model: str, options: dict[str, Any]) -> Loaded:
+    """Loads a model as `model_options` say; takes those options out of ``options``."""
+    from co3d_compile.capture.load_model import load
+
+    names = ("shapes", "weights", "kwargs", "trust_pickle")
+    return load(model, **{name: options.pop(name) for name in names})
+
+
+def is_source(model: str) -> bool:
+    """Whether this is a model that is still to be compiled: a factory, an archive or a pickle."""
+    path = Path(model)
+    if not path.exists():
+        return ":" in model
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2)[:1] in (b"P", b"\x80")

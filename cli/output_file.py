@@ -1,0 +1,107 @@
+"""The output file: checked before the long work, there whole or not at all after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from co3d_compile.errors import OutputError, UsageError
+
+
+class Output:
+    """A file to be written.
+
+    Args:
+        path: Where it shall be. A link is followed.
+
+    Raises:
+        OutputError: It cannot be written there. UsageError: It is ``-``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if str(path) == "-":
+            raise UsageError(
+                "What is written here is a file, not standard output.", hint="Give a name; ./- for this one."
+            )
+        self.given = path
+        self.path = Path(os.path.realpath(path))
+        if self.path.is_dir():
+            raise OutputError(f"{path} is a directory.", hint="Give the name of the file to write.")
+        if self.path.exists() and not self.path.is_file():
+            raise OutputError(f"{path} is not an ordinary file.")
+        if not self.path.parent.is_dir():
+            raise OutputError(f"There is no directory {self.path.parent}.", hint="Make it first.")
+        os.rmdir(self._folder())
+
+    def _folder(self) -> str:
+        try:
+            return tempfile.mkdtemp(prefix=f".{self.path.name[:100]}.", dir=self.path.parent)
+        except OSError as error:
+            raise OutputError(f"{self.given} cannot be written: {error.strerror}.") from error
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Gives a path to write to, beside the final one and under its name (ONNX external data repeats it).
+
+        What is not `put` in place is removed, whatever happens.
+        """
+        folder = self._folder()
+        try:
+            yield Path(folder, self.path.name)
+        except OutputError as error:
+            given = error.message.replace(str(Path(folder, self.path.name)), str(self.given))
+            raise OutputError(given, hint=error.hint) from error
+        except OSError as error:
+            if error.filename is not None and not str(error.filename).startswith(folder):
+                raise
+            raise OutputError(f"{self.given} cannot be written: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, written: Path) -> None:
+        """Moves what was written into place, the file itself last."""
+        others = [each for each in written.parent.iterdir() if each != written]
+        for source in [*others, written]:
+            os.replace(source, self.path.parent / source.name)
+
+
+def keep_apart(outputs: Sequence[Path | None], **inputs: str | Path | None) -> None:
+    """Refuses outputs that would overwrite each other, or what is read.
+
+    Args:
+        outputs: Files to be written; None: not asked for.
+        inputs: What is read, by what to call it; it need not be a file.
+
+    Raises:
+        UsageError: Two are the same file.
+    """
+    given = [path for path in outputs if path is not None]
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise UsageError("Two outputs have the same name.", hint="Give another file.")
+    for name, read in inputs.items():
+        for path in given:
+            if read is not None and os.path.exists(path) and os.path.exists(read) and os.path.samefile(path, read):
+                raise UsageError(f"{path} is the {name} itself.", hint="Give another output file.")
+
+
+def page_output(path: Path | None) -> Output | None:
+    """Where a page is to be written, if one is wanted. What it takes to make it is checked before the long work.
+
+    Raises:
+        OutputError: As for ``Output``. Co3dError: Jinja2 is missing.
+    """
+    if path is None:
+        return None
+    from co3d_compile.report.web_page import page_tools
+
+    page_tools()
+    return Output(path)
+
+
+def size(path: Path) -> int:
+    """Bytes of everything written so far, external data included."""
+    return sum(each.stat().st_size for each in path.parent.iterdir())

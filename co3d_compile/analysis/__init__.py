@@ -1,0 +1,1 @@
+"""What is known of several nodes: windows, receptive field, costs."""

@@ -1,0 +1,73 @@
+"""Multiply-adds of a graph, by module path."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Interpreter, Node
+from torch.utils.flop_counter import FlopCounterMode
+
+from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.operator_row import Operator
+from co3d_compile.ir.program import Program, bytes_of
+
+
+@dataclass
+class Costs:
+    """Multiply-adds by module path, of a whole graph at batch one."""
+
+    by_path: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.by_path.total()
+
+
+def costs(program: Program) -> Costs:
+    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter."""
+    mode = next(n.meta["val"].fake_mode for n in program.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
+    nodes = program.placeholders()
+    batch = max(1, int(nodes[0].meta["val"].shape[0]))
+    found: Counter[str] = Counter()
+    with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
+
+        class Counting(Interpreter):
+            def run_node(self, n: Node) -> Any:
+                before = counter.get_total_flops() if n.op == "call_function" else 0
+                result = super().run_node(n)
+                if n.op == "call_function" and (more := counter.get_total_flops() - before):
+                    found[module_path(n)] += more
+                return result
+
+        Counting(program.module).run(*[torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes])
+    return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
+
+
+def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program) -> list[Operator]:
+    """Adds what each module costs and remembers, at the operator of the module that does most with time."""
+    states: Counter[str] = Counter()
+    for state in program.states:
+        path = state.input.removeprefix("state.").rpartition(".")[0]
+        states[path] += bytes_of(state.shape, state.dtype)
+    result = list(rows)
+    for name, amounts in (("macs_clip", clip.by_path), ("macs_step", step.by_path), ("state_bytes", states)):
+        for path, amount in amounts.items():
+            at = _owner(rows, path, remembers=name == "state_bytes")
+            if at is not None:
+                result[at] = replace(result[at], **{name: getattr(result[at], name) + amount})
+    return result
+
+
+def _owner(rows: list[Operator], path: str, *, remembers: bool) -> int | None:
+    """The operator that a module's costs are shown at: one that remembers, or the first that computes."""
+    parts = [at for at, row in enumerate(rows) if row.operator != "input"]
+    named = "" if path == "model" else path
+    own = [at for at in parts if rows[at].module_path == named] or (parts[-1:] if path == "model" else [])
+    heavy = [at for at in own if any(word in rows[at].operator for word in ("conv", "linear", "mm", "attention"))]
+    with_past = [at for at in own if rows[at].done]
+    if remembers:
+        return next(iter(with_past or heavy or own), None)
+    return next(iter(heavy or own), None)

@@ -1,0 +1,165 @@
+"""What the passes decided, operator by operator: when each result is there, what it has seen, what it costs.
+
+Taken once the graph is aligned and before time leaves it, for the report and its drawing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.analysis.window_groups import _windows, newest
+from co3d_compile.ir.markers import MARKERS, history, shift, take, window
+from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.operator_row import Operator
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of
+from co3d_compile.rules import rule_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def survey(program: Program) -> list[Operator]:
+    """Describes an aligned graph. Costs and states are added later, by ``with_costs``."""
+    rows: list[Operator] = []
+    index: dict[Node, int] = {}
+    extents: dict[Node, tuple[Fraction, Fraction] | None] = {}
+    origins = _origins(program)
+    for node in program.graph.nodes:
+        fact: Fact | None = node.meta.get(KEY)
+        if fact is None or node.op not in ("placeholder", "call_function") or fact.kind is Kind.STATIC:
+            continue
+        extents[node] = _extent(node, fact, extents)
+        if node.target in MARKERS:
+            continue
+        sources = [_source(n) for n in node.all_input_nodes if _source(n)[0] in index]
+        index[node] = len(rows)
+        row = _row(node, fact, [(index[n], held) for n, held in sources], extents[node])
+        rows.append(replace(row, origin=origins.get(node.name, "")))
+    return rows
+
+
+def _origins(program: Program) -> dict[str, str]:
+    """The captured node that each node has the value of; one that is still there is its own."""
+    places = program.places()
+    found: dict[str, str] = {}
+    for captured, name in places.items():
+        if name == captured or name not in found:
+            found[name] = captured
+    return found
+
+
+def with_values(rows: list[Operator], program: Program) -> list[Operator]:
+    """Adds the ONNX values of an exported program that hold the entries of each operator."""
+    found: dict[str, dict[int, str]] = {}
+    for (name, entry), value in program.values.items():
+        found.setdefault(name, {})[entry] = value
+    result = []
+    for row in rows:
+        own = found.get(row.name, {})
+        whole = own and len(own) == row.entries
+        result.append(replace(row, values=tuple(own[i] for i in sorted(own))) if whole else row)
+    return result
+
+
+def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: Any) -> Operator:
+    kernel = node.meta.get("kernel")
+    value = node.meta.get("val")
+    streams = fact.kind is Kind.STREAM
+    left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
+    return Operator(
+        name=node.name,
+        operator="input" if node.op == "placeholder" else operator_name(node.target),
+        module_path="" if node.op == "placeholder" else module_path(node),
+        kind="input" if node.op == "placeholder" else fact.kind.value,
+        done=_done(node, fact),
+        inputs=tuple(at for at, _ in inputs),
+        held=tuple(held for _, held in inputs),
+        shape=tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else (),
+        taps=(kernel.k - 1) * kernel.d + 1 if kernel is not None else 1,
+        padding=max(0, kernel.p) if kernel is not None else 0,
+        rate=float(fact.rate),
+        delay=float(fact.delay * fact.rate - left_out) if streams else float(_window_delay(node)),
+        first=None if extent is None else float(extent[0] - left_out),
+        last=None if extent is None else float(extent[1] - left_out),
+        entries=int(fact.pulse) if streams else 1,
+        late=fact.delay - fact.crop if streams else _late(node),
+    )
+
+
+def _done(node: Node, fact: Fact) -> str:
+    if fact.kind is Kind.WINDOW:
+        return "on a window"
+    if _carries(node, fact):
+        return "carries its state"
+    if "gate" in node.meta:
+        return "gate over one frame" if node.meta["gate"] == "frame" else "gate over a window"
+    if "kernel" in node.meta and any(m.target is history for n in node.all_input_nodes for m in _markers(n)):
+        return "continual"
+    held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
+    return f"operand delayed by {max(held)}" if held else ""
+
+
+def _carries(node: Node, fact: Fact) -> bool:
+    rule = rule_for(node.target)
+    return fact.kind is Kind.STREAM and rule is not None and rule.remembers_all(node)
+
+
+def _source(node: Node) -> tuple[Node, int | None]:
+    """The operator behind the markers, and by how many of its entries it is held back."""
+    fact: Fact | None = node.meta.get(KEY)
+    n = node
+    while n.target in MARKERS:
+        n = n.args[0]  # type: ignore[assignment]
+    own: Fact | None = n.meta.get(KEY)
+    if fact is None or own is None or fact.kind is not Kind.STREAM or own.kind is not Kind.STREAM:
+        return n, None
+    if not any(m.target is take for m in _markers(node)):
+        return n, 0
+    return n, max(0, fact.delay - own.delay)
+
+
+def _markers(node: Node) -> Iterator[Node]:
+    while node.target in MARKERS:
+        yield node
+        node = node.args[0]  # type: ignore[assignment]
+
+
+def _window_delay(node: Node) -> Fraction:
+    """Frames by which the newest entry lags that a window result has read."""
+    return min((newest(m) * fact_of(operand(m)).rate for m in _windows(node)), default=Fraction(0))
+
+
+def _late(node: Node) -> int:
+    """The same in entries, less what a selection leaves out."""
+    return min((newest(m) for m in _windows(node)), default=0)
+
+
+def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, Fraction] | None:
+    """The frames that an entry reads, from the one at its own index on."""
+    if node.op == "placeholder":
+        return Fraction(0), Fraction(0)
+    parts = [known[n] for n in node.all_input_nodes if n in known]
+    if not parts:
+        return Fraction(0), Fraction(0)
+    if any(part is None for part in parts) or _carries(node, fact):
+        return None
+    first, last = min(part[0] for part in parts), max(part[1] for part in parts)
+    before: Fact = next(n.meta[KEY] for n in node.all_input_nodes if n in known)
+    if node.target is window or node.meta.get("gate") == "window":
+        return first - (before.length - 1) * before.spacing * before.rate, last
+    if node.target is shift:
+        move = int(node.args[1]) * before.rate  # type: ignore[arg-type]
+        return first - move, last - move
+    kernel = node.meta.get("kernel")
+    if kernel is None and fact.kind is Kind.WINDOW:
+        return first, last
+    if kernel is None:  # behind an up-sampling the later entries of a group read what lies before them
+        return first - max(Fraction(0), before.rate - fact.rate), last
+    kernel = before.flowing(kernel)
+    return first - kernel.p * before.rate, last + ((kernel.k - 1) * kernel.d - kernel.p) * before.rate

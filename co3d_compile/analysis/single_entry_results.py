@@ -1,0 +1,117 @@
+"""What a pool over time leaves of a window: one entry. It is lowered like those of a stream, without a dim for time.
+
+So the head behind the pool is computed on tensors of at most four dims, by the rules that the stream has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.aten_operators import SEPARABLE, reduced
+from co3d_compile.ir.layout import BATCH, LayoutLost
+from co3d_compile.ir.markers import window
+from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of, is_window
+from co3d_compile.rules import Rule, rule_for
+from co3d_compile.rules.conv import Convolution
+from co3d_compile.step_graph.step_graph import StepGraph
+
+aten = torch.ops.aten
+SINGLE = "single"  # in a node's meta while it is lowered so: the fact that it had as a window
+
+
+def window_fact(node: Node) -> Fact:
+    """The fact that says from which windows a result comes."""
+    return node.meta.get(SINGLE, fact_of(node))
+
+
+def pool(low: StepGraph, node: Node, entries: Mapping[Node, Sequence[Any]]) -> bool:
+    """Lowers a pool over nothing but the entries of a window; ``entries`` are those of each window marker."""
+    if low.ends is not None or node.target not in SEPARABLE or len(node.args) > 3 or node.kwargs.get("dtype"):
+        return False
+    x, dims, keep = reduced(node)
+    layout = fact_of(x).layout
+    place = layout.time if layout is not None else None
+    if x.target is not window or layout is None or place is None or not place.alone or place.dim not in dims:
+        return False
+    others = [d for d in dims if d != place.dim]
+    batch = layout.entry().batch
+    if (
+        batch is None
+        or batch.dim
+        or batch.outer != 1
+        or any(shape_of(x)[d] != 1 or layout.has(BATCH, d) for d in others)
+    ):
+        return False
+    result = low.reduce_entries(entries[x], SEPARABLE[node.target])
+    if keep:
+        return _mark(low, node, [result], fact_of(node).layout)
+    numbers = layout.entry_dims()
+    for d in sorted(others, reverse=True):
+        result = low.call(aten.squeeze.dim, result, numbers[d])
+    low.windows[node] = result
+    return True
+
+
+def follow(low: StepGraph, node: Node) -> bool:
+    """Lowers an operator all of whose operands were lowered so, if its rule treats the entry as one of many."""
+    singles = [n for n in node.all_input_nodes if SINGLE in n.meta]
+    if not singles:
+        return False
+    rule = rule_for(node.target)
+    if _treats_as_batch(rule, node) and not any(is_window(n) for n in node.all_input_nodes):
+        assert rule is not None
+        try:
+            fact = rule.flow(node)
+        except (NoExtension, LayoutLost):
+            fact = None
+        if fact is not None and fact.pulse == 1 and fact.length == 1 and fact.clip == 1:
+            node.meta[SINGLE], node.meta[KEY] = fact_of(node), fact
+            low.streams[node] = rule.lower(node, low)
+            return True
+    for n in singles:
+        restore(low, n)
+    return False
+
+
+def restore(low: StepGraph, node: Node) -> None:
+    """Gives the entry its dim for time back, where an operator needs the window as it is in the clip."""
+    if SINGLE in node.meta:
+        layout = fact_of(node).layout
+        assert layout is not None
+        low.windows[node] = low.as_clip([low.streams[node][0]], layout)
+        node.meta[KEY] = node.meta.pop(SINGLE)
+
+
+def _mark(low: StepGraph, node: Node, entries: list[Node], layout: Any) -> bool:
+    place = layout.time if layout is not None else None
+    if place is None or not place.alone or place.size != 1:
+        return False
+    fact = fact_of(node)
+    node.meta[SINGLE] = fact
+    node.meta[KEY] = replace(
+        fact, kind=Kind.STREAM, pulse=Fraction(1), delay=0, spacing=1, length=1, dense=False, per_entry=True
+    )
+    low.streams[node] = entries
+    return True
+
+
+def _treats_as_batch(rule: Rule | None, node: Node) -> bool:
+    """Whether nothing is remembered between entries, and none but the one is read."""
+    if rule is None or isinstance(node.meta["val"], (tuple, list)):
+        return False
+    try:
+        kernel = rule.kernel(node)
+    except (NoExtension, LayoutLost):
+        return False
+    plain = type(rule).lower is Rule.lower or isinstance(rule, Convolution)
+    return plain and (kernel is None or kernel.trivial)
+
+
+__all__ = ["SINGLE", "follow", "pool", "restore", "window_fact"]

@@ -1,0 +1,82 @@
+"""Windows that belong together, because their results meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.fx import Node
+
+from co3d_compile.analysis.single_entry_results import window_fact
+from co3d_compile.ir.markers import window
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import Kind, fact_of, flush_steps
+
+
+def newest(marker: Node) -> int:
+    """The delay of the newest entry that a window reads, once windows that meet are aligned."""
+    return int(marker.meta.get("newest", fact_of(operand(marker)).delay))
+
+
+def _windows(node: Node) -> list[Node]:
+    """The windows that a result comes from."""
+    found, stack, seen = [], list(node.all_input_nodes), set()
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.target is window:
+            found.append(n)
+        elif fact_of(n).kind is Kind.WINDOW:
+            stack.extend(n.all_input_nodes)
+    return found
+
+
+def _markers(node: Node) -> list[Node]:
+    """The window markers that a result comes from."""
+    seen: set[Node] = set()
+    stack, found = [node], []
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.target is window:
+            found.append(n)
+        elif window_fact(n).kind is Kind.WINDOW:
+            stack.extend(n.all_input_nodes)
+    return found
+
+
+def first_to_end(group: list[Node]) -> Node:
+    """Of windows that meet the one whose last entry comes first."""
+    return min(group, key=lambda marker: flush_steps(fact_of(operand(marker))))
+
+
+def meeting_windows(program: Program) -> Iterable[list[Node]]:
+    """The window markers, in groups whose results meet in some operator."""
+    leader: dict[Node, Node] = {}
+
+    def find(n: Node) -> Node:
+        while leader[n] is not n:
+            n = leader[n]
+        return n
+
+    reached: dict[Node, Node] = {}
+    for node in program.graph.nodes:
+        if node.target is window:
+            leader[node] = node
+            reached[node] = node
+            continue
+        if fact_of(node).kind is not Kind.WINDOW:
+            continue
+        roots = [find(reached[n]) for n in node.all_input_nodes if n in reached]
+        for other in roots[1:]:
+            leader[find(other)] = find(roots[0])
+        if roots:
+            reached[node] = roots[0]
+    groups: dict[Node, list[Node]] = {}
+    for marker in leader:
+        groups.setdefault(find(marker), []).append(marker)
+    return groups.values()

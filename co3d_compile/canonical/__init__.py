@@ -1,0 +1,1 @@
+"""One form for operators that can be written in many."""

@@ -1,0 +1,110 @@
+"""Canonical forms of copying along dims: broadcasting needs none, and every other copy is an expansion."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+UNROLLED = 64  # places of a kernel up to which each is a slice
+
+
+def expansion(program: Program, node: Node) -> None:
+    """What is expanded for operators that broadcast by themselves is left as it is: ``x * g.expand_as(x)``.
+
+    What is expanded for a ``cat`` is as many parts of it.
+    """
+    if node.users and all(_broadcasts(node, user) for user in node.users):
+        replace(node, operand(node))
+        return
+    x = operand(node)
+    old, new = [1] * (rank_of(node) - rank_of(x)) + list(shape_of(x)), shape_of(node)
+    grown = [d for d in range(len(new)) if new[d] != old[d]]
+    if rank_of(x) == rank_of(node) and len(grown) == 1 and new[grown[0]] <= UNROLLED:
+        _as_parts(node, x, grown[0])
+
+
+def _as_parts(node: Node, x: Node, dim: int) -> None:
+    """Where copies only stand beside other tensors in a ``cat``, each is a part of it: an entry repeated at an end."""
+    if not all(u.target is aten.cat.default and argument(u, 1, "dim", 0) % rank_of(u) == dim for u in node.users):
+        return
+    for user in list(node.users):
+        parts: list[Node] = list(user.args[0])  # type: ignore[arg-type]
+        copies = [[x] * shape_of(node)[dim] if part is node else [part] for part in parts]
+        user.update_arg(0, [part for group in copies for part in group])
+    node.graph.erase_node(node)
+
+
+def _broadcasts(node: Node, user: Node) -> bool:
+    """Whether an operator gives the same if it reads what is expanded instead."""
+    if torch.Tag.pointwise not in getattr(user.target, "tags", ()) or user.kwargs.get("out") is not None:
+        return False
+    if any(isinstance(a, (list, tuple)) for a in user.args) or user.target is aten.copy.default:
+        return False
+    shapes = [shape_of(operand(n) if n is node else n) for n in user.all_input_nodes]
+    return len(shapes) > 1 and tuple(torch.broadcast_shapes(*shapes)) == shape_of(user)
+
+
+def repetition(program: Program, node: Node) -> None:
+    """``repeat`` of dims of size one is an expansion."""
+    x = operand(node)
+    counts: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    sizes = [1] * (len(counts) - rank_of(x)) + list(shape_of(x))
+    if any(c != 1 and s != 1 for c, s in zip(counts, sizes, strict=True)):
+        return
+    new = insert(program, node, aten.expand.default, x, list(shape_of(node)))
+    replace(node, new)
+    expansion(program, new)
+
+
+def resampling(program: Program, node: Node) -> None:
+    """Up-sampling from one place is an expansion (the pooled branch of a pyramid)."""
+    x = operand(node)
+    if any(a not in (1, b) for a, b in zip(shape_of(x), shape_of(node), strict=True)):
+        return
+    new = insert(program, node, aten.expand.default, x, list(shape_of(node)))
+    new.meta["resampled"] = (node.target, node.args[1:])
+    replace(node, new)
+
+
+def resample_again(node: Node) -> None:
+    """Makes the up-sampling of an expansion again: the one entry of the clip is one of many in the stream."""
+    target, rest = node.meta.pop("resampled")
+    node.target, node.args = target, (node.args[0], *rest)
+
+
+def unfolding(program: Program, node: Node) -> None:
+    """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side."""
+    x, size, step = operand(node), int(node.args[2]), int(node.args[3])  # type: ignore[arg-type]
+    if rank_of(x) == 0 or size > UNROLLED:
+        return
+    dim = int(node.args[1]) % rank_of(x)  # type: ignore[arg-type]
+    span = (shape_of(node)[dim] - 1) * step + 1
+    parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + span, step) for i in range(size)]
+    parts = [insert(program, node, aten.unsqueeze.default, part, rank_of(x)) for part in parts]
+    replace(node, insert(program, node, aten.cat.default, parts, rank_of(x)))
+
+
+def columns(program: Program, node: Node) -> None:
+    """``nn.Unfold``: the places of the kernel are strided slices side by side."""
+    x = operand(node)
+    kernel, dilation, padding, stride = (spread(v, 2) for v in node.args[1:5])
+    if rank_of(x) != 4 or kernel[0] * kernel[1] > UNROLLED:
+        return
+    flat = [padding[1], padding[1], padding[0], padding[0]]
+    padded = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
+    sizes = [(shape_of(padded)[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)]
+    parts = []
+    for place in range(kernel[0] * kernel[1]):
+        part = padded
+        for a, i in enumerate((place // kernel[1], place % kernel[1])):
+            first = i * dilation[a]
+            end = first + (sizes[a] - 1) * stride[a] + 1
+            part = insert(program, node, aten.slice.Tensor, part, 2 + a, first, end, stride[a])
+        parts.append(insert(program, node, aten.unsqueeze.default, part, 2))
+    whole = insert(program, node, aten.cat.default, parts, 2)
+    replace(node, insert(program, node, aten.reshape.default, whole, list(shape_of(node))))

@@ -1,0 +1,375 @@
+"""Canonical forms: how an operator is written with fewer kinds of operators. One small function each."""
+
+from __future__ import annotations
+
+import operator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
+from co3d_compile.canonical.resampling_forms import RESAMPLING
+from co3d_compile.canonical.write_forms import reading, writing
+from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, reduced
+from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import known
+
+aten = torch.ops.aten
+
+WITH_INDICES = {
+    aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+ADAPTIVE_AVERAGE = {
+    aten.adaptive_avg_pool1d.default: aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default: aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default: aten.adaptive_avg_pool3d.default,
+    aten._adaptive_avg_pool2d.default: aten.adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool3d.default: aten.adaptive_avg_pool3d.default,
+}
+ADAPTIVE_MAX = {
+    aten.adaptive_max_pool1d.default: 1,
+    aten.adaptive_max_pool2d.default: 2,
+    aten.adaptive_max_pool3d.default: 3,
+}
+
+
+def _pool(program: Program, node: Node) -> None:
+    """Splits whole axes off a pool: they are a mean or a maximum."""
+    pool = PoolArgs.of(node)
+    rank, n = rank_of(pool.x), len(pool.kernel)
+    sizes = shape_of(pool.x)[-n:]
+    whole = [a for a in range(n) if pool.kernel[a] == sizes[a] != 1 and pool.padding[a] == 0 and pool.dilation[a] == 1]
+    if not whole or pool.divisor is not None:
+        return
+    tiling = [rank - n + a for a in whole if pool.stride[a] == pool.kernel[a]]
+    for a in whole:
+        pool.kernel[a] = pool.stride[a] = 1
+    x = pool.x
+    if any((k, s, p) != (1, 1, 0) for k, s, p in zip(pool.kernel, pool.stride, pool.padding, strict=True)):
+        x = insert(program, node, node.target, *pool.args(x, list(range(n))))
+    reduction = insert(
+        program, node, aten.mean.dim if pool.average else aten.amax.default, x, [rank - n + a for a in whole], True
+    )
+    reduction.meta["tiles"] = (node.target, tiling)
+    replace(node, reduction)
+
+
+def tiles_time(node: Node) -> bool:
+    """Whether it was a pool over the whole time axis that would go on with the next entries, none twice."""
+    if "tiles" not in node.meta:
+        return False
+    place = known(operand(node)).time
+    return place is not None and place.alone and place.dim in node.meta["tiles"][1]
+
+
+def slide_again(node: Node) -> None:
+    """Makes the pool of a mean or a maximum again."""
+    x, dims, _ = reduced(node)
+    target, _ = node.meta.pop("tiles")
+    shape = shape_of(x)
+    kernel = [shape[d] if d in dims else 1 for d in range(len(shape) - DIMS[target], len(shape))]
+    node.target, node.args, node.kwargs = target, (x, kernel, kernel), {}
+
+
+def _adaptive_average(program: Program, node: Node) -> None:
+    """One entry on an axis is a mean over it, as many as there are is nothing (but a longer window has more)."""
+    x = operand(node)
+    target = ADAPTIVE_AVERAGE[node.target]  # type: ignore[index]
+    sizes = list(shape_of(node))
+    n = int(str(target).split("pool")[1][0])
+    first = rank_of(x) - n
+    longer = program.options.window is not None
+    means = [d for d in range(first, first + n) if sizes[d] == 1 and (longer or shape_of(x)[d] != 1)]
+    rest = [1 if d in means else sizes[d] for d in range(first, first + n)]
+    old = [1 if d in means else shape_of(x)[d] for d in range(first, first + n)]
+    if means:
+        x = insert(program, node, aten.mean.dim, x, means, True)
+    if rest != old:
+        x = insert(program, node, target, x, rest)
+    if x is not node.args[0] or rest == old:
+        replace(node, x)
+
+
+def _convolution(program: Program, node: Node) -> None:
+    """The general ``convolution``, as the operator of its rank and kind."""
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
+    n = rank_of(weight) - 2  # type: ignore[arg-type]
+    sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]
+    if transposed:
+        target = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input][n - 1]
+        args: Any = (x, weight, bias, sizes[0], sizes[1], sizes[3], groups, sizes[2])
+    else:
+        target = [aten.conv1d.default, aten.conv2d.default, aten.conv3d.default][n - 1]
+        args = (x, weight, bias, sizes[0], sizes[1], sizes[2], groups)
+    replace(node, insert(program, node, target, *args))
+
+
+def _same_padding(program: Program, node: Node) -> None:
+    """``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
+    if not isinstance(argument(node, 4, "padding", 0), str):
+        return
+    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
+    n = rank_of(weight) - 2  # type: ignore[arg-type]
+    dilation = spread(argument(node, 5, "dilation", 1), n)
+    total = [d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]  # type: ignore[arg-type]
+    if argument(node, 4, "padding") == "valid":
+        total = [0] * n
+    if any(t % 2 for t in total):
+        flat = [v for t in reversed(total) for v in (0, t % 2)]
+        x = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0)
+    target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[n]
+    args = (
+        x,
+        weight,
+        bias,
+        spread(argument(node, 3, "stride", 1), n),
+        [t // 2 for t in total],
+        dilation,
+        argument(node, 6, "groups", 1),
+    )
+    replace(node, insert(program, node, target, *args))
+
+
+def _native_layer_norm(program: Program, node: Node) -> None:
+    _only_first(program, node, aten.layer_norm.default, node.args)
+
+
+def _native_group_norm(program: Program, node: Node) -> None:
+    x, weight, bias, _, _, _, groups, eps = node.args
+    _only_first(program, node, aten.group_norm.default, (x, groups, weight, bias, eps))
+
+
+def _only_first(program: Program, node: Node, target: Any, args: Any) -> None:
+    """An operator of which only the first output is read, as the operator with one output."""
+    users = list(node.users)
+    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+        result = insert(program, node, target, *args)
+        for user in users:
+            replace(user, result)
+
+
+def _addmm(program: Program, node: Node) -> None:
+    """``addmm(bias, x, weight.t())`` is a linear layer."""
+    bias, x, transposed = node.args
+    assert isinstance(transposed, Node)
+    if transposed.target in (aten.t.default, aten.permute.default, aten.transpose.int) and not node.kwargs:
+        replace(node, insert(program, node, aten.linear.default, x, transposed.args[0], bias))
+
+
+def _adaptive_max(program: Program, node: Node) -> None:
+    users = list(node.users)
+    x = operand(node)
+    n = ADAPTIVE_MAX[node.target]  # type: ignore[index]
+    old, new = shape_of(x)[-n:], tuple(node.meta["val"][0].shape)[-n:]
+    if any(u.args[1] != 0 for u in users):
+        return
+    dims = [rank_of(x) - n + a for a in range(n) if new[a] == 1 and old[a] != 1]
+    result = insert(program, node, aten.amax.default, x, dims, True) if dims else x
+    if tuple(result.meta["val"].shape)[-n:] != new:
+        result = insert(program, node, adaptive_max, result, list(new))
+    for user in users:
+        replace(user, result)
+
+
+def _with_indices(program: Program, node: Node) -> None:
+    users = list(node.users)
+    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+        result = insert(program, node, WITH_INDICES[node.target], *node.args, **node.kwargs)  # type: ignore[index]
+        _pool(program, result)
+        for user in users:
+            replace(user, result)
+
+
+def _max_dim(program: Program, node: Node) -> None:
+    """``max`` and ``min`` over a dim of which only the values are read."""
+    users = list(node.users)
+    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+        target = aten.amax.default if node.target is aten.max.dim else aten.amin.default
+        result = insert(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
+        for user in users:
+            replace(user, result)
+
+
+def _mean_all(program: Program, node: Node) -> None:
+    x = operand(node)
+    target = {aten.mean.default: aten.mean.dim, aten.sum.default: aten.sum.dim_IntList}[node.target]  # type: ignore[index]
+    replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
+
+
+def _split(program: Program, node: Node) -> None:
+    """``split`` and ``unbind``, as slices and selections."""
+    x = operand(node)
+    unbind = node.target is aten.unbind.int
+    dim = argument(node, 1 if unbind else 2, "dim", 0) % rank_of(x)
+    sizes = [1 if unbind else int(v.shape[dim]) for v in node.meta["val"]]
+    for user in list(node.users):
+        i = user.args[1]
+        assert isinstance(i, int)
+        start = sum(sizes[:i])
+        if unbind:
+            new = insert(program, user, aten.select.int, x, dim, start)
+            _select(program, new)
+        else:
+            new = insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i])
+        replace(user, new)
+
+
+def _copy(program: Program, node: Node) -> None:
+    """``copy(a, b)`` is b in the shape and dtype of a."""
+    source = operand(node, 1)
+    old, new = source.meta["val"], node.meta["val"]
+    if old.dtype != new.dtype:
+        source = insert(program, node, aten._to_copy.default, source, dtype=new.dtype)
+    if old.shape != new.shape:
+        source = insert(program, node, aten.expand.default, source, list(new.shape))
+    replace(node, source)
+
+
+def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
+    """Start, end and step of evenly spaced rising indices."""
+    values = index.flatten().tolist()
+    steps = {b - a for a, b in pairwise(values)} or {1}
+    step = steps.pop()
+    return (values[0], values[-1] + 1, step) if not steps and step > 0 and values[0] >= 0 else None
+
+
+def _gather(program: Program, node: Node) -> None:
+    """``x[:, :, index]`` with a constant index on one dim."""
+    x, indices = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    given = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if (
+        len(given) != 1
+        or given[0][1].op != "get_attr"
+        or rank_of(given[0][1]) != 1
+        or given[0][1].meta["val"].dtype == torch.bool
+    ):
+        return
+    dim, index = given[0]
+    replace(node, insert(program, node, aten.index_select.default, x, dim, index))
+
+
+def _index_select(program: Program, node: Node) -> None:
+    x, dim, index = node.args
+    assert isinstance(x, Node) and isinstance(index, Node) and isinstance(dim, int)
+    if index.op != "get_attr":
+        return
+    even = _evenly(program.constant(index))
+    if even is not None:
+        replace(node, insert(program, node, aten.slice.Tensor, x, dim % rank_of(x), *even))
+
+
+def _prelu(program: Program, node: Node) -> None:
+    """A slope per channel is a constant that broadcasts."""
+    x, weight = operand(node), operand(node, 1)
+    space = [1] * (rank_of(x) - 2)
+    slope = insert(program, node, aten.reshape.default, weight, [-1, *space]) if rank_of(x) > 1 else weight
+    replace(node, insert(program, node, aten._prelu_kernel.default, x, slope))
+
+
+def _rrelu(program: Program, node: Node) -> None:
+    """Outside of training the random slope is the mean of its bounds."""
+    low, high = argument(node, 1, "lower", 1 / 8), argument(node, 2, "upper", 1 / 3)
+    replace(node, insert(program, node, aten.leaky_relu.default, operand(node), (low + high) / 2))
+
+
+def _moments(program: Program, node: Node) -> None:
+    """``var_mean`` and ``std_mean`` as two operators."""
+    x, dims = operand(node), argument(node, 1, "dim")
+    every = dims or list(range(rank_of(x)))
+    keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
+    spread = aten.var.correction if node.target is aten.var_mean.correction else aten.std.correction
+    for user in list(node.users):
+        if user.args[1] == 0:
+            new = insert(program, user, spread, x, every, correction=correction, keepdim=keep)
+        else:
+            new = insert(program, user, aten.mean.dim, x, every, keep)
+        replace(user, new)
+
+
+def _instance_norm(program: Program, node: Node) -> None:
+    """Instance norm with running statistics is a batch norm."""
+    x, weight, bias, mean, variance, use_input_stats, _, eps = node.args[:8]
+    if not use_input_stats:
+        args = (x, weight, bias, mean, variance, False, 0.0, eps, False)
+        replace(node, insert(program, node, aten.batch_norm.default, *args))
+
+
+def _squeeze_all(program: Program, node: Node) -> None:
+    """``squeeze()`` says which dims it means: not the batch, which is one when a single stream runs."""
+    x = operand(node)
+    dims = [d for d, size in enumerate(shape_of(x)) if size == 1]
+    replace(node, insert(program, node, aten.squeeze.dims, x, dims) if dims else x)
+
+
+def _select(program: Program, node: Node) -> None:
+    """``x[0]`` of a batch of one is the same without that dim."""
+    x, dim, _ = node.args
+    if isinstance(x, Node) and dim == 0 and shape_of(x)[0] == 1:
+        replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
+
+
+REWRITES: dict[Any, Any] = {
+    **dict.fromkeys(DIMS, _pool),
+    **dict.fromkeys(ADAPTIVE_AVERAGE, _adaptive_average),
+    **dict.fromkeys(ADAPTIVE_MAX, _adaptive_max),
+    **dict.fromkeys(WITH_INDICES, _with_indices),
+    aten.max.dim: _max_dim,
+    aten.min.dim: _max_dim,
+    aten.mean.default: _mean_all,
+    aten.sum.default: _mean_all,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.unbind.int: _split,
+    aten.slice_scatter.default: writing,
+    aten.select_scatter.default: writing,
+    aten.slice.Tensor: reading,
+    aten.copy.default: _copy,
+    aten.squeeze.default: _squeeze_all,
+    aten.select.int: _select,
+    aten.convolution.default: _convolution,
+    aten.conv1d.padding: _same_padding,
+    aten.conv2d.padding: _same_padding,
+    aten.conv3d.padding: _same_padding,
+    aten.native_layer_norm.default: _native_layer_norm,
+    aten.native_group_norm.default: _native_group_norm,
+    aten.addmm.default: _addmm,
+    aten.instance_norm.default: _instance_norm,
+    aten.prelu.default: _prelu,
+    aten.rrelu.default: _rrelu,
+    aten.var_mean.correction: _moments,
+    aten.std_mean.correction: _moments,
+    aten.expand.default: expansion,
+    aten.repeat.default: repetition,
+    aten.unfold.default: unfolding,
+    aten.im2col.default: columns,
+    **RESAMPLING,
+}
+
+
+def _bmm(program: Program, node: Node) -> None:
+    """``bmm`` with one constant matrix, copied for each row of the batch, is a linear layer."""
+    x, weight = operand(node), operand(node, 1)
+    left = x.op == "get_attr"
+    if left:
+        x, weight = weight, x
+    if 0 not in weight.meta.get("alike", ()) or shape_of(weight)[0] == 1:
+        return
+    value = program.constant(weight)[0]
+    shared = insert_constant(program, node, f"constant.{node.name}", (value if left else value.t()).contiguous())
+    x = insert(program, node, aten.transpose.int, x, 1, 2) if left else x
+    result = insert(program, node, aten.linear.default, x, shared)
+    replace(node, insert(program, node, aten.transpose.int, result, 1, 2) if left else result)
+
+
+GATHERS: dict[Any, Any] = {
+    aten.index.Tensor: _gather,
+    aten.index_select.default: _index_select,
+    aten.bmm.default: _bmm,
+}
+"""Run after constants are computed, since these need them."""

@@ -1,0 +1,116 @@
+"""Canonical forms of tensors that are written in place, piece by piece: each piece is read where it was written."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+
+
+def writing(program: Program, node: Node) -> None:
+    """A slice written into a tensor: what is before it, it, and what is behind it.
+
+    ``x[:, 1:, :8] = y`` writes a box: a slice into a slice. It is laid out so that the dim of which most is written (a
+    shift over time) is the innermost.
+    """
+    if any(_into(node, user) for user in node.users):
+        return
+    box, source, inner = [], node, node
+    while True:
+        place = _place(inner)
+        if place is None:
+            return
+        box.append(place)
+        source = operand(inner, 1)
+        if inner.target is aten.select_scatter.default:
+            source = insert(program, node, aten.unsqueeze.default, source, place[0])
+        if source.op != "call_function" or not _into(source, inner):
+            break
+        inner = source
+    base = operand(node)
+    if any(start >= end for _, start, end in box):  # nothing is written
+        replace(node, base)
+        return
+    box.sort(key=lambda at: (at[2] - at[1]) / shape_of(base)[at[0]])
+    replace(node, _boxed(program, node, base, source, box))
+
+
+def _into(node: Node, user: Node) -> bool:
+    """Whether a write goes into the very slice that another one writes back."""
+    scatters = (aten.slice_scatter.default, aten.select_scatter.default)
+    if node.target not in scatters or user.target is not aten.slice_scatter.default or user.args[1] is not node:
+        return False
+    part, at = operand(node), _place(user)
+    if part.target is not aten.slice.Tensor or part.args[0] is not user.args[0] or at is None or len(node.users) != 1:
+        return False
+    _, dim, start, end, step = sliced(part)
+    return (dim, start, end, step) == (*at, 1) and _place(node) is not None
+
+
+def _place(node: Node) -> tuple[int, int, int] | None:
+    """Dim, start and end of what a scatter writes; None for every other entry."""
+    base = operand(node)
+    if node.target is aten.select_scatter.default:
+        dim = argument(node, 2, "dim") % rank_of(base)
+        start = argument(node, 3, "index") % shape_of(base)[dim]
+        return dim, start, start + 1
+    dim = argument(node, 2, "dim", 0) % rank_of(base)
+    start, end, step = slice(argument(node, 3, "start"), argument(node, 4, "end")).indices(shape_of(base)[dim])
+    return (dim, start, max(start, end)) if step == argument(node, 5, "step", 1) else None
+
+
+def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tuple[int, int, int]]) -> Node:
+    """The tensor with the source in the box."""
+    if not box:
+        return source
+    (dim, start, end), *rest = box
+    size = shape_of(base)[dim]
+    parts = [_boxed(program, node, _cut(program, node, base, dim, start, end), source, rest) if rest else source]
+    if start > 0:
+        parts.insert(0, _cut(program, node, base, dim, 0, start))
+    if end < size:
+        parts.append(_cut(program, node, base, dim, end, size))
+    return _joined(program, node, parts, dim)
+
+
+def reading(program: Program, node: Node) -> None:
+    """A slice of what was written piece by piece, as slices of the pieces: ``zeros`` that stay are seen as such."""
+    x, dim, start, end, step = sliced(node)
+    if node.users and all(_into(user, n) for user in node.users for n in user.users):
+        return  # it is written back as a whole
+    if step == 1 and x.meta.get("written", False) and end > start:
+        replace(node, _cut(program, node, x, dim, start, end))
+
+
+def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int) -> Node:
+    """Entries ``start`` to ``end`` of a dim."""
+    if (start, end) == (0, shape_of(x)[dim]):
+        return x
+    if not x.meta.get("written", False):
+        return insert(program, before, aten.slice.Tensor, x, dim, start, end)
+    parts: list[Node] = list(x.args[0])  # type: ignore[arg-type]
+    along = int(argument(x, 1, "dim", 0))
+    if along != dim:
+        return _joined(program, before, [_cut(program, before, p, dim, start, end) for p in parts], along)
+    pieces, at = [], 0
+    for part in parts:
+        size = shape_of(part)[dim]
+        first, last = max(start - at, 0), min(end - at, size)
+        if first < last:
+            pieces.append(_cut(program, before, part, dim, first, last))
+        at += size
+    return _joined(program, before, pieces, dim)
+
+
+def _joined(program: Program, before: Node, parts: list[Node], dim: int) -> Node:
+    if len(parts) == 1:
+        return parts[0]
+    node = insert(program, before, aten.cat.default, parts, dim)
+    node.meta["written"] = True
+    return node

@@ -1,0 +1,99 @@
+"""The tracer: from a module or exported program to an FX graph of ATen operators (``torch.export``)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from co3d_compile.capture.decompositions import decompositions
+from co3d_compile.capture.exported_graph import unlift
+from co3d_compile.capture.frame_loops import roll
+from co3d_compile.capture.model_checks import check_operators, check_parameters
+from co3d_compile.capture.tracer import export
+from co3d_compile.errors import UsageError
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.program import Input, Output, Program
+
+aten = torch.ops.aten
+
+
+def capture(
+    model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options, *, two: bool = True
+) -> Program:
+    """Captures the clip graph.
+
+    Args:
+        model: A module, or what ``torch.export`` made of one.
+        example_inputs: The arguments of one clip; may be None for an exported program that carries its own.
+        options: The options of ``compile``.
+        two: Whether one clip may be captured as two, so that the batch can be told from other dims.
+
+    Raises:
+        UsageError: What was given is no model, or no arguments.
+        CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
+    """
+    _check_kinds(model, example_inputs)
+    name = _class_name(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
+        exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs, two)
+        check_parameters(exported)
+        exported = exported.run_decompositions(decompositions())
+    module, outputs = unlift(exported)
+    check_operators(module)
+    inputs = describe_inputs(module, options)
+    program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    roll(program)
+    program.follow()
+    return program
+
+
+def _check_kinds(model: object, example_inputs: object) -> None:
+    if not isinstance(model, (nn.Module, ExportedProgram)):
+        hint = "Give a torch.nn.Module, or what torch.export.load has read."
+        raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
+    if isinstance(example_inputs, torch.Tensor):
+        hint = "Write (clip,): a tuple of the arguments of one clip."
+        raise UsageError("example_inputs is a tensor; the model would be called with its rows.", hint=hint)
+
+
+def _class_name(model: nn.Module | ExportedProgram) -> str:
+    """The class of the network; an exported program remembers it at its operators."""
+    if not isinstance(model, ExportedProgram):
+        return type(model).__name__
+    stacks = (node.meta.get("nn_module_stack") for node in model.graph.nodes)
+    outermost = next((next(iter(stack.values())) for stack in stacks if stack), ("", "Network"))
+    return str(outermost[1]).rpartition(".")[2]
+
+
+def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
+    """The user's inputs with their time dims.
+
+    Raises:
+        UsageError: A time dim that an input does not have.
+    """
+    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    dims = options.time_dim
+    per_input = [dims] * len(nodes) if dims is None or isinstance(dims, int) else list(dims)
+    if len(per_input) != len(nodes):
+        raise UsageError(f"time_dim names {len(per_input)} inputs, but the model has {len(nodes)}.")
+    inputs = []
+    for node, dim in zip(nodes, per_input, strict=True):
+        shape = tuple(int(s) for s in node.meta["val"].shape)
+        if dim is not None:
+            if not -len(shape) <= dim < len(shape) or dim % len(shape) == 0:
+                raise UsageError(
+                    f"time_dim={dim} is no time dim of the input {node.name} with shape {'x'.join(map(str, shape))}.",
+                    hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch.",
+                )
+            dim %= len(shape)
+        inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim))
+    if all(i.time_dim is None for i in inputs):
+        raise UsageError("No input has a time dim.")
+    return inputs

@@ -1,0 +1,122 @@
+"""Decompositions of our own, for operators of which PyTorch's say nothing, or hide what they do to time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from co3d_compile.ir.aten_operators import EXACT_OVERLOADS
+from co3d_compile.rules import RULES, is_pointwise
+
+aten = torch.ops.aten
+_NONE = -1  # in place of a dim
+
+
+def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
+    outs, ins, _ = weight.shape
+    of_b = torch.nn.functional.linear(b, weight.flatten(0, 1))
+    result = (of_b.reshape(*b.shape[:-1], outs, ins) * a.unsqueeze(-2)).sum(-1)
+    return result if bias is None else result + bias
+
+
+def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
+    """``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
+
+    In a step a tensor has other strides, so that the numbers it is called with would mean something else. There is none
+    where it walks from one dim into the next, or three times along one dim.
+    """
+    if not all(isinstance(number, int) for number in (*x.shape, *x.stride(), *size, *stride)):
+        return NotImplemented
+    start = 0 if storage_offset is None else storage_offset - int(x.storage_offset())
+    strides: tuple[int, ...] = x.stride()
+    walks: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # dim of x: dims of the result, entries, steps
+    dims = sorted((d for d in range(x.dim()) if x.shape[d] > 1), key=lambda d: -strides[d])
+    for i, (entries, distance) in enumerate(zip(size, stride, strict=True)):
+        if entries == 1 and i < x.dim() and x.shape[i] == 1:
+            walks[i].append((i, 1, 1))
+        elif entries > 1 and distance:
+            d = next((d for d in dims if 0 < strides[d] <= distance and distance % strides[d] == 0), None)
+            if d is None:
+                return NotImplemented
+            walks[d].append((i, entries, distance // strides[d]))
+    starts = dict.fromkeys(range(x.dim()), 0)
+    for d in dims:
+        if strides[d]:
+            starts[d], start = divmod(start, strides[d])
+    outside = start or min(starts.values(), default=0) < 0
+    if outside or any(starts[d] + sum((n - 1) * s for _, n, s in walks[d]) >= x.shape[d] for d in starts):
+        return NotImplemented
+    if any(len(walk) > 2 for walk in walks.values()):
+        return NotImplemented
+    return _walked(x, [starts[d] for d in range(x.dim())], walks, size)
+
+
+def _walked(x: Tensor, starts: list[int], walks: dict[int, list[tuple[int, int, int]]], size: Sequence[int]) -> Tensor:
+    places: list[int] = []  # the dim of the result that each dim of x has become
+    behind: list[int] = []
+    for d, start in enumerate(starts):
+        (place, entries, step), *more = sorted(walks[d], key=lambda walk: -walk[1]) or [(_NONE, 1, 1)]
+        places.append(place)
+        span = (entries - 1) * step + 1
+        if more:
+            inner, count, apart = more[0]
+            behind.append(inner)
+            firsts = [start + i * apart for i in range(count)]
+            x = torch.cat([aten.slice.Tensor(x, d, first, first + span, step).unsqueeze(-1) for first in firsts], -1)
+        else:
+            x = aten.slice.Tensor(x, d, start, start + span, step)
+    places += behind
+    left = [d for d, place in enumerate(places) if place == _NONE]
+    x = x.squeeze(left) if left else x
+    there = [place for place in places if place != _NONE]
+    x = x if there == sorted(there) else x.permute([there.index(i) for i in sorted(there)])
+    for i in range(len(size)):
+        x = x if i in there else x.unsqueeze(i)
+    return x.expand(list(size))
+
+
+OURS: dict[Any, Any] = {
+    aten.stack.default: stacked,
+    aten.bilinear.default: bilinear,
+    aten.as_strided.default: strided,
+}
+
+# Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.
+KEEP = {
+    aten.batch_norm.default,
+    aten._native_batch_norm_legit_no_training.default,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.scaled_dot_product_attention.default,
+    aten.im2col.default,
+    aten.select_scatter.default,
+    *EXACT_OVERLOADS,
+}
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+"""What takes the place of users' own operators when a model is captured."""
+
+
+def decompositions() -> dict[Any, Any]:
+    """PyTorch's own decompositions, less the operators that have a rule of their own."""
+    table = torch.export.default_decompositions()
+    for operator in list(table.keys()):
+        if operator in RULES or operator in KEEP or is_pointwise(operator):
+            table.pop(operator)
+    table.update(OURS)
+    table.update(DECOMPOSITIONS)
+    return table

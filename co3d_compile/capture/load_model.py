@@ -1,0 +1,324 @@
+"""Where a model comes from: an archive, a TorchScript file, a pickle or a factory, made ready to be captured."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from co3d_compile.capture.archive_safety import (
+    ALWAYS_ALLOWED,
+    EXPORT,
+    MAX_INFLATION,
+    SAFE_WAYS,
+    SCRIPT,
+    check_export_archive,
+    damaged,
+    identify,
+    not_a_module,
+)
+from co3d_compile.capture.model_factory import (
+    brief,
+    build,
+    import_from_here,
+    import_target,
+    load_weights,
+    show_shape,
+    some,
+    with_torchvision,
+)
+from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
+
+Shape = tuple[int, ...]
+
+MAX_CLIP_ELEMENTS = 1 << 30
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for ``co3d.compile``.
+
+    Attributes:
+        program: The module in eval mode, or the exported program.
+        example_inputs: The positional arguments of one clip; a model that takes one list has one list here.
+        kind: Where it came from, in words.
+        notes: What was done to it that the user should know.
+    """
+
+    program: nn.Module | ExportedProgram
+    example_inputs: tuple[Any, ...]
+    kind: str
+    notes: list[str] = field(default_factory=list)
+
+
+def load(
+    model: str,
+    *,
+    shapes: Sequence[Shape] = (),
+    weights: Path | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+) -> Loaded:
+    """Loads a model and makes example inputs for it.
+
+    Args:
+        model: Path of a torch.export archive, a TorchScript file or a pickled module, or ``package.module:factory``.
+            The kind of a file is found from its content. The current directory is importable.
+        shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
+        weights: State dict for what the factory builds: a torch.save file or safetensors.
+        kwargs: Keyword arguments of the factory.
+        trust_pickle: Unpickle, which runs whatever code the file holds.
+
+    Raises:
+        LoadError: The file, factory or weights cannot be read, must not be, or are of a kind that does not compile.
+        CaptureError: The model refuses a clip of these shapes.
+        UsageError: A shape is missing or absurd, or an option does not belong to this kind of model.
+    """
+    for shape in shapes:
+        if min(shape, default=0) < 1 or math.prod(shape) > MAX_CLIP_ELEMENTS:
+            raise UsageError(f"A clip of shape {show_shape(shape)} makes no sense: sizes are from 1, 4 GiB in all.")
+    path = Path(model)
+    if path.exists():
+        if weights is not None or kwargs:
+            raise UsageError("--weights and --kwargs belong to a package.module:factory; this model is a file.")
+        return _load_file(path, shapes, trust_pickle)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
+        return _load_factory(model, shapes, weights, kwargs or {})
+    raise LoadError(f"There is no file {model}.", hint="To build a model from code give package.module:factory.")
+
+
+def _load_file(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+    if not path.is_file():
+        raise LoadError(f"{path} is not a file.")
+    try:
+        kind = identify(path)
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
+    if kind == EXPORT:
+        if not trust_pickle:
+            check_export_archive(path)
+        return _from_program(_open_archive(path), shapes, kind, [])
+    if kind == SCRIPT:
+        try:
+            script = torch.jit.load(str(path), map_location="cpu")
+        except Exception as error:
+            raise damaged(path, brief(error)) from error
+        return _from_script(script, shapes, kind, [])
+    module = _unpickle(path, trust_pickle)
+    return _from_module(module, shapes, kind, [f"unpickled {path} as told by --trust-pickle"])
+
+
+def _open_archive(path: Path) -> ExportedProgram:
+    from torch.export.pt2_archive._package import load_pt2
+
+    try:
+        with path.open("rb") as file:
+            programs = load_pt2(file).exported_programs
+    except Exception as error:
+        raise LoadError(
+            f"{path} cannot be opened as a torch.export archive: {brief(error)}.",
+            hint=f"It is damaged or was written by another version than PyTorch {torch.__version__}.",
+        ) from error
+    if len(programs) != 1:
+        raise LoadError(f"{path} holds {len(programs)} programs; one is wanted.", hint="Use torch.export.save.")
+    return next(iter(programs.values()))
+
+
+def _unpickle(path: Path, trust_pickle: bool) -> nn.Module:
+    """A module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
+    import_from_here()
+    try:
+        content = with_torchvision(lambda: torch.load(path, map_location="cpu", weights_only=not trust_pickle))
+    except Exception as error:
+        if not trust_pickle and "Weights only load failed" in str(error) and "Unsupported " in str(error):
+            raise LoadError(
+                f"{path} is a pickle: opening it can run any code on this machine.",
+                hint=f"If you trust where it comes from, give --trust-pickle. Safer: {SAFE_WAYS}",
+            ) from error
+        if isinstance(error, (AttributeError, ImportError)):
+            raise LoadError(
+                f"{path} needs code that is not importable here: {brief(error)}.",
+                hint="Run from the directory in which the model was saved.",
+            ) from error
+        raise damaged(path, brief(error)) from error
+    if isinstance(content, nn.Module):
+        return content
+    if isinstance(content, dict):
+        raise not_a_module(path)
+    raise LoadError(f"{path} holds a {type(content).__name__}, not a model.", hint=SAFE_WAYS)
+
+
+def _load_factory(model: str, shapes: Sequence[Shape], weights: Path | None, kwargs: Mapping[str, Any]) -> Loaded:
+    target = import_target(model)
+    built = target
+    if not isinstance(target, nn.Module):
+        if not callable(target):
+            raise LoadError(f"{model} is a {type(target).__name__}, not a function that builds a model.")
+        built = build(model, target, kwargs)
+    elif kwargs:
+        raise LoadError(f"{model} is a model already; --kwargs is for a function that builds one.")
+    kind = f"factory {model}"
+    notes: list[str] = []
+    if isinstance(built, ExportedProgram):
+        return _from_program(built, shapes, kind, notes)
+    if not isinstance(built, nn.Module):
+        raise LoadError(f"{model} gave a {type(built).__name__}, not a torch.nn.Module.")
+    if weights is not None:
+        notes += load_weights(built, weights)
+    return _from_module(built, shapes, kind, notes)
+
+
+def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+    args, kwargs = program.example_inputs or ((), {})
+    if kwargs:
+        raise LoadError(f"The program takes keyword arguments ({some(list(kwargs))}).", hint="Export it without.")
+    inputs = tuple(args) or _example_inputs(shapes)
+    tensors = _flatten(inputs)
+    own = [tuple(t.shape) for t in tensors]
+    if shapes and [tuple(s) for s in shapes] != own:
+        raise UsageError(
+            f"The program was exported for {_shapes(own)}, not {_shapes(shapes)}.",
+            hint="Leave --shape out, or export it again with this clip.",
+        )
+    weights = set(program.graph_signature.parameters)
+    _check_tensors([*program.state_dict.items(), *program.constants.items(), *_numbered(tensors)], weights)
+    return Loaded(program, inputs, kind, notes)
+
+
+def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+    from torch._export.converter import TS2EPConverter
+
+    notes += _to_eval(script)
+    _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
+    inputs: tuple[Any, ...] = _example_inputs(shapes)
+    schema = script.forward.schema  # type: ignore[attr-defined]
+    wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
+    if [a.type.kind() for a in wanted] == ["ListType"]:
+        inputs = (list(inputs),)
+    elif not len(wanted) <= len(inputs) < len(schema.arguments):
+        raise _wrong_count(f"({', '.join(a.name for a in schema.arguments[1:])})", len(inputs))
+    _try(script, inputs)
+    try:
+        program = TS2EPConverter(script, inputs, {}).convert()
+    except Exception as error:
+        raise CaptureError(
+            f"This TorchScript cannot be converted: {brief(error)}.",
+            hint="Export the Python module itself with torch.export.export and torch.export.save.",
+        ) from error
+    return Loaded(program, inputs, kind, notes)
+
+
+def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _from_script(module, shapes, kind, notes)
+    notes += _to_eval(module)
+    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
+    inputs = _fit(module, _example_inputs(shapes))
+    _try(module, inputs)
+    return Loaded(module, inputs, kind, notes)
+
+
+def _example_inputs(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    if not shapes:
+        raise UsageError("The clip shape is not known.", hint="Give --shape, such as --shape 1x3x16x224x224.")
+    generator = torch.Generator().manual_seed(SEED)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def _fit(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """The inputs as the model takes them: one by one, or all in one list (pytorchvideo's SlowFast)."""
+    signature = inspect.signature(module.forward)
+    for candidate in (inputs, (list(inputs),)):
+        try:
+            signature.bind(*candidate)
+        except TypeError:
+            continue
+        return candidate
+    raise _wrong_count(str(signature), len(inputs))
+
+
+def _wrong_count(arguments: str, given: int) -> CaptureError:
+    return CaptureError(f"The model takes {arguments}, not {given} clip(s).", hint="Give one --shape per input.")
+
+
+def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Runs the model once, so that a clip it refuses is told in its own words and with the module that refuses."""
+    inside: list[str] = []
+    handles: list[Any] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: inside.append(name)
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    if not isinstance(module, torch.jit.ScriptModule):
+        for name, child in module.named_modules():
+            handles += [child.register_forward_pre_hook(enter(name)), child.register_forward_hook(leave)]
+    try:
+        with torch.no_grad():
+            module(*deepcopy(inputs))
+    except Co3dError:
+        raise
+    except Exception as error:
+        # TorchScript's message is a traceback; what went wrong stands last.
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        why = lines[-1] if isinstance(module, torch.jit.ScriptModule) else brief(error)
+        shapes = _shapes([tuple(t.shape) for t in _flatten(inputs)])
+        raise CaptureError(
+            f"The model refuses a clip of {shapes}: {why}.",
+            module_path=inside[-1] if inside else None,
+            hint="Give the clip it was trained on with --shape.",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _to_eval(module: nn.Module) -> list[str]:
+    if not any(child.training for child in module.modules()):
+        return []
+    module.eval()
+    return ["the model was in training mode; put in eval mode (stored statistics for batch norm, no dropout)"]
+
+
+def _check_tensors(tensors: Iterable[tuple[str, Any]], weights: Container[str]) -> None:
+    """Refuses what ONNX Runtime on a CPU has no convolutions for, weights that are no numbers, and false sizes."""
+    for name, tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device.type != "cpu":
+            hint = "Give it its weights first." if tensor.device.type == "meta" else "Move it with model.cpu()."
+            raise LoadError(f"{name} is on device {tensor.device}, not on the CPU.", hint=f"{hint} Then save again.")
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
+            raise LoadError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; only float32 models compile.",
+                hint="Convert it with model.float() and save or export it again.",
+            )
+        if tensor.nbytes > max(ALWAYS_ALLOWED, MAX_INFLATION * tensor.untyped_storage().nbytes()):
+            held = tensor.untyped_storage().nbytes()
+            raise LoadError(f"{name} claims a shape of {show_shape(tensor.shape)} and holds {held} bytes.")
+        if name in weights and not bool(torch.isfinite(tensor).all()):
+            raise LoadError(f"{name} contains NaN or infinity.", hint="Take weights from before training diverged.")
+
+
+def _flatten(inputs: Iterable[Any]) -> list[Tensor]:
+    return [t for x in inputs for t in (_flatten(x) if isinstance(x, (list, tuple)) else [x]) if isinstance(t, Tensor)]
+
+
+def _numbered(tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+    return [(f"input {i}", tensor) for i, tensor in enumerate(tensors)]
+
+
+def _shapes(shapes: Iterable[Sequence[int]]) -> str:
+    return " and ".join(show_shape(s) for s in shapes) or "no shape"

@@ -1,0 +1,64 @@
+"""Checks of a captured network: values, dtypes, operators."""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from co3d_compile.errors import CaptureError, UnsupportedError
+from co3d_compile.ir.node_reading import module_path, operator_name
+
+aten = torch.ops.aten
+
+_REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
+NO_NUMBERS = {
+    torch.bfloat16: "Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to bfloat16 out.",
+    torch.complex64: _REAL,
+    torch.complex128: _REAL,
+}
+"""Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
+CONVOLUTIONS = [f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)]
+"""Operators that ONNX Runtime does not compute in double precision."""
+
+
+def check_parameters(exported: ExportedProgram) -> None:
+    """Refuses half precision, other devices and weights that are no numbers: all would end in a wrong or slow file."""
+    weights = set(exported.graph_signature.parameters)
+    for name, tensor in exported.state_dict.items():
+        if tensor.device.type != "cpu":
+            raise CaptureError(
+                f"The parameter {name} is on the device {tensor.device}.",
+                hint="Move the model to the CPU first: model.cpu().",
+            )
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise CaptureError(
+                f"The parameter {name} is {tensor.dtype}.", hint="Convert the model first: model.float()."
+            )
+        if name in weights and not bool(torch.isfinite(tensor).all()):
+            raise CaptureError(
+                f"The parameter {name} contains NaN or infinity.", hint="Take weights from before training diverged."
+            )
+
+
+def check_operators(module: GraphModule) -> None:
+    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with, and what reads memory."""
+    for node in module.graph.nodes:
+        if node.target is aten.as_strided.default:  # what is left of it: a step has other strides
+            raise UnsupportedError(
+                "It walks through memory from one dim into another.",
+                operator=operator_name(node.target),
+                module_path=module_path(node),
+                hint="Write it with slices, unfold or reshape.",
+            )
+        value = node.meta.get("val")
+        way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
+        if getattr(node.target, "_opname", None) in CONVOLUTIONS and value.dtype == torch.float64:
+            way_out = "Convert the model first: model.float()."
+        if way_out is not None:
+            raise CaptureError(
+                f"The model computes in {value.dtype} here.",
+                operator=operator_name(node.target) if node.op == "call_function" else None,
+                module_path=module_path(node),
+                hint=way_out,
+            )

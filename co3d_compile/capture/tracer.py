@@ -1,0 +1,129 @@
+"""Runs ``torch.export`` on a network, and says in which module it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from co3d_compile.capture.known_constants import ConstantsKnown
+from co3d_compile.errors import CaptureError, UsageError
+from co3d_compile.support.silence_torch import quiet
+
+
+@contextmanager
+def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any]]:
+    """The model in eval mode, and then as it was."""
+    if isinstance(model, ExportedProgram):
+        yield model.module()
+        return
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for m in training:
+            m.training = True
+
+
+def doubled(example_inputs: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The example with two clips instead of one, so that the batch can be told from other dims of size one.
+
+    None where there is more than one clip already, or an input without a batch.
+    """
+    tensors = [t for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)]
+    if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
+        return None
+
+    def twice(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, torch.Tensor) else value
+
+    return tuple(pytree.tree_map(twice, tuple(example_inputs)))
+
+
+DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
+
+
+def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = True) -> ExportedProgram:
+    """``torch.export`` with the module in eval mode, and errors that people can act on."""
+    if example_inputs is None:
+        raise UsageError(
+            "example_inputs is needed: the arguments of one clip, such as (torch.randn(1, 3, 16, 112, 112),)."
+        )
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            clips = doubled(example_inputs) if two else None
+            if clips is not None:
+                with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
+                    return traced(model, clips)
+            return traced(model, tuple(example_inputs))
+    except GuardOnDataDependentSymNode as error:
+        raise CaptureError(
+            f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
+        ) from error
+    except Exception as error:
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: "
+            f"{message.rstrip('.:')}.",
+            hint=_way_out(model),
+        ) from error
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _where(error: Exception) -> str:
+    """The line of the model that the tracer names, if it names one."""
+    found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
+    return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
+
+
+def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+    """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
+    decides in Python by the values of constants."""
+    with quiet():
+        try:
+            return torch.export.export(model, example_inputs, strict=False)
+        except Exception:
+            with _DataDetached(), ConstantsKnown(model):
+                return torch.export.export(model, example_inputs, strict=False)
+
+
+class _DataDetached(TorchFunctionMode):
+    """Makes ``x.data`` of an activation an operator that can be traced."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _READ_DATA and not isinstance(args[0], nn.Parameter):
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
+
+
+_READ_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+
+
+def _way_out(model: nn.Module) -> str:
+    scripted = next((name for name, m in model.named_modules() if name and isinstance(m, torch.jit.ScriptModule)), None)
+    reduced = next((name for name, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if reduced is not None:
+        return f"Its parameter {reduced} is in half precision: convert the model first, model.float()."
+    if scripted is not None:
+        return f"Its part {scripted} is TorchScript: build it without torch.jit.script, or script the whole model."
+    return "Check the clip shape (long enough for the model's pools?), and that the model runs on it."
+
+
+def _shapes(inputs: Any) -> str:
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    return ", ".join("x".join(map(str, t.shape)) for t in tensors)

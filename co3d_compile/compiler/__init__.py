@@ -1,0 +1,1 @@
+"""``compile``, the compiled model, tuning."""

@@ -1,0 +1,149 @@
+"""``compile``: a clip model in, a frame-by-frame model out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from co3d_compile.analysis.multiply_adds import costs, with_costs
+from co3d_compile.analysis.operator_survey import with_values
+from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.tracer import doubled
+from co3d_compile.compiler.compiled_model import CompiledModel
+from co3d_compile.compiler.program_contract import describe
+from co3d_compile.compiler.program_report import details, report_of
+from co3d_compile.compiler.tune_forms import tuned
+from co3d_compile.contract import model_contract as metadata
+from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.pass_manager import Pass, Progress, check_passes, run_passes
+from co3d_compile.onnx_export.export_program import export
+from co3d_compile.passes import default_passes
+
+log = logging.getLogger(__name__)
+
+
+def compile(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    window: int | None = None,
+    frames_per_step: int | None = None,
+    pool_scope: str = "frame",
+    stride_mode: str = "step",
+    boundary: str = "stream",
+    unsupported: str = "window",
+    state_io: str = "paired",
+    time_dim: int | Sequence[int | None] = 2,
+    passes: Sequence[Pass] | None = None,
+    tune: bool = False,
+    dump: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    labels: Sequence[str] | None = None,
+) -> CompiledModel:
+    """Compiles a clip model into a model that takes the next frames and its own state.
+
+    Continual convolutions, no temporal padding, delayed residuals: Hedegaard and Iosifidis, "Continual 3D
+    Convolutional Neural Networks for Real-time Processing of Videos", ECCV 2022, section 3.
+
+    Args:
+        module: The trained clip model, or what ``torch.export`` made of it.
+        example_inputs: The arguments of one clip, such as ``(torch.randn(1, 3, 16, 112, 112),)``.
+        window: Frames that operators over the whole time axis (the head's pool) look at; default the clip's own.
+        frames_per_step: New frames of the first input per step: the least possible, or a multiple of it.
+        pool_scope: What a pool that gates the stream (squeeze-and-excitation) looks at: ``"frame"`` the current
+            entry, ``"window"`` the newest window, ``"recompute"`` falls back to a window of everything behind it.
+        stride_mode: ``"step"``: a step takes as many frames as the strides need. ``"dense"``: one result per frame.
+        boundary: ``"stream"``: no start and no end. ``"exact"``: both ends as the clip model has them (docs/ends.md).
+        unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
+        state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
+        time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
+        passes: The pipeline; default :func:`co3d_compile.default_passes`.
+        tune: Measure on this machine which form of each continual convolution is fastest, instead of estimating it.
+        dump: A directory to write the graph to, before and after each pass.
+        progress: Called with (stage, done, total).
+        preprocess: How a picture becomes a frame, by the names of :class:`co3d_compile.Preprocess`, such as
+            ``{"size": 182, "mean": 0.45, "std": 0.225, "fps": 10}``. Stored in the file, changes nothing else.
+        labels: Names of the classes, in the order of the scores. Stored in the file.
+
+    Raises:
+        Co3dError: One of its kinds; the message names the operator, the module path and the way out.
+    """
+    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
+    pipeline = list(default_passes() if passes is None else passes)
+    check_passes(pipeline)
+    folder = Path(dump) if dump is not None else None
+
+    def build() -> CompiledModel:
+        both = not isinstance(module, ExportedProgram) and example_inputs is not None and doubled(example_inputs)
+        try:
+            compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
+        except (UnsupportedError, PassError):
+            if not both:
+                raise
+        else:
+            if not both or not compiled.program.fixed_batch:
+                return compiled
+        # The model is for one clip at a time: two of them are not what it was made for.
+        return _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+
+    def layer(network: nn.Module, clip: Tensor) -> CompiledModel:
+        return compile(network, (clip,), state_io="renamed")
+
+    compiled = tuned(build, layer, progress) if tune else build()
+    compiled.describe(preprocess, labels)
+    for message in compiled.report().warnings:
+        warnings.warn(message, Co3dWarning, stacklevel=2)
+    return compiled
+
+
+def _compile(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None,
+    options: Options,
+    pipeline: list[Pass],
+    dump: Path | None,
+    progress: Progress | None,
+    *,
+    two: bool,
+) -> CompiledModel:
+    """Captures, runs the passes, exports and reports."""
+    start = time.perf_counter()
+    if progress is not None:
+        progress("capture", 0, len(pipeline) + 2)
+    program = capture(module, example_inputs, options, two=two)
+    seconds = {"capture": time.perf_counter() - start}
+    operators = sum(n.op == "call_function" for n in program.graph.nodes)
+    log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])
+    clip = costs(program)
+
+    def shown(stage: str, done: int, total: int) -> None:
+        if progress is not None:
+            progress(stage, done + 1, total + 2)
+
+    seconds.update(run_passes(program, pipeline, dump=dump, progress=shown))
+    if "threaded" not in program.promises:
+        hint = "Start from co3d.default_passes(), which ends with thread_states."
+        raise PassError("No pass has made inputs and outputs of the states.", hint=hint)
+    start = time.perf_counter()
+    shown("export", len(pipeline), len(pipeline))
+    model = export(program)
+    info = describe(program)
+    model.metadata_props[metadata.METADATA_KEY] = info.to_json()
+    seconds["export"] = time.perf_counter() - start
+    log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.states), seconds["export"])
+    step = costs(program)
+    report = report_of(program, info, operators, clip.total, step.total, seconds)
+    program.survey = with_values(with_costs(program.survey, clip, step, program), program)
+    model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.survey))
+    return CompiledModel(program, model, info, report)

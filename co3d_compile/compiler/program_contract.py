@@ -1,0 +1,72 @@
+"""The contract of a compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from co3d_compile.contract import model_contract as metadata
+from co3d_compile.contract.json_readers import Shape
+from co3d_compile.ir.program import Program
+from co3d_compile.version import __version__
+
+
+def describe(program: Program) -> metadata.Contract:
+    """The contract of a threaded program."""
+    nodes = program.placeholders()[: len(program.inputs)]
+    inputs = tuple(
+        metadata.InputSpec(
+            i.name,
+            _shape(program, ["N", *(int(s) for s in n.meta["val"].shape[1:])]),
+            _name(i.dtype),
+            i.pulse if i.time_dim is not None else None,
+            i.time_dim,
+        )
+        for i, n in zip(program.inputs, nodes, strict=True)
+    )
+    outputs = tuple(
+        metadata.OutputSpec(
+            o.name,
+            _shape(program, o.shape),
+            _name(o.dtype),
+            o.delay,
+            o.time_dim is not None,
+            o.time_dim,
+            o.pulse,
+            float(o.rate),
+        )
+        for o in program.outputs
+    )
+    states = tuple(
+        metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0)
+        for s in program.states
+    )
+    options = {
+        k: getattr(program.options, k)
+        for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")
+    }
+    options["time_dim"] = [i.time_dim for i in program.inputs]
+    return metadata.Contract(
+        compiler_version=__version__,
+        inputs=inputs,
+        outputs=outputs,
+        states=states,
+        frames_per_step={i.name: i.pulse for i in program.inputs if i.time_dim is not None},
+        receptive_field=program.receptive_field,
+        warmup_steps=program.warmup_steps,
+        window=program.window,
+        recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.recomputed),
+        options=options,
+        boundary=program.options.boundary,  # type: ignore[arg-type]
+        valid=program.valid,
+        flush_steps=program.flush_steps,
+    )
+
+
+def _shape(program: Program, shape: Sequence[int | str]) -> Shape:
+    return tuple("N" if isinstance(s, str) else s for s in program.shape(shape))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

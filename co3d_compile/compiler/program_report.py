@@ -1,0 +1,71 @@
+"""The report of a compiled program."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.ir.operator_row import Operator, as_rows
+from co3d_compile.ir.program import Program, bytes_of
+from co3d_compile.report.report import Report
+
+
+def report_of(
+    program: Program, info: Contract, operators: int, clip: int, step: int, seconds: dict[str, float]
+) -> Report:
+    """The report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
+    frames = max(info.frames_per_step.values(), default=1)
+    per_frame = step / frames
+    warnings = list(program.warnings)
+    if not program.states:
+        warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
+    return Report(
+        model=program.name,
+        operators=operators,
+        inputs=[
+            {"name": i.name, "shape": list(i.shape), "dtype": i.dtype, "frames_per_step": i.frames_per_step}
+            for i in info.inputs
+        ],
+        outputs=[
+            {
+                "name": o.name,
+                "shape": list(o.shape),
+                "has_time": o.has_time,
+                "delay": o.delay,
+                "entries_per_step": o.entries_per_step,
+            }
+            for o in info.outputs
+        ],
+        receptive_field=info.receptive_field,
+        warmup_steps=info.warmup_steps,
+        frames_per_step=dict(info.frames_per_step),
+        window=info.window,
+        state_count=len(program.states),
+        state_bytes=sum(bytes_of(s.shape, s.dtype) for s in program.states),
+        gmac_clip=clip / 1e9,
+        gmac_step=step / 1e9,
+        gmac_frame=per_frame / 1e9,
+        gmac_ratio=clip / per_frame if per_frame else float("inf") if clip else 1.0,
+        actions=[
+            {"operator": operator, "count": count, "action": action}
+            for (operator, action), count in sorted(program.actions.items())
+        ],
+        recomputed=[asdict(r) for r in program.recomputed],
+        gates=[{"module_path": path, "scope": scope} for path, scope in program.gates],
+        warnings=warnings,
+        seconds=seconds,
+    )
+
+
+def details(report: Report, survey: list[Operator]) -> dict[str, Any]:
+    """The report with every operator, as plain JSON data: what the file's second metadata entry holds.
+
+    Seconds are left out, so that the same model compiles to the same bytes.
+    """
+    data = report.to_dict()
+    del data["seconds"]
+    if not math.isfinite(data["gmac_ratio"]):
+        data["gmac_ratio"] = None
+    return {**data, "table": as_rows(survey)}

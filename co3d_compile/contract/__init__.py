@@ -1,0 +1,1 @@
+"""What a compiled file promises, as data and as JSON."""

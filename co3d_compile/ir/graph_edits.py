@@ -1,0 +1,79 @@
+"""Small helpers to rewrite a graph whose nodes carry shapes and module paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.markers import history, take
+from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import set_constant
+from co3d_compile.ir.time_facts import KEY, fact_of
+
+
+def fake_mode(program: Program) -> FakeTensorMode:
+    """The mode that all shapes of this program live in."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if hasattr(value, "fake_mode"):
+            return value.fake_mode
+    raise AssertionError("a captured graph has shapes")
+
+
+def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
+    """What an operator returns, as fake tensors."""
+    fake_args, fake_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
+    with mode, torch.no_grad():
+        return target(*fake_args, **fake_kwargs)
+
+
+def insert(program: Program, before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """Puts an operator in front of a node, with the shape it computes and that node's module path."""
+    with program.graph.inserting_before(before):
+        node = program.graph.call_function(target, args, kwargs)
+    node.meta["path"] = module_path(before)
+    node.meta["val"] = shape_of_call(fake_mode(program), target, args, kwargs)
+    return node
+
+
+def insert_marker(program: Program, before: Node, target: Any, *args: Any, like: Node) -> Node:
+    """Puts a marker of ``co3d_compile.primitive`` in front of a node; its shape is its operand's in the clip."""
+    with program.graph.inserting_before(before):
+        node = program.graph.call_function(target, args)
+    node.meta = {k: v for k, v in like.meta.items() if k in ("val", "co3d")}
+    node.meta["path"] = module_path(before)
+    return node
+
+
+def insert_constant(program: Program, before: Node, name: str, value: torch.Tensor) -> Node:
+    """Puts a constant in front of a node, under a name that is still free."""
+    used = {n for n, _ in program.module.named_buffers()}
+    unique, i = name, 0
+    while unique in used or hasattr(program.module, unique):
+        i += 1
+        unique = f"{name}_{i}"
+    set_constant(program.module, unique, value)
+    with program.graph.inserting_before(before):
+        node = program.graph.get_attr(unique)
+    node.meta["path"] = module_path(before)
+    node.meta["val"] = fake_mode(program).from_tensor(value, static_shapes=True)
+    return node
+
+
+def replace(old: Node, new: Node) -> None:
+    """Every reader of ``old`` reads ``new``; ``old`` goes."""
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
+    """``x``, ``entries`` entries later."""
+    past = insert_marker(program, before, history, x, entries, like=x)
+    new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
+    new.meta[KEY] = dataclasses.replace(fact_of(x), delay=fact_of(x).delay + entries, lead=0, tail=0)
+    return new

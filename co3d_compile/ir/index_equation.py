@@ -1,0 +1,63 @@
+"""The index equation of an operator that slides over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The index equation of an operator over time: ``y[o] = f(x[o*s + i*d - p], i = 0 … k-1)``.
+
+    Args:
+        k: Taps.
+        d: Dilation in entries.
+        s: Stride in entries.
+        p: Padding in front (negative: a crop).
+        p_end: Padding at the end; matters for the length of a clip only.
+        ceil: Whether the length of the clip's output is rounded up (pools).
+    """
+
+    k: int = 1
+    d: int = 1
+    s: int = 1
+    p: int = 0
+    p_end: int = 0
+    ceil: bool = False
+
+    @property
+    def trivial(self) -> bool:
+        """Whether every entry is computed from the entry of the same index alone."""
+        return self.k == 1 and self.s == 1 and self.p == 0
+
+    def dense(self, spacing: int) -> Kernel:
+        """The same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
+        return replace(self, d=self.d * spacing, s=1, p=self.p * spacing, p_end=self.p_end * spacing)
+
+    def length(self, entries: int) -> int:
+        """Entries of the clip's output."""
+        span = entries + self.p + self.p_end - (self.k - 1) * self.d - 1
+        result = (ceil(span / self.s) if self.ceil else floor(span / self.s)) + 1
+        if self.ceil and (result - 1) * self.s >= entries + self.p:
+            result -= 1
+        return result
+
+    def delay(self, delay: int) -> int:
+        """Delay of the output, in its own entries, from the delay of the input."""
+        return -1 - (self.p - 1 - delay - (self.k - 1) * self.d) // self.s
+
+    def slack(self, delay: int, late: int) -> int:
+        """Entries of an input with this delay that are not needed yet at the end of a step, if the output's is late."""
+        return (1 + late) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
+
+    @property
+    def reach(self) -> int:
+        """Entry o of the output is within its range iff entry ``o*s + reach`` is not behind the input's end."""
+        last = (self.k - 1) * self.d - self.p - self.p_end
+        return max(last - self.s + 1, -self.p) if self.ceil else last
+
+
+Outside = float | str | None
+"""A number, ``EDGE``, or None for what no entry can know before it is too late (reflection, the other end)."""
+EDGE = "edge"

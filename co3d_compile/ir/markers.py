@@ -1,0 +1,76 @@
+"""The stateful primitive, and the few markers that the passes put between operators.
+
+``history`` is the only thing that remembers. Everything else selects among entries that are there: a delay is a
+history whose newest entries are cut off, a window is a history cut to the newest T entries, a continual convolution
+is a convolution without temporal padding on its history. The pass ``lower`` gives the markers a body, and
+``thread_states`` turns what is left of memory into explicit inputs and outputs; none of them is ever executed.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def history(x: Tensor, n: int) -> Tensor:
+    """The last ``n`` entries of ``x`` before this step, then its new ones, on the time dim."""
+    raise RuntimeError("co3d.history is a marker: the pass thread_states replaces it")
+
+
+def take(x: Tensor, start: int, length: int, step: int = 1) -> Tensor:
+    """``length`` entries of ``x`` on the time dim from ``start``, every ``step``-th one."""
+    raise RuntimeError("co3d.take is a marker: the pass lower replaces it")
+
+
+def shift(x: Tensor, p: int) -> Tensor:
+    """``x`` with its entries renumbered: ``y[n] = x[n - p]``; what is left of a pad or a crop. Moves no data."""
+    raise RuntimeError("co3d.shift is a marker: the pass lower replaces it")
+
+
+def hold(x: Tensor, begun: bool) -> Tensor:
+    """``x`` as late as its reader can use it: once its copies at the edge are known, and if ``begun``, no sooner than
+    the first frame."""
+    raise RuntimeError("co3d.hold is a marker: the pass continual replaces it")
+
+
+def outside(x: Tensor, front: float | str | None, back: float | str | None, lead: int = 0, tail: int = 0) -> Tensor:
+    """``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
+
+    A number, ``"edge"`` for the nearest entry, or None where nothing is read. The first ``lead`` and
+    the last ``tail`` entries count as outside too.
+    """
+    raise RuntimeError("co3d.outside is a marker: the pass lower replaces it")
+
+
+def window(x: Tensor, length: int) -> Tensor:
+    """The entries of ``x`` as one clip: from here on, time is an ordinary dim of a tensor made anew at every step."""
+    raise RuntimeError("co3d.window is a marker: the pass lower replaces it")
+
+
+def previous(x: Tensor) -> Tensor:
+    """The value that ``x`` had one step ago: a history of one step, as ``lower`` writes it."""
+    raise RuntimeError("co3d.previous is a marker: the pass thread_states replaces it")
+
+
+def fifo(x: Tensor, n: int) -> Tensor:
+    """``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1."""
+    raise RuntimeError("co3d.fifo is a marker: the pass thread_states replaces it")
+
+
+def carry(like: Tensor, features: int) -> Tensor:
+    """The hidden state (batch, features) of a recurrent layer, which writes its next value itself."""
+    raise RuntimeError("co3d.carry is a marker: the pass thread_states replaces it")
+
+
+def counter(like: Tensor) -> Tensor:
+    """Entries of the stream before this step, (batch, 1) of int64; its next value is written like a carry's."""
+    raise RuntimeError("co3d.counter is a marker: the pass thread_states replaces it")
+
+
+def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
+    """``x`` with its dim ``x_dim``, of size one, expanded to the size of ``like``'s dim ``like_dim``."""
+    shape = list(x.shape)
+    shape[x_dim] = like.shape[like_dim]
+    return x.expand(shape)
+
+
+MARKERS = (history, take, shift, outside, window)

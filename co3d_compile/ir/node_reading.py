@@ -1,0 +1,79 @@
+"""Reads a node of an FX graph: operands, arguments, shape, module path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+def operator_name(target: Any) -> str:
+    """The name of an operator as people know it: ``aten.conv3d``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
+    return str(getattr(target, "__name__", target))
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module that a node came from (empty for the model itself)."""
+    if "path" in node.meta:
+        return str(node.meta["path"])
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    for prefix in ("L['self'].", "L['self']"):
+        path = path.removeprefix(prefix)
+    return path
+
+
+def overloads(operator: Any) -> list[Any]:
+    """All overloads of an operator packet; an overload or function is itself."""
+    if isinstance(operator, torch._ops.OpOverloadPacket):
+        return [getattr(operator, name) for name in operator.overloads()]
+    return [operator]
+
+
+def operands(node: Node) -> list[Node]:
+    """The tensor operands, in order, lists flattened."""
+    return list(node.all_input_nodes)
+
+
+def operand(node: Node, index: int = 0) -> Node:
+    """A tensor operand by its position."""
+    arg = node.args[index]
+    assert isinstance(arg, Node), f"operand {index} of {node.name} is no tensor"
+    return arg
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """The shape in the captured clip."""
+    return tuple(int(s) for s in node.meta["val"].shape)
+
+
+def rank_of(node: Node) -> int:
+    return len(node.meta["val"].shape)
+
+
+def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Dims as non-negative numbers; None or empty means all."""
+    if dims is None or (not isinstance(dims, int) and len(dims) == 0):
+        return list(range(rank))
+    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
+
+
+def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument by position or by name."""
+    if len(node.args) > index:
+        return node.args[index]
+    return node.kwargs.get(name, default)
+
+
+def spread(value: Any, n: int) -> list[int]:
+    """A size given once or per dim, as a list of ``n``."""
+    if isinstance(value, int):
+        return [value] * n
+    values = list(value)
+    return values * n if len(values) == 1 else values

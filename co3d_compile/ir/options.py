@@ -1,0 +1,52 @@
+"""The options of a compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from co3d_compile.errors import UsageError
+
+CHOICES = {
+    "pool_scope": ("frame", "window", "recompute"),
+    "stride_mode": ("step", "dense"),
+    "boundary": ("stream", "exact"),
+    "unsupported": ("window", "error"),
+    "state_io": ("paired", "renamed"),
+}
+MOST_FRAMES = 100_000  # of a window or a step
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of :func:`co3d_compile.compile`; see there."""
+
+    window: int | None = None
+    frames_per_step: int | None = None
+    pool_scope: str = "frame"
+    stride_mode: str = "step"
+    boundary: str = "stream"
+    unsupported: str = "window"
+    state_io: str = "paired"
+    time_dim: int | Sequence[int | None] = 2
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value!r} is none of {', '.join(map(repr, allowed))}.")
+        for name in ("window", "frames_per_step"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
+            if value is not None and value > MOST_FRAMES:  # would fill the memory long before it fails
+                raise UsageError(f"{name}={value} makes no sense: at most {MOST_FRAMES} frames.")
+        dims = [self.time_dim] if self.time_dim is None or isinstance(self.time_dim, int) else self.time_dim
+        if not isinstance(dims, Sequence) or any(not isinstance(d, int | None) for d in dims):
+            what = f"time_dim={self.time_dim!r} is neither a dim nor a list of them."
+            raise UsageError(what, hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2.")
+        if self.boundary == "exact" and self.stride_mode == "dense":
+            raise UsageError(
+                "boundary='exact' has no meaning with stride_mode='dense': clips at every phase have no common end.",
+                hint="Use stride_mode='step', or boundary='stream'.",
+            )

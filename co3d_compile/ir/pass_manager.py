@@ -1,0 +1,152 @@
+"""Passes and the manager that runs them: what each requires and ensures is checked, and a culprit is named."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from co3d_compile.errors import Co3dError, OutputError, PassError
+from co3d_compile.ir.graph_text import text_of
+from co3d_compile.ir.program import Program
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int], None]
+
+
+class Pass:
+    """One rewrite of a :class:`Program`. Subclasses implement :meth:`run`.
+
+    Attributes:
+        requires: Promises that must hold before.
+        ensures: Promises that hold afterwards.
+        breaks: Promises that no longer hold afterwards.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset()
+    breaks: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The name under which the pass is found in a list of passes: ``fold_batch_norm`` for ``FoldBatchNorm``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def run(self, program: Program) -> bool:
+        """Rewrites ``program`` in place; returns whether anything changed."""
+        raise TypeError(f"{type(self).__name__} does not say what to do: implement run(program)")
+
+    def __repr__(self) -> str:
+        return f"<pass {self.name}>"
+
+
+class PassList(list[Pass]):
+    """A plain list of passes that can also be edited by name."""
+
+    def position(self, name: str) -> int:
+        """The index of the pass of this name.
+
+        Raises:
+            PassError: There is none.
+        """
+        for i, p in enumerate(self):
+            if p.name == name:
+                return i
+        raise PassError(f"There is no pass {name!r}; there are {', '.join(p.name for p in self)}.")
+
+    def before(self, name: str, new: Pass) -> PassList:
+        """A list with ``new`` in front of the named pass."""
+        i = self.position(name)
+        return PassList([*self[:i], new, *self[i:]])
+
+    def after(self, name: str, new: Pass) -> PassList:
+        """A list with ``new`` behind the named pass."""
+        i = self.position(name)
+        return PassList([*self[: i + 1], new, *self[i + 1 :]])
+
+    def replace(self, name: str, new: Pass) -> PassList:
+        """A list with ``new`` in place of the named pass."""
+        i = self.position(name)
+        return PassList([*self[:i], new, *self[i + 1 :]])
+
+    def without(self, name: str) -> PassList:
+        """A list without the named pass."""
+        i = self.position(name)
+        return PassList([*self[:i], *self[i + 1 :]])
+
+
+def check_passes(passes: Sequence[object]) -> None:
+    """Raises PassError for what is in the list and is no pass, or makes no promises that can be looked up."""
+    for p in passes:
+        if not isinstance(p, Pass):
+            what = f"the class {p.__name__}" if isinstance(p, type) else f"a {type(p).__name__}"
+            raise PassError(f"A list of passes holds {what}.", hint="Put objects of subclasses of co3d.Pass into it.")
+        for kind in ("requires", "ensures", "breaks"):
+            if isinstance(getattr(p, kind), str):
+                raise PassError(f"{kind} of the pass {p.name} is a text.", hint="Make it a frozenset of names.")
+
+
+def run_passes(
+    program: Program, passes: Sequence[Pass], *, dump: Path | None = None, progress: Progress | None = None
+) -> dict[str, float]:
+    """Runs passes in order and returns the seconds each took.
+
+    Raises:
+        PassError: A pass lacks what it requires, or broke the graph; the message names it.
+        OutputError: The dumps cannot be written.
+    """
+    seconds: dict[str, float] = {}
+    provider: dict[str, str] = {}
+    if dump is not None:
+        try:
+            dump.mkdir(parents=True, exist_ok=True)
+            (dump / "00_captured.txt").write_text(text_of(program))
+        except OSError as error:
+            raise OutputError(f"Cannot write dumps into {dump}: {error.strerror}.", hint="Give a folder.") from error
+    for i, p in enumerate(passes):
+        if progress is not None:
+            progress(p.name, i, len(passes))
+        missing = p.requires - program.promises
+        if missing:
+            lost = "; ".join(
+                f"{m!r} was broken by {provider[m]}" if m in provider else f"no pass before ensures {m!r}"
+                for m in sorted(missing)
+            )
+            raise PassError(
+                f"The pass {p.name} requires {', '.join(sorted(missing))}: {lost}.",
+                hint="Put the pass that ensures it in front, or move this one.",
+            )
+        start = time.perf_counter()
+        modified = run_one(program, p)
+        seconds[p.name] = time.perf_counter() - start
+        log.info("pass %s: %.3f s%s", p.name, seconds[p.name], "" if modified else ", nothing to change")
+        provider.update(dict.fromkeys(p.breaks, p.name))
+        program.promises = (program.promises - p.breaks) | p.ensures
+        if dump is not None:
+            (dump / f"{i + 1:02d}_{p.name}.txt").write_text(text_of(program))
+    return seconds
+
+
+def run_one(program: Program, p: Pass) -> bool:
+    """Runs one pass and checks that it left a sound graph."""
+    try:
+        modified = p.run(program)
+        program.graph.lint()
+        bare = [n.name for n in program.graph.nodes if n.op in ("call_function", "get_attr") and "val" not in n.meta]
+        if bare:
+            raise PassError(
+                f"The pass {p.name} left nodes without a shape: {', '.join(bare[:3])}.",
+                hint="Insert nodes with co3d_compile.graph.insert, which computes it.",
+            )
+        program.module.recompile()
+    except Co3dError:
+        raise
+    except Exception as error:
+        raise PassError(
+            f"The pass {p.name} broke the graph: {type(error).__name__}: {str(error).rstrip('.')}.",
+            hint="Run with -v -v (or catch the cause in Python) for the full trace.",
+        ) from error
+    return modified

@@ -1,0 +1,39 @@
+"""Constants of a graph: reads, registers and deletes them by dotted name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+
+def get_constant(root: nn.Module, target: str) -> torch.Tensor:
+    """The tensor of a dotted attribute."""
+    value: Any = root
+    for atom in target.split("."):
+        value = getattr(value, atom)
+    return value.detach()
+
+
+def set_constant(root: nn.Module, target: str, value: torch.Tensor) -> None:
+    """Registers a tensor under a dotted name, making the modules on the way."""
+    *path, last = target.split(".")
+    for atom in path:
+        if not hasattr(root, atom):
+            root.add_module(atom, nn.Module())
+        root = getattr(root, atom)
+    root.register_buffer(last, value.detach(), persistent=True)
+
+
+def delete_unused_constants(module: GraphModule) -> None:
+    """Forgets constants that no node reads any more."""
+    used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    for name, _ in list(module.named_buffers()):
+        if name not in used:
+            owner: nn.Module = module
+            *path, last = name.split(".")
+            for atom in path:
+                owner = getattr(owner, atom)
+            delattr(owner, last)

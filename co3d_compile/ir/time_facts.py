@@ -1,0 +1,234 @@
+"""What is known of each tensor: where time is in it and how it flows. One fact per node, in ``node.meta["co3d"]``.
+
+The vocabulary is that of ``docs/semantics.md``: a tensor has entries n = 0, 1, 2, …; after step j its newest entry
+is ``(j + 1) * pulse - 1 - delay``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+from math import ceil, floor
+
+from torch.fx import Node
+
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.layout import TIME, Layout, LayoutLost
+from co3d_compile.ir.node_reading import shape_of
+
+KEY = "co3d"
+
+
+class Kind(Enum):
+    """How a tensor depends on the stream."""
+
+    STATIC = "static"  # not at all: a constant
+    STREAM = "stream"  # new entries at every step
+    WINDOW = "window"  # computed afresh at every step from the newest entries
+
+
+class NoExtension(Exception):
+    """An operator has no meaning beyond the clip: it is applied to a window. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one tensor.
+
+    Args:
+        kind: How it depends on the stream.
+        layout: Where batch and time are, with the sizes of the captured clip; None where nothing is known.
+        pulse: Entries per step (relative to one step of the least common pulse until the pulse is fixed).
+        delay: Entries by which the newest entry lags behind the newest possible one.
+        spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
+        length: Entries if the clip had ``window`` frames.
+        rate: Frames of the first input per entry.
+        crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
+        sources: Names of the nodes at which a window begins (WINDOW only).
+        dense: Whether strides become dilations (``stride_mode="dense"``).
+        per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
+        pooled: Where time was in what a gate pools, counted from the last dim, its entries in the captured clip, and
+            if the clip had ``window`` frames: what is expanded to that shape has time there again.
+        lead: First entries that are copies of the one behind them (the edge, repeated), which may come after them.
+        tail: Last entries that are copies of the one before them.
+        end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
+            ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
+    """
+
+    kind: Kind
+    layout: Layout | None = None
+    pulse: Fraction = Fraction(0)
+    delay: int = 0
+    spacing: int = 1
+    length: int = 1
+    rate: Fraction = Fraction(1)
+    crop: int = 0
+    sources: frozenset[str] = frozenset()
+    dense: bool = False
+    end: Fraction | None = None
+    per_entry: bool = False
+    pooled: tuple[int, int, int] | None = None
+    lead: int = 0
+    tail: int = 0
+
+    @property
+    def clip(self) -> int:
+        """Entries in the captured clip."""
+        time = self.layout.time if self.layout is not None else None
+        return time.size if time is not None else 1
+
+    @property
+    def single(self) -> bool:
+        """Whether the clip has a single entry, without a dim of its own for it."""
+        place = self.layout.time if self.layout is not None else None
+        return place is not None and place.size == 1 and self.length == 1 and not place.alone
+
+    @property
+    def lag(self) -> Fraction:
+        """Frames from the start of the newest whole window to the end of the step."""
+        return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
+
+    def through(self, kernel: Kernel, layout: Layout, edges: tuple[bool, bool] = (False, False)) -> Fact:
+        """The fact of an operator's output over time, by its index equation.
+
+        With ends, a crop at the end is held back until it is known which entries it drops, and what reads copies of
+        an entry until that entry has come.
+
+        Args:
+            edges: Whether the padding in front, and at the end, repeats the entry at the edge.
+        """
+        length = kernel.length(self.length)
+        clip = kernel.length(self.clip)
+        flowing = self.flowing(kernel)
+        spacing = self.spacing * kernel.s if self.dense else self.spacing
+        moved = replace(
+            self,
+            layout=layout.resize(TIME, clip),
+            pulse=self.pulse / flowing.s,
+            delay=flowing.delay(self.delay),
+            spacing=spacing,
+            length=length,
+            rate=self.rate * flowing.s,
+        )
+        if self.end is not None:
+            end = self.end + kernel.reach * self.rate
+            moved = replace(moved, end=end, delay=max(moved.delay, floor(end / moved.rate)))
+        known = ceil(Fraction(self.delay + self.lead, flowing.s))
+        carried = self._carries(kernel, edges) and not (self.lead and moved.delay >= known)
+        waits = [moved.delay]
+        if self.end is not None and self.lead and not carried:
+            waits.append(known)
+        if self.end is not None and edges[0]:  # the entry at the edge is given with the first frame, not before
+            waits.append(-kernel.p)
+        lead = _copies(self.lead if carried else 0, kernel.p, edges[0])
+        tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
+        return replace(moved, delay=max(waits), lead=lead, tail=tail)
+
+    def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
+        """Whether copies at the edges are copies behind this kernel too."""
+        front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
+        return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
+
+    def end_above(self, r: int, cut: int = 0) -> Fraction | None:
+        """The end of ``r`` times as many entries less ``cut``, for clips of a matching length."""
+        return None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
+
+    def flowing(self, kernel: Kernel) -> Kernel:
+        """The kernel as it is applied to the stream: strides become dilations in dense mode."""
+        return kernel.dense(self.spacing) if self.dense else kernel
+
+    def __str__(self) -> str:
+        text = f"{self.kind.value} {self.layout}"
+        if self.kind is Kind.STREAM:
+            text += f" pulse={self.pulse} delay={self.delay}"
+        if self.kind is Kind.WINDOW:
+            text += f" delay={self.delay}"
+        return text
+
+
+def _copies(before: int, p: int, edge: bool) -> int:
+    """How many copies there are at an end that is padded, or cropped if ``p`` is negative."""
+    return max(0, before + p) if before or edge else 0
+
+
+STATIC = Fact(Kind.STATIC)
+
+
+def fact_of(node: Node) -> Fact:
+    """The fact attached to a node; a node without one is a constant."""
+    return node.meta.get(KEY, STATIC)
+
+
+def is_stream(node: object) -> bool:
+    return isinstance(node, Node) and fact_of(node).kind is Kind.STREAM
+
+
+def is_window(node: object) -> bool:
+    return isinstance(node, Node) and fact_of(node).kind is Kind.WINDOW
+
+
+def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
+    """The fact of an operator that reads several streaming operands at equal index: the largest delay wins.
+
+    Raises:
+        NoExtension: The operands have different rates or lengths.
+    """
+    streams = [f for f in facts if f.kind is Kind.STREAM]
+    first = streams[0]
+    if any((f.pulse, f.spacing) != (first.pulse, first.spacing) for f in streams):
+        raise NoExtension("operands with different numbers of entries per step")
+    last = max(streams, key=lambda f: f.delay)
+    alike = len({(f.delay, f.lead, f.tail) for f in streams}) == 1
+    return replace(
+        last,
+        layout=layout,
+        length=max(f.length for f in streams),
+        crop=max(f.crop for f in streams),
+        per_entry=all(f.per_entry for f in streams),
+        end=max((f.end for f in streams if f.end is not None), default=None),
+        lead=last.lead if alike else 0,
+        tail=last.tail if alike else 0,
+    )
+
+
+def flush_steps(fact: Fact) -> int:
+    """Steps after the last frame until the last entry of a tensor has come."""
+    return max(0, 1 + floor((_behind(fact) - 1) / fact.pulse))
+
+
+def misfit(fact: Fact) -> int:
+    """Entries by which the last one of a stream of whole steps falls short of the end of a step."""
+    return int(-_behind(fact) % fact.pulse)
+
+
+def _behind(fact: Fact) -> int:
+    """Entries that are still due after the last frame of a stream of whole steps."""
+    assert fact.end is not None
+    return ceil(-fact.end / fact.rate) + fact.delay
+
+
+def known(node: Node) -> Layout:
+    """The layout of an operand.
+
+    Raises:
+        LayoutLost: Nothing is known of it.
+    """
+    layout = fact_of(node).layout
+    if layout is None:
+        if fact_of(node).kind is Kind.STATIC:
+            return Layout.plain(shape_of(node))
+        raise LayoutLost
+    return layout
+
+
+def touches_time(node: Node, dims: Iterable[int]) -> bool:
+    """Whether time (more than one entry of it) is in one of these dims of a streaming operand."""
+    if not is_stream(node):
+        return False
+    fact = fact_of(node)
+    place = known(node).time
+    if place is None or (place.size == 1 and fact.length == 1):
+        return False
+    return place.dim in {d % known(node).rank for d in dims}

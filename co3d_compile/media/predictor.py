@@ -1,0 +1,265 @@
+"""From frames of a video to predictions: frame rate, preprocessing, steps of a compiled model, times of the results.
+
+Needs numpy and onnxruntime, and PyAV for pictures that must be resized; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.errors import UsageError
+from co3d_compile.media.class_scores import ClassScores
+from co3d_compile.media.preprocess import Preprocess
+from co3d_compile.media.video import VideoFrame
+from co3d_compile.media.video_steps import Feed
+from co3d_compile.runtime.open_model import Provider, Serializable
+from co3d_compile.runtime.session import StreamSession
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of a prediction: its number, its name (the number, if names are not known) and its score."""
+
+    index: int
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one place of the video.
+
+    Attributes:
+        step: Step of the model, from 0.
+        frame: Index in the source of the newest frame that the result speaks of: the delay is taken off.
+        time: That frame's time, in seconds from the start of the source.
+        newest_frame, newest_time: The frame that came last before the result was there.
+        warmup: Whether the result still depends on the empty state at the start; such results mean little.
+        scores: (classes,), float32: probabilities, unless the activation is "none".
+        labels: Names of the classes; empty if not known.
+        milliseconds: What the step took, preprocessing and decoding left out.
+    """
+
+    step: int
+    frame: int
+    time: float
+    newest_frame: int
+    newest_time: float
+    warmup: bool
+    scores: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    milliseconds: float
+
+    def top(self, count: int = 5) -> list[Ranked]:
+        """The classes with the highest scores, best first."""
+        order = np.argsort(-self.scores, kind="stable")[:count]
+        return [Ranked(int(i), self.label(int(i)), float(self.scores[i])) for i in order]
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return self.labels[index] if index < len(self.labels) else str(index)
+
+
+class Predictor:
+    """A compiled classifier on one video stream: frames in, predictions out.
+
+    What the model wants is read from the file (``co3d_compile.compile(..., preprocess=..., labels=...)``); what is
+    given here goes before it.
+
+    Args:
+        model: As for ``StreamSession``.
+        preprocess: Values by the names of ``Preprocess``, such as ``{"size": 182, "mean": 0.45, "std": 0.225}``.
+        labels: Names of the classes.
+        output: Name of the output to read, if the model has several.
+        activation: What makes probabilities of the output: "softmax", "sigmoid" or "none"; "auto": none if the first
+            result is a distribution already, else softmax (sigmoid for a single class).
+        providers, threads, profile: As for ``StreamSession``.
+
+    Attributes:
+        info: The contract in the file.
+        preprocess: One for each input of the model.
+        frames: Frames that the model took.
+        repeated: How many of these were given twice or more, as the video has fewer frames than the model's rate.
+        skipped: Frames that the model's rate left out.
+        restarts: Times at which the video's clock jumped, and the frame rate was counted afresh.
+        left_over: Frames at the end that were too few for a step.
+
+    Raises:
+        UnsupportedError: The model takes no pictures, or its output is no list of class scores.
+        UsageError, LoadError, ContractError: As for ``StreamSession``; preprocessing or labels that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | Serializable,
+        *,
+        preprocess: Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+        output: str | None = None,
+        activation: str = "auto",
+        providers: Sequence[Provider] | None = None,
+        threads: int | None = None,
+        profile: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.session = StreamSession(model, providers=providers, threads=threads, profile=profile)
+        self.info: Contract = self.session.info
+        self._feed = Feed(self.info, preprocess)
+        self._scores = ClassScores(self.info, output, labels, activation)
+        self._spec, self.labels = self._scores.spec, self._scores.labels
+        self._pulse = self._feed.pulse
+        self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
+        per_step = self._spec.entries_per_step * self._per_entry
+        self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
+        self.frames = self.repeated = self.skipped = self.left_over = 0
+        self._begin()
+
+    @property
+    def preprocess(self) -> list[Preprocess]:
+        return self._feed.preprocess
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second that the model wants; None: any."""
+        return self.preprocess[0].fps
+
+    @property
+    def restarts(self) -> int:
+        return self._feed.rate.restarts
+
+    def reset(self) -> None:
+        """Forget the stream: before another video."""
+        self.session.reset()
+        self._begin()
+
+    def push(self, frame: VideoFrame) -> list[Prediction]:
+        """Take the next frame of the source; return the predictions that are there now, often none or one."""
+        times = self._feed.rate(frame.time)
+        self.skipped += times == 0
+        self.repeated += times > 1
+        results: list[Prediction] = []
+        if times:
+            made = self._feed.prepare(frame)
+            for _ in range(times):
+                self._taken.append((frame.index, frame.time))
+                self.frames += 1
+                self._feed.pending.append(made)
+                if self._feed.full:
+                    results += self._step()
+        return results
+
+    def finish(self) -> list[Prediction]:
+        """The predictions still due at the end of the video: some if compiled with ``boundary="exact"``, else none."""
+        self.left_over = len(self._feed.pending)
+        if self.info.boundary != "exact" or not self.frames:
+            self._feed.pending.clear()
+            return []
+        results = self._step() if self._feed.pending else []
+        for _ in range(self.info.flush_steps):
+            results += self._step()
+        self.left_over = 0
+        return results
+
+    def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:
+        """All predictions of a video, from its frames (``read_source``, ``read_frames``)."""
+        if isinstance(frames, (str, bytes, os.PathLike)):
+            raise UsageError(f"{frames!r} is no frames.", hint="Give read_source(...) of it.")
+        for frame in frames:
+            yield from self.push(frame)
+        yield from self.finish()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.session.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _first_pulse(self) -> int:
+        return self.info.inputs[0].frames_per_step or 1
+
+    def _begin(self) -> None:
+        self._feed.reset()
+        self._steps = 0
+        span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
+        self._first = self.frames
+        self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
+
+    def _step(self) -> list[Prediction]:
+        """Run the model on what is pending, filled up with frames that are not there."""
+        there = len(self._feed.pending)
+        arrays = self._feed.take()
+        valid = None
+        if self.info.boundary == "exact":
+            stride = self._pulse // self._first_pulse
+            valid = np.array([[place < there for place in range(0, self._pulse, stride)]])
+        start = time.perf_counter()
+        result = self.session.step(*arrays, valid=valid)
+        milliseconds = (time.perf_counter() - start) * 1e3
+        values = result[self._scores.index] if isinstance(result, tuple) else result
+        found = self._predictions(values, milliseconds)
+        self._steps += 1
+        return found
+
+    def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
+        entries = self._scores.entries(values)
+        scores = self._scores.of(entries[-1:] if self._window else entries)
+        results = []
+        for place, score in enumerate(scores):
+            where = self._place(len(scores) - 1 - place)
+            if where is not None:
+                frame, warmup = where
+                index, seconds = self._taken[frame]
+                newest = self._taken[-1]
+                results.append(
+                    Prediction(self._steps, index, seconds, *newest, warmup, score, self.labels, milliseconds)
+                )
+        return results
+
+    def _place(self, before: int) -> tuple[int, bool] | None:
+        """Where in the frames taken the entry lies that is so many before the newest one, and whether it is warm-up.
+
+        None: an entry before the first frame or behind the last one.
+        """
+        seen = (self._steps + 1) * self._first_pulse
+        entry = seen / self._per_entry - 1 - self._spec.delay - before
+        scale = self._pulse // self._first_pulse
+        frame = math.floor(entry * self._per_entry + 1e-6) * scale
+        taken = self.frames - self._first
+        exact = self.info.boundary == "exact"
+        if frame < 0 or (exact and frame >= taken):
+            return None
+        warmup = self._steps < self.info.warmup_steps and not (exact and self._spec.has_time)
+        oldest = taken - len(self._taken)
+        return min(max(frame, oldest), taken - 1) - oldest, warmup
+
+
+def predict(
+    model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[VideoFrame], **options: Any
+) -> Iterator[Prediction]:
+    """Predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
+    with Predictor(model, **options) as predictor:
+        yield from predictor.predict(frames)
+
+
+def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
+    """A prediction as plain JSON data, with its ``count`` best classes."""
+    data = asdict(prediction)
+    del data["scores"], data["labels"]
+    data["top"] = [{"class": r.index, "label": r.label, "score": r.score} for r in prediction.top(count)]
+    return data

@@ -1,0 +1,1 @@
+"""A file in the layout of this machine's kernels."""

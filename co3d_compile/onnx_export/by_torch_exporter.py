@@ -1,0 +1,77 @@
+"""Operators that PyTorch's own ONNX exporter translates, one at a time."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from torch.fx import Node
+
+from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.onnx_export.batch_dims import grown_dims
+from co3d_compile.support.silence_torch import quiet
+
+OPSET = 20  # the newest whose convolutions ONNX Runtime's layout optimiser knows
+TRANSLATIONS: dict[Any, Any] = {}
+"""ONNX translations of users' own operators, as ``torch.onnx.export(custom_translation_table=…)`` takes them."""
+
+
+class _OneOperator(nn.Module):
+    """A module that applies one graph node to its operands."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, *operands: torch.Tensor) -> Any:
+        values = dict(zip(self.node.all_input_nodes, operands, strict=True))
+        args, kwargs = torch.fx.map_arg((self.node.args, self.node.kwargs), lambda n: values[n])
+        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def export_operator(node: Node, larger: dict[Node, Any]) -> ir.Model:
+    """One operator by PyTorch's own ONNX exporter, for any batch (``larger``: the graph's values at another one).
+
+    Raises:
+        UnsupportedError: It has no translation there either.
+    """
+    values = [larger.get(n, n.meta["val"]) for n in node.all_input_nodes]
+    operands = tuple(torch.zeros(tuple(v.shape), dtype=v.dtype) for v in values)
+    grown = [grown_dims(n, larger) for n in node.all_input_nodes]
+    dynamic = (tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) if dims else None for dims in grown),)
+    names = [f"operand_{i}" for i in range(len(operands))]
+    try:
+        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _OneOperator(node),
+                operands,
+                input_names=names,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=True,
+                custom_translation_table=TRANSLATIONS or None,
+                dynamic_shapes=dynamic,
+            )
+    except Exception as error:
+        given = node.target in TRANSLATIONS
+        raise UnsupportedError(
+            f"Its ONNX translation fails: {_cause(error)}." if given else "There is no ONNX operator for this one.",
+            operator=operator_name(node.target),
+            module_path=module_path(node),
+            hint="Give its translation: co3d.rule(op, onnx=…), see docs/custom_operators.md.",
+        ) from error
+    assert program is not None
+    return program.model
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".rstrip(".")

@@ -1,0 +1,76 @@
+"""The exporter: from the threaded step graph to an ONNX model with explicit state inputs and outputs."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from torch.fx import Node
+
+from co3d_compile.ir.program import Program
+from co3d_compile.onnx_export.batch_dims import grown_dims
+from co3d_compile.onnx_export.by_torch_exporter import OPSET
+from co3d_compile.onnx_export.emitter import DTYPES, Emitter
+
+
+def export(program: Program) -> ir.Model:
+    """The ONNX model of a threaded program; metadata is added by the caller.
+
+    Inputs are the model's own, then one per state; outputs the model's own, then the next states.
+    """
+    emitter = Emitter(program)
+    inputs = []
+    valid = [program.valid] if program.valid is not None else []
+    names = [i.name for i in program.inputs] + valid + [s.input for s in program.states]
+    for node, name in zip(program.placeholders(), names, strict=True):
+        shape = program.shape(["N", *node.meta["val"].shape[1:]])
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
+        emitter.values[node] = value
+        inputs.append(value)
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            emitter.emit(node)
+    results = _outputs(program, emitter, list(output.args[0]))
+    program.values = emitter.holders()
+    graph = ir.Graph(
+        inputs,
+        results,
+        nodes=emitter.nodes,
+        initializers=list(emitter.initializers.values()),
+        opset_imports={"": OPSET},
+        name=program.name,
+    )
+    return ir.Model(graph, ir_version=10, producer_name="co3d-compile")
+
+
+def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.Value]:
+    """Graph outputs under their names; a value that already has another name goes through an Identity."""
+    names = [o.name for o in program.outputs] + [s.output for s in program.states]
+    for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
+        grown = grown_dims(node, emitter.larger)
+        result.shape = ["N" if d in grown else int(size) for d, size in enumerate(node.meta["val"].shape)]
+    shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]
+    results: list[ir.Value] = []
+    placeholders = program.placeholders()
+    inputs = {id(emitter.values[n]) for n in placeholders}
+    by_input = {
+        id(emitter.values[n]): s
+        for n, s in zip(placeholders[len(placeholders) - len(program.states) :], program.states, strict=True)
+    }
+    own = len(program.outputs)
+    for i, (node, name, shape) in enumerate(zip(nodes, names, shapes, strict=True)):
+        value = emitter.value(node)
+        if i >= own and program.options.state_io == "renamed" and id(value) in by_input:
+            program.states[i - own].output = by_input[id(value)].input
+            continue
+        taken = id(value) in inputs or any(value is r for r in results) or value.name in emitter.initializers
+        if taken:
+            emitter.scope = name
+            value = emitter.op("Identity", value)
+        value.name = name
+        value.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
+        value.shape = ir.Shape(program.shape(shape))
+        results.append(value)
+    return results
+
+
+__all__ = ["export"]

@@ -1,0 +1,1 @@
+"""The report as text, page and picture."""

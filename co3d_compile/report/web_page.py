@@ -1,0 +1,144 @@
+"""The report as one web page that needs nothing else, from the data in a compiled file. Needs Jinja2, and no torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.stored_report import damaged_report
+from co3d_compile.errors import Co3dError
+from co3d_compile.report.report_rows import Row, table
+from co3d_compile.report.time_drawing import draw
+from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
+
+MOST_STAGES = 14
+COLUMNS = ["module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame"]
+
+
+def page(report: dict[str, Any], info: Contract, time: dict[str, Any] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        report: What the compiler has stored in ``metadata_props["co3d_report"]``.
+        info: The contract of the same file.
+        time: If the report has the shares of a profile (``kernel_times.with_shares``): ``milliseconds_step``, and
+            ``elsewhere``, shares by name that are no operator's.
+
+    Raises:
+        Co3dError: Jinja2 is missing. ContractError: The report is damaged.
+    """
+    jinja2 = page_tools()
+    frames = max(info.frames_per_step.values(), default=1)
+    try:
+        rows = table(report, frames)
+        columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
+        context = {
+            "report": report,
+            "time": time,
+            "info": info,
+            "facts": _facts(report, info),
+            "drawing": draw(rows),
+            "stages": _stages(rows, time),
+            "steps": _steps(rows),
+            "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
+            "warnings": [str(text) for text in report["warnings"]],
+            "recomputed": info.recomputed,
+        }
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("co3d_compile.report", "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        environment.filters.update(number=number_text, bytes=bytes_text, plural=plural, script=_script)
+        return environment.get_template("report.html").render(context)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
+        raise damaged_report(error) from error
+
+
+def page_tools() -> ModuleType:
+    """Jinja2, or an error that says how to get it."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise Co3dError("The page needs Jinja2.", hint="Install co3d-compile[report].") from error
+    return jinja2
+
+
+def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]:
+    """Cards: a name, a value, what it means."""
+    ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
+    late = first.delay * (first.frames_per_entry or 1)
+    frame, clip = (number_text(1e9 * report[name]) for name in ("gmac_frame", "gmac_clip"))
+    work = f"{frame} multiply-adds for a frame, {clip} for a clip"
+    takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
+    names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
+    whose = f"of {next(iter(info.frames_per_step))} " if names else ""
+    return [
+        ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
+        ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
+        ("Receptive field", plural(field, "frame") if field else "unbounded", f"{whose}that a result depends on"),
+        ("Delay", plural(late, "frame"), "from the newest frame to what the result speaks of"),
+        ("Warm-up", plural(info.warmup_steps, "step"), "before results are exact"),
+        ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),
+    ]
+
+
+def _stages(rows: list[Row], time: dict[str, Any] | None) -> dict[str, Any]:
+    """Sums over parts of the network: by as many components of the module path as keep the list short."""
+    names = ["state_bytes", "macs_frame", "macs_clip"] + (["time_share"] if time is not None else [])
+    depth = 1
+    while depth < 6 and len({_stage(row, depth + 1) for row in rows}) <= MOST_STAGES:
+        depth += 1
+    sums: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["kind"] != "input":
+            amounts = sums.setdefault(_stage(row, depth), dict.fromkeys(names, 0))
+            for name in names:
+                amounts[name] += row[name]
+    for name, share in (time["elsewhere"] if time is not None else {}).items():
+        sums[f"{name}, of no module"] = {**dict.fromkeys(names, 0), "time_share": share}
+    most = {name: max((amounts[name] for amounts in sums.values()), default=0) or 1 for name in names}
+    stages = [{"name": name, **amounts} for name, amounts in sums.items() if any(amounts.values())]
+    return {"columns": names, "list": stages, "most": most}
+
+
+def _stage(row: Row, depth: int) -> str:
+    return ".".join(row["module_path"].split(".")[:depth]) or "the model"
+
+
+def _steps(rows: list[Row]) -> dict[str, Any]:
+    """What each of the three steps did, and what became of the rest."""
+    over_time = [row for row in rows if row["done"] == "continual"]
+    held = [(row, amount) for row in rows for amount in row["held"] if amount]
+    padded = [row for row in rows if row["padding"]]
+    return {
+        "continual": _counted(f"{row['operator']} over {row['taps']:g} {_unit(row)}" for row in over_time),
+        "continual_count": len(over_time),
+        "padding": _counted(f"{row['padding']:g} in front of {row['operator']}" for row in padded),
+        "padding_count": len(padded),
+        "held": _counted(f"{row['operator']} by {amount}" for row, amount in held),
+        "held_count": len(held),
+        "gates": _counted(row["done"] for row in rows if row["done"].startswith("gate")),
+        "carried": sum(row["done"] == "carries its state" for row in rows),
+        "window": sum(row["kind"] == "window" for row in rows),
+        "untouched": sum(row["kind"] == "stream" and not row["done"] for row in rows),
+    }
+
+
+def _unit(row: Row) -> str:
+    return "frames" if row["rate"] == 1 else "entries"
+
+
+def _counted(texts: Any) -> list[tuple[str, int]]:
+    return Counter(texts).most_common()
+
+
+def _script(data: Any) -> Any:
+    """JSON that may stand in a script element."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,0 +1,42 @@
+"""The metadata of a file, read without a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, Contract, parse
+from co3d_compile.contract.stored_report import stored_report
+from co3d_compile.errors import ContractError, LoadError, not_onnx
+
+Stored = tuple[Contract, dict[str, Any] | None]
+
+
+def read_contract(model: Path) -> Contract:
+    """The metadata of a compiled file.
+
+    Raises:
+        LoadError: The file cannot be read or is no ONNX model.
+        ContractError: It was not written by the compiler, or its metadata is damaged.
+    """
+    return read_stored(model)[0]
+
+
+def read_stored(model: Path) -> Stored:
+    """The contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
+    import onnxruntime as ort
+
+    if not model.is_file():
+        raise LoadError(f"There is no file {model}.")
+    ort.set_default_logger_severity(4)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
+        raise LoadError(what, hint=not_onnx(model)) from error
+    stored = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in stored:
+        raise ContractError(f"{model} was not written by co3d-compile.", hint="Compile a PyTorch model first.")
+    return parse(stored[METADATA_KEY]), stored_report(stored[REPORT_KEY]) if REPORT_KEY in stored else None

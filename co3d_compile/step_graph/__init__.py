@@ -1,0 +1,1 @@
+"""The step graph in the making."""

@@ -1,0 +1,160 @@
+"""Writes the nodes of a step graph: each call once, constants computed, shapes and module paths attached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node, map_arg
+
+from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
+from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import get_constant, set_constant
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An entry that is kept in a queue: row ``index`` of ``queue`` (batch, entries, features), viewed as ``shape``."""
+
+    queue: Node
+    index: int
+    shape: tuple[int, ...]
+
+
+class Builder:
+    """Builds a new graph beside a program's own."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.mode = fake_mode(program)
+        self.batch = program.inputs[0].shape[0]
+        self.path = ""
+        self._known: dict[Any, Node] = {}
+        self._constants: dict[Node, str] = {}
+        self._count = 0
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """An operator on nodes of the new graph; the same call gives the same node, constants are computed."""
+        args = tuple(self.resolve(a) if isinstance(a, Slot) else a for a in args)
+        key = (target, _hashable(args), _hashable(tuple(sorted(kwargs.items()))))
+        if key in self._known:
+            return self._known[key]
+        operands: list[Node] = []
+        map_arg((args, kwargs), operands.append)
+        if operands and all(n in self._constants for n in operands):
+            node = self._compute(target, args, kwargs)
+        else:
+            node = self.graph.call_function(target, args, kwargs)
+            node.meta["path"] = self.path
+            node.meta["val"] = self._shape(target, args, kwargs)
+        self._known[key] = node
+        return node
+
+    def _shape(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is previous:
+            return args[0].meta["val"]
+        if target is fifo:
+            rows, entries, features = args[0].meta["val"].shape
+            return self._empty((rows, entries + args[1], features), args[0].meta["val"].dtype)
+        if target is expand_batch:
+            shape = list(args[0].meta["val"].shape)
+            shape[args[2]] = args[1].meta["val"].shape[args[3]]
+            return self._empty(shape, args[0].meta["val"].dtype)
+        return shape_of_call(self.mode, target, args, kwargs)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        with self.mode:
+            return torch.empty(list(shape), dtype=dtype)
+
+    def constant(self, name: str, value: torch.Tensor) -> Node:
+        """A new constant."""
+        key = (name, "constant")
+        if key in self._known:
+            return self._known[key]
+        set_constant(self.program.module, name, value)
+        node = self.graph.get_attr(name)
+        node.meta = {"path": self.path, "val": self.mode.from_tensor(value, static_shapes=True)}
+        self._known[key] = node
+        self._constants[node] = name
+        return node
+
+    def _compute(self, target: Any, args: Any, kwargs: Any) -> Node:
+        def value(n: Node) -> torch.Tensor:
+            return get_constant(self.program.module, self._constants[n])
+
+        real_args, real_kwargs = map_arg((args, kwargs), value)
+        with torch.no_grad():
+            result = target(*real_args, **real_kwargs)
+        self._count += 1
+        return self.constant(f"lowered.constant_{self._count}", result.contiguous())
+
+    def counter(self, like: Node, pulse: int) -> Node:
+        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        key = ("counter", pulse)
+        if key not in self._known:
+            read = self.count(like)
+            read.meta["next"] = self.call(aten.add.Tensor, read, pulse)
+            self._known[key] = read
+        return self._known[key]
+
+    def zero_rows(self, like: Node, features: int) -> Node:
+        """Zeros (batch, features)."""
+        value = torch.zeros(1, features, dtype=like.meta["val"].dtype)
+        return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
+
+    def count(self, like: Node) -> Node:
+        """A state (batch, 1) of int64 whose next value is written to ``meta["next"]``."""
+        read = self.graph.call_function(counter, (like,))
+        read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
+        return read
+
+    def carry(self, like: Node, features: int) -> Node:
+        """A state of (batch, features) that a recurrent layer writes itself, through ``meta["next"]``."""
+        node = self.graph.call_function(carry, (like, features))
+        node.meta = {
+            "path": self.path,
+            "val": self._empty((like.meta["val"].shape[0], features), like.meta["val"].dtype),
+        }
+        return node
+
+    def resolve(self, ref: Any) -> Node:
+        """The node of an entry."""
+        if isinstance(ref, Slot):
+            return self.call(
+                aten.reshape.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]]
+            )
+        return ref
+
+    def sizes(self, node: Node) -> list[int]:
+        """The shape of a node of the new graph, at the captured batch."""
+        return [int(s) for s in node.meta["val"].shape]
+
+    def features(self, node: Node) -> int:
+        """Numbers in one stream's share of a node of the new graph."""
+        return prod(self.sizes(node)) // self.batch
+
+    def with_batch_of(self, x: Node, like: Node, x_dim: int = 0, like_dim: int = 0) -> Node:
+        """A constant of batch one (or one that is the same for each clip of the captured batch), for any batch."""
+        if x not in self._constants or self.sizes(x)[x_dim] not in (1, self.batch):
+            return x
+        if self.sizes(x)[x_dim] != 1:
+            value = get_constant(self.program.module, self._constants[x])
+            if not bool((value == value.narrow(x_dim, 0, 1)).all()):
+                return x
+            x = self.call(aten.slice.Tensor, x, x_dim, 0, 1)
+        return self.call(expand_batch, x, like, x_dim, like_dim)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(v) for v in value)
+    if isinstance(value, slice):
+        return (value.start, value.stop, value.step)
+    return (type(value), value) if isinstance(value, (bool, int, float)) else value

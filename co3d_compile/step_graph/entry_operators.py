@@ -1,0 +1,188 @@
+"""The operators that lowering writes for several families: sums, reductions over entries, transposed convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.layout import Layout, Place
+from co3d_compile.ir.markers import previous
+from co3d_compile.ir.program import Program
+from co3d_compile.step_graph.builder import Builder, Slot
+
+aten = torch.ops.aten
+TRANSPOSED = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input]
+
+
+class EntryOperators(Builder):
+    """Operators on entries: time is not among their dims.
+
+    Attributes:
+        streams: The entries that each streaming node of the clip graph became.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.streams: dict[Node, Any] = {}
+
+    def before(
+        self, node: Node, steps: int, layout: Layout | None, fix: Callable[[int, Node], Node] | None = None
+    ) -> Node:
+        """The value of a node so many steps ago. ``fix`` rewrites it where a stream may have begun since."""
+        node, restore = self.batch_first(node, layout)
+        for t in range(1, steps + 1):
+            node = self.call(previous, node)
+            node = fix(t, node) if fix is not None else node
+        return restore(node)
+
+    def batch_first(self, node: Node, layout: Layout | None) -> tuple[Node, Callable[[Node], Node]]:
+        """An entry as states hold it, with the batch and nothing else in its first dim, and the way back."""
+        place = layout.entry().batch if layout is not None else None
+        shape = self.sizes(node)
+        order = _batch_first(place, len(shape))
+        if order is not None:
+            node = self.call(aten.permute.default, node, order)
+        elif place is not None and (place.dim or place.outer != 1):
+            return self._apart(node, place)
+        elif shape[0] != self.batch:
+            node = self.call(aten.reshape.default, node, [-1, self.features(node)])
+
+        def restore(x: Node) -> Node:
+            if order is not None:
+                return self.call(aten.permute.default, x, [order.index(d) for d in range(len(order))])
+            return x if self.sizes(x) == shape else self.call(aten.reshape.default, x, [-1, *shape[1:]])
+
+        return node, restore
+
+    def _apart(self, node: Node, place: Place) -> tuple[Node, Callable[[Node], Node]]:
+        """:meth:`batch_first` of an entry whose batch is folded behind other factors of a dim: (batch, features)."""
+        shape = self.sizes(node)
+        before, behind = shape[: place.dim], shape[place.dim + 1 :]
+        order = [len(before) + 1, *range(len(before) + 1), *range(len(before) + 2, len(shape) + 2)]
+        split = self.call(aten.reshape.default, node, [*before, place.outer, -1, place.inner, *behind])
+        first = self.call(aten.permute.default, split, order)
+
+        def restore(x: Node) -> Node:
+            x = self.call(aten.reshape.default, x, [-1, *before, place.outer, place.inner, *behind])
+            x = self.call(aten.permute.default, x, [order.index(d) for d in range(len(order))])
+            return self.call(aten.reshape.default, x, [*before, -1, *behind])
+
+        return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
+
+    def rows(self, entries: Sequence[Node]) -> Node:
+        """Entries as (batch, entries, features)."""
+        rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
+        return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
+
+    def stacked(self, refs: Sequence[Any]) -> Node:
+        """Entries as (batch, entries, features); a run in one queue is a slice of it."""
+        slots = [r for r in refs if isinstance(r, Slot)]
+        if slots and len(refs) > 1:
+            run = self._run(refs, slots[0].queue)
+            if run is not None:
+                start, step = run
+                if (start, step) == (0, 1) and len(refs) == self.sizes(slots[0].queue)[1]:
+                    return slots[0].queue
+                stop = start + step * (len(refs) - 1) + 1
+                return self.call(aten.slice.Tensor, slots[0].queue, 1, start, stop, step)
+        return self.rows([self.resolve(r) for r in refs])
+
+    def _run(self, refs: Sequence[Any], queue: Node) -> tuple[int, int] | None:
+        """Start and step of entries that lie evenly in one queue (the new ones are at its end)."""
+        capacity = int(queue.args[1])  # type: ignore[arg-type]
+        rows = queue.args[0]
+        assert isinstance(rows, Node)
+        new = list(rows.args[0]) if rows.target is aten.cat.default else [rows]  # type: ignore[arg-type]
+        place: dict[Node, int] = {}
+        for i, row in enumerate(new):
+            place[row] = capacity + i
+        positions = []
+        for ref in refs:
+            if isinstance(ref, Slot):
+                positions.append(ref.index if ref.queue is queue else None)
+            else:
+                row = self.call(aten.reshape.default, ref, [-1, 1, self.features(ref)])
+                positions.append(place.get(row))
+        if None in positions:
+            return None
+        steps = {b - a for a, b in pairwise(positions)}  # type: ignore[operator]
+        step = steps.pop()
+        return (positions[0], step) if not steps and step > 0 else None  # type: ignore[return-value]
+
+    def sum(self, parts: Sequence[Node]) -> Node:
+        """The sum of tensors."""
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.call(aten.add.Tensor, total, part)
+        return total
+
+    def minus(self, x: Node, y: Node) -> Node:
+        """The difference of tensors."""
+        return self.call(aten.sub.Tensor, x, y)
+
+    def stack(self, parts: Sequence[Node]) -> Node:
+        """Tensors along a new first dim."""
+        rows = [self.call(aten.unsqueeze.default, p, 0) for p in parts]
+        return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 0)
+
+    def reduce_entries(self, refs: Sequence[Any], kind: str) -> Node:
+        """Mean, sum, maximum or minimum over entries."""
+        if len(refs) == 1:
+            return self.resolve(refs[0])
+        if len(refs) > 4:
+            rows = self.stacked(refs)
+            target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList, "amax": aten.amax.default}.get(
+                kind, aten.amin.default
+            )
+            reduced = self.call(target, rows, [1], False)
+            return self.call(aten.reshape.default, reduced, [-1, *self.sizes(self.resolve(refs[-1]))[1:]])
+        nodes = [self.resolve(r) for r in refs]
+        if kind in ("mean", "sum"):
+            total = self.sum(nodes)
+            return self.call(aten.mul.Tensor, total, 1.0 / len(nodes)) if kind == "mean" else total
+        total = nodes[0]
+        for node in nodes[1:]:
+            total = self.call(aten.maximum.default if kind == "amax" else aten.minimum.default, total, node)
+        return total
+
+    def transposed(self, x: Node, tap: Node, geometry: list[list[int]], groups: int) -> Node:
+        """One tap of a transposed convolution, over space alone."""
+        stride, padding, output_padding, dilation = geometry
+        if stride:
+            return self.call(
+                TRANSPOSED[len(stride) - 1], x, tap, None, stride, padding, output_padding, groups, dilation
+            )
+        one = [self.call(aten.unsqueeze.default, t, 2) for t in (x, tap)]
+        return self.call(aten.squeeze.dim, self.call(TRANSPOSED[0], *one, None, [1], [0], [0], groups, [1]), 2)
+
+    def zeros_like(self, x: Node) -> Node:
+        """Zeros in the shape of one entry."""
+        value = torch.zeros([1, *self.sizes(x)[1:]], dtype=x.meta["val"].dtype)
+        return self.with_batch_of(self.constant(f"zeros_{'x'.join(map(str, value.shape[1:]))}", value), x)
+
+    def add_bias(self, x: Node, bias: Node | None, space: int) -> Node:
+        """Adds a bias per channel."""
+        if bias is None:
+            return x
+        return self.call(aten.add.Tensor, x, self.call(aten.reshape.default, bias, [-1] + [1] * space))
+
+    def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
+        """A reduction over other dims of one entry."""
+        if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
+            return self.call(node.target, x, node.args[1], dims, keep)
+        if node.target in (aten.var.correction, aten.std.correction):
+            return self.call(node.target, x, dims, correction=node.kwargs.get("correction", 1), keepdim=keep)
+        if isinstance(node.args[1], int):
+            return self.call(node.target, x, dims[0], keep)
+        return self.call(node.target, x, dims, keep, *node.args[3:], **node.kwargs)
+
+
+def _batch_first(place: Place | None, rank: int) -> list[int] | None:
+    """The permutation that brings the batch's dim to the front, if it is not there."""
+    if place is None or not place.alone or not place.dim:
+        return None
+    return [place.dim, *(d for d in range(rank) if d != place.dim)]

@@ -1,0 +1,244 @@
+"""The step graph in the making: what each clip node became, entries without a time dim, and their past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
+from co3d_compile.ir.markers import fifo, history, outside, take
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.stored_constants import get_constant
+from co3d_compile.ir.time_facts import Fact, fact_of, is_stream
+from co3d_compile.step_graph.entry_operators import EntryOperators
+from co3d_compile.step_graph.past_entries import Aged, Past, Start
+from co3d_compile.step_graph.stream_ends import Ends
+
+aten = torch.ops.aten
+SMALL = 16384  # elements of an entry up to which its past is kept in one tensor instead of one per entry
+
+
+class StepGraph(EntryOperators):
+    """Builds the step graph node by node, and remembers what each node of the clip graph became."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self.windows: dict[Node, Node] = {}
+        self.window_entries: dict[Node, list[Any]] = {}
+        self.tuples: dict[Node, list[list[Node]]] = {}
+        self.ends: Ends | None = None
+        self._start: Ends | None = None
+        self._capacity: dict[Node, int] = {}
+
+    @property
+    def start(self) -> Ends:
+        """The flags of where the stream begins: those of its ends where it has both."""
+        if self.ends is None and self._start is None:
+            self._start = Ends(self, None, self.program.inputs[0].pulse)
+        start = self.ends or self._start
+        assert start is not None
+        return start
+
+    # --- reading what clip nodes became
+
+    def pulse(self, node: Node) -> int:
+        """How many entries of a tensor there are: its new ones, and past ones where it is a history."""
+        return len(self.streams[node]) if node in self.streams else int(fact_of(node).pulse)
+
+    def ref(self, node: Node, i: int) -> Any:
+        """Entry ``i``, as a node or a slot of a queue."""
+        return self.streams[node][i]
+
+    def entry(self, node: Node, i: int) -> Node:
+        """Entry ``i`` of a streaming tensor, as a node."""
+        return self.resolve(self.streams[node][i])
+
+    def whole_entry(self, node: Node, i: int) -> Node:
+        """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        new = self.entry(node, i)
+        return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
+
+    def without_time(self, node: Node, x: Node) -> Node:
+        """An entry of a node's output, computed with a dim of one where time is alone, without it."""
+        layout = fact_of(node).layout
+        place = layout.time if layout is not None else None
+        alone = place is not None and place.alone and layout is not None and len(self.sizes(x)) == layout.rank
+        return self.call(aten.squeeze.dim, x, place.dim) if alone and place is not None else x
+
+    def aged(self, node: Node, i: int) -> Aged:
+        """Entry ``i`` as what was computed in this step or an earlier one."""
+        entries = self.streams[node]
+        steps, entry = entries.origin(i) if hasattr(entries, "origin") else (0, entries[i])
+        return Aged(self.resolve(entry), steps)
+
+    def plain(self, node: Node, slot: tuple[int, int] | None = None) -> Node:
+        """A constant, or one slice of it, or the result of a window."""
+        if node in self.window_entries and node not in self.windows:
+            layout = fact_of(operand(node)).layout
+            assert layout is not None
+            self.windows[node] = self.as_clip(self.window_entries[node], layout)
+        if node in self.windows:
+            return self.windows[node]
+        if node.op != "get_attr":
+            raise AssertionError(f"{node.name} is neither constant nor window")
+        name = str(node.target)
+        value = get_constant(self.program.module, name)
+        if slot is None:
+            return self.constant(name, value)
+        dim, index = slot
+        return self.constant(f"{name}_tap_{index}", value.select(dim, index).contiguous())
+
+    def one_of(self, constant: Node, dim: int) -> Node:
+        """A constant that is the same along a dim, without that dim."""
+        return self.call(aten.select.int, self.plain(constant), dim, 0)
+
+    def first_row(self, constant: Node) -> Node:
+        """A constant of which all rows are the same, as one row."""
+        return self.call(aten.slice.Tensor, self.plain(constant), 0, 0, 1)
+
+    # --- the past
+
+    def remembered(self, x: Node) -> tuple[int, bool]:
+        """What is known of the past that a convolution reads: entries others keep too; whether they must be kept."""
+        marker = x.args[0] if x.target is take else x
+        if not isinstance(marker, Node) or marker.target is not history:
+            return 0, False
+        source, entries = operand(marker), self.streams[marker]
+        others = [u for u in source.users if u.target is history and u is not marker]
+        shared = max((int(u.args[1]) for u in others), default=0)  # type: ignore[arg-type]
+        return shared, entries.queue is not None or entries.start is not None
+
+    def capacity(self, marker: Node, n: int) -> None:
+        """Notes how far back a tensor is read, so that its readers share one queue."""
+        self._capacity[marker] = max(n, self._capacity.get(marker, 0))
+
+    def past(
+        self,
+        new: Sequence[Any],
+        n: int,
+        source: Node | None = None,
+        layout: Layout | None = None,
+        start: Start | None = None,
+    ) -> Past:
+        """The list of ``n`` past and the new entries.
+
+        Small entries with a long past are kept in one queue, others in one state per entry.
+        """
+        first = self.resolve(new[0])
+        capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
+        leading = layout is None or _leading(layout)
+        if self.ends is not None and source is not None:
+            start = self.ends.start(source, new, n)
+        elif source is not None and source.target is outside:
+            start = self.start.start(source, new, n)
+        if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
+            return Past(self, list(new), n, layout, None, start)
+        queue = self.queue([self.resolve(x) for x in new], capacity)
+        if start is not None:
+            queue.meta["initial"] = start.number
+        return Past(self, list(new), n, layout, queue)
+
+    def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> Past:
+        """Past and new entries with a number in place of those before the first."""
+        ends = self.ends
+        assert ends is not None
+        marked = [ends.where(ends.inside(fact, i, back=False), x, value, layout) for i, x in enumerate(new)]
+        firsts = [self.batch_first(x, layout)[0] for x in marked]
+        return self.past(marked, past, None, layout, ends.constants(firsts, fact, past, value))
+
+    def counter(self, like: Node, pulse: int) -> Node:
+        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        return self.ends.counter(pulse) if self.ends is not None else super().counter(like, pulse)
+
+    def queue(self, new: Sequence[Node], capacity: int) -> Node:
+        """A queue (batch, capacity + new entries, features)."""
+        return self.call(fifo, self.rows(new), capacity)
+
+    def as_clip(self, refs: Sequence[Any], layout: Layout) -> Node:
+        """Entries as one tensor in which time is an ordinary dim, laid out as in the clip."""
+        time = layout.time
+        assert time is not None
+        length = len(refs)
+        target = layout.resize(TIME, length)
+        if length == 1 and not time.alone:
+            return self.resolve(refs[0])
+        if length == 1:
+            return self.call(aten.unsqueeze.default, self.resolve(refs[0]), time.dim)
+        entry = layout.entry()
+        if entry.batch is not None and (entry.batch.dim or entry.batch.outer != 1):
+            refs = [self.batch_first(self.resolve(r), layout)[0] for r in refs]
+        stacked = self.stacked(refs)
+        axes = [a for dim in entry.dims for a in dim]
+        source = [Axis(BATCH, 0), Axis(TIME, length), *[a for a in axes if a.label != BATCH]]
+        wanted = [a for dim in _split_like(target, entry) for a in dim]
+        order, used = [], [False] * len(source)
+        for axis in wanted:
+            i = next(
+                i
+                for i, a in enumerate(source)
+                if not used[i] and a.label == axis.label and (a.label != PLAIN or a.size == axis.size)
+            )
+            used[i] = True
+            order.append(i)
+        view = self.call(aten.reshape.default, stacked, [-1 if a.label == BATCH else a.size for a in source])
+        if order != sorted(order):
+            view = self.call(aten.permute.default, view, order)
+        return self.call(aten.reshape.default, view, target.sizes())
+
+    def with_time_of_one(self, node: Node, i: int) -> Node:
+        """The operator as it stands on entries ``i`` of its operands, given a time dim of one."""
+        args, kwargs = map_arg(
+            (node.args, node.kwargs), lambda n: self.whole_entry(n, i) if is_stream(n) else self.plain(n)
+        )
+        return self.without_time(node, self.call(node.target, *args, **kwargs))
+
+    def same(self, node: Node) -> Node:
+        """The operator as it stands in the clip."""
+        args, kwargs = map_arg((node.args, node.kwargs), self.plain)
+        return self.call(node.target, *args, **kwargs)
+
+    def resized(self, node: Node) -> Node:
+        """A view or expansion with the window's own length, and any batch."""
+        fact = fact_of(node)
+        if fact.layout is None or node.target not in VIEWS:
+            return self.same(node)
+        layout = fact.layout
+        if layout.time is not None and fact.length != fact.clip:
+            layout = layout.resize(TIME, fact.length)
+        sizes = layout.sizes()
+        if sizes.count(-1) > 1:
+            return self.same(node)
+        return self.call(node.target, self.plain(node.args[0]), sizes)  # type: ignore[arg-type]
+
+
+VIEWS = {aten.reshape.default, aten.expand.default}
+
+
+def _leading(layout: Layout) -> bool:
+    place = layout.entry().batch
+    return place is not None and place.dim == 0 and place.outer == 1
+
+
+def _split_like(target: Layout, entry: Layout) -> list[tuple[Axis, ...]]:
+    """The dims of ``target`` with plain axes as they are in ``entry`` (a layout merges neighbours)."""
+    pieces = [a for dim in entry.dims for a in dim if not a.label]
+    result = []
+    for dim in target.dims:
+        axes: list[Axis] = []
+        for axis in dim:
+            if axis.label:
+                axes.append(axis)
+                continue
+            rest = axis.size
+            while rest > 1:
+                piece = pieces.pop(0)
+                axes.append(piece)
+                rest //= piece.size
+        result.append(tuple(axes))
+    return result

@@ -1,0 +1,255 @@
+"""Ends of a stream: which entries of a tensor exist, and what is read where none does.
+
+Two counters per stream say it all: steps since the first frame, and frames since the last one. An entry is within its
+tensor's own range if the one is large enough and the other small enough; the thresholds are read off its fact. Without
+``boundary="exact"`` a stream has no last frame, and begins with the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
+from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.markers import outside
+from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
+from co3d_compile.step_graph.past_entries import Start, _begin_at
+from co3d_compile.step_graph.values_before_start import Virtual
+
+if TYPE_CHECKING:
+    from co3d_compile.step_graph.entry_operators import EntryOperators
+
+aten = torch.ops.aten
+
+
+class Ends:
+    """Flags of a step graph that has an input ``valid`` (batch, frames per step); without one, those of its start.
+
+    Args:
+        low: The step graph.
+        name: Of the input ``valid``; None where there is none.
+        frames: Of the first input, per step.
+    """
+
+    def __init__(self, low: EntryOperators, name: str | None, frames: int) -> None:
+        self.low, self.frames = low, frames
+        self.late: Node | None = None
+        if name is None:
+            first = next(n for n in low.graph.nodes if n.op == "placeholder")
+            self.before = low.counter(first, 1)
+            self.steps = low.call(aten.add.Tensor, self.before, 1)
+            self.virtual = Virtual(low.program.module, {self.before: lambda t: -t, self.steps: lambda t: 1 - t})
+            return
+        with low.mode:
+            shape = torch.empty(low.batch, frames, dtype=torch.bool)
+        valid = low.graph.placeholder(name)
+        valid.meta["val"] = shape
+        low.path = ""
+        self.before, late = low.count(valid), low.count(valid)
+        number = low.call(aten._to_copy.default, valid, dtype=torch.int64)
+        number = number if frames == 1 else low.call(aten.sum.dim_IntList, number, [1], True)
+        seen = low.call(aten.ge.Scalar, low.call(aten.add.Tensor, self.before, number), 1)
+        runs = low.call(aten._to_copy.default, seen, dtype=torch.int64)
+        self.steps = low.call(aten.add.Tensor, self.before, runs)
+        lacking = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, runs, frames), number)
+        self.late = low.call(aten.add.Tensor, late, lacking)
+        self.before.meta["next"], late.meta["next"] = self.steps, self.late
+        counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t, self.late: lambda t: 0}
+        self.virtual = Virtual(low.program.module, counters)
+
+    # --- which entries exist
+
+    def inside(
+        self, fact: Fact, i: int, front: bool = True, back: bool = True, lead: int = 0, tail: int = 0
+    ) -> Node | None:
+        """Whether new entry ``i`` (negative: of the past) is in the range of its tensor: bool (batch, 1).
+
+        None where neither end is asked for.
+        """
+        low, flags = self.low, []
+        least = 1 + ceil(Fraction(lead + fact.delay - i) / fact.pulse)
+        if front:
+            flags.append(low.call(aten.ge.Scalar, self.steps, least))
+        if back and self.late is not None:
+            assert fact.end is not None
+            most = self.frames - floor((i - fact.delay + tail) * fact.rate + fact.end)
+            if most < 1:
+                raise UnsupportedError(
+                    "Whether an entry is the last one is known only after it has been used.",
+                    module_path=low.path,
+                    hint="Compile with boundary='stream'.",
+                )
+            flags.append(low.call(aten.lt.Scalar, self.late, most))
+        return low.call(aten.logical_and.default, *flags) if len(flags) == 2 else flags[0] if flags else None
+
+    def exists(self, fact: Fact, i: int) -> Node:
+        """Whether new entry ``i`` is in the range of its tensor."""
+        flag = self.inside(fact, i)
+        assert flag is not None
+        return flag
+
+    def counter(self, pulse: int) -> Node:
+        """Entries of a tensor before this step, were its delay 0."""
+        return self.before if pulse == 1 else self.low.call(aten.mul.Tensor, self.before, pulse)
+
+    def choose(self, flag: Node | None, new: Node, old: Node | float) -> Node:
+        """``new`` where the flag is set, else ``old``; both have the batch alone in front."""
+        if flag is None:
+            return new
+        low = self.low
+        if not isinstance(old, Node):
+            dtype = new.meta["val"].dtype
+            old = low.constant(f"ends.{str(dtype).removeprefix('torch.')}_{old}", torch.tensor(old, dtype=dtype))
+        cond = low.call(aten.reshape.default, flag, [-1, *[1] * (len(low.sizes(new)) - 1)])
+        return low.call(aten.where.self, cond, new, old)
+
+    # --- what is read where there is none
+
+    def mark(self, node: Node) -> list[Node]:
+        """The new entries of the marker ``outside``."""
+        x, front, back, lead, tail = node.args
+        assert isinstance(x, Node) and isinstance(lead, int) and isinstance(tail, int)
+        fact, low = fact_of(x), self.low
+        entries = [low.resolve(low.streams[x][i]) for i in range(len(low.streams[x]))]
+        ranges = (lead, tail)
+        if EDGE not in (front, back):
+            return [
+                self._filled(e, fact, i, front, back, ranges)  # type: ignore[arg-type]
+                for i, e in enumerate(entries)
+            ]
+        entries = [low.batch_first(e, fact.layout)[0] for e in entries]
+        restore = low.batch_first(low.resolve(low.streams[x][0]), fact.layout)[1]
+        if back is not None:
+            entries = self._hold(entries, fact, 0, tail)
+        if front is not None:
+            for i in reversed(range(len(entries) - 1)):
+                flag = self.inside(fact, i, back=False, lead=lead)
+                entries[i] = self.choose(flag, entries[i], entries[i + 1])
+        return [restore(e) for e in entries]
+
+    def _filled(
+        self, x: Node, fact: Fact, i: int, front: Outside, back: Outside, ranges: tuple[int, int] = (0, 0)
+    ) -> Node:
+        if front is None or back is None or front == back:
+            flag = self.inside(fact, i, front is not None, back is not None, *ranges)
+            return self.where(flag, x, front if back is None else back, fact.layout)  # type: ignore[arg-type]
+        x = self.where(self.inside(fact, i, back=False, lead=ranges[0]), x, front, fact.layout)  # type: ignore[arg-type]
+        return self.where(self.inside(fact, i, front=False, tail=ranges[1]), x, back, fact.layout)  # type: ignore[arg-type]
+
+    def where(self, flag: Node | None, x: Node, value: float, layout: Layout | None) -> Node:
+        """``x`` where the flag is set, else a number."""
+        if flag is None:
+            return x
+        first, restore = self.low.batch_first(x, layout)
+        return restore(self.choose(flag, first, value))
+
+    def _hold(self, entries: Sequence[Node], fact: Fact, first: int, tail: int = 0) -> list[Node]:
+        """Entries from the index ``first`` on, of which the last one within the range stays."""
+        low, results = self.low, []
+        shape = low.sizes(entries[0])
+        kept = low.carry(entries[0], low.features(entries[0]))
+        kept.meta["held"] = True
+        last = low.call(aten.reshape.default, kept, [-1, *shape[1:]])
+        for i, x in enumerate(entries, first):
+            last = self.choose(self.inside(fact, i, front=False, tail=tail), x, last)
+            results.append(last)
+        kept.meta["next"] = low.call(aten.reshape.default, last, [-1, low.features(entries[0])])
+        return results
+
+    def last(self, result: Node, layout: Layout | None, facts: Sequence[Fact]) -> Node:
+        """A result per step that stays what it was when the last entry had come."""
+        facts = [f for f in facts if f.end is not None]
+        place = layout.batch if layout is not None else None
+        if not facts or (place is not None and (place.dim or place.outer > 1)):
+            return result
+        if self.low.sizes(result)[:1] != [self.low.batch]:  # where nothing is known, the batch is in front
+            return result
+        fact = min(facts, key=flush_steps)  # windows that meet are for one clip
+        return self._hold([result], fact, int(fact.pulse) - 1)[0]
+
+    # --- means
+
+    def mean_of_inside(self, x: Node, fact: Fact, own: Fact, kernel: Kernel, pad: tuple[int, int], o: int) -> Node:
+        """A mean over ``k`` entries, made one over those that exist (or are padding that is counted)."""
+        low = self.low
+        flags = []
+        for tap in range(kernel.k):
+            i = (o - own.delay) * kernel.s + tap * kernel.d - kernel.p + fact.delay
+            flags.append(self.inside(fact, i, lead=-pad[0], tail=-pad[1]))
+        number = low.sum([low.call(aten._to_copy.default, f, dtype=torch.float32) for f in flags if f is not None])
+        certain = sum(f is None for f in flags)
+        number = low.call(aten.add.Tensor, number, float(certain)) if certain else number
+        return self.scaled(x, low.call(aten.clamp.default, number, 1.0), kernel.k, own.layout)
+
+    def mean_of_newest(self, x: Node, fact: Fact, i: int, entries: int, layout: Layout | None) -> Node:
+        """A mean over the newest entries, made one over those that exist."""
+        low = self.low
+        number = low.call(aten.add.Tensor, self.counter(int(fact.pulse)), i - fact.delay + 1)
+        number = low.call(aten.clamp.default, number, 1, entries)
+        return self.scaled(x, low.call(aten._to_copy.default, number, dtype=torch.float32), entries, layout)
+
+    def scaled(self, x: Node, number: Node, entries: int, layout: Layout | None) -> Node:
+        """A mean over ``entries`` with another divisor."""
+        low = self.low
+        first, restore = low.batch_first(x, layout)
+        factor = low.call(aten.mul.Tensor, low.call(aten.reciprocal.default, number), float(entries))
+        if x.meta["val"].dtype is not torch.float32:
+            factor = low.call(aten._to_copy.default, factor, dtype=x.meta["val"].dtype)
+        factor = low.call(aten.reshape.default, factor, [-1, *[1] * (len(low.sizes(first)) - 1)])
+        return restore(low.call(aten.mul.Tensor, first, factor))
+
+    # --- the past of a stream that has just begun
+
+    def start(self, x: Node, new: Sequence[Any], n: int) -> Start | None:
+        """What the past of a tensor is at the start; None where zeros do."""
+        low, fact, fill, edge = self.low, fact_of(x), None, x
+        while edge.target is outside and edge.args[1] != EDGE:  # padding may lie in front of copies of the edge
+            fill = edge.args[1] if fill is None else fill
+            edge = edge.args[0]  # type: ignore[assignment]
+        if edge.target is not outside:
+            entries = [low.batch_first(low.resolve(e), fact.layout)[0] for e in new]
+            return self.constants(entries, fact, n, fill)  # type: ignore[arg-type]
+        lead: Any = edge.args[3]
+        first, _ = low.batch_first(low.resolve(low.streams[edge][0]), fact.layout)
+        came = self.inside(fact, -1, back=False, lead=lead)  # before this step: the past holds it where due
+
+        def fix(i: int, t: int, value: Node) -> Node:
+            flag = self.inside(fact, i - t * len(new), back=False) if fill is not None else None
+            return self.choose(came, value, self.choose(flag, first, fill))  # type: ignore[arg-type]
+
+        return Start(fix)
+
+    def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> Start | None:
+        """The past where it does not depend on any frame: what lies before the first entry, and delays below 0."""
+        pulse, known = len(entries), {}
+        for back in range(1, n + 1):
+            i, t = pulse - 1 - (back - 1) % pulse, -(-back // pulse)
+            if i - t * pulse - fact.delay >= 0:
+                known[i, t] = self.virtual.value(entries[i], t)
+            elif fill is not None:
+                shape = [1, *self.low.sizes(entries[i])[1:]]
+                known[i, t] = torch.full(shape, fill, dtype=entries[i].meta["val"].dtype)
+        numbers = {float(v.flatten()[0]) if bool((v == v.flatten()[0]).all()) else None for v in known.values()}
+        if numbers <= {0.0}:
+            return None
+        if len(numbers) == 1 and None not in numbers:
+            number = numbers.pop()
+            return Start(lambda i, t, value: _begin_at(value, number), number)  # type: ignore[arg-type]
+        return Start(lambda i, t, value: self._fresh(value, known.get((i, t)), t))
+
+    def _fresh(self, value: Node, constant: torch.Tensor | None, t: int) -> Node:
+        """A past value, or the constant that it is when a stream begins."""
+        if constant is None:
+            return value
+        low = self.low
+        begun = low.call(aten.ge.Scalar, self.before, 1)
+        fixed = self.choose(begun, value, low.constant(f"ends.{value.name}", constant[:1].contiguous()))
+        self.virtual.same[fixed] = value
+        return fixed

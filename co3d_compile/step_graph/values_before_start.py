@@ -1,0 +1,82 @@
+"""What a step graph computes before the first frame: constants, for no frame has come yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.markers import carry, fifo, previous
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.stored_constants import get_constant
+
+
+class Virtual:
+    """Values of nodes ``t`` steps before the first one, computed when asked for.
+
+    A tensor with a negative delay has entries before the first frame: the padding in front of it, and what layers make
+    of that. They are what its states must hold when a stream begins.
+
+    Args:
+        module: Holds the constants.
+        counters: The nodes that count, with their values ``t`` steps before the first one.
+    """
+
+    def __init__(self, module: nn.Module, counters: dict[Node, Callable[[int], int]]) -> None:
+        self.module = module
+        self.counters = counters
+        self.same: dict[Node, Node] = {}
+        self._known: dict[tuple[Node, int], Any] = {}
+
+    def value(self, node: Node, t: int) -> Tensor:
+        """The value of a node."""
+        stack = [(node, t)]
+        while stack:
+            at = stack[-1]
+            missing = [] if at in self._known else [o for o in self._operands(*at) if o not in self._known]
+            if missing:
+                stack.extend(missing)
+                continue
+            if at not in self._known:
+                with torch.no_grad():
+                    self._known[at] = self._compute(*at)
+            stack.pop()
+        result: Tensor = self._known[node, t]
+        return result
+
+    def _operands(self, node: Node, t: int) -> list[tuple[Node, int]]:
+        if node in self.same:
+            return [(self.same[node], t)]
+        if node in self.counters or node.op != "call_function" or node.target is carry:
+            return []
+        x = node.all_input_nodes[0] if node.all_input_nodes else node
+        if node.target is previous:
+            return [(x, t + 1)]
+        if node.target is fifo:
+            return [(x, t + back) for back in range(self._steps(node) + 1)]
+        return [(n, t) for n in node.all_input_nodes]
+
+    def _steps(self, node: Node) -> int:
+        """Steps that a queue reaches back."""
+        x, entries = node.args
+        return -(-int(entries) // int(x.meta["val"].shape[1]))  # type: ignore
+
+    def _compute(self, node: Node, t: int) -> Any:
+        if node in self.same:
+            return self._known[self.same[node], t]
+        if node in self.counters:
+            return torch.full(tuple(node.meta["val"].shape), self.counters[node](t))
+        if node.op == "get_attr":
+            return get_constant(self.module, str(node.target))
+        if node.op == "placeholder" or node.target is carry:
+            return torch.zeros(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
+        if node.target is previous:
+            return self._known[operand(node), t + 1]
+        if node.target is fifo:
+            rows = [self._known[operand(node), t + back] for back in range(self._steps(node), -1, -1)]
+            return torch.cat(rows, 1)[:, -int(node.meta["val"].shape[1]) :]
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._known[n, t])
+        return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""Numbers as text, files that appear whole, memory, PyTorch kept quiet."""

@@ -1,0 +1,1 @@
+"""Other shapes of the result: 8 bits, half states, Triton, the step in PyTorch."""

@@ -1,0 +1,122 @@
+"""Users' own operators: what one does to time, how one entry of its output is computed, and how it goes to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from co3d_compile.capture.decompositions import DECOMPOSITIONS
+from co3d_compile.errors import UsageError
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.node_reading import operator_name, overloads
+from co3d_compile.onnx_export.by_torch_exporter import TRANSLATIONS
+from co3d_compile.rules import RULES, is_pointwise
+from co3d_compile.user_operators.custom_rule import CustomRule
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def rule(
+    operator: Any,
+    *,
+    pointwise: bool = False,
+    mixes: Sequence[int] | Callable[..., Sequence[int]] | None = None,
+    kernel: Kernel | Callable[..., Kernel] | None = None,
+    dim: int | Callable[..., int] = 2,
+    decomposition: Callable[..., Any] | None = None,
+    onnx: Any = None,
+) -> Callable[[F], F]:
+    """Says what an operator does to time. Used as a decorator, the function computes one entry of its output.
+
+    At most one of ``pointwise``, ``mixes`` and ``kernel`` is given. Where one of them depends on the call, it is a
+    function of the operator's own arguments, such as ``lambda x, dilation: co3d.Kernel(k=3, d=dilation)``.
+
+    The decorated function takes the operator's arguments, time taken out of each: ``(N, C, T, H, W)`` comes as
+    ``(N, C, H, W)``; with ``kernel`` the first is the list of the k entries that are read, oldest first. It returns
+    one entry. It is written in PyTorch operators, which go to ONNX as such. Without it, the operator itself (or its
+    ``decomposition``) is applied to these entries, stacked on the time dim.
+
+    Args:
+        operator: ``torch.ops.mylib.op``, one overload of it, or what ``torch.library.custom_op`` returned.
+        pointwise: Each element is computed by itself; operands are broadcast.
+        mixes: The dims over which it computes, of any operand; ``()`` means that each entry is computed by itself.
+            With time among them it is applied to a window.
+        kernel: It slides over time: ``y[o]`` reads ``x[o*s + i*d - p]`` of the first operand, and of no other.
+        dim: The dim over which ``kernel`` slides; where that dim is not time, entries are computed by themselves.
+        decomposition: The same in PyTorch operators, with the operator's own arguments. Given alone, it takes the
+            operator's place when a model is captured, and nothing else need be said.
+        onnx: The ONNX translation, an onnxscript function as ``torch.onnx.export`` takes it.
+
+    Raises:
+        UsageError: The arguments say nothing or too much, or the operator has a rule of its own.
+    """
+    given = [pointwise, mixes is not None, kernel is not None]
+    targets = overloads(getattr(operator, "_opoverload", operator))
+    refuse(targets, sum(given), decomposition is None and onnx is None)
+    unregister(operator)
+    if onnx is not None:
+        TRANSLATIONS.update(dict.fromkeys(targets, onnx))
+    custom = CustomRule(pointwise, mixes, kernel, dim, decomposition, onnx is not None)
+    if any(given):
+        RULES.update(dict.fromkeys(targets, custom))
+    elif decomposition is not None:
+        DECOMPOSITIONS.update(dict.fromkeys(targets, decomposition))
+
+    def add(function: F) -> F:
+        if not any(given):
+            raise UsageError(
+                "A function for one entry needs pointwise, mixes or kernel.", operator=operator_name(targets[0])
+            )
+        custom.function = function
+        return function
+
+    return add
+
+
+def refuse(targets: list[Any], kinds: int, untranslated: bool) -> None:
+    """Refuses a rule that says nothing or too much, or that another rule would hide."""
+    if not isinstance(targets[0], torch._ops.OpOverload):
+        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
+        raise UsageError(f"{targets[0]!r} is no operator of PyTorch.", hint=hint)
+    name = operator_name(targets[0])
+    if kinds > 1:
+        raise UsageError("pointwise, mixes and kernel exclude each other.", operator=name)
+    if not kinds and untranslated:
+        raise UsageError(
+            "The rule says nothing.", operator=name, hint="Give pointwise, mixes, kernel, decomposition or onnx."
+        )
+    for target in targets:
+        owned = target.namespace == "aten" and is_pointwise(target)
+        if owned or not isinstance(RULES.get(target, CustomRule()), CustomRule):
+            raise UsageError("This operator has a rule of its own.", operator=name)
+        if kinds and [str(r.type) for r in target._schema.returns] != ["Tensor"]:
+            raise UsageError(
+                "It does not return one tensor.",
+                operator=name,
+                hint="Give its decomposition alone, or onnx alone: then it is applied to a window.",
+            )
+
+
+def unregister(operator: Any) -> None:
+    """Forgets what :func:`rule` said about an operator."""
+    for target in overloads(getattr(operator, "_opoverload", operator)):
+        if isinstance(RULES.get(target), CustomRule):
+            del RULES[target]
+        TRANSLATIONS.pop(target, None)
+        DECOMPOSITIONS.pop(target, None)
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """What is registered inside is forgotten at the end: for tests."""
+    tables: list[dict[Any, Any]] = [RULES, TRANSLATIONS, DECOMPOSITIONS]
+    saved = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for table, old in zip(tables, saved, strict=True):
+            table.clear()
+            table.update(old)

@@ -1,0 +1,199 @@
+"""Writes PyTorch functions into a step graph: what users give for their own operators."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node, map_arg
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from co3d_compile.capture.decompositions import decompositions
+from co3d_compile.capture.exported_graph import unlift
+from co3d_compile.errors import UsageError
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.program import Program
+from co3d_compile.passes.canonicalize import Canonicalize
+from co3d_compile.step_graph.step_graph import StepGraph
+
+aten = torch.ops.aten
+STREAMS = 7919  # a batch, in tracing, that no other size is a multiple of
+SIZES = {aten.reshape.default, aten.expand.default}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What an entry of the output reads of one operand.
+
+    Args:
+        items: Entries without time, oldest first; or one tensor with it, where the operator is applied to a window.
+        dim: Where time is in the clip; None where it has no dim of its own.
+        batch: Where the batch is in each item.
+        slides: Whether the kernel slides over this operand.
+    """
+
+    items: tuple[Any, ...]
+    dim: int | None
+    batch: int
+    slides: bool = False
+
+
+def by_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function for one entry."""
+
+    def unwrap(e: Any) -> Any:
+        return (list(e.items) if e.slides else e.items[0]) if isinstance(e, Entries) else e
+
+    return lambda *args, **kwargs: function(*mapped(args, unwrap), **mapped(kwargs, unwrap))
+
+
+def by_operator(call: Callable[..., Any], kernel: Kernel, dim: int | None) -> Callable[..., Any]:
+    """The operator itself on the entries that one entry of the output reads, stacked on the time dim.
+
+    It pads as it does in the clip: the entry whose taps are these entries is taken from what it returns.
+    """
+    front = -kernel.p if kernel.p < 0 else -kernel.p % kernel.s
+    tail = max(0, -kernel.p_end)
+
+    def stacked(e: Any) -> Any:
+        if not isinstance(e, Entries):
+            return e
+        if e.dim is None:
+            return e.items[0]
+        items = [*e.items[:1] * front, *e.items, *e.items[-1:] * tail] if e.slides else list(e.items)
+        return torch.cat([x.unsqueeze(e.dim) for x in items], e.dim) if len(items) > 1 else items[0].unsqueeze(e.dim)
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        result = call(*mapped(args, stacked), **mapped(kwargs, stacked))
+        return result if dim is None else result.select(dim, (kernel.p + front) // kernel.s)
+
+    return compute
+
+
+def over_clip(function: Callable[..., Any], kernel: Kernel, dim: int | None) -> Callable[..., Any]:
+    """The user's function for every entry of a clip, with zeros outside of it."""
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        operands: list[Entries] = []
+        mapped((args, kwargs), lambda e: operands.append(e) if isinstance(e, Entries) and e.dim is not None else None)
+        length = max(e.items[0].shape[e.dim] for e in operands)
+        results = []
+        for o in range(kernel.length(length)):
+            read = [o * kernel.s + i * kernel.d - kernel.p for i in range(kernel.k)]
+
+            def at(e: Any, o: int = o, read: list[int] = read) -> Any:
+                if not isinstance(e, Entries):
+                    return e
+                x, d = e.items[0], e.dim
+                if d is None:
+                    return x
+                if not e.slides:
+                    return x.select(d, min(o, x.shape[d] - 1))
+                return [x.select(d, i) if 0 <= i < length else x.select(d, 0) * 0 for i in read]
+
+            results.append(function(*mapped(args, at), **mapped(kwargs, at)).unsqueeze(dim))
+        return torch.cat(results, dim or 0)
+
+    return compute
+
+
+def inline(node: Node, low: StepGraph, compute: Callable[..., Any], args: Any, kwargs: Any) -> Node:
+    """Traces a function of entries and writes its operators into the step graph, for any number of streams."""
+    batches: dict[Node, int | None] = {}
+
+    def note(leaf: Any) -> None:
+        if isinstance(leaf, Entries):
+            batches.update(dict.fromkeys(leaf.items, leaf.batch))
+        elif isinstance(leaf, Node):
+            batches.setdefault(leaf, None)
+
+    mapped((args, kwargs), note)
+    program = trace(node, low, compute, args, kwargs, batches)
+    env: dict[Node, Any] = dict(zip(program.placeholders(), batches, strict=True))
+    for inner in program.graph.nodes:
+        if inner.op == "get_attr":
+            value = any_batch(node, inner, program.constant(inner))
+            env[inner] = low.constant(f"{node.name}.{inner.target}", value)
+        elif inner.op == "call_function":
+            a, k = any_batch(node, inner, (inner.args, inner.kwargs))
+            env[inner] = low.call(inner.target, *map_arg(a, env.__getitem__), **map_arg(k, env.__getitem__))
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    return env[output.args[0][0]]
+
+
+def trace(
+    node: Node, low: StepGraph, compute: Callable[..., Any], args: Any, kwargs: Any, batches: dict[Node, int | None]
+) -> Program:
+    """The function as a graph of ATen operators, as the compiler captures a model."""
+
+    class Traced(nn.Module):
+        def forward(self, *tensors: Tensor) -> Any:
+            env = dict(zip(batches, tensors, strict=True))
+
+            def value(leaf: Any) -> Any:
+                if isinstance(leaf, Entries):
+                    return replace(leaf, items=tuple(env[n] for n in leaf.items))
+                return env[leaf] if isinstance(leaf, Node) else leaf
+
+            return compute(*mapped(args, value), **mapped(kwargs, value))
+
+    examples = []
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        for n, batch in batches.items():
+            shape = [s // low.batch * STREAMS if d == batch else s for d, s in enumerate(low.sizes(n))]
+            examples.append(torch.empty(shape, dtype=n.meta["val"].dtype))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own deprecations
+            exported = torch.export.export(Traced(), tuple(examples), strict=False)
+            module, _ = unlift(exported.run_decompositions(decompositions()))
+    except Exception as error:
+        raise UsageError(
+            f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)
+        ) from error
+    program = Program(module, Options(), [], [])
+    Canonicalize().run(program)
+    return program
+
+
+def any_batch(node: Node, inner: Node, tree: Any) -> Any:
+    """What a traced operator reads, with -1 for sizes that hold the number of streams."""
+
+    def free(value: Any) -> Any:
+        numbers = value.shape if isinstance(value, Tensor) else [value]
+        if not any(isinstance(x, (int, float)) and x and x % STREAMS == 0 for x in numbers):
+            return value
+        if inner.target in SIZES:
+            return -1
+        raise UsageError(
+            "The number of streams is not fixed, but its function writes it down.",
+            **where(node),
+            hint="Use sizes of -1, or broadcasting.",
+        )
+
+    return mapped(tree, free)
+
+
+def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """A function applied to all leaves of nested lists, tuples and dicts."""
+    if isinstance(tree, (list, tuple)):
+        return (
+            type(tree)(mapped(x, function) for x in tree)
+            if type(tree) is tuple
+            else [mapped(x, function) for x in tree]
+        )
+    if isinstance(tree, dict):
+        return {k: mapped(x, function) for k, x in tree.items()}
+    return function(tree)
+
+
+def where(node: Node) -> dict[str, str]:
+    """The operator and its module, for errors."""
+    return {"operator": operator_name(node.target), "module_path": module_path(node)}

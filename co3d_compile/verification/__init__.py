@@ -1,0 +1,1 @@
+"""The compiled file against the untouched network."""

@@ -1,0 +1,204 @@
+"""Which steps of a run are compared, and the long clips that say what they must answer.
+
+A run may be as long as one likes: only the frames are kept that the newest steps depend on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.errors import UsageError
+from co3d_compile.verification.reference import Reference
+
+WHOLE = 32  # steps behind the warm-up up to which all are compared
+POINTS = 9  # stretches of a longer run
+LONGEST = 1000  # steps of a model that remembers all frames: its reference is one clip of them
+Frames = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that are compared, in a long clip of all frames that they depend on with others around them.
+
+    Attributes:
+        steps: The steps that are compared.
+        base: The step whose frames are the first of the stream's in the clip.
+        clip: One tensor per model input, with time.
+        front: Where the stream's frame 0 is in the clip; below 0 where the clip begins later.
+        inside: Where the stream's frames are in the clip.
+        results: All outputs of each step, by step.
+    """
+
+    steps: range
+    base: int
+    clip: Frames
+    front: int
+    inside: range
+    results: dict[int, tuple[Any, ...]]
+
+    def surrounded(self, reference: Reference) -> Frames:
+        """The clip with NaN before and after the stream in the first input."""
+        first, *rest = self.clip
+        dim = reference.inputs[0].time_dim
+        if dim is None or not first.is_floating_point():
+            return self.clip
+        first = first.clone()
+        first.narrow(dim, 0, self.inside.start).fill_(torch.nan)
+        first.narrow(dim, self.inside.stop, first.shape[dim] - self.inside.stop).fill_(torch.nan)
+        return [first, *rest]
+
+    def shaken(self, count: int) -> Iterator[Frames]:
+        """The clip so many times, each number of it off by as much as float32 rounds."""
+        generator = torch.Generator().manual_seed(0)
+        eps = torch.finfo(torch.float32).eps
+        for _ in range(count):
+            yield [
+                x * (1 + eps * (torch.rand(x.shape, generator=generator) - 0.5)) if x.dtype == torch.float32 else x
+                for x in self.clip
+            ]
+
+
+class Timeline:
+    """The steps of a run.
+
+    Args:
+        reference: What the model must answer.
+        info: What the file says.
+        recurrent: Whether the model remembers all frames.
+        first: The first step at which a whole clip has been seen, for a model that remembers all frames.
+        steps: Steps to run behind the warm-up; None: a few.
+
+    Raises:
+        UsageError: A model that remembers all frames, and too many steps.
+    """
+
+    def __init__(self, reference: Reference, info: Contract, recurrent: bool, first: int, steps: int | None) -> None:
+        self.reference, self.recurrent, self.warmup = reference, recurrent, info.warmup_steps
+        self.pulse = next(f for i in info.inputs if (f := i.frames_per_step))
+        self.few = max(3, 8 // self.pulse + 2)
+        begin, steps = max(self.warmup, first), steps or self.few
+        if recurrent and steps > LONGEST:
+            raise UsageError(
+                f"This model remembers all frames, and {steps} steps cannot be compared on one clip of them.",
+                hint=f"Compare at most {LONGEST} steps.",
+            )
+        self.ranges = [range(self.warmup, begin + steps)]
+        if steps > WHOLE and not recurrent:
+            begins = [begin + i * (steps - self.few) // (POINTS - 1) for i in range(POINTS)]
+            self.ranges = [range(b, b + self.few) for b in dict.fromkeys(begins)]
+        unit = reference.unit
+        least = min(reference.clip, max(8, 2 * unit))
+        self.margin = 0 if recurrent else -(-max(least, self._before(info)) // unit) * unit
+        self.stop = self.ranges[-1].stop
+
+    def _before(self, info: Contract) -> int:
+        """Frames before the stream's first that the first clip has: a head may read no more than its newest entries."""
+        plans = zip(self.reference.plans, info.outputs, strict=True)
+        seen = (self.warmup + 1) * self.pulse
+        starts = [start for plan, output in plans for start in plan.starts(seen, output.delay)]
+        return ceil(-min(starts, default=0))
+
+    def base(self, first: int) -> int:
+        """The step from which on there must be frames, so that this one's results are right."""
+        base = 0 if self.recurrent else max(0, first - self.warmup)
+        while base * self.pulse % self.reference.unit:  # clips begin at each phase of a dense model
+            base -= 1
+        return base
+
+    @property
+    def kept(self) -> int:
+        """Steps whose frames are kept."""
+        longest = max(len(r) for r in self.ranges)
+        return self.stop if self.recurrent else self.warmup + longest + self.reference.unit
+
+    def stretches(self, run: Iterable[tuple[Frames, tuple[Any, ...]]]) -> Iterator[Stretch]:
+        """Each stretch, once its last step has been run; where the run ends early, one of its last steps.
+
+        Raises:
+            UsageError: It ends before the first step that can be compared.
+        """
+        recent: deque[tuple[Frames, tuple[Any, ...]]] = deque(maxlen=self.kept)
+        left, seen, done = list(self.ranges), 0, 0
+        for item in run:
+            recent.append(item)
+            seen += 1
+            if seen == left[0].stop:
+                yield self._stretch(left[0], recent, seen)
+                done = left.pop(0).stop
+                if not left:
+                    return
+        if seen <= self.warmup:
+            raise UsageError(
+                f"After {seen} steps there are no more frames, and results are right from step {self.warmup} on.",
+                hint=f"Give at least {(self.warmup + 1) * self.pulse} frames.",
+            )
+        first = left[0].start if left[0].start < seen else max(done, seen - self.few)
+        if first < seen:
+            yield self._stretch(range(first, seen), recent, seen)
+
+    def _stretch(self, steps: range, recent: Sequence[tuple[Frames, tuple[Any, ...]]], seen: int) -> Stretch:
+        base, oldest = self.base(steps.start), seen - len(recent)
+        items = [recent[i] for i in range(base - oldest, len(recent))]
+        count = len(items) * self.pulse
+        total = self.reference.length(self.margin + count + self._behind)
+        generator = torch.Generator().manual_seed(1 + base)
+        before = self.reference.random(self.reference.shapes(self.margin), generator)
+        behind = self.reference.random(self.reference.shapes(total - self.margin - count), generator)
+        clip = [
+            items[0][0][k] if i.time_dim is None else torch.cat([x, *(f[k] for f, _ in items), y], i.time_dim)
+            for k, (i, x, y) in enumerate(zip(self.reference.inputs, before, behind, strict=True))
+        ]
+        results = {step: recent[step - oldest][1] for step in steps}
+        inside = range(self.margin, self.margin + count)
+        return Stretch(steps, base, clip, self.margin - base * self.pulse, inside, results)
+
+    @property
+    def _behind(self) -> int:
+        unit = self.reference.unit
+        return -(-min(self.reference.clip, max(8, 2 * unit)) // unit) * unit
+
+
+def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frames]:
+    """Random frames of every input, step by step; an input without time stays the same."""
+    generator = torch.Generator().manual_seed(seed)
+    first = frames = reference.random(reference.shapes(pulse), generator)
+    while True:
+        yield [x if i.time_dim is not None else y for i, x, y in zip(reference.inputs, frames, first, strict=True)]
+        frames = reference.random(reference.shapes(pulse), generator)
+
+
+def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iterator[Frames]:
+    """Frames as ``StreamSession.step`` takes them, as tensors with time, for all streams of the batch.
+
+    Raises:
+        UsageError: They are not what the model takes.
+    """
+    shapes = reference.shapes(pulse)
+    for number, given in enumerate(steps):
+        arrays = list(given) if isinstance(given, (tuple, list)) else [given]
+        if len(arrays) != len(shapes):
+            raise UsageError(f"Step {number} has frames for {len(arrays)} inputs, and the model has {len(shapes)}.")
+        frames = []
+        for spec, shape, array in zip(reference.inputs, shapes, arrays, strict=True):
+            x = torch.from_numpy(np.array(array))  # a copy: whoever gives frames may use the memory again
+            x = x.unsqueeze(spec.time_dim) if x.dim() == len(shape) - 1 and spec.time_dim is not None else x
+            if [*x.shape[1:]] != shape[1:] or x.shape[0] not in (1, shape[0]) or x.dtype != spec.dtype:
+                raise UsageError(
+                    f"Step {number}: the frames for '{spec.name}' are {x.dtype} {np.shape(array)}, "
+                    f"expected {spec.dtype} {tuple(shape)}.",
+                    hint="Give for every step what StreamSession.step takes.",
+                )
+            frames.append(x.expand(shape).contiguous())
+        yield frames
+
+
+__all__ = ["Frames", "Stretch", "Timeline", "given_frames", "random_frames"]

@@ -1,0 +1,68 @@
+"""Whether a file can have been compiled from a model: both take the same tensors, by order, shape, kind and time.
+
+Names do not count: an archive, a TorchScript file and the module that both were made from call one input differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from co3d_compile.contract.model_contract import Contract, InputSpec
+from co3d_compile.errors import UsageError
+from co3d_compile.support.readable_numbers import plural
+
+Dims = list[int | str]
+
+
+def check_inputs(info: Contract, clip: Sequence[Tensor]) -> None:
+    """Compares what the file takes with one clip for the model.
+
+    Raises:
+        UsageError: They differ; the message says what each takes.
+    """
+    dims = [spec.time_dim for spec in info.inputs] + [None] * len(clip)
+    ours = _shapes([list(x.shape) for x in clip], dims)
+    theirs = _shapes([_as_clip(spec) for spec in info.inputs], dims)
+    kinds = [str(x.dtype).removeprefix("torch.") for x in clip]
+    wanted = [spec.dtype for spec in info.inputs]
+    if theirs != ours or kinds != wanted:
+        raise stranger(_said(theirs, wanted), _said(ours, kinds))
+
+
+def check_outputs(info: Contract, count: int) -> None:
+    """Raises UsageError if the model has not as many outputs as the file."""
+    if count != len(info.outputs):
+        raise stranger(plural(len(info.outputs), "output"), plural(count, "output"), "has")
+
+
+def stranger(theirs: str, ours: str, verb: str = "takes") -> UsageError:
+    return UsageError(f"The file was not compiled from this model: it {verb} {theirs}, the model {ours}.")
+
+
+def _as_clip(spec: InputSpec) -> Dims:
+    """With the time dim that is gone at one frame per step."""
+    dims: Dims = list(spec.shape)
+    if spec.time_dim is not None and spec.frames_per_step == 1:
+        dims.insert(spec.time_dim, 1)
+    return dims
+
+
+def _shapes(shapes: list[Dims], time_dims: Sequence[int | None]) -> list[Dims]:
+    """The batch is the session's affair, and how long a clip is that of the window: time is 1, 2, … times T."""
+    timed = [d if d is not None and d < len(s) else None for s, d in zip(shapes, time_dims, strict=False)]
+    lengths = [int(s[d]) for s, d in zip(shapes, timed, strict=True) if d is not None]
+    least = min(lengths, default=1)
+    result: list[Dims] = []
+    for shape, d in zip(shapes, timed, strict=True):
+        named: Dims = ["N", *shape[1:]]
+        if d is not None:
+            named[d] = f"{int(shape[d]) / least:g}T".removeprefix("1T") or "T"
+        result.append(named)
+    return result
+
+
+def _said(shapes: list[Dims], kinds: list[str]) -> str:
+    texts = [f"({', '.join(map(str, dims))}) {kind}" for dims, kind in zip(shapes, kinds, strict=True)]
+    return " and ".join(texts) or "nothing"

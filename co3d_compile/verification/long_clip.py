@@ -1,0 +1,361 @@
+"""The untouched model, operator by operator in eager PyTorch, on one long clip.
+
+It shares no code with the rewriting. Operators that slide over time run natively on the long clip, with their
+padding at its ends. What the compiler says is a window runs unchanged, with all behind it, on slices of the newest
+entries. A gate is its pool over one entry, or over the newest window. Only *where* time is, and what is a window, is
+taken from the compiler's claims: a wrong claim ends in an error or a mismatch.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import Kind
+from co3d_compile.verification.resized_arguments import SCATTERS, VIEWS, Resize, resized, scatter
+from co3d_compile.verification.time_claims import (
+    NOTHING,
+    Claim,
+    NoReference,
+    claim_of,
+    is_recurrent,
+    is_single,
+    is_window,
+)
+
+aten = torch.ops.aten
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
+NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tensor on the long clip."""
+
+    value: Tensor
+    claim: Claim
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A result for each position of the clip in the long clip; None where the clip does not fit in."""
+
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Results for each entry of the long clip that have no dim for time, such as those of a gate."""
+
+    values: list[Any]
+    claim: Claim
+
+
+class LongClip(Interpreter):
+    """Runs the captured graph on a long clip.
+
+    Args:
+        program: As captured, untouched.
+        claims: Where time is (:func:`claims_of`).
+        starts: Positions: frames of the first input at which a clip starts, counted from ``front - phase``.
+        offset: Index of the stream's first frame in the long clip.
+        done: Called after each operator.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        claims: dict[str, Claim],
+        starts: Sequence[Fraction],
+        offset: int,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(program.module, garbage_collect_values=True)
+        self.claims, self.starts, self.offset, self.done = claims, starts, offset, done
+        self.timed = {i.name: i.time_dim is not None for i in program.inputs}
+        self.double = False
+        self.finite: dict[str, list[bool]] = {}
+        self.watched: set[str] = set()
+
+    def index(self, claim: Claim, frame: Fraction) -> int | None:
+        """The entry of the long clip at a frame of the stream, if there is one."""
+        index = (frame + self.offset) / (claim.rate * claim.spacing)
+        return int(index) if index.denominator == 1 and index >= 0 else None
+
+    def run_node(self, n: Node) -> Any:
+        self.done()
+        if n.op == "placeholder":
+            x = super().run_node(n)
+            return self._seen(n, Stream(x, self.claims[n.name])) if self.timed[n.name] else x
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if self.double and kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        try:
+            return self._seen(n, self._call(n, args, kwargs))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = str(error).strip().split("\n")[0]
+            raise NoReference(f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {what}") from error
+
+    def _seen(self, n: Node, value: Any) -> Any:
+        """Notes which entries of a watched tensor are finite."""
+        if n.name in self.watched and isinstance(value, Stream) and value.value.is_floating_point():
+            place = value.claim.place
+            if place is not None and place.alone:
+                self.finite[n.name] = value.value.movedim(place.dim, 0).flatten(1).isfinite().all(1).tolist()
+        return value
+
+    def _call(self, n: Node, args: Any, kwargs: Any) -> Any:
+        if n.target in EMPTY:  # to be written over: what it holds must not matter
+            return torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
+        kinds = {type(v) for v in pytree.tree_leaves((args, kwargs))}
+        claim = self._claim(n)
+        if not kinds & {Stream, Windows, Entries}:
+            return n.target(*args, **kwargs)  # type: ignore[operator]
+        if n.target is operator.getitem:
+            value, i = args
+            if isinstance(value, Entries):
+                return Entries([v[i] for v in value.values], claim)
+            several = isinstance(value, Windows)
+            return Windows([None if v is None else v[i] for v in value.values]) if several else value[i]
+        if claim.gate is not None and kinds & {Windows, Entries} == set():
+            return self._gate(n, claim, args, kwargs)
+        if Windows in kinds or (is_window(n, self.claims) if Entries not in kinds else claim.kind is Kind.WINDOW):
+            return self._windows(n, args, kwargs)
+        if Entries in kinds or is_single(n, self.claims) or _one_by_one(n, args):
+            return self._per_entry(n, claim, args, kwargs)
+        return self._stream(n, claim, args, kwargs)
+
+    def _claim(self, n: Node) -> Claim:
+        return claim_of(n, self.claims)
+
+    # --- operators on the whole long clip
+
+    def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
+        if together or torch.Tag.pointwise in getattr(n.target, "tags", ()):
+            streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
+            longest = max(streams, key=lambda v: v.value.dim())
+            args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
+        args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
+        if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
+            args = (_filled(n, args[0], claim.place.dim), *args[1:])
+        if n.target is aten.scaled_dot_product_attention.default and len(args) > 3 and args[3] is not None:
+            args = (*args[:3], _banded(args[3], args[0].shape[-2]), *args[4:])
+        if is_recurrent(n):
+            return self._recurrent(n, args, kwargs)
+        result = self._apply(n, args, kwargs)
+        if isinstance(result, (tuple, list)):
+            items = {u.args[1]: self._claim(u) for u in n.users}
+            return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
+        return Stream(result, claim)
+
+    def _extended(self, v: Any, stream: Stream) -> Any:
+        """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
+        place = stream.claim.place
+        if not isinstance(v, Tensor) or place is None:
+            return v
+        right = stream.value.dim() - place.dim
+        entries = stream.value.shape[place.dim]
+        if not place.alone:
+            return _as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
+        if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
+            return v
+        if place.size == 1:
+            return v.repeat_interleave(entries, v.dim() - right)
+        steps = v.diff(dim=-right)
+        if not bool((steps == steps.narrow(-right, 0, 1)).all()):
+            raise NoReference("a constant differs over time")
+        first = (Fraction(-self.offset) / (stream.claim.rate * stream.claim.spacing)).numerator
+        count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
+        return v.narrow(-right, 0, 1) + steps.narrow(-right, 0, 1) * count.to(v.dtype)
+
+    def _recurrent(self, n: Node, args: Any, kwargs: Any) -> Any:
+        """The sequence, and the last state after every position: the frames from the first on."""
+        x = self._claim(n.args[0])  # type: ignore[arg-type]
+        items = {u.args[1]: self._claim(u) for u in n.users}
+        sequence, *last = n.target(*args, **kwargs)  # type: ignore[operator]
+        results: list[list[Any]] = [[] for _ in last]
+        for start in self.starts if any(items) else []:
+            begin = self.index(x, start + (x.length - 1) * x.rate * x.spacing)
+            fits = begin is not None and begin < x.entries(args[0])
+            state = n.target(x.cut(args[0], 0, begin + 1), *args[1:], **kwargs)[1:] if fits else [None] * len(last)  # type: ignore
+            for result, value in zip(results, state, strict=True):
+                result.append(value)
+        return (Stream(sequence, items.get(0, NOTHING)), *map(Windows, results))
+
+    # --- operators on one clip per position
+
+    def _windows(self, n: Node, args: Any, kwargs: Any) -> Windows:
+        return Windows([self._window(n, args, kwargs, p) for p in range(len(self.starts))])
+
+    def _window(self, n: Node, args: Any, kwargs: Any, p: int) -> Any:
+        def operand(v: Any) -> Any:
+            if isinstance(v, Windows):
+                return v.values[p]
+            if isinstance(v, Stream):
+                first = self.index(v.claim, self.starts[p])
+                fits = first is not None and first + v.claim.length <= v.claim.entries(v.value)
+                return v.claim.cut(v.value, first, v.claim.length) if fits and first is not None else None
+            if isinstance(v, Entries):
+                first = self.index(v.claim, self.starts[p])
+                return v.values[first] if first is not None and first < len(v.values) else None
+            return v
+
+        before = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: v is None)
+        leaves = [operand(v) for v in before]
+        if any(new is None and old is not None for old, new in zip(before, leaves, strict=True)):
+            return None
+        spec = pytree.tree_structure((args, kwargs), is_leaf=lambda v: v is None)
+        return self._apply(n, *pytree.tree_unflatten(leaves, spec))
+
+    # --- gates
+
+    def _gate(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+        """A pool or norm over the one entry, or over the newest window, for every entry."""
+        x = args[0]
+        rest = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, args[1:])
+        place, total, length = x.claim.place, x.claim.entries(x.value), x.claim.length
+        results: list[Any] = []
+        for i in range(total):
+            if claim.gate == "frame":
+                piece = x.claim.cut(x.value, i, 1)
+                if _fixes_time(n):  # the same entry as often as its kernel asks for
+                    piece = piece.repeat_interleave(place.size, place.dim)
+            else:
+                piece = x.claim.cut(x.value, max(0, i - length + 1), min(length, total))
+            result = self._apply(n, (piece, *rest), kwargs)
+            if n.target in NORMS:
+                result = result.narrow(place.dim, result.shape[place.dim] - 1, 1)
+            early = claim.gate == "window" and i < length - 1
+            results.append(pytree.tree_map(_unknown, result) if early else result)
+        if isinstance(results[0], (tuple, list)):
+            return tuple(self._joined(claim, list(parts)) for parts in zip(*results, strict=True))
+        return self._joined(claim, results)
+
+    def _joined(self, claim: Claim, results: list[Tensor]) -> Any:
+        place = claim.place
+        if place is None or not place.alone:
+            return Entries(results, claim)
+        return Stream(torch.cat(results, place.dim), claim)
+
+    def _per_entry(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+        """What follows a gate, entry by entry, until it meets the stream again."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        streams = [v for v in leaves if isinstance(v, Stream)]
+        totals = [len(v.values) for v in leaves if isinstance(v, Entries)]
+        place = streams[0].claim.place if streams and totals else None
+        right = streams[0].value.dim() - place.dim if place is not None and place.alone else 0
+
+        def operand(v: Any, i: int) -> Any:
+            if isinstance(v, Stream):
+                return v.claim.cut(v.value, i, 1)
+            if not isinstance(v, Entries):
+                return v
+            x = v.values[i]  # expanded to the clip: any of the copies
+            copies = place is not None and x.dim() >= right > 0 and x.shape[-right] == place.size
+            return x.narrow(x.dim() - right, 0, 1) if copies else x
+
+        results = []
+        for i in range(totals[0] if totals else streams[0].claim.entries(streams[0].value)):
+            results.append(self._apply(n, *pytree.tree_map(lambda v, i=i: operand(v, i), (args, kwargs))))
+        return self._joined(claim, results) if streams or claim.one else Entries(results, claim)
+
+    # --- sizes that were baked in
+
+    def _apply(self, n: Node, args: Any, kwargs: Any) -> Any:
+        """The operator on tensors; what was captured for T entries is said for as many as there are."""
+        source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
+        before = self._claim(source) if isinstance(source, Node) else NOTHING
+        x = args[0]
+        if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
+            sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)
+            return x.expand([new if old == 1 else old for new, old in zip(args[1], sizes, strict=True)])
+        if n.target in SCATTERS or n.target is aten.copy.default:
+            return scatter(n, self._claim(n), args)
+        if before.place is None or not isinstance(x, Tensor):
+            return n.target(*args, **kwargs)  # type: ignore[operator]
+        clip, actual = before.place.size, before.entries(x)
+        if clip == actual and n.target not in VIEWS:
+            return n.target(*args, **kwargs)  # type: ignore[operator]
+        return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
+
+
+def _one_by_one(n: Node, args: Any) -> bool:
+    """Whether the dim along which entries are joined is another one to the operator: channels, or what it reduces.
+
+    The clip has a single entry there, so that the operator never computes over several.
+    """
+    x = args[0]
+    if not isinstance(x, Stream) or x.claim.place is None or (x.claim.place.size, x.claim.length) != (1, 1):
+        return False
+    name, dim, rank = operator_name(n.target).removeprefix("aten."), x.claim.place.dim, x.value.dim()
+    if name in ("group_norm", "instance_norm"):
+        return dim >= 2
+    if name == "layer_norm":
+        return dim >= rank - len(args[1])
+    if name in ("mean", "sum", "amax", "amin", "softmax"):
+        dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
+        return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
+
+
+def _beside(n: Node, claim: Claim) -> bool:
+    """Whether it concatenates tensors over another dim than time."""
+    if n.target is not aten.cat.default or claim.place is None:
+        return False
+    return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim
+
+
+def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
+    """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
+    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0]]  # type: ignore[union-attr]
+    main = sizes.index(max(sizes))
+    return [
+        part
+        if i == main
+        else part.narrow(dim, 0 if i < main else part.shape[dim] - size, size)
+        if part.shape[dim] > size
+        else part
+        for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
+    ]
+
+
+def _as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
+    """A constant that is the same for all frames of the clip, folded into another dim, for as many as there are."""
+    if dim < 0 or v.shape[dim] != clip or clip == entries or not bool((v == v.narrow(dim, 0, 1)).all()):
+        return v
+    return v.narrow(dim, 0, 1).repeat_interleave(entries, dim)
+
+
+def _banded(mask: Tensor, entries: int) -> Tensor:
+    """A mask that depends on the distance of two entries alone, for more of them."""
+    if mask.shape[-2:] == (entries, entries):
+        return mask
+    if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):
+        raise NoReference("a mask differs over time")
+    line = torch.cat([mask[..., 0, :].flip(-1), mask[..., 1:, 0]], -1)  # from all later ones to all earlier ones
+    newest = mask.shape[-1] - 1
+    index = torch.arange(entries)
+    return line[..., (index[:, None] - index[None, :]).clamp(-newest, newest) + newest]
+
+
+def _unknown(x: Tensor) -> Tensor:
+    return torch.full_like(x, torch.nan) if x.is_floating_point() else x
+
+
+def _fixes_time(n: Node) -> bool:
+    """Whether a gate's arguments say how long the clip is."""
+    name = str(n.target)
+    return ("_pool" in name and "adaptive" not in name) or n.target is aten.layer_norm.default

@@ -1,0 +1,173 @@
+"""Sizes that a captured graph holds for clips of T entries, said again for as many entries as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from co3d_compile.ir.layout import TIME
+from co3d_compile.ir.time_facts import Kind
+from co3d_compile.verification.time_claims import Claim, NoReference
+
+aten = torch.ops.aten
+
+VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+COPIES = {aten.expand.default, aten.repeat.default}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
+
+
+@dataclass(frozen=True)
+class Resize:
+    """An operator captured for ``clip`` entries of its operand, and how many there are."""
+
+    node: Node
+    before: Claim
+    after: Claim
+    clip: int
+    actual: int
+
+    @property
+    def dim(self) -> int:
+        """The dim of the operand that is time alone, or -1."""
+        place = self.before.place
+        return place.dim if place is not None and place.alone else -1
+
+    @property
+    def again(self) -> bool:
+        """Whether what a gate pooled is given to every entry again."""
+        after = self.after.layout
+        streams = self.before.kind is Kind.STREAM and self.after.kind is Kind.STREAM
+        streams = streams and self.before.rate == self.after.rate  # else it is up-sampled: more entries, not the same
+        return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
+
+    def end(self, end: int) -> int:
+        """An end that was captured, as far from the end of what is there."""
+        return self.actual - (self.clip - end)
+
+
+def resized(r: Resize, args: Any, kwargs: Any) -> Any:
+    """The operator with the sizes that were baked into its arguments changed."""
+    target: Any = r.node.target
+    name = str(target)
+    x, *rest = args
+    if r.again and (target in COPIES or "upsample" in name):
+        assert r.after.layout is not None
+        return x.expand(list(r.after.layout.resize(TIME, r.actual).shape))
+    if target in VIEWS:
+        return _view(r, x, rest[0])
+    if target in (aten.slice.Tensor, aten.select.int) and (rest[0] if rest else 0) % x.dim() == r.dim:
+        return _slice(r, x, *rest[1:]) if target is aten.slice.Tensor else x.select(r.dim, _entry(r, rest[1]))
+    if target in SPLITS and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.dim:
+        return _split(r, x)
+    if target in (aten.index.Tensor, aten.index_select.default):
+        return _gather(r, x, rest, target)
+    if "upsample" in name and rest[0] is not None and r.dim >= 2:
+        sizes = list(rest[0])
+        sizes[r.dim - 2] = sizes[r.dim - 2] * r.actual // r.clip
+        return target(x, sizes, *rest[1:], **kwargs)
+    if "_pool" in name:
+        return target(x, *_pool(r, x, name, rest), **kwargs)
+    return target(*args, **kwargs)
+
+
+def _view(r: Resize, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    after = r.after.layout
+    if r.clip != r.actual and after is not None and after.time is not None and after.time.size == r.clip:
+        sizes = after.resize(TIME, r.actual).shape
+    return x.expand(list(sizes)) if r.node.target is aten.expand.default else x.reshape(list(sizes))
+
+
+def _entry(r: Resize, index: int) -> int:
+    """The index of a selection: from the front, but the newest is the newest."""
+    index %= r.clip
+    return r.actual - 1 if index == r.clip - 1 else index
+
+
+def _slice(r: Resize, x: Tensor, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
+    start, stop, _ = slice(start, end).indices(r.clip)
+    stop = r.end(max(start, stop))
+    return aten.slice.Tensor(x, r.dim, start, stop, step)
+
+
+def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
+    parts, start = [], 0
+    for value in r.node.meta["val"]:
+        size = value.shape[r.dim]
+        parts.append(_slice(r, x, start, start + size))
+        start += size
+    return tuple(parts)
+
+
+def _gather(r: Resize, x: Tensor, rest: Sequence[Any], target: Any) -> Tensor:
+    """Evenly spaced indices are a slice."""
+    if target is aten.index_select.default:
+        dim, index = rest[0] % x.dim(), rest[1]
+    else:
+        dim, index = next((d, i) for d, i in enumerate(rest[0]) if i is not None)
+    values = index.flatten().tolist()
+    steps = {b - a for a, b in pairwise(values)} or {1}
+    if dim != r.dim or len(steps) != 1 or min(steps) < 1 or index.dim() != 1:
+        return target(x, *rest)
+    return _slice(r, x, values[0], values[-1] + 1, steps.pop())
+
+
+def _pool(r: Resize, x: Tensor, name: str, rest: Sequence[Any]) -> list[Any]:
+    """A kernel over the whole clip is one over the whole window; an adaptive pool that keeps time keeps it."""
+    n = int(name.split("pool")[1][0])
+    axis = r.dim - (x.dim() - n)
+    sizes = [rest[0]] * n if isinstance(rest[0], int) else list(rest[0]) * (n if len(rest[0]) == 1 else 1)
+    sliding = r.after.kind is Kind.STREAM and r.after.gate is None
+    adaptive = "adaptive" in name
+    if axis >= 0 and sizes[axis] == r.clip and adaptive != (not sliding):
+        sizes[axis] = r.actual
+    return [sizes, *rest[1:]] if adaptive or sliding or len(rest) < 2 else [sizes, _spread(rest[1], n), *rest[2:]]
+
+
+def _spread(value: Any, n: int) -> Any:
+    return [value] * n if isinstance(value, int) else value
+
+
+def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
+    """A slice or an entry written into a tensor; a constant among them grows with the other."""
+    base, new = args[:2]
+    place = claim.place
+    if n.target is aten.copy.default:
+        shape = [b if b != 1 else a for a, b in zip(base.shape[base.dim() - new.dim() :], new.shape, strict=True)]
+        return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
+    dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
+    selects = n.target is aten.select_scatter.default
+    old_base, old_new = (a.meta["val"].shape for a in n.args[:2])  # type: ignore[union-attr]
+    if place is not None:
+        time = place.dim if place.alone else None
+    else:  # a write into a slice that is written back: the dim that is longer than in the clip
+        behind = [d + (selects and d >= dim) for d in range(new.dim()) if new.shape[d] != old_new[d]]
+        time = next(iter([d for d in range(base.dim()) if base.shape[d] != old_base[d]] + behind), None)
+    if time is None:
+        return n.target(*args)  # type: ignore[operator]
+    there = time - (1 if selects and dim < time else 0)
+    more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
+    if more[0] < more[1]:
+        base = _grown(base, time, more[1])
+    elif dim != time and more[1] < more[0]:
+        new = _grown(new, there, more[0])
+    if not selects and dim == time:
+        start, stop, _ = slice(*rest[:2]).indices(old_base[dim])
+        if more[1] == 0 and stop == old_base[dim]:
+            start += more[0]
+        rest = (start, start + new.shape[dim], *rest[2:])
+    return n.target(base, new, dim, *rest)  # type: ignore[operator]
+
+
+def _grown(x: Tensor, dim: int, by: int) -> Tensor:
+    """A constant that is the same at every entry, with more of them."""
+    one = x.narrow(dim, 0, 1)
+    if not bool((x == one).all()):
+        raise NoReference("a constant differs over time")
+    return torch.cat([x, one.expand([by if d == dim else s for d, s in enumerate(x.shape)])], dim)

@@ -1,0 +1,133 @@
+"""What the reference takes from the compiler: where time is in each tensor, and which operators are windows.
+
+The facts are those of the pass annotate_time, under the names of the captured graph. None of its rewriting is taken.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from co3d_compile.ir.layout import Layout, Place
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, STATIC, Kind
+from co3d_compile.passes import default_passes
+
+aten = torch.ops.aten
+RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
+
+
+class NoReference(Exception):
+    """The model cannot be run on a long clip. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the compiler says of a tensor: where time is in it, and how far its entries are apart."""
+
+    kind: Kind
+    layout: Layout | None = None
+    length: int = 1
+    rate: Fraction = Fraction(1)
+    spacing: int = 1
+    gate: str | None = None
+
+    @property
+    def place(self) -> Place | None:
+        return self.layout.time if self.layout is not None else None
+
+    @property
+    def single(self) -> bool:
+        """A streaming tensor that is one entry of each clip, without a dim for time: one result per position."""
+        place = self.place
+        return place is not None and place.size == 1 and self.length == 1 and not place.alone
+
+    @property
+    def one(self) -> bool:
+        """A single entry of each clip, with a dim of its own for time."""
+        return self.place is not None and self.place.alone and (self.place.size, self.length) == (1, 1)
+
+    def entries(self, x: Tensor) -> int:
+        """How many entries a tensor has."""
+        place = self.place
+        return x.shape[place.dim] // (place.outer * place.inner) if place is not None else 1
+
+    def cut(self, x: Tensor, start: int, length: int) -> Tensor:
+        """Some entries of a tensor."""
+        place = self.place
+        if place is None:
+            raise NoReference("nothing is known of where time is")
+        if place.alone:
+            return x.narrow(place.dim, start, length)
+        apart = x.unflatten(place.dim, (place.outer, -1, place.inner))
+        return apart.narrow(place.dim + 1, start, length).flatten(place.dim, place.dim + 2)
+
+
+NOTHING = Claim(Kind.STATIC)
+
+
+def claims_of(program: Program) -> dict[str, Claim]:
+    """The compiler's facts on the nodes of a captured graph, which stays as it is."""
+    graph = copy.deepcopy(program.graph)
+    copied = Program(GraphModule(program.module, graph), program.options, program.inputs, program.outputs)
+    copied.follow()
+    passes = default_passes()
+    for step in passes[: passes.position("annotate_time") + 1]:
+        step.run(copied)
+    found = {n.name: _claim(n) for n in copied.graph.nodes}
+    claims: dict[str, Claim] = {}
+    gates: set[str] = set()
+    for captured, name in copied.places().items():  # behind a gate comes what was left out: a dropout is no gate itself
+        claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
+        gates |= {name} if found[name].gate is not None else set()
+    return claims
+
+
+def _claim(node: Node) -> Claim:
+    fact = node.meta.get(KEY, STATIC)
+    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, node.meta.get("gate"))
+
+
+def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
+    """The claim on a node; on an operator with several outputs that on the first."""
+    if n.name in claims:
+        return claims[n.name]
+    first = [u for u in n.users if u.target is operator.getitem and u.args[1] == 0]
+    return claims.get(first[0].name, NOTHING) if first else NOTHING
+
+
+def is_recurrent(n: Node) -> bool:
+    """Whether it is a recurrent layer."""
+    return str(n.target).startswith(RECURRENT)
+
+
+def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
+    """Whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
+    if is_recurrent(n):
+        return claim_of(n, claims).kind is Kind.STREAM
+    if n.target is not aten.cumsum.default:
+        return False
+    x, dim = n.args[:2]
+    assert isinstance(x, Node) and isinstance(dim, int)
+    place = claim_of(x, claims).place
+    return claim_of(n, claims).kind is Kind.STREAM and place is not None and dim % x.meta["val"].dim() == place.dim
+
+
+def is_single(n: Node, claims: dict[str, Claim]) -> bool:
+    """Whether an operator on single entries of the stream loses the dim of time: one result per entry."""
+    streams = [c for a in n.all_input_nodes if (c := claim_of(a, claims)).kind is Kind.STREAM]
+    return claim_of(n, claims).single and all(c.length == 1 for c in streams)
+
+
+def is_window(n: Node, claims: dict[str, Claim]) -> bool:
+    """Whether an operator on a stream gives one result per position of the clip."""
+    claim = claim_of(n, claims)
+    if n.target is aten.unbind.int:
+        return any(claim_of(u, claims).single for u in n.users)
+    return claim.kind is Kind.WINDOW or (claim.single and claim.gate is None and not is_single(n, claims))
