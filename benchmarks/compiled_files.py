@@ -3,8 +3,8 @@
     compiled_files.py write OUT.json [NETWORK ...]  operators, states and digest of the file of each small network
     compiled_files.py compare OLD NEW               names the networks whose files differ: then the exit status is 1
 
-A change that only moves code gives the same files. Run ``write`` in both checkouts, then ``compare``. Networks that only
-one of them has are passed over.
+A change that only moves code gives the same files. Run ``write`` in both checkouts, then ``compare``. Networks that
+only one of them has are passed over.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 
-from networks_table import small_names
-from zoo.real import REAL
-from zoo.small import SMALL
+from networks_table import small_names  # noqa: E402
+from zoo.real import REAL  # noqa: E402
+from zoo.small import SMALL  # noqa: E402
 
-import co3d_compile as co3d
+import co3d_compile as co3d  # noqa: E402
 
 
 def main() -> None:
