@@ -17,6 +17,7 @@ from co3d_compile.ir.graph_text import text_of
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import run_one, run_passes
 from co3d_compile.ir.program import Program
+from co3d_compile.onnx_export import export_program
 
 NAMES = [
     "canonicalize",
@@ -287,3 +288,10 @@ def test_a_dump_shows_each_step(dump: Path) -> None:
     assert after.count("= history(") == before.count("= history(") + 1, "the residual is held back by one entry"
     assert "conv3d" not in (dump / "10_lower.txt").read_text()
     assert "placeholder state_0" in (dump / "12_thread_states.txt").read_text()
+
+
+def test_every_table_of_the_exporter_is_read() -> None:
+    """An operator of a table that is not imported would go through PyTorch's exporter without a word."""
+    folder = Path(export_program.__file__).parent
+    tables = {file.stem for file in folder.glob("*.py") if "\n@translates(" in file.read_text(encoding="utf-8")}
+    assert tables == {table.__name__.rpartition(".")[2] for table in export_program.TABLES}

@@ -6,9 +6,12 @@ import onnx_ir as ir
 from torch.fx import Node
 
 from co3d_compile.ir.program import Program
+from co3d_compile.onnx_export import composite_operators, pointwise_operators, tensor_operators
 from co3d_compile.onnx_export.batch_dims import grown_dims
 from co3d_compile.onnx_export.by_torch_exporter import OPSET
 from co3d_compile.onnx_export.emitter import DTYPES, Emitter
+
+TABLES = (tensor_operators, pointwise_operators, composite_operators)  # importing them fills the emitter's table
 
 
 def export(program: Program) -> ir.Model:
