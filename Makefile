@@ -42,9 +42,7 @@ test-targets: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	rm -rf build/typecheck && mkdir -p build/typecheck/co3d_compile
-	ln -s $(CURDIR)/co3d_compile/* $(CURDIR)/passes $(CURDIR)/cli build/typecheck/co3d_compile/
-	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --no-logo ../../pyproject.toml
+	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy -p co3d_compile
 	$(PY) -m mypy examples benchmarks docs/build_site.py
 

@@ -67,6 +67,37 @@ def test_several_inputs_and_outputs_in_model_order() -> None:
         np.testing.assert_allclose(b, slow[n] + 5 + n, rtol=1e-6)
 
 
+def test_inputs_and_outputs_by_name() -> None:
+    by_order, by_name = StreamSession(pair(), batch=2), StreamSession(pair(), batch=2)
+    fast, slow, gain = frames(5, 2, 4, 2), frames(5, 2, 2, seed=1), frames(5, 2, 1, seed=2)
+    inputs, outputs = ([spec.name for spec in specs] for specs in (by_name.info.inputs, by_name.info.outputs))
+    for arrays in zip(fast, slow, gain, strict=True):
+        given = dict(zip(inputs, arrays, strict=True))
+        results = by_name.run(dict(reversed(given.items())))
+        assert list(results) == outputs
+        for result, expected in zip(results.values(), by_order.step(*arrays), strict=True):
+            np.testing.assert_array_equal(result, expected)
+    with pytest.raises(SessionError, match=f"no_input.*takes {', '.join(inputs)}"):
+        by_name.run({**given, "no_input": fast[0]})
+    with pytest.raises(SessionError, match=r"this model has 3 and 2.*run"):
+        by_name.step_one(fast[0])
+
+
+def test_one_array_in_and_one_array_out() -> None:
+    steps, ones, named = (StreamSession(fir(), batch=3) for _ in range(3))
+    for frame in frames(5, 3, 2, 3):
+        expected = steps.step(frame)
+        np.testing.assert_array_equal(ones.step_one(frame), expected)
+        (result,) = named.run({"x": frame}).values()
+        np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(
+        ones.step_one(frame[:2], streams=[0, 2]),
+        named.run({"x": frame[:2]}, streams=[0, 2])[named.info.outputs[0].name],
+    )
+    with pytest.raises(SessionError, match="valid"):
+        ones.step_one(frame, valid=np.ones(3, bool))
+
+
 def test_start_values_that_are_not_finite() -> None:
     x = frames(6, 1, 2, 3)
     y = run(StreamSession(fir(((1.0, 1.0),), initial=-math.inf, reduce="Max")), x)

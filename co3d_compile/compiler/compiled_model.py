@@ -60,7 +60,8 @@ class CompiledModel:
                 "The model is over 2 GB, which one ONNX file cannot hold.",
                 hint="Use save(path): it keeps the weights in a second file.",
             )
-        return ir.to_proto(self.model).SerializeToString()
+        content: bytes = ir.to_proto(self.model).SerializeToString()
+        return content
 
     @cached_property
     def weight_bytes(self) -> int:

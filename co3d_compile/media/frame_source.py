@@ -307,7 +307,7 @@ def _claimed_frames(container: Any, stream: Any) -> int | None:
     if stream.frames:
         return int(stream.frames)
     if container.duration and stream.average_rate and container.duration > 0:
-        return max(1, round(container.duration / 1e6 * float(stream.average_rate)))
+        return max(1, round(float(container.duration / 1e6 * stream.average_rate)))
     return None
 
 

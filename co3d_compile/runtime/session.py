@@ -133,6 +133,35 @@ class StreamSession:
         finally:
             turn.append(None)
 
+    def step_one(self, frame: Array, *, valid: Array | None = None, streams: Sequence[int] | None = None) -> Array:
+        """Advance a model of one input and one output by one step: ``step`` with one array in and one array out.
+
+        Raises:
+            SessionError: As ``step``; or the model has several inputs or outputs.
+        """
+        inputs, outputs = len(self.info.inputs), len(self.info.outputs)
+        if (inputs, outputs) != (1, 1):
+            what = f"step_one is for one input and one output; this model has {inputs} and {outputs}."
+            raise SessionError(what, hint="Use run({name: frames}), which returns {name: array}.")
+        result = self.step(frame, valid=valid, streams=streams)
+        return result[0] if isinstance(result, tuple) else result
+
+    def run(
+        self, frames: Mapping[str, Array], *, valid: Array | None = None, streams: Sequence[int] | None = None
+    ) -> dict[str, Array]:
+        """Advance by one step, with inputs and outputs by their names: ``step`` for models of any number of either.
+
+        Raises:
+            SessionError: As ``step``; or the names are not those of the inputs.
+        """
+        names = [spec.name for spec in self.info.inputs]
+        if set(frames) != set(names):
+            what = f"Got inputs named {', '.join(map(str, frames)) or 'nothing'}."
+            raise SessionError(what, hint=f"The model takes {', '.join(names)}.")
+        result = self.step([frames[name] for name in names], valid=valid, streams=streams)
+        values = result if isinstance(result, tuple) else (result,)
+        return {spec.name: value for spec, value in zip(self.info.outputs, values, strict=True)}
+
     def flush(self) -> list[Array | tuple[Array, ...]]:
         """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
 
