@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import platform
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+
+from co3d_compile.support.linux_facts import linux_fact
 
 # An ONNX model of one operator, ReorderInput of the domain com.microsoft.nchwc, from (1, 64, 1, 2) to the same.
 _REORDER = base64.b64decode(
@@ -34,10 +35,7 @@ def block_channels() -> int:
 
 def cpu_name() -> str:
     """The processor's name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return linux_fact("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 __all__ = ["block_channels", "cpu_name"]

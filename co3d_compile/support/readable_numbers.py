@@ -19,5 +19,5 @@ def number_text(value: float) -> str:
 
 def bytes_text(value: float) -> str:
     """``1.2 MB``"""
-    text = number_text(value)
-    return f"{text}B" if text[-1:].isalpha() else f"{text} B"
+    number, _, unit = number_text(value).partition(" ")
+    return f"{number} {unit}B"

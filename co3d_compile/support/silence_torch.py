@@ -19,22 +19,19 @@ MADE_ANEW = "The tensor attributes? "
 @contextlib.contextmanager
 def quiet(stdout: bool = False) -> Iterator[None]:
     """Nothing on stderr, and where it is PyTorch alone that prints, nothing on stdout: a model may print in forward."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [logger.disabled for logger in loggers]
     said = io.StringIO()
-    try:
-        for logger in loggers:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: log.debug("said:\n%s", said.getvalue().strip()) if said.getvalue().strip() else None)
+        for name in LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(setattr, logger, "disabled", logger.disabled)
             logger.disabled = True
-        with contextlib.redirect_stderr(said), warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            warnings.filterwarnings("ignore", MADE_ANEW, UserWarning)
-            if stdout:
-                stack.enter_context(contextlib.redirect_stdout(said))
-            yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
-        if said.getvalue().strip():
-            log.debug("said:\n%s", said.getvalue().strip())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", MADE_ANEW, UserWarning)
+        stack.enter_context(contextlib.redirect_stderr(said))
+        if stdout:
+            stack.enter_context(contextlib.redirect_stdout(said))
+        yield
 
 
 __all__ = ["quiet"]
