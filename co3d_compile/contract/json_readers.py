@@ -1,86 +1,105 @@
-"""Readers of single JSON values that name what is wrong with them."""
+"""Readers of single JSON values that name what is wrong with them.
+
+A reader takes the value and where it is, and returns what a dataclass keeps of it.
+"""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Literal, NoReturn, TypeAlias, TypeVar
 
 from co3d_compile.errors import ContractError
 
-MAX_ELEMENTS = 2**32  # of all tensors of one stream together: 16 GiB of float32, more is damage
-MAX_RANK = 16
+T = TypeVar("T")
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Reader: TypeAlias = Callable[[Json, str], T]
 Dim: TypeAlias = int | Literal["N"]
 Shape: TypeAlias = tuple[Dim, ...]
-_HINT = "The file is damaged or was not written by co3d-compile: compile the model again."
+
+MAX_ELEMENTS = 2**32  # of all tensors of one stream together: 16 GiB of float32, more is damage
+MAX_RANK = 16
+HINT = "The file is damaged or was not written by co3d-compile: compile the model again."
 
 
-def _fail(problem: str) -> NoReturn:
-    raise ContractError(f"Bad co3d metadata: {problem}.", hint=_HINT)
+def fail(problem: str) -> NoReturn:
+    """Raises the ContractError for metadata that cannot be right."""
+    raise ContractError(f"Bad co3d metadata: {problem}.", hint=HINT)
 
 
-def _kind(value: object) -> str:
+def forbid(wrong: bool, problem: str) -> None:
+    """Fails if metadata is wrong in this way."""
+    if wrong:
+        fail(problem)
+
+
+def shown(value: Json) -> str:
+    """The kind of a value and its beginning."""
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
-# A reader of one JSON value: takes the value and where it is, returns what the dataclass holds.
-_Read: TypeAlias = Callable[[Any, str], Any]
+def typed(*kinds: type[T]) -> Reader[T]:
+    """A value of one of these Python types; a bool is no number."""
 
-
-def _a(*kinds: type) -> _Read:
-    def read(value: Any, where: str) -> Any:
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            _fail(f"{where} must be {' or '.join(kind.__name__ for kind in kinds)}, not {_kind(value)}")
-        return value
+    def read(value: Json, where: str) -> T:
+        if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+            return value
+        fail(f"{where} must be {' or '.join(kind.__name__ for kind in kinds)}, not {shown(value)}")
 
     return read
 
 
-def _whole(least: int) -> _Read:
-    def read(value: Any, where: str) -> int:
-        number: int = _a(int)(value, where)
+def whole(least: int) -> Reader[int]:
+    """A whole number from ``least`` to ``MAX_ELEMENTS``."""
+
+    def read(value: Json, where: str) -> int:
+        number = typed(int)(value, where)
         if not least <= number <= MAX_ELEMENTS:
-            _fail(f"{where} must be from {least} to {MAX_ELEMENTS}, not {_kind(number)}")
+            fail(f"{where} must be from {least} to {MAX_ELEMENTS}, not {shown(number)}")
         return number
 
     return read
 
 
-def _or_null(read: _Read) -> _Read:
+def or_null(read: Reader[T]) -> Reader[T | None]:
+    """None for null, else what the reader makes of it."""
     return lambda value, where: None if value is None else read(value, where)
 
 
-def _each(read: _Read) -> _Read:
-    return lambda value, where: tuple(read(item, f"{where}[{i}]") for i, item in enumerate(_a(list)(value, where)))
+def each(read: Reader[T]) -> Reader[tuple[T, ...]]:
+    """What the reader makes of each item of a list."""
+    return lambda value, where: tuple(read(x, f"{where}[{i}]") for i, x in enumerate(typed(list)(value, where)))
 
 
-def _one_of(*choices: str) -> _Read:
-    def read(value: Any, where: str) -> str:
-        if _a(str)(value, where) not in choices:
-            _fail(f"{where} must be one of {', '.join(choices)}, not {_kind(value)}")
-        return str(value)
+def text(*choices: str) -> Reader[str]:
+    """One of these strings, or any that is not empty."""
+
+    def read(value: Json, where: str) -> str:
+        found = typed(str)(value, where)
+        if choices and found not in choices:
+            fail(f"{where} must be one of {', '.join(choices)}, not {shown(found)}")
+        return found or fail(f"{where} is empty")
 
     return read
 
 
-def _text(value: Any, where: str) -> str:
-    if not _a(str)(value, where):
-        _fail(f"{where} is empty")
-    return str(value)
+def shape(value: Json, where: str) -> Shape:
+    """A list of sizes, the batch as ``"N"``."""
+    dims = typed(list)(value, where)
+    if len(dims) > MAX_RANK:
+        fail(f"{where} has {len(dims)} dims")
+    return tuple("N" if dim == "N" else whole(1)(dim, where) for dim in dims)
 
 
-def _shape(value: Any, where: str) -> Shape:
-    if len(_a(list)(value, where)) > MAX_RANK:
-        _fail(f"{where} has {len(value)} dims")
-    return tuple("N" if dim == "N" else _whole(1)(dim, where) for dim in value)
-
-
-def _number(value: Any, where: str) -> float:
+def number(value: Json, where: str) -> float:
+    """A number, or a string such as ``"-inf"`` for one that JSON does not have."""
+    read: Reader[float | str] = typed(int, float, str)
     try:
-        return float(_a(int, float, str)(value, where))
+        return float(read(value, where))
     except (ValueError, OverflowError):
-        _fail(f"{where} is not a number: {_kind(value)}")
+        fail(f"{where} is not a number: {shown(value)}")
 
 
-def _frames(value: Any, where: str) -> dict[str, int]:
-    return {name: _whole(1)(count, f"{where}.{name}") for name, count in _a(dict)(value, where).items()}
+def counts(value: Json, where: str) -> dict[str, int]:
+    """An object of whole numbers from 1 on."""
+    return {name: whole(1)(count, f"{where}.{name}") for name, count in typed(dict)(value, where).items()}

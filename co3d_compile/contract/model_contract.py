@@ -9,31 +9,34 @@ import dataclasses
 import json
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 from co3d_compile.contract.json_readers import (
-    _HINT,
+    HINT,
     MAX_ELEMENTS,
+    Json,
+    Reader,
     Shape,
-    _a,
-    _each,
-    _fail,
-    _frames,
-    _number,
-    _one_of,
-    _or_null,
-    _Read,
-    _shape,
-    _text,
-    _whole,
+    counts,
+    each,
+    fail,
+    forbid,
+    number,
+    or_null,
+    shape,
+    text,
+    typed,
+    whole,
 )
 from co3d_compile.errors import ContractError
 
 METADATA_KEY = "co3d"
 REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
 VERSION = 1
+T = TypeVar("T")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)
 
@@ -134,7 +137,7 @@ class Contract:
         taker: dict[str, StateSpec] = {}
         for state in self.states:
             if state.output in taker:
-                _fail(f"'{state.output}' feeds two states, '{taker[state.output].input}' and '{state.input}'")
+                fail(f"'{state.output}' feeds two states, '{taker[state.output].input}' and '{state.input}'")
             taker[state.output] = state
         chains = []
         for state in self.states:
@@ -144,7 +147,7 @@ class Contract:
                     chain.append(taker[chain[-1].input])
                 chains.append(tuple(chain))
         for name in sorted(inputs - {state.input for chain in chains for state in chain}):
-            _fail(f"state '{name}' takes its value from a ring of states that no output of the model feeds")
+            fail(f"state '{name}' takes its value from a ring of states that no output of the model feeds")
         return chains
 
     def to_json(self) -> str:
@@ -171,20 +174,27 @@ def parse(text: str) -> Contract:
     try:
         data = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ContractError(f"The co3d metadata is not JSON: {str(error)[:200]}.", hint=_HINT) from error
+        raise ContractError(f"The co3d metadata is not JSON: {str(error)[:200]}.", hint=HINT) from error
     version = data.get("version") if isinstance(data, dict) else None
     if version != VERSION:
         raise ContractError(
             f"The co3d metadata has contract version {reprlib.repr(version)}; this reader knows {VERSION}.",
             hint="Install the co3d-compile that wrote the file, or compile the model again.",
         )
-    return cast(Contract, _build(Contract, data, "metadata"))
+    return record(Contract, data, "metadata")
 
 
-def check_graph(contract: Contract, inputs: Sequence[Any], outputs: Sequence[Any], batch: int) -> None:
+class GraphValue(Protocol):
+    """An input or output as ONNX Runtime describes it."""
+
+    name: str
+    shape: Sequence[int | str | None]
+    type: str
+
+
+def check_graph(contract: Contract, inputs: Sequence[GraphValue], outputs: Sequence[GraphValue], batch: int) -> None:
     """Compare with what onnxruntime says of the graph: nodes with name, shape and type. Raises ContractError."""
     frames = contract.inputs[0].frames_per_step or 1
-    chains = contract.chains()
     _check_nodes(
         "input",
         {node.name: node for node in inputs},
@@ -197,7 +207,7 @@ def check_graph(contract: Contract, inputs: Sequence[Any], outputs: Sequence[Any
         "output",
         {node.name: node for node in outputs},
         {item.name: (item.shape, item.dtype) for item in contract.outputs}
-        | {chain[0].output: (chain[0].shape, chain[0].dtype) for chain in chains},
+        | {chain[0].output: (chain[0].shape, chain[0].dtype) for chain in contract.chains()},
         batch,
     )
 
@@ -207,75 +217,80 @@ def resolve(shape: Shape, batch: int) -> tuple[int, ...]:
     return tuple(batch if dim == "N" else dim for dim in shape)
 
 
-def _as_dict(item: Any) -> dict[str, Any]:
+def _as_dict(item: object) -> dict[str, Any]:
     """One level of a dataclass; json.dumps asks again for what is below."""
+    if isinstance(item, Mapping):
+        return dict(item)
     if not dataclasses.is_dataclass(item):
-        if isinstance(item, Mapping):
-            return dict(item)
         raise TypeError(f"a {type(item).__name__} is no JSON value")
     return {part.name: getattr(item, part.name) for part in dataclasses.fields(item)}
 
 
-def _build(cls: type, data: Any, where: str) -> Any:
+def record(cls: type[T], data: Json, where: str) -> T:
     """A dataclass from a JSON object. Keys whose field has a default may be left out, unknown ones are skipped."""
-    _a(dict)(data, where)
-    readers = _READERS[cls]
-    for part in dataclasses.fields(cls):
-        if part.name not in data and part.default is MISSING and part.default_factory is MISSING:
-            _fail(f"{where}.{part.name} is missing")
-    return cls(**{key: read(data[key], f"{where}.{key}") for key, read in readers.items() if key in data})
+    given = typed(dict)(data, where)
+    for part in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if part.name not in given and part.default is MISSING and part.default_factory is MISSING:
+            fail(f"{where}.{part.name} is missing")
+    readers = _READERS[cls].items()
+    return cls(**{name: read(given[name], f"{where}.{name}") for name, read in readers if name in given})
 
 
-def _all(cls: type) -> _Read:
-    return _each(lambda value, where: _build(cls, value, where))
+def records(cls: type[T]) -> Reader[tuple[T, ...]]:
+    """Reads a list of JSON objects."""
+    return each(lambda value, where: record(cls, value, where))
 
 
-_TENSOR: dict[str, _Read] = {"shape": _shape, "dtype": _one_of(*DTYPES)}
-_READERS: dict[type, dict[str, _Read]] = {
+_TENSOR: dict[str, Reader[Any]] = {"shape": shape, "dtype": text(*DTYPES)}
+_READERS: dict[type, dict[str, Reader[Any]]] = {
     InputSpec: {
-        "name": _text,
+        "name": text(),
         **_TENSOR,
-        "frames_per_step": _or_null(_whole(1)),
-        "time_dim": _or_null(_whole(0)),
+        "frames_per_step": or_null(whole(1)),
+        "time_dim": or_null(whole(0)),
     },
     OutputSpec: {
-        "name": _text,
+        "name": text(),
         **_TENSOR,
-        "delay": _whole(-MAX_ELEMENTS),
-        "has_time": _a(bool),
-        "time_dim": _or_null(_whole(0)),
-        "entries_per_step": _whole(0),
-        "frames_per_entry": _or_null(_a(int, float)),
+        "delay": whole(-MAX_ELEMENTS),
+        "has_time": typed(bool),
+        "time_dim": or_null(whole(0)),
+        "entries_per_step": whole(0),
+        "frames_per_entry": or_null(typed(int, float)),
     },
-    StateSpec: {"input": _text, "output": _text, **_TENSOR, "initial": _number, "batch_dim": _whole(0)},
-    Recomputed: {"operator": _text, "module_path": _a(str), "reason": _a(str)},
+    StateSpec: {"input": text(), "output": text(), **_TENSOR, "initial": number, "batch_dim": whole(0)},
+    Recomputed: {"operator": text(), "module_path": typed(str), "reason": typed(str)},
     Contract: {
-        "compiler_version": _text,
-        "inputs": _all(InputSpec),
-        "outputs": _all(OutputSpec),
-        "states": _all(StateSpec),
-        "frames_per_step": _frames,
-        "receptive_field": _or_null(_whole(1)),
-        "warmup_steps": _whole(0),
-        "window": _or_null(_whole(1)),
-        "recomputed": _all(Recomputed),
-        "options": _a(dict),
-        "boundary": _one_of("stream", "exact"),
-        "valid": _or_null(_text),
-        "flush_steps": _whole(0),
-        "preprocess": _or_null(_a(dict)),
-        "labels": _or_null(_each(lambda value, where: value)),
-        "native": _or_null(_whole(2)),
-        "version": _whole(VERSION),
+        "compiler_version": text(),
+        "inputs": records(InputSpec),
+        "outputs": records(OutputSpec),
+        "states": records(StateSpec),
+        "frames_per_step": counts,
+        "receptive_field": or_null(whole(1)),
+        "warmup_steps": whole(0),
+        "window": or_null(whole(1)),
+        "recomputed": records(Recomputed),
+        "options": typed(dict),
+        "boundary": text("stream", "exact"),
+        "valid": or_null(text()),
+        "flush_steps": whole(0),
+        "preprocess": or_null(typed(dict)),
+        "labels": or_null(each(lambda value, where: value)),
+        "native": or_null(whole(2)),
+        "version": whole(VERSION),
     },
 }
 
 
 def _check_names(contract: Contract) -> None:
-    if not contract.inputs or not contract.outputs:
-        _fail("a model has at least one input and one output")
-    if (contract.valid is not None) != (contract.boundary == "exact") or contract.valid == "":
-        _fail("valid names an input where boundary is 'exact', and is null otherwise")
+    forbid(
+        not contract.inputs or not contract.outputs,
+        "a model has at least one input and one output",
+    )
+    forbid(
+        (contract.valid is not None) != (contract.boundary == "exact") or contract.valid == "",
+        "valid names an input where boundary is 'exact', and is null otherwise",
+    )
     state_inputs = [state.input for state in contract.states]
     valid = [contract.valid] if contract.valid else []
     _check_unique("input", [item.name for item in contract.inputs] + valid + state_inputs)
@@ -284,54 +299,78 @@ def _check_names(contract: Contract) -> None:
 
 
 def _check_unique(what: str, names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            _fail(f"{what} '{name}' is there twice")
-        seen.add(name)
+    for name, count in Counter(names).items():
+        forbid(
+            count > 1,
+            f"{what} '{name}' is there twice",
+        )
 
 
 def _check_time(contract: Contract) -> None:
     for item in contract.inputs:
         frames, dim = item.frames_per_step, item.time_dim
-        if (frames is None) != (dim is None):
-            _fail(f"input '{item.name}' has one of frames_per_step and time_dim, but not the other")
-        if frames == 1 and dim is not None and dim > len(item.shape):
-            _fail(f"input '{item.name}' has its time at dim {dim} of {len(item.shape) + 1}")
-        if frames is not None and frames > 1 and (item.shape[dim:] or ("",))[0] != frames:
-            _fail(f"input '{item.name}' of shape {list(item.shape)} lacks {frames} frames at dim {dim}")
+        forbid(
+            (frames is None) != (dim is None),
+            f"input '{item.name}' has one of frames_per_step and time_dim, but not the other",
+        )
+        forbid(
+            frames == 1 and dim is not None and dim > len(item.shape),
+            f"input '{item.name}' has its time at dim {dim} of {len(item.shape) + 1}",
+        )
+        forbid(
+            frames is not None and frames > 1 and (item.shape[dim:] or ("",))[0] != frames,
+            f"input '{item.name}' of shape {list(item.shape)} lacks {frames} frames at dim {dim}",
+        )
     frames_of = {item.name: item.frames_per_step for item in contract.inputs if item.frames_per_step is not None}
-    if dict(contract.frames_per_step) != frames_of:
-        _fail("frames_per_step does not repeat what the inputs say")
-    if contract.valid and contract.inputs[0].frames_per_step is None:
-        _fail("valid counts the frames of the first input, and that has no time")
+    forbid(
+        dict(contract.frames_per_step) != frames_of,
+        "frames_per_step does not repeat what the inputs say",
+    )
+    forbid(
+        contract.valid is not None and contract.inputs[0].frames_per_step is None,
+        "valid counts the frames of the first input, and that has no time",
+    )
     for output in contract.outputs:
-        if output.time_dim is not None and output.time_dim > len(output.shape):
-            _fail(f"output '{output.name}' has its time at dim {output.time_dim} of {len(output.shape)}")
+        forbid(
+            output.time_dim is not None and output.time_dim > len(output.shape),
+            f"output '{output.name}' has its time at dim {output.time_dim} of {len(output.shape)}",
+        )
 
 
 def _check_shapes(contract: Contract) -> None:
     by_input = {state.input: state for state in contract.states}
     for state in contract.states:
-        if state.batch_dim >= len(state.shape) or state.shape.count("N") > (state.shape[state.batch_dim] == "N"):
-            _fail(f"state '{state.input}' of shape {list(state.shape)} has no single batch at dim {state.batch_dim}")
-        if not state.dtype.startswith("float") and not (math.isfinite(state.initial) and state.initial.is_integer()):
-            _fail(f"state '{state.input}' of {state.dtype} cannot start at {state.initial}")
+        forbid(
+            state.batch_dim >= len(state.shape) or state.shape.count("N") > (state.shape[state.batch_dim] == "N"),
+            f"state '{state.input}' of shape {list(state.shape)} has no single batch at dim {state.batch_dim}",
+        )
+        forbid(
+            not state.dtype.startswith("float") and not (math.isfinite(state.initial) and state.initial.is_integer()),
+            f"state '{state.input}' of {state.dtype} cannot start at {state.initial}",
+        )
         source = by_input.get(state.output, state)
-        if (source.shape, source.dtype, source.batch_dim) != (state.shape, state.dtype, state.batch_dim):
-            _fail(f"state '{state.input}' takes its value from '{source.input}' of another shape or dtype")
+        forbid(
+            (source.shape, source.dtype, source.batch_dim) != (state.shape, state.dtype, state.batch_dim),
+            f"state '{state.input}' takes its value from '{source.input}' of another shape or dtype",
+        )
     tensors: list[InputSpec | OutputSpec | StateSpec] = [*contract.inputs, *contract.outputs, *contract.states]
-    if sum(math.prod(resolve(tensor.shape, 1)) for tensor in tensors) > MAX_ELEMENTS:
-        _fail(f"the declared shapes hold more than {MAX_ELEMENTS} elements for a single stream")
+    forbid(
+        sum(math.prod(resolve(tensor.shape, 1)) for tensor in tensors) > MAX_ELEMENTS,
+        f"the declared shapes hold more than {MAX_ELEMENTS} elements for a single stream",
+    )
 
 
-def _check_nodes(what: str, nodes: Mapping[str, Any], said: Mapping[str, tuple[Shape, str]], batch: int) -> None:
+def _check_nodes(what: str, nodes: Mapping[str, GraphValue], said: Mapping[str, tuple[Shape, str]], batch: int) -> None:
     odd = sorted(nodes.keys() ^ said.keys())
-    if odd:
-        _fail(f"metadata and graph do not have the same {what}s: {', '.join(odd[:5])}")
-    for name, (shape, dtype) in said.items():
-        node, dims = nodes[name], resolve(shape, batch)
+    forbid(
+        bool(odd),
+        f"metadata and graph do not have the same {what}s: {', '.join(odd[:5])}",
+    )
+    for name, (dims, dtype) in said.items():
+        node, sizes = nodes[name], resolve(dims, batch)
         kind = {"tensor(float)": "float32", "tensor(double)": "float64"}.get(node.type, node.type[7:-1])
-        fits = (dim == got or not isinstance(got, int) for dim, got in zip(dims, node.shape, strict=False))
-        if kind != dtype or len(node.shape) != len(dims) or not all(fits):
-            _fail(f"{what} '{name}' is {dtype} {list(dims)} by the metadata, {kind} {node.shape} in the graph")
+        fits = (size == got or not isinstance(got, int) for size, got in zip(sizes, node.shape, strict=False))
+        forbid(
+            kind != dtype or len(node.shape) != len(sizes) or not all(fits),
+            f"{what} '{name}' is {dtype} {list(sizes)} by the metadata, {kind} {node.shape} in the graph",
+        )
