@@ -17,16 +17,17 @@ from co3d_compile.cli.common import OUTPUT, Command, bytes_text, json_option, op
 from co3d_compile.cli.model_options import is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, rows_table, shape_text
+from co3d_compile.cli.summary import console_for, facts_table, rows_table
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_labels import clean_labels
+from co3d_compile.report.facts import JsonObject, shape_text, state_text, stream_facts
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
 from co3d_compile.runtime.stored_metadata import Stored, read_stored
-from co3d_compile.support.readable_numbers import number_text, plural
+from co3d_compile.support.readable_numbers import number_text
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 
@@ -77,12 +78,12 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
         report, time = _timed(stored_report(None) if report is None else report, profile, Path(model))
     if output is not None:
         _write(output, contract, report, time)
+    data = json.loads(contract.to_json())
     if as_json:
-        data = json.loads(contract.to_json())
         data |= {"time": _times(report, time)} if report and time else {}
         print_json({**data, "report": report} if verbose else data)
         return
-    parts: list[Any] = [_facts(model, contract)]
+    parts: list[Any] = [_facts(model, contract, data)]
     if report is not None:
         parts += ["", _tree(report, contract, time, everything=verbose > 0)]
     if contract.states and (verbose or report is None):
@@ -155,28 +156,17 @@ def state_bytes(state: StateSpec) -> int:
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
 
 
-def _facts(model: str, contract: Contract) -> Any:
-    facts = facts_table()
+def _facts(model: str, contract: Contract, data: JsonObject) -> Any:
     size = f", {bytes_text(Path(model).stat().st_size)}" if Path(model).is_file() else ""
-    facts.add_row("Model", f"{model}{size}, compiled by {contract.compiler_version}")
-    for item in contract.inputs:
-        rate = f"{plural(item.frames_per_step, 'frame')} per step" if item.frames_per_step else "no time"
-        facts.add_row("Input", f"{item.name} {shape_text([*item.shape])} {item.dtype}, {rate}")
-    for out in contract.outputs:
-        time = f"{out.entries_per_step} per step" if out.has_time else "newest window"
-        facts.add_row("Output", f"{out.name} {shape_text([*out.shape])} {out.dtype}, {time}, delay {out.delay}")
-    field = contract.receptive_field
-    facts.add_row("Receptive field", plural(field, "frame") if field else "unbounded (recurrent)")
-    facts.add_row("Warm-up", f"{plural(contract.warmup_steps, 'step')} before every output is exact")
-    if contract.window:
-        facts.add_row("Window", plural(contract.window, "frame"))
-    facts.add_row("Boundary", contract.boundary)
-    total = sum(state_bytes(state) for state in contract.states)
-    facts.add_row("State", f"{plural(len(contract.states), 'tensor')}, {bytes_text(total)} per stream")
-    if contract.options:
-        facts.add_row("Options", ", ".join(f"{key}={value}" for key, value in contract.options.items()))
-    if contract.preprocess:
-        facts.add_row("Pictures", ", ".join(f"{key}={value}" for key, value in contract.preprocess.items()))
+    facts = facts_table(
+        ("Model", f"{model}{size}, compiled by {contract.compiler_version}"),
+        *stream_facts(data),
+        ("Boundary", contract.boundary),
+        ("State", state_text(len(contract.states), sum(map(state_bytes, contract.states)))),
+    )
+    for name, settings in (("Options", contract.options), ("Pictures", contract.preprocess)):
+        if settings:
+            facts.add_row(name, ", ".join(f"{key}={value}" for key, value in settings.items()))
     if contract.labels:
         names = clean_labels(contract.labels[:4])
         more = f", … ({len(contract.labels)})" if len(contract.labels) > 4 else ""

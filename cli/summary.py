@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from co3d_compile.cli.common import bytes_text, join
+from co3d_compile.report.facts import JsonObject as Report
+from co3d_compile.report.facts import cost_facts, stream_facts
 from co3d_compile.support.readable_numbers import plural
 
-Report = dict[str, Any]
 NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
 
@@ -55,11 +56,13 @@ def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
     console_for(stream).print(Padding(Group(*parts), (0, 0)), soft_wrap=False)
 
 
-def facts_table() -> Table:
+def facts_table(*facts: tuple[str, str | Text]) -> Table:
     """Two columns, no lines: a name and what is so."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    for fact in facts:
+        table.add_row(*fact)
     return table
 
 
@@ -72,47 +75,17 @@ def rows_table(title: str, *columns: str) -> Table:
 
 
 def _facts(report: Report) -> Table:
-    table = facts_table()
-    source = report["source"]
-    table.add_row("Model", f"{source['model']} ({source['kind']}), {plural(report['operators'], 'operator')}")
-    for item in report["inputs"]:
-        table.add_row("Input", _input(item))
-    for item in report["outputs"]:
-        table.add_row("Output", _output(item))
-    field = report["receptive_field"]
-    table.add_row("Receptive field", plural(field, "frame") if field else "unbounded (recurrent)")
-    table.add_row("Warm-up", f"{plural(report['warmup_steps'], 'step')} before every output is exact")
-    if report["window"]:
-        table.add_row("Window", plural(report["window"], "frame"))
-    table.add_row("State", _state(report))
-    table.add_row(
-        "GMAC",
-        f"{report['gmac_clip']:.3g} per clip, {report['gmac_frame']:.3g} per frame: {report['gmac_ratio']:.1f}x fewer",
-    )
-    table.add_row("Verification", verification(report["verification"]))
-    table.add_row("File", f"{report['output']}, {bytes_text(report['file_bytes'])}" if report["output"] else "none")
-    seconds = report["seconds"]
+    source, seconds = report["source"], report["seconds"]
     spent = join([f"{stage} {value:.1f}" for stage, value in seconds.items() if value >= 0.05])
-    table.add_row("Seconds", f"{sum(seconds.values()):.1f}" + (f" ({spent})" if spent else ""))
-    return table
-
-
-def _input(item: Report) -> str:
-    frames = item["frames_per_step"]
-    rate = f"{plural(frames, 'frame')} per step" if frames else "no time"
-    return f"{item['name']} {shape_text(item['shape'])} {item['dtype']}, {rate}"
-
-
-def _output(item: Report) -> str:
-    entries = plural(item["entries_per_step"], "entry").replace("entrys", "entries")
-    time = f"{entries} per step" if item["has_time"] else "newest window"
-    return f"{item['name']} {shape_text(item['shape'])}, {time}, delay {item['delay']}"
-
-
-def _state(report: Report) -> str:
-    if not report["state_count"]:
-        return "none: the model has no operator over time"
-    return f"{plural(report['state_count'], 'tensor')}, {bytes_text(report['state_bytes'])} per stream"
+    file = f"{report['output']}, {bytes_text(report['file_bytes'])}" if report["output"] else "none"
+    return facts_table(
+        ("Model", f"{source['model']} ({source['kind']}), {plural(report['operators'], 'operator')}"),
+        *stream_facts(report),
+        *cost_facts(report),
+        ("Verification", verification(report["verification"])),
+        ("File", file),
+        ("Seconds", f"{sum(seconds.values()):.1f}" + (f" ({spent})" if spent else "")),
+    )
 
 
 def _actions(rows: list[Report]) -> Table:
@@ -154,8 +127,3 @@ def reason(result: Report) -> str:
     """Why a verification failed, and which operator is to blame if that is known."""
     found = result.get("bisection")
     return f"{result['reason']} {found['message']}" if found else str(result["reason"])
-
-
-def shape_text(shape: list[int | str]) -> str:
-    """``(N, 3, 160, 160)``"""
-    return f"({join(shape)})"

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from co3d_compile.errors import Co3dError, LoadError, UsageError
+from co3d_compile.report.report_rows import Row
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
 
 MADE_BY = "Make one with co3d run --profile FILE.json, or StreamSession(..., profile=FILE)."
 # Operators that do the work. A fused kernel is one of them, under the name of the last operator fused into it.
@@ -24,7 +28,6 @@ HEAVY = ("ConvTranspose", "Conv", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
 ADDED = (r"_nchwc$", r"_nhwc$", r"_token_\d+$", r"/[^/]*$")
 FUSION = r"/\w+Fusion/?$"  # what it appends to the name of the last node that it fuses
 STATE = r"next\.state\.(.*)\.\d+(?:\.plain)?(?:_nchwc)?"
-Row = dict[str, Any]
 
 
 @dataclass
@@ -112,13 +115,12 @@ def _kernels(profile: Path) -> tuple[int, list[tuple[str, str, int]]]:
     return max(1, len(runs) - 1), found
 
 
-def _graph(model: Path) -> Any:
+def _graph(model: Path) -> GraphProto:
     try:
         import onnx
     except ImportError as error:
-        raise Co3dError(
-            "Reading a profile needs the package onnx.", hint="Install it with pip install onnx."
-        ) from error
+        hint = "Install it with pip install onnx."
+        raise Co3dError("Reading a profile needs the package onnx.", hint=hint) from error
     return onnx.load(str(model), load_external_data=False).graph
 
 
@@ -130,7 +132,7 @@ class _Nodes:
         kernels: All names in the profile.
     """
 
-    def __init__(self, graph: Any, kernels: Iterable[str]) -> None:
+    def __init__(self, graph: GraphProto, kernels: Iterable[str]) -> None:
         self._by_name = {node.name: node for node in graph.node}
         self._producer = {output: node for node in graph.node for output in node.output}
         self._with_kernel = {id(node) for name in kernels if (node := self._find(name)) is not None}
@@ -145,7 +147,7 @@ class _Nodes:
             node = self._fused(node, kind) or node
         return _path(node)
 
-    def _find(self, kernel: str) -> Any:
+    def _find(self, kernel: str) -> NodeProto | None:
         """The node of this name or with a result of this name; endings that the runtime has added are taken off."""
         while kernel:
             node = self._by_name.get(kernel) or self._producer.get(kernel)
@@ -154,23 +156,23 @@ class _Nodes:
             kernel = next((kernel[: end.start()] for ending in ADDED if (end := re.search(ending, kernel))), "")
         return None
 
-    def _fused(self, last: Any, kind: str) -> Any:
+    def _fused(self, last: NodeProto, kind: str) -> NodeProto | None:
         """The nearest node of a kind before ``last`` that has no kernel of its own: it was fused with it."""
-        front, seen = [last], {id(last)}
+        front, seen = deque([last]), {id(last)}
         while front:
-            sources = [self._producer[name] for node in front for name in node.input if name in self._producer]
-            for node in sources:
+            for name in front.popleft().input:
+                node = self._producer.get(name)
+                if node is None or id(node) in seen:
+                    continue
                 if node.op_type == kind and id(node) not in self._with_kernel:
                     return node
-            front = []
-            for node in sources:
-                if node.op_type not in HEAVY and id(node) not in seen:
-                    seen.add(id(node))
+                seen.add(id(node))
+                if node.op_type not in HEAVY:
                     front.append(node)
         return None
 
 
-def _path(node: Any) -> str:
+def _path(node: NodeProto) -> str:
     """A node is named ``<module path>/<operator>``; what computes a state may be named after it."""
     scope = re.sub(FUSION, "", node.name).rpartition("/")[0]
     state = re.fullmatch(STATE, scope or node.name)

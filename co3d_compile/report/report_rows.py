@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
-Row = dict[str, Any]
+from co3d_compile.report.facts import JsonObject
+
+Row = JsonObject
 
 
-def table(report: dict[str, Any], frames: int) -> list[Row]:
-    """All operators, with ``macs_frame``; ``frames``: that a step takes. Raises like ``_checked``."""
+def table(report: JsonObject, frames: int) -> list[Row]:
+    """All operators, with ``macs_frame``; ``frames``: that a step takes.
+
+    Raises:
+        KeyError, TypeError, ValueError: The report is damaged.
+    """
     return [_checked(row, frames) for row in report["table"]]
 
 
 def _checked(row: Row, frames: int) -> Row:
-    """A row whose values have the types that the drawing counts on: a file may come from anyone."""
+    """Returns a row whose values have the types that the drawing counts on: a file may come from anyone."""
     numbers = {name: float(row[name]) for name in ("taps", "padding", "rate", "delay")}
     if not all(math.isfinite(value) and abs(value) < 1e9 for value in numbers.values()) or numbers["taps"] > 1e6:
         raise ValueError("numbers out of range")
@@ -25,8 +30,8 @@ def _checked(row: Row, frames: int) -> Row:
     inputs = [int(at) for at in row["inputs"]]
     held = [None if amount is None else int(amount) for amount in row["held"]]
     share = float(row.get("time_share", 0.0))
-    more = {"macs_frame": costs["macs_step"] / frames, "time_share": share, "time_percent": 100 * share}
-    return {**numbers, **limits, **costs, **more, **texts, "inputs": inputs, "held": held}
+    times = {"time_share": share, "time_percent": 100 * share, "macs_frame": costs["macs_step"] / frames}
+    return {**numbers, **limits, **costs, **times, **texts, "inputs": inputs, "held": held}
 
 
 def shares_by_module(rows: list[Row]) -> dict[tuple[str, ...], float]:

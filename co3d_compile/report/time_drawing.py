@@ -7,14 +7,15 @@ newest frame. Only places are computed here; the template gives them their looks
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from co3d_compile.report.report_rows import Row
 from co3d_compile.support.readable_numbers import plural
 
-Row = dict[str, Any]
 LEFT, WIDTH, RIGHT = 310, 690, 90  # pixels: names, time, numbers
 LANE, TOP = 22, 34
+Place = Callable[[float], float]  # frames ago to pixels
 MOST_DOTS = 16
 MOST_LANES = 400
 PAST = ("gate over a window", "carries its state")  # what makes a lane of an operator without taps
@@ -61,33 +62,34 @@ class Drawing:
 
 
 def draw(rows: list[Row]) -> Drawing:
-    """Places of everything. ``rows``: the operators in order, as ``survey.as_rows`` gives them."""
-    readers = {at for row in rows for at in row["inputs"]}
-    shown = [at for at, row in enumerate(rows) if _has_lane(row) or at not in readers]
-    left_out = max(0, len(shown) - MOST_LANES)
-    shown = shown[:MOST_LANES]
-    place = {at: number for number, at in enumerate(shown)}
+    """Places of everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
+    read = {at for row in rows for at in row["inputs"]}
+    lanes_of = [at for at, row in enumerate(rows) if _has_lane(row) or at not in read]
+    shown = lanes_of[:MOST_LANES]
     past = max([1.0, *(row["delay"] - row["first"] for row in rows if row["first"] is not None)])
-    scale = WIDTH / past
 
     def x(frames_ago: float) -> float:
-        return LEFT + WIDTH - min(max(frames_ago, 0.0), past) * scale
+        return LEFT + WIDTH - min(max(frames_ago, 0.0), past) * WIDTH / past
 
-    lanes = [_lane(rows, at, TOP + LANE * number + LANE / 2, x, past) for number, at in enumerate(shown)]
+    lanes = {at: _lane(rows, at, TOP + LANE * (number + 0.5), x, past) for number, at in enumerate(shown)}
     flows, delays = [], []
-    for at in shown:
-        end = lanes[place[at]]
+    for at, end in lanes.items():
         for index, amount in zip(rows[at]["inputs"], rows[at]["held"], strict=False):
-            source = _shown_source(rows, index, place)
-            if source is None or source == at:
+            start = _shown_source(rows, index, lanes)
+            if start is None or start is end:
                 continue
-            start = lanes[place[source]]
             if amount:
                 delays.append(_delay_line(start, end, amount))
             else:
                 flows.append(f"M{start.now:.1f} {start.y:.1f}L{end.now:.1f} {end.y:.1f}")
     return Drawing(
-        lanes, flows, delays, _ticks(past, x), LEFT + WIDTH + RIGHT, round(TOP + LANE * len(lanes) + 12), left_out
+        lanes=list(lanes.values()),
+        flows=flows,
+        delays=delays,
+        ticks=_ticks(past, x),
+        width=LEFT + WIDTH + RIGHT,
+        height=round(TOP + LANE * len(lanes) + 12),
+        left_out=len(lanes_of) - len(shown),
     )
 
 
@@ -97,24 +99,32 @@ def _has_lane(row: Row) -> bool:
     return row["kind"] == "input" or row["taps"] > 1 or any(row["held"]) or row["done"] in PAST
 
 
-def _lane(rows: list[Row], at: int, y: float, x: Any, past: float) -> Lane:
+def _lane(rows: list[Row], at: int, y: float, x: Place, past: float) -> Lane:
     row = rows[at]
-    first, last = row["first"], row["last"]
-    oldest = past if first is None else row["delay"] - first
-    newest = row["delay"] - (0.0 if last is None else last)
-    taps, dots = None, ()
+    delay = row["delay"]
+    oldest = past if row["first"] is None else delay - row["first"]
+    newest = delay - (row["last"] or 0.0)
+    taps: tuple[float, float] | None = None
+    dots: tuple[float, ...] = ()
     if row["taps"] > 1 and row["inputs"]:
-        rate = rows[row["inputs"][0]]["rate"]
-        ago = [row["delay"] + (row["padding"] - i) * rate for i in (0, row["taps"] - 1)]
-        taps = (x(ago[0]), x(ago[1]) - x(ago[0]))
-        if row["taps"] <= MOST_DOTS:
-            dots = tuple(x(row["delay"] + (row["padding"] - i) * rate) for i in range(int(row["taps"])))
-    name = row["module_path"] or row["name"]
-    note = f"{row['operator']}: {row['done'] or 'unchanged'}, {plural(row['delay'], 'frame')} late"
-    note += f", has seen {plural(row['field'], 'frame')}" if row["field"] else ""
-    seen = (x(oldest), max(3.0, x(newest) - x(oldest)))
-    operator, late = row["operator"].removeprefix("aten."), f"{row['delay']:g}"
-    return Lane(y, name, operator, note, _kind(row), seen, taps, dots, x(row["delay"]), late)
+        rate, count = rows[row["inputs"][0]]["rate"], int(row["taps"])
+        first, last = (x(delay + (row["padding"] - i) * rate) for i in (0, count - 1))
+        taps = (first, last - first)
+        if count <= MOST_DOTS:
+            dots = tuple(x(delay + (row["padding"] - i) * rate) for i in range(count))
+    note = f"{row['operator']}: {row['done'] or 'unchanged'}, delay {plural(delay, 'frame')}"
+    return Lane(
+        y=y,
+        name=row["module_path"] or row["name"],
+        operator=row["operator"].removeprefix("aten."),
+        note=note + (f", depends on {plural(row['field'], 'frame')}" if row["field"] else ""),
+        kind=_kind(row),
+        seen=(x(oldest), max(3.0, x(newest) - x(oldest))),
+        taps=taps,
+        dots=dots,
+        now=x(delay),
+        delay=f"{delay:g}",
+    )
 
 
 def _kind(row: Row) -> str:
@@ -127,16 +137,14 @@ def _kind(row: Row) -> str:
     return "gate" if row["done"].startswith("gate") or row["done"] in PAST else "plain"
 
 
-def _shown_source(rows: list[Row], at: int, place: dict[int, int]) -> int | None:
-    """The nearest operator with a lane that this one's value comes from."""
-    seen = set()
-    while at not in place:
+def _shown_source(rows: list[Row], at: int, lanes: Mapping[int, Lane]) -> Lane | None:
+    """The lane of the nearest operator that has one and that this one's value comes from."""
+    while at not in lanes:
         inputs = [n for n in rows[at]["inputs"] if 0 <= n < at]
-        if not inputs or at in seen:
+        if not inputs:
             return None
-        seen.add(at)
         at = inputs[0]
-    return at
+    return lanes[at]
 
 
 def _delay_line(start: Lane, end: Lane, amount: int) -> tuple[str, float, float, str]:
@@ -147,9 +155,8 @@ def _delay_line(start: Lane, end: Lane, amount: int) -> tuple[str, float, float,
     return path, (start.now + end.now + 2 * bulge) / 4 + 4, (start.y + end.y) / 2 + 3.5, f"+{amount}"
 
 
-def _ticks(past: float, x: Any) -> list[tuple[float, str]]:
+def _ticks(past: float, x: Place) -> list[tuple[float, str]]:
     rough = max(1.0, past / 8)
     power = 10 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough)
-    count = int(past // step) + 1
-    return [(x(n * step), "newest" if not n else f"\u2212{n * step:g}") for n in range(count)]
+    return [(x(n * step), f"\u2212{n * step:g}" if n else "newest") for n in range(int(past // step) + 1)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.stored_report import damaged_report
 from co3d_compile.errors import Co3dError
+from co3d_compile.report.facts import JsonObject
 from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import draw
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
@@ -18,7 +19,7 @@ MOST_STAGES = 14
 COLUMNS = ["module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame"]
 
 
-def page(report: dict[str, Any], info: Contract, time: dict[str, Any] | None = None) -> str:
+def page(report: JsonObject, info: Contract, time: JsonObject | None = None) -> str:
     """The page as HTML.
 
     Args:
@@ -67,10 +68,10 @@ def page_tools() -> ModuleType:
     return jinja2
 
 
-def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]:
+def _facts(report: JsonObject, info: Contract) -> list[tuple[str, str, str]]:
     """Cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
-    late = first.delay * (first.frames_per_entry or 1)
+    delay = first.delay * (first.frames_per_entry or 1)
     frame, clip = (number_text(1e9 * report[name]) for name in ("gmac_frame", "gmac_clip"))
     work = f"{frame} multiply-adds for a frame, {clip} for a clip"
     takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
@@ -80,36 +81,32 @@ def _facts(report: dict[str, Any], info: Contract) -> list[tuple[str, str, str]]
         ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
         ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
         ("Receptive field", plural(field, "frame") if field else "unbounded", f"{whose}that a result depends on"),
-        ("Delay", plural(late, "frame"), "from the newest frame to what the result speaks of"),
+        ("Delay", plural(delay, "frame"), "from the newest frame to what the result speaks of"),
         ("Warm-up", plural(info.warmup_steps, "step"), "before results are exact"),
         ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),
     ]
 
 
-def _stages(rows: list[Row], time: dict[str, Any] | None) -> dict[str, Any]:
+def _stages(rows: list[Row], time: JsonObject | None) -> JsonObject:
     """Sums over parts of the network: by as many components of the module path as keep the list short."""
     names = ["state_bytes", "macs_frame", "macs_clip"] + (["time_share"] if time is not None else [])
-    depth = 1
-    while depth < 6 and len({_stage(row, depth + 1) for row in rows}) <= MOST_STAGES:
-        depth += 1
-    sums: dict[str, dict[str, float]] = {}
+    depths = [d for d in range(2, 7) if len({_stage(row, d) for row in rows}) <= MOST_STAGES]
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if row["kind"] != "input":
-            amounts = sums.setdefault(_stage(row, depth), dict.fromkeys(names, 0))
-            for name in names:
-                amounts[name] += row[name]
+            sums[_stage(row, max(depths, default=1))].update({name: row[name] for name in names})
     for name, share in (time["elsewhere"] if time is not None else {}).items():
-        sums[f"{name}, of no module"] = {**dict.fromkeys(names, 0), "time_share": share}
+        sums[f"{name}, of no module"].update({"time_share": share})
     most = {name: max((amounts[name] for amounts in sums.values()), default=0) or 1 for name in names}
-    stages = [{"name": name, **amounts} for name, amounts in sums.items() if any(amounts.values())]
-    return {"columns": names, "list": stages, "most": most}
+    stages = [{"name": part, **{name: amounts[name] for name in names}} for part, amounts in sums.items()]
+    return {"columns": names, "list": [s for s in stages if any(s[name] for name in names)], "most": most}
 
 
 def _stage(row: Row, depth: int) -> str:
     return ".".join(row["module_path"].split(".")[:depth]) or "the model"
 
 
-def _steps(rows: list[Row]) -> dict[str, Any]:
+def _steps(rows: list[Row]) -> JsonObject:
     """What each of the three steps did, and what became of the rest."""
     over_time = [row for row in rows if row["done"] == "continual"]
     held = [(row, amount) for row in rows for amount in row["held"] if amount]
@@ -132,11 +129,11 @@ def _unit(row: Row) -> str:
     return "frames" if row["rate"] == 1 else "entries"
 
 
-def _counted(texts: Any) -> list[tuple[str, int]]:
+def _counted(texts: Iterable[str]) -> list[tuple[str, int]]:
     return Counter(texts).most_common()
 
 
-def _script(data: Any) -> Any:
+def _script(data: list[list[str | float | None]]) -> str:
     """JSON that may stand in a script element."""
     from markupsafe import Markup
 
