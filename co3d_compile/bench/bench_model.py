@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from co3d_compile.bench.one_tap_floor import floor_passes
-from co3d_compile.bench.timing import SIDES, Progress, machine, ratios, summary, time_in_turns
+from co3d_compile.bench.timing import SIDES, JsonObject, Progress, time_in_turns
 from co3d_compile.capture.tracer import export
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -36,7 +36,7 @@ def bench(
     more: Mapping[str, tuple[str, Path]] | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Times a clip model and what it compiles to, in turns, each turn in a process of its own.
 
     Args:
@@ -73,23 +73,19 @@ def bench(
         files, left_out = maker.files(sides, say)
         files.update(more or {})
         frames = next(iter(compiled.info.frames_per_step.values()))
-        turns = time_in_turns(files, rounds, seconds, threads, frames, say, left_out)
-    return {
-        **facts,
-        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
-        "left_out": left_out,
-        "ratios": ratios(turns),
-        "rounds": rounds,
-        "seconds": seconds,
-        "machine": machine(threads),
-    }
+        return {**facts, **time_in_turns(files, rounds, seconds, threads, frames, say, left_out)}
 
 
 class _Maker:
     """Writes the files of the sides."""
 
     def __init__(
-        self, model: Any, examples: Sequence[Any] | None, compiled: CompiledModel, folder: Path, options: dict[str, Any]
+        self,
+        model: nn.Module | ExportedProgram,
+        examples: Sequence[Any] | None,
+        compiled: CompiledModel,
+        folder: Path,
+        options: JsonObject,
     ) -> None:
         self.model, self.examples, self.compiled = model, examples, compiled
         self.folder, self.options = folder, options
@@ -167,7 +163,7 @@ def _first_cause(error: BaseException) -> str:
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0].rstrip(".")
 
 
-def _facts(compiled: CompiledModel) -> dict[str, Any]:
+def _facts(compiled: CompiledModel) -> JsonObject:
     report = compiled.report().to_dict()
     keys = (
         "gmac_clip",

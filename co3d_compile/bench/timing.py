@@ -15,18 +15,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import onnxruntime as ort
 
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.support.machine import block_channels, cpu_name
-from co3d_compile.support.memory import _peak
+from co3d_compile.support.memory import peak_memory
 
 WARM_UP = 3  # calls that are not counted, and the fewest that are
 PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy", "openvino")
+JsonObject: TypeAlias = dict[str, Any]
+Feeds: TypeAlias = dict[str, np.ndarray[Any, Any]]
 Call = Callable[[], object]
 Progress = Callable[[str, int, int], None]
 SIDES = {
@@ -74,7 +78,7 @@ def turn(kind: str, path: Path, seconds: float, threads: int, take: int = 1) -> 
 
 def bench_file(
     path: Path, *, rounds: int = 3, seconds: float = 1.0, threads: int = 2, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Times a compiled file alone, as :func:`co3d_compile.bench.bench_model.bench` does.
 
     Raises:
@@ -85,17 +89,8 @@ def bench_file(
     with StreamSession(path) as session:
         info = session.info
     frames = next(iter(info.frames_per_step.values()), 1)
-    turns = time_in_turns({"step": ("step", path)}, rounds, seconds, threads, frames, progress or (lambda *_: None))
-    return {
-        "frames_per_step": dict(info.frames_per_step),
-        "warmup_steps": info.warmup_steps,
-        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
-        "left_out": {},
-        "ratios": {},
-        "rounds": rounds,
-        "seconds": seconds,
-        "machine": machine(threads),
-    }
+    timed = time_in_turns({"step": ("step", path)}, rounds, seconds, threads, frames, progress or (lambda *_: None))
+    return {"frames_per_step": dict(info.frames_per_step), "warmup_steps": info.warmup_steps, **timed}
 
 
 def time_in_turns(
@@ -103,33 +98,46 @@ def time_in_turns(
     rounds: int,
     seconds: float,
     threads: int,
-    take: int,
+    frames: int,
     say: Progress,
-    left_out: dict[str, str] | None = None,
-) -> dict[str, list[Turn]]:
-    """Lets the sides take turns, so that what else the machine does hits all alike.
+    left_out: Mapping[str, str] | None = None,
+) -> JsonObject:
+    """Lets the sides take turns, so that what else the machine does hits all alike, and sums up.
 
-    A side that fails is put into ``left_out`` with the reason, if that is given, and has no turns.
+    Args:
+        files: By side the kind of a :func:`turn`, and the file.
+        frames: That a step takes.
+        left_out: Sides that have no file, and why. If it is given, a side that fails is left out too.
+
+    Raises:
+        UsageError: There is no side to time. Co3dError: One failed, and ``left_out`` is None.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in files}
-    for i in range(rounds):
-        for j, (name, (kind, path)) in enumerate(files.items()):
-            say("time", i * len(files) + j, rounds * len(files))
-            if name not in turns:
-                continue
-            try:
-                turns[name].append(turn(kind, path, seconds, threads, take))
-            except Co3dError as error:
-                if left_out is None:
-                    raise
-                left_out[name] = str(error)
-                del turns[name]
+    failed = dict(left_out or {})
+    for i, (name, (kind, path)) in enumerate(list(files.items()) * rounds):
+        say("time", i, rounds * len(files))
+        if name in failed:
+            continue
+        try:
+            turns[name].append(turn(kind, path, seconds, threads, frames))
+        except Co3dError as error:
+            if left_out is None:
+                raise
+            failed[name] = str(error)
+            del turns[name]
     if not turns:
-        raise UsageError("There is no side to time.", hint=" ".join((left_out or {}).values()) or None)
-    return turns
+        raise UsageError("There is no side to time.", hint=" ".join(failed.values()) or None)
+    return {
+        "sides": {name: summary(samples, frames) for name, samples in turns.items()},
+        "left_out": failed,
+        "ratios": ratios(turns),
+        "rounds": rounds,
+        "seconds": seconds,
+        "machine": machine(threads),
+    }
 
 
-def summary(turns: Sequence[Turn], frames: int) -> dict[str, Any]:
+def summary(turns: Sequence[Turn], frames: int) -> JsonObject:
     """Milliseconds per frame: median and quartiles over all calls, the median of each turn; calls; peak memory."""
     samples = np.concatenate([t.milliseconds for t in turns]) / frames
     low, median, high = np.percentile(samples, [25, 50, 75])
@@ -155,7 +163,7 @@ def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
     return found | {f"{a}/floor": ratio(a, "floor") for a in COMPILED if a in medians and "floor" in medians}
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int) -> JsonObject:
     """What the numbers were taken on."""
     versions = {}
     for package in PACKAGES:
@@ -182,7 +190,7 @@ def _step(path: str, threads: int, take: int) -> Call:
 
 def _clip(path: str, threads: int, take: int) -> Call:
     session, feeds = _plain(path, threads)
-    return lambda: session.run(None, feeds)
+    return partial(session.run, None, feeds)
 
 
 def _window(path: str, threads: int, take: int) -> Call:
@@ -221,8 +229,7 @@ def _pytorch(path: str, threads: int, take: int) -> Call:
     return lambda: module(*args, **kwargs)
 
 
-def _plain(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    import onnxruntime as ort
+def _plain(path: str, threads: int) -> tuple[ort.InferenceSession, Feeds]:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -234,16 +241,14 @@ def _plain(path: str, threads: int) -> tuple[Any, dict[str, Any]]:
     return session, feeds
 
 
-def _noise(shape: list[int], dtype: str) -> np.ndarray[Any, Any]:
+def _noise(shape: Sequence[int], dtype: str) -> np.ndarray[Any, Any]:
     if dtype.startswith("int"):  # an index or a counter
         return np.zeros(shape, dtype)
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
 
 def _main(kind: str, path: str, seconds: str, threads: str, take: str) -> None:
-    import onnxruntime  # noqa: F401  is not what a side takes
-
-    before = _peak()
+    before = peak_memory()
     sides = {"step": _step, "clip": _clip, "window": _window, "openvino": _openvino, "pytorch": _pytorch}
     call = sides[kind](path, int(threads), int(take))
     milliseconds: list[float] = []
@@ -254,7 +259,7 @@ def _main(kind: str, path: str, seconds: str, threads: str, take: str) -> None:
         start = time.perf_counter()
         call()
         milliseconds.append((time.perf_counter() - start) * 1e3)
-    print(json.dumps({"milliseconds": milliseconds, "memory": _peak() - before}))
+    print(json.dumps({"milliseconds": milliseconds, "memory": peak_memory() - before}))
 
 
 if __name__ == "__main__":
