@@ -35,7 +35,7 @@ def _number(error: float | None) -> float:
 
 
 def _parts(errors: list[Step]) -> list[list[Step]]:
-    """At most so many groups of steps that follow each other, if there are not more stretches."""
+    """At most so many groups of steps that follow each other, if there are not more of them."""
     runs = [list(errors[:1])] if errors else []
     for last, error in pairwise(errors):
         if error["step"] == last["step"] + 1:

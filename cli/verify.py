@@ -85,7 +85,7 @@ Exit codes:
     type=click.IntRange(min=1),
     metavar="N",
     group=SOURCE,
-    help="Steps to run behind the warm-up. Up to 32 are all compared, of more nine stretches from the first to the "
+    help="Steps to run behind the warm-up. Up to 32 are all compared, of more nine segments from the first to the "
     "last. [default: a few, with --video 32]",
 )
 @option("--long", "is_long", is_flag=True, group=SOURCE, help=f"A long run, to see drift: --steps {LONG}.")

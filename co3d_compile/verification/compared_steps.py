@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,16 +18,26 @@ from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError
+from co3d_compile.verification.contract_loop import Array
+from co3d_compile.verification.output_plans import Plan, ResultIndex
 from co3d_compile.verification.reference import Reference
 
 WHOLE = 32  # steps behind the warm-up up to which all are compared
-POINTS = 9  # stretches of a longer run
+POINTS = 9  # segments of a longer run
 LONGEST = 1000  # steps of a model that remembers all frames: its reference is one clip of them
-Frames = list[Tensor]
+Frames: TypeAlias = list[Tensor]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Step:
+    """The frames that a step took, one tensor per input with its time dim, and all results."""
+
+    frames: Frames
+    results: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
     """Steps that are compared, in a long clip of all frames that they depend on with others around them.
 
     Attributes:
@@ -43,7 +54,7 @@ class Stretch:
     clip: Frames
     front: int
     inside: range
-    results: dict[int, tuple[Any, ...]]
+    results: dict[int, tuple[Array, ...]]
 
     def surrounded(self, reference: Reference) -> Frames:
         """The clip with NaN before and after the stream in the first input."""
@@ -56,7 +67,7 @@ class Stretch:
         first.narrow(dim, self.inside.stop, first.shape[dim] - self.inside.stop).fill_(torch.nan)
         return [first, *rest]
 
-    def shaken(self, count: int) -> Iterator[Frames]:
+    def perturbed(self, count: int) -> Iterator[Frames]:
         """The clip so many times, each number of it off by as much as float32 rounds."""
         generator = torch.Generator().manual_seed(0)
         eps = torch.finfo(torch.float32).eps
@@ -68,71 +79,86 @@ class Stretch:
 
 
 class Timeline:
-    """The steps of a run.
+    """The steps of a run, and what their results are.
 
     Args:
         reference: What the model must answer.
         info: What the file says.
-        recurrent: Whether the model remembers all frames.
-        first: The first step at which a whole clip has been seen, for a model that remembers all frames.
         steps: Steps to run behind the warm-up; None: a few.
 
     Raises:
         UsageError: A model that remembers all frames, and too many steps.
     """
 
-    def __init__(self, reference: Reference, info: Contract, recurrent: bool, first: int, steps: int | None) -> None:
-        self.reference, self.recurrent, self.warmup = reference, recurrent, info.warmup_steps
+    def __init__(self, reference: Reference, info: Contract, steps: int | None) -> None:
+        self.reference, self.warmup = reference, info.warmup_steps
+        self.recurrent = bool(reference.recurrent_paths())
         self.pulse = next(f for i in info.inputs if (f := i.frames_per_step))
         self.few = max(3, 8 // self.pulse + 2)
-        begin, steps = max(self.warmup, first), steps or self.few
-        if recurrent and steps > LONGEST:
+        self._plans = [(plan, output.delay) for plan, output in zip(reference.plans, info.outputs, strict=True)]
+        begin, steps = self._first_whole_clip() if self.recurrent else self.warmup, steps or self.few
+        if self.recurrent and steps > LONGEST:
             raise UsageError(
                 f"This model remembers all frames, and {steps} steps cannot be compared on one clip of them.",
                 hint=f"Compare at most {LONGEST} steps.",
             )
         self.ranges = [range(self.warmup, begin + steps)]
-        if steps > WHOLE and not recurrent:
+        if steps > WHOLE and not self.recurrent:
             begins = [begin + i * (steps - self.few) // (POINTS - 1) for i in range(POINTS)]
             self.ranges = [range(b, b + self.few) for b in dict.fromkeys(begins)]
-        unit = reference.unit
-        least = min(reference.clip, max(8, 2 * unit))
-        self.margin = 0 if recurrent else -(-max(least, self._before(info)) // unit) * unit
         self.stop = self.ranges[-1].stop
+        least = min(reference.clip, max(8, 2 * reference.unit))
+        # A head may read no more than the newest entries of its clip, which begins before the stream.
+        before = ceil(-min(self._starts(self.warmup), default=0))
+        self.margin, self._behind = (
+            -(-frames // reference.unit) * reference.unit
+            for frames in (0 if self.recurrent else max(least, before), least)
+        )
 
-    def _before(self, info: Contract) -> int:
-        """Frames before the stream's first that the first clip has: a head may read no more than its newest entries."""
-        plans = zip(self.reference.plans, info.outputs, strict=True)
-        seen = (self.warmup + 1) * self.pulse
-        starts = [start for plan, output in plans for start in plan.starts(seen, output.delay)]
-        return ceil(-min(starts, default=0))
+    def _starts(self, step: int) -> list[Fraction]:
+        """Where the clips start whose results a step gives."""
+        seen = (step + 1) * self.pulse
+        return [start for plan, delay in self._plans for start in plan.starts(seen, delay)]
 
-    def base(self, first: int) -> int:
-        """The step from which on there must be frames, so that this one's results are right."""
-        base = 0 if self.recurrent else max(0, first - self.warmup)
-        while base * self.pulse % self.reference.unit:  # clips begin at each phase of a dense model
-            base -= 1
-        return base
+    def _first_whole_clip(self) -> int:
+        """The first step at which a whole clip has been seen: before the first frame of a stream stands nothing."""
+        step = self.warmup
+        while any(start < 0 for start in self._starts(step)):
+            step += 1
+        return step
 
-    @property
-    def kept(self) -> int:
-        """Steps whose frames are kept."""
-        longest = max(len(r) for r in self.ranges)
-        return self.stop if self.recurrent else self.warmup + longest + self.reference.unit
+    def index(self, output: int, plan: Plan, step: int, delay: int, entries: range) -> ResultIndex | None:
+        """What a result is by the index equations; None where nothing stands before the first frame.
 
-    def stretches(self, run: Iterable[tuple[Frames, tuple[Any, ...]]]) -> Iterator[Stretch]:
-        """Each stretch, once its last step has been run; where the run ends early, one of its last steps.
+        Args:
+            output: Its number.
+            plan: How the reference computes it.
+            step: The step that gives it.
+            delay: Entries by which the newest one lags behind.
+            entries: Which entries, counted back from the newest one of the step.
+        """
+        if plan.sort == "static":
+            return ResultIndex(output, step)
+        if plan.sort == "window":
+            starts = tuple(plan.starts((step + 1) * self.pulse, delay))
+            return None if self.recurrent and any(s < 0 for s in starts) else ResultIndex(output, step, (), starts)
+        newest = (step + 1) * int(self.pulse / plan.claim.rate) - 1 - delay
+        found = tuple(newest - back for back in reversed(entries))
+        return None if self.recurrent and found[0] < 0 else ResultIndex(output, step, found)
+
+    def segments(self, run: Iterable[Step]) -> Iterator[Segment]:
+        """Each segment, once its last step has been run; where the run ends early, one of its last steps.
 
         Raises:
             UsageError: It ends before the first step that can be compared.
         """
-        recent: deque[tuple[Frames, tuple[Any, ...]]] = deque(maxlen=self.kept)
+        longest = max(map(len, self.ranges))
+        recent: deque[Step] = deque(maxlen=None if self.recurrent else self.warmup + longest + self.reference.unit)
         left, seen, done = list(self.ranges), 0, 0
-        for item in run:
-            recent.append(item)
-            seen += 1
+        for seen, step in enumerate(run, 1):
+            recent.append(step)
             if seen == left[0].stop:
-                yield self._stretch(left[0], recent, seen)
+                yield self._segment(left[0], recent, seen)
                 done = left.pop(0).stop
                 if not left:
                     return
@@ -143,28 +169,31 @@ class Timeline:
             )
         first = left[0].start if left[0].start < seen else max(done, seen - self.few)
         if first < seen:
-            yield self._stretch(range(first, seen), recent, seen)
+            yield self._segment(range(first, seen), recent, seen)
 
-    def _stretch(self, steps: range, recent: Sequence[tuple[Frames, tuple[Any, ...]]], seen: int) -> Stretch:
-        base, oldest = self.base(steps.start), seen - len(recent)
+    def _base(self, first: int) -> int:
+        """The step from which on there must be frames, so that this one's results are right."""
+        base = 0 if self.recurrent else max(0, first - self.warmup)
+        while base * self.pulse % self.reference.unit:  # clips begin at each phase of a dense model
+            base -= 1
+        return base
+
+    def _segment(self, steps: range, recent: Sequence[Step], seen: int) -> Segment:
+        base, oldest = self._base(steps.start), seen - len(recent)
         items = [recent[i] for i in range(base - oldest, len(recent))]
-        count = len(items) * self.pulse
-        total = self.reference.length(self.margin + count + self._behind)
+        inside = range(self.margin, self.margin + len(items) * self.pulse)
+        total = self.reference.length(inside.stop + self._behind)
         generator = torch.Generator().manual_seed(1 + base)
-        before = self.reference.random(self.reference.shapes(self.margin), generator)
-        behind = self.reference.random(self.reference.shapes(total - self.margin - count), generator)
+        before = self.reference.random(self.reference.shapes(inside.start), generator)
+        behind = self.reference.random(self.reference.shapes(total - inside.stop), generator)
         clip = [
-            items[0][0][k] if i.time_dim is None else torch.cat([x, *(f[k] for f, _ in items), y], i.time_dim)
+            items[0].frames[k]
+            if i.time_dim is None
+            else torch.cat([x, *(item.frames[k] for item in items), y], i.time_dim)
             for k, (i, x, y) in enumerate(zip(self.reference.inputs, before, behind, strict=True))
         ]
-        results = {step: recent[step - oldest][1] for step in steps}
-        inside = range(self.margin, self.margin + count)
-        return Stretch(steps, base, clip, self.margin - base * self.pulse, inside, results)
-
-    @property
-    def _behind(self) -> int:
-        unit = self.reference.unit
-        return -(-min(self.reference.clip, max(8, 2 * unit)) // unit) * unit
+        results = {step: recent[step - oldest].results for step in steps}
+        return Segment(steps, base, clip, self.margin - base * self.pulse, inside, results)
 
 
 def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frames]:
@@ -201,4 +230,4 @@ def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iter
         yield frames
 
 
-__all__ = ["Frames", "Stretch", "Timeline", "given_frames", "random_frames"]
+__all__ = ["Frames", "Segment", "Step", "Timeline", "given_frames", "random_frames"]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from co3d_compile.contract.model_contract import METADATA_KEY, Contract, parse, resolve
 from co3d_compile.errors import ContractError, LoadError
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.verification.comparison import absolute_difference
+from co3d_compile.verification.contract_loop import Array, Values, stepped
 from co3d_compile.verification.verification import Verification
 
 STEPS = 5  # beyond the warm-up
 ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of the largest value, is no error
 
 
-def load_step(path: str | os.PathLike[str]) -> tuple[Any, Contract]:
+def load_step(path: str | os.PathLike[str]) -> tuple[Callable[..., tuple[Tensor, ...]], Contract]:
     """The step program in a ``.pt2`` archive, ready to be called, and its contract.
 
     Raises:
@@ -42,53 +45,43 @@ def load_step(path: str | os.PathLike[str]) -> tuple[Any, Contract]:
 def verify_step(path: str | os.PathLike[str], model: str | os.PathLike[str], found: Verification) -> Verification:
     """Steps the archive beside the ONNX file, whose own verification is ``found``, and returns what holds of both."""
     module, info = load_step(path)
-    session = StreamSession(model, batch=_batch(info))
+    sizes = (state.shape[state.batch_dim] for state in info.states)
+    batch = next((size for size in sizes if size != "N"), 1)
     generator = np.random.default_rng(0)
-    state = [torch.full(resolve(s.shape, session.batch), s.initial, dtype=_dtype(s.dtype)) for s in info.states]
-    flags = [torch.ones(session.batch, info.inputs[0].frames_per_step or 1, dtype=torch.bool)] if info.valid else []
-    pairs: list[list[tuple[Any, Any]]] = [[] for _ in info.outputs]
-    with session, torch.no_grad():
-        for step in range(info.warmup_steps + STEPS):
-            frames = [generator.standard_normal(resolve(i.shape, session.batch)).astype(i.dtype) for i in info.inputs]
-            expected = session.step(frames)
-            values = module(*map(torch.from_numpy, frames), *flags, *state)
-            state = list(values[len(pairs) :])
-            if step >= info.warmup_steps:
-                expected = expected if isinstance(expected, tuple) else (expected,)
-                for pair, one, other in zip(pairs, expected, values, strict=False):
-                    pair.append((one, other.numpy()))
-    for spec, pair in zip(info.outputs, pairs, strict=True):
-        found = _worse(found, spec.name, *(np.stack(side) for side in zip(*pair, strict=True)))
+    shapes = [(resolve(spec.shape, batch), spec.dtype) for spec in info.inputs]
+    steps = [
+        [generator.standard_normal(shape).astype(dtype) for shape, dtype in shapes]
+        for _ in range(info.warmup_steps + STEPS)
+    ]
+    names = [*(output.name for output in info.outputs), *(state.output for state in info.states)]
+
+    def run(given: Values) -> Values:
+        values = module(*map(torch.from_numpy, given.values()))
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+    with StreamSession(model, batch=batch) as session, torch.no_grad():
+        results = [r if isinstance(r, tuple) else (r,) for r in map(session.step, steps)]
+        values = list(stepped(info, batch, steps, run))
+    for k, spec in enumerate(info.outputs):
+        right = np.stack([result[k] for result in results[info.warmup_steps :]])
+        found = _with(found, spec.name, right, np.stack([v[spec.name] for v in values[info.warmup_steps :]]))
     return found
 
 
-def _worse(found: Verification, name: str, expected: Any, actual: Any) -> Verification:
+def _with(found: Verification, name: str, expected: Array, actual: Array) -> Verification:
     """The finding with the larger error of the two."""
-    error = float(np.abs(np.subtract(expected, actual, dtype=np.float64)).max())
+    error = float(absolute_difference(actual, expected).max())
     # Probabilities that are almost flat differ by less than a float32 can tell.
     beyond = max(0.0, error - ROUNDING * float(np.abs(expected).max())) if math.isfinite(error) else error
     relative = beyond / (float(np.std(expected)) or 1.0)
-    relative = relative if math.isfinite(relative) else math.inf
     if relative <= found.relative_error:
         return found
     passed = found.passed and relative <= found.tolerance
-    reason = found.reason or ("" if passed else "The torch.export program differs from the ONNX model.")
-    return dataclasses.replace(
+    return replace(
         found,
         passed=passed,
         max_error=max(error, found.max_error),
         relative_error=relative,
         worst=f"{name}, torch.export program beside ONNX",
-        reason=reason,
+        reason=found.reason or ("" if passed else "The torch.export program differs from the ONNX model."),
     )
-
-
-def _batch(info: Contract) -> int:
-    """The batch that the states fix, or one."""
-    fixed = [s.shape[s.batch_dim] for s in info.states]
-    return next((int(n) for n in fixed if n != "N"), 1)
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

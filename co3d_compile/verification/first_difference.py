@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,18 +17,21 @@ import onnx_ir as ir
 from torch import Tensor
 
 from co3d_compile.compiler.compiled_model import CompiledModel
+from co3d_compile.contract.json_readers import Json
 from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, LoadError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.operator_row import as_rows
 from co3d_compile.native.blocked_tensors import BLOCKED
+from co3d_compile.report.report_rows import Row
 from co3d_compile.step_graph.convolution_forms import BLOCK
-from co3d_compile.verification.compared_steps import Frames, Stretch, Timeline
-from co3d_compile.verification.comparison import spread
+from co3d_compile.verification.compared_steps import Frames, Segment, Timeline
+from co3d_compile.verification.comparison import Expected, absolute_difference, spread
+from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.findings import Bisection, Difference
 from co3d_compile.verification.onnx_values import InnerValues
-from co3d_compile.verification.output_plans import Wanted, wanted_at
+from co3d_compile.verification.output_plans import ResultIndex
 from co3d_compile.verification.reference import Reference
 from co3d_compile.verification.time_claims import NoReference
 
@@ -37,8 +39,6 @@ FACTOR = 10  # times the untouched model's own rounding at a place: more is a di
 LEAST = 2e-6  # standard deviations: less never is
 BYTES = 500_000_000  # of results that are held at a time
 MOST = 64  # operators that are looked at in one run
-Row = dict[str, Any]
-Values = dict[Wanted, list[Tensor]]
 TEXTS = ("operator", "module_path", "kind", "origin")
 
 
@@ -72,7 +72,7 @@ class Bisect:
         again: Compiles the model again, as the file says that it was.
         reference: The untouched model.
         timeline: How its steps lie.
-        stretch: The steps on which it was found to differ.
+        segment: The steps on which it was found to differ.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Bisect:
         again: Callable[[], CompiledModel],
         reference: Reference,
         timeline: Timeline,
-        stretch: Stretch,
+        segment: Segment,
     ) -> None:
         self.path, self.info, self.again = path, info, again
-        self.reference, self.timeline, self.stretch = reference, timeline, stretch
-        self.pulse, self.recurrent = timeline.pulse, timeline.recurrent
+        self.reference, self.timeline, self.segment = reference, timeline, segment
+        self.pulse = timeline.pulse
         self.errors: dict[int, Error] = {}
         self.unlike: set[int] = set()
         self.has_exact = True
@@ -148,35 +148,31 @@ class Bisect:
 
     def _known(self) -> list[int]:
         """The operators whose results are in the file."""
-        return [at for at, row in enumerate(self.rows) if self._has(row) and at not in self.unlike]
+        return [at for at, row in enumerate(self.rows) if self._is_known(at) and row["kind"] != "input"]
 
-    def _has(self, row: Row) -> bool:
-        return bool(row["origin"] and row["values"]) and self.inner.names.issuperset(row["values"])
+    def _is_known(self, at: int) -> bool:
+        """Whether a value of the model is in the file: an input, or a result that can be compared."""
+        row = self.rows[at]
+        there = bool(row["origin"] and row["values"]) and self.inner.names.issuperset(row["values"])
+        return row["kind"] == "input" or (there and at not in self.unlike)
 
     def _before(self, at: int) -> tuple[list[int], list[int]]:
-        """The nearest known operators that one reads, inputs among them, and those on the way that are not known."""
-        known, through, seen = set(), [], set()
-        stack = list(self.rows[at]["inputs"])
-        while stack:
-            i = stack.pop()
-            if i in seen:
-                continue
-            seen.add(i)
-            if self.rows[i]["kind"] == "input" or (self._has(self.rows[i]) and i not in self.unlike):
-                known.add(i)
-            else:
-                through.append(i)
-                stack += self.rows[i]["inputs"]
-        return sorted(known), sorted(through)
+        """The nearest known values that an operator reads, inputs among them, and what is not known on the way."""
+        reached = sorted(self._reached(at, lambda i: not self._is_known(i)))
+        return [i for i in reached if self._is_known(i)], [i for i in reached if not self._is_known(i)]
 
     def _ancestors(self, at: int) -> set[int]:
+        return self._reached(at, lambda i: True)
+
+    def _reached(self, at: int, beyond: Callable[[int], bool]) -> set[int]:
+        """What an operator reads, and what that reads in turn where ``beyond`` says so."""
         found: set[int] = set()
         stack = list(self.rows[at]["inputs"])
         while stack:
             i = stack.pop()
             if i not in found:
                 found.add(i)
-                stack += self.rows[i]["inputs"]
+                stack += self.rows[i]["inputs"] if beyond(i) else []
         return found
 
     # --- the search
@@ -184,10 +180,8 @@ class Bisect:
     def _search(self, progress: Callable[[int, int], None]) -> int | None:
         """The first operator that differs while all that it reads agrees: found in float32, made sure of in float64."""
         while True:
-            bad = sorted(at for at, error in self.errors.items() if error.differs)
-            worst = bad[0] if bad else None
-            exact = False
-            suspects = self._suspects(worst)
+            worst = min((at for at, error in self.errors.items() if error.differs), default=None)
+            suspects, exact = self._suspects(worst), False
             if not suspects and worst is not None and self.has_exact:
                 read = [at for at in self._before(worst)[0] if at in self.errors]
                 suspects, exact = [at for at in (*read, worst) if not self.errors[at].exact], True
@@ -200,19 +194,16 @@ class Bisect:
         """The operators that may differ before the first that is known to, and have not been looked at."""
         known = set(self._known())
         within = known if worst is None else self._ancestors(worst) & known
-        cleared = set(self.errors)
-        for at in within & set(self.errors):
-            cleared |= self._ancestors(at)  # they agree most likely; what the operator itself reads is looked at last
-        suspects = sorted(within - cleared)
+        compared = within & set(self.errors)
+        # What those read agrees most likely; what the operator itself reads is looked at last.
+        suspects = within.difference(self.errors, *map(self._ancestors, compared))
         if not suspects and worst is not None:
-            suspects = [
-                at for at in self._before(worst)[0] if self.rows[at]["kind"] != "input" and at not in self.errors
-            ]
-        return suspects
+            suspects = (set(self._before(worst)[0]) & known).difference(self.errors)
+        return sorted(suspects)
 
     def _chosen(self, suspects: Sequence[int]) -> list[int]:
         """As many of them as fit, evenly spread: the one in the middle, or all."""
-        clips = len(self.stretch.inside) / self.reference.clip + 2
+        clips = len(self.segment.inside) / self.reference.clip + 2
         sizes = {at: math.prod(self.rows[at]["shape"]) * clips * 12 for at in suspects}  # float32 and float64
         count = min(MOST, len(suspects), max(1, int(BYTES / max(sizes.values()))))
         return [suspects[(2 * i + 1) * len(suspects) // (2 * count)] for i in range(count)]
@@ -223,57 +214,58 @@ class Bisect:
         """The errors of some operators, of all entries of each step."""
         rows = [(at, i) for at in chosen for i in range(self.rows[at]["entries"])]
         names = [self.rows[at]["values"][i] for at, i in rows]
-        actual = self.inner.of_steps(names, self._frames(), self.stretch.steps, self.stretch.base)
+        actual = self.inner.of_steps(names, self._frames(), self.segment.steps, self.segment.base)
         reference = self.reference.watching([self.rows[at]["origin"] for at, _ in rows])
-        wanted = [w for k, (at, i) in enumerate(rows) for w in self._wanted(reference, k, at, i)]
-        clip = self.stretch.clip
-        others = [self._values(reference, wanted, frames) for frames in self.stretch.shaken(1)]
+        indices = [index for k, (at, i) in enumerate(rows) for index in self._indices(reference, k, at, i)]
+        right = self._values(reference, indices, self.segment.clip)
+        others = [self._values(reference, indices, frames) for frames in self.segment.perturbed(1)]
         if exact:
-            others.append(self._values(reference, wanted, clip))
             try:
-                right = self._values(reference.doubled(), wanted, clip)
+                right, others = self._values(reference.doubled(), indices, self.segment.clip), [*others, right]
             except NoReference:
                 self.has_exact = False
                 return
-        else:
-            right = self._values(reference, wanted, clip)
         for at in chosen:
-            own = [w for w in wanted if rows[w.output][0] == at]
-            self._note(at, [(w, actual[w.step][names[w.output]]) for w in own], right, others, exact)
+            own = [index for index in indices if rows[index.output][0] == at]
+            self._note(at, [(index, actual[index.step][names[index.output]]) for index in own], right, others, exact)
 
-    def _values(self, reference: Reference, wanted: Sequence[Wanted], clip: Frames) -> Values:
-        stretch = self.stretch
-        return reference.values(clip, stretch.front, stretch.inside, wanted, lambda: None)
+    def _values(self, reference: Reference, indices: Sequence[ResultIndex], clip: Frames) -> Expected:
+        return reference.values(clip, self.segment.front, self.segment.inside, indices)
 
-    def _wanted(self, reference: Reference, output: int, at: int, entry: int) -> Iterable[Wanted]:
+    def _indices(self, reference: Reference, output: int, at: int, entry: int) -> Iterable[ResultIndex]:
+        """What one entry of an operator's result is at each step."""
         row, plan = self.rows[at], reference.plans[output]
         back = row["entries"] - 1 - entry
         if plan.sort in ("stream", "entries") and self.pulse / plan.claim.rate != row["entries"]:
             return []
         steps = (
-            wanted_at(output, plan, step, self.pulse, row["late"], range(back, back + 1), self.recurrent)
-            for step in self.stretch.steps
+            self.timeline.index(output, plan, step, row["late"], range(back, back + 1)) for step in self.segment.steps
         )
-        return [w for w in steps if w is not None]
+        return [index for index in steps if index is not None]
 
     def _note(
-        self, at: int, pairs: Sequence[tuple[Wanted, Any]], right: Values, others: Sequence[Values], exact: bool
+        self,
+        at: int,
+        pairs: Sequence[tuple[ResultIndex, Array]],
+        right: Expected,
+        others: Sequence[Expected],
+        exact: bool,
     ) -> None:
         """Writes an operator's error down; one that cannot be compared is as if the file did not have it."""
-        errors = [_distance(value, right[w]) for w, value in pairs]
-        if not pairs or None in errors:
+        errors = [distance for index, value in pairs if (distance := _distance(value, right[index])) is not None]
+        if not pairs or len(errors) < len(pairs):
             self.unlike.add(at)
             self.errors.pop(at, None)
             return
-        scale = spread([v for w, _ in pairs for v in right[w][:1]])
-        rounding = max(_distance(v[w][0].numpy(), right[w]) or 0.0 for v in others for w, _ in pairs if v[w])
-        self.errors[at] = Error(max(e for e in errors if e is not None) / scale, rounding / scale, exact)
+        scale = spread([v for index, _ in pairs for v in right[index][:1]])
+        own = [_distance(v[index][0].numpy(), right[index]) or 0.0 for v in others for index, _ in pairs if v[index]]
+        self.errors[at] = Error(max(errors) / scale, max(own, default=0.0) / scale, exact)
 
-    def _frames(self) -> Iterable[list[Any]]:
-        """The stretch's frames, step by step, as the file takes them."""
-        reference, begin = self.reference, self.stretch.inside.start
-        for step in range(len(self.stretch.inside) // self.pulse):
-            cut = reference.cut(self.stretch.clip, begin + step * self.pulse, self.pulse)
+    def _frames(self) -> Iterable[list[Array]]:
+        """The segment's frames, step by step, as the file takes them."""
+        reference, begin = self.reference, self.segment.inside.start
+        for step in range(len(self.segment.inside) // self.pulse):
+            cut = reference.cut(self.segment.clip, begin + step * self.pulse, self.pulse)
             yield [
                 np.ascontiguousarray(x.numpy().reshape(resolve(spec.shape, x.shape[0])))  # without a time dim of one
                 for spec, x in zip(self.info.inputs, cut, strict=True)
@@ -309,51 +301,50 @@ class Bisect:
         return f"{agree} when streamed afresh, from states as at the start of a stream, up to the same frames."
 
 
-def _is_row(row: Any, at: int) -> bool:
+def _is_row(row: Json, at: int) -> bool:
     """Whether a row of a report, which may come from anyone, is what the search counts on."""
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in TEXTS):
         return False
-    lists: list[Any] = [row.get(name) for name in ("inputs", "shape", "values")]
-    if not all(isinstance(x, list) for x in lists) or not all(isinstance(row.get(n), int) for n in ("entries", "late")):
+    inputs, shape, values = (row.get(name) for name in ("inputs", "shape", "values"))
+    entries, late = row.get("entries"), row.get("late")
+    if not (isinstance(inputs, list) and isinstance(shape, list) and isinstance(values, list)):
         return False
-    inputs, shape, values = lists
     before = all(isinstance(i, int) and 0 <= i < at for i in inputs)
     sizes = all(isinstance(s, int) and s > 0 for s in shape)
-    return before and sizes and all(isinstance(v, str) for v in values) and len(values) in (0, row["entries"])
+    names = all(isinstance(v, str) for v in values) and len(values) in (0, entries)
+    return before and sizes and names and isinstance(entries, int) and isinstance(late, int)
 
 
-def _nodes(model: onnx.ModelProto) -> list[tuple[Any, ...]]:
+def _nodes(model: onnx.ModelProto) -> list[tuple[str, ...]]:
     """What the operators of a file are, and how they are joined."""
     return [(n.op_type, n.name, *n.input, "", *n.output) for n in model.graph.node]
 
 
-def _distance(actual: Any, candidates: Sequence[Tensor]) -> float | None:
+def _distance(actual: Array, candidates: Sequence[Tensor]) -> float | None:
     """The largest absolute difference from the nearest candidate; None where shapes do not fit."""
     found = []
     for candidate in candidates:
         pair = _alike(actual, candidate.numpy())
         if pair is None:
             return None
-        with np.errstate(invalid="ignore"):
-            difference = np.abs(pair[0].astype(np.float64) - pair[1].astype(np.float64))
-        found.append(float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0)))
+        found.append(float(absolute_difference(*pair).max(initial=0.0)))
     return min(found, default=None)
 
 
-def _alike(actual: Any, wanted: Any) -> tuple[Any, Any] | None:
+def _alike(actual: Array, expected: Array) -> tuple[Array, Array] | None:
     """Both in one shape, dims of one aside; None if they are of others.
 
     A file's value may have zeros beyond the channels, or lack up to three, which are apart (passes/block_channels.py):
     what both have is compared.
     """
-    if wanted.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1 and _bare(actual) != _bare(wanted):
-        channels = min(actual.shape[1], wanted.shape[1])
-        if wanted.shape[1] - channels < BLOCK:
-            actual, wanted = actual[:, :channels], wanted[:, :channels]
-    return (actual.reshape(wanted.shape), wanted) if _bare(actual) == _bare(wanted) else None
+    if expected.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1 and _bare(actual) != _bare(expected):
+        channels = min(actual.shape[1], expected.shape[1])
+        if expected.shape[1] - channels < BLOCK:
+            actual, expected = actual[:, :channels], expected[:, :channels]
+    return (actual.reshape(expected.shape), expected) if _bare(actual) == _bare(expected) else None
 
 
-def _bare(array: Any) -> list[int]:
+def _bare(array: Array) -> list[int]:
     return [size for size in array.shape if size != 1]
 
 

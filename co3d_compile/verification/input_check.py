@@ -23,22 +23,22 @@ def check_inputs(info: Contract, clip: Sequence[Tensor]) -> None:
         UsageError: They differ; the message says what each takes.
     """
     dims = [spec.time_dim for spec in info.inputs] + [None] * len(clip)
-    ours = _shapes([list(x.shape) for x in clip], dims)
-    theirs = _shapes([_as_clip(spec) for spec in info.inputs], dims)
+    model = _shapes([list(x.shape) for x in clip], dims)
+    file = _shapes([_as_clip(spec) for spec in info.inputs], dims)
     kinds = [str(x.dtype).removeprefix("torch.") for x in clip]
-    wanted = [spec.dtype for spec in info.inputs]
-    if theirs != ours or kinds != wanted:
-        raise stranger(_said(theirs, wanted), _said(ours, kinds))
+    dtypes = [spec.dtype for spec in info.inputs]
+    if (file, dtypes) != (model, kinds):
+        raise _other_model("takes", _text(file, dtypes), _text(model, kinds))
 
 
 def check_outputs(info: Contract, count: int) -> None:
     """Raises UsageError if the model has not as many outputs as the file."""
     if count != len(info.outputs):
-        raise stranger(plural(len(info.outputs), "output"), plural(count, "output"), "has")
+        raise _other_model("has", plural(len(info.outputs), "output"), plural(count, "output"))
 
 
-def stranger(theirs: str, ours: str, verb: str = "takes") -> UsageError:
-    return UsageError(f"The file was not compiled from this model: it {verb} {theirs}, the model {ours}.")
+def _other_model(verb: str, file: str, model: str) -> UsageError:
+    return UsageError(f"The file was not compiled from this model: it {verb} {file}, the model {model}.")
 
 
 def _as_clip(spec: InputSpec) -> Dims:
@@ -52,17 +52,16 @@ def _as_clip(spec: InputSpec) -> Dims:
 def _shapes(shapes: list[Dims], time_dims: Sequence[int | None]) -> list[Dims]:
     """The batch is the session's affair, and how long a clip is that of the window: time is 1, 2, … times T."""
     timed = [d if d is not None and d < len(s) else None for s, d in zip(shapes, time_dims, strict=False)]
-    lengths = [int(s[d]) for s, d in zip(shapes, timed, strict=True) if d is not None]
-    least = min(lengths, default=1)
-    result: list[Dims] = []
-    for shape, d in zip(shapes, timed, strict=True):
-        named: Dims = ["N", *shape[1:]]
-        if d is not None:
-            named[d] = f"{int(shape[d]) / least:g}T".removeprefix("1T") or "T"
-        result.append(named)
-    return result
+    least = min((int(s[d]) for s, d in zip(shapes, timed, strict=True) if d is not None), default=1)
+
+    def size(shape: Dims, d: int, time: int | None) -> int | str:
+        if d == time:
+            return f"{int(shape[d]) / least:g}T".removeprefix("1T") or "T"
+        return "N" if d == 0 else shape[d]
+
+    return [[size(shape, d, time) for d in range(len(shape))] for shape, time in zip(shapes, timed, strict=True)]
 
 
-def _said(shapes: list[Dims], kinds: list[str]) -> str:
+def _text(shapes: list[Dims], kinds: list[str]) -> str:
     texts = [f"({', '.join(map(str, dims))}) {kind}" for dims, kind in zip(shapes, kinds, strict=True)]
     return " and ".join(texts) or "nothing"

@@ -12,7 +12,6 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +21,14 @@ from torch.utils import _pytree as pytree
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
-from co3d_compile.verification.resized_arguments import SCATTERS, VIEWS, Resize, resized, scatter
+from co3d_compile.verification.resized_arguments import SCATTERS, VIEWS, Resize, call, resized, scatter
 from co3d_compile.verification.time_claims import (
     NOTHING,
+    Arguments,
     Claim,
+    Named,
     NoReference,
+    Value,
     claim_of,
     is_recurrent,
     is_single,
@@ -40,25 +42,47 @@ NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.de
 
 @dataclass(frozen=True)
 class Stream:
-    """A tensor on the long clip."""
+    """A tensor on the long clip.
+
+    ``constant`` is what stands there in each single clip, if it depends on the clip's shape alone: ``zeros_like``.
+    """
 
     value: Tensor
     claim: Claim
+    constant: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """How many entries it has."""
+        return self.claim.entries(self.value)
+
+    def span(self, start: int | None, length: int) -> Tensor | None:
+        """Some entries; None where they are not all there."""
+        there = start is not None and start + length <= self.count
+        return self.claim.cut(self.value, start, length) if there and start is not None else None
+
+    def entry(self, index: int | None) -> Tensor | None:
+        """One entry; None where it is not there."""
+        return self.span(index, 1)
 
 
 @dataclass(frozen=True)
 class Windows:
     """A result for each position of the clip in the long clip; None where the clip does not fit in."""
 
-    values: list[Any]
+    values: Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
 class Entries:
     """Results for each entry of the long clip that have no dim for time, such as those of a gate."""
 
-    values: list[Any]
+    values: Sequence[Tensor]
     claim: Claim
+
+    def entry(self, index: int | None) -> Tensor | None:
+        """One result; None where it is not there."""
+        return self.values[index] if index is not None and index < len(self.values) else None
 
 
 class LongClip(Interpreter):
@@ -92,7 +116,7 @@ class LongClip(Interpreter):
         index = (frame + self.offset) / (claim.rate * claim.spacing)
         return int(index) if index.denominator == 1 and index >= 0 else None
 
-    def run_node(self, n: Node) -> Any:
+    def run_node(self, n: Node) -> Value:
         self.done()
         if n.op == "placeholder":
             x = super().run_node(n)
@@ -108,7 +132,7 @@ class LongClip(Interpreter):
             what = str(error).strip().split("\n")[0]
             raise NoReference(f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {what}") from error
 
-    def _seen(self, n: Node, value: Any) -> Any:
+    def _seen(self, n: Node, value: Value) -> Value:
         """Notes which entries of a watched tensor are finite."""
         if n.name in self.watched and isinstance(value, Stream) and value.value.is_floating_point():
             place = value.claim.place
@@ -116,13 +140,13 @@ class LongClip(Interpreter):
                 self.finite[n.name] = value.value.movedim(place.dim, 0).flatten(1).isfinite().all(1).tolist()
         return value
 
-    def _call(self, n: Node, args: Any, kwargs: Any) -> Any:
+    def _call(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         if n.target in EMPTY:  # to be written over: what it holds must not matter
             return torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype)
         kinds = {type(v) for v in pytree.tree_leaves((args, kwargs))}
         claim = self._claim(n)
         if not kinds & {Stream, Windows, Entries}:
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return call(n, args, kwargs)
         if n.target is operator.getitem:
             value, i = args
             if isinstance(value, Entries):
@@ -142,7 +166,8 @@ class LongClip(Interpreter):
 
     # --- operators on the whole long clip
 
-    def _stream(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+    def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
+        constant = self._constant(n, args, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
         if together or torch.Tag.pointwise in getattr(n.target, "tags", ()):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
@@ -159,9 +184,21 @@ class LongClip(Interpreter):
         if isinstance(result, (tuple, list)):
             items = {u.args[1]: self._claim(u) for u in n.users}
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
-        return Stream(result, claim)
+        return Stream(result, claim, constant)
 
-    def _extended(self, v: Any, stream: Stream) -> Any:
+    def _constant(self, n: Node, args: Arguments, kwargs: Named) -> Value:
+        """The operator on a single clip, where the compiler says that its values do not matter."""
+        if self._claim(n).kind is not Kind.STATIC:
+            return None
+
+        def on_clip(v: Value) -> Value:
+            if not isinstance(v, Stream):
+                return v
+            return v.constant if v.constant is not None else v.span(0, v.claim.length)
+
+        return call(n, *pytree.tree_map(on_clip, (args, kwargs)))
+
+    def _extended(self, v: Value, stream: Stream) -> Value:
         """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
         place = stream.claim.place
         if not isinstance(v, Tensor) or place is None:
@@ -181,37 +218,35 @@ class LongClip(Interpreter):
         count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
         return v.narrow(-right, 0, 1) + steps.narrow(-right, 0, 1) * count.to(v.dtype)
 
-    def _recurrent(self, n: Node, args: Any, kwargs: Any) -> Any:
+    def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The sequence, and the last state after every position: the frames from the first on."""
-        x = self._claim(n.args[0])  # type: ignore[arg-type]
+        source = n.args[0]
+        assert isinstance(source, Node)
+        x = self._claim(source)
         items = {u.args[1]: self._claim(u) for u in n.users}
-        sequence, *last = n.target(*args, **kwargs)  # type: ignore[operator]
-        results: list[list[Any]] = [[] for _ in last]
-        for start in self.starts if any(items) else []:
-            begin = self.index(x, start + (x.length - 1) * x.rate * x.spacing)
-            fits = begin is not None and begin < x.entries(args[0])
-            state = n.target(x.cut(args[0], 0, begin + 1), *args[1:], **kwargs)[1:] if fits else [None] * len(last)  # type: ignore
-            for result, value in zip(results, state, strict=True):
-                result.append(value)
-        return (Stream(sequence, items.get(0, NOTHING)), *map(Windows, results))
+        sequence, *last = call(n, args, kwargs)
+
+        def state_at(start: Fraction) -> Sequence[Tensor | None]:
+            newest = self.index(x, start + (x.length - 1) * x.rate * x.spacing)
+            seen = Stream(args[0], x).span(0, newest + 1) if newest is not None else None
+            return [None] * len(last) if seen is None else call(n, (seen, *args[1:]), kwargs)[1:]
+
+        states = [state_at(start) for start in self.starts] if any(items) else []
+        return (Stream(sequence, items.get(0, NOTHING)), *(Windows([s[k] for s in states]) for k in range(len(last))))
 
     # --- operators on one clip per position
 
-    def _windows(self, n: Node, args: Any, kwargs: Any) -> Windows:
+    def _windows(self, n: Node, args: Arguments, kwargs: Named) -> Windows:
         return Windows([self._window(n, args, kwargs, p) for p in range(len(self.starts))])
 
-    def _window(self, n: Node, args: Any, kwargs: Any, p: int) -> Any:
-        def operand(v: Any) -> Any:
+    def _window(self, n: Node, args: Arguments, kwargs: Named, p: int) -> Value:
+        def operand(v: Value) -> Value:
             if isinstance(v, Windows):
                 return v.values[p]
             if isinstance(v, Stream):
-                first = self.index(v.claim, self.starts[p])
-                fits = first is not None and first + v.claim.length <= v.claim.entries(v.value)
-                return v.claim.cut(v.value, first, v.claim.length) if fits and first is not None else None
-            if isinstance(v, Entries):
-                first = self.index(v.claim, self.starts[p])
-                return v.values[first] if first is not None and first < len(v.values) else None
-            return v
+                clip = v.span(self.index(v.claim, self.starts[p]), v.claim.length)
+                return clip if v.constant is None else v.constant
+            return v.entry(self.index(v.claim, self.starts[p])) if isinstance(v, Entries) else v
 
         before = pytree.tree_leaves((args, kwargs), is_leaf=lambda v: v is None)
         leaves = [operand(v) for v in before]
@@ -222,35 +257,36 @@ class LongClip(Interpreter):
 
     # --- gates
 
-    def _gate(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+    def _gate(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
         """A pool or norm over the one entry, or over the newest window, for every entry."""
         x = args[0]
         rest = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, args[1:])
-        place, total, length = x.claim.place, x.claim.entries(x.value), x.claim.length
-        results: list[Any] = []
-        for i in range(total):
+        place, length = x.claim.place, x.claim.length
+
+        def result(i: int) -> Value:
             if claim.gate == "frame":
                 piece = x.claim.cut(x.value, i, 1)
                 if _fixes_time(n):  # the same entry as often as its kernel asks for
                     piece = piece.repeat_interleave(place.size, place.dim)
             else:
-                piece = x.claim.cut(x.value, max(0, i - length + 1), min(length, total))
-            result = self._apply(n, (piece, *rest), kwargs)
+                piece = x.claim.cut(x.value, max(0, i - length + 1), min(length, x.count))
+            found = self._apply(n, (piece, *rest), kwargs)
             if n.target in NORMS:
-                result = result.narrow(place.dim, result.shape[place.dim] - 1, 1)
-            early = claim.gate == "window" and i < length - 1
-            results.append(pytree.tree_map(_unknown, result) if early else result)
+                found = found.narrow(place.dim, found.shape[place.dim] - 1, 1)
+            return pytree.tree_map(_unknown, found) if claim.gate == "window" and i < length - 1 else found
+
+        results = list(map(result, range(x.count)))
         if isinstance(results[0], (tuple, list)):
-            return tuple(self._joined(claim, list(parts)) for parts in zip(*results, strict=True))
+            return tuple(self._joined(claim, parts) for parts in zip(*results, strict=True))
         return self._joined(claim, results)
 
-    def _joined(self, claim: Claim, results: list[Tensor]) -> Any:
+    def _joined(self, claim: Claim, results: Sequence[Tensor]) -> Value:
         place = claim.place
         if place is None or not place.alone:
             return Entries(results, claim)
-        return Stream(torch.cat(results, place.dim), claim)
+        return Stream(torch.cat(list(results), place.dim), claim)
 
-    def _per_entry(self, n: Node, claim: Claim, args: Any, kwargs: Any) -> Any:
+    def _per_entry(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
         """What follows a gate, entry by entry, until it meets the stream again."""
         leaves = pytree.tree_leaves((args, kwargs))
         streams = [v for v in leaves if isinstance(v, Stream)]
@@ -258,7 +294,7 @@ class LongClip(Interpreter):
         place = streams[0].claim.place if streams and totals else None
         right = streams[0].value.dim() - place.dim if place is not None and place.alone else 0
 
-        def operand(v: Any, i: int) -> Any:
+        def operand(v: Value, i: int) -> Value:
             if isinstance(v, Stream):
                 return v.claim.cut(v.value, i, 1)
             if not isinstance(v, Entries):
@@ -267,14 +303,15 @@ class LongClip(Interpreter):
             copies = place is not None and x.dim() >= right > 0 and x.shape[-right] == place.size
             return x.narrow(x.dim() - right, 0, 1) if copies else x
 
-        results = []
-        for i in range(totals[0] if totals else streams[0].claim.entries(streams[0].value)):
-            results.append(self._apply(n, *pytree.tree_map(lambda v, i=i: operand(v, i), (args, kwargs))))
+        def result(i: int) -> Tensor:
+            return self._apply(n, *pytree.tree_map(lambda v: operand(v, i), (args, kwargs)))
+
+        results = list(map(result, range(totals[0] if totals else streams[0].count)))
         return self._joined(claim, results) if streams or claim.one else Entries(results, claim)
 
-    # --- sizes that were baked in
+    # --- sizes that were captured
 
-    def _apply(self, n: Node, args: Any, kwargs: Any) -> Any:
+    def _apply(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The operator on tensors; what was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         before = self._claim(source) if isinstance(source, Node) else NOTHING
@@ -285,14 +322,14 @@ class LongClip(Interpreter):
         if n.target in SCATTERS or n.target is aten.copy.default:
             return scatter(n, self._claim(n), args)
         if before.place is None or not isinstance(x, Tensor):
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return call(n, args, kwargs)
         clip, actual = before.place.size, before.entries(x)
         if clip == actual and n.target not in VIEWS:
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return call(n, args, kwargs)
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
 
 
-def _one_by_one(n: Node, args: Any) -> bool:
+def _one_by_one(n: Node, args: Arguments) -> bool:
     """Whether the dim along which entries are joined is another one to the operator: channels, or what it reduces.
 
     The clip has a single entry there, so that the operator never computes over several.
@@ -320,16 +357,15 @@ def _beside(n: Node, claim: Claim) -> bool:
 
 def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
     """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
-    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0]]  # type: ignore[union-attr]
-    main = sizes.index(max(sizes))
-    return [
-        part
-        if i == main
-        else part.narrow(dim, 0 if i < main else part.shape[dim] - size, size)
-        if part.shape[dim] > size
-        else part
-        for i, (part, size) in enumerate(zip(parts, sizes, strict=True))
-    ]
+    assert isinstance(n.args[0], (list, tuple))
+    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0] if isinstance(p, Node)]
+    longest = sizes.index(max(sizes))
+
+    def cut(i: int, part: Tensor, size: int) -> Tensor:
+        begin = 0 if i < longest else part.shape[dim] - size
+        return part if i == longest or part.shape[dim] <= size else part.narrow(dim, begin, size)
+
+    return [cut(i, part, size) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))]
 
 
 def _as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:

@@ -1,20 +1,16 @@
-"""What a compiled file computes inside: its values, step by step, as ONNX Runtime gives them.
-
-The loop is that of the contract, with onnxruntime alone: it shares nothing with ``StreamSession``.
-"""
+"""What a compiled file computes inside: its values, step by step, as ONNX Runtime gives them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import Contract, resolve
+from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import LoadError
+from co3d_compile.verification.contract_loop import Array, Values, stepped
 
 MOST = 2_000_000_000  # bytes of one ONNX file in memory
 
@@ -39,8 +35,8 @@ class InnerValues:
         self.names = {name for node in self.model.graph.node for name in node.output if name}
 
     def of_steps(
-        self, names: Sequence[str], frames: Iterable[Sequence[Any]], keep: range, base: int
-    ) -> dict[int, dict[str, Any]]:
+        self, names: Sequence[str], frames: Iterable[Sequence[Array]], keep: range, base: int
+    ) -> dict[int, Values]:
         """The values of some steps.
 
         Args:
@@ -51,20 +47,14 @@ class InnerValues:
         """
         session = self._session(names)
         outputs = [output.name for output in session.get_outputs()]
-        states = {s.input: np.full(resolve(s.shape, self.batch), float(s.initial), s.dtype) for s in self.info.states}
-        flags = np.ones((self.batch, self.info.inputs[0].frames_per_step or 1), np.bool_)
-        fixed = {} if self.info.valid is None else {self.info.valid: flags}
-        found = {}
-        for step, arrays in enumerate(frames, base):
-            inputs = {spec.name: x for spec, x in zip(self.info.inputs, arrays, strict=True)}
-            values = {**inputs, **states, **fixed}
-            values |= zip(outputs, session.run(outputs, values), strict=True)
-            states = {state.input: values[state.output] for state in self.info.states}
-            if step in keep:
-                found[step] = {name: values[name] for name in names}
-        return found
 
-    def _session(self, names: Sequence[str]) -> Any:
+        def run(given: Values) -> Values:
+            return dict(zip(outputs, session.run(outputs, given), strict=True))
+
+        values = enumerate(stepped(self.info, self.batch, frames, run), base)
+        return {step: {name: found[name] for name in names} for step, found in values if step in keep}
+
+    def _session(self, names: Sequence[str]) -> ort.InferenceSession:
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         there = {output.name for output in model.graph.output}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.resized_arguments import SCATTERS
-from co3d_compile.verification.time_claims import Claim, claim_of, is_recurrent, is_single, is_window
+from co3d_compile.verification.time_claims import Claim, claim_of, integer, is_recurrent, is_single, is_window
 
 aten = torch.ops.aten
 
@@ -52,15 +51,15 @@ class Plan:
             rate = read.claim.rate
             start = (seen / rate - 1 - delay) * rate - read.frames
             newest = [(start + r.frames) / r.claim.rate for r in self.reads]
-            late = [seen / r.claim.rate - 1 - n for r, n in zip(self.reads, newest, strict=True)]
-            if all(n.denominator == 1 for n in newest) and min(late) == delay and start not in found:
+            delays = [seen / r.claim.rate - 1 - n for r, n in zip(self.reads, newest, strict=True)]
+            if all(n.denominator == 1 for n in newest) and min(delays) == delay and start not in found:
                 found.append(start)
         return found
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A result that is to be compared: entries of a streaming output, or the clips that may give it."""
+class ResultIndex:
+    """What one result of a step is: entries of a streaming output, or the result of a clip with one of these starts."""
 
     output: int
     step: int
@@ -77,7 +76,8 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
     if n.op != "call_function" or own <= {"static"}:
         return "static"
     if n.target is operator.getitem:
-        after = is_recurrent(n.args[0]) and n.args[1] != 0  # type: ignore[arg-type]
+        source, item = n.args
+        after = isinstance(source, Node) and is_recurrent(source) and item != 0
         return "window" if after else own.pop()
     if "window" in own or claim.kind is Kind.WINDOW:
         return "window"
@@ -91,74 +91,59 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
 
 def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Plan:
     """How an output is computed."""
-    sort = sorts[node]
     reads: set[Read] = set()
-    stack, seen = [node] if sort == "window" else [], set()
+    stack, seen = [node] if sorts[node] == "window" else [], set()
     while stack:
         n = stack.pop()
         if n in seen:
             continue
         seen.add(n)
-        source: Any = n.args[0]
-        if n.target is operator.getitem and (is_recurrent(source) or source.target is aten.unbind.int):
-            x = source.args[0]
-            if sorts[x] == "stream":
-                claim = claim_of(x, claims)
-                index = claim.length - 1 if is_recurrent(source) else int(n.args[1])  # type: ignore[arg-type]
-                reads.add(Read(x.name, claim, index, index))
-                continue
-        for a in n.all_input_nodes:
-            if sorts[a] in ("stream", "entries"):
-                reads.add(_read(n, a, claims))
-            elif sorts[a] == "window":
-                stack.append(a)
-    return Plan(sort, claim_of(node, claims), node.name, tuple(reads))
+        single = _single_read(n, sorts, claims)
+        if single is not None:
+            reads.add(single)
+            continue
+        reads |= {_read(n, a, claims) for a in n.all_input_nodes if sorts[a] in ("stream", "entries")}
+        stack += [a for a in n.all_input_nodes if sorts[a] == "window"]
+    return Plan(sorts[node], claim_of(node, claims), node.name, tuple(reads))
+
+
+def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Read | None:
+    """The one entry that an item of a split, or the last state of a recurrent layer, reads of a stream."""
+    source = n.args[0]
+    if n.target is not operator.getitem or not isinstance(source, Node):
+        return None
+    x = source.args[0]
+    if not isinstance(x, Node) or sorts[x] != "stream":
+        return None
+    claim = claim_of(x, claims)
+    if is_recurrent(source):
+        return Read(x.name, claim, claim.length - 1, claim.length - 1)
+    index = integer(n.args[1])
+    return Read(x.name, claim, index, index) if source.target is aten.unbind.int else None
 
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
+    """What an operator of a window reads of a stream."""
     claim = claim_of(x, claims)
     if n.target in SCATTERS and x is n.args[0]:
-        left = _left(n, claim)
-        return Read(x.name, claim, left[0], left[-1]) if left else Read(x.name, claim, 0, 0)
+        left = _not_written(n, claim) or [0]
+        return Read(x.name, claim, left[0], left[-1])
     if n.target is not aten.select.int or claim.place is None or claim_of(n, claims).kind is not Kind.STREAM:
         return Read(x.name, claim, 0, claim.length - 1)
-    size = claim.place.size
-    index = int(n.args[2]) % size  # type: ignore[arg-type]
-    index = index if index != size - 1 else claim.length - 1
+    index, newest = integer(n.args[2]) % claim.place.size, claim.place.size - 1
+    index = index if index != newest else claim.length - 1
     return Read(x.name, claim, index, index)
 
 
-def _left(n: Node, claim: Claim) -> list[int]:
+def _not_written(n: Node, claim: Claim) -> list[int]:
     """The entries of a tensor that are still read when a slice of it has been written over."""
     every = list(range(claim.length))
-    rank = n.meta["val"].dim()
-    dim = (n.args[2] if len(n.args) > 2 else 0) % rank
-    if claim.place is None or claim.place.dim != dim or claim.length != claim.place.size:
+    dim, *rest = n.args[2:] or (0,)
+    if claim.place is None or claim.place.dim != integer(dim) % n.meta["val"].dim() or claim.length != claim.place.size:
         return every
-    rest: Any = n.args[3:]
-    gone = every[rest[0]] if n.target is aten.select_scatter.default else every[slice(*rest[:3])]
-    return [i for i in every if i not in (gone if isinstance(gone, list) else [gone])]
+    indices = [integer(i) if i is not None else None for i in rest[:3]]
+    written = every[slice(*indices)] if n.target is not aten.select_scatter.default else [every[indices[0] or 0]]
+    return [i for i in every if i not in written]
 
 
-def wanted_at(
-    output: int, plan: Plan, step: int, pulse: int, delay: int, entries: range, recurrent: bool
-) -> Wanted | None:
-    """Which entries of a stream, or which clip, a result is; None where nothing stands before the first frame.
-
-    Args:
-        output: Its number.
-        plan: How the reference computes it.
-        step: The step that gives it.
-        pulse: Frames of the first input per step.
-        delay: Entries by which the newest one lags behind.
-        entries: Which entries, counted back from the newest one of the step.
-        recurrent: Whether the reference begins with the stream.
-    """
-    if plan.sort == "static":
-        return Wanted(output, step)
-    if plan.sort == "window":
-        starts = tuple(plan.starts((step + 1) * pulse, delay))
-        return None if recurrent and any(s < 0 for s in starts) else Wanted(output, step, (), starts)
-    newest = (step + 1) * int(pulse / plan.claim.rate) - 1 - delay
-    found = tuple(newest - back for back in reversed(entries))
-    return None if recurrent and found[0] < 0 else Wanted(output, step, found)
+__all__ = ["Plan", "Read", "ResultIndex", "plan_of", "sort_of"]

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
+from itertools import groupby
 from math import ceil, lcm
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,17 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
-from co3d_compile.capture.tracer import _evaluated, traced
-from co3d_compile.errors import CaptureError, UsageError, VerificationError
+from co3d_compile.capture.tracer import _evaluated
+from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
-from co3d_compile.verification.output_plans import Wanted, plan_of, sort_of
-from co3d_compile.verification.time_claims import NOTHING, claim_of, claims_of, remembers_all
+from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
+from co3d_compile.verification.time_claims import NOTHING, Value, claim_of, claims_of, remembers_all
 
+Model: TypeAlias = nn.Module | ExportedProgram
+Example: TypeAlias = Sequence[Any] | None  # the arguments of one clip; None: those of the exported program
+Clip: TypeAlias = Sequence[Tensor]  # one tensor per input
 SAME = 1e-5  # in standard deviations: two eager runs of the same clip
 
 
@@ -48,16 +52,15 @@ class Reference:
         VerificationError: The captured graph does not compute what the model does.
     """
 
-    def __init__(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options):
-        self.program = capture(_exported(model, example_inputs), None, options)
+    def __init__(self, model: Model, example_inputs: Example, options: Options):
+        self.program = capture(model, example_inputs, options, two=False)
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
-        timed = [i for i in self.inputs if i.time_dim is not None]
-        self.clip = int(timed[0].shape[timed[0].time_dim])  # type: ignore[index]
+        self.clip = next(int(i.shape[i.time_dim]) for i in self.inputs if i.time_dim is not None)
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False
         self._check_capture(model, example_inputs)
@@ -115,7 +118,7 @@ class Reference:
             if n.op == "call_function" and n.target is not operator.getitem and claim_of(n, self.claims).gate
         ]
 
-    def _check_capture(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> None:
+    def _check_capture(self, model: Model, example_inputs: Example) -> None:
         """The captured graph on one random clip, beside the model itself."""
         args, kwargs = _example(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -162,7 +165,7 @@ class Reference:
             for i in self.inputs
         ]
 
-    def cut(self, frames: Sequence[Tensor], start: Fraction | int, count: int) -> list[Tensor]:
+    def cut(self, frames: Clip, start: Fraction | int, count: int) -> list[Tensor]:
         """Frames of every input; an input without time stays as it is."""
         return [
             x
@@ -172,92 +175,90 @@ class Reference:
         ]
 
     def values(
-        self, frames: Sequence[Tensor], front: int, inside: range, wanted: Sequence[Wanted], done: Callable[[], None]
-    ) -> dict[Wanted, list[Tensor]]:
-        """What is wanted, from the model on a long clip.
+        self,
+        frames: Clip,
+        front: int,
+        inside: range,
+        indices: Sequence[ResultIndex],
+        done: Callable[[], None] = lambda: None,
+    ) -> dict[ResultIndex, list[Tensor]]:
+        """Results of the model on a long clip.
 
         Args:
             frames: The long clip.
             front: Where frame 0 of the stream is in it; below 0, where the clip begins later.
             inside: Where the frames are in it that the stream has seen.
-            wanted: Results, by entries or clip starts counted from frame 0 of the stream.
+            indices: The results, by entries or clip starts counted from frame 0 of the stream.
             done: Called after each operator.
 
         Raises:
             NoReference: The model cannot be run on a long clip.
         """
-        timed = next(k for k, i in enumerate(self.inputs) if i.time_dim is not None)
-        total = frames[timed].shape[self.inputs[timed].time_dim] - (self.unit - 1 if self.dense else 0)  # type: ignore
-        found: dict[Wanted, dict[Any, Tensor]] = {w: {} for w in wanted}
-        for phase in sorted({p for w in wanted for p in self._phases(w)} or {0}):
-            starts = sorted({s for w in wanted for s in w.starts if self._phase(s) == phase})
+        pairs = zip(self.inputs, frames, strict=True)
+        total = next(x.shape[i.time_dim] for i, x in pairs if i.time_dim is not None)
+        total -= self.unit - 1 if self.dense else 0
+        found: dict[ResultIndex, dict[Fraction | None, Tensor]] = {index: {} for index in indices}
+        for phase in sorted({p for index in indices for p in self._phases(index)} or {0}):
+            starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
             run.double = self._double
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
+            clip = self.cut(frames, phase, total)
             with eager():
-                outputs = run.run(
-                    *[x.double() if run.double and x.is_floating_point() else x for x in self.cut(frames, phase, total)]
-                )
+                outputs = run.run(*[x.double() if run.double and x.is_floating_point() else x for x in clip])
             for name, flags in run.finite.items():
                 step = self.claims[name].spacing
                 self._finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in enumerate(flags)})
-            for w in wanted:
-                self._take(w, outputs[w.output], run, found[w])
+            for index in indices:
+                found[index] |= self._found(index, outputs[index.output], run)
         self._measure(inside.start, inside.stop)
-        return {w: self._joined(w, parts) for w, parts in found.items()}
+        return {index: self._joined(index, parts) for index, parts in found.items()}
 
     def _phase(self, frame: Fraction) -> int:
         return int(frame) % self.unit if self.dense else 0
 
-    def _phases(self, w: Wanted) -> set[int]:
-        rate = self.plans[w.output].claim.rate
-        return {self._phase(s) for s in w.starts} | {self._phase(n * rate) for n in w.entries}
+    def _phases(self, index: ResultIndex) -> set[int]:
+        rate = self.plans[index.output].claim.rate
+        return {self._phase(s) for s in index.starts} | {self._phase(n * rate) for n in index.entries}
 
-    def _take(self, w: Wanted, value: Any, run: LongClip, found: dict[Any, Tensor]) -> None:
-        """Takes what this run says of a result."""
-        claim = self.plans[w.output].claim
+    def _found(self, index: ResultIndex, value: Value, run: LongClip) -> dict[Fraction | None, Tensor]:
+        """What a run on a long clip says of a result, by entry or by the start of a clip."""
         if isinstance(value, Windows):
-            for start, result in zip(run.starts, value.values, strict=True):
-                if start in w.starts and result is not None:
-                    found[start] = result.clone()
-        elif isinstance(value, (Stream, Entries)):
-            for n in w.entries:
-                index = run.index(claim, n * claim.rate)
-                if isinstance(value, Entries) and index is not None and index < len(value.values):
-                    found[n] = value.values[index].clone()
-                elif isinstance(value, Stream) and index is not None and index < claim.entries(value.value):
-                    found[n] = claim.cut(value.value, index, 1).clone()
-        else:
-            found[None] = value
+            results = zip(run.starts, value.values, strict=True)
+            return {start: x.clone() for start, x in results if start in index.starts and x is not None}
+        if not isinstance(value, (Stream, Entries)):
+            return {None: value}
+        claim = self.plans[index.output].claim
+        entries = {Fraction(n): value.entry(run.index(claim, n * claim.rate)) for n in index.entries}
+        return {n: x.clone() for n, x in entries.items() if x is not None}
 
-    def _joined(self, w: Wanted, parts: dict[Any, Tensor]) -> list[Tensor]:
-        plan = self.plans[w.output]
+    def _joined(self, index: ResultIndex, parts: dict[Fraction | None, Tensor]) -> list[Tensor]:
+        plan = self.plans[index.output]
         if plan.sort in ("window", "static"):
             return list(parts.values())
-        if set(parts) != set(w.entries):
+        if set(parts) != set(index.entries):
             return []
-        ordered = [parts[n] for n in w.entries]
-        alone = plan.sort == "stream" and plan.claim.place is not None
-        return [torch.cat(ordered, plan.claim.place.dim)] if alone else ordered[-1:]  # type: ignore[union-attr]
+        ordered = [parts[Fraction(n)] for n in index.entries]
+        place = plan.claim.place if plan.sort == "stream" else None
+        return ordered[-1:] if place is None else [torch.cat(ordered, place.dim)]
 
-    def clips(self, frames: Sequence[Tensor], front: int, wanted: Sequence[Wanted]) -> dict[Wanted, list[Tensor]]:
-        """What is wanted, each from the untouched model on one clip: right where nothing pads time."""
-        results: dict[Wanted, list[Tensor]] = {}
-        for w in wanted:
-            plan = self.plans[w.output]
-            starts = list(w.starts)
-            if w.entries:
-                last = (plan.claim.place.size - 1 if plan.claim.place else 0) * plan.claim.spacing
-                starts = [(n - last) * plan.claim.rate for n in w.entries]
-            if not starts or min(starts) + front < 0:
-                results[w] = []
-                continue
-            with eager():
-                values = [self.program.module(*self.cut(frames, s + front, self.clip))[w.output] for s in starts]
-            if w.entries and plan.claim.place is not None:
-                dim = plan.claim.place.dim
+    def clips(self, frames: Clip, front: int, indices: Sequence[ResultIndex]) -> dict[ResultIndex, list[Tensor]]:
+        """Results of the untouched model, each on one clip: right where nothing pads time."""
+        results: dict[ResultIndex, list[Tensor]] = {}
+        for index in indices:
+            claim = self.plans[index.output].claim
+            newest = (claim.place.size - 1 if claim.place else 0) * claim.spacing
+            starts = [*index.starts, *((n - newest) * claim.rate for n in index.entries)]
+            values = []
+            if starts and min(starts) + front >= 0:
+                with eager():
+                    values = [
+                        self.program.module(*self.cut(frames, s + front, self.clip))[index.output] for s in starts
+                    ]
+            if values and index.entries and claim.place is not None:
+                dim = claim.place.dim
                 values = [torch.cat([v.narrow(dim, v.shape[dim] - 1, 1) for v in values], dim)]
-            results[w] = values
+            results[index] = values
         return results
 
     def _measure(self, begin: int, end: int) -> None:
@@ -269,33 +270,30 @@ class Reference:
         for name, flags in self._finite.items():
             claim = self.claims.get(name, NOTHING)
             every = 1 if self.dense else int(max(self.unit / claim.rate, Fraction(1)))
-            # A window holds so many entries of each of the places that repeat; up-sampled ones differ by place.
+            # A window has so many entries of each of the places that repeat; up-sampled ones differ by place.
             repeats = max(((r.newest - r.oldest + 1) // every - 1 for r in reads if r.name == name), default=0)
             beyond = max(repeats, 0) * every * claim.spacing * claim.rate
             if set(flags) != set(range(len(flags))):
                 continue
             for first in range(every):
                 own = [flags[i] for i in range(first, len(flags), every)]
-                best = _longest(own)
-                if best is not None and best[0] > 0 and best[1] < len(own) - 1:
-                    field = end - begin + 2 - (best[1] - best[0] + 2) * every * claim.rate
+                finite = _longest(own)
+                if finite and finite.start > 0 and finite.stop < len(own):
+                    field = end - begin + 2 - (len(finite) + 1) * every * claim.rate
                     self.fields.append(int(field + beyond))
 
 
-def _longest(flags: Sequence[bool]) -> tuple[int, int] | None:
-    """First and last index of the longest run of true flags."""
-    best, start = None, None
-    for i, flag in enumerate([*flags, False]):
-        if flag and start is None:
-            start = i
-        elif not flag and start is not None:
-            if best is None or i - start > best[1] - best[0] + 1:
-                best = (start, i - 1)
-            start = None
-    return best
+def _longest(flags: Sequence[bool]) -> range:
+    """The indices of the longest run of true flags."""
+    longest = range(0)
+    for flag, group in groupby(range(len(flags)), flags.__getitem__):
+        run = list(group)
+        if flag and len(run) > len(longest):
+            longest = range(run[0], run[-1] + 1)
+    return longest
 
 
-def _example(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> tuple[Any, Any]:
+def _example(model: Model, example_inputs: Example) -> tuple[Any, Any]:
     if example_inputs is not None:
         return tuple(example_inputs), {}
     if isinstance(model, ExportedProgram) and model.example_inputs is not None:
@@ -303,28 +301,15 @@ def _example(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] |
     raise UsageError("example_inputs is needed: the arguments of one clip.")
 
 
-def tensors_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> list[Tensor]:
+def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
     """The tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
 
 
-def batch_of(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> int:
+def batch_of(model: Model, example_inputs: Example) -> int:
     """The batch of the example."""
     tensors = tensors_of(model, example_inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
-def _exported(model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None) -> ExportedProgram:
-    """The model's graph for the example's own batch."""
-    if isinstance(model, ExportedProgram):
-        return model
-    args, _ = _example(model, example_inputs)
-    try:
-        with torch.no_grad(), _evaluated(model):
-            return traced(model, args)
-    except Exception as error:
-        what = str(error).strip().split("\n")[0]
-        raise CaptureError(f"{type(model).__name__} cannot be captured with the example inputs: {what}") from error
-
-
-__all__ = ["Reference", "batch_of", "tensors_of"]
+__all__ = ["Example", "Model", "Reference", "batch_of", "tensors_of"]

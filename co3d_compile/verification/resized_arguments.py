@@ -1,11 +1,10 @@
-"""Sizes that a captured graph holds for clips of T entries, said again for as many entries as there are."""
+"""Sizes that a captured graph has for clips of T entries, changed to as many entries as there are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.time_facts import Kind
-from co3d_compile.verification.time_claims import Claim, NoReference
+from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoReference, Value
 
 aten = torch.ops.aten
 
@@ -52,10 +51,15 @@ class Resize:
         return self.actual - (self.clip - end)
 
 
-def resized(r: Resize, args: Any, kwargs: Any) -> Any:
-    """The operator with the sizes that were baked into its arguments changed."""
-    target: Any = r.node.target
-    name = str(target)
+def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
+    """The operator of a node on other arguments."""
+    assert callable(n.target)
+    return n.target(*args, **(kwargs or {}))
+
+
+def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
+    """The operator with the sizes among its arguments changed."""
+    target, name = r.node.target, str(r.node.target)
     x, *rest = args
     if r.again and (target in COPIES or "upsample" in name):
         assert r.after.layout is not None
@@ -67,14 +71,14 @@ def resized(r: Resize, args: Any, kwargs: Any) -> Any:
     if target in SPLITS and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.dim:
         return _split(r, x)
     if target in (aten.index.Tensor, aten.index_select.default):
-        return _gather(r, x, rest, target)
+        return _gather(r, x, rest)
     if "upsample" in name and rest[0] is not None and r.dim >= 2:
         sizes = list(rest[0])
         sizes[r.dim - 2] = sizes[r.dim - 2] * r.actual // r.clip
-        return target(x, sizes, *rest[1:], **kwargs)
+        return call(r.node, (x, sizes, *rest[1:]), kwargs)
     if "_pool" in name:
-        return target(x, *_pool(r, x, name, rest), **kwargs)
-    return target(*args, **kwargs)
+        return call(r.node, (x, *_pool(r, x, name, rest)), kwargs)
+    return call(r.node, args, kwargs)
 
 
 def _view(r: Resize, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -97,28 +101,24 @@ def _slice(r: Resize, x: Tensor, start: int | None = None, end: int | None = Non
 
 
 def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
-    parts, start = [], 0
-    for value in r.node.meta["val"]:
-        size = value.shape[r.dim]
-        parts.append(_slice(r, x, start, start + size))
-        start += size
-    return tuple(parts)
+    ends = list(accumulate((value.shape[r.dim] for value in r.node.meta["val"]), initial=0))
+    return tuple(_slice(r, x, start, end) for start, end in pairwise(ends))
 
 
-def _gather(r: Resize, x: Tensor, rest: Sequence[Any], target: Any) -> Tensor:
+def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
     """Evenly spaced indices are a slice."""
-    if target is aten.index_select.default:
+    if r.node.target is aten.index_select.default:
         dim, index = rest[0] % x.dim(), rest[1]
     else:
         dim, index = next((d, i) for d, i in enumerate(rest[0]) if i is not None)
     values = index.flatten().tolist()
     steps = {b - a for a, b in pairwise(values)} or {1}
     if dim != r.dim or len(steps) != 1 or min(steps) < 1 or index.dim() != 1:
-        return target(x, *rest)
+        return call(r.node, (x, *rest))
     return _slice(r, x, values[0], values[-1] + 1, steps.pop())
 
 
-def _pool(r: Resize, x: Tensor, name: str, rest: Sequence[Any]) -> list[Any]:
+def _pool(r: Resize, x: Tensor, name: str, rest: Arguments) -> list[Value]:
     """A kernel over the whole clip is one over the whole window; an adaptive pool that keeps time keeps it."""
     n = int(name.split("pool")[1][0])
     axis = r.dim - (x.dim() - n)
@@ -130,11 +130,11 @@ def _pool(r: Resize, x: Tensor, name: str, rest: Sequence[Any]) -> list[Any]:
     return [sizes, *rest[1:]] if adaptive or sliding or len(rest) < 2 else [sizes, _spread(rest[1], n), *rest[2:]]
 
 
-def _spread(value: Any, n: int) -> Any:
+def _spread(value: Value, n: int) -> Value:
     return [value] * n if isinstance(value, int) else value
 
 
-def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
+def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
     """A slice or an entry written into a tensor; a constant among them grows with the other."""
     base, new = args[:2]
     place = claim.place
@@ -143,14 +143,14 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
         return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
     selects = n.target is aten.select_scatter.default
-    old_base, old_new = (a.meta["val"].shape for a in n.args[:2])  # type: ignore[union-attr]
+    old_base, old_new = (a.meta["val"].shape for a in n.args[:2] if isinstance(a, Node))
     if place is not None:
         time = place.dim if place.alone else None
     else:  # a write into a slice that is written back: the dim that is longer than in the clip
         behind = [d + (selects and d >= dim) for d in range(new.dim()) if new.shape[d] != old_new[d]]
         time = next(iter([d for d in range(base.dim()) if base.shape[d] != old_base[d]] + behind), None)
     if time is None:
-        return n.target(*args)  # type: ignore[operator]
+        return call(n, args)
     there = time - (1 if selects and dim < time else 0)
     more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
     if more[0] < more[1]:
@@ -162,7 +162,7 @@ def scatter(n: Node, claim: Claim, args: Any) -> Tensor:
         if more[1] == 0 and stop == old_base[dim]:
             start += more[0]
         rest = (start, start + new.shape[dim], *rest[2:])
-    return n.target(base, new, dim, *rest)  # type: ignore[operator]
+    return call(n, (base, new, dim, *rest))
 
 
 def _grown(x: Tensor, dim: int, by: int) -> Tensor:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.program import Program
@@ -20,6 +23,10 @@ from co3d_compile.ir.time_facts import KEY, STATIC, Kind
 from co3d_compile.passes import default_passes
 
 aten = torch.ops.aten
+# What stands for the value of a node on the long clip, or for one of its arguments.
+Value: TypeAlias = Any
+Arguments: TypeAlias = Sequence[Value]
+Named: TypeAlias = Mapping[str, Value]
 RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
 
 
@@ -100,6 +107,12 @@ def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
         return claims[n.name]
     first = [u for u in n.users if u.target is operator.getitem and u.args[1] == 0]
     return claims.get(first[0].name, NOTHING) if first else NOTHING
+
+
+def integer(argument: Argument) -> int:
+    """An argument that is a whole number."""
+    assert isinstance(argument, int)
+    return argument
 
 
 def is_recurrent(n: Node) -> bool:
