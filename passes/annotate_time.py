@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from torch.fx import Node
 
+from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.canonical.copy_forms import resample_again
 from co3d_compile.canonical.operator_forms import slide_again, tiles_time
@@ -193,6 +194,10 @@ class AnnotateTime(Pass):
                     return
             except LayoutLost:
                 return
+        if program.options.pool_scope == "frame" and forgets_entry(program, [by_name[n] for n in sources], node):
+            for name in sources:
+                by_name[name].meta["stays"] = True
+            return
         if sources:
             raise _Gates(sources)
 

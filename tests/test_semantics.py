@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from oracle import check
 from torch import Tensor, nn
-from zoo import Entry, Graph, Reference, Window, randomise
+from zoo import Entry, Expect, Graph, Reference, Window, randomise
 from zoo.gates import newest_max, newest_mean
 
 import co3d_compile as co3d
@@ -169,14 +169,16 @@ OPERANDS = [
 ]  # fmt: skip
 
 
-def windowed(name: str, head: Callable[[Tensor], Tensor], time_dim: int = 2, **fields: Any) -> Any:
+def windowed(
+    name: str, head: Callable[[Tensor], Tensor], time_dim: int = 2, expect: Expect = "window", **fields: Any
+) -> Any:
     """A padded convolution, then something applied to the newest T entries."""
 
     def make(module: nn.Module) -> Reference:
         return Reference(module.get_submodule("conv"), (Window(head),), (time_dim,))
 
     factory = fn(lambda m, x: head(m.conv(x)), conv=lambda: conv(padding=1))
-    return row(name, factory, 1, (1, 4, 8), expect="window", reference=make, **fields)
+    return row(name, factory, 1, (1, 4, 8), expect=expect, reference=make, **fields)
 
 
 WINDOWS = [
@@ -223,6 +225,32 @@ PYRAMIDS = [
 ]  # fmt: skip
 
 
+def _standardised(x: Tensor) -> Tensor:
+    x = x - x.mean(2, True)
+    return x / (x.square().mean(2, True) + 1e-5).sqrt()
+
+
+def _by_moments(x: Tensor) -> Tensor:
+    return x * (x.square().mean(2, True) - x.mean(2, True).square() + 1e-5).rsqrt()
+
+
+# Over one entry nothing of the entry would be left: no gates, whatever they are written as.
+NO_GATES = [
+    windowed(f"no gate, {name}", head, expect="recompute")
+    for name, head in [
+        ("centred", lambda x: x - x.mean(2, True)),
+        ("centred by a sum", lambda x: x - x.sum(2, True) / 8),
+        ("centred behind a view", lambda x: (x.transpose(1, 2) - x.mean(2)[:, None]).transpose(1, 2)),
+        ("centred behind an operator", lambda x: x.relu() - x.amax(2, True).expand_as(x).relu()),
+        ("standardised", _standardised),
+        ("divided by its moments", _by_moments),
+        ("divided by its maximum", lambda x: x / x.abs().amax(2, True)),
+        ("root mean square", lambda x: x * torch.rsqrt(x.square().mean(2, True) + 1e-6)),
+        ("above its mean", lambda x: (x > x.mean(2, True)).float()),
+    ]
+]
+
+
 def gated(name: str, gate: Callable[[Tensor], Tensor], replaced: Callable[[Tensor, int], Tensor]) -> list[Any]:
     """A pool that meets its own input again, in the scopes frame and window."""
     shape = (1, 4, 6, 4, 4)
@@ -246,11 +274,29 @@ GATES = [
     *gated("mean gate", lambda x: x.mean((2, 3, 4), True), lambda x, w: newest_mean(x.mean((3, 4), True), w)),
     *gated("max gate", lambda x: x.amax((2, 3, 4), True), lambda x, w: newest_max(x.amax((3, 4), True), w)),
     *gated("adaptive gate", lambda x: F.adaptive_avg_pool3d(x, 1), lambda x, w: newest_mean(x.mean((3, 4), True), w)),
+    row(
+        "gate of a series",
+        fn(
+            lambda m, x: (y := m.a(x)) * torch.sigmoid(m.b(y.mean(2, True))),
+            b=lambda: conv(1),
+            a=lambda: conv(padding=1),
+        ),
+        1,
+        reference=lambda m: Reference(lambda x: (y := m.a(x)) * torch.sigmoid(m.b(y))),
+    ),
+    row(
+        "centred over the newest entries",
+        fn(lambda m, x: (y := m.a(x)) - y.mean(2, True), a=lambda: conv(padding=1)),
+        1,
+        (1, 4, 6),
+        options={"pool_scope": "window"},
+        reference=lambda m: Reference(lambda x: (y := m.a(x)) - newest_mean(y, 6)),
+    ),
 ]
 
 TABLE = [
     *(conv_case(*case) for case in CONVS), *(chained_case(*case) for case in CHAINS), *POOLS, *CAUSAL, *UPSAMPLING,
-    *SHIFTS, *OPERANDS, *WINDOWS, *PYRAMIDS, *GATES,
+    *SHIFTS, *OPERANDS, *WINDOWS, *NO_GATES, *PYRAMIDS, *GATES,
 ]  # fmt: skip
 
 

@@ -1,0 +1,148 @@
+"""Whether what a gate makes of one entry still depends on that entry: shown by evaluating it.
+
+A gate pools over the one entry (``pool_scope="frame"``). ``x - x.mean(time)`` is zero then, and ``x / x.amax(time)``
+is one: nothing of the entry is left, so such a pool is no gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.layout import TIME, LayoutLost
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import NoExtension, fact_of, is_stream, is_window
+from co3d_compile.rules import rule_for
+
+CHANGE = 0.1  # of each number of an entry, so that its sign stays
+LEAST = 1e-3  # of the result: a smaller change is what an epsilon in a divisor leaves
+DRAWS = 16  # a result may be the same for two entries by chance (behind a comparison, a ReLU)
+
+
+def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> bool:
+    """Whether nothing of the entry is left where a pool over the one entry meets the stream, or on the way there.
+
+    All entries of the clip are made equal, so that the clip's own pool is one over one entry. What the meeting
+    computes is evaluated as captured, for several values of the entry.
+
+    Args:
+        pools: The pools over time whose result meets the stream in ``meeting``; none of them is a gate yet.
+    """
+    pooled = {x for pool in pools for x in pool.all_input_nodes if is_stream(x)}
+    way, leaves = _way(meeting, stops=pooled)
+    if len(pooled) > 1 or leaves != pooled:  # the stream and the pools come from something farther back
+        way, leaves = _way(meeting, stops=())
+    read = _read(pools, leaves)
+    random = torch.Generator().manual_seed(0)
+    entries = {n: _equal_entries(n, random) for n in leaves}
+    try:
+        old = _run(program, way, entries)
+        smooth = old[meeting].is_floating_point()
+        if smooth:
+            moved = {n: _moved(entries[n], random) if n in read else entries[n] for n in leaves}
+            if not _differs(old, _run(program, way, moved), meeting, LEAST):
+                return True
+        same = {n for n in way if n is not meeting and is_window(n)} | (set() if smooth else {meeting})
+        for _ in range(DRAWS):
+            new = _run(program, way, entries | {n: _equal_entries(n, random) for n in read})
+            same = {n for n in same if not _differs(old, new, n)}
+            if not same:
+                return False
+        return True
+    except (RuntimeError, IndexError, ValueError, TypeError):  # an operator refuses these numbers: nothing is shown
+        return False
+
+
+def _way(meeting: Node, stops: Collection[Node]) -> tuple[list[Node], set[Node]]:
+    """The operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
+    way: set[Node] = set()
+    leaves: set[Node] = set()
+    stack = [meeting]
+    while stack:
+        node = stack.pop()
+        if node in way or node in leaves:
+            continue
+        inner = node is meeting or is_window(node) or (node not in stops and _on_one_entry(node))
+        if is_stream(node) and not inner:
+            leaves.add(node)
+        elif node.op == "call_function":
+            way.add(node)
+            stack += node.all_input_nodes
+    return [n for n in meeting.graph.nodes if n in way], leaves
+
+
+def _on_one_entry(node: Node) -> bool:
+    """Whether a streaming operator computes an entry from the same entries of its operands."""
+    rule = rule_for(node.target) if node.op == "call_function" else None
+    if rule is None or any(not isinstance(n.meta["val"], Tensor) for n in (node, *node.all_input_nodes)):
+        return False
+    try:
+        kernel = rule.kernel(node)
+    except (NoExtension, LayoutLost):
+        return False
+    return (kernel is None or kernel.trivial) and not rule.remembers_all(node) and not rule.past(node)
+
+
+def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
+    """Those of ``leaves`` that the pools read."""
+    found: set[Node] = set()
+    stack = list(pools)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack += [] if node in leaves else node.all_input_nodes
+    return found & leaves
+
+
+def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:
+    """The value of each operator on the way."""
+    values = dict(entries)
+
+    def value(node: Node) -> Tensor:
+        return values[node] if node in values else program.constant(node)
+
+    for node in way:
+        args, kwargs = map_arg((node.args, node.kwargs), value)
+        with torch.no_grad():
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values
+
+
+def _differs(old: dict[Node, Tensor], new: dict[Node, Tensor], node: Node, least: float = 0.0) -> bool:
+    """Whether a result changed by more than rounding, and more than ``least`` of itself."""
+    a, b = old[node], new[node]
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        return not isinstance(a, Tensor) or not torch.equal(a, b)
+    operands = [old[n].abs().max() for n in node.all_input_nodes if n in old and old[n].is_floating_point()]
+    rounding = 16 * torch.finfo(a.dtype).eps * float(max(operands, default=a.abs().max()))
+    return not float((a - b).abs().max()) <= max(rounding, least * float(a.abs().max()))
+
+
+def _moved(entry: Tensor, random: torch.Generator) -> Tensor:
+    """An entry near another one; numbers that are no floats stay."""
+    if not entry.is_floating_point():
+        return entry
+    seed = int(torch.randint(2**10, (), generator=random))
+    return _exact(entry * (1 + CHANGE * torch.cos(seed + 9.0 * entry)))
+
+
+def _exact(entry: Tensor) -> Tensor:
+    """An entry in few bits, so that the mean over equal ones is one of them and not only close to it."""
+    return (entry * 64).round() / 64
+
+
+def _equal_entries(node: Node, random: torch.Generator) -> Tensor:
+    """A random tensor in the shape of the clip whose entries over time are all the same."""
+    layout, dtype = fact_of(node).layout, node.meta["val"].dtype
+    assert layout is not None
+    axes = [a for dim in layout.dims for a in dim]
+    shape = [1 if a.label == TIME else a.size for a in axes]
+    if dtype.is_floating_point:
+        entry = _exact(torch.randn(shape, generator=random)).to(dtype)
+    else:
+        entry = torch.randint(0, 2 if dtype is torch.bool else 8, shape, generator=random).to(dtype)
+    return entry.expand([a.size for a in axes]).reshape(layout.shape)
