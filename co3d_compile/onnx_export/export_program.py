@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
+
 import onnx_ir as ir
 from torch.fx import Node
 
+from co3d_compile import onnx_export
 from co3d_compile.ir.program import Program
-from co3d_compile.onnx_export import composite_operators, pointwise_operators, tensor_operators
 from co3d_compile.onnx_export.batch_dims import grown_dims
 from co3d_compile.onnx_export.by_torch_exporter import OPSET
 from co3d_compile.onnx_export.emitter import DTYPES, Emitter
 
-TABLES = (tensor_operators, pointwise_operators, composite_operators)  # importing them fills the emitter's table
+for _module in pkgutil.iter_modules(onnx_export.__path__, f"{onnx_export.__name__}."):
+    if _module.name.endswith("_operators"):
+        import_module(_module.name)  # fills the emitter's table: new translations are a new file, in no list
 
 
 def export(program: Program) -> ir.Model:

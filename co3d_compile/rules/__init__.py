@@ -1,10 +1,10 @@
 """One file per operator family: what its operators do to time, and how one entry of their output is computed."""
 
-from co3d_compile.rules import combine, conv, matmul, order, pool, recurrent, reduce, resample, shape, slices
+import pkgutil
+from importlib import import_module
+
 from co3d_compile.rules.base import RULES, Rule, register
 from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
-
-FAMILIES = (combine, conv, matmul, order, pool, recurrent, reduce, resample, shape, slices)
 
 
 def rule_for(target: object) -> Rule | None:
@@ -15,4 +15,7 @@ def rule_for(target: object) -> Rule | None:
     return rule
 
 
-__all__ = ["FAMILIES", "RULES", "Rule", "is_pointwise", "register", "rule_for"]
+for _family in pkgutil.iter_modules(__path__, f"{__name__}."):
+    import_module(_family.name)  # registers its rules: a new family is a new file, in no list
+
+__all__ = ["RULES", "Rule", "is_pointwise", "register", "rule_for"]
