@@ -44,7 +44,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
 	$(PY) -m mypy -p co3d_compile
-	$(PY) -m mypy examples benchmarks docs/build_site.py
+	$(PY) -m mypy examples benchmarks docs/build_site.py docs/draw_architecture.py
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .

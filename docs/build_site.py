@@ -1,8 +1,8 @@
 """Builds the pages as a site: ``make docs``, or ``python docs/build_site.py [FOLDER]``.
 
 The site is made of the repository as it is laid out, README.md first, so that a link means the same in both. MkDocs
-wants its pages in a folder below that of its configuration: one of links is made for it. Another folder holds the
-package as it installs, for the reference. The file is a hook of MkDocs, too.
+wants its pages in a folder below that of its configuration: one of links is made for it. The file is a hook of MkDocs,
+too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CHANGELOG.md", "LICENSE", "docs", "examples", "benchmarks")
+FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE")
+FOLDERS = ("docs", "examples", "benchmarks")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -22,24 +23,19 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return "\n".join(lines)
 
 
-def lay_out(folder: Path) -> None:
-    """``source`` and ``package`` in a folder, as links."""
-    shutil.rmtree(folder, ignore_errors=True)
-    source, package = folder / "source", folder / "package" / "co3d_compile"
+def lay_out(source: Path) -> None:
+    """Makes the folder of pages: links to what is in the repository."""
+    shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
-    package.mkdir(parents=True)
-    for name in PAGES:
+    for name in (*FILES, *FOLDERS):
         (source / name).symlink_to(ROOT / name)
-    for part in [*(ROOT / "co3d_compile").iterdir(), ROOT / "passes", ROOT / "cli"]:
-        if not (package / part.name).is_symlink():
-            (package / part.name).symlink_to(part)
 
 
 def main(site: str = str(ROOT / "build" / "site")) -> None:
     """Builds into a folder; a warning, such as a link that leads nowhere, ends it with exit code 1."""
     from mkdocs.__main__ import cli
 
-    lay_out(ROOT / "build" / "docs")
+    lay_out(ROOT / "build" / "docs" / "source")
     cli(["build", "--strict", "--config-file", str(ROOT / "mkdocs.yml"), "--site-dir", site])
 
 

@@ -1,0 +1,87 @@
+"""The pages for people who change the compiler: they are as the code is, and their patches do what they say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATCH = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# Run in the patched copy. Each network streams with the patch that is named for it, and does not without.
+CHECK = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import co3d_compile as co3d
+
+assert Path(co3d.__file__).is_relative_to(Path.cwd()), co3d.__file__
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (3, 6, 6), padding=(1, 0, 0))
+        self.register_buffer("prototypes", torch.rand(5, 4))
+
+
+class KnownFamily(Network):
+    def forward(self, x):
+        return torch.logcumsumexp(self.conv(x), 1)
+
+
+class NewFamily(Network):
+    def forward(self, x):
+        return torch.cdist(self.conv(x).flatten(2).transpose(1, 2), self.prototypes)
+
+
+class DropOnes(Network):
+    def forward(self, x):
+        return self.conv(x) * 1
+
+
+torch.manual_seed(0)
+video = torch.rand(1, 3, 12, 6, 6)
+for kind, time in ((KnownFamily, 2), (NewFamily, 1), (DropOnes, 2)):
+    network = kind().eval()
+    compiled = co3d.compile(network, (video[:, :, :8],))
+    session = co3d.StreamSession(compiled)
+    assert not session.info.recomputed, kind
+    assert "Mul" not in [node.op_type for node in compiled.model.graph]
+    (delay,) = session.info.delays.values()
+    stream = [session.step(video[:, :, t].numpy()) for t in range(12)]
+    with torch.no_grad():
+        whole = network(video).numpy()
+    for t in range(session.info.warmup_steps, 12):
+        np.testing.assert_allclose(stream[t], whole.take(t - delay, time), rtol=1e-4, atol=1e-5)
+    print(kind.__name__, "streams")
+"""
+
+
+def test_the_patches_apply_and_do_what_they_say(tmp_path: Path) -> None:
+    for folder in ("co3d_compile", "passes", "cli"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    patches = PATCH.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    for patch in patches:
+        command = ["git", "apply", "-C1", "-"]
+        done = subprocess.run(command, input=patch, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, f"{done.stderr}\n{patch}"
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("streams") == len(patches)
+
+
+def test_the_picture_of_the_packages_is_as_the_imports_are() -> None:
+    pytest.importorskip("grimp")
+    command = [sys.executable, str(ROOT / "docs" / "draw_architecture.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
