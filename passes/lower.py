@@ -61,8 +61,7 @@ class Lower(Pass):
         self._outputs(low, program)
         self._holders(low, program)
         program.module = GraphModule(program.module, low.graph)
-        kept = {n.meta["next"] for n in low.graph.nodes if "next" in n.meta}
-        program.graph.eliminate_dead_code(lambda n: n.is_impure() or n in kept)
+        program.graph.eliminate_dead_code()
         delete_unused_constants(program.module)
         return True
 

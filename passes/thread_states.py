@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.markers import carry, counter, fifo, previous
+from co3d_compile.ir.markers import carry, counter, fifo, previous, store
 from co3d_compile.ir.node_reading import module_path, operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
@@ -19,7 +19,7 @@ class ThreadStates(Pass):
 
     1. ``previous(x)`` to the state; its next value is ``x``. A chain of them is a shift register;
     2. ``fifo(x, n)`` to ``cat([state, x])``; the next value is its last n entries;
-    3. ``carry`` and ``counter`` to the state; its next value is what the recurrent layer computed.
+    3. ``carry`` and ``counter`` to the state; its next value is what ``store(state, value)`` gives it.
     """
 
     requires = frozenset({"lowered"})
@@ -28,7 +28,9 @@ class ThreadStates(Pass):
     def run(self, program: Program) -> bool:
         graph = program.graph
         anchor = program.placeholders()[-1]
+        stored = {n.args[0]: n.args[1] for n in graph.nodes if n.target is store}
         values: list[Node] = []
+        replaced: dict[Node, Node] = {}
         names: dict[str, int] = {}
         for node in list(graph.nodes):
             if node.target not in (previous, fifo, carry, counter):
@@ -39,25 +41,23 @@ class ThreadStates(Pass):
             with graph.inserting_after(anchor):
                 state = graph.placeholder(f"state_{len(values)}")
             anchor = state
-            state.meta["state"] = name
-            value = self._value(program, node, state)
             state.meta["path"] = path
-            values.append(value)
+            replaced[node], value = self._threaded(program, node, state)
+            values.append(stored[node] if node.target in (carry, counter) else value)
             initial = node.meta.get("initial", 0.0)
             program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
         output = next(n for n in graph.nodes if n.op == "output")
-        replaced = {n: n.meta["becomes"] for n in graph.nodes if "becomes" in n.meta}
         final = [replaced.get(v, v) for v in values]
         for old, new in replaced.items():
             old.replace_all_uses_with(new)
         output.args = ((*output.args[0], *final),)
-        for old in reversed(list(replaced)):
+        for old in [n for n in reversed(graph.nodes) if n in replaced or n.target is store]:
             graph.erase_node(old)
         graph.eliminate_dead_code()
         return bool(values)
 
-    def _value(self, program: Program, node: Node, state: Node) -> Node:
-        """Gives the state its shape and the node what replaces it; returns the state's next value."""
+    def _threaded(self, program: Program, node: Node, state: Node) -> tuple[Node, Node]:
+        """Gives the state its shape. Returns what replaces the node, and the state's next value."""
         x = operand(node)
         graph = program.graph
         if node.target is fifo:
@@ -72,11 +72,9 @@ class ThreadStates(Pass):
                 last = graph.call_function(aten.slice.Tensor, (queue, 1, new, new + n))
             for made, like in ((queue, node.meta["val"]), (last, state.meta["val"])):
                 made.meta = {"val": like, "path": module_path(node)}
-            node.meta["becomes"] = queue
-            return last
+            return queue, last
         state.meta["val"] = node.meta["val"]
-        node.meta["becomes"] = state
-        return node.meta["next"] if node.target in (carry, counter) else x
+        return state, x
 
 
 def _shape(node: Node) -> list[int | str]:

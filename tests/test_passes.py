@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,49 @@ def test_a_pass_that_does_nothing_changes_nothing_anywhere(where: str) -> None:
     other = compiles(co3d.default_passes().after(where, Nothing()))
     assert text_of(other.program) == text_of(plain.program)
     assert other.to_bytes() == plain.to_bytes()
+
+
+class Recurrent(nn.Module):
+    """Convolutions and a GRU over what they make of each frame: a state that its layer writes itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 4, 3, padding=1)
+        self.gru = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(self.conv(x).relu().mean((3, 4)).transpose(1, 2))[0]
+
+
+class Sweeps(co3d.Pass):
+    """Deletes what FX takes for dead code."""
+
+    def run(self, program: Program) -> bool:
+        return bool(program.graph.eliminate_dead_code())
+
+
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("model", [nn.Conv3d(2, 3, 3, padding=1), Recurrent()], ids=["conv", "gru"])
+def test_dead_code_may_be_deleted_after_each_pass(model: nn.Module, boundary: str) -> None:
+    """States are read and written by nodes that FX sees, so none of them is dead code anywhere in the list."""
+    torch.manual_seed(0)
+    clip = torch.randn(CLIP)
+    plain = co3d.compile(model.eval(), (clip,), boundary=boundary)
+    swept = co3d.compile(
+        model, (clip,), boundary=boundary, passes=[q for p in co3d.default_passes() for q in (p, Sweeps())]
+    )
+    assert plain.info.states == swept.info.states != ()
+    for expected, result in zip(streamed(plain, clip), streamed(swept, clip), strict=True):
+        assert np.array_equal(expected, result)
+
+
+def streamed(compiled: co3d.CompiledModel, clip: Tensor) -> list[np.ndarray]:
+    """What a session in ONNX Runtime gives for a clip, frame by frame."""
+    session = co3d.StreamSession(compiled)
+    results = [session.step(frame.numpy()) for frame in clip.unbind(2)]
+    if compiled.info.valid is not None:
+        results += session.flush()
+    return [np.asarray(r) for r in results]
 
 
 # Promises

@@ -9,6 +9,7 @@ is a convolution without temporal padding on its history. The pass ``lower`` giv
 from __future__ import annotations
 
 from torch import Tensor
+from torch.fx import has_side_effect
 
 
 def history(x: Tensor, n: int) -> Tensor:
@@ -57,13 +58,22 @@ def fifo(x: Tensor, n: int) -> Tensor:
 
 
 def carry(like: Tensor, features: int) -> Tensor:
-    """The hidden state (batch, features) of a recurrent layer, which writes its next value itself."""
+    """The hidden state (batch, features) of a recurrent layer; ``store`` gives it its next value."""
     raise RuntimeError("co3d.carry is a marker: the pass thread_states replaces it")
 
 
 def counter(like: Tensor) -> Tensor:
-    """Entries of the stream before this step, (batch, 1) of int64; its next value is written like a carry's."""
+    """Entries of the stream before this step, (batch, 1) of int64; ``store`` gives it its next value."""
     raise RuntimeError("co3d.counter is a marker: the pass thread_states replaces it")
+
+
+@has_side_effect
+def store(state: Tensor, value: Tensor) -> Tensor:
+    """``value`` as what ``state``, a carry or a counter, holds in the next step.
+
+    Nothing in the graph reads it, so it counts as impure: FX does not take it for dead code.
+    """
+    raise RuntimeError("co3d.store is a marker: the pass thread_states replaces it")
 
 
 def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.markers import store
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, touches_time
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
@@ -73,7 +74,7 @@ class Recurrent(Rule):
             h, c = [rows for _, rows in states] + [None] * (2 - len(states))
             entries, final = layers.run(low, weights, entries, h, c, keep)  # type: ignore[arg-type]
             for (read, _), value in zip(states, final[-1], strict=True):
-                read.meta["next"] = low.batch_first(value, fact_of(x).layout)[0]
+                low.call(store, read, low.batch_first(value, fact_of(x).layout)[0])
             finals.append(final)
         last = [
             [low.stack([f[i][which] for f in finals]) for i in range(len(entries))] for which in range(len(final[0]))
@@ -267,7 +268,7 @@ class CumulativeSum(AlongDims):
                 row = low.call(aten.where.self, live[i], row, low.zero_rows(first, 1))
             total = low.call(aten.add.Tensor, total, row)
             sums.append(restore(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]])))
-        read.meta["next"] = total
+        low.call(store, read, total)
         return sums
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, Node, map_arg
 
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
-from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous
+from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, store
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant, set_constant
 
@@ -58,7 +58,7 @@ class Builder:
         return node
 
     def _shape(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is previous:
+        if target in (previous, store):
             return args[0].meta["val"]
         if target is fifo:
             rows, entries, features = args[0].meta["val"].shape
@@ -100,7 +100,7 @@ class Builder:
         key = ("counter", pulse)
         if key not in self._known:
             read = self.count(like)
-            read.meta["next"] = self.call(aten.add.Tensor, read, pulse)
+            self.call(store, read, self.call(aten.add.Tensor, read, pulse))
             self._known[key] = read
         return self._known[key]
 
@@ -110,13 +110,13 @@ class Builder:
         return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
 
     def count(self, like: Node) -> Node:
-        """A state (batch, 1) of int64 whose next value is written to ``meta["next"]``."""
+        """A state (batch, 1) of int64; whoever makes it stores its next value."""
         read = self.graph.call_function(counter, (like,))
         read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
         return read
 
     def carry(self, like: Node, features: int) -> Node:
-        """A state of (batch, features) that a recurrent layer writes itself, through ``meta["next"]``."""
+        """A state of (batch, features) that a recurrent layer stores itself."""
         node = self.graph.call_function(carry, (like, features))
         node.meta = {
             "path": self.path,

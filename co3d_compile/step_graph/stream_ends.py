@@ -18,7 +18,7 @@ from torch.fx import Node
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import Layout
-from co3d_compile.ir.markers import outside
+from co3d_compile.ir.markers import outside, store
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
 from co3d_compile.step_graph.past_entries import Start, _begin_at
 from co3d_compile.step_graph.values_before_start import Virtual
@@ -60,7 +60,8 @@ class Ends:
         self.steps = low.call(aten.add.Tensor, self.before, runs)
         lacking = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, runs, frames), number)
         self.late = low.call(aten.add.Tensor, late, lacking)
-        self.before.meta["next"], late.meta["next"] = self.steps, self.late
+        low.call(store, self.before, self.steps)
+        low.call(store, late, self.late)
         counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t, self.late: lambda t: 0}
         self.virtual = Virtual(low.program.module, counters)
 
@@ -160,7 +161,7 @@ class Ends:
         for i, x in enumerate(entries, first):
             last = self.choose(self.inside(fact, i, front=False, tail=tail), x, last)
             results.append(last)
-        kept.meta["next"] = low.call(aten.reshape.default, last, [-1, low.features(entries[0])])
+        low.call(store, kept, low.call(aten.reshape.default, last, [-1, low.features(entries[0])]))
         return results
 
     def last(self, result: Node, layout: Layout | None, facts: Sequence[Fact]) -> Node:
