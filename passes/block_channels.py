@@ -164,7 +164,6 @@ def _beyond(program: Program, node: Node, channels: int, rest: dict[Node, Node])
     begins = _is_dense(node)  # what it reads has other channels
     with program.graph.inserting_after(node):
         other = program.graph.node_copy(node, lambda n: n if begins else rest.get(n, n))
-    other.meta.pop("holds", None)
     for half, start, length in ((node, 0, fours), (other, fours, channels - fours)):
         _resize(program, half, length, f"from_{start}", partial(Tensor.narrow, start=start, length=length))
     return other
@@ -177,8 +176,7 @@ def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
     with program.graph.inserting_after(other):
         total = program.graph.call_function(aten.add.Tensor, (node, other))
     total.meta = dict(node.meta)
-    for part in (node, other):
-        part.meta.pop("holds", None)
+    program.holders[total] = program.holders.pop(node, [])
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     other.args = (rest, other.args[1], None, *other.args[3:])
     start = _channels(fours)

@@ -68,7 +68,7 @@ class Continual(Pass):
         return bool(past)
 
     def _attention(self, program: Program, node: Node, rule: Attention) -> bool:
-        past = node.meta["past"] = rule.past(node)
+        past = rule.past(node)
         if past:
             program.record(node, "continual")
             for x in {n for n in node.args[1:3] if isinstance(n, Node)}:

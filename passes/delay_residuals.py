@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from torch.fx import Node
 
-from co3d_compile.analysis.window_groups import meeting_windows
+from co3d_compile.analysis.window_groups import meeting_windows, set_newest
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import delay
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
@@ -66,7 +66,7 @@ class DelayResiduals(Pass):
                 x = operand(node)
                 node.replace_input_with(x, delay(program, node, x, held))
                 modified = True
-            node.meta["newest"] = fact.delay + held - fact.crop
+            set_newest(node, fact.delay + held - fact.crop)
         return modified
 
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from co3d_compile.analysis.operator_survey import survey
 from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
-from co3d_compile.analysis.window_groups import _markers, newest
+from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
@@ -94,14 +94,14 @@ class Lower(Pass):
             self._on_window(low, node)
 
     def _holders(self, low: StepGraph, program: Program) -> None:
-        """Notes at the nodes of the step graph of which results they hold the entries."""
+        """Notes which nodes of the step graph hold the entries of which results."""
         for node in program.graph.nodes:
             if node.target in MARKERS or node.op != "call_function":
                 continue
             entries = low.streams.get(node, [low.windows[node]] if node in low.windows else [])
             for i, entry in enumerate(entries if isinstance(entries, list) else []):
                 if isinstance(entry, Node):
-                    entry.meta.setdefault("holds", []).append((node.name, i))
+                    program.holders.setdefault(entry, []).append((node.name, i))
 
     def _marker(self, low: StepGraph, node: Node) -> Any:
         x, *numbers = node.args
@@ -174,7 +174,7 @@ class Lower(Pass):
         parts: list[Node] = []
         for spec, node in zip(program.outputs, output.args[0], strict=True):
             restore(low, node)
-            fact = fact_of(node)
+            fact, windows = fact_of(node), windows_of(node, low.window_fact)
             spec.dtype = node.meta["val"].dtype
             spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.delay - fact.crop, 1, None, fact.rate
             if fact.kind is Kind.STREAM:
@@ -183,14 +183,14 @@ class Lower(Pass):
             elif fact.kind is Kind.WINDOW:
                 result = low.plain(node)
                 parts.append(result)
-                lates = [(newest(m), fact_of(operand(m)).rate) for m in _markers(node)]
-                spec.delay, spec.rate = min(lates, default=(0, Fraction(1)))
+                delays = [(newest(m), fact_of(operand(m)).rate) for m in windows]
+                spec.delay, spec.rate = min(delays, default=(0, Fraction(1)))
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
             else:
                 result = low.plain(node)
             if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
-                result = low.ends.last(result, fact.layout, [fact_of(operand(m)) for m in _markers(node)] or [fact])
+                result = low.ends.last(result, fact.layout, [fact_of(operand(m)) for m in windows] or [fact])
             results.append(result)
         low.graph.output(tuple(results))
         self._dependence(low, program, parts)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from co3d_compile.analysis.window_groups import first_to_end, meeting_windows
+from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, newest, set_newest
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE
@@ -147,7 +147,7 @@ class MarkEnds(Pass):
             held = ceil(frames / fact_of(x).rate)
             if held:
                 marker.replace_input_with(x, delay(program, marker, x, held))
-                marker.meta["newest"] += held
+                set_newest(marker, newest(marker) + held)
 
 
 def _remembered(program: Program) -> list[Node]:

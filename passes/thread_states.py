@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import fake_mode
 from co3d_compile.ir.markers import carry, counter, fifo, previous, store
-from co3d_compile.ir.node_reading import module_path, operand
+from co3d_compile.ir.node_reading import argument, module_path, operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
 
@@ -44,7 +44,7 @@ class ThreadStates(Pass):
             state.meta["path"] = path
             replaced[node], value = self._threaded(program, node, state)
             values.append(stored[node] if node.target in (carry, counter) else value)
-            initial = node.meta.get("initial", 0.0)
+            initial = 0.0 if node in stored else argument(node, 2 if node.target is fifo else 1, "initial", 0.0)
             program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
         output = next(n for n in graph.nodes if n.op == "output")
         final = [replaced.get(v, v) for v in values]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.analysis.window_groups import _windows, newest
+from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.ir.markers import MARKERS, history, shift, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.operator_row import Operator
@@ -132,12 +132,12 @@ def _markers(node: Node) -> Iterator[Node]:
 
 def _window_delay(node: Node) -> Fraction:
     """Frames by which the newest entry lags that a window result has read."""
-    return min((newest(m) * fact_of(operand(m)).rate for m in _windows(node)), default=Fraction(0))
+    return min((newest(m) * fact_of(operand(m)).rate for m in windows_of(node)), default=Fraction(0))
 
 
 def _late(node: Node) -> int:
     """The same in entries, less what a selection leaves out."""
-    return min((newest(m) for m in _windows(node)), default=0)
+    return min((newest(m) for m in windows_of(node)), default=0)
 
 
 def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, Fraction] | None:

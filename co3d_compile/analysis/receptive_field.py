@@ -12,6 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous
+from co3d_compile.ir.node_reading import argument
 
 aten = torch.ops.aten
 
@@ -73,10 +74,10 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = Dependence(0, 0, frames - 1)
         elif source is first and frames > 1 and node.target is aten.select.int and node.args[1] == time_dim:
             result = Dependence(0, node.args[2], node.args[2])
-        elif node.target is counter or node.meta.get("held"):  # speaks of the ends alone
+        elif node.target is counter:  # speaks of the ends alone
             result = Dependence()
         elif node.target is carry:
-            result = Dependence(0, None, 0)
+            result = Dependence() if argument(node, 2, "of_ends", False) else Dependence(0, None, 0)
         elif node.target is expand_batch:  # of the other operand it reads the size alone
             result = found[node.args[0]]
         elif node.target is previous:
@@ -94,7 +95,7 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
 
 def _queue(node: Node, found: dict[Node, Dependence], frames: int) -> list[Dependence]:
     """The dependence of each row of a queue, oldest first."""
-    rows, capacity = node.args
+    rows, capacity = node.args[:2]
     assert isinstance(rows, Node) and isinstance(capacity, int)
     parts: list[Node] = list(rows.args[0]) if rows.target is aten.cat.default else [rows]  # type: ignore[arg-type]
     new = [found[p] for p in parts]

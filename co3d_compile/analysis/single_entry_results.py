@@ -17,18 +17,12 @@ from co3d_compile.ir.aten_operators import SEPARABLE, reduced
 from co3d_compile.ir.layout import BATCH, LayoutLost
 from co3d_compile.ir.markers import window
 from co3d_compile.ir.node_reading import shape_of
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of, is_window
+from co3d_compile.ir.time_facts import KEY, Kind, NoExtension, fact_of, is_window
 from co3d_compile.rules import Rule, rule_for
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-SINGLE = "single"  # in a node's meta while it is lowered so: the fact that it had as a window
-
-
-def window_fact(node: Node) -> Fact:
-    """The fact that says from which windows a result comes."""
-    return node.meta.get(SINGLE, fact_of(node))
 
 
 def pool(low: StepGraph, node: Node, entries: Mapping[Node, Sequence[Any]]) -> bool:
@@ -61,7 +55,7 @@ def pool(low: StepGraph, node: Node, entries: Mapping[Node, Sequence[Any]]) -> b
 
 def follow(low: StepGraph, node: Node) -> bool:
     """Lowers an operator all of whose operands were lowered so, if its rule treats the entry as one of many."""
-    singles = [n for n in node.all_input_nodes if SINGLE in n.meta]
+    singles = [n for n in node.all_input_nodes if n in low.window_facts]
     if not singles:
         return False
     rule = rule_for(node.target)
@@ -72,7 +66,7 @@ def follow(low: StepGraph, node: Node) -> bool:
         except (NoExtension, LayoutLost):
             fact = None
         if fact is not None and fact.pulse == 1 and fact.length == 1 and fact.clip == 1:
-            node.meta[SINGLE], node.meta[KEY] = fact_of(node), fact
+            low.window_facts[node], node.meta[KEY] = fact_of(node), fact
             low.streams[node] = rule.lower(node, low)
             return True
     for n in singles:
@@ -82,11 +76,11 @@ def follow(low: StepGraph, node: Node) -> bool:
 
 def restore(low: StepGraph, node: Node) -> None:
     """Gives the entry its dim for time back, where an operator needs the window as it is in the clip."""
-    if SINGLE in node.meta:
+    if node in low.window_facts:
         layout = fact_of(node).layout
         assert layout is not None
         low.windows[node] = low.as_clip([low.streams[node][0]], layout)
-        node.meta[KEY] = node.meta.pop(SINGLE)
+        node.meta[KEY] = low.window_facts.pop(node)
 
 
 def _mark(low: StepGraph, node: Node, entries: list[Node], layout: Any) -> bool:
@@ -94,7 +88,7 @@ def _mark(low: StepGraph, node: Node, entries: list[Node], layout: Any) -> bool:
     if place is None or not place.alone or place.size != 1:
         return False
     fact = fact_of(node)
-    node.meta[SINGLE] = fact
+    low.window_facts[node] = fact
     node.meta[KEY] = replace(
         fact, kind=Kind.STREAM, pulse=Fraction(1), delay=0, spacing=1, length=1, dense=False, per_entry=True
     )
@@ -112,6 +106,3 @@ def _treats_as_batch(rule: Rule | None, node: Node) -> bool:
         return False
     plain = type(rule).lower is Rule.lower or isinstance(rule, Convolution)
     return plain and (kernel is None or kernel.trivial)
-
-
-__all__ = ["SINGLE", "follow", "pool", "restore", "window_fact"]

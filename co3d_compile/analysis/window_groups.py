@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch.fx import Node
 
-from co3d_compile.analysis.single_entry_results import window_fact
 from co3d_compile.ir.markers import window
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import argument, operand
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import Kind, fact_of, flush_steps
+from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 
 
 def newest(marker: Node) -> int:
     """The delay of the newest entry that a window reads, once windows that meet are aligned."""
-    return int(marker.meta.get("newest", fact_of(operand(marker)).delay))
+    delay: int | None = argument(marker, 2, "newest")
+    return fact_of(operand(marker)).delay if delay is None else delay
 
 
-def _windows(node: Node) -> list[Node]:
-    """The windows that a result comes from."""
-    found, stack, seen = [], list(node.all_input_nodes), set()
-    while stack:
-        n = stack.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        if n.target is window:
-            found.append(n)
-        elif fact_of(n).kind is Kind.WINDOW:
-            stack.extend(n.all_input_nodes)
-    return found
+def set_newest(marker: Node, delay: int) -> None:
+    """Notes the delay of the newest entry that a window reads."""
+    marker.args = (*marker.args[:2], delay)
 
 
-def _markers(node: Node) -> list[Node]:
+def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Node]:
     """The window markers that a result comes from."""
-    seen: set[Node] = set()
-    stack, found = [node], []
+    found, stack, seen = [], [result], set()
     while stack:
         n = stack.pop()
         if n in seen:
@@ -44,7 +33,7 @@ def _markers(node: Node) -> list[Node]:
         seen.add(n)
         if n.target is window:
             found.append(n)
-        elif window_fact(n).kind is Kind.WINDOW:
+        elif fact(n).kind is Kind.WINDOW:
             stack.extend(n.all_input_nodes)
     return found
 

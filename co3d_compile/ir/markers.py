@@ -42,23 +42,32 @@ def outside(x: Tensor, front: float | str | None, back: float | str | None, lead
     raise RuntimeError("co3d.outside is a marker: the pass lower replaces it")
 
 
-def window(x: Tensor, length: int) -> Tensor:
-    """The entries of ``x`` as one clip: from here on, time is an ordinary dim of a tensor made anew at every step."""
+def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
+    """The entries of ``x`` as one clip: from here on, time is an ordinary dim of a tensor made anew at every step.
+
+    ``newest`` is the delay of the newest entry that it reads, once windows whose results meet are aligned.
+    """
     raise RuntimeError("co3d.window is a marker: the pass lower replaces it")
 
 
-def previous(x: Tensor) -> Tensor:
-    """The value that ``x`` had one step ago: a history of one step, as ``lower`` writes it."""
+def previous(x: Tensor, initial: float = 0.0) -> Tensor:
+    """The value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
     raise RuntimeError("co3d.previous is a marker: the pass thread_states replaces it")
 
 
-def fifo(x: Tensor, n: int) -> Tensor:
-    """``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1."""
+def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
+    """``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1.
+
+    The ``n`` entries before the first step are all ``initial``.
+    """
     raise RuntimeError("co3d.fifo is a marker: the pass thread_states replaces it")
 
 
-def carry(like: Tensor, features: int) -> Tensor:
-    """The hidden state (batch, features) of a recurrent layer; ``store`` gives it its next value."""
+def carry(like: Tensor, features: int, of_ends: bool = False) -> Tensor:
+    """The hidden state (batch, features) of a recurrent layer; ``store`` gives it its next value.
+
+    With ``of_ends`` it keeps the last entry of a stream behind its end: no entry depends on it that is within it.
+    """
     raise RuntimeError("co3d.carry is a marker: the pass thread_states replaces it")
 
 

@@ -85,6 +85,7 @@ class Program:
         survey: What is known of each operator, before time leaves the graph.
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
+        holders: By node of the step graph: the results whose entries it holds, as (name, entry).
         values: The ONNX value of entry i of a node, by (name, i).
     """
 
@@ -108,6 +109,7 @@ class Program:
     survey: list[Operator] = field(default_factory=list)
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
+    holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
     values: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def follow(self) -> None:

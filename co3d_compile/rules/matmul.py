@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.layout import Axis, Layout
+from co3d_compile.ir.markers import history
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
@@ -123,10 +124,10 @@ class Attention(Rule):
         return super().flow(node)
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        past = node.meta.get("past", 0)
-        if not past:
-            return super().lower(node, low)
         q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
+        if k.target is not history:
+            return super().lower(node, low)
+        past = int(argument(k, 1, "n"))
         results = []
         for i in range(low.pulse(q)):
             one = low.as_clip([low.ref(q, i)], known(q))

@@ -115,9 +115,9 @@ class Builder:
         read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
         return read
 
-    def carry(self, like: Node, features: int) -> Node:
-        """A state of (batch, features) that a recurrent layer stores itself."""
-        node = self.graph.call_function(carry, (like, features))
+    def carry(self, like: Node, features: int, of_ends: bool = False) -> Node:
+        """A state of (batch, features); whoever makes it stores its next value."""
+        node = self.graph.call_function(carry, (like, features, of_ends))
         node.meta = {
             "path": self.path,
             "val": self._empty((like.meta["val"].shape[0], features), like.meta["val"].dtype),

@@ -30,12 +30,17 @@ class EntryOperators(Builder):
         self.streams: dict[Node, Any] = {}
 
     def before(
-        self, node: Node, steps: int, layout: Layout | None, fix: Callable[[int, Node], Node] | None = None
+        self,
+        node: Node,
+        steps: int,
+        layout: Layout | None,
+        initial: float = 0.0,
+        fix: Callable[[int, Node], Node] | None = None,
     ) -> Node:
-        """The value of a node so many steps ago. ``fix`` rewrites it where a stream may have begun since."""
+        """The value of a node so many steps ago: ``initial``, or what ``fix`` makes of it, where a stream begins."""
         node, restore = self.batch_first(node, layout)
         for t in range(1, steps + 1):
-            node = self.call(previous, node)
+            node = self.call(previous, node, initial)
             node = fix(t, node) if fix is not None else node
         return restore(node)
 

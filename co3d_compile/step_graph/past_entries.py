@@ -19,17 +19,13 @@ class Start:
     """How the past is made right when a stream has just begun.
 
     Args:
-        fix: Gives the value of entry ``i``, ``t`` steps ago (batch alone in front), from what the state holds.
-        number: The one number that all of the past is; then it may be the state's initial value.
+        number: The one number that all of the past is: the initial value of its states.
+        fix: Without such a number: gives the value of entry ``i``, ``t`` steps ago (batch alone in front), from what
+            the state holds.
     """
 
-    fix: Callable[[int, int, Node], Node]
     number: float | None = None
-
-
-def _begin_at(value: Node, number: float) -> Node:
-    value.meta["initial"] = number
-    return value
+    fix: Callable[[int, int, Node], Node] | None = None
 
 
 @dataclass
@@ -56,9 +52,9 @@ class Past:
             capacity = int(self.queue.args[1])  # type: ignore[arg-type]
             return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
         steps, entry = self.origin(index)
-        which = -(self.n - index) % len(self.new)
-        fix = partial(self.start.fix, which) if self.start is not None else None
-        return self.low.before(self.low.resolve(entry), steps, self.layout, fix)
+        start = self.start or Start(0.0)
+        fix = partial(start.fix, -back % len(self.new)) if start.fix is not None else None
+        return self.low.before(self.low.resolve(entry), steps, self.layout, start.number or 0.0, fix)
 
     def origin(self, index: int) -> tuple[int, Any]:
         """How many steps ago an entry was new, and which of the new ones it was."""

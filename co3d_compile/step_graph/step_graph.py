@@ -23,12 +23,19 @@ SMALL = 16384  # elements of an entry up to which its past is kept in one tensor
 
 
 class StepGraph(EntryOperators):
-    """Builds the step graph node by node, and remembers what each node of the clip graph became."""
+    """Builds the step graph node by node, and remembers what each node of the clip graph became.
+
+    Attributes:
+        windows: The results that are computed on windows.
+        window_entries: The entries that each window marker reads.
+        window_facts: The facts, as window results, of what is lowered like the entry of a stream.
+    """
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.windows: dict[Node, Node] = {}
         self.window_entries: dict[Node, list[Any]] = {}
+        self.window_facts: dict[Node, Fact] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
         self.ends: Ends | None = None
         self._start: Ends | None = None
@@ -44,6 +51,10 @@ class StepGraph(EntryOperators):
         return start
 
     # --- reading what clip nodes became
+
+    def window_fact(self, node: Node) -> Fact:
+        """The fact that says from which windows a result comes."""
+        return self.window_facts.get(node, fact_of(node))
 
     def pulse(self, node: Node) -> int:
         """How many entries of a tensor there are: its new ones, and past ones where it is a history."""
@@ -139,9 +150,7 @@ class StepGraph(EntryOperators):
             start = self.start.start(source, new, n)
         if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
             return Past(self, list(new), n, layout, None, start)
-        queue = self.queue([self.resolve(x) for x in new], capacity)
-        if start is not None:
-            queue.meta["initial"] = start.number
+        queue = self.queue([self.resolve(x) for x in new], capacity, (start and start.number) or 0.0)
         return Past(self, list(new), n, layout, queue)
 
     def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> Past:
@@ -156,9 +165,9 @@ class StepGraph(EntryOperators):
         """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         return self.ends.counter(pulse) if self.ends is not None else super().counter(like, pulse)
 
-    def queue(self, new: Sequence[Node], capacity: int) -> Node:
+    def queue(self, new: Sequence[Node], capacity: int, initial: float = 0.0) -> Node:
         """A queue (batch, capacity + new entries, features)."""
-        return self.call(fifo, self.rows(new), capacity)
+        return self.call(fifo, self.rows(new), capacity, initial)
 
     def as_clip(self, refs: Sequence[Any], layout: Layout) -> Node:
         """Entries as one tensor in which time is an ordinary dim, laid out as in the clip."""

@@ -20,7 +20,7 @@ from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import outside, store
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
-from co3d_compile.step_graph.past_entries import Start, _begin_at
+from co3d_compile.step_graph.past_entries import Start
 from co3d_compile.step_graph.values_before_start import Virtual
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ class Ends:
         """Entries from the index ``first`` on, of which the last one within the range stays."""
         low, results = self.low, []
         shape = low.sizes(entries[0])
-        kept = low.carry(entries[0], low.features(entries[0]))
-        kept.meta["held"] = True
+        kept = low.carry(entries[0], low.features(entries[0]), of_ends=True)
         last = low.call(aten.reshape.default, kept, [-1, *shape[1:]])
         for i, x in enumerate(entries, first):
             last = self.choose(self.inside(fact, i, front=False, tail=tail), x, last)
@@ -225,7 +224,7 @@ class Ends:
             flag = self.inside(fact, i - t * len(new), back=False) if fill is not None else None
             return self.choose(came, value, self.choose(flag, first, fill))  # type: ignore[arg-type]
 
-        return Start(fix)
+        return Start(fix=fix)
 
     def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> Start | None:
         """The past where it does not depend on any frame: what lies before the first entry, and delays below 0."""
@@ -241,11 +240,10 @@ class Ends:
         if numbers <= {0.0}:
             return None
         if len(numbers) == 1 and None not in numbers:
-            number = numbers.pop()
-            return Start(lambda i, t, value: _begin_at(value, number), number)  # type: ignore[arg-type]
-        return Start(lambda i, t, value: self._fresh(value, known.get((i, t)), t))
+            return Start(numbers.pop())
+        return Start(fix=lambda i, t, value: self._fresh(value, known.get((i, t))))
 
-    def _fresh(self, value: Node, constant: torch.Tensor | None, t: int) -> Node:
+    def _fresh(self, value: Node, constant: torch.Tensor | None) -> Node:
         """A past value, or the constant that it is when a stream begins."""
         if constant is None:
             return value

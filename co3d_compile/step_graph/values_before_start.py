@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.markers import carry, fifo, previous
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import argument, operand, shape_of
 from co3d_compile.ir.stored_constants import get_constant
 
 
@@ -61,8 +61,7 @@ class Virtual:
 
     def _steps(self, node: Node) -> int:
         """Steps that a queue reaches back."""
-        x, entries = node.args
-        return -(-int(entries) // int(x.meta["val"].shape[1]))  # type: ignore
+        return -(-argument(node, 1, "n") // shape_of(operand(node))[1])
 
     def _compute(self, node: Node, t: int) -> Any:
         if node in self.same:
