@@ -83,7 +83,7 @@ class AnnotateTime(Pass):
         self._inputs(program)
         for node in program.graph.nodes:
             if node.op == "get_attr":
-                node.meta[KEY] = STATIC
+                node.meta.setdefault(KEY, STATIC)  # of a constant more may be known
             elif node.op == "call_function":
                 node.meta.pop("gate", None)
                 if "resampled" in node.meta and is_stream(x := node.args[0]) and not fact_of(x).per_entry:

@@ -8,12 +8,13 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.operator_forms import GATHERS, REWRITES
-from co3d_compile.ir.constant_facts import _alike, _fill, _uniform, band, progression
+from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.node_reading import argument
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
+from co3d_compile.ir.time_facts import amend
 
 aten = torch.ops.aten
 SAME = {
@@ -107,18 +108,10 @@ class Canonicalize(Pass):
             value = values[node]
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
-                constant.meta["filling"] = _uniform(value) and node not in learned
-                constant.meta["fill"] = _fill(value)
-                constant.meta["alike"] = _alike(value)
-                constant.meta["progression"] = progression(value) if node not in learned else None
-                constant.meta["band"] = band(value)
-                constant.meta["zero"] = _uniform(value, 0.0)
+                amend(constant, constant=Constant.of(value, node in learned, computed=True))
                 node.replace_all_uses_with(constant)
             elif node.op == "get_attr":
-                node.meta["zero"] = _uniform(value, 0.0)
-                node.meta["band"] = band(value)
-                node.meta["filling"] = _uniform(value) and node not in learned
-                node.meta["fill"] = _fill(value)
+                amend(node, constant=Constant.of(value, node in learned, computed=False))
         program.graph.eliminate_dead_code()
 
 

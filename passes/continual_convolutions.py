@@ -11,7 +11,7 @@ from co3d_compile.ir.markers import history, hold, take
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, fact_of, is_stream
+from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, kernel_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.matmul import Attention
@@ -44,7 +44,7 @@ class Continual(Pass):
                 modified |= self._attention(program, node, rule)
             elif isinstance(rule, (TransposedConvolution, Upsample)):
                 modified |= self._upsampling(program, node, rule)
-            elif "kernel" in node.meta:
+            elif fact_of(node).slides is not None:
                 target = self._split_pool(program, node, rule) if isinstance(rule, Pool) else node
                 self._slide(program, target)
                 modified = True
@@ -81,21 +81,19 @@ class Continual(Pass):
         if parts is None:
             return node
         space, over_time = parts
-        kernel = node.meta["kernel"]
         fact = fact_of(node)
         for part in parts:
-            part.meta = {k: v for k, v in node.meta.items() if k not in ("kernel", "outside")}
+            part.meta = dict(node.meta)
         x = fact_of(space.args[0])  # type: ignore[arg-type]
         assert fact.layout is not None
-        space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip))
-        over_time.meta["kernel"], over_time.meta["outside"] = kernel, node.meta["outside"]
+        space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip), slides=None)
         replace(node, over_time)
         return over_time
 
     def _slide(self, program: Program, node: Node) -> None:
         """Gives a sliding operator the entries that its new outputs read, and no others."""
         x = operand(node)
-        kernel = fact_of(x).flowing(node.meta["kernel"])
+        kernel = kernel_of(node)
         pulse_x, pulse_y = int(fact_of(x).pulse), int(fact_of(node).pulse)
         length = (pulse_y - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1
         slack = kernel.slack(fact_of(x).delay, fact_of(node).delay)

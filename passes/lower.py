@@ -18,7 +18,7 @@ from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
-from co3d_compile.ir.time_facts import Kind, fact_of, is_stream
+from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.pointwise import POINTWISE
 from co3d_compile.step_graph.past_entries import _Part
@@ -144,10 +144,10 @@ class Lower(Pass):
         if node.meta.get("gate") == "window":
             fact = fact_of(node.args[0])  # type: ignore[arg-type]
             low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
-        elif "kernel" in node.meta and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
-            x: Any = node.args[0]
-            step = fact_of(x).flowing(node.meta["kernel"]).s
-            low.streams[node] = [rule.entry(node, low, i) for i in range(0, low.pulse(x), step)]
+        elif fact_of(node).slides is not None and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
+            low.streams[node] = [
+                rule.entry(node, low, i) for i in range(0, low.pulse(operand(node)), kernel_of(node).s)
+            ]
         else:
             low.streams[node] = rule.lower(node, low)
 

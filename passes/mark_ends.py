@@ -6,6 +6,7 @@ With ``boundary="exact"`` at both ends; else before the first entry alone, where
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -19,7 +20,7 @@ from co3d_compile.ir.markers import history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps, is_stream, misfit
+from co3d_compile.ir.time_facts import Fact, amend, fact_of, flush_steps, is_stream, misfit
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.edge_copies import reads_copies
@@ -49,7 +50,6 @@ class MarkEnds(Pass):
         self._back = program.options.boundary == "exact"
         if not self._back:
             for node in _remembered(program):
-                node.meta["remembered"] = True
                 with contextlib.suppress(UnsupportedError):  # it stays as it is in a stream without ends
                     self._node(program, node)
             return bool(self._marked)
@@ -66,9 +66,10 @@ class MarkEnds(Pass):
 
     def _node(self, program: Program, node: Node) -> None:
         rule = rule_for(node.target)
-        kernel = node.meta.get("kernel")
-        if kernel is not None:
-            front, back = node.meta["outside"]
+        slides = fact_of(node).slides
+        if slides is not None:
+            amend(node, slides=replace(slides, within=True))
+            kernel, (front, back) = slides.kernel, slides.outside
             reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
             if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
                 raise refused(node, "reads entries from inside the clip at its ends (reflected, or of the other end)")
@@ -170,14 +171,15 @@ def _waits(reader: Node, x: Fact) -> bool:
     while reader.target in (history, take):
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.lead
-    return "kernel" in reader.meta and began.delay // began.pulse >= first // x.pulse
+    return began.slides is not None and began.delay // began.pulse >= first // x.pulse
 
 
 def refused(node: Node, why: str) -> UnsupportedError:
     """The error of an operator whose clip form has no stream with ends."""
+    slides = fact_of(node).slides
     return UnsupportedError(
         f"It {why}.",
-        operator=operator_name(node.meta.get("was", node.target)),
+        operator=operator_name(slides.operator if slides is not None else node.target),
         module_path=module_path(node),
         hint="Compile with boundary='stream'.",
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from co3d_compile.ir.graph_edits import insert_marker, replace
+from co3d_compile.ir.index_equation import Sliding
 from co3d_compile.ir.markers import shift
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import is_stream
+from co3d_compile.ir.time_facts import amend, is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
 
 
 class StripTemporalPadding(Pass):
-    """Rewrites, keeping each index equation in the node's meta (padding keeps its role as an offset):
+    """Rewrites, keeping each index equation in the node's fact (padding keeps its role as an offset):
 
     1. ``conv3d(x, w, padding=[1, 1, 1])`` to ``conv3d(x, w, padding=[0, 1, 1])``, pools likewise;
     2. a pad, a crop or a concatenation of constants over time that does nothing else to ``shift(x, p)``.
@@ -32,13 +33,13 @@ class StripTemporalPadding(Pass):
             part = rule.parts(node)[0].index(rule.main(node)) if isinstance(rule, Concatenation) else None
             found.append((node, rule, kernel, part, rule.outside(node)))
         for node, rule, kernel, part, outside in found:
+            slides = Sliding(kernel, outside, node.target)
             if isinstance(rule, Concatenation) and part is not None:
                 new = insert_marker(program, node, shift, rule.parts(node)[0][part], kernel.p, like=node)
-                new.meta.update(kernel=kernel, outside=outside, was=node.target)
+                amend(new, slides=slides)
                 replace(node, new)
             else:
-                node.meta["kernel"] = kernel
-                node.meta["outside"] = outside
+                amend(node, slides=slides)
                 rule.strip(node)
             if kernel.p or kernel.p_end:
                 program.record(node, "temporal padding or crop made an offset")

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.window_groups import newest, windows_of
+from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.markers import MARKERS, history, shift, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.operator_row import Operator
@@ -68,7 +69,7 @@ def with_values(rows: list[Operator], program: Program) -> list[Operator]:
 
 
 def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: Any) -> Operator:
-    kernel = node.meta.get("kernel")
+    kernel = fact.slides.kernel if fact.slides is not None else Kernel()
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
     left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
@@ -81,8 +82,8 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
         inputs=tuple(at for at, _ in inputs),
         held=tuple(held for _, held in inputs),
         shape=tuple(int(size) for size in value.shape) if isinstance(value, torch.Tensor) else (),
-        taps=(kernel.k - 1) * kernel.d + 1 if kernel is not None else 1,
-        padding=max(0, kernel.p) if kernel is not None else 0,
+        taps=(kernel.k - 1) * kernel.d + 1,
+        padding=max(0, kernel.p),
         rate=float(fact.rate),
         delay=float(fact.delay * fact.rate - left_out) if streams else float(_window_delay(node)),
         first=None if extent is None else float(extent[0] - left_out),
@@ -99,7 +100,7 @@ def _done(node: Node, fact: Fact) -> str:
         return "carries its state"
     if "gate" in node.meta:
         return "gate over one frame" if node.meta["gate"] == "frame" else "gate over a window"
-    if "kernel" in node.meta and any(m.target is history for n in node.all_input_nodes for m in _markers(n)):
+    if fact.slides is not None and any(m.target is history for n in node.all_input_nodes for m in _markers(n)):
         return "continual"
     held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
     return f"operand delayed by {max(held)}" if held else ""
@@ -156,10 +157,9 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
     if node.target is shift:
         move = int(node.args[1]) * before.rate  # type: ignore[arg-type]
         return first - move, last - move
-    kernel = node.meta.get("kernel")
-    if kernel is None and fact.kind is Kind.WINDOW:
+    if fact.slides is None and fact.kind is Kind.WINDOW:
         return first, last
-    if kernel is None:  # behind an up-sampling the later entries of a group read what lies before them
+    if fact.slides is None:  # behind an up-sampling the later entries of a group read what lies before them
         return first - max(Fraction(0), before.rate - fact.rate), last
-    kernel = before.flowing(kernel)
+    kernel = before.flowing(fact.slides.kernel)
     return first - kernel.p * before.rate, last + ((kernel.k - 1) * kernel.d - kernel.p) * before.rate

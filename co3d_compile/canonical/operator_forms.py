@@ -16,7 +16,7 @@ from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, reduced
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import known
+from co3d_compile.ir.time_facts import constant_of, known
 
 aten = torch.ops.aten
 
@@ -358,7 +358,7 @@ def _bmm(program: Program, node: Node) -> None:
     left = x.op == "get_attr"
     if left:
         x, weight = weight, x
-    if 0 not in weight.meta.get("alike", ()) or shape_of(weight)[0] == 1:
+    if 0 not in constant_of(weight).alike or shape_of(weight)[0] == 1:
         return
     value = program.constant(weight)[0]
     shared = insert_constant(program, node, f"constant.{node.name}", (value if left else value.t()).contiguous())

@@ -2,7 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What is known of the values of a constant.
+
+    It is part of the fact of the constant's node, for rules look at nodes and at nothing else.
+
+    Args:
+        fill: The one number that it consists of.
+        filling: Whether it consists of one number that was not learned: it may fill in what lies outside of a stream.
+        alike: The dims along which it stays the same.
+        progression: Dim, first value and step, if it counts along one dim and was not learned.
+        band: The least and largest distance into the past that it allows, if it is such an attention mask.
+    """
+
+    fill: float | None = None
+    filling: bool = False
+    alike: frozenset[int] = frozenset()
+    progression: tuple[int, float, float] | None = None
+    band: tuple[int, int] | None = None
+
+    @staticmethod
+    def of(value: torch.Tensor, learned: bool, computed: bool) -> Constant:
+        """What is known of a tensor.
+
+        Args:
+            value: The tensor.
+            learned: Whether it is a parameter, or computed from one.
+            computed: Whether the model computes it.
+        """
+        even = _uniform(value)
+        return Constant(
+            fill=float(value.flatten()[0]) if even and value.numel() else None,
+            filling=even and not learned,
+            alike=_alike(value) if computed else frozenset(),
+            progression=progression(value) if computed and not learned else None,
+            band=band(value),
+        )
 
 
 def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
@@ -33,18 +74,10 @@ def band(mask: torch.Tensor) -> tuple[int, int] | None:
     return (inside[0], inside[-1]) if inside[0] > 1 - n and inside[-1] < n - 1 else None
 
 
-def _fill(value: torch.Tensor) -> float | None:
-    """The one number that a constant consists of."""
-    return float(value.flatten()[0]) if value.numel() and _uniform(value) else None
-
-
 def _alike(value: torch.Tensor) -> frozenset[int]:
     """The dims along which a constant stays the same."""
     return frozenset(d for d in range(value.dim()) if bool((value == value.narrow(d, 0, 1)).all()))
 
 
-def _uniform(value: torch.Tensor, wanted: float | None = None) -> bool:
-    if value.numel() == 0:
-        return True
-    first = value.flatten()[0]
-    return bool((value == first).all()) and (wanted is None or float(first) == wanted)
+def _uniform(value: torch.Tensor) -> bool:
+    return value.numel() == 0 or bool((value == value.flatten()[0]).all())

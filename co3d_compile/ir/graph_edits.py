@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import set_constant
-from co3d_compile.ir.time_facts import KEY, fact_of
+from co3d_compile.ir.time_facts import KEY, amend, fact_of
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
@@ -45,8 +45,7 @@ def insert_marker(program: Program, before: Node, target: Any, *args: Any, like:
     """Puts a marker of ``co3d_compile.primitive`` in front of a node; its shape is its operand's in the clip."""
     with program.graph.inserting_before(before):
         node = program.graph.call_function(target, args)
-    node.meta = {k: v for k, v in like.meta.items() if k in ("val", "co3d")}
-    node.meta["path"] = module_path(before)
+    node.meta = {"val": like.meta["val"], KEY: replace_fields(fact_of(like), slides=None), "path": module_path(before)}
     return node
 
 
@@ -75,5 +74,5 @@ def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
     """``x``, ``entries`` entries later."""
     past = insert_marker(program, before, history, x, entries, like=x)
     new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
-    new.meta[KEY] = dataclasses.replace(fact_of(x), delay=fact_of(x).delay + entries, lead=0, tail=0)
+    amend(new, delay=fact_of(x).delay + entries, lead=0, tail=0)
     return new

@@ -61,3 +61,22 @@ class Kernel:
 Outside = float | str | None
 """A number, ``EDGE``, or None for what no entry can know before it is too late (reflection, the other end)."""
 EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How an operator of the stream slides, once its padding over time is out of its arguments.
+
+    It is part of the operator's fact: a copy of the node has it too, and what is computed from its result has not.
+
+    Args:
+        kernel: The clip's index equation.
+        outside: What it reads before its operand's first entry, and behind its last one.
+        operator: The operator of the model, for people.
+        within: Whether it must tell the entries within its operand's range from those outside.
+    """
+
+    kernel: Kernel
+    outside: tuple[Outside, Outside]
+    operator: object
+    within: bool = False

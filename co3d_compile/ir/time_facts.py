@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from math import ceil, floor
+from typing import Any
 
 from torch.fx import Node
 
-from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.constant_facts import Constant
+from co3d_compile.ir.index_equation import Kernel, Sliding
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 
 KEY = "co3d"
 
@@ -55,6 +57,8 @@ class Fact:
         tail: Last entries that are copies of the one before them.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
+        constant: What is known of its values (STATIC only).
+        slides: How the operator itself slides over time, behind ``strip_temporal_padding``.
     """
 
     kind: Kind
@@ -72,6 +76,8 @@ class Fact:
     pooled: tuple[int, int, int] | None = None
     lead: int = 0
     tail: int = 0
+    constant: Constant | None = None
+    slides: Sliding | None = None
 
     @property
     def clip(self) -> int:
@@ -111,6 +117,7 @@ class Fact:
             spacing=spacing,
             length=length,
             rate=self.rate * flowing.s,
+            slides=None,
         )
         if self.end is not None:
             end = self.end + kernel.reach * self.rate
@@ -140,7 +147,7 @@ class Fact:
         return kernel.dense(self.spacing) if self.dense else kernel
 
     def __str__(self) -> str:
-        text = f"{self.kind.value} {self.layout}"
+        text = f"{self.kind.value} {self.layout or ''}".rstrip()
         if self.kind is Kind.STREAM:
             text += f" pulse={self.pulse} delay={self.delay}"
         if self.kind is Kind.WINDOW:
@@ -159,6 +166,22 @@ STATIC = Fact(Kind.STATIC)
 def fact_of(node: Node) -> Fact:
     """The fact attached to a node; a node without one is a constant."""
     return node.meta.get(KEY, STATIC)
+
+
+def amend(node: Node, **changes: Any) -> None:
+    """Gives a node its fact with some fields changed."""
+    node.meta[KEY] = replace(fact_of(node), **changes)
+
+
+def constant_of(node: Node) -> Constant:
+    """What is known of the values of a node: nothing, if it is no constant of the model."""
+    return fact_of(node).constant or Constant()
+
+
+def kernel_of(node: Node) -> Kernel:
+    """The kernel with which an operator slides over the entries of its operand as they come."""
+    slides = fact_of(node).slides
+    return fact_of(operand(node)).flowing(slides.kernel) if slides is not None else Kernel()
 
 
 def is_stream(node: object) -> bool:
@@ -190,6 +213,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         end=max((f.end for f in streams if f.end is not None), default=None),
         lead=last.lead if alike else 0,
         tail=last.tail if alike else 0,
+        slides=None,
     )
 
 

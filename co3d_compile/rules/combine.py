@@ -11,7 +11,7 @@ from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
 
@@ -73,9 +73,9 @@ class Concatenation(Rule):
     def _check_constant(self, node: Node, part: Node, parts: list[Node], dim: int) -> None:
         stream = next(p for p in parts if is_stream(p))
         place = known(stream).time
-        if place is None or place.size == 1 or shape_of(part)[place.dim] == 1 or part.meta.get("filling"):
+        if place is None or place.size == 1 or shape_of(part)[place.dim] == 1 or constant_of(part).filling:
             return
-        if place.dim not in part.meta.get("alike", ()):
+        if place.dim not in constant_of(part).alike:
             raise NoExtension("concatenates a constant with a time axis")
 
     def _over_time(self, node: Node, parts: list[Node], dim: int) -> Fact:
@@ -101,7 +101,7 @@ class Concatenation(Rule):
         for p in parts:
             if p is main:
                 continue
-            filling = p.meta.get("filling", False) if not is_stream(p) else _root(p) is _root(main)
+            filling = constant_of(p).filling if not is_stream(p) else _root(p) is _root(main)
             if not filling or 2 * shape_of(main)[dim] < shape_of(node)[dim]:
                 raise NoExtension("joins several sequences along time")
         return main
@@ -165,8 +165,9 @@ def common(parts: list[Node], dim: int, edge: int) -> Outside:
     """What all parts at one end of a concatenation are: one number, or the entry at the edge."""
     values: set[Outside] = set()
     for part in parts:
-        if "fill" in part.meta:
-            values.add(part.meta["fill"])
+        constant = fact_of(part).constant
+        if constant is not None:
+            values.add(constant.fill)
         else:
             values.add(EDGE if span(part, dim) == (edge, edge) else None)
     return values.pop() if len(values) == 1 else None if values else 0.0

@@ -13,7 +13,7 @@ from co3d_compile.ir.aten_operators import ConvArgs, sliding_axis
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, shape_of, spread
-from co3d_compile.ir.time_facts import Fact, fact_of, known
+from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known
 from co3d_compile.rules.base import Rule, refuse_dense, register
 from co3d_compile.step_graph.convolution_forms import TapConvolution, choose, pairs
 
@@ -78,7 +78,7 @@ class Convolution(Rule):
         axis = sliding_axis(conv.x, n)
         if axis is None:
             return [self.entry(node, low, i) for i in range(low.pulse(node))]
-        kernel = fact_of(conv.x).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        kernel = kernel_of(node)
         taps = [low.plain(conv.weight, slot=(axis + 2, i)) for i in range(kernel.k)]
         bias = low.plain(conv.bias) if conv.bias is not None else None
         space = [a for a in range(n) if a != axis]

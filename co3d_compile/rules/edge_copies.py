@@ -48,6 +48,6 @@ def reads_copies(node: Node) -> bool:
     """Whether an operator takes the copies at the edges of its operand for entries, and hands on none."""
     if not is_stream(node) or node.target in (history, take, window):
         return True
-    own, kernel = fact_of(node), node.meta.get("kernel")
-    pads = kernel is not None and max(kernel.p, kernel.p_end) > 0
+    own = fact_of(node)
+    pads = own.slides is not None and max(own.slides.kernel.p, own.slides.kernel.p_end) > 0
     return pads or (own.lead, own.tail) == (0, 0)

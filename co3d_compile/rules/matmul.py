@@ -11,7 +11,7 @@ from torch.fx import Node
 from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.markers import history
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
 
@@ -108,7 +108,7 @@ class Attention(Rule):
     def past(self, node: Node) -> int:
         """Entries of the past that a banded mask lets every entry see; 0 without such a mask."""
         mask = argument(node, 3, "attn_mask")
-        reach = mask.meta.get("band") if isinstance(mask, Node) else None
+        reach = constant_of(mask).band if isinstance(mask, Node) else None
         q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
         facts = [fact_of(n) for n in (q, k, v)]
         places = [known(n).time if is_stream(n) else None for n in (q, k, v)]

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Pointwise(Rule):
                     raise NoExtension("spreads a single entry over the whole time axis")
             right = layout.rank - place.dim
             for n in operands(node):
-                filling = n.meta.get("filling", False) or counts(n, rank_of(n) - right) or _same(n, layout)
+                filling = constant_of(n).filling or counts(n, rank_of(n) - right) or _same(n, layout)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
@@ -106,18 +106,20 @@ def _same(constant: Node, layout: Layout) -> bool:
     place = layout.time
     if place is None or not (place.alone or place.dim == 0):
         return False
-    return rank_of(constant) - layout.rank + place.dim in constant.meta.get("alike", ())
+    return rank_of(constant) - layout.rank + place.dim in constant_of(constant).alike
 
 
 def counts(constant: Node, dim: int) -> bool:
     """Whether a constant counts along a dim (``arange``), so that it goes on beyond the clip."""
-    line = constant.meta.get("progression")
+    line = constant_of(constant).progression
     return line is not None and line[0] == dim
 
 
 def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
     """Entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
-    _, first, step = constant.meta["progression"]
+    line = constant_of(constant).progression
+    assert line is not None
+    _, first, step = line
     like = next(low.entry(n, i) for n in operands(node) if is_stream(n))
     seen = low.counter(like, low.pulse(node))
     offset = first + step * (i - fact_of(node).delay)

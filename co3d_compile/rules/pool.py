@@ -17,7 +17,7 @@ from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding
 from co3d_compile.ir.index_equation import Kernel, Outside
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, fact_of, known
+from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known
 from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Pool(Rule):
             return [
                 low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n)))) for i in range(low.pulse(node))
             ]
-        kernel = fact_of(pool.x).flowing(node.meta["kernel"]) if "kernel" in node.meta else Kernel()
+        kernel = kernel_of(node)
         space = [a for a in range(n) if a != axis]
         results = []
         for o in range(low.pulse(node)):
@@ -128,12 +128,12 @@ class Pool(Rule):
 
     def _mean_inside(self, node: Node, low: StepGraph, pool: PoolArgs, x: Node, o: int) -> Node:
         """With ends, or a start: the mean over the entries that the clip's own operator counts."""
-        kernel: Kernel | None = node.meta.get("kernel")
-        counts_all = kernel is None or (not kernel.ceil and (pool.count_pad or not (kernel.p or kernel.p_end)))
-        within = low.ends is not None or node.meta.get("remembered", False)
-        if not within or not pool.average or pool.divisor is not None or counts_all:
+        slides = fact_of(node).slides
+        if slides is None or not slides.within or not pool.average or pool.divisor is not None:
             return x
-        assert kernel is not None
+        kernel = slides.kernel
+        if not kernel.ceil and (pool.count_pad or not (kernel.p or kernel.p_end)):
+            return x
         pad = (kernel.p, kernel.p_end) if pool.count_pad else (0, 0)
         return low.start.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
 from co3d_compile.ir.node_reading import operand
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, touches_time
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, touches_time
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
 
@@ -147,7 +147,7 @@ def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
 def _from_zero(node: Node) -> bool:
     """Whether the hidden state that the layer is given is a constant zero."""
     hidden: Any = node.args[1]
-    return all(h.meta.get("zero", False) for h in ([hidden] if isinstance(hidden, Node) else hidden))
+    return all(constant_of(h).fill == 0 for h in ([hidden] if isinstance(hidden, Node) else hidden))
 
 
 @dataclass

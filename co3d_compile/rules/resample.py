@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import LINEAR, NEAREST, sliding_axis
 from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, shape_of
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, is_stream, known
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, refuse_dense, register
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class GridSample(Rule):
 
     def flow(self, node: Node) -> Fact:
         for n in (operand(node), operand(node, 1)):
-            if not is_stream(n) and 0 not in n.meta.get("alike", ()):
+            if not is_stream(n) and 0 not in constant_of(n).alike:
                 raise NoExtension("meets a constant with a time axis")
         return super().flow(node)
 
