@@ -108,7 +108,7 @@ def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
         from co3d_compile.compiler.program_report import details
 
         compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options))
-    return compiled.info, details(compiled.report(), compiled.program.survey)
+    return compiled.info, details(compiled.report(), compiled.program.notes.survey)
 
 
 def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -236,20 +236,20 @@ class AnnotateTime(Pass):
                 for n in node.all_input_nodes
                 if fact_of(n).kind is Kind.STREAM and (shape := tuple(n.meta["val"].shape))
             )
-            program.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
+            program.notes.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
         for node in program.graph.nodes:
             if "gate" in node.meta:
-                program.gates.append((module_path(node), node.meta["gate"]))
+                program.notes.gates.append((module_path(node), node.meta["gate"]))
                 program.record(node, f"gate over one {node.meta['gate']}")
             elif fact_of(node).kind is Kind.WINDOW and node.op == "call_function":
                 program.record(node, "on a window")
         wanted = program.options.window
         windows = any(fact_of(n).kind is Kind.WINDOW for n in program.graph.nodes)
-        if windows or "window" in {s for _, s in program.gates}:
+        if windows or "window" in {s for _, s in program.notes.gates}:
             first = next(i for i in program.inputs if i.time_dim is not None)
-            program.window = wanted or first.shape[first.time_dim]  # type: ignore[index]
+            program.step.window = wanted or first.shape[first.time_dim]  # type: ignore[index]
         elif wanted is not None:
-            program.warnings.append("window has no effect: the model has no operator over the whole time axis.")
+            program.notes.warnings.append("window has no effect: the model has no operator over the whole time axis.")
 
 
 def _as_long(node: Node) -> bool:

@@ -176,7 +176,7 @@ def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
     with program.graph.inserting_after(other):
         total = program.graph.call_function(aten.add.Tensor, (node, other))
     total.meta = dict(node.meta)
-    program.holders[total] = program.holders.pop(node, [])
+    program.notes.holders[total] = program.notes.holders.pop(node, [])
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     other.args = (rest, other.args[1], None, *other.args[3:])
     start = _channels(fours)

@@ -90,7 +90,7 @@ class Canonicalize(Pass):
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 values[node] = program.constant(node)
-                if node.meta.get("parameter", False):
+                if node.target in program.learned:
                     learned.add(node)
             elif node.target in LIKE:
                 values[node] = _like(node)

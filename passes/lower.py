@@ -43,7 +43,7 @@ class Lower(Pass):
     breaks = frozenset({"time"})
 
     def run(self, program: Program) -> bool:
-        program.survey = survey(program)
+        program.notes.survey = survey(program)
         low = StepGraph(program)
         for node in program.graph.nodes:
             if node.target is history:
@@ -52,8 +52,8 @@ class Lower(Pass):
                 low.capacity(_source(node), _reach_back(node))
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
             self._input(low, node, spec.pulse if spec.time_dim is not None else 0)
-        if program.valid is not None:
-            low.ends = Ends(low, program.valid, program.inputs[0].pulse)
+        if program.step.valid is not None:
+            low.ends = Ends(low, program.step.valid, program.inputs[0].pulse)
         for node in program.graph.nodes:
             low.path = module_path(node)
             if node.op == "call_function":
@@ -101,7 +101,7 @@ class Lower(Pass):
             entries = low.streams.get(node, [low.windows[node]] if node in low.windows else [])
             for i, entry in enumerate(entries if isinstance(entries, list) else []):
                 if isinstance(entry, Node):
-                    program.holders.setdefault(entry, []).append((node.name, i))
+                    program.notes.holders.setdefault(entry, []).append((node.name, i))
 
     def _marker(self, low: StepGraph, node: Node) -> Any:
         x, *numbers = node.args
@@ -212,8 +212,8 @@ class Lower(Pass):
         first = program.inputs[0]
         found = dependences(low.graph, max(1, first.pulse), first.time_dim or 0)
         fields = [found[p].field for p in parts]
-        program.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
-        program.warmup_steps = max((found[p].steps for p in parts), default=0)
+        program.step.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
+        program.step.warmup_steps = max((found[p].steps for p in parts), default=0)
 
 
 def _source(node: Node) -> Node:

@@ -56,7 +56,7 @@ class MarkEnds(Pass):
         if program.inputs[0].time_dim is None:
             raise UsageError("boundary='exact' counts the frames of the first input, and that has no time.")
         used = {i.name for i in program.inputs}
-        program.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
+        program.step.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
         for node in list(program.graph.nodes):
             if node.op == "call_function" and is_stream(node):
                 self._node(program, node)
@@ -137,7 +137,7 @@ class MarkEnds(Pass):
         for group in meeting_windows(program):
             self._end_together(program, group)
             steps.append(flush_steps(fact_of(operand(first_to_end(group)))))
-        program.flush_steps = max(steps, default=0)
+        program.step.flush_steps = max(steps, default=0)
 
     def _end_together(self, program: Program, group: list[Node]) -> None:
         """Windows whose results meet are for one clip: the one that ends first decides which clip is the last."""

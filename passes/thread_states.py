@@ -45,7 +45,7 @@ class ThreadStates(Pass):
             replaced[node], value = self._threaded(program, node, state)
             values.append(stored[node] if node.target in (carry, counter) else value)
             initial = 0.0 if node in stored else argument(node, 2 if node.target is fifo else 1, "initial", 0.0)
-            program.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
+            program.step.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
         output = next(n for n in graph.nodes if n.op == "output")
         final = [replaced.get(v, v) for v in values]
         for old, new in replaced.items():

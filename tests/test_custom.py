@@ -233,7 +233,7 @@ def test_four_dims_at_one_frame_per_step() -> None:
         co3d.rule(difference, kernel=TWO)(entry_of_difference)
         compiled = co3d.compile(Net(calls_difference).eval(), (torch.zeros(CLIP),))
     assert all(len(n.meta["val"].shape) <= 4 for n in compiled.program.graph.nodes if n.op == "call_function")
-    assert ("co3d_test.difference", "continual") in compiled.program.actions
+    assert ("co3d_test.difference", "continual") in compiled.program.notes.actions
 
 
 # Windows

@@ -105,7 +105,7 @@ def metadata(model: co3d.CompiledModel) -> dict[str, str]:
 def test_each_operator_s_facts_add_up_to_those_of_the_model(name: str) -> None:
     """The frames seen follow operator by operator from the index equations, the contract's from the step graph."""
     model = compiled(name)
-    rows, info, report = model.program.survey, model.info, model.report()
+    rows, info, report = model.program.notes.survey, model.info, model.report()
     last = rows[-1]
     assert last.field is not None and info.receptive_field is not None
     # Behind an up-sampling not every entry of a group reads as far back as the farthest.
@@ -132,14 +132,14 @@ def test_the_tree_has_every_state(folder: Path) -> None:
     model = co3d.compile(Attention().eval(), (torch.rand(1, 3, 6, 4, 4),))
     model.save("out.onnx")
     text = CliRunner().invoke(group, ["inspect", "out.onnx"]).stdout
-    with_state = [row for row in model.program.survey if row.state_bytes]
+    with_state = [row for row in model.program.notes.survey if row.state_bytes]
     assert {row.kind for row in with_state} == {"stream", "window"}
     assert all(f"{row.operator.removeprefix('aten.')}  {row.done}" in text for row in with_state)
     assert sum(f", {row.state_bytes} B" in text for row in with_state) == len(with_state)
 
 
 def test_the_three_steps_stand_at_their_operators() -> None:
-    rows = compiled("residual").program.survey
+    rows = compiled("residual").program.notes.survey
     assert [row.done for row in rows if row.operator == "aten.add"] == ["operand delayed by 1", "operand delayed by 2"]
     assert [(r.taps, r.padding, r.delay) for r in rows if r.done == "continual"] == [(5, 2, 2), (3, 1, 3), (5, 2, 5)]
     assert [row.done for row in rows if row.operator == "aten.mean"][:2] == ["gate over one frame"] * 2

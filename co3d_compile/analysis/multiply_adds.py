@@ -49,7 +49,7 @@ def costs(program: Program) -> Costs:
 def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program) -> list[Operator]:
     """Adds what each module costs and remembers, at the operator of the module that does most with time."""
     states: Counter[str] = Counter()
-    for state in program.states:
+    for state in program.step.states:
         path = state.input.removeprefix("state.").rpartition(".")[0]
         states[path] += bytes_of(state.shape, state.dtype)
     result = list(rows)

@@ -58,7 +58,7 @@ def _origins(program: Program) -> dict[str, str]:
 def with_values(rows: list[Operator], program: Program) -> list[Operator]:
     """Adds the ONNX values of an exported program that hold the entries of each operator."""
     found: dict[str, dict[int, str]] = {}
-    for (name, entry), value in program.values.items():
+    for (name, entry), value in program.notes.values.items():
         found.setdefault(name, {})[entry] = value
     result = []
     for row in rows:

@@ -84,7 +84,7 @@ def reading(program: Program, node: Node) -> None:
     x, dim, start, end, step = sliced(node)
     if node.users and all(_into(user, n) for user in node.users for n in user.users):
         return  # it is written back as a whole
-    if step == 1 and x.meta.get("written", False) and end > start:
+    if step == 1 and x in program.written and end > start:
         replace(node, _cut(program, node, x, dim, start, end))
 
 
@@ -92,7 +92,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
     """Entries ``start`` to ``end`` of a dim."""
     if (start, end) == (0, shape_of(x)[dim]):
         return x
-    if not x.meta.get("written", False):
+    if x not in program.written:
         return insert(program, before, aten.slice.Tensor, x, dim, start, end)
     parts: list[Node] = list(x.args[0])  # type: ignore[arg-type]
     along = int(argument(x, 1, "dim", 0))
@@ -112,5 +112,5 @@ def _joined(program: Program, before: Node, parts: list[Node], dim: int) -> Node
     if len(parts) == 1:
         return parts[0]
     node = insert(program, before, aten.cat.default, parts, dim)
-    node.meta["written"] = True
+    program.written.add(node)
     return node

@@ -45,10 +45,10 @@ def capture(
         exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs, two)
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
-    module, outputs = unlift(exported)
+    module, outputs, learned = unlift(exported)
     check_operators(module)
     inputs = describe_inputs(module, options)
-    program = Program(module, options, inputs, [Output(n) for n in outputs], name=name)
+    program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
     roll(program)
     program.follow()
     return program

@@ -15,8 +15,12 @@ from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.stored_constants import set_constant
 
 
-def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
-    """A graph module with parameters and buffers as attributes and the user's inputs and outputs alone."""
+def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str], frozenset[str]]:
+    """A graph module with parameters and buffers as attributes and the user's inputs and outputs alone.
+
+    Returns:
+        The module, the names of its outputs, and which of its attributes are parameters.
+    """
     signature = exported.graph_signature
     root = nn.Module()
     constants = {**exported.state_dict, **exported.constants}
@@ -32,7 +36,6 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
             set_constant(root, target, constants[target])
             env[node] = graph.get_attr(target)
             env[node].meta = dict(node.meta)
-            env[node].meta["parameter"] = specs[node.name].kind is InputKind.PARAMETER
         elif node.op == "get_attr" and isinstance(getattr(exported.graph_module, str(node.target), None), nn.Module):
             raise CaptureError(
                 f"{type_of_control(node)} in the model chooses what is computed by the values of its input.",
@@ -51,7 +54,8 @@ def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str]]:
                 )
             graph.erase_node(node)
     module = GraphModule(root, graph)
-    return module, output_names(exported, tensors)
+    learned = frozenset(str(s.target) for s in signature.input_specs if s.kind is InputKind.PARAMETER)
+    return module, output_names(exported, tensors), learned
 
 
 def type_of_control(node: Node) -> str:

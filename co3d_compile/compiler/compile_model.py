@@ -92,7 +92,7 @@ def compile(
             if not both:
                 raise
         else:
-            if not both or not compiled.program.fixed_batch:
+            if not both or not compiled.program.step.fixed_batch:
                 return compiled
         # The model is for one clip at a time: two of them are not what it was made for.
         return _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
@@ -141,9 +141,9 @@ def _compile(
     info = describe(program)
     model.metadata_props[metadata.METADATA_KEY] = info.to_json()
     seconds["export"] = time.perf_counter() - start
-    log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.states), seconds["export"])
+    log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.step.states), seconds["export"])
     step = costs(program)
     report = report_of(program, info, operators, clip.total, step.total, seconds)
-    program.survey = with_values(with_costs(program.survey, clip, step, program), program)
-    model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.survey))
+    program.notes.survey = with_values(with_costs(program.notes.survey, clip, step, program), program)
+    model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.notes.survey))
     return CompiledModel(program, model, info, report)

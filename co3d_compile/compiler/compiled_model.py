@@ -109,7 +109,7 @@ class CompiledModel:
         """
         from co3d_compile.report.web_page import page
 
-        return page(details(self._report, self.program.survey), self.info)
+        return page(details(self._report, self.program.notes.survey), self.info)
 
     def to_native(self) -> CompiledModel:
         """The same model for machines like this one alone, and faster: states too are in the blocked layout of ONNX
@@ -172,7 +172,7 @@ class CompiledModel:
         size = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
         note = f"{what}: results are near those of the clip model, not equal to them."
         report = dataclasses.replace(self._report, state_bytes=size, warnings=[*self._report.warnings, note])
-        model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.survey))
+        model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.notes.survey))
         return self._other(model, info, report)
 
     def _other(self, model: ir.Model, info: metadata.Contract, report: Report) -> CompiledModel:

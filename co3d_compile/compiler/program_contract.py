@@ -40,7 +40,7 @@ def describe(program: Program) -> metadata.Contract:
     )
     states = tuple(
         metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0)
-        for s in program.states
+        for s in program.step.states
     )
     options = {
         k: getattr(program.options, k)
@@ -53,14 +53,14 @@ def describe(program: Program) -> metadata.Contract:
         outputs=outputs,
         states=states,
         frames_per_step={i.name: i.pulse for i in program.inputs if i.time_dim is not None},
-        receptive_field=program.receptive_field,
-        warmup_steps=program.warmup_steps,
-        window=program.window,
-        recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.recomputed),
+        receptive_field=program.step.receptive_field,
+        warmup_steps=program.step.warmup_steps,
+        window=program.step.window,
+        recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.notes.recomputed),
         options=options,
         boundary=program.options.boundary,  # type: ignore[arg-type]
-        valid=program.valid,
-        flush_steps=program.flush_steps,
+        valid=program.step.valid,
+        flush_steps=program.step.flush_steps,
     )
 
 

@@ -18,8 +18,8 @@ def report_of(
     """The report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
     frames = max(info.frames_per_step.values(), default=1)
     per_frame = step / frames
-    warnings = list(program.warnings)
-    if not program.states:
+    warnings = list(program.notes.warnings)
+    if not program.step.states:
         warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
     return Report(
         model=program.name,
@@ -42,18 +42,18 @@ def report_of(
         warmup_steps=info.warmup_steps,
         frames_per_step=dict(info.frames_per_step),
         window=info.window,
-        state_count=len(program.states),
-        state_bytes=sum(bytes_of(s.shape, s.dtype) for s in program.states),
+        state_count=len(program.step.states),
+        state_bytes=sum(bytes_of(s.shape, s.dtype) for s in program.step.states),
         gmac_clip=clip / 1e9,
         gmac_step=step / 1e9,
         gmac_frame=per_frame / 1e9,
         gmac_ratio=clip / per_frame if per_frame else float("inf") if clip else 1.0,
         actions=[
             {"operator": operator, "count": count, "action": action}
-            for (operator, action), count in sorted(program.actions.items())
+            for (operator, action), count in sorted(program.notes.actions.items())
         ],
-        recomputed=[asdict(r) for r in program.recomputed],
-        gates=[{"module_path": path, "scope": scope} for path, scope in program.gates],
+        recomputed=[asdict(r) for r in program.notes.recomputed],
+        gates=[{"module_path": path, "scope": scope} for path, scope in program.notes.gates],
         warnings=warnings,
         seconds=seconds,
     )

@@ -66,6 +66,56 @@ class Fallback:
 
 
 @dataclass
+class Step:
+    """What the step model is, as far as the passes have come.
+
+    Args:
+        states: Written by the last pass.
+        valid: Name of the input for valid flags (``boundary="exact"``).
+        flush_steps: Steps after the last frame until no result is due any more.
+        receptive_field: In frames of the first input; None: without bound.
+        warmup_steps: Steps until no result depends any more on what the states held at the start.
+        window: Frames of a window, where the model has one.
+        fixed_batch: The only batch that the model takes, if it fixes it.
+    """
+
+    states: list[State] = field(default_factory=list)
+    valid: str | None = None
+    flush_steps: int = 0
+    receptive_field: int | None = 1
+    warmup_steps: int = 0
+    window: int | None = None
+    fixed_batch: int | None = None
+
+
+@dataclass
+class Notes:
+    """What is only reported, or looked up when results are compared.
+
+    Args:
+        actions: What was done to which operator, counted.
+        recomputed: What falls back to a window.
+        gates: Module path and scope of each gate.
+        warnings: Sentences for people.
+        survey: What is known of each operator, before time leaves the graph.
+        captured: Names of the nodes as they were captured.
+        became: By which node one was replaced, by name.
+        holders: By node of the step graph: the results whose entries it holds, as (name, entry).
+        values: The ONNX value of entry i of a node, by (name, i).
+    """
+
+    actions: dict[tuple[str, str], int] = field(default_factory=dict)
+    recomputed: list[Fallback] = field(default_factory=list)
+    gates: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    survey: list[Operator] = field(default_factory=list)
+    captured: tuple[str, ...] = ()
+    became: dict[str, str] = field(default_factory=dict)
+    holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
+    values: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+@dataclass
 class Program:
     """A model on its way through the passes.
 
@@ -74,19 +124,12 @@ class Program:
         options: What the user asked for.
         inputs: The model's inputs, in order.
         outputs: The model's outputs, in order.
+        name: The model's name, for people.
         promises: What holds of the graph: what passes ``ensure`` and later ones ``require``.
-        actions: For the report: what was done to which operator, counted.
-        recomputed: What falls back to a window.
-        gates: Module path and scope of each gate.
-        states: Filled by the last pass.
-        fixed_batch: The only batch the model takes, if it fixes it.
-        valid: Name of the input for valid flags (``boundary="exact"``).
-        flush_steps: Steps after the last frame until no result is due any more.
-        survey: What is known of each operator, before time leaves the graph.
-        captured: Names of the nodes as they were captured.
-        became: By which node one was replaced, by name.
-        holders: By node of the step graph: the results whose entries it holds, as (name, entry).
-        values: The ONNX value of entry i of a node, by (name, i).
+        learned: Names of the constants that are parameters of the model.
+        written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
+        step: What the step model is.
+        notes: What is only reported.
     """
 
     module: GraphModule
@@ -95,37 +138,26 @@ class Program:
     outputs: list[Output]
     name: str = "model"
     promises: set[str] = field(default_factory=set)
-    actions: dict[tuple[str, str], int] = field(default_factory=dict)
-    recomputed: list[Fallback] = field(default_factory=list)
-    gates: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
-    receptive_field: int | None = 1
-    warmup_steps: int = 0
-    window: int | None = None
-    valid: str | None = None
-    flush_steps: int = 0
-    fixed_batch: int | None = None
-    survey: list[Operator] = field(default_factory=list)
-    captured: tuple[str, ...] = ()
-    became: dict[str, str] = field(default_factory=dict)
-    holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
-    values: dict[tuple[str, int], str] = field(default_factory=dict)
+    learned: frozenset[str] = frozenset()
+    written: set[Node] = field(default_factory=set)
+    step: Step = field(default_factory=Step)
+    notes: Notes = field(default_factory=Notes)
 
     def follow(self) -> None:
         """From now on remembers which node took another's place, so that results can be told from the captured ones."""
-        self.captured = tuple(n.name for n in self.graph.nodes)
-        self.module._register_replace_node_hook(lambda old, new, user: self.became.__setitem__(old.name, new))
+        self.notes.captured = tuple(n.name for n in self.graph.nodes)
+        became = self.notes.became
+        self.module._register_replace_node_hook(lambda old, new, user: became.__setitem__(old.name, new))
 
     def places(self) -> dict[str, str]:
         """The node that has the value of each captured one, by name; what has no such node is left out."""
         there = {n.name for n in self.graph.nodes}
-        found = {}
-        for captured in self.captured:
+        found, became = {}, self.notes.became
+        for captured in self.notes.captured:
             name, seen = captured, set()
-            while name not in there and name in self.became and name not in seen:
+            while name not in there and name in became and name not in seen:
                 seen.add(name)
-                name = self.became[name]
+                name = became[name]
             if name in there:
                 found[captured] = name
         return found
@@ -140,12 +172,12 @@ class Program:
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:
         """A shape of the step model: the batch is N, or the number that the model fixes."""
-        return [self.fixed_batch or "N" if isinstance(s, str) else s for s in shape]
+        return [self.step.fixed_batch or "N" if isinstance(s, str) else s for s in shape]
 
     def record(self, node: Node, action: str) -> None:
         """Counts what was done to an operator, for the report."""
         key = (operator_name(node.target), action)
-        self.actions[key] = self.actions.get(key, 0) + 1
+        self.notes.actions[key] = self.notes.actions.get(key, 0) + 1
 
     def constant(self, node: Node) -> torch.Tensor:
         """The tensor behind a ``get_attr`` node."""

@@ -20,7 +20,7 @@ def at_another_batch(program: Program) -> dict[Node, Any]:
     """The fake value of each node where the batch is :data:`FACTOR` times the captured one.
 
     An operator that fixes the batch ends it, and so does a graph captured for one clip in which streams are found to
-    mix: ``program.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
+    mix: ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
     """
     mode = fake_mode(program)
     values: dict[Node, Any] = {}
@@ -68,8 +68,8 @@ def _rank(value: Any) -> int:
 
 
 def _fix(program: Program, why: str) -> None:
-    rows = program.fixed_batch = program.inputs[0].shape[0]
-    program.warnings.append(f"The model fixes its batch at {rows} ({why}): run it with batch={rows}.")
+    rows = program.step.fixed_batch = program.inputs[0].shape[0]
+    program.notes.warnings.append(f"The model fixes its batch at {rows} ({why}): run it with batch={rows}.")
 
 
 def _streams_mix(program: Program, values: dict[Node, Any]) -> bool:

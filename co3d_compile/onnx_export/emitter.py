@@ -153,7 +153,7 @@ class Emitter:
             held: str(value.name)
             for node, value in self.values.items()
             if isinstance(value, ir.Value) and value.producer() is not None
-            for held in self.program.holders.get(node, ())
+            for held in self.program.notes.holders.get(node, ())
         }
 
     def _by_torch(self, node: Node) -> Any:

@@ -26,8 +26,8 @@ def export(program: Program) -> ir.Model:
     """
     emitter = Emitter(program)
     inputs = []
-    valid = [program.valid] if program.valid is not None else []
-    names = [i.name for i in program.inputs] + valid + [s.input for s in program.states]
+    valid = [program.step.valid] if program.step.valid is not None else []
+    names = [i.name for i in program.inputs] + valid + [s.input for s in program.step.states]
     for node, name in zip(program.placeholders(), names, strict=True):
         shape = program.shape(["N", *node.meta["val"].shape[1:]])
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
@@ -38,7 +38,7 @@ def export(program: Program) -> ir.Model:
         if node.op == "call_function":
             emitter.emit(node)
     results = _outputs(program, emitter, list(output.args[0]))
-    program.values = emitter.holders()
+    program.notes.values = emitter.holders()
     graph = ir.Graph(
         inputs,
         results,
@@ -52,23 +52,23 @@ def export(program: Program) -> ir.Model:
 
 def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.Value]:
     """Graph outputs under their names; a value that already has another name goes through an Identity."""
-    names = [o.name for o in program.outputs] + [s.output for s in program.states]
+    names = [o.name for o in program.outputs] + [s.output for s in program.step.states]
     for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
         grown = grown_dims(node, emitter.larger)
         result.shape = ["N" if d in grown else int(size) for d, size in enumerate(node.meta["val"].shape)]
-    shapes = [o.shape for o in program.outputs] + [s.shape for s in program.states]
+    shapes = [o.shape for o in program.outputs] + [s.shape for s in program.step.states]
     results: list[ir.Value] = []
     placeholders = program.placeholders()
     inputs = {id(emitter.values[n]) for n in placeholders}
     by_input = {
         id(emitter.values[n]): s
-        for n, s in zip(placeholders[len(placeholders) - len(program.states) :], program.states, strict=True)
+        for n, s in zip(placeholders[len(placeholders) - len(program.step.states) :], program.step.states, strict=True)
     }
     own = len(program.outputs)
     for i, (node, name, shape) in enumerate(zip(nodes, names, shapes, strict=True)):
         value = emitter.value(node)
         if i >= own and program.options.state_io == "renamed" and id(value) in by_input:
-            program.states[i - own].output = by_input[id(value)].input
+            program.step.states[i - own].output = by_input[id(value)].input
             continue
         taken = id(value) in inputs or any(value is r for r in results) or value.name in emitter.initializers
         if taken:

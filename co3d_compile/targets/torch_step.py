@@ -196,7 +196,7 @@ def with_weights(program: Program, module: StepModule) -> Program:
         UsageError: The module is of another model.
         UnsupportedError: What lies beyond the ends of a clip was computed from the old weights.
     """
-    if program.valid is not None:
+    if program.step.valid is not None:
         raise UnsupportedError(
             'With boundary="exact" the file holds values that were computed from the weights.',
             hint="Train the network itself, or a step module with boundary='stream', and compile again.",
@@ -213,7 +213,7 @@ def with_weights(program: Program, module: StepModule) -> Program:
     graph = Graph()
     copied: dict[Node, Node] = {}
     graph.output(graph.graph_copy(program.graph, copied))
-    states = [dataclasses.replace(state) for state in program.states]
+    states = [dataclasses.replace(state) for state in program.step.states]
     return dataclasses.replace(program, module=GraphModule(root, graph), states=states)
 
 
@@ -221,11 +221,11 @@ def exported_program(program: Program, batch: int | None = None) -> ExportedProg
     """The step as ``torch.export`` captures it; see :meth:`CompiledModel.to_exported_program`."""
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise UsageError(f"batch must be a positive whole number of streams, not {batch!r}.")
-    if program.fixed_batch is not None and batch not in (None, program.fixed_batch):
-        raise UsageError(f"The model fixes its batch at {program.fixed_batch}.", hint="Leave batch out.")
-    dynamic = batch is None and program.fixed_batch is None
+    if program.step.fixed_batch is not None and batch not in (None, program.step.fixed_batch):
+        raise UsageError(f"The model fixes its batch at {program.step.fixed_batch}.", hint="Leave batch out.")
+    dynamic = batch is None and program.step.fixed_batch is None
     # A batch of one would be taken for a constant where any batch is wanted.
-    size = 2 if dynamic else batch or program.fixed_batch or 1
+    size = 2 if dynamic else batch or program.step.fixed_batch or 1
     module = step_graph(program, distinct=True).requires_grad_(False).eval()
     values = [n.meta["val"] for n in program.placeholders()]
     inputs = tuple(torch.zeros((size, *v.shape[1:]), dtype=v.dtype) for v in values)

@@ -153,12 +153,12 @@ def trace(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(Traced(), tuple(examples), strict=False)
-            module, _ = unlift(exported.run_decompositions(decompositions()))
+            module, _, learned = unlift(exported.run_decompositions(decompositions()))
     except Exception as error:
         raise UsageError(
             f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)
         ) from error
-    program = Program(module, Options(), [], [])
+    program = Program(module, Options(), [], [], learned=learned)
     Canonicalize().run(program)
     return program
 

@@ -144,7 +144,7 @@ class Bisect:
             raise NoMatch(f"{why}, and the model does not compile with its options: {error.message}") from error
         if _nodes(ir.to_proto(twin.model)) != _nodes(self.inner.model):
             raise NoMatch(f"{why}, and node by node it is not what compiling the model again gives.")
-        return as_rows(twin.program.survey)
+        return as_rows(twin.program.notes.survey)
 
     def _known(self) -> list[int]:
         """The operators whose results are in the file."""

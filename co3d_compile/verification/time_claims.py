@@ -82,7 +82,8 @@ NOTHING = Claim(Kind.STATIC)
 def claims_of(program: Program) -> dict[str, Claim]:
     """The compiler's facts on the nodes of a captured graph, which stays as it is."""
     graph = copy.deepcopy(program.graph)
-    copied = Program(GraphModule(program.module, graph), program.options, program.inputs, program.outputs)
+    module = GraphModule(program.module, graph)
+    copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
     copied.follow()
     passes = default_passes()
     for step in passes[: passes.position("annotate_time") + 1]:
