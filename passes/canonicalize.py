@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.operator_forms import GATHERS, REWRITES
+from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.node_reading import argument
@@ -17,25 +18,6 @@ from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import amend
 
 aten = torch.ops.aten
-SAME = {
-    aten.clone.default,
-    aten.detach.default,
-    aten.alias.default,
-    aten.dropout.default,
-    aten.contiguous.default,
-    aten.lift_fresh_copy.default,
-    aten.lift_fresh.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-}
-# What the tracer noted about a tensor beside a cast, and assertions of the model: they compute nothing.
-CHECKS = {
-    aten._assert_tensor_metadata.default,
-    aten._assert_async.default,
-    aten._assert_async.msg,
-    aten._assert_scalar.default,
-}
-VIEWS = {aten.view.default, aten._unsafe_view.default}
 # Constants in the shape of another tensor: the position of their value among the arguments, or the value.
 LIKE: dict[Any, Any] = {
     aten.full_like.default: 1,

@@ -7,6 +7,7 @@ import operator
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of
 from co3d_compile.ir.pass_manager import Pass
@@ -14,8 +15,6 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
 
 aten = torch.ops.aten
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
-NORMS = {aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default}
 
 
 class FoldBatchNorm(Pass):
@@ -31,7 +30,7 @@ class FoldBatchNorm(Pass):
     ensures = frozenset({"no_batch_norm"})
 
     def run(self, program: Program) -> bool:
-        norms = [n for n in program.graph.nodes if n.target in NORMS]
+        norms = [n for n in program.graph.nodes if n.target in BATCH_NORMS]
         for node in norms:
             result = self._fold(program, node)
             program.record(node, "folded into its convolution" if result.target in CONVOLUTIONS else "scale and offset")

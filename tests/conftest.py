@@ -11,7 +11,10 @@ import torch
 import zoo  # noqa: F401  makes torchvision importable beside a CPU build of torch
 from hypothesis import HealthCheck, Phase, settings
 
+from co3d_compile.analysis import promises
+
 torch.set_num_threads(1)
+promises.always = True
 # Exports make millions of objects that stay for long: looking through them again and again was 40 % of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import co3d_compile as co3d
+from co3d_compile.analysis import promises
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.ir.graph_text import text_of
+from co3d_compile.ir.markers import history, store, take
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import run_one, run_passes
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export import export_program
 from co3d_compile.onnx_export.emitter import TABLE
+from co3d_compile.passes import insert
 
 NAMES = [
     "canonicalize",
@@ -87,6 +90,45 @@ class Unsound(co3d.Pass):
 
 class Lost(co3d.Pass):
     """Has no run."""
+
+
+class Claims(co3d.Pass):
+    """Does nothing, and ensures something."""
+
+    def __init__(self, *promises: str) -> None:
+        self.ensures = frozenset(promises)  # type: ignore[misc]
+
+    def run(self, program: Program) -> bool:
+        return False
+
+
+class ForgetsFacts(co3d.Pass):
+    """Puts an operator into the graph without saying how it flows, nor that it does so."""
+
+    def run(self, program: Program) -> bool:
+        node = next(n for n in program.graph.nodes if n.op == "call_function" and n.target is torch.ops.aten.add.Tensor)
+        node.replace_input_with(node.args[0], insert(program, node, torch.ops.aten.relu.default, node.args[0]))
+        return True
+
+
+class ForgetsDelays(co3d.Pass):
+    """Lets a residual read what is there instead of what waited for it."""
+
+    def run(self, program: Program) -> bool:
+        node = next(
+            n for n in program.graph.nodes if n.target is take and n.args[0].target is history and n.args[1] == 0
+        )
+        node.replace_all_uses_with(node.args[0].args[0])
+        return True
+
+
+class ForgetsStores(co3d.Pass):
+    """Deletes what gives a counter its next value."""
+
+    def run(self, program: Program) -> bool:
+        for node in [n for n in program.graph.nodes if n.target is store]:
+            program.graph.erase_node(node)
+        return True
 
 
 def names(passes: list[co3d.Pass]) -> list[str]:
@@ -234,6 +276,46 @@ def test_the_culprit_that_broke_a_promise_is_named() -> None:
 def test_a_promise_that_is_renewed_holds() -> None:
     passes = co3d.default_passes().before("strip_temporal_padding", Forgetful())
     compiles(passes.after("forgetful", passes[passes.position("annotate_time")]))
+
+
+LIES: dict[str, tuple[str, co3d.Pass, str]] = {
+    "not canonical": (
+        "canonicalize",
+        Claims("no_batch_norm"),
+        r"ensures 'no_batch_norm'.*batch_norm in norm\) is there",
+    ),
+    "padded": ("annotate_time", Claims("unpadded"), r"ensures 'unpadded'.*aten\.conv3d in conv\) has temporal padding"),
+    "not continual": (
+        "strip_temporal_padding",
+        Claims("continual"),
+        r"ensures 'continual'.*reads 1 entries and needs 3",
+    ),
+    "no windows": ("continual", Claims("windowed"), r"ensures 'windowed'.*reads the stream"),
+    "not aligned": ("windows_and_gates", Claims("aligned"), r"ensures 'aligned'.*have the delays \[0, 1\]"),
+    "not lowered": ("mark_ends", Claims("lowered"), r"ensures 'lowered'.*still a marker"),
+    "not threaded": ("lower", Claims("threaded"), r"ensures 'threaded'.*still a marker"),
+    "facts": ("annotate_time", ForgetsFacts(), r"forgets_facts broke 'time': relu.* has no fact"),
+    "delays": ("delay_residuals", ForgetsDelays(), r"forgets_delays broke 'aligned'.*have the delays \[0, 1\]"),
+    "stores": ("lower", ForgetsStores(), r"forgets_stores broke 'lowered'.*is a state that 0 nodes store"),
+}
+
+
+@pytest.mark.parametrize(("behind", "liar", "says"), LIES.values(), ids=LIES)
+def test_a_pass_that_lies_is_named(behind: str, liar: co3d.Pass, says: str, tmp_path: Path) -> None:
+    passes = co3d.default_passes().after(behind, liar)
+    with pytest.raises(co3d.PassError, match=says):
+        compiles(passes, dump=tmp_path, boundary="exact" if isinstance(liar, ForgetsStores) else "stream")
+
+
+def test_promises_are_checked_with_a_dump_and_have_no_other_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert set(promises.PROMISES) == {name for p in co3d.default_passes() for name in p.ensures}
+    monkeypatch.setattr(promises, "always", False)
+    passes = co3d.default_passes().after("annotate_time", Claims("unpadded"))
+    compiles(passes)
+    with pytest.raises(co3d.PassError, match="The pass claims ensures 'unpadded'"):
+        compiles(passes, dump=tmp_path)
 
 
 @pytest.mark.parametrize("culprit", [Unsound(), DropsAnOperand()], ids=lambda p: p.name)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
-from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, reduced
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
 from co3d_compile.ir.program import Program
@@ -101,10 +101,10 @@ def _convolution(program: Program, node: Node) -> None:
     n = rank_of(weight) - 2  # type: ignore[arg-type]
     sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]
     if transposed:
-        target = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input][n - 1]
+        target = TRANSPOSED_CONVOLUTIONS[n - 1]
         args: Any = (x, weight, bias, sizes[0], sizes[1], sizes[3], groups, sizes[2])
     else:
-        target = [aten.conv1d.default, aten.conv2d.default, aten.conv3d.default][n - 1]
+        target = CONVOLUTIONS[n - 1]
         args = (x, weight, bias, sizes[0], sizes[1], sizes[2], groups)
     replace(node, insert(program, node, target, *args))
 
@@ -122,7 +122,6 @@ def _same_padding(program: Program, node: Node) -> None:
     if any(t % 2 for t in total):
         flat = [v for t in reversed(total) for v in (0, t % 2)]
         x = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0)
-    target = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[n]
     args = (
         x,
         weight,
@@ -132,7 +131,7 @@ def _same_padding(program: Program, node: Node) -> None:
         dilation,
         argument(node, 6, "groups", 1),
     )
-    replace(node, insert(program, node, target, *args))
+    replace(node, insert(program, node, CONVOLUTIONS[n - 1], *args))
 
 
 def _native_layer_norm(program: Program, node: Node) -> None:

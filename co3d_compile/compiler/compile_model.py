@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from co3d_compile.analysis import promises
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture
@@ -131,7 +132,8 @@ def _compile(
         if progress is not None:
             progress(stage, done + 1, total + 2)
 
-    seconds.update(run_passes(program, pipeline, dump=dump, progress=shown))
+    checks = promises.PROMISES if dump is not None or promises.always else {}
+    seconds.update(run_passes(program, pipeline, dump=dump, progress=shown, checks=checks))
     if "threaded" not in program.promises:
         hint = "Start from co3d.default_passes(), which ends with thread_states."
         raise PassError("No pass has made inputs and outputs of the states.", hint=hint)

@@ -14,6 +14,30 @@ from co3d_compile.ir.time_facts import NoExtension, known
 
 aten = torch.ops.aten
 
+# By the number of spatial dims, from one on.
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+TRANSPOSED_CONVOLUTIONS = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+BATCH_NORMS = {aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default}
+# What does nothing in inference.
+SAME = {
+    aten.clone.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.dropout.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+    aten.lift_fresh.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+}
+# What the tracer noted about a tensor beside a cast, and assertions of the model: they compute nothing.
+CHECKS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+}
+VIEWS = {aten.view.default, aten._unsafe_view.default}
 EXACT = [aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d]
 EXACT_OVERLOADS = {o for packet in EXACT for o in (packet.vec, packet.default)}
 AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from co3d_compile.errors import Co3dError, OutputError, PassError
@@ -15,6 +16,7 @@ from co3d_compile.ir.program import Program
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
+Check = Callable[[Program], "str | None"]
 
 
 class Pass:
@@ -90,12 +92,25 @@ def check_passes(passes: Sequence[object]) -> None:
 
 
 def run_passes(
-    program: Program, passes: Sequence[Pass], *, dump: Path | None = None, progress: Progress | None = None
+    program: Program,
+    passes: Sequence[Pass],
+    *,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+    checks: Mapping[str, Check] = MappingProxyType({}),
 ) -> dict[str, float]:
     """Runs passes in order and returns the seconds each took.
 
+    Args:
+        program: What they rewrite.
+        passes: In their order.
+        dump: A folder for the graph as text, before the first pass and after each.
+        progress: Told the name of each pass, its number and how many there are.
+        checks: By promise, what says why it does not hold; looked at after each pass for all that is promised.
+
     Raises:
-        PassError: A pass lacks what it requires, or broke the graph; the message names it.
+        PassError: A pass lacks what it requires, broke the graph, or a promise that it gives or says nothing of does
+            not hold behind it; the message names it.
         OutputError: The dumps cannot be written.
     """
     seconds: dict[str, float] = {}
@@ -127,6 +142,14 @@ def run_passes(
         program.promises = (program.promises - p.breaks) | p.ensures
         if dump is not None:
             (dump / f"{i + 1:02d}_{p.name}.txt").write_text(text_of(program))
+        for name in sorted(program.promises & checks.keys()):
+            problem = checks[name](program)
+            if problem is not None:
+                broken = f"ensures '{name}', and that is not so" if name in p.ensures else f"broke '{name}'"
+                raise PassError(
+                    f"The pass {p.name} {broken}: {problem}.",
+                    hint=f"Rewrite the pass, or name '{name}' in its breaks and move it.",
+                )
     return seconds
 
 

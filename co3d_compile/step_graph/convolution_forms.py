@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import CONVOLUTIONS
 from co3d_compile.step_graph.past_entries import Aged
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from co3d_compile.step_graph.entry_operators import EntryOperators
 
 aten = torch.ops.aten
-CONV = [aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default]
+CONV = [aten.linear.default, *CONVOLUTIONS]
 FEWEST = 16  # channels: with less, no kernel of ONNX Runtime is blocked
 LARGE = 25  # pixels of a kernel: three channels through it take less time than many that are not blocked
 FORMS = ("concat", "sum", "accumulate")  # of one output; two together: "pair"

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Slot
 
 aten = torch.ops.aten
-TRANSPOSED = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input]
 
 
 class EntryOperators(Builder):
@@ -159,10 +159,20 @@ class EntryOperators(Builder):
         stride, padding, output_padding, dilation = geometry
         if stride:
             return self.call(
-                TRANSPOSED[len(stride) - 1], x, tap, None, stride, padding, output_padding, groups, dilation
+                TRANSPOSED_CONVOLUTIONS[len(stride) - 1],
+                x,
+                tap,
+                None,
+                stride,
+                padding,
+                output_padding,
+                groups,
+                dilation,
             )
         one = [self.call(aten.unsqueeze.default, t, 2) for t in (x, tap)]
-        return self.call(aten.squeeze.dim, self.call(TRANSPOSED[0], *one, None, [1], [0], [0], groups, [1]), 2)
+        return self.call(
+            aten.squeeze.dim, self.call(TRANSPOSED_CONVOLUTIONS[0], *one, None, [1], [0], [0], groups, [1]), 2
+        )
 
     def zeros_like(self, x: Node) -> Node:
         """Zeros in the shape of one entry."""

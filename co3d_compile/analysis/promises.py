@@ -1,0 +1,175 @@
+"""What passes promise, as checks that look at the program: a pass that says what is not so is named.
+
+Each check says the first thing that does not hold, or None. They run with ``--dump``, and in every test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch.fx import Node
+
+from co3d_compile.analysis.window_groups import meeting_windows, newest
+from co3d_compile.ir.aten_operators import BATCH_NORMS, CHECKS, SAME, VIEWS
+from co3d_compile.ir.markers import (
+    MARKERS,
+    carry,
+    counter,
+    fifo,
+    history,
+    hold,
+    previous,
+    store,
+    take,
+    window,
+)
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, rank_of
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.conv import Convolution
+from co3d_compile.rules.pool import Pool
+
+Check = Callable[[Program], "str | None"]
+always = False  # whether every compilation checks them: set by the tests
+STATES = {previous, fifo, carry, counter}
+
+
+def calls(program: Program) -> Iterator[Node]:
+    """The operators of the graph."""
+    return (n for n in program.graph.nodes if n.op == "call_function")
+
+
+def named(node: Node) -> str:
+    """A node, for people."""
+    return f"{node.name} ({operator_name(node.target)} in {module_path(node) or 'the model'})"
+
+
+def canonical(program: Program) -> str | None:
+    """No operator is left that computes nothing, and no second way to write a view."""
+    for n in calls(program):
+        if n.target in SAME | CHECKS | VIEWS:
+            return f"{named(n)} has no canonical form"
+    return None
+
+
+def no_batch_norm(program: Program) -> str | None:
+    """No batch norm is left."""
+    return next((f"{named(n)} is there" for n in calls(program) if n.target in BATCH_NORMS), None)
+
+
+def time(program: Program) -> str | None:
+    """Every tensor has its fact; what streams has whole entries and a known layout."""
+    for n in program.graph.nodes:
+        if n.op in ("placeholder", "call_function") and KEY not in n.meta:
+            return f"{named(n)} has no fact"
+        if is_stream(n):
+            fact = fact_of(n)
+            if fact.layout is None and not isinstance(n.meta["val"], (tuple, list)):
+                return f"{named(n)} streams, and where time is in it is not known"
+            if fact.pulse.denominator != 1 or fact.pulse < 1:
+                return f"{named(n)} has {fact.pulse} entries per step"
+    return None
+
+
+def unpadded(program: Program) -> str | None:
+    """No convolution or pool over a stream is padded over time, and each remembers its index equation."""
+    for n in filter(is_stream, calls(program)):
+        rule = rule_for(n.target)
+        kernel = rule.kernel(n) if isinstance(rule, (Convolution, Pool)) else None
+        if kernel is None:
+            continue
+        if kernel.p or kernel.p_end:
+            return f"{named(n)} has temporal padding"
+        if not kernel.trivial and fact_of(n).slides is None:
+            return f"{named(n)} has lost its index equation"
+    return None
+
+
+def continual(program: Program) -> str | None:
+    """What slides over time reads just the entries that its new ones need, and nothing is held back by a marker."""
+    for n in filter(is_stream, calls(program)):
+        if n.target is hold:
+            return f"{named(n)} is still a marker"
+        if isinstance(rule_for(n.target), (Convolution, Pool)) and fact_of(n).slides is not None:
+            kernel = kernel_of(n)
+            needed = (int(fact_of(n).pulse) - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1
+            if entries(operand(n)) != needed:
+                return f"{named(n)} reads {entries(operand(n))} entries and needs {needed}"
+    return None
+
+
+def entries(x: Node) -> int:
+    """How many entries of a streaming tensor there are in a step, past ones among them."""
+    if x.target is take:
+        return int(x.args[2])  # type: ignore[arg-type]
+    if x.target is history:
+        return int(x.args[1]) + entries(operand(x))  # type: ignore[arg-type]
+    return int(fact_of(x).pulse)
+
+
+def windowed(program: Program) -> str | None:
+    """What is computed on a window reads streams through window markers alone."""
+    for n in filter(is_window, calls(program)):
+        for x in n.all_input_nodes:
+            if is_stream(x) and x.target is not window:
+                return f"{named(n)} is computed on a window and reads the stream {x.name}"
+    return None
+
+
+def aligned(program: Program) -> str | None:
+    """Operands of each operator have the same delay, and windows whose results meet start at the same frame."""
+    for n in filter(is_stream, calls(program)):
+        delays = {fact_of(x).delay for x in n.all_input_nodes if is_stream(x)}
+        if len(delays) > 1:
+            return f"the operands of {named(n)} have the delays {sorted(delays)}"
+    for group in meeting_windows(program):
+        starts = {(newest(m) + fact_of(operand(m)).crop, fact_of(operand(m))) for m in group}
+        lags = {(late + (f.length - 1) * f.spacing + 1) * f.rate for late, f in starts}
+        if len(lags) > 1:
+            return f"windows that meet, {', '.join(m.name for m in group)}, start at different frames"
+    return None
+
+
+def ends(program: Program) -> str | None:
+    """With both ends, there is an input for them, and no output begins before the first frame."""
+    if program.options.boundary != "exact":
+        return None
+    if program.step.valid is None:
+        return "no input says which frames are there"
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    early = next((n for n in output.args[0] if is_stream(n) and fact_of(n).delay < 0), None)
+    return f"the output {early.name} begins before the first frame" if early is not None else None
+
+
+def lowered(program: Program) -> str | None:
+    """No marker of the clip graph is left, no input has a time dim of one, and every state has a store."""
+    stored = [n.args[0] for n in calls(program) if n.target is store]
+    for n in calls(program):
+        if n.target in (*MARKERS, hold):
+            return f"{named(n)} is still a marker"
+        if n.target in (carry, counter) and stored.count(n) != 1:
+            return f"{named(n)} is a state that {stored.count(n)} nodes store"
+    for n, spec in zip(program.placeholders(), program.inputs, strict=False):
+        if spec.time_dim is not None and rank_of(n) != len(spec.shape) - (spec.pulse == 1):
+            return f"the input {n.name} has {rank_of(n)} dims"
+    return None
+
+
+def threaded(program: Program) -> str | None:
+    """Every state is an input and an output, and nothing else remembers."""
+    left = next((n for n in calls(program) if n.target in STATES | {store}), None)
+    if left is not None:
+        return f"{named(left)} is still a marker"
+    inputs = len(program.inputs) + (program.step.valid is not None) + len(program.step.states)
+    if len(program.placeholders()) != inputs:
+        return f"there are {len(program.placeholders())} inputs instead of {inputs}"
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    outputs = len(program.outputs) + len(program.step.states)
+    return f"there are {len(output.args[0])} outputs instead of {outputs}" if len(output.args[0]) != outputs else None
+
+
+PROMISES: dict[str, Check] = {
+    check.__name__: check
+    for check in (canonical, no_batch_norm, time, unpadded, continual, windowed, aligned, ends, lowered, threaded)
+}
