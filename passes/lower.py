@@ -13,7 +13,7 @@ from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
-from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, window
+from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
@@ -21,9 +21,9 @@ from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.pointwise import POINTWISE
-from co3d_compile.step_graph.past_entries import _Part
+from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
-from co3d_compile.step_graph.stream_ends import Ends
+from co3d_compile.step_graph.stream_ends import StreamEnds
 
 aten = torch.ops.aten
 
@@ -47,13 +47,15 @@ class Lower(Pass):
         low = StepGraph(program)
         for node in program.graph.nodes:
             if node.target is history:
-                low.capacity(_source(node), int(node.args[1]))
+                low.capacity(operand(node), int(node.args[1]))
             elif node.target is window:
-                low.capacity(_source(node), _reach_back(node))
+                source, delay = undelayed(operand(node))
+                fact = fact_of(operand(node))
+                low.capacity(source, delay + max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)))
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
             self._input(low, node, spec.pulse if spec.time_dim is not None else 0)
         if program.step.valid is not None:
-            low.ends = Ends(low, program.step.valid, program.inputs[0].pulse)
+            low.ends = StreamEnds(low, program.step.valid, program.inputs[0].pulse)
         for node in program.graph.nodes:
             low.path = module_path(node)
             if node.op == "call_function":
@@ -111,10 +113,10 @@ class Lower(Pass):
         if node.target is outside:
             return low.start.mark(node)
         if node.target is history:
-            return low.past(low.streams[x], int(numbers[0]), _source(node), fact_of(x).layout)  # type: ignore[arg-type]
+            return low.past(low.streams[x], int(numbers[0]), x, fact_of(x).layout)  # type: ignore[arg-type]
         start, length, step = (*numbers, 1)[:3]
         entries = low.streams[x]
-        return _Part(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
+        return ChosenEntries(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
 
     def _window(self, low: StepGraph, node: Node) -> list[Any]:
         """The newest entries, one clip of them."""
@@ -128,13 +130,9 @@ class Lower(Pass):
 
     def _more(self, low: StepGraph, x: Node, past: int) -> Any:
         """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
-        source, late = x, 0
-        if x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
-            inner = x.args[0].args[0]
-            assert isinstance(inner, Node)
-            source, late = inner, int(x.args[0].args[1])  # type: ignore[arg-type]
-        entries = low.past(low.streams[source], past + late, source, fact_of(source).layout)
-        return _Part(entries, list(range(past + len(low.streams[x])))) if late else entries
+        source, delay = undelayed(x)
+        entries = low.past(low.streams[source], past + delay, source, fact_of(source).layout)
+        return ChosenEntries(entries, list(range(past + len(low.streams[x])))) if delay else entries
 
     def _stream(self, low: StepGraph, node: Node) -> None:
         rule = rule_for(node.target)
@@ -214,19 +212,3 @@ class Lower(Pass):
         fields = [found[p].field for p in parts]
         program.step.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.step.warmup_steps = max((found[p].steps for p in parts), default=0)
-
-
-def _source(node: Node) -> Node:
-    """The tensor whose past a marker reads."""
-    x = operand(node)
-    if node.target is window and x.target is take and isinstance(x.args[0], Node) and x.args[0].target is history:
-        return x.args[0].args[0]  # type: ignore[return-value]
-    return x
-
-
-def _reach_back(node: Node) -> int:
-    """How many entries of the past a window reads."""
-    x = operand(node)
-    fact = fact_of(x)
-    late = int(operand(x).args[1]) if _source(node) is not x else 0  # type: ignore[arg-type]
-    return max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)) + late

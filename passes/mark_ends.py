@@ -16,7 +16,7 @@ from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, n
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE
-from co3d_compile.ir.markers import history, outside, take, window
+from co3d_compile.ir.markers import chain, history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
@@ -86,10 +86,7 @@ class MarkEnds(Pass):
 
     def _mark(self, program: Program, node: Node, front: Any, back: Any) -> None:
         """Marks the tensor whose past a sliding operator reads."""
-        reader, x = node, node.args[0]
-        while isinstance(x, Node) and x.target in (history, take):
-            reader, x = x, x.args[0]
-        assert isinstance(x, Node)
+        *_, reader, x = node, *chain(operand(node), history, take)
         back = back if self._back else None
         if self._back or fact_of(x).delay > 0 or front != 0.0:  # states start at zero as they are
             reader.replace_input_with(x, self._outside(program, x, node, front, back))

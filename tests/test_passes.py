@@ -115,9 +115,8 @@ class ForgetsDelays(co3d.Pass):
     """Lets a residual read what is there instead of what waited for it."""
 
     def run(self, program: Program) -> bool:
-        node = next(
-            n for n in program.graph.nodes if n.target is take and n.args[0].target is history and n.args[1] == 0
-        )
+        taken = [n for n in program.graph.nodes if n.target is take and n.args[0].target is history]
+        node = next(n for n in taken if n.args[1] == 0)
         node.replace_all_uses_with(node.args[0].args[0])
         return True
 

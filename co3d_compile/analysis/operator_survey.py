@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.markers import MARKERS, history, shift, take, window
+from co3d_compile.ir.markers import MARKERS, chain, history, shift, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
 from co3d_compile.rules import rule_for
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def survey(program: Program) -> list[Operator]:
@@ -100,7 +97,7 @@ def _done(node: Node, fact: Fact) -> str:
         return "carries its state"
     if "gate" in node.meta:
         return "gate over one frame" if node.meta["gate"] == "frame" else "gate over a window"
-    if fact.slides is not None and any(m.target is history for n in node.all_input_nodes for m in _markers(n)):
+    if fact.slides is not None and any(m.target is history for n in node.all_input_nodes for m in chain(n, *MARKERS)):
         return "continual"
     held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
     return f"operand delayed by {max(held)}" if held else ""
@@ -113,22 +110,12 @@ def _carries(node: Node, fact: Fact) -> bool:
 
 def _source(node: Node) -> tuple[Node, int | None]:
     """The operator behind the markers, and by how many of its entries it is held back."""
-    fact: Fact | None = node.meta.get(KEY)
-    n = node
-    while n.target in MARKERS:
-        n = n.args[0]  # type: ignore[assignment]
-    own: Fact | None = n.meta.get(KEY)
-    if fact is None or own is None or fact.kind is not Kind.STREAM or own.kind is not Kind.STREAM:
-        return n, None
-    if not any(m.target is take for m in _markers(node)):
-        return n, 0
-    return n, max(0, fact.delay - own.delay)
-
-
-def _markers(node: Node) -> Iterator[Node]:
-    while node.target in MARKERS:
-        yield node
-        node = node.args[0]  # type: ignore[assignment]
+    *markers, source = chain(node, *MARKERS)
+    if not is_stream(node) or not is_stream(source):
+        return source, None
+    if not any(m.target is take for m in markers):
+        return source, 0
+    return source, max(0, fact_of(node).delay - fact_of(source).delay)
 
 
 def _window_delay(node: Node) -> Fraction:

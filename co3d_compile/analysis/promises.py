@@ -23,7 +23,7 @@ from co3d_compile.ir.markers import (
     take,
     window,
 )
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, rank_of
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, rank_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of
 from co3d_compile.rules import rule_for
@@ -102,9 +102,9 @@ def continual(program: Program) -> str | None:
 def entries(x: Node) -> int:
     """How many entries of a streaming tensor there are in a step, past ones among them."""
     if x.target is take:
-        return int(x.args[2])  # type: ignore[arg-type]
+        return int(argument(x, 2, "length"))
     if x.target is history:
-        return int(x.args[1]) + entries(operand(x))  # type: ignore[arg-type]
+        return int(argument(x, 1, "n")) + entries(operand(x))
     return int(fact_of(x).pulse)
 
 

@@ -8,8 +8,12 @@ is a convolution without temporal padding on its history. The pass ``lower`` giv
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from torch.fx import has_side_effect
+from torch.fx import Node, has_side_effect
+
+from co3d_compile.ir.node_reading import argument, operand
 
 
 def history(x: Tensor, n: int) -> Tensor:
@@ -93,3 +97,18 @@ def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
 
 
 MARKERS = (history, take, shift, outside, window)
+
+
+def chain(x: Node, *markers: Any) -> list[Node]:
+    """A tensor, what it is a marker of, what that is a marker of, and so on: the last one is no such marker."""
+    found = [x]
+    while found[-1].target in markers:
+        found.append(operand(found[-1]))
+    return found
+
+
+def undelayed(x: Node) -> tuple[Node, int]:
+    """The tensor that a delay, ``take(history(x, n), …)``, reads, and its ``n``; any other tensor itself, and 0."""
+    if x.target is take and operand(x).target is history:
+        return operand(operand(x)), int(argument(operand(x), 1, "n"))
+    return x, 0

@@ -25,7 +25,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import CONVOLUTIONS
-from co3d_compile.step_graph.past_entries import Aged
+from co3d_compile.step_graph.past_entries import AgedEntry
 
 if TYPE_CHECKING:
     from co3d_compile.ir.layout import Layout
@@ -100,7 +100,7 @@ class TapConvolution:
         ]
         return low.sum(parts)
 
-    def accumulate(self, low: EntryOperators, entries: Sequence[Aged], layout: Layout | None) -> Node:
+    def accumulate(self, low: EntryOperators, entries: Sequence[AgedEntry], layout: Layout | None) -> Node:
         """Partial sums, the oldest first: what is to wait longer is a state of a state."""
         total: Node | None = None
         newest = min(e.steps for e in entries)
@@ -187,7 +187,7 @@ class TapConvolution:
 
 
 def pairs(
-    low: EntryOperators, conv: TapConvolution, positions: Sequence[Sequence[int]], entry: Aged
+    low: EntryOperators, conv: TapConvolution, positions: Sequence[Sequence[int]], entry: AgedEntry
 ) -> list[tuple[int, int]]:
     """Which outputs of a step are computed two together: the second reads what the first reads, one tap further on.
 
@@ -217,7 +217,7 @@ def pairs(
     return list(found.items())
 
 
-def choose(low: EntryOperators, conv: TapConvolution, entries: Sequence[Aged], queued: bool, shared: int) -> str:
+def choose(low: EntryOperators, conv: TapConvolution, entries: Sequence[AgedEntry], queued: bool, shared: int) -> str:
     """The form of one convolution: ``accumulate`` where it keeps clearly less, else ``sum``, or ``concat`` where small.
 
     A state is read from memory that no cache holds, so bytes of state are what the forms differ in. Measured in ONNX
@@ -247,7 +247,7 @@ def choose(low: EntryOperators, conv: TapConvolution, entries: Sequence[Aged], q
     return "concat" if dense and not blocked else "sum"
 
 
-def _layer(low: EntryOperators, conv: TapConvolution, entries: Sequence[Aged]) -> Layer:
+def _layer(low: EntryOperators, conv: TapConvolution, entries: Sequence[AgedEntry]) -> Layer:
     outputs, inputs, *kernel = low.sizes(conv.taps[0])
     size = low.sizes(entries[0].node)
     return Layer(

@@ -158,21 +158,11 @@ class EntryOperators(Builder):
         """One tap of a transposed convolution, over space alone."""
         stride, padding, output_padding, dilation = geometry
         if stride:
-            return self.call(
-                TRANSPOSED_CONVOLUTIONS[len(stride) - 1],
-                x,
-                tap,
-                None,
-                stride,
-                padding,
-                output_padding,
-                groups,
-                dilation,
-            )
-        one = [self.call(aten.unsqueeze.default, t, 2) for t in (x, tap)]
-        return self.call(
-            aten.squeeze.dim, self.call(TRANSPOSED_CONVOLUTIONS[0], *one, None, [1], [0], [0], groups, [1]), 2
-        )
+            target = TRANSPOSED_CONVOLUTIONS[len(stride) - 1]
+            return self.call(target, x, tap, None, stride, padding, output_padding, groups, dilation)
+        x, tap = (self.call(aten.unsqueeze.default, t, 2) for t in (x, tap))
+        result = self.call(TRANSPOSED_CONVOLUTIONS[0], x, tap, None, [1], [0], [0], groups, [1])
+        return self.call(aten.squeeze.dim, result, 2)
 
     def zeros_like(self, x: Node) -> Node:
         """Zeros in the shape of one entry."""

@@ -15,7 +15,7 @@ from co3d_compile.step_graph.entry_operators import EntryOperators
 
 
 @dataclass
-class Start:
+class InitialPast:
     """How the past is made right when a stream has just begun.
 
     Args:
@@ -29,7 +29,7 @@ class Start:
 
 
 @dataclass
-class Past:
+class PastEntries:
     """A list of entries whose older ones are state: made only when read."""
 
     low: EntryOperators
@@ -37,7 +37,7 @@ class Past:
     n: int
     layout: Layout | None = None
     queue: Node | None = None
-    start: Start | None = None
+    start: InitialPast | None = None
 
     def __len__(self) -> int:
         return self.n + len(self.new)
@@ -52,7 +52,7 @@ class Past:
             capacity = int(self.queue.args[1])  # type: ignore[arg-type]
             return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
         steps, entry = self.origin(index)
-        start = self.start or Start(0.0)
+        start = self.start or InitialPast(0.0)
         fix = partial(start.fix, -back % len(self.new)) if start.fix is not None else None
         return self.low.before(self.low.resolve(entry), steps, self.layout, start.number or 0.0, fix)
 
@@ -65,14 +65,14 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Aged:
+class AgedEntry:
     """An entry: ``node`` as it was so many steps ago."""
 
     node: Node
     steps: int
 
 
-class _Part:
+class ChosenEntries:
     """Some of the entries of a list, made only when read."""
 
     def __init__(self, entries: Any, indices: list[int]) -> None:

@@ -9,14 +9,14 @@ import torch
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
-from co3d_compile.ir.markers import fifo, history, outside, take
+from co3d_compile.ir.markers import chain, fifo, history, outside, take
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.ir.time_facts import Fact, fact_of, is_stream
 from co3d_compile.step_graph.entry_operators import EntryOperators
-from co3d_compile.step_graph.past_entries import Aged, Past, Start
-from co3d_compile.step_graph.stream_ends import Ends
+from co3d_compile.step_graph.past_entries import AgedEntry, InitialPast, PastEntries
+from co3d_compile.step_graph.stream_ends import StreamEnds
 
 aten = torch.ops.aten
 SMALL = 16384  # elements of an entry up to which its past is kept in one tensor instead of one per entry
@@ -37,15 +37,15 @@ class StepGraph(EntryOperators):
         self.window_entries: dict[Node, list[Any]] = {}
         self.window_facts: dict[Node, Fact] = {}
         self.tuples: dict[Node, list[list[Node]]] = {}
-        self.ends: Ends | None = None
-        self._start: Ends | None = None
+        self.ends: StreamEnds | None = None
+        self._start: StreamEnds | None = None
         self._capacity: dict[Node, int] = {}
 
     @property
-    def start(self) -> Ends:
+    def start(self) -> StreamEnds:
         """The flags of where the stream begins: those of its ends where it has both."""
         if self.ends is None and self._start is None:
-            self._start = Ends(self, None, self.program.inputs[0].pulse)
+            self._start = StreamEnds(self, None, self.program.inputs[0].pulse)
         start = self.ends or self._start
         assert start is not None
         return start
@@ -82,11 +82,11 @@ class StepGraph(EntryOperators):
         alone = place is not None and place.alone and layout is not None and len(self.sizes(x)) == layout.rank
         return self.call(aten.squeeze.dim, x, place.dim) if alone and place is not None else x
 
-    def aged(self, node: Node, i: int) -> Aged:
+    def aged(self, node: Node, i: int) -> AgedEntry:
         """Entry ``i`` as what was computed in this step or an earlier one."""
         entries = self.streams[node]
         steps, entry = entries.origin(i) if hasattr(entries, "origin") else (0, entries[i])
-        return Aged(self.resolve(entry), steps)
+        return AgedEntry(self.resolve(entry), steps)
 
     def plain(self, node: Node, slot: tuple[int, int] | None = None) -> Node:
         """A constant, or one slice of it, or the result of a window."""
@@ -117,8 +117,8 @@ class StepGraph(EntryOperators):
 
     def remembered(self, x: Node) -> tuple[int, bool]:
         """What is known of the past that a convolution reads: entries others keep too; whether they must be kept."""
-        marker = x.args[0] if x.target is take else x
-        if not isinstance(marker, Node) or marker.target is not history:
+        marker = chain(x, take)[-1]
+        if marker.target is not history:
             return 0, False
         source, entries = operand(marker), self.streams[marker]
         others = [u for u in source.users if u.target is history and u is not marker]
@@ -135,8 +135,8 @@ class StepGraph(EntryOperators):
         n: int,
         source: Node | None = None,
         layout: Layout | None = None,
-        start: Start | None = None,
-    ) -> Past:
+        start: InitialPast | None = None,
+    ) -> PastEntries:
         """The list of ``n`` past and the new entries.
 
         Small entries with a long past are kept in one queue, others in one state per entry.
@@ -149,11 +149,11 @@ class StepGraph(EntryOperators):
         elif source is not None and source.target is outside:
             start = self.start.start(source, new, n)
         if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
-            return Past(self, list(new), n, layout, None, start)
+            return PastEntries(self, list(new), n, layout, None, start)
         queue = self.queue([self.resolve(x) for x in new], capacity, (start and start.number) or 0.0)
-        return Past(self, list(new), n, layout, queue)
+        return PastEntries(self, list(new), n, layout, queue)
 
-    def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> Past:
+    def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> PastEntries:
         """Past and new entries with a number in place of those before the first."""
         ends = self.ends
         assert ends is not None

@@ -20,8 +20,8 @@ from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import outside, store
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
-from co3d_compile.step_graph.past_entries import Start
-from co3d_compile.step_graph.values_before_start import Virtual
+from co3d_compile.step_graph.past_entries import InitialPast
+from co3d_compile.step_graph.values_before_start import ValuesBeforeStart
 
 if TYPE_CHECKING:
     from co3d_compile.step_graph.entry_operators import EntryOperators
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-class Ends:
+class StreamEnds:
     """Flags of a step graph that has an input ``valid`` (batch, frames per step); without one, those of its start.
 
     Args:
@@ -45,7 +45,8 @@ class Ends:
             first = next(n for n in low.graph.nodes if n.op == "placeholder")
             self.before = low.counter(first, 1)
             self.steps = low.call(aten.add.Tensor, self.before, 1)
-            self.virtual = Virtual(low.program.module, {self.before: lambda t: -t, self.steps: lambda t: 1 - t})
+            counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t}
+            self.before_start = ValuesBeforeStart(low.program.module, counters)
             return
         with low.mode:
             shape = torch.empty(low.batch, frames, dtype=torch.bool)
@@ -63,7 +64,7 @@ class Ends:
         low.call(store, self.before, self.steps)
         low.call(store, late, self.late)
         counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t, self.late: lambda t: 0}
-        self.virtual = Virtual(low.program.module, counters)
+        self.before_start = ValuesBeforeStart(low.program.module, counters)
 
     # --- which entries exist
 
@@ -207,7 +208,7 @@ class Ends:
 
     # --- the past of a stream that has just begun
 
-    def start(self, x: Node, new: Sequence[Any], n: int) -> Start | None:
+    def start(self, x: Node, new: Sequence[Any], n: int) -> InitialPast | None:
         """What the past of a tensor is at the start; None where zeros do."""
         low, fact, fill, edge = self.low, fact_of(x), None, x
         while edge.target is outside and edge.args[1] != EDGE:  # padding may lie in front of copies of the edge
@@ -224,15 +225,15 @@ class Ends:
             flag = self.inside(fact, i - t * len(new), back=False) if fill is not None else None
             return self.choose(came, value, self.choose(flag, first, fill))  # type: ignore[arg-type]
 
-        return Start(fix=fix)
+        return InitialPast(fix=fix)
 
-    def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> Start | None:
+    def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> InitialPast | None:
         """The past where it does not depend on any frame: what lies before the first entry, and delays below 0."""
         pulse, known = len(entries), {}
         for back in range(1, n + 1):
             i, t = pulse - 1 - (back - 1) % pulse, -(-back // pulse)
             if i - t * pulse - fact.delay >= 0:
-                known[i, t] = self.virtual.value(entries[i], t)
+                known[i, t] = self.before_start.value(entries[i], t)
             elif fill is not None:
                 shape = [1, *self.low.sizes(entries[i])[1:]]
                 known[i, t] = torch.full(shape, fill, dtype=entries[i].meta["val"].dtype)
@@ -240,8 +241,8 @@ class Ends:
         if numbers <= {0.0}:
             return None
         if len(numbers) == 1 and None not in numbers:
-            return Start(numbers.pop())
-        return Start(fix=lambda i, t, value: self._fresh(value, known.get((i, t))))
+            return InitialPast(numbers.pop())
+        return InitialPast(fix=lambda i, t, value: self._fresh(value, known.get((i, t))))
 
     def _fresh(self, value: Node, constant: torch.Tensor | None) -> Node:
         """A past value, or the constant that it is when a stream begins."""
@@ -250,5 +251,5 @@ class Ends:
         low = self.low
         begun = low.call(aten.ge.Scalar, self.before, 1)
         fixed = self.choose(begun, value, low.constant(f"ends.{value.name}", constant[:1].contiguous()))
-        self.virtual.same[fixed] = value
+        self.before_start.same[fixed] = value
         return fixed

@@ -14,7 +14,7 @@ from co3d_compile.ir.node_reading import argument, operand, shape_of
 from co3d_compile.ir.stored_constants import get_constant
 
 
-class Virtual:
+class ValuesBeforeStart:
     """Values of nodes ``t`` steps before the first one, computed when asked for.
 
     A tensor with a negative delay has entries before the first frame: the padding in front of it, and what layers make
