@@ -59,7 +59,7 @@ class Continual(Pass):
 
     def _upsampling(self, program: Program, node: Node, rule: TransposedConvolution | Upsample) -> bool:
         x = operand(node)
-        if isinstance(rule, TransposedConvolution) and rule._axis(node)[2] is None:
+        if isinstance(rule, TransposedConvolution) and rule.axis(node) is None:
             return False
         past = rule.past(node)
         if past:

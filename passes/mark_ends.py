@@ -76,7 +76,7 @@ class MarkEnds(Pass):
             wanted = [v if read and v != EDGE else None for read, v in zip(reads, (front, back), strict=True)]
             if wanted != [None, None]:
                 self._mark(program, node, *wanted)
-        elif isinstance(rule, TransposedConvolution) and rule._axis(node)[2] is not None:
+        elif isinstance(rule, TransposedConvolution) and rule.axis(node) is not None:
             self._mark(program, node, 0.0, 0.0)
         elif isinstance(rule, Upsample) and rule.past(node):
             self._mark(program, node, EDGE, EDGE)

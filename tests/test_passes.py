@@ -281,7 +281,7 @@ LIES: dict[str, tuple[str, co3d.Pass, str]] = {
     "not canonical": (
         "canonicalize",
         Claims("no_batch_norm"),
-        r"ensures 'no_batch_norm'.*batch_norm in norm\) is there",
+        r"ensures 'no_batch_norm'.*in norm\) is there",
     ),
     "padded": ("annotate_time", Claims("unpadded"), r"ensures 'unpadded'.*aten\.conv3d in conv\) has temporal padding"),
     "not continual": (

@@ -113,7 +113,7 @@ def reduced(node: Node) -> tuple[Node, list[int], bool]:
 
 @dataclass
 class ConvArgs:
-    """The arguments of an ATen convolution, spread over its spatial dims."""
+    """The arguments of an ATen convolution, transposed or not, spread over its spatial dims."""
 
     x: Node
     weight: Node
@@ -122,20 +122,25 @@ class ConvArgs:
     padding: list[int]
     dilation: list[int]
     groups: int
+    output_padding: list[int]
 
     @staticmethod
     def of(node: Node) -> ConvArgs:
-        weight = node.args[1]
-        assert isinstance(node.args[0], Node) and isinstance(weight, Node)
-        n = len(shape_of(weight)) - 2
-        stride = spread(argument(node, 3, "stride", 1), n)
-        padding = argument(node, 4, "padding", 0)
-        dilation = spread(argument(node, 5, "dilation", 1), n)
+        transposed = node.target in TRANSPOSED_CONVOLUTIONS
+        weight, padding = operand(node, 1), argument(node, 4, "padding", 0)
         if isinstance(padding, str):
             raise NoExtension(f"padding={padding!r} was not made explicit")
-        bias = argument(node, 2, "bias")
-        groups = argument(node, 6, "groups", 1)
-        return ConvArgs(node.args[0], weight, bias, stride, spread(padding, n), dilation, groups)
+        n = rank_of(weight) - 2
+        return ConvArgs(
+            operand(node),
+            weight,
+            argument(node, 2, "bias"),
+            stride=spread(argument(node, 3, "stride", 1), n),
+            padding=spread(padding, n),
+            dilation=spread(argument(node, 7 if transposed else 5, "dilation", 1), n),
+            groups=argument(node, 6, "groups", 1),
+            output_padding=spread(argument(node, 5, "output_padding", 0) if transposed else 0, n),
+        )
 
     @property
     def kernel_size(self) -> tuple[int, ...]:

@@ -145,12 +145,17 @@ def run_passes(
         for name in sorted(program.promises & checks.keys()):
             problem = checks[name](program)
             if problem is not None:
-                broken = f"ensures '{name}', and that is not so" if name in p.ensures else f"broke '{name}'"
-                raise PassError(
-                    f"The pass {p.name} {broken}: {problem}.",
-                    hint=f"Rewrite the pass, or name '{name}' in its breaks and move it.",
-                )
+                raise _lie(p, name, problem)
     return seconds
+
+
+def _lie(p: Pass, promise: str, problem: str) -> PassError:
+    """The error of a pass behind which a promise does not hold."""
+    if promise in p.ensures:
+        what, cure = f"ensures '{promise}', and that is not so", f"take '{promise}' out of its ensures"
+    else:
+        what, cure = f"broke '{promise}'", f"name '{promise}' in its breaks and move it"
+    return PassError(f"The pass {p.name} {what}: {problem}.", hint=f"Rewrite the pass, or {cure}.")
 
 
 def run_one(program: Program, p: Pass) -> bool:

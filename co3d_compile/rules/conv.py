@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import ConvArgs, sliding_axis
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.node_reading import argument, operand, shape_of, spread
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known
 from co3d_compile.rules.base import Rule, refuse_dense, register
 from co3d_compile.step_graph.convolution_forms import TapConvolution, choose, pairs
@@ -121,44 +121,31 @@ def _slides(conv: ConvArgs, axis: int) -> bool:
 class TransposedConvolution(Rule):
     """y[o] = sum over i, j with o = i*s + j*d - p of w[j] x[i]: each new entry adds to ``s`` new outputs."""
 
-    def _axis(self, node: Node) -> tuple[Node, int, int | None]:
-        x, weight = operand(node), operand(node, 1)
-        n = len(shape_of(weight)) - 2
-        return x, n, sliding_axis(x, n)
-
-    def _geometry(self, node: Node) -> tuple[list[int], list[int], list[int], int, list[int]]:
-        n = self._axis(node)[1]
-        stride = spread(argument(node, 3, "stride", 1), n)
-        padding = spread(argument(node, 4, "padding", 0), n)
-        output_padding = spread(argument(node, 5, "output_padding", 0), n)
-        groups = argument(node, 6, "groups", 1)
-        dilation = spread(argument(node, 7, "dilation", 1), n)
-        return stride, padding, output_padding, groups, dilation
+    def axis(self, node: Node) -> int | None:
+        """The spatial axis that is time alone, or None."""
+        return sliding_axis(operand(node), rank_of(operand(node, 1)) - 2)
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x, n, axis = self._axis(node)
+        x, n = operand(node), rank_of(operand(node, 1)) - 2
         first = known(x).rank - n
-        return [(x, [first - 1, *(first + a for a in range(n) if a != axis)])]
+        return [(x, [first - 1, *(first + a for a in range(n) if a != self.axis(node))])]
 
     def layout(self, node: Node) -> Layout:
-        x, n, _ = self._axis(node)
-        out = known(x)
-        for d in range(out.rank - n - 1, out.rank):
+        out = known(operand(node))
+        for d in range(out.rank - rank_of(operand(node, 1)) + 1, out.rank):
             out = out.resize_dim(d, shape_of(node)[d])
         return out
 
     def flow(self, node: Node) -> Fact:
         fact = super().flow(node)
-        x, _, axis = self._axis(node)
+        axis, conv = self.axis(node), ConvArgs.of(node)
         if axis is None:
             return fact
-        stride, padding, output_padding, _, dilation = self._geometry(node)
-        weight = operand(node, 1)
-        s, p, k, d = stride[axis], padding[axis], shape_of(weight)[2 + axis], dilation[axis]
+        s, p, k, d = conv.stride[axis], conv.padding[axis], conv.kernel_size[axis], conv.dilation[axis]
         if s > 1:
             refuse_dense(node)
-        x_fact = fact_of(x)
-        length = (x_fact.length - 1) * s - 2 * p + d * (k - 1) + output_padding[axis] + 1
+        x_fact = fact_of(conv.x)
+        length = (x_fact.length - 1) * s - 2 * p + d * (k - 1) + conv.output_padding[axis] + 1
         return replace(
             fact,
             pulse=x_fact.pulse * s,
@@ -170,34 +157,28 @@ class TransposedConvolution(Rule):
 
     def past(self, node: Node) -> int:
         """Entries of the past that the newest outputs still need."""
-        axis = self._axis(node)[2]
-        weight = operand(node, 1)
-        if axis is None:
-            return 0
-        stride, _, _, _, dilation = self._geometry(node)
-        return (shape_of(weight)[2 + axis] - 1) * dilation[axis] // stride[axis]
+        axis, conv = self.axis(node), ConvArgs.of(node)
+        return 0 if axis is None else (conv.kernel_size[axis] - 1) * conv.dilation[axis] // conv.stride[axis]
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        x, n, axis = self._axis(node)
+        axis, conv = self.axis(node), ConvArgs.of(node)
         if axis is None:
             return [self.entry(node, low, i) for i in range(low.pulse(node))]
-        stride, padding, output_padding, groups, dilation = self._geometry(node)
-        weight, bias = node.args[1], argument(node, 2, "bias")
-        assert isinstance(weight, Node)
-        s, d, k = stride[axis], dilation[axis], shape_of(weight)[2 + axis]
-        past = self.past(node)
-        space = [a for a in range(n) if a != axis]
-        geometry = [[v[a] for a in space] for v in (stride, padding, output_padding, dilation)]
+        s, d, k = conv.stride[axis], conv.dilation[axis], conv.kernel_size[axis]
+        past, x = self.past(node), conv.x
+        space = [a for a in range(len(conv.stride)) if a != axis]
+        sizes = (conv.stride, conv.padding, conv.output_padding, conv.dilation)
+        geometry = [[v[a] for a in space] for v in sizes]
         total = low.pulse(x)
         results: list[Node | None] = []
         for o in range((total - past) * s):
             # the output o of this step is (newest input entry, tap) with o + past * s = i * s + j * d
             pairs = [(i, j) for j in range(k) for i in range(total) if i * s + j * d == o + past * s]
             parts = [
-                low.transposed(low.entry(x, i), low.plain(weight, slot=(axis + 2, j)), geometry, groups)
+                low.transposed(low.entry(x, i), low.plain(conv.weight, slot=(axis + 2, j)), geometry, conv.groups)
                 for i, j in pairs
             ]
             results.append(low.sum(parts) if parts else None)
         zero = low.zeros_like(next(r for r in results if r is not None))
-        bias = low.plain(bias) if bias is not None else None
+        bias = low.plain(conv.bias) if conv.bias is not None else None
         return [low.add_bias(zero if r is None else r, bias, len(space)) for r in results]

@@ -213,8 +213,10 @@ def with_weights(program: Program, module: StepModule) -> Program:
     graph = Graph()
     copied: dict[Node, Node] = {}
     graph.output(graph.graph_copy(program.graph, copied))
-    states = [dataclasses.replace(state) for state in program.step.states]
-    return dataclasses.replace(program, module=GraphModule(root, graph), states=states)
+    step = dataclasses.replace(program.step, states=[dataclasses.replace(state) for state in program.step.states])
+    holders = {copied[n]: held for n, held in program.notes.holders.items() if n in copied}
+    notes = dataclasses.replace(program.notes, holders=holders)
+    return dataclasses.replace(program, module=GraphModule(root, graph), step=step, notes=notes)
 
 
 def exported_program(program: Program, batch: int | None = None) -> ExportedProgram:
