@@ -135,21 +135,23 @@ def _same_padding(program: Program, node: Node) -> None:
 
 
 def _native_layer_norm(program: Program, node: Node) -> None:
-    _only_first(program, node, aten.layer_norm.default, node.args)
+    _only_first(program, node, aten.layer_norm.default, *node.args)
 
 
 def _native_group_norm(program: Program, node: Node) -> None:
     x, weight, bias, _, _, _, groups, eps = node.args
-    _only_first(program, node, aten.group_norm.default, (x, groups, weight, bias, eps))
+    _only_first(program, node, aten.group_norm.default, x, groups, weight, bias, eps)
 
 
-def _only_first(program: Program, node: Node, target: Any, args: Any) -> None:
-    """An operator of which only the first output is read, as the operator with one output."""
+def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
+    """An operator of which only the first output is read, as the operator with one output; else None."""
     users = list(node.users)
-    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
-        result = insert(program, node, target, *args)
-        for user in users:
-            replace(user, result)
+    if not all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+        return None
+    result = insert(program, node, target, *args, **kwargs)
+    for user in users:
+        replace(user, result)
+    return result
 
 
 def _addmm(program: Program, node: Node) -> None:
@@ -176,22 +178,15 @@ def _adaptive_max(program: Program, node: Node) -> None:
 
 
 def _with_indices(program: Program, node: Node) -> None:
-    users = list(node.users)
-    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
-        result = insert(program, node, WITH_INDICES[node.target], *node.args, **node.kwargs)  # type: ignore[index]
+    result = _only_first(program, node, WITH_INDICES[node.target], *node.args, **node.kwargs)  # type: ignore[index]
+    if result is not None:
         _pool(program, result)
-        for user in users:
-            replace(user, result)
 
 
 def _max_dim(program: Program, node: Node) -> None:
     """``max`` and ``min`` over a dim of which only the values are read."""
-    users = list(node.users)
-    if all(u.target is operator.getitem and u.args[1] == 0 for u in users):
-        target = aten.amax.default if node.target is aten.max.dim else aten.amin.default
-        result = insert(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
-        for user in users:
-            replace(user, result)
+    target = aten.amax.default if node.target is aten.max.dim else aten.amin.default
+    _only_first(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
 
 
 def _mean_all(program: Program, node: Node) -> None:
