@@ -11,7 +11,7 @@ from co3d_compile.canonical.operator_forms import GATHERS, REWRITES
 from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import insert_constant, replace
-from co3d_compile.ir.node_reading import argument
+from co3d_compile.ir.node_reading import argument, operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -108,5 +108,5 @@ def _like(node: Node) -> torch.Tensor:
 def _same_dtype(node: Node) -> bool:
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.expand.default, aten.slice.Tensor):
         return False
-    old, new = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    old, new = operand(node).meta["val"], node.meta["val"]
     return old.dtype == new.dtype and old.shape == new.shape and argument(node, 4, "step", 1) == 1

@@ -84,7 +84,7 @@ class Continual(Pass):
         fact = fact_of(node)
         for part in parts:
             part.meta = dict(node.meta)
-        x = fact_of(space.args[0])  # type: ignore[arg-type]
+        x = fact_of(operand(space))
         assert fact.layout is not None
         space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip), slides=None)
         replace(node, over_time)

@@ -41,8 +41,7 @@ class DelayResiduals(Pass):
 
     def _align_windows(self, program: Program, group: list[Node]) -> bool:
         """Holds back the operands of windows that meet: the latest start decides."""
-        operands = [n.args[0] for n in group]
-        facts = [fact_of(x) for x in operands]  # type: ignore[arg-type]
+        facts = [fact_of(operand(n)) for n in group]
         lag = max(f.lag for f in facts)
         step = Fraction(1)
         for f in facts:  # the least common grid of all operands

@@ -45,7 +45,7 @@ class FoldBatchNorm(Pass):
     def _fold(self, program: Program, node: Node) -> Node:
         scale, offset = self._scale(program, node)
         x = operand(node)
-        if x.target in CONVOLUTIONS and len(x.users) == 1 and x.args[1].op == "get_attr":  # type: ignore[union-attr]
+        if x.target in CONVOLUTIONS and len(x.users) == 1 and operand(x, 1).op == "get_attr":
             return self._into_convolution(program, node, x, scale, offset)
         shape = [-1] + [1] * (rank_of(x) - 2)
         dtype = x.meta["val"].dtype
@@ -66,8 +66,7 @@ class FoldBatchNorm(Pass):
     def _into_convolution(
         self, program: Program, node: Node, conv: Node, scale: torch.Tensor, offset: torch.Tensor
     ) -> Node:
-        weight_node, bias_node = conv.args[1], argument(conv, 2, "bias")
-        assert isinstance(weight_node, Node)
+        weight_node, bias_node = operand(conv, 1), argument(conv, 2, "bias")
         weight = program.constant(weight_node)
         fused = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
         bias = offset if bias_node is None else offset + program.constant(bias_node).double() * scale

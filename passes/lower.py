@@ -14,9 +14,9 @@ from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, undelayed, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, whole
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Program
+from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of
 from co3d_compile.rules import rule_for
@@ -53,7 +53,7 @@ class Lower(Pass):
                 fact = fact_of(operand(node))
                 low.capacity(source, delay + max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)))
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
-            self._input(low, node, spec.pulse if spec.time_dim is not None else 0)
+            self._input(low, node, spec)
         if program.step.valid is not None:
             low.ends = StreamEnds(low, program.step.valid, program.inputs[0].pulse)
         for node in program.graph.nodes:
@@ -67,21 +67,12 @@ class Lower(Pass):
         delete_unused_constants(program.module)
         return True
 
-    def _input(self, low: StepGraph, node: Node, pulse: int) -> None:
+    def _input(self, low: StepGraph, node: Node, spec: Input) -> None:
         """A model input: at one entry per step without its time dim."""
-        layout = fact_of(node).layout
-        assert layout is not None
         new = low.graph.placeholder(node.name)
-        place = layout.time
-        shape = list(layout.shape)
-        if pulse == 1:
-            del shape[place.dim]  # type: ignore[union-attr]
-        elif pulse > 1:
-            shape[place.dim] = pulse  # type: ignore[union-attr]
-        with low.mode:
-            new.meta["val"] = torch.empty(shape, dtype=node.meta["val"].dtype)
-        if pulse > 1:
-            low.streams[node] = [low.call(aten.select.int, new, place.dim, i) for i in range(pulse)]  # type: ignore
+        new.meta["val"] = low.empty(spec.step_shape, node.meta["val"].dtype)
+        if spec.time_dim is not None and spec.pulse > 1:
+            low.streams[node] = [low.call(aten.select.int, new, spec.time_dim, i) for i in range(spec.pulse)]
         else:
             low.streams[node] = [new] * int(fact_of(node).pulse)
 
@@ -106,17 +97,15 @@ class Lower(Pass):
                     program.notes.holders.setdefault(entry, []).append((node.name, i))
 
     def _marker(self, low: StepGraph, node: Node) -> Any:
-        x, *numbers = node.args
-        assert isinstance(x, Node)
+        x = operand(node)
         if node.target is shift:
             return low.streams[x]
         if node.target is outside:
             return low.start.mark(node)
         if node.target is history:
-            return low.past(low.streams[x], int(numbers[0]), x, fact_of(x).layout)  # type: ignore[arg-type]
-        start, length, step = (*numbers, 1)[:3]
-        entries = low.streams[x]
-        return ChosenEntries(entries, [int(start) + i * int(step) for i in range(int(length))])  # type: ignore[arg-type]
+            return low.past(low.streams[x], whole(node, 1), x, fact_of(x).layout)
+        start, step = whole(node, 1), argument(node, 3, "step", 1)
+        return ChosenEntries(low.streams[x], [start + i * step for i in range(whole(node, 2))])
 
     def _window(self, low: StepGraph, node: Node) -> list[Any]:
         """The newest entries, one clip of them."""
@@ -140,7 +129,7 @@ class Lower(Pass):
         if isinstance(node.meta["val"], (tuple, list)):
             return
         if node.meta.get("gate") == "window":
-            fact = fact_of(node.args[0])  # type: ignore[arg-type]
+            fact = fact_of(operand(node))
             low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
         elif fact_of(node).slides is not None and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
             low.streams[node] = [
@@ -193,7 +182,7 @@ class Lower(Pass):
         low.graph.output(tuple(results))
         self._dependence(low, program, parts)
 
-    def _stream_output(self, low: StepGraph, node: Node, spec: Any) -> Node:
+    def _stream_output(self, low: StepGraph, node: Node, spec: Output) -> Node:
         layout = fact_of(node).layout
         assert layout is not None and layout.time is not None
         single = layout.time.size == 1 and not layout.time.alone and fact_of(node).length == 1

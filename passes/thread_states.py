@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import fake_mode
 from co3d_compile.ir.markers import carry, counter, fifo, previous, store
-from co3d_compile.ir.node_reading import argument, module_path, operand
+from co3d_compile.ir.node_reading import argument, module_path, operand, whole
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
 
@@ -61,7 +61,7 @@ class ThreadStates(Pass):
         x = operand(node)
         graph = program.graph
         if node.target is fifo:
-            n = int(node.args[1])  # type: ignore[arg-type]
+            n = whole(node, 1)
             new = int(x.meta["val"].shape[1])
             with fake_mode(program):
                 state.meta["val"] = torch.empty(

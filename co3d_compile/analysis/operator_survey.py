@@ -15,7 +15,7 @@ from torch.fx import Node
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.markers import MARKERS, chain, history, shift, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, whole
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
@@ -142,7 +142,7 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
     if node.target is window or node.meta.get("gate") == "window":
         return first - (before.length - 1) * before.spacing * before.rate, last
     if node.target is shift:
-        move = int(node.args[1]) * before.rate  # type: ignore[arg-type]
+        move = whole(node, 1) * before.rate
         return first - move, last - move
     if fact.slides is None and fact.kind is Kind.WINDOW:
         return first, last

@@ -23,7 +23,7 @@ from co3d_compile.ir.markers import (
     take,
     window,
 )
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, rank_of
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of
 from co3d_compile.rules import rule_for
@@ -151,8 +151,8 @@ def lowered(program: Program) -> str | None:
         if n.target in (carry, counter) and stored.count(n) != 1:
             return f"{named(n)} is a state that {stored.count(n)} nodes store"
     for n, spec in zip(program.placeholders(), program.inputs, strict=False):
-        if spec.time_dim is not None and rank_of(n) != len(spec.shape) - (spec.pulse == 1):
-            return f"the input {n.name} has {rank_of(n)} dims"
+        if shape_of(n)[1:] != tuple(spec.step_shape[1:]):
+            return f"the input {n.name} has the shape {shape_of(n)} instead of {tuple(spec.step_shape)}"
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous
-from co3d_compile.ir.node_reading import argument
+from co3d_compile.ir.node_reading import argument, operand, operand_list, whole
 
 aten = torch.ops.aten
 
@@ -95,11 +95,7 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
 
 def _queue(node: Node, found: dict[Node, Dependence], frames: int) -> list[Dependence]:
     """The dependence of each row of a queue, oldest first."""
-    rows, capacity = node.args[:2]
-    assert isinstance(rows, Node) and isinstance(capacity, int)
-    parts: list[Node] = list(rows.args[0]) if rows.target is aten.cat.default else [rows]  # type: ignore[arg-type]
-    new = [found[p] for p in parts]
-    past = []
-    for back in range(capacity, 0, -1):
-        past.append(new[len(new) - 1 - (back - 1) % len(new)].earlier(-(-back // len(new)), frames))
-    return past + new
+    rows = operand(node)
+    new = [found[p] for p in (operand_list(rows) if rows.target is aten.cat.default else [rows])]
+    backs = range(whole(node, 1), 0, -1)
+    return [new[-1 - (back - 1) % len(new)].earlier(-(-back // len(new)), frames) for back in backs] + new

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
+from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, spread, whole
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -33,8 +33,7 @@ def _as_parts(node: Node, x: Node, dim: int) -> None:
     if not all(u.target is aten.cat.default and argument(u, 1, "dim", 0) % rank_of(u) == dim for u in node.users):
         return
     for user in list(node.users):
-        parts: list[Node] = list(user.args[0])  # type: ignore[arg-type]
-        copies = [[x] * shape_of(node)[dim] if part is node else [part] for part in parts]
+        copies = [[x] * shape_of(node)[dim] if part is node else [part] for part in operand_list(user)]
         user.update_arg(0, [part for group in copies for part in group])
     node.graph.erase_node(node)
 
@@ -52,7 +51,7 @@ def _broadcasts(node: Node, user: Node) -> bool:
 def repetition(program: Program, node: Node) -> None:
     """``repeat`` of dims of size one is an expansion."""
     x = operand(node)
-    counts: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    counts: list[int] = list(argument(node, 1, "repeats"))
     sizes = [1] * (len(counts) - rank_of(x)) + list(shape_of(x))
     if any(c != 1 and s != 1 for c, s in zip(counts, sizes, strict=True)):
         return
@@ -79,10 +78,10 @@ def resample_again(node: Node) -> None:
 
 def unfolding(program: Program, node: Node) -> None:
     """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side."""
-    x, size, step = operand(node), int(node.args[2]), int(node.args[3])  # type: ignore[arg-type]
+    x, size, step = operand(node), whole(node, 2), whole(node, 3)
     if rank_of(x) == 0 or size > UNROLLED:
         return
-    dim = int(node.args[1]) % rank_of(x)  # type: ignore[arg-type]
+    dim = whole(node, 1) % rank_of(x)
     span = (shape_of(node)[dim] - 1) * step + 1
     parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + span, step) for i in range(size)]
     parts = [insert(program, node, aten.unsqueeze.default, part, rank_of(x)) for part in parts]

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -94,7 +94,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
         return x
     if x not in program.written:
         return insert(program, before, aten.slice.Tensor, x, dim, start, end)
-    parts: list[Node] = list(x.args[0])  # type: ignore[arg-type]
+    parts = operand_list(x)
     along = int(argument(x, 1, "dim", 0))
     if along != dim:
         return _joined(program, before, [_cut(program, before, p, dim, start, end) for p in parts], along)

@@ -48,6 +48,20 @@ def operand(node: Node, index: int = 0) -> Node:
     return arg
 
 
+def operand_list(node: Node, index: int = 0) -> list[Node]:
+    """The tensors of a list, such as those of ``cat``."""
+    arg = node.args[index]
+    assert isinstance(arg, (list, tuple)), f"operand {index} of {node.name} is no list"
+    return [n for n in arg if isinstance(n, Node)]
+
+
+def whole(node: Node, index: int) -> int:
+    """An argument that is a whole number, by its position."""
+    arg = node.args[index]
+    assert isinstance(arg, int), f"argument {index} of {node.name} is no whole number"
+    return arg
+
+
 def shape_of(node: Node) -> tuple[int, ...]:
     """The shape in the captured clip."""
     return tuple(int(s) for s in node.meta["val"].shape)

@@ -29,6 +29,12 @@ class Input:
     time_dim: int | None
     pulse: int = 0
 
+    @property
+    def step_shape(self) -> list[int]:
+        """Its shape in a step, at the captured batch: at one entry per step there is no time dim."""
+        entries = {self.time_dim: [] if self.pulse == 1 else [self.pulse]}
+        return [s for d, size in enumerate(self.shape) for s in entries.get(d, [size])]
+
 
 @dataclass
 class Output:

@@ -62,14 +62,15 @@ class Builder:
             return args[0].meta["val"]
         if target is fifo:
             rows, entries, features = args[0].meta["val"].shape
-            return self._empty((rows, entries + args[1], features), args[0].meta["val"].dtype)
+            return self.empty((rows, entries + args[1], features), args[0].meta["val"].dtype)
         if target is expand_batch:
             shape = list(args[0].meta["val"].shape)
             shape[args[2]] = args[1].meta["val"].shape[args[3]]
-            return self._empty(shape, args[0].meta["val"].dtype)
+            return self.empty(shape, args[0].meta["val"].dtype)
         return shape_of_call(self.mode, target, args, kwargs)
 
-    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor that has a shape and no values."""
         with self.mode:
             return torch.empty(list(shape), dtype=dtype)
 
@@ -112,7 +113,7 @@ class Builder:
     def count(self, like: Node) -> Node:
         """A state (batch, 1) of int64; whoever makes it stores its next value."""
         read = self.graph.call_function(counter, (like,))
-        read.meta = {"path": self.path, "val": self._empty((self.batch, 1), torch.int64)}
+        read.meta = {"path": self.path, "val": self.empty((self.batch, 1), torch.int64)}
         return read
 
     def carry(self, like: Node, features: int, of_ends: bool = False) -> Node:
@@ -120,7 +121,7 @@ class Builder:
         node = self.graph.call_function(carry, (like, features, of_ends))
         node.meta = {
             "path": self.path,
-            "val": self._empty((like.meta["val"].shape[0], features), like.meta["val"].dtype),
+            "val": self.empty((like.meta["val"].shape[0], features), like.meta["val"].dtype),
         }
         return node
 

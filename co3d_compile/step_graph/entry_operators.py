@@ -12,6 +12,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
+from co3d_compile.ir.node_reading import operand, operand_list, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Slot
 
@@ -98,25 +99,21 @@ class EntryOperators(Builder):
 
     def _run(self, refs: Sequence[Any], queue: Node) -> tuple[int, int] | None:
         """Start and step of entries that lie evenly in one queue (the new ones are at its end)."""
-        capacity = int(queue.args[1])  # type: ignore[arg-type]
-        rows = queue.args[0]
-        assert isinstance(rows, Node)
-        new = list(rows.args[0]) if rows.target is aten.cat.default else [rows]  # type: ignore[arg-type]
-        place: dict[Node, int] = {}
-        for i, row in enumerate(new):
-            place[row] = capacity + i
-        positions = []
+        rows = operand(queue)
+        new = operand_list(rows) if rows.target is aten.cat.default else [rows]
+        place = {row: whole(queue, 1) + i for i, row in enumerate(new)}
+        positions: list[int] = []
         for ref in refs:
             if isinstance(ref, Slot):
-                positions.append(ref.index if ref.queue is queue else None)
+                position = ref.index if ref.queue is queue else None
             else:
-                row = self.call(aten.reshape.default, ref, [-1, 1, self.features(ref)])
-                positions.append(place.get(row))
-        if None in positions:
-            return None
-        steps = {b - a for a, b in pairwise(positions)}  # type: ignore[operator]
+                position = place.get(self.call(aten.reshape.default, ref, [-1, 1, self.features(ref)]))
+            if position is None:
+                return None
+            positions.append(position)
+        steps = {b - a for a, b in pairwise(positions)}
         step = steps.pop()
-        return (positions[0], step) if not steps and step > 0 else None  # type: ignore[return-value]
+        return (positions[0], step) if not steps and step > 0 else None
 
     def sum(self, parts: Sequence[Node]) -> Node:
         """The sum of tensors."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch.fx import Node
 
 from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.node_reading import whole
 from co3d_compile.step_graph.builder import Slot
 from co3d_compile.step_graph.entry_operators import EntryOperators
 
@@ -49,8 +50,7 @@ class PastEntries:
             return self.new[index - self.n]
         back = self.n - index
         if self.queue is not None:
-            capacity = int(self.queue.args[1])  # type: ignore[arg-type]
-            return Slot(self.queue, capacity - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
+            return Slot(self.queue, whole(self.queue, 1) - back, tuple(self.low.sizes(self.low.resolve(self.new[0]))))
         steps, entry = self.origin(index)
         start = self.start or InitialPast(0.0)
         fix = partial(start.fix, -back % len(self.new)) if start.fix is not None else None

@@ -10,7 +10,7 @@ from torch.fx import Node, map_arg
 
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
 from co3d_compile.ir.markers import chain, fifo, history, outside, take
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.ir.time_facts import Fact, fact_of, is_stream
@@ -122,7 +122,7 @@ class StepGraph(EntryOperators):
             return 0, False
         source, entries = operand(marker), self.streams[marker]
         others = [u for u in source.users if u.target is history and u is not marker]
-        shared = max((int(u.args[1]) for u in others), default=0)  # type: ignore[arg-type]
+        shared = max((whole(u, 1) for u in others), default=0)
         return shared, entries.queue is not None or entries.start is not None
 
     def capacity(self, marker: Node, n: int) -> None:
@@ -223,7 +223,7 @@ class StepGraph(EntryOperators):
         sizes = layout.sizes()
         if sizes.count(-1) > 1:
             return self.same(node)
-        return self.call(node.target, self.plain(node.args[0]), sizes)  # type: ignore[arg-type]
+        return self.call(node.target, self.plain(operand(node)), sizes)
 
 
 VIEWS = {aten.reshape.default, aten.expand.default}

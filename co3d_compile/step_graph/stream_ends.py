@@ -48,10 +48,8 @@ class StreamEnds:
             counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t}
             self.before_start = ValuesBeforeStart(low.program.module, counters)
             return
-        with low.mode:
-            shape = torch.empty(low.batch, frames, dtype=torch.bool)
         valid = low.graph.placeholder(name)
-        valid.meta["val"] = shape
+        valid.meta["val"] = low.empty([low.batch, frames], torch.bool)
         low.path = ""
         self.before, late = low.count(valid), low.count(valid)
         number = low.call(aten._to_copy.default, valid, dtype=torch.int64)
