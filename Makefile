@@ -11,11 +11,13 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-targets lint format bench docs clean
+.PHONY: help demo check test test-long test-targets lint format bench docs clean
 
 help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
-	@echo "make test    run every test"
+	@echo "make check   lint, and the tests that take no seconds each: for daily work"
+	@echo "make test    all tests but those of the two lines below"
+	@echo "make test-long     the tests that take long by nature: thousands of random graphs, full-size networks"
 	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser, a window"
 	@echo "make lint    ruff, what may import what, and mypy"
 	@echo "make format  ruff, writing"
@@ -31,9 +33,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(PY) examples/demo.py --out demo
 
-# Two workers, one thread each: the suite is many small computations.
+# Two workers, one thread each: the suite is many small computations. Tests say by their marks where they belong.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
+check: lint
+	$(PYTEST) -m "not slow and not long" $(PYTEST_ARGS)
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) -m "not long" $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	$(PYTEST) -m long --hypothesis-profile thorough $(PYTEST_ARGS)
 
 # Installs the other runtimes into build/, npm's folders and, as root and only if missing, Debian's.
 test-targets: $(STAMP)

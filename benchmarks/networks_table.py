@@ -26,12 +26,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from compiled import compiled  # noqa: E402
 from oracle import check  # noqa: E402
 from zoo import Entry  # noqa: E402
 from zoo.real import REAL  # noqa: E402
 from zoo.small import SMALL  # noqa: E402
-
-import co3d_compile as co3d  # noqa: E402
 
 PAGE = ROOT / "docs" / "networks.md"
 NOT_RUN = "not run"
@@ -111,8 +110,7 @@ def small_row(name: str, run: bool = True) -> Row:
 
 def make_row(name: str, entry: Entry, run: bool = True, margin: int | None = None) -> Row:
     """Compiles a network, and streams it against the untouched one where it is to be run."""
-    compiled = co3d.compile(entry.build(), entry.examples(), time_dim=entry.time_dim, **entry.options)
-    report = compiled.report()
+    report = compiled(entry).report()
     delays = dict.fromkeys(str(o["delay"]) for o in report.outputs)
     unbounded = report.receptive_field is None
     facts: dict[str, Any] = {
@@ -130,7 +128,6 @@ def make_row(name: str, entry: Entry, run: bool = True, margin: int | None = Non
         "state": number(report.state_bytes / 1e6),
         "pulse": ", ".join(map(str, report.frames_per_step.values())),
     }
-    del compiled
     error = f"{check(entry, margin=margin).error:.0e}" if run else NOT_RUN
     return Row(**facts, error=error)
 

@@ -26,6 +26,24 @@ settings.register_profile("networks", max_examples=25, phases=_PHASES, print_blo
 settings.register_profile("thorough", settings.get_profile("networks"), max_examples=50)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests with one value of the argument ``network`` behind the first: they share what it compiles to.
+
+    The order of everything else stays, so that workers, which take runs of tests, seldom make anything twice.
+    """
+    first: dict[str, int] = {}
+    places = {item: first.setdefault(_network(item) or item.nodeid, place) for place, item in enumerate(items)}
+    items.sort(key=places.__getitem__)
+
+
+def _network(item: pytest.Item) -> str | None:
+    """The network of the zoo that a test is about."""
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return None
+    name = item.callspec.params.get("network")
+    return None if name is None else f"network {name}".removesuffix("-small")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With CO3D_NO_SKIPS a test that is skipped has failed (make test-targets)."""

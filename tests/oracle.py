@@ -8,7 +8,6 @@ entries. All states start at NaN, so that from `warmup_steps` on nothing may dep
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from compiled import compiled
 from torch import Tensor, nn
 from zoo import Entry, Reference
 from zoo.longclip import LongClip, as_tuple, values_at
@@ -123,14 +123,11 @@ class Check:
     """One network, compiled, streamed from its file, and its untouched copy."""
 
     def __init__(self, entry: Entry, batch: int, seed: int, margin: int | None = None, form: str = "") -> None:
-        import co3d_compile as co3d
-
         self.entry, self.batch, self.seed, self._margin = entry, batch, seed, margin
-        module = entry.build()
-        self.untouched = copy.deepcopy(module)
+        self.untouched = entry.build()
         self.precise = False
         self.dims = entry.time_dims()
-        self.compiled = co3d.compile(module, entry.examples(), time_dim=entry.time_dim, **entry.options)
+        self.compiled = compiled(entry)
         self.compiled = getattr(self.compiled, form)() if form else self.compiled
         self.session = open_session(self.compiled, batch)
         self.info = self.session.info

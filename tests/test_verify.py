@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled import compiled as zoo_compiled
 from torch import Tensor, nn
 from torch._export.converter import TS2EPConverter
 from zoo import Graph, randomise
@@ -161,18 +163,24 @@ def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
     return randomise(factory(), *example), example, options
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_passes_what_is_right(name: str) -> None:
+@cache
+def compiled(name: str) -> co3d.CompiledModel:
     module, example, options = build(name)
-    result = verify(co3d.compile(module, example, **options), module, example)
+    return co3d.compile(module, example, **options)
+
+
+@pytest.mark.parametrize("network", MODELS)
+def test_passes_what_is_right(network: str) -> None:
+    module, example, _ = build(network)
+    result = verify(compiled(network), module, example)
     assert result.passed, result
     assert result.relative_error < 2e-5 and result.steps >= 3
     assert json.loads(json.dumps(result.to_dict()))["passed"]
 
 
 def saved(name: str, folder: Path) -> tuple[Path, nn.Module, tuple[Tensor, ...]]:
-    module, example, options = build(name)
-    return co3d.compile(module, example, **options).save(folder / "model.onnx"), module, example
+    module, example, _ = build(name)
+    return compiled(name).save(folder / "model.onnx"), module, example
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -191,37 +199,37 @@ def contract(path: Path) -> Any:
 WRONG = ["residual", "mean gate, window", "strides", "dense", "mean head", "attention", "two rates", "last entry"]
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("network", WRONG)
 @pytest.mark.parametrize("by", [-1, 1])
-def test_fails_on_another_delay(name: str, by: int, tmp_path: Path) -> None:
-    path, module, example = saved(name, tmp_path)
+def test_fails_on_another_delay(network: str, by: int, tmp_path: Path) -> None:
+    path, module, example = saved(network, tmp_path)
     first, *rest = contract(path).outputs
     rewrite(path, outputs=(replace(first, delay=first.delay + by), *rest))
     result = verify(path, module, example)
     assert not result.passed and result.relative_error > 1e-2, result
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_fails_on_a_short_warm_up(name: str, tmp_path: Path) -> None:
-    path, module, example = saved(name, tmp_path)
+@pytest.mark.parametrize("network", WRONG)
+def test_fails_on_a_short_warm_up(network: str, tmp_path: Path) -> None:
+    path, module, example = saved(network, tmp_path)
     warmup = contract(path).warmup_steps
     rewrite(path, warmup_steps=warmup - 1)
     result = verify(path, module, example)
     assert not result.passed and f"at step {warmup - 1}" in result.worst, result
 
 
-@pytest.mark.parametrize("name", ["residual", "mean gate, window", "dense", "mean head", "attention", "two inputs"])
-def test_fails_on_a_small_receptive_field(name: str, tmp_path: Path) -> None:
-    path, module, example = saved(name, tmp_path)
+@pytest.mark.parametrize("network", ["residual", "mean gate, window", "dense", "mean head", "attention", "two inputs"])
+def test_fails_on_a_small_receptive_field(network: str, tmp_path: Path) -> None:
+    path, module, example = saved(network, tmp_path)
     field = contract(path).receptive_field
     rewrite(path, receptive_field=field - 1)
     result = verify(path, module, example)
     assert not result.passed and f"at least {field} frames" in result.reason, result
 
 
-@pytest.mark.parametrize("name", [*WRONG, "lstm", "flat gate", "folded time"])
-def test_fails_on_other_weights(name: str, tmp_path: Path) -> None:
-    path, module, example = saved(name, tmp_path)
+@pytest.mark.parametrize("network", [*WRONG, "lstm", "flat gate", "folded time"])
+def test_fails_on_other_weights(network: str, tmp_path: Path) -> None:
+    path, module, example = saved(network, tmp_path)
     other = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -329,10 +337,10 @@ def test_an_exported_program_with_its_own_example(tmp_path: Path) -> None:
     assert result.passed, result
 
 
-def test_x3d_xs() -> None:
-    entry = REAL["x3d_xs"].entry(small=True)
-    module = entry.build()
-    result = verify(co3d.compile(module, entry.examples(), **entry.options), module, entry.examples())
+@pytest.mark.parametrize("network", ["x3d_xs"])
+def test_a_real_network(network: str) -> None:
+    entry = REAL[network].entry(small=True)
+    result = verify(zoo_compiled(entry), entry.build(), entry.examples())
     assert result.passed, result
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorchvideo.models.csn import create_csn
 from pytorchvideo.models.r2plus1d import create_r2plus1d
-from pytorchvideo.models.resnet import create_resnet
+from pytorchvideo.models.resnet import ResStage, create_resnet
 from pytorchvideo.models.slowfast import create_slowfast
 from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def _x3d(frames: int, size: int, depth: float, small: bool) -> nn.Module:
             input_crop_size=32,
             model_num_class=10,
             width_factor=1.0,
-            depth_factor=1.0 if depth < 3 else 1.5,
+            depth_factor=0.5 if depth < 3 else 1.0,
             head_dim_out=32,
         )
     return create_x3d(input_clip_length=frames, input_crop_size=size, depth_factor=depth)
@@ -83,11 +83,19 @@ def _x3d_row(name: str, frames: int, size: int, depth: float = 2.2, window: int 
     )
 
 
+def _short(model: nn.Module) -> nn.Module:
+    """With two blocks in each stage: the one with a projection, and one of the others."""
+    for module in model.modules():
+        if isinstance(module, ResStage):
+            module.res_blocks = module.res_blocks[:2]
+    return model
+
+
 def _resnet(
     frames: int, temporal_pool: bool, stem: int, kernels: tuple[Any, ...], small: bool, **more: Any
 ) -> nn.Module:
     channels = {"stem_dim_out": 8, "model_num_class": 10} if small else {}
-    return create_resnet(
+    model = create_resnet(
         model_depth=50,
         stem_conv_kernel_size=(stem, 7, 7),
         stage_conv_a_kernel_size=kernels,
@@ -95,6 +103,7 @@ def _resnet(
         head_pool_kernel_size=(frames, 2, 2) if small else (frames, 7, 7),
         **channels,
     )
+    return _short(model) if small else model
 
 
 _ONE, _THREE = (1, 1, 1), (3, 1, 1)
@@ -117,15 +126,14 @@ def _resnet_row(
 
 def _csn(small: bool) -> nn.Module:
     if small:
-        return create_csn(
-            model_depth=50, stem_pool=nn.MaxPool3d, head_pool_kernel_size=(4, 2, 2), stem_dim_out=8, model_num_class=10
-        )
+        pools = {"stem_pool": nn.MaxPool3d, "head_pool_kernel_size": (4, 2, 2)}
+        return _short(create_csn(model_depth=50, stem_dim_out=8, model_num_class=10, **pools))
     return create_csn(model_depth=101, stem_pool=nn.MaxPool3d, head_pool_kernel_size=(4, 7, 7))
 
 
 def _r2plus1d(small: bool) -> nn.Module:
     if small:
-        return create_r2plus1d(stem_dim_out=8, model_num_class=10, head_pool_kernel_size=(4, 2, 2))
+        return _short(create_r2plus1d(stem_dim_out=8, model_num_class=10, head_pool_kernel_size=(4, 2, 2)))
     return create_r2plus1d(dropout_rate=0.5)
 
 
@@ -136,13 +144,14 @@ def _slowfast(slow: int, small: bool) -> nn.Module:
     alpha = 32 // slow
     more: dict[str, Any] = {"stem_dim_outs": (16, 2), "model_num_class": 10} if small else {}
     space = (2, 2) if small else (7, 7)
-    return create_slowfast(
+    model = create_slowfast(
         model_depth=50,
         slowfast_fusion_conv_kernel_size=(7, 1, 1),
         slowfast_fusion_conv_stride=(alpha, 1, 1),
         head_pool_kernel_sizes=((slow, *space), (32, *space)),
         **more,
     )
+    return _short(model) if small else model
 
 
 def _slowfast_reference(model: Any) -> Reference:

@@ -34,9 +34,13 @@ class Real:
     as_list: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     gain: float = 1.0
+    _entries: dict[bool, Entry] = field(default_factory=dict, compare=False)
 
     def entry(self, small: bool = True) -> Entry:
-        """The network as a zoo entry."""
+        """The network as a zoo entry, the same one each time."""
+        return self._entries.setdefault(small, self._entry(small))
+
+    def _entry(self, small: bool) -> Entry:
         shapes = self.small_shapes if small else self.shapes
         return Entry(
             self.name + ("-small" if small else ""),
