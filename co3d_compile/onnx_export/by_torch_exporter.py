@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 import torch
@@ -12,11 +12,11 @@ from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.node_reading import module_path, operator_name
-from co3d_compile.onnx_export.batch_dims import grown_dims
+from co3d_compile.onnx_export.batch_dims import Value, grown_dims
 from co3d_compile.support.silence_torch import quiet
 
 OPSET = 20  # the newest whose convolutions ONNX Runtime's layout optimiser knows
-TRANSLATIONS: dict[Any, Any] = {}
+TRANSLATIONS: dict[Callable[..., Value], Callable[..., ir.Value]] = {}
 """ONNX translations of users' own operators, as ``torch.onnx.export(custom_translation_table=…)`` takes them."""
 
 
@@ -27,13 +27,16 @@ class _OneOperator(nn.Module):
         super().__init__()
         self.node = node
 
-    def forward(self, *operands: torch.Tensor) -> Any:
+    def forward(self, *operands: torch.Tensor) -> Value:
+        """Applies it to all operands that are tensors."""
         values = dict(zip(self.node.all_input_nodes, operands, strict=True))
         args, kwargs = torch.fx.map_arg((self.node.args, self.node.kwargs), lambda n: values[n])
-        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+        assert callable(self.node.target)
+        result: Value = self.node.target(*args, **kwargs)
+        return result
 
 
-def export_operator(node: Node, larger: dict[Node, Any]) -> ir.Model:
+def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
     """One operator by PyTorch's own ONNX exporter, for any batch (``larger``: the graph's values at another one).
 
     Raises:

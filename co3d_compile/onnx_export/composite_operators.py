@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.aten_operators import LINEAR, NEAREST, reduced
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, overloads, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, overloads, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.onnx_export.batch_dims import grown_dims
-from co3d_compile.onnx_export.emitter import translates
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from co3d_compile.onnx_export.emitter import Emitter
+from co3d_compile.onnx_export.emitter import DTYPES, Attribute, Emitted, Emitter, translates
 
 aten = torch.ops.aten
 
@@ -27,20 +24,21 @@ aten = torch.ops.aten
 
 @translates(aten.scaled_dot_product_attention.default)
 def _attention(e: Emitter, node: Node) -> ir.Value:
-    q, k, v = (operand(node, i) for i in range(3))
-    heads = shape_of(q)[-3] // shape_of(k)[-3] if argument(node, 7, "enable_gqa", False) else 1
-    scale = argument(node, 6, "scale")
-    query = e.op("Mul", e.value(q), e.scalar(shape_of(q)[-1] ** -0.5 if scale is None else scale, node))
-    key, value = _heads(e, k, heads), _heads(e, v, heads)
+    given = Arguments(node)
+    q, k = given.tensor("query"), given.tensor("key")
+    heads = shape_of(q)[-3] // shape_of(k)[-3] if given.integer("enable_gqa") else 1
+    scale = shape_of(q)[-1] ** -0.5 if given.given("scale") is None else given.number("scale")
+    query = e.op("Mul", q, e.scalar(scale, node))
+    key, value = _heads(e, k, heads), _heads(e, given.tensor("value"), heads)
     order = list(range(rank_of(k)))
     order[-2:] = order[:-3:-1]
     scores = e.op("MatMul", query, e.op("Transpose", key, perm=order))
-    mask = argument(node, 3, "attn_mask")
-    if isinstance(mask, Node):
+    mask = given.optional("attn_mask")
+    if mask is not None:
         return _masked(e, scores, value, mask, node)
-    if argument(node, 5, "is_causal", False):
+    if given.integer("is_causal"):
         rows, columns = shape_of(q)[-2], shape_of(k)[-2]
-        later = np.triu(np.full((rows, columns), -np.inf, e.dtype(node.meta["val"].dtype).numpy()), 1)
+        later = np.triu(np.full((rows, columns), -np.inf, DTYPES[node.meta["val"].dtype].numpy()), 1)
         scores = e.op("Add", scores, e.initializer(f"causal.{later.dtype}.{rows}x{columns}", later))
     return e.op("MatMul", e.op("Softmax", scores, axis=-1), value)
 
@@ -49,19 +47,18 @@ def _heads(e: Emitter, x: Node, times: int) -> ir.Value:
     """Each head of (…, heads, tokens, features) as often as there are queries to it."""
     if times == 1:
         return e.value(x)
-    rank, (heads, tokens, features) = rank_of(x), shape_of(x)[-3:]
-    again = e.op("Unsqueeze", e.value(x), e.ints([rank - 2]))
-    again = e.op("Tile", again, e.ints([*[1] * (rank - 2), times, 1, 1]))
-    return e.op("Reshape", again, e.ints([*[0] * (rank - 3), heads * times, tokens, features]))
+    *outer, heads, tokens, features = shape_of(x)
+    again = e.op("Unsqueeze", x, [len(outer) + 1])
+    again = e.op("Tile", again, [*[1] * (len(outer) + 1), times, 1, 1])
+    return e.op("Reshape", again, [*[0] * len(outer), heads * times, tokens, features])
 
 
 def _masked(e: Emitter, scores: ir.Value, value: ir.Value, mask: Node, node: Node) -> ir.Value:
     """A boolean mask says what may be seen, another one is added. A row that may see nothing gives zero."""
-    number = e.value(mask)
     if mask.meta["val"].dtype is torch.bool:
-        scores = e.op("Where", number, scores, e.scalar(-math.inf, node))
+        scores = e.op("Where", mask, scores, e.scalar(-math.inf, node))
     else:
-        scores = e.op("Add", scores, e.cast(mask, node.meta["val"].dtype))
+        scores = e.op("Add", scores, e.typed(mask, node.meta["val"].dtype))
     weights = e.op("Softmax", scores, axis=-1)
     if mask.op != "get_attr" or _blind(e.program.constant(mask)):
         weights = e.op("Where", e.op("IsNaN", weights), e.scalar(0.0, node), weights)
@@ -79,122 +76,118 @@ def _blind(mask: torch.Tensor) -> bool:
 
 @translates(aten.group_norm.default)
 def _group_norm(e: Emitter, node: Node) -> ir.Value | None:
-    x, groups = operand(node), int(argument(node, 1, "num_groups"))
-    if any(d for d in grown_dims(x, e.larger)):
+    given = Arguments(node)
+    x, groups = given.tensor("input"), given.integer("num_groups")
+    if set(grown_dims(x, e.larger)) - {0}:
         return None
-    rows = e.op("Reshape", e.value(x), e.ints([0, groups, -1]))
-    one, zero = e.filled([groups], 1.0, node), e.filled([groups], 0.0, node)
-    eps = float(argument(node, 4, "eps", 1e-5))
-    normal = e.op(
-        "Reshape", e.op("InstanceNormalization", rows, one, zero, epsilon=eps), e.ints([-1, *shape_of(x)[1:]])
-    )
-    return _affine(e, normal, rank_of(x) - 2, argument(node, 2, "weight"), argument(node, 3, "bias"))
-
-
-def _affine(e: Emitter, x: ir.Value, space: int, weight: Any, bias: Any) -> ir.Value:
-    """A weight and a bias per channel."""
-    for operator, vector in (("Mul", weight), ("Add", bias)):
-        if isinstance(vector, Node):
-            x = e.op(operator, x, e.op("Reshape", e.value(vector), e.ints([-1, *[1] * space])))
-    return x
+    rows, one, zero = e.op("Reshape", x, [0, groups, -1]), e.filled([groups], 1.0, node), e.filled([groups], 0.0, node)
+    normal = e.op("InstanceNormalization", rows, one, zero, epsilon=given.number("eps"))
+    normal = e.op("Reshape", normal, [-1, *shape_of(x)[1:]])
+    for operator, name in (("Mul", "weight"), ("Add", "bias")):
+        vector = given.optional(name)
+        if vector is not None:
+            normal = e.op(operator, normal, e.op("Reshape", vector, [-1, *[1] * (rank_of(x) - 2)]))
+    return normal
 
 
 @translates(aten.instance_norm.default)
 def _instance_norm(e: Emitter, node: Node) -> ir.Value | None:
-    x = operand(node)
-    if not argument(node, 5, "use_input_stats") or any(d for d in grown_dims(x, e.larger)):
+    given = Arguments(node)
+    x = given.tensor("input")
+    if not given.integer("use_input_stats") or set(grown_dims(x, e.larger)) - {0}:
         return None
-    channels = shape_of(x)[1]
-    vectors = [
-        e.value(v) if isinstance(v := argument(node, i, name), Node) else e.filled([channels], number, node)
-        for i, name, number in ((1, "weight", 1.0), (2, "bias", 0.0))
-    ]
-    return e.op("InstanceNormalization", e.value(x), *vectors, epsilon=float(argument(node, 7, "eps", 1e-5)))
+    channels = [shape_of(x)[1]]
+    weight = given.optional("weight") or e.filled(channels, 1.0, node)
+    bias = given.optional("bias") or e.filled(channels, 0.0, node)
+    return e.op("InstanceNormalization", x, weight, bias, epsilon=given.number("eps"))
 
 
 @translates(aten.var.correction, aten.std.correction)
 def _variance(e: Emitter, node: Node) -> ir.Value | None:
-    x, dims, keep = reduced(node)
+    (x, dims, keep), given = reduced(node), Arguments(node)
     if set(dims) & set(grown_dims(x, e.larger)):
         return None
-    count = math.prod(shape_of(x)[d] for d in dims)
-    correction = argument(node, 2, "correction", 1)
-    free = count - float(1 if correction is None else correction)
+    correction = 1.0 if given.given("correction") is None else given.number("correction")
+    free = math.prod(shape_of(x)[d] for d in dims) - float(correction)
     if free <= 0:
         return None
-    off = e.op("Sub", e.value(x), e.op("ReduceMean", e.value(x), e.ints(dims), keepdims=1))
-    total = e.op("ReduceSum", e.op("Mul", off, off), e.ints(dims), keepdims=int(keep))
+    off = e.op("Sub", x, e.op("ReduceMean", x, dims, keepdims=1))
+    total = e.op("ReduceSum", e.op("Mul", off, off), dims, keepdims=int(keep))
     variance = e.op("Mul", total, e.scalar(1 / free, node))
-    return e.op("Sqrt", variance) if "std" in str(node.target) else variance
+    return e.op("Sqrt", variance) if node.target is aten.std.correction else variance
 
 
 @translates(aten.linalg_vector_norm.default)
 def _norm(e: Emitter, node: Node) -> ir.Value | None:
-    name = {1: "ReduceL1", 2: "ReduceL2"}.get(argument(node, 1, "ord", 2))
-    x = operand(node)
-    dims = norm_dims(argument(node, 2, "dim"), rank_of(x))
+    given, x = Arguments(node), operand(node)
+    name = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(given.number("ord"))
     if name is None or node.meta["val"].dtype != x.meta["val"].dtype:
         return None
-    return e.op(name, e.value(x), e.ints(dims), keepdims=int(bool(argument(node, 3, "keepdim", False))))
+    return e.op(name, x, given.dims(x), keepdims=given.integer("keepdim"))
 
 
 @translates(aten.any.dim, aten.any.dims, aten.all.dim)
 def _any(e: Emitter, node: Node) -> ir.Value:
     x, dims, keep = reduced(node)
-    flags = e.op("Cast", e.cast(x, torch.bool), to=int(e.dtype(torch.int32)))
-    found = e.op("ReduceMax" if "any" in str(node.target) else "ReduceMin", flags, e.ints(dims), keepdims=int(keep))
-    return e.op("Cast", found, to=int(e.dtype(torch.bool)))
+    flags = e.op("Cast", e.typed(x, torch.bool), to=int(DTYPES[torch.int32]))
+    found = e.op("ReduceMin" if node.target is aten.all.dim else "ReduceMax", flags, dims, keepdims=int(keep))
+    return e.op("Cast", found, to=int(DTYPES[torch.bool]))
 
 
 @translates(aten.argmax.default, aten.argmin.default)
 def _arg(e: Emitter, node: Node) -> ir.Value | None:
-    dim = argument(node, 1, "dim")
-    if dim is None:
+    given = Arguments(node)
+    if given.given("dim") is None:
         return None
-    keep = int(bool(argument(node, 2, "keepdim", False)))
-    return e.op("ArgMax" if "argmax" in str(node.target) else "ArgMin", e.value(operand(node)), axis=dim, keepdims=keep)
+    name = "ArgMax" if node.target is aten.argmax.default else "ArgMin"
+    return e.op(name, operand(node), axis=given.integer("dim"), keepdims=given.integer("keepdim"))
 
 
 @translates(aten.cumsum.default)
 def _cumsum(e: Emitter, node: Node) -> ir.Value:
-    return e.op("CumSum", e.cast(operand(node), node.meta["val"].dtype), e.int_scalar(node.args[1]))
+    x = e.typed(operand(node), node.meta["val"].dtype)
+    return e.op("CumSum", x, e.int_scalar(Arguments(node).integer("dim")))
 
 
-@translates(aten.topk.default, aten.sort.default, aten.sort.stable, aten.median.dim, aten.kthvalue.default)
-def _sorted(e: Emitter, node: Node) -> list[ir.Value] | None:
-    """Values and indices in order; the median is the lower one of two in the middle."""
-    x, name = operand(node), str(node.target).split(".")[1]
-    at = {"topk": 2, "sort": 2 if "stable" in str(node.target) else 1, "median": 1, "kthvalue": 2}[name]
-    dim = argument(node, at, "dim", -1) % rank_of(x)
-    size = shape_of(x)[dim]
-    if name in ("topk", "sort"):
-        count = int(argument(node, 1, "k")) if name == "topk" else size
-        largest = bool(argument(node, at + 1, "largest" if name == "topk" else "descending", name == "topk"))
-        first = e.op("TopK", e.value(x), e.ints([count]), outputs=2, axis=dim, largest=int(largest))
-        return e.outputs_of(first)
-    last = (size + 1) // 2 if name == "median" else int(argument(node, 1, "k"))
-    keep = bool(argument(node, at + 1, "keepdim", False))
-    first = e.op("TopK", e.value(x), e.ints([last]), outputs=2, axis=dim, largest=0)
-    index = e.ints([last - 1]) if keep else e.int_scalar(last - 1)
-    return [e.op("Gather", value, index, axis=dim) for value in e.outputs_of(first)]
+@translates(aten.topk.default, aten.sort.default, aten.sort.stable)
+def _sorted(e: Emitter, node: Node) -> list[ir.Value]:
+    """Values and indices in order."""
+    given, x = Arguments(node), operand(node)
+    dim, topk = given.dim(x), node.target is aten.topk.default
+    count = given.integer("k") if topk else shape_of(x)[dim]
+    return e.outputs(2, "TopK", x, [count], axis=dim, largest=given.integer("largest" if topk else "descending"))
 
 
-@translates(aten.cummax.default, aten.cummin.default, aten.cumprod.default)
-def _running(e: Emitter, node: Node) -> list[ir.Value] | ir.Value | None:
+@translates(aten.median.dim, aten.kthvalue.default)
+def _ranked(e: Emitter, node: Node) -> list[ir.Value]:
+    """The value of one rank and its index; the median is the lower one of two in the middle."""
+    given, x = Arguments(node), operand(node)
+    dim = given.dim(x)
+    last = (shape_of(x)[dim] + 1) // 2 if node.target is aten.median.dim else given.integer("k")
+    index = e.ints([last - 1]) if given.integer("keepdim") else e.int_scalar(last - 1)
+    return [e.op("Gather", v, index, axis=dim) for v in e.outputs(2, "TopK", x, [last], axis=dim, largest=0)]
+
+
+RUNNING: dict[Target, str] = {
+    aten.cummax.default: "Max",
+    aten.cummin.default: "Min",
+    aten.cumprod.default: "Mul",
+}
+
+
+@translates(*RUNNING)
+def _running(e: Emitter, node: Node) -> Emitted | None:
     """The largest, least or product of all up to each, by doubling: the last 2, 4, 8, … of them."""
-    x, name = operand(node), str(node.target).split(".")[1]
-    several = name != "cumprod"
+    x, several = operand(node), node.target is not aten.cumprod.default
     if several and any(u.args[1] != 0 for u in node.users):
         return None
-    dim = int(node.args[1]) % rank_of(x)  # type: ignore[arg-type]
-    value, size, step = e.cast(x, (node.meta["val"][0] if several else node.meta["val"]).dtype), shape_of(x)[dim], 1
+    dim, size, step = Arguments(node).dim(x), shape_of(x)[Arguments(node).dim(x)], 1
+    value = e.typed(x, (node.meta["val"][0] if several else node.meta["val"]).dtype)
     while step < size:
         first, rest, before = (
-            e.op("Slice", value, e.ints([a]), e.ints([b]), e.ints([dim]))
-            for a, b in ((0, step), (step, size), (0, size - step))
+            e.op("Slice", value, [a], [b], [dim]) for a, b in ((0, step), (step, size), (0, size - step))
         )
-        joined = e.op({"cummax": "Max", "cummin": "Min", "cumprod": "Mul"}[name], rest, before)
-        value, step = e.op("Concat", first, joined, axis=dim), 2 * step
+        value, step = e.op("Concat", first, e.op(RUNNING[node.target], rest, before), axis=dim), 2 * step
     return [value, value] if several else value
 
 
@@ -203,17 +196,14 @@ def _running(e: Emitter, node: Node) -> list[ir.Value] | ir.Value | None:
 
 @translates(aten.roll.default)
 def _roll(e: Emitter, node: Node) -> ir.Value | None:
-    x, dims = operand(node), list(argument(node, 2, "dims", []))
-    shifts: list[int] = list(node.args[1])  # type: ignore[arg-type]
-    if not dims or {d % rank_of(x) for d in dims} & set(grown_dims(x, e.larger)):
+    given, x = Arguments(node), operand(node)
+    if not given.given("dims") or set(given.dims(x, "dims")) & set(grown_dims(x, e.larger)):
         return None
     value = e.value(x)
-    for dim, shift in zip(dims, shifts, strict=True):
-        axis = dim % rank_of(x)
+    for axis, shift in zip(given.dims(x, "dims"), given.integers("shifts"), strict=True):
         at = -shift % shape_of(x)[axis]
         if at:
-            ends = [(at, 2**62), (0, at)]
-            parts = [e.op("Slice", value, e.ints([a]), e.ints([b]), e.ints([axis])) for a, b in ends]
+            parts = [e.op("Slice", value, [a], [b], [axis]) for a, b in ((at, 2**62), (0, at))]
             value = e.op("Concat", *parts, axis=axis)
     return value
 
@@ -221,17 +211,17 @@ def _roll(e: Emitter, node: Node) -> ir.Value | None:
 @translates(aten.flip.default)
 def _flip(e: Emitter, node: Node) -> ir.Value:
     x = operand(node)
-    dims = norm_dims(argument(node, 1, "dims"), rank_of(x))
-    ends = [e.ints([number] * len(dims)) for number in (-1, -(2**62))]
-    return e.op("Slice", e.value(x), *ends, e.ints(dims), e.ints([-1] * len(dims)))
+    dims = Arguments(node).dims(x, "dims")
+    starts, ends, steps = ([number] * len(dims) for number in (-1, -(2**62), -1))
+    return e.op("Slice", x, starts, ends, dims, steps)
 
 
 @translates(aten.glu.default)
 def _glu(e: Emitter, node: Node) -> ir.Value:
     x = operand(node)
-    axis = argument(node, 1, "dim", -1) % rank_of(x)
+    axis = Arguments(node).dim(x)
     half = shape_of(x)[axis] // 2
-    a, b = (e.op("Slice", e.value(x), e.ints([i]), e.ints([i + half]), e.ints([axis])) for i in (0, half))
+    a, b = (e.op("Slice", x, [i], [i + half], [axis]) for i in (0, half))
     return e.op("Mul", a, e.op("Sigmoid", b))
 
 
@@ -239,38 +229,40 @@ def _glu(e: Emitter, node: Node) -> ir.Value:
 def _pixel_shuffle(e: Emitter, node: Node) -> ir.Value | None:
     if rank_of(node) != 4:
         return None
-    return e.op("DepthToSpace", e.value(operand(node)), blocksize=node.args[1], mode="CRD")
+    return e.op("DepthToSpace", operand(node), blocksize=Arguments(node).integer("upscale_factor"), mode="CRD")
 
 
-@translates(aten.gather.default)
-def _gather(e: Emitter, node: Node) -> ir.Value:
-    x, dim, index = node.args[:3]
-    return e.op("GatherElements", e.value(x), e.value(index), axis=dim)
+# How values between entries are found, and the ONNX mode of it.
+RESIZE: dict[Target, str] = {
+    overload: mode
+    for packets, mode in ((NEAREST, "nearest"), (LINEAR, "linear"), ([aten.upsample_bicubic2d], "cubic"))
+    for packet in packets
+    for overload in overloads(packet)
+    if "vec" in str(overload)
+}
 
 
-@translates(
-    *(o for packet in (*NEAREST, *LINEAR, aten.upsample_bicubic2d) for o in overloads(packet) if "vec" in str(o))
-)
+@translates(*RESIZE)
 def _resize(e: Emitter, node: Node) -> ir.Value | None:
     """As PyTorch has it: by the factor that the model gives, or by the ratio of the sizes."""
-    x, name = operand(node), str(node.target)
-    nearest = "nearest" in name
+    given, mode = Arguments(node), RESIZE[node.target]
+    x = given.tensor("input")
     if set(grown_dims(x, e.larger)) - {0}:
         return None
-    factors = argument(node, 2 if nearest else 3, "scale_factors")
+    factors = given.given("scale_factors")
     old, new = shape_of(x)[2:], shape_of(node)[2:]
     if factors is None and all(b % a == 0 for a, b in zip(old, new, strict=True)):
         factors = [b // a for a, b in zip(old, new, strict=True)]
-    corners = not nearest and bool(node.args[2])
-    how: dict[str, Any] = {
-        "mode": "nearest" if nearest else "cubic" if "cubic" in name else "linear",
-        "coordinate_transformation_mode": "asymmetric" if nearest else "align_corners" if corners else "half_pixel",
+    corners = "align_corners" if given.given("align_corners") else "half_pixel"
+    how: dict[str, Attribute] = {
+        "mode": mode,
+        "coordinate_transformation_mode": "asymmetric" if mode == "nearest" else corners,
         "nearest_mode": "floor",
         "cubic_coeff_a": -0.75,
     }
-    if factors is not None:
+    if isinstance(factors, (list, tuple)):
         array = np.array([1, 1, *factors], dtype=np.float32)
         scales = e.initializer("scales." + "_".join(map(str, array.tolist())), array)
-        return e.op("Resize", e.value(x), None, scales, **how)
-    outer = e.op("Shape", e.value(x), start=0, end=2)
-    return e.op("Resize", e.value(x), None, None, e.op("Concat", outer, e.ints(new), axis=0), **how)
+        return e.op("Resize", x, None, scales, **how)
+    outer = e.op("Shape", x, start=0, end=2)
+    return e.op("Resize", x, None, None, e.op("Concat", outer, e.ints(new), axis=0), **how)

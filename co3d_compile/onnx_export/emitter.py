@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument, Target
 
 from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.batch_dims import at_another_batch
 from co3d_compile.onnx_export.by_torch_exporter import export_operator
@@ -27,6 +29,12 @@ DTYPES = {
     torch.uint8: ir.DataType.UINT8,
     torch.bool: ir.DataType.BOOL,
 }
+Operand: TypeAlias = "ir.Value | Node | Sequence[int] | None"
+"""What an ONNX operator takes: a value, a node of the step graph, or whole numbers as a constant."""
+Attribute: TypeAlias = "int | float | str | Sequence[int]"
+Emitted: TypeAlias = "ir.Value | list[ir.Value]"
+FLOATS = {"alpha", "beta", "epsilon"}  # attributes of ONNX that are floats, also where the number is whole
+EVERY: Mapping[str, float] = {}
 
 
 class Emitter:
@@ -35,85 +43,82 @@ class Emitter:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes: list[ir.Node] = []
-        self.values: dict[Node, Any] = {}
+        self.values: dict[Node, Emitted] = {}
         self.initializers: dict[str, ir.Value] = {}
         self.larger = at_another_batch(program)
         self.scope = ""
         self._count: dict[str, int] = {}
-        self._last: ir.Value | None = None
 
     # --- what translations use
 
-    def op(self, operator: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> ir.Value:
-        """Appends an ONNX operator and returns its first output."""
-        operands = list(inputs)
+    def op(self, operator: str, *inputs: Operand, **attributes: Attribute) -> ir.Value:
+        """Appends an ONNX operator with one output and returns that."""
+        return self.outputs(1, operator, *inputs, **attributes)[0]
+
+    def outputs(self, count: int, operator: str, *inputs: Operand, **attributes: Attribute) -> list[ir.Value]:
+        """Appends an ONNX operator and returns its outputs."""
+        operands = [self.operand(x) for x in inputs]
         while operands and operands[-1] is None:
             operands.pop()
-        node = ir.node(operator, operands, attributes, num_outputs=outputs, name=self.unique(operator))
-        node.outputs[0].name = f"{node.name}.out"
+        attributes.update({name: float(attributes[name]) for name in FLOATS & attributes.keys()})  # type: ignore
+        node = ir.node(operator, operands, attributes, num_outputs=count, name=self.unique(operator))
+        for i, value in enumerate(node.outputs):
+            value.name = f"{node.name}.out{i or ''}"
         self.nodes.append(node)
-        return node.outputs[0]
+        return list(node.outputs)
 
-    def outputs_of(self, first: ir.Value) -> list[ir.Value]:
-        """All outputs of an ONNX operator with several, named and typed."""
-        producer = first.producer()
-        assert producer is not None
-        for i, value in enumerate(producer.outputs):
-            value.name = f"{producer.name}.out{i or ''}"
-        return list(producer.outputs)
+    def operand(self, x: Operand) -> ir.Value | None:
+        """The ONNX value of an operand."""
+        if isinstance(x, Node):
+            return self.value(x)
+        return x if x is None or isinstance(x, ir.Value) else self.ints(x)
 
-    def value(self, arg: Any) -> ir.Value:
+    def value(self, node: Node) -> ir.Value:
         """The ONNX value of a graph node."""
-        if arg not in self.values:
-            assert arg.op == "get_attr", arg
-            self.values[arg] = self.initializer(str(arg.target), self.program.constant(arg).contiguous().numpy())
-        value: ir.Value = self.values[arg]
+        if node not in self.values:
+            assert node.op == "get_attr", node
+            self.values[node] = self.initializer(str(node.target), self.program.constant(node).contiguous().numpy())
+        value = self.values[node]
+        assert isinstance(value, ir.Value), f"{node} has several values"
         return value
 
-    def pair(self, node: Node) -> tuple[ir.Value, ir.Value]:
-        """The two operands of a binary operator in the result's dtype, numbers as constants."""
-        dtype = node.meta["val"].dtype
-        a, b = (self.cast(x, dtype) if isinstance(x, Node) else self.scalar(x, node) for x in node.args[:2])
-        return a, b
+    def typed(self, x: Argument, dtype: torch.dtype) -> ir.Value:
+        """A tensor, cast where it is of another dtype, or a number as a constant."""
+        if not isinstance(x, Node):
+            return self.number(x, dtype)
+        return self.value(x) if x.meta["val"].dtype is dtype else self.op("Cast", x, to=int(DTYPES[dtype]))
 
-    def cast(self, node: Node, dtype: torch.dtype) -> ir.Value:
-        """The value of a graph node in a dtype."""
-        value = self.value(node)
-        return value if node.meta["val"].dtype is dtype else self.op("Cast", value, to=int(self.dtype(dtype)))
+    def pair(self, node: Node, start: int = 0) -> list[ir.Value]:
+        """The two operands of a binary operator, from ``start`` on, in the dtype of its result."""
+        return [self.typed(x, node.meta["val"].dtype) for x in node.args[start : start + 2]]
 
-    def scalar(self, number: Any, node: Node) -> ir.Value:
+    def scalar(self, number: Argument, node: Node) -> ir.Value:
         """A number as a constant of the node's dtype."""
         return self.number(number, node.meta["val"].dtype)
 
-    def number(self, number: Any, dtype: torch.dtype) -> ir.Value:
+    def number(self, number: Argument, dtype: torch.dtype) -> ir.Value:
         """A number as a constant of a dtype."""
-        array = np.array(number, dtype=self.dtype(dtype).numpy())
+        array = np.array(number, dtype=DTYPES[dtype].numpy())
         return self.initializer(f"number.{array.dtype}.{number}", array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:
         """A one-dimensional constant of int64."""
         return self.initializer("ints." + "_".join(map(str, numbers)), np.array(list(numbers), dtype=np.int64))
 
-    def int_scalar(self, number: Any) -> ir.Value:
+    def int_scalar(self, number: int) -> ir.Value:
         """A constant of int64 without dims."""
         return self.initializer(f"int.{number}", np.array(number, dtype=np.int64))
 
     def filled(self, shape: Sequence[int], number: float, node: Node) -> ir.Value:
         """A constant tensor of one number."""
-        dtype = self.dtype(node.meta["val"].dtype).numpy()
-        return self.initializer(
-            f"filled.{dtype}.{'x'.join(map(str, shape))}.{number}", np.full(list(shape), number, dtype)
-        )
+        array = np.full(list(shape), number, DTYPES[node.meta["val"].dtype].numpy())
+        return self.initializer(f"filled.{array.dtype}.{'x'.join(map(str, shape))}.{number}", array)
 
-    def transposed(self, weight: Any) -> ir.Value:
+    def transposed(self, weight: Node) -> ir.Value:
         """A weight matrix, stored transposed."""
         if weight.op != "get_attr":
-            return self.op("Transpose", self.value(weight), perm=[1, 0])
+            return self.op("Transpose", weight, perm=[1, 0])
         return self.initializer(f"{weight.target}_transposed", self.program.constant(weight).t().contiguous().numpy())
-
-    def dtype(self, dtype: torch.dtype) -> ir.DataType:
-        """The ONNX dtype of a PyTorch one."""
-        return DTYPES[dtype]
 
     # --- the rest
 
@@ -136,15 +141,18 @@ class Emitter:
         """Appends what a graph node stands for."""
         self.scope = module_path(node)
         if node.target is operator.getitem:
-            self.values[node] = self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+            source, index = node.args
+            assert isinstance(source, Node) and isinstance(index, int)
+            several = self.values[source]
+            assert isinstance(several, list)
+            self.values[node] = several[index]
             return
         translation = TABLE.get(node.target)
-        result: Any = translation(self, node) if translation is not None else None
+        result = translation(self, node) if translation is not None else None
         if result is None:
             result = self._by_torch(node)
-        value = node.meta["val"]
-        if isinstance(result, ir.Value) and isinstance(value, torch.Tensor):
-            result.type = ir.TensorType(DTYPES[value.dtype])
+        if isinstance(result, ir.Value):
+            result.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
         self.values[node] = result
 
     def holders(self) -> dict[tuple[str, int], str]:
@@ -156,13 +164,10 @@ class Emitter:
             for held in self.program.notes.holders.get(node, ())
         }
 
-    def _by_torch(self, node: Node) -> Any:
+    def _by_torch(self, node: Node) -> Emitted:
         """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""
         model = export_operator(node, self.larger)
-        operands = list(node.all_input_nodes)
-        mapping: dict[ir.Value, ir.Value] = {
-            inner: self.value(n) for inner, n in zip(model.graph.inputs, operands, strict=True)
-        }
+        mapping = dict(zip(model.graph.inputs, map(self.value, node.all_input_nodes), strict=True))
         for value in model.graph.initializers.values():
             assert value.const_value is not None
             mapping[value] = self.initializer(f"{node.name}.{value.name}", value.const_value.numpy())
@@ -184,16 +189,41 @@ class Emitter:
         return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
 
 
-Translation = Callable[["Emitter", Node], "ir.Value | list[ir.Value] | None"]
-TABLE: dict[Any, Translation] = {}
+Translation: TypeAlias = Callable[[Emitter, Node], "Emitted | None"]
+TABLE: dict[Target, Translation] = {}
+"""How operators are translated; where there is no entry, or it gives None, PyTorch's own exporter does it."""
 
 
-def translates(*operators: Any) -> Callable[[Translation], Translation]:
+def translates(*operators: Target) -> Callable[[Translation], Translation]:
     """Decorator: the function emits these operators."""
 
     def add(function: Translation) -> Translation:
-        for target in operators:
-            TABLE[target] = function
+        TABLE.update(dict.fromkeys(operators, function))
         return function
 
     return add
+
+
+def declared(
+    operator: str, *operands: str, only: Mapping[str, float] = EVERY, **attributes: str | float
+) -> Translation:
+    """A translation in one line: one ONNX operator on some of the arguments, with others for attributes.
+
+    ``declared("Elu", alpha="alpha", only={"scale": 1})`` is ONNX's ``Elu`` of the argument ``self`` with the argument
+    ``alpha`` for its attribute of that name, if the argument ``scale`` is 1.
+
+    Args:
+        operator: The ONNX operator.
+        operands: The arguments that are its inputs; default ``self``.
+        only: Values that arguments must have, or there is no such ONNX operator.
+        attributes: For each ONNX attribute the argument that gives it, or a number.
+    """
+
+    def emit(e: Emitter, node: Node) -> ir.Value | None:
+        given = Arguments(node)
+        if any(given.number(name) != wanted for name, wanted in only.items()):
+            return None
+        values = {name: given.plain(how) if isinstance(how, str) else how for name, how in attributes.items()}
+        return e.op(operator, *map(given.tensor, operands or ("self",)), **values)
+
+    return emit

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import onnx_ir as ir
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
-from co3d_compile.ir.node_reading import argument, operand
-from co3d_compile.onnx_export.emitter import translates
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from co3d_compile.onnx_export.emitter import Emitter
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.onnx_export.emitter import DTYPES, TABLE, Emitter, declared, translates
 
 aten = torch.ops.aten
 
-UNARY = {
-    aten.relu.default: "Relu",
-    aten.sigmoid.default: "Sigmoid",
-    aten.tanh.default: "Tanh",
-    aten.exp.default: "Exp",
-    aten.log.default: "Log",
-    aten.sqrt.default: "Sqrt",
-    aten.neg.default: "Neg",
-    aten.abs.default: "Abs",
-    aten.erf.default: "Erf",
-    aten.reciprocal.default: "Reciprocal",
-    aten.floor.default: "Floor",
-    aten.sin.default: "Sin",
-    aten.cos.default: "Cos",
-    aten.hardswish.default: "HardSwish",
-    aten.mish.default: "Mish",
-    aten.ceil.default: "Ceil",
-    aten.round.default: "Round",
-    aten.sign.default: "Sign",
-    aten.atan.default: "Atan",
-    aten.isnan.default: "IsNaN",
-    aten.selu.default: "Selu",
-}
-BINARY = {
+TABLE.update(
+    {
+        aten.relu.default: declared("Relu"),
+        aten.sigmoid.default: declared("Sigmoid"),
+        aten.tanh.default: declared("Tanh"),
+        aten.exp.default: declared("Exp"),
+        aten.log.default: declared("Log"),
+        aten.sqrt.default: declared("Sqrt"),
+        aten.neg.default: declared("Neg"),
+        aten.abs.default: declared("Abs"),
+        aten.erf.default: declared("Erf"),
+        aten.reciprocal.default: declared("Reciprocal"),
+        aten.floor.default: declared("Floor"),
+        aten.sin.default: declared("Sin"),
+        aten.cos.default: declared("Cos"),
+        aten.hardswish.default: declared("HardSwish"),
+        aten.mish.default: declared("Mish"),
+        aten.ceil.default: declared("Ceil"),
+        aten.round.default: declared("Round"),
+        aten.sign.default: declared("Sign"),
+        aten.atan.default: declared("Atan"),
+        aten.isnan.default: declared("IsNaN"),
+        aten.selu.default: declared("Selu"),
+        aten.gelu.default: declared("Gelu", approximate="approximate"),
+        aten.hardsigmoid.default: declared("HardSigmoid", alpha=1 / 6, beta=0.5),
+        aten.leaky_relu.default: declared("LeakyRelu", alpha="negative_slope"),
+        aten.elu.default: declared("Elu", alpha="alpha", only={"scale": 1, "input_scale": 1}),
+        aten.rsqrt.default: lambda e, node: e.op("Reciprocal", e.op("Sqrt", operand(node))),
+        aten.silu.default: lambda e, node: e.op("Mul", operand(node), e.op("Sigmoid", operand(node))),
+        aten.rsub.Scalar: lambda e, node: e.op("Sub", e.scalar(node.args[1], node), operand(node)),
+        aten.masked_fill.Scalar: lambda e, node: e.op(
+            "Where", operand(node, 1), e.scalar(node.args[2], node), operand(node)
+        ),
+        aten.where.self: lambda e, node: e.op("Where", e.typed(node.args[0], torch.bool), *e.pair(node, 1)),
+        aten._to_copy.default: lambda e, node: e.op("Cast", operand(node), to=int(DTYPES[node.meta["val"].dtype])),
+        aten.softplus.default: declared("Softplus", only={"beta": 1, "threshold": 20}),
+    }
+)
+# Two operands in the dtype of the result.
+BINARY: dict[Target, str] = {
     aten.mul.Tensor: "Mul",
     aten.mul.Scalar: "Mul",
     aten.div.Tensor: "Div",
@@ -53,42 +65,40 @@ BINARY = {
     aten.bmm.default: "MatMul",
     aten.mm.default: "MatMul",
     aten._prelu_kernel.default: "PRelu",
-}
-LOGICAL = {
     aten.logical_and.default: "And",
     aten.logical_or.default: "Or",
     aten.logical_xor.default: "Xor",
+}
+# The same, where the result is true or false.
+OF_FLAGS: dict[Target, str] = {
+    aten.mul.Scalar: "And",
+    aten.mul.Tensor: "And",
     aten.bitwise_and.Tensor: "And",
     aten.bitwise_or.Tensor: "Or",
 }
 COMPARE = {"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less", "eq": "Equal", "ne": "Equal"}
+# The arguments that are the bounds of what is clipped, or the bounds themselves.
+BOUNDS: dict[Target, tuple[str | float, str | float]] = {
+    aten.clamp.default: ("min", "max"),
+    aten.clamp_min.default: ("min", "max"),
+    aten.clamp_max.default: ("min", "max"),
+    aten.hardtanh.default: ("min_val", "max_val"),
+    aten.relu6.default: (0.0, 6.0),
+}
 
 
-@translates(*UNARY)
-def _unary(e: Emitter, node: Node) -> ir.Value:
-    return e.op(UNARY[node.target], e.value(node.args[0]))  # type: ignore[index]
-
-
-@translates(*BINARY)
-def _binary(e: Emitter, node: Node) -> ir.Value:
-    a, b = e.pair(node)
-    name = BINARY[node.target]  # type: ignore[index]
-    return e.op("And" if name == "Mul" and node.meta["val"].dtype is torch.bool else name, a, b)
-
-
-@translates(*LOGICAL)
-def _logical(e: Emitter, node: Node) -> ir.Value | None:
-    if "bitwise" in str(node.target) and node.meta["val"].dtype is not torch.bool:
-        return None
-    a, b = e.pair(node)
-    return e.op(LOGICAL[node.target], a, b)  # type: ignore[index]
+@translates(*BINARY, *OF_FLAGS)
+def _binary(e: Emitter, node: Node) -> ir.Value | None:
+    flags = node.meta["val"].dtype is torch.bool
+    name = OF_FLAGS.get(node.target) if flags else None
+    name = name or BINARY.get(node.target)
+    return None if name is None else e.op(name, *e.pair(node))
 
 
 @translates(aten.logical_not.default, aten.bitwise_not.default)
 def _not(e: Emitter, node: Node) -> ir.Value | None:
-    if node.meta["val"].dtype is not torch.bool:
-        return None
-    return e.op("Not", e.cast(operand(node), torch.bool))
+    flags = node.meta["val"].dtype is torch.bool
+    return e.op("Not", e.typed(operand(node), torch.bool)) if flags else None
 
 
 @translates(aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar)
@@ -96,7 +106,7 @@ def _add(e: Emitter, node: Node) -> ir.Value | None:
     if node.meta["val"].dtype is torch.bool:
         return None
     a, b = e.pair(node)
-    alpha = argument(node, 2, "alpha", 1)
+    alpha = Arguments(node).number("alpha")
     if alpha != 1:
         b = e.op("Mul", b, e.scalar(alpha, node))
     return e.op("Add" if "add" in str(node.target) else "Sub", a, b)
@@ -104,87 +114,18 @@ def _add(e: Emitter, node: Node) -> ir.Value | None:
 
 @translates(*(getattr(getattr(aten, name), kind) for name in COMPARE for kind in ("Scalar", "Tensor")))
 def _compare(e: Emitter, node: Node) -> ir.Value:
-    a, b = node.args[:2]
-    dtype = torch.result_type(*(x.meta["val"] if isinstance(x, Node) else x for x in (a, b)))  # type: ignore
-    values = [e.cast(x, dtype) if isinstance(x, Node) else e.number(x, dtype) for x in (a, b)]
+    operands = node.args[:2]
+    dtype = torch.result_type(*(x.meta["val"] if isinstance(x, Node) else x for x in operands))  # type: ignore
+    values = [e.typed(x, dtype) for x in operands]
     name = str(node.target).split(".")[1]
     if dtype is torch.bool and name not in ("eq", "ne"):
-        values = [e.op("Cast", v, to=int(e.dtype(torch.int32))) for v in values]
+        values = [e.op("Cast", v, to=int(DTYPES[torch.int32])) for v in values]
     result = e.op(COMPARE[name], *values)
     return e.op("Not", result) if name == "ne" else result
 
 
-@translates(aten.where.self)
-def _where(e: Emitter, node: Node) -> ir.Value:
-    condition, *branches = (operand(node, i) for i in range(3))
-    return e.op("Where", e.cast(condition, torch.bool), *(e.cast(x, node.meta["val"].dtype) for x in branches))
-
-
-@translates(aten.masked_fill.Scalar)
-def _masked_fill(e: Emitter, node: Node) -> ir.Value:
-    x, mask, number = node.args
-    return e.op("Where", e.value(mask), e.scalar(number, node), e.value(x))
-
-
-@translates(aten.softplus.default)
-def _softplus(e: Emitter, node: Node) -> ir.Value | None:
-    if argument(node, 1, "beta", 1) != 1 or argument(node, 2, "threshold", 20) != 20:
-        return None
-    return e.op("Softplus", e.value(node.args[0]))
-
-
-@translates(aten.rsub.Scalar)
-def _rsub(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Sub", e.scalar(node.args[1], node), e.value(node.args[0]))
-
-
-@translates(aten.rsqrt.default)
-def _rsqrt(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Reciprocal", e.op("Sqrt", e.value(node.args[0])))
-
-
-@translates(aten.silu.default)
-def _silu(e: Emitter, node: Node) -> ir.Value:
-    x = e.value(node.args[0])
-    return e.op("Mul", x, e.op("Sigmoid", x))
-
-
-@translates(aten.gelu.default)
-def _gelu(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Gelu", e.value(node.args[0]), approximate=node.kwargs.get("approximate", "none"))
-
-
-@translates(aten.hardsigmoid.default)
-def _hardsigmoid(e: Emitter, node: Node) -> ir.Value:
-    return e.op("HardSigmoid", e.value(node.args[0]), alpha=1 / 6, beta=0.5)
-
-
-@translates(aten.leaky_relu.default)
-def _leaky_relu(e: Emitter, node: Node) -> ir.Value:
-    return e.op("LeakyRelu", e.value(node.args[0]), alpha=float(argument(node, 1, "negative_slope", 0.01)))
-
-
-@translates(aten.elu.default)
-def _elu(e: Emitter, node: Node) -> ir.Value | None:
-    if argument(node, 2, "scale", 1) != 1 or argument(node, 3, "input_scale", 1) != 1:
-        return None
-    return e.op("Elu", e.value(node.args[0]), alpha=float(argument(node, 1, "alpha", 1.0)))
-
-
-@translates(
-    aten.clamp.default, aten.hardtanh.default, aten.relu6.default, aten.clamp_min.default, aten.clamp_max.default
-)
+@translates(*BOUNDS)
 def _clamp(e: Emitter, node: Node) -> ir.Value:
-    defaults = {aten.hardtanh.default: (-1.0, 1.0), aten.relu6.default: (0.0, 6.0)}.get(node.target, (None, None))  # type: ignore
-    low, high = argument(node, 1, "min", defaults[0]), argument(node, 2, "max", defaults[1])
-    if node.target is aten.clamp_max.default:
-        low, high = None, node.args[1]
-    if node.target is aten.hardtanh.default:
-        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-    bounds = [e.scalar(v, node) if v is not None else None for v in (low, high)]
-    return e.op("Clip", e.value(node.args[0]), *bounds)
-
-
-@translates(aten._to_copy.default)
-def _cast(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Cast", e.value(node.args[0]), to=int(e.dtype(node.meta["val"].dtype)))
+    given = Arguments(node)
+    bounds = [given.given(b) if isinstance(b, str) else b for b in BOUNDS[node.target]]
+    return e.op("Clip", operand(node), *(None if b is None else e.scalar(b, node) for b in bounds))

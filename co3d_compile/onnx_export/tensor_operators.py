@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+import onnx_ir as ir
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
+from co3d_compile.ir.aten_operators import DIMS, PoolArgs, reduced
 from co3d_compile.ir.markers import expand_batch
-from co3d_compile.ir.node_reading import argument, norm_dims, rank_of, shape_of, spread
-from co3d_compile.onnx_export.emitter import translates
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from co3d_compile.onnx_export.emitter import Emitter
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.onnx_export.emitter import TABLE, Attribute, Emitter, declared, translates
 
 aten = torch.ops.aten
-REDUCE = {
+TABLE.update(
+    {
+        aten.embedding.default: declared("Gather", "weight", "indices", axis=0),
+        aten.index_select.default: declared("Gather", "self", "index", axis="dim"),
+        aten.gather.default: declared("GatherElements", "self", "index", axis="dim"),
+        aten.softmax.int: declared("Softmax", axis="dim"),
+        aten._softmax.default: declared("Softmax", axis="dim"),
+        aten.log_softmax.int: declared("LogSoftmax", axis="dim"),
+        aten._log_softmax.default: declared("LogSoftmax", axis="dim"),
+        aten.view.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("size")),
+        aten._unsafe_view.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("size")),
+        aten.reshape.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("shape")),
+        aten.permute.default: lambda e, node: e.op("Transpose", operand(node), perm=Arguments(node).dims(node, "dims")),
+        aten.unsqueeze.default: lambda e, node: e.op("Unsqueeze", operand(node), [Arguments(node).dim(node)]),
+        aten.expand.default: lambda e, node: e.op(
+            "Expand", operand(node), [1 if size == -1 else size for size in Arguments(node).integers("size")]
+        ),
+        aten.select.int: lambda e, node: e.op(
+            "Gather",
+            operand(node),
+            e.int_scalar(Arguments(node).integer("index")),
+            axis=Arguments(node).dim(operand(node)),
+        ),
+        aten.addmm.default: lambda e, node: e.op(
+            "Add", e.op("MatMul", operand(node, 1), operand(node, 2)), operand(node)
+        ),
+    }
+)
+CONVOLUTIONS: dict[Target, str] = {
+    aten.conv1d.default: "Conv",
+    aten.conv2d.default: "Conv",
+    aten.conv3d.default: "Conv",
+    aten.conv_transpose1d.default: "ConvTranspose",
+    aten.conv_transpose2d.input: "ConvTranspose",
+    aten.conv_transpose3d.input: "ConvTranspose",
+}
+REDUCE: dict[Target, str] = {
     aten.mean.dim: "ReduceMean",
     aten.sum.dim_IntList: "ReduceSum",
     aten.amax.default: "ReduceMax",
@@ -26,224 +59,122 @@ REDUCE = {
 MAX_POOLS = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}
 
 
-@translates(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-def _conv(e: Emitter, node: Node) -> ir.Value:
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    n = len(shape_of(weight)) - 2
-    padding = spread(argument(node, 4, "padding", 0), n)
+@translates(*CONVOLUTIONS)
+def _convolution(e: Emitter, node: Node) -> ir.Value:
+    given, name = Arguments(node), CONVOLUTIONS[node.target]
+    weight = given.tensor("weight")
+    kernel = shape_of(weight)[2:]
+    extra: dict[str, Attribute] = {}
+    if name == "ConvTranspose":
+        extra["output_padding"] = given.integers("output_padding", len(kernel))
     return e.op(
-        "Conv",
-        *(e.value(a) if a is not None else None for a in (node.args[0], weight, argument(node, 2, "bias"))),
-        kernel_shape=list(shape_of(weight)[2:]),
-        strides=spread(argument(node, 3, "stride", 1), n),
-        pads=[*padding, *padding],
-        dilations=spread(argument(node, 5, "dilation", 1), n),
-        group=argument(node, 6, "groups", 1),
-    )
-
-
-@translates(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def _conv_transpose(e: Emitter, node: Node) -> ir.Value:
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    n = len(shape_of(weight)) - 2
-    padding = spread(argument(node, 4, "padding", 0), n)
-    return e.op(
-        "ConvTranspose",
-        *(e.value(a) if a is not None else None for a in (node.args[0], weight, argument(node, 2, "bias"))),
-        kernel_shape=list(shape_of(weight)[2:]),
-        strides=spread(argument(node, 3, "stride", 1), n),
-        pads=[*padding, *padding],
-        output_padding=spread(argument(node, 5, "output_padding", 0), n),
-        dilations=spread(argument(node, 7, "dilation", 1), n),
-        group=argument(node, 6, "groups", 1),
+        name,
+        given.tensor("input"),
+        weight,
+        given.optional("bias"),
+        kernel_shape=list(kernel),
+        strides=given.integers("stride", len(kernel)),
+        pads=given.integers("padding", len(kernel)) * 2,
+        **extra,
+        dilations=given.integers("dilation", len(kernel)),
+        group=given.integer("groups"),
     )
 
 
 @translates(aten.linear.default)
 def _linear(e: Emitter, node: Node) -> ir.Value:
-    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    if rank_of(x) == 2:  # type: ignore[arg-type]
-        inputs = [e.value(a) for a in (x, weight, bias) if a is not None]
-        return e.op("Gemm", *inputs, transB=1)
-    product = e.op("MatMul", e.value(x), e.transposed(weight))
-    return product if bias is None else e.op("Add", product, e.value(bias))
-
-
-@translates(aten.addmm.default)
-def _addmm(e: Emitter, node: Node) -> ir.Value:
-    bias, a, b = (e.value(x) for x in node.args[:3])
-    return e.op("Add", e.op("MatMul", a, b), bias)
+    given = Arguments(node)
+    x, weight, bias = given.tensor("input"), given.tensor("weight"), given.optional("bias")
+    if rank_of(x) == 2:
+        return e.op("Gemm", x, weight, bias, transB=1)
+    product = e.op("MatMul", x, e.transposed(weight))
+    return product if bias is None else e.op("Add", product, bias)
 
 
 @translates(aten.cat.default)
 def _cat(e: Emitter, node: Node) -> ir.Value:
-    parts: Any = node.args[0]
-    if len(parts) == 1:
-        return e.value(parts[0])
-    return e.op("Concat", *(e.value(p) for p in parts), axis=argument(node, 1, "dim", 0) % rank_of(node))
+    given = Arguments(node)
+    parts = given.tensors("tensors")
+    return e.value(parts[0]) if len(parts) == 1 else e.op("Concat", *parts, axis=given.dim(node))
 
 
 @translates(aten.slice.Tensor)
 def _slice(e: Emitter, node: Node) -> ir.Value:
-    x, dim, start, end, step = (
-        argument(node, i, n, d)
-        for i, n, d in ((0, "self", None), (1, "dim", 0), (2, "start", 0), (3, "end", None), (4, "step", 1))
-    )
-    end = 2**62 if end is None else end
-    axes = [dim % rank_of(node)]
-    return e.op("Slice", e.value(x), e.ints([start or 0]), e.ints([end]), e.ints(axes), e.ints([step]))
-
-
-@translates(aten.select.int)
-def _select(e: Emitter, node: Node) -> ir.Value:
-    x, dim, index = node.args
-    return e.op("Gather", e.value(x), e.int_scalar(index), axis=dim % rank_of(x))  # type: ignore
-
-
-@translates(aten.index_select.default)
-def _index_select(e: Emitter, node: Node) -> ir.Value:
-    x, dim, index = node.args
-    return e.op("Gather", e.value(x), e.value(index), axis=dim % rank_of(x))  # type: ignore
-
-
-@translates(aten.embedding.default)
-def _embedding(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Gather", e.value(node.args[0]), e.value(node.args[1]), axis=0)
-
-
-@translates(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
-def _view(e: Emitter, node: Node) -> ir.Value:
-    sizes: Any = node.args[1]
-    return e.op("Reshape", e.value(node.args[0]), e.ints(sizes))
-
-
-@translates(aten.permute.default)
-def _permute(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Transpose", e.value(node.args[0]), perm=norm_dims(node.args[1], rank_of(node)))  # type: ignore
+    given = Arguments(node)
+    start = 0 if given.given("start") is None else given.integer("start")
+    end = 2**62 if given.given("end") is None else given.integer("end")
+    return e.op("Slice", given.tensor(), [start], [end], [given.dim(node)], [given.integer("step")])
 
 
 @translates(aten.transpose.int, aten.t.default)
 def _transpose(e: Emitter, node: Node) -> ir.Value:
-    rank = rank_of(node)
-    a, b = (d % rank for d in (argument(node, 1, "dim0", 0), argument(node, 2, "dim1", 1)))
-    order = list(range(rank))
+    given, order = Arguments(node), list(range(rank_of(node)))
+    a, b = (0, 1) if node.target is aten.t.default else (given.dim(node, "dim0"), given.dim(node, "dim1"))
     order[a], order[b] = order[b], order[a]
-    return e.op("Transpose", e.value(node.args[0]), perm=order)
+    return e.op("Transpose", operand(node), perm=order)
 
 
 @translates(aten.squeeze.dim, aten.squeeze.dims)
 def _squeeze(e: Emitter, node: Node) -> ir.Value:
-    x = node.args[0]
-    dims = [d for d in norm_dims(node.args[1], rank_of(x)) if shape_of(x)[d] == 1]  # type: ignore
-    return e.op("Squeeze", e.value(x), e.ints(dims)) if dims else e.value(x)
-
-
-@translates(aten.unsqueeze.default)
-def _unsqueeze(e: Emitter, node: Node) -> ir.Value:
-    return e.op("Unsqueeze", e.value(node.args[0]), e.ints([node.args[1] % rank_of(node)]))  # type: ignore
-
-
-@translates(aten.expand.default)
-def _expand(e: Emitter, node: Node) -> ir.Value:
-    sizes: Any = node.args[1]
-    return e.op("Expand", e.value(node.args[0]), e.ints([1 if s == -1 else s for s in sizes]))
+    x = operand(node)
+    dims = [d for d in Arguments(node).dims(x) if shape_of(x)[d] == 1]
+    return e.op("Squeeze", x, dims) if dims else e.value(x)
 
 
 @translates(aten.repeat.default)
 def _repeat(e: Emitter, node: Node) -> ir.Value:
-    counts: Any = node.args[1]
-    x = e.value(node.args[0])
-    missing = len(counts) - rank_of(node.args[0])  # type: ignore[arg-type]
-    if missing:
-        x = e.op("Unsqueeze", x, e.ints(list(range(missing))))
-    return e.op("Tile", x, e.ints(counts))
+    x, counts = operand(node), Arguments(node).integers("repeats")
+    missing = len(counts) - rank_of(x)
+    return e.op("Tile", e.op("Unsqueeze", x, range(missing)) if missing else x, counts)
 
 
 @translates(expand_batch)
 def _expand_batch(e: Emitter, node: Node) -> ir.Value:
-    x, like, x_dim, like_dim = node.args
-    size = e.op("Shape", e.value(like), start=like_dim, end=like_dim + 1)  # type: ignore[operator]
-    rank = rank_of(node)
-    parts = [size if d == x_dim else e.ints([1]) for d in range(rank)]
-    return e.op("Expand", e.value(x), e.op("Concat", *parts, axis=0) if rank > 1 else size)
+    x_dim, like_dim = node.args[2:]
+    assert isinstance(like_dim, int)
+    size = e.op("Shape", operand(node, 1), start=like_dim, end=like_dim + 1)
+    parts = [size if d == x_dim else e.ints([1]) for d in range(rank_of(node))]
+    return e.op("Expand", operand(node), e.op("Concat", *parts, axis=0) if len(parts) > 1 else size)
 
 
 @translates(*REDUCE)
 def _reduce(e: Emitter, node: Node) -> ir.Value:
-    x = node.args[0]
-    dims = norm_dims(argument(node, 1, "dim"), rank_of(x))  # type: ignore[arg-type]
-    keep = bool(argument(node, 2, "keepdim", False))
-    if node.target is aten.mean.dim and rank_of(x) == 4 and sorted(dims) == [2, 3]:  # type: ignore[arg-type]
-        pooled = e.op("GlobalAveragePool", e.value(x))  # stays in the runtime's blocked layout
-        return pooled if keep else e.op("Squeeze", pooled, e.ints([2, 3]))
-    return e.op(REDUCE[node.target], e.value(x), e.ints(dims), keepdims=int(keep))  # type: ignore[index]
+    x, dims, keep = reduced(node)
+    if node.target is aten.mean.dim and rank_of(x) == 4 and sorted(dims) == [2, 3]:
+        pooled = e.op("GlobalAveragePool", x)  # stays in the runtime's blocked layout
+        return pooled if keep else e.op("Squeeze", pooled, [2, 3])
+    return e.op(REDUCE[node.target], x, dims, keepdims=int(keep))
 
 
-@translates(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
-def _avg_pool(e: Emitter, node: Node) -> ir.Value | None:
-    n = int(str(node.target).split("pool")[1][0])
-    ceil, count, divisor = (
-        argument(node, 4, "ceil_mode", False),
-        argument(node, 5, "count_include_pad", True),
-        argument(node, 6, "divisor_override"),
-    )
-    if divisor is not None or ceil or rank_of(node) != n + 2:
+@translates(*DIMS)
+def _pool(e: Emitter, node: Node) -> ir.Value | None:
+    pool = PoolArgs.of(node)
+    if rank_of(node) != len(pool.kernel) + 2:
         return None
-    kernel = spread(node.args[1], n)
-    padding = spread(argument(node, 3, "padding", 0), n)
-    return e.op(
-        "AveragePool",
-        e.value(node.args[0]),
-        kernel_shape=kernel,
-        pads=[*padding, *padding],
-        strides=spread(argument(node, 2, "stride") or kernel, n),
-        count_include_pad=int(count),
-    )
-
-
-@translates(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
-def _max_pool(e: Emitter, node: Node) -> ir.Value | None:
-    n = int(str(node.target).split("pool")[1][0])
-    if rank_of(node) != n + 2:
+    slides: dict[str, Attribute] = {"kernel_shape": pool.kernel, "pads": pool.padding * 2, "strides": pool.stride}
+    if not pool.average:
+        return e.op("MaxPool", pool.x, **slides, dilations=pool.dilation, ceil_mode=int(pool.ceil))
+    if pool.ceil or pool.divisor is not None:
         return None
-    kernel = spread(node.args[1], n)
-    padding = spread(argument(node, 3, "padding", 0), n)
-    return e.op(
-        "MaxPool",
-        e.value(node.args[0]),
-        kernel_shape=kernel,
-        pads=[*padding, *padding],
-        strides=spread(argument(node, 2, "stride") or kernel, n),
-        dilations=spread(argument(node, 4, "dilation", 1), n),
-        ceil_mode=int(argument(node, 5, "ceil_mode", False)),
-    )
-
-
-@translates(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
-def _softmax(e: Emitter, node: Node) -> ir.Value:
-    name = "LogSoftmax" if "log" in str(node.target) else "Softmax"
-    return e.op(name, e.value(node.args[0]), axis=node.args[1])
+    return e.op("AveragePool", pool.x, **slides, count_include_pad=int(pool.count_pad))
 
 
 @translates(aten.layer_norm.default)
 def _layer_norm(e: Emitter, node: Node) -> ir.Value:
-    shape: Any = node.args[1]
-    weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
-    scale = e.value(weight) if weight is not None else e.filled(shape, 1.0, node)
-    inputs = [e.value(node.args[0]), scale, *([e.value(bias)] if bias is not None else [])]
-    return e.op("LayerNormalization", *inputs, axis=-len(shape), epsilon=float(argument(node, 4, "eps", 1e-5)))
+    given = Arguments(node)
+    shape = given.integers("normalized_shape")
+    scale = given.optional("weight") or e.filled(shape, 1.0, node)
+    x, bias = given.tensor("input"), given.optional("bias")
+    return e.op("LayerNormalization", x, scale, bias, axis=-len(shape), epsilon=given.number("eps"))
 
 
 @translates(aten.constant_pad_nd.default)
 def _pad(e: Emitter, node: Node) -> ir.Value:
-    flat: Any = node.args[1]
-    rank = rank_of(node)
-    pads = [(0, 0)] * (rank - len(flat) // 2) + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
-    fill = argument(node, 2, "value", 0)
+    given = Arguments(node)
+    flat, fill = given.integers("pad"), given.number("value")
+    beside = [0] * (rank_of(node) - len(flat) // 2)
     if fill == 0 and node.meta["val"].is_floating_point() and any(u.target in MAX_POOLS for u in node.users):
         # ONNX Runtime moves a pad with zeros into a max pool behind it, where it pads with minus infinity.
         fill = torch.finfo(node.meta["val"].dtype).tiny
-    value = e.scalar(fill, node)
-    return e.op("Pad", e.value(node.args[0]), e.ints([a for a, _ in pads] + [b for _, b in pads]), value)
+    pads = [*beside, *flat[-2::-2], *beside, *flat[::-2]]
+    return e.op("Pad", given.tensor(), pads, e.scalar(fill, node))
