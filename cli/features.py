@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from co3d_compile.targets.table import TARGETS
+
 # What each feature needs: name, packages by import name, and what to install.
 FEATURES = (
     ("run compiled models", ("numpy", "onnxruntime"), "co3d-compile"),
@@ -15,4 +17,5 @@ FEATURES = (
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
     ("the step on phones", ("executorch",), "co3d-compile[executorch]"),
     ("states inside OpenVINO", ("openvino",), "co3d-compile[openvino]"),
+    *((target.feature, target.packages, target.install) for target in TARGETS.values()),
 )

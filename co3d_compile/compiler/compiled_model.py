@@ -23,6 +23,7 @@ from co3d_compile.media.preprocess import preprocess_for
 from co3d_compile.onnx_export.export_program import export
 from co3d_compile.report.report import Report
 from co3d_compile.support.atomic_file import whole_file
+from co3d_compile.targets.table import TARGETS
 
 if TYPE_CHECKING:
     from co3d_compile.targets.torch_step import StepModule
@@ -121,10 +122,8 @@ class CompiledModel:
         Raises:
             UnsupportedError: ONNX Runtime has no blocked layout here.
         """
-        from co3d_compile.native.native_layout import to_native
-
         self._wide("to_native")
-        return self._other(*to_native(self.model, self.info), self._report)
+        return self._converted("native")
 
     def to_module(self) -> StepModule:
         """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
@@ -150,9 +149,7 @@ class CompiledModel:
 
     def with_half_states(self) -> CompiledModel:
         """The same model with its float32 states kept as float16: half the bytes, no longer exact."""
-        from co3d_compile.targets.half_states import with_half_states
-
-        return self._reduced(*with_half_states(self.model, self.info), "States are kept as float16")
+        return self._converted("half-states")
 
     def to_int8(self, frames: Iterable[Any]) -> CompiledModel:
         """The same model with 8-bit convolutions and matrix products, by ONNX Runtime's quantisation; no longer exact.
@@ -163,19 +160,17 @@ class CompiledModel:
         Raises:
             UsageError, SessionError: Too few frames, or not what the model takes.
         """
-        from co3d_compile.targets.int8 import to_int8
+        return self._converted("int8", frames)
 
-        return self._reduced(*to_int8(self.model, self.info, frames), "Convolutions compute in 8 bits")
-
-    def _reduced(self, model: ir.Model, info: metadata.Contract, what: str) -> CompiledModel:
-        """A file of the same program that is not exact, which its report says."""
-        size = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
-        note = f"{what}: results are near those of the clip model, not equal to them."
-        report = dataclasses.replace(self._report, state_bytes=size, warnings=[*self._report.warnings, note])
-        model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.notes.survey))
-        return self._other(model, info, report)
-
-    def _other(self, model: ir.Model, info: metadata.Contract, report: Report) -> CompiledModel:
+    def _converted(self, name: str, *more: Iterable[Any]) -> CompiledModel:
+        """The same program as a row of the table of targets converts it; the report says if that is not exact."""
+        target, report = TARGETS[name], self._report
+        model, info = target.converter()(self.model, self.info, *more)
+        if target.inexact:
+            size = sum(bytes_of(s.shape, getattr(torch, s.dtype)) for s in info.states)
+            note = f"{target.inexact}: results are near those of the clip model, not equal to them."
+            report = dataclasses.replace(report, state_bytes=size, warnings=[*report.warnings, note])
+            model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.notes.survey))
         model.metadata_props[metadata.METADATA_KEY] = info.to_json()
         return CompiledModel(self.program, model, info, report)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, StateSpec
 from co3d_compile.errors import OutputError, UnsupportedError, UsageError
+from co3d_compile.targets.settings import Settings, setting
 
 TYPES = {"float16": "FP16", "float32": "FP32", "float64": "FP64", "bool": "BOOL"}
 # A message of the text format: names and values in order; a value is a message, a list of them, or a word or number.
@@ -26,38 +27,24 @@ Message: TypeAlias = "list[tuple[str, Any]]"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Settings):
     """How the server runs the model.
-
-    Args:
-        strategy: ``"direct"``: a sequence keeps its slot in the batch. ``"oldest"``: batches of whatever is waiting.
-        max_batch: Sequences in one batch.
-        max_sequences: For ``"oldest"``: sequences that one instance holds, in a batch or waiting.
-        queue_delay: Microseconds that a request may wait for others to fill the batch.
-        idle: Microseconds after which a sequence without requests is dropped.
-        instances: Copies of the model, on each device.
-        device: ``"cpu"`` or ``"gpu"``.
 
     Raises:
         UsageError: A number that makes no sense, or another word.
     """
 
-    strategy: str = "oldest"
-    max_batch: int = 8
-    max_sequences: int = 64
-    queue_delay: int = 1000
-    idle: int = 10_000_000
-    instances: int = 1
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, words in (("strategy", ("direct", "oldest")), ("device", ("cpu", "gpu"))):
-            if getattr(self, name) not in words:
-                raise UsageError(f"{name} is {getattr(self, name)!r}.", hint=f"It must be one of {', '.join(words)}.")
-        for name, least in (("max_batch", 1), ("max_sequences", 1), ("queue_delay", 0), ("idle", 1), ("instances", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UsageError(f"{name} is {value!r}.", hint=f"It must be a whole number from {least}.")
+    strategy: str = setting(
+        "oldest",
+        "How sequences are batched: the oldest requests of all, or each sequence in a slot of its own.",
+        choices=("oldest", "direct"),
+    )
+    max_batch: int = setting(8, "Sequences in one batch.")
+    max_sequences: int = setting(64, "With oldest: sequences that one instance holds.")
+    queue_delay: int = setting(1000, "Microseconds that a request may wait for others.", least=0, metavar="US")
+    idle: int = setting(10_000_000, "Microseconds after which a sequence without requests is dropped.", metavar="US")
+    instances: int = setting(1, "Copies of the model, on each device.")
+    device: str = setting("cpu", "Where the instances run.", choices=("cpu", "gpu"))
 
 
 def write_repository(
