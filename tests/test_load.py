@@ -219,7 +219,7 @@ def test_bad_models(
 def test_torchvision_whose_operators_do_not_load() -> None:
     """In a process of its own: whatever torchvision is installed, its video models are there."""
     code = (
-        "from co3d_compile.load import load\n"
+        "from co3d_compile.capture.load_model import load\n"
         "shape = [(1, 3, 4, 16, 16)]\n"
         "print(load('torchvision.models.video:mc3_18', shapes=shape, kwargs={'num_classes': 5}).kind)\n"
         "print(load('torchvision.models.video:r3d_18', shapes=shape).kind)\n"

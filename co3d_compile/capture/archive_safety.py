@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 
@@ -28,6 +28,8 @@ ALWAYS_ALLOWED = 256 << 20
 _SAVE_SAFELY = "Save the module with torch.export.save(torch.export.export(model.eval(), (clip,)), 'model.pt2')"
 SAFE_WAYS = f"{_SAVE_SAFELY}, or give package.module:factory with --weights FILE."
 
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+_BROKEN = (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError)
 _FOREIGN = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself.", "Run git lfs pull."),
     (b"<!DOCTYPE", "is a web page, not a model.", "The download went wrong; fetch it again."),
@@ -68,58 +70,54 @@ def refuse_foreign(path: Path, head: bytes) -> None:
             raise LoadError(f"{path} {what}", hint=hint)
 
 
-def check_inflation(path: Path, infos: list[zipfile.ZipInfo] | None = None) -> None:
+def check_inflation(path: Path) -> None:
     """Refuses an archive that would grow without measure; what is no archive passes.
 
     Raises:
         LoadError: It claims to hold far more than its size.
     """
-    if infos is None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-            return
-    declared = sum(info.file_size for info in infos)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(info.file_size for info in archive.infolist())
+    except _BROKEN:
+        return
     size = path.stat().st_size
     if declared > max(ALWAYS_ALLOWED, MAX_INFLATION * size):
         raise LoadError(f"{path} claims to hold {declared / 1e9:.1f} GB in a file of {size / 1e6:.1f} MB.")
 
 
 def _identify_zip(path: Path) -> str:
-    members = set()
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            for name in archive.namelist():
-                members.add(name.split("/", 1)[-1])
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            members = {name.split("/", 1)[-1] for name in archive.namelist()}
+    except _BROKEN as error:
         raise damaged(path, "the end of the archive is missing or damaged") from error
-    check_inflation(path, infos)
+    check_inflation(path)
     if "serialized_exported_program.json" in members:
         raise LoadError(
             f"{path} is a torch.export archive in the format of PyTorch 2.7 or older.",
             hint="Load it there and save it again with a newer PyTorch.",
         )
-    # PyTorch does not look at checksums: a flipped bit would be a wrong weight, or end its converter with a crash.
     if "archive_format" in members:
-        return _unharmed(path, EXPORT)
+        _check_sums(path)
+        return EXPORT
     if "constants.pkl" in members and any(name.startswith("code/") for name in members):
-        return _unharmed(path, SCRIPT)
+        _check_sums(path)
+        return SCRIPT
     if "data.pkl" in members:  # checksums are an option of torch.save
         return PICKLE
     raise LoadError(f"{path} is a zip archive that holds no PyTorch model.")
 
 
-def _unharmed(path: Path, kind: str) -> str:
+def _check_sums(path: Path) -> None:
+    """Refuses what PyTorch, which does not look at checksums, would read as a wrong weight, or crash on."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+    except _BROKEN as error:
         raise damaged(path, error) from error
     if bad is not None:
         raise damaged(path, f"the checksum of {bad} is wrong")
-    return kind
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -127,7 +125,7 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20
 
 
-def damaged(path: Path, why: object) -> LoadError:
+def damaged(path: Path, why: str | Exception) -> LoadError:
     """The error for an archive that is cut off or damaged."""
     return LoadError(f"{path} is truncated or damaged: {why}.", hint="Copy or save the file again.")
 
@@ -163,7 +161,7 @@ def check_export_archive(path: Path) -> None:
                 continue
             content = json.loads(reader.get_record(name))
             pickled |= _pickled_payloads(path, name, content)
-            for text in _expressions(content):
+            for text in [str(value["expr_str"]) for value in _dicts(content) if value.get("expr_str") is not None]:
                 if not is_plain_expression(text):
                     raise _runs_code(path, f"has the expression {text[:60]!r} as a size")
         for name in pickled:
@@ -183,27 +181,24 @@ def _runs_code(path: Path, why: str) -> LoadError:
     )
 
 
-def _pickled_payloads(path: Path, name: str, content: Any) -> set[str]:
+def _pickled_payloads(path: Path, name: str, content: Json) -> set[str]:
+    """The members of an archive that one of its lists says are pickled."""
     if not name.endswith("_config.json"):
         return set()
-    folder, pickled = name.rsplit("/", 1)[0], set()
-    for payload in content["config"].values():
-        file = payload["path_name"]
-        if file.startswith(("custom_obj", "opaque_obj")):
-            raise _runs_code(path, "holds pickled Python objects")
-        if payload["use_pickle"]:
-            pickled.add(f"{folder}/{file}")
-    return pickled
+    payloads = [value for value in _dicts(content) if "path_name" in value]
+    if any(str(payload["path_name"]).startswith(("custom_obj", "opaque_obj")) for payload in payloads):
+        raise _runs_code(path, "holds pickled Python objects")
+    folder = name.rsplit("/", 1)[0]
+    return {f"{folder}/{payload['path_name']}" for payload in payloads if payload["use_pickle"]}
 
 
-def _expressions(content: Any) -> Iterator[str]:
+def _dicts(content: Json) -> Iterator[dict[str, Json]]:
+    """All objects in JSON data, however deep."""
     pending = [content]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            text = value.get("expr_str")
-            if text is not None:
-                yield str(text)
+            yield value
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)

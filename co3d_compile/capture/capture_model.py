@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
-from co3d_compile.capture.tracer import export
+from co3d_compile.capture.tracer import Clip, Model, export
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program
@@ -23,14 +22,12 @@ from co3d_compile.ir.program import Input, Output, Program
 aten = torch.ops.aten
 
 
-def capture(
-    model: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options, *, two: bool = True
-) -> Program:
+def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = True) -> Program:
     """Captures the clip graph.
 
     Args:
         model: A module, or what ``torch.export`` made of one.
-        example_inputs: The arguments of one clip; may be None for an exported program that carries its own.
+        clip: The arguments of one clip; may be None for an exported program that carries its own.
         options: The options of ``compile``.
         two: Whether one clip may be captured as two, so that the batch can be told from other dims.
 
@@ -38,11 +35,11 @@ def capture(
         UsageError: What was given is no model, or no arguments.
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
     """
-    _check_kinds(model, example_inputs)
+    _check_kinds(model, clip)
     name = _class_name(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
-        exported = model if isinstance(model, ExportedProgram) else export(model, example_inputs, two)
+        exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
         check_parameters(exported)
         exported = exported.run_decompositions(decompositions())
     module, outputs, learned = unlift(exported)
@@ -54,16 +51,17 @@ def capture(
     return program
 
 
-def _check_kinds(model: object, example_inputs: object) -> None:
+def _check_kinds(model: PyTree, clip: PyTree) -> None:
+    """Refuses what people give in place of a model, and of the arguments of one clip."""
     if not isinstance(model, (nn.Module, ExportedProgram)):
         hint = "Give a torch.nn.Module, or what torch.export.load has read."
         raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
-    if isinstance(example_inputs, torch.Tensor):
+    if isinstance(clip, torch.Tensor):
         hint = "Write (clip,): a tuple of the arguments of one clip."
         raise UsageError("example_inputs is a tensor; the model would be called with its rows.", hint=hint)
 
 
-def _class_name(model: nn.Module | ExportedProgram) -> str:
+def _class_name(model: Model) -> str:
     """The class of the network; an exported program remembers it at its operators."""
     if not isinstance(model, ExportedProgram):
         return type(model).__name__

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.node import Argument
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-_DECIDES = {
-    Tensor.__bool__,
-    Tensor.__int__,
-    Tensor.__float__,
-    Tensor.__index__,
-    Tensor.item,
-    Tensor.tolist,
-}
+T = TypeVar("T")
+Args: TypeAlias = tuple[Argument, ...]
+Kwargs: TypeAlias = Mapping[str, Argument]
+_DECIDES = {Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist}
 _WRITES = {"__setitem__", "__set__"} | {
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 }
@@ -36,10 +33,13 @@ class ConstantsKnown(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._known: Any = WeakIdKeyDictionary()  # what the tracer holds: the same in numbers
+        self._known = WeakIdKeyDictionary()  # what the tracer knows as a shape: the same in numbers
         self._model, self._own = model, dict(_own(model))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None
+    ) -> T:
+        """Runs a call, and beside the tracer on numbers if all of its tensors are known."""
         kwargs = kwargs or {}
         if torch._C._meta_in_tls_dispatch_include():  # inside the tracer, which computes shapes
             return func(*args, **kwargs)
@@ -51,22 +51,18 @@ class ConstantsKnown(TorchFunctionMode):
         if tensors and all(known) and func in _DECIDES:
             return self._real(func, args, kwargs)[0]
         result = func(*args, **kwargs)
-        if all(known):
-            self._learn(_tensors(result), func, args, kwargs)
-        elif _writes(func, kwargs) and any(t in self._known for t in _tensors((args[:1], kwargs.get("out")))):
+        made, writes = _tensors(result), _writes(func, kwargs)
+        if all(known) and (made or writes):
+            values, random = self._real(func, args, kwargs)
+            if not random:
+                self._known.update(zip(made, _tensors(values), strict=True))
+            elif writes:
+                self._known.clear()
+        elif writes and any(t in self._known for t in _tensors((args[:1], kwargs.get("out")))):
             self._known.clear()  # what is written may be a view of any of them
         return result
 
-    def _learn(self, made: list[Tensor], func: Any, args: Any, kwargs: Any) -> None:
-        if not made and not _writes(func, kwargs):
-            return
-        values, random = self._real(func, args, kwargs)
-        if random and _writes(func, kwargs):
-            self._known.clear()
-        if not random:
-            self._known.update(zip(made, _tensors(values), strict=True))
-
-    def _real(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
+    def _real(self, func: Callable[..., T], args: Args, kwargs: Kwargs) -> tuple[T, bool]:
         """The same call on numbers, and whether it drew some at random."""
         args, kwargs = pytree.tree_map_only(Tensor, self._known.__getitem__, (args, kwargs))
         with _disable_current_modes():
@@ -79,15 +75,16 @@ class ConstantsKnown(TorchFunctionMode):
 
 
 def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's own tensors, by name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def _tensors(values: pytree.PyTree) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
 
 
-def _writes(func: Any, kwargs: Any) -> bool:
+def _writes(func: Callable[..., T], kwargs: Kwargs) -> bool:
     """Whether a call may write into one of its arguments."""
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")

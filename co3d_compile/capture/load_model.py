@@ -19,6 +19,7 @@ from co3d_compile.capture.archive_safety import (
     ALWAYS_ALLOWED,
     EXPORT,
     MAX_INFLATION,
+    PICKLE,
     SAFE_WAYS,
     SCRIPT,
     check_export_archive,
@@ -104,21 +105,13 @@ def _load_file(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loade
         kind = identify(path)
     except OSError as error:
         raise LoadError(f"{path} cannot be read: {error.strerror}.") from error
-    if kind == EXPORT:
-        if not trust_pickle:
-            check_export_archive(path)
-        return _from_program(_open_archive(path), shapes, kind, [])
-    if kind == SCRIPT:
-        try:
-            script = torch.jit.load(str(path), map_location="cpu")
-        except Exception as error:
-            raise damaged(path, brief(error)) from error
-        return _from_script(script, shapes, kind, [])
-    module = _unpickle(path, trust_pickle)
-    return _from_module(module, shapes, kind, [f"unpickled {path} as told by --trust-pickle"])
+    return READERS[kind](path, shapes, trust_pickle)
 
 
-def _open_archive(path: Path) -> ExportedProgram:
+def _read_archive(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+    """What ``torch.export.save`` has written."""
+    if not trust_pickle:
+        check_export_archive(path)
     from torch.export.pt2_archive._package import load_pt2
 
     try:
@@ -131,10 +124,19 @@ def _open_archive(path: Path) -> ExportedProgram:
         ) from error
     if len(programs) != 1:
         raise LoadError(f"{path} holds {len(programs)} programs; one is wanted.", hint="Use torch.export.save.")
-    return next(iter(programs.values()))
+    return _from_program(next(iter(programs.values())), shapes, EXPORT, [])
 
 
-def _unpickle(path: Path, trust_pickle: bool) -> nn.Module:
+def _read_script(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+    """What ``torch.jit.save`` has written."""
+    try:
+        script = torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:
+        raise damaged(path, brief(error)) from error
+    return _from_script(script, shapes, SCRIPT, [])
+
+
+def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
     """A module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
     import_from_here()
     try:
@@ -152,10 +154,18 @@ def _unpickle(path: Path, trust_pickle: bool) -> nn.Module:
             ) from error
         raise damaged(path, brief(error)) from error
     if isinstance(content, nn.Module):
-        return content
+        return _from_module(content, shapes, PICKLE, [f"unpickled {path} as told by --trust-pickle"])
     if isinstance(content, dict):
         raise not_a_module(path)
     raise LoadError(f"{path} holds a {type(content).__name__}, not a model.", hint=SAFE_WAYS)
+
+
+READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
+    EXPORT: _read_archive,
+    SCRIPT: _read_script,
+    PICKLE: _read_pickle,
+}
+"""For each kind of file that ``identify`` tells what reads it, with the shapes of the clip and whether to unpickle."""
 
 
 def _load_factory(model: str, shapes: Sequence[Shape], weights: Path | None, kwargs: Mapping[str, Any]) -> Loaded:

@@ -7,22 +7,26 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.known_constants import ConstantsKnown
+from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T
 from co3d_compile.errors import CaptureError, UsageError
 from co3d_compile.support.silence_torch import quiet
 
+Model: TypeAlias = nn.Module | ExportedProgram
+Clip: TypeAlias = Sequence[pytree.PyTree]
+"""The arguments of one clip: tensors, lists of them, or anything else that a network takes."""
+
 
 @contextmanager
-def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any]]:
+def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
     """The model in eval mode, and then as it was."""
     if isinstance(model, ExportedProgram):
         yield model.module()
@@ -36,53 +40,50 @@ def _evaluated(model: nn.Module | ExportedProgram) -> Iterator[Callable[..., Any
             m.training = True
 
 
-def doubled(example_inputs: Sequence[Any]) -> tuple[Any, ...] | None:
+def tensors_of(values: pytree.PyTree) -> list[Tensor]:
+    """The tensors of a nest of lists, tuples and dicts, in their order."""
+    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
+
+
+def doubled(clip: Clip) -> Clip | None:
     """The example with two clips instead of one, so that the batch can be told from other dims of size one.
 
     None where there is more than one clip already, or an input without a batch.
     """
-    tensors = [t for t in pytree.tree_leaves(example_inputs) if isinstance(t, torch.Tensor)]
+    tensors = tensors_of(clip)
     if not tensors or any(t.dim() == 0 or t.shape[0] != 1 for t in tensors):
         return None
-
-    def twice(value: Any) -> Any:
-        return torch.cat([value, value]) if isinstance(value, torch.Tensor) else value
-
-    return tuple(pytree.tree_map(twice, tuple(example_inputs)))
+    twice: Clip = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), tuple(clip))
+    return twice
 
 
 DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
 
 
-def export(model: nn.Module, example_inputs: Sequence[Any] | None, two: bool = True) -> ExportedProgram:
+def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedProgram:
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
-    if example_inputs is None:
+    if clip is None:
         raise UsageError(
             "example_inputs is needed: the arguments of one clip, such as (torch.randn(1, 3, 16, 112, 112),)."
         )
-    training = [m for m in model.modules() if m.training]
-    model.eval()
     try:
-        with torch.no_grad():
-            clips = doubled(example_inputs) if two else None
+        with torch.no_grad(), evaluated(model):
+            clips = doubled(clip) if two else None
             if clips is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
-                    return traced(model, clips)
-            return traced(model, tuple(example_inputs))
+                    return traced(model, tuple(clips))
+            return traced(model, tuple(clip))
     except GuardOnDataDependentSymNode as error:
         raise CaptureError(
             f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
         ) from error
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(clip))
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured with inputs of shape {_shapes(example_inputs)}: "
-            f"{message.rstrip('.:')}.",
+            f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message.rstrip('.:')}.",
             hint=_way_out(model),
         ) from error
-    finally:
-        for m in training:
-            m.training = True
 
 
 def _where(error: Exception) -> str:
@@ -91,22 +92,25 @@ def _where(error: Exception) -> str:
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
 
 
-def traced(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
+def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
     """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
     decides in Python by the values of constants."""
     with quiet():
         try:
-            return torch.export.export(model, example_inputs, strict=False)
+            return torch.export.export(model, clip, strict=False)
         except Exception:
             with _DataDetached(), ConstantsKnown(model):
-                return torch.export.export(model, example_inputs, strict=False)
+                return torch.export.export(model, clip, strict=False)
 
 
 class _DataDetached(TorchFunctionMode):
     """Makes ``x.data`` of an activation an operator that can be traced."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _READ_DATA and not isinstance(args[0], nn.Parameter):
+    def __torch_function__(
+        self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None
+    ) -> T | Tensor:
+        """Runs a call; one that reads ``data`` becomes ``detach``."""
+        if func == _READ_DATA and isinstance(args[0], Tensor) and not isinstance(args[0], nn.Parameter):
             return args[0].detach()
         return func(*args, **(kwargs or {}))
 
@@ -122,8 +126,3 @@ def _way_out(model: nn.Module) -> str:
     if scripted is not None:
         return f"Its part {scripted} is TorchScript: build it without torch.jit.script, or script the whole model."
     return "Check the clip shape (long enough for the model's pools?), and that the model runs on it."
-
-
-def _shapes(inputs: Any) -> str:
-    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-    return ", ".join("x".join(map(str, t.shape)) for t in tensors)

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
-from co3d_compile.capture.tracer import _evaluated
+from co3d_compile.capture.tracer import evaluated
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
@@ -125,7 +125,7 @@ class Reference:
         clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-        with eager(), _evaluated(model) as module:
+        with eager(), evaluated(model) as module:
             wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
             got = Interpreter(self.program.module).run(*[v.clone() for v in leaves if isinstance(v, Tensor)])
         for a, b in zip(got, wanted, strict=True):
