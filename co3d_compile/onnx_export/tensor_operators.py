@@ -7,7 +7,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Target
 
-from co3d_compile.ir.aten_operators import DIMS, PoolArgs, reduced
+from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs, reduced
 from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -61,23 +61,19 @@ MAX_POOLS = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.d
 
 @translates(*CONVOLUTIONS)
 def _convolution(e: Emitter, node: Node) -> ir.Value:
-    given, name = Arguments(node), CONVOLUTIONS[node.target]
-    weight = given.tensor("weight")
-    kernel = shape_of(weight)[2:]
-    extra: dict[str, Attribute] = {}
-    if name == "ConvTranspose":
-        extra["output_padding"] = given.integers("output_padding", len(kernel))
+    conv, name = ConvArgs.of(node), CONVOLUTIONS[node.target]
+    more: dict[str, Attribute] = {"output_padding": conv.output_padding} if name == "ConvTranspose" else {}
     return e.op(
         name,
-        given.tensor("input"),
-        weight,
-        given.optional("bias"),
-        kernel_shape=list(kernel),
-        strides=given.integers("stride", len(kernel)),
-        pads=given.integers("padding", len(kernel)) * 2,
-        **extra,
-        dilations=given.integers("dilation", len(kernel)),
-        group=given.integer("groups"),
+        conv.x,
+        conv.weight,
+        conv.bias,
+        kernel_shape=conv.kernel_size,
+        strides=conv.stride,
+        pads=conv.padding * 2,
+        **more,
+        dilations=conv.dilation,
+        group=conv.groups,
     )
 
 
