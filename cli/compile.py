@@ -163,7 +163,7 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
                 output.put(file)
         if page is not None:
             with page.writing() as file:
-                file.write_text(compiled.to_html(), encoding="utf-8")
+                file.write_text(compiled.to_html(result), encoding="utf-8")
                 page.put(file)
     summary: dict[str, Any] = compiled.report().to_dict()
     summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}

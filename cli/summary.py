@@ -11,7 +11,7 @@ from rich.text import Text
 
 from co3d_compile.cli.common import bytes_text, join
 from co3d_compile.report.facts import JsonObject as Report
-from co3d_compile.report.facts import cost_facts, stream_facts
+from co3d_compile.report.facts import cost_facts, stream_facts, verification_text
 from co3d_compile.support.readable_numbers import plural
 
 NARROWEST = 100  # where the output is no terminal: a log, a pipe
@@ -113,14 +113,12 @@ def _recomputed(rows: list[Report], limit: int | None) -> Table:
 
 
 def verification(result: Report | None) -> Text:
-    """One line on a verification: passed or not, and by how much."""
+    """One line on a verification: passed or not, by how much, and beside what."""
     if result is None:
         return Text("skipped", style="yellow")
-    how = f"relative error {result['relative_error']:.1e} (at most {result['tolerance']:.0e})"
-    steps = f"over {plural(result['steps'], 'step')}"
     if result["passed"]:
-        return Text.assemble(("passed", "green"), f", {how} {steps}")
-    return Text.assemble(("FAILED", "bold red"), f" {steps}: {result['reason']}")
+        return Text.assemble(("passed", "green"), f", {verification_text(result)}")
+    return Text.assemble(("FAILED", "bold red"), f" {verification_text(result)}")
 
 
 def reason(result: Report) -> str:

@@ -247,13 +247,35 @@ def test_inspect_and_compile_write_the_page(folder: Path) -> None:
     assert result.exit_code == 0, result.stderr
     for words in ("What the compiler changed", "conv  conv3d  continual", "delayed by 1", "two.html written"):
         assert words in result.stdout
-    assert (folder / "one.html").read_text() == (folder / "two.html").read_text()
+    verified, stored = ((folder / name).read_text() for name in ("one.html", "two.html"))
+    note = re.search(r'<div class="note"><b>Verification passed</b>: .*</div>\n', verified)
+    assert note is not None and "the network with 2 gates over one frame (pool_scope=frame), up to" in note[0]
+    assert verified.replace(note[0], "") == stored
     everything = CliRunner().invoke(group, ["inspect", "out.onnx", "-v"]).stdout
     assert "sigmoid" in everything and "next.state" in everything
     code = "import sys; sys.modules['torch'] = None; from co3d_compile.cli.main import main; main()"
     command = [sys.executable, "-c", code, "inspect", "out.onnx", "--html", "three.html"]
     subprocess.run(command, check=True, capture_output=True)
-    assert (folder / "three.html").read_text() == (folder / "one.html").read_text()
+    assert (folder / "three.html").read_text() == stored
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_where_nothing_is_gained_it_is_said(frames: int) -> None:
+    """All of it runs again on a window at every step."""
+    model = nn.Sequential(Flip(), nn.Conv3d(3, 4, 3, padding=1)).eval()
+    with pytest.warns(co3d.Co3dWarning, match="Nothing gained: a step computes as much as a clip, because aten.flip"):
+        found = co3d.compile(model, (torch.rand(1, 3, 8, 6, 6),), frames_per_step=frames)
+    facts = dict(found.report().facts())
+    assert "nothing gained: a step computes as much as a clip" in facts["multiply-adds"]
+    assert "Nothing gained" in found.to_html() and "\u00d7 less" not in found.to_html()
+    assert "times fewer" in dict(compiled("residual").report().facts())["multiply-adds"]
+
+
+class Flip(nn.Module):
+    """Turns time around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(2)
 
 
 def test_a_model_is_inspected_before_it_is_compiled(folder: Path) -> None:

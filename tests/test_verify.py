@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -24,7 +25,11 @@ from zoo.real import REAL
 
 import co3d_compile as co3d
 from co3d_compile.contract.model_contract import METADATA_KEY, parse
+from co3d_compile.ir.options import Options
+from co3d_compile.verification.compared_steps import Step, Timeline, random_frames
 from co3d_compile.verification.long_clip import LongClip
+from co3d_compile.verification.reference import Reference
+from co3d_compile.verification.replaced_pools import ReplacedPools
 from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
 from co3d_compile.verification.verify_model import verify
@@ -81,6 +86,20 @@ def one_patch() -> nn.Module:
 def attend(m: Any, x: Tensor) -> Tensor:
     y = m.a(x).transpose(1, 2)
     return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
+
+
+def counts(x: Tensor) -> Tensor:
+    """How many values of a frame fall into each of five bins: a window from the input on, and constants like it."""
+    bins = (2 * x + 2).long().clamp(0, 4)
+    return torch.zeros(*x.shape[:2], 5).scatter_add(2, bins, torch.ones_like(x))
+
+
+def moved(y: Tensor) -> Tensor:
+    """Half of the channels comes from the next frame, half from the one before, written into zeros."""
+    frames = y.unsqueeze(0)
+    result = torch.zeros_like(frames)
+    result[:, :-1, :2], result[:, 1:, 2:] = frames[:, 1:, :2], frames[:, :-1, 2:]
+    return result.flatten(0, 1)
 
 
 # name: factory, clip shapes, options
@@ -152,6 +171,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
                       a=conv(), l=nn.Linear(4, 4)), ((2, 4, 8),), {},
     ),
     "four frames a step": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(5, 2)), (CLIP,), {"frames_per_step": 4}),
+    "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
+    "channels moved over time": (
+        lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),
+        ((1, 6, 4, 5, 5),), {"time_dim": 1},
+    ),
     "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
 }  # fmt: skip
 
@@ -254,9 +278,47 @@ def test_says_where_and_what(tmp_path: Path) -> None:
     result = verify(path, module, example, steps=2, tolerance=1e-30, bisect=False, progress=progress)
     assert not result.passed and result.steps == 2
     assert result.worst.startswith("output 'output' at step ") and ", index (0, " in result.worst
-    assert "1 pool over time taken over one frame" in result.notes[0]
+    assert result.compared_with == "the network with 1 gate over one frame (pool_scope=frame)"
     assert [seen[0][0], seen[-1][0]] == ["stream", "reference"]
     assert all(0 < done <= total for _, done, total in seen)
+
+
+@pytest.mark.parametrize("name", ["residual", "mean gate, frame", "max gate, window", "group norm, window"])
+def test_says_how_far_gates_are_from_the_untouched_network(name: str) -> None:
+    module, example, options = build(name)
+    result = verify(co3d.compile(module, example, **options), module, example)
+    assert result.passed and (result.replaced_distance is None) == (name == "residual")
+    if result.replaced_distance is None:
+        assert result.compared_with == "the untouched network"
+    else:
+        scope = options.get("pool_scope", "frame")
+        assert result.compared_with == f"the network with 1 gate over one {scope} (pool_scope={scope})"
+        assert 1e-3 < result.replaced_distance < 10
+    assert result.to_dict()["compared_with"] == result.compared_with
+
+
+def gated_by_its_mean() -> nn.Module:
+    return randomise(Graph(lambda m, x: (y := m.a(x)) * torch.sigmoid(y.mean(2, True)), a=conv()), torch.zeros(CLIP))
+
+
+@pytest.mark.parametrize("still", [False, True])
+@pytest.mark.parametrize("answers", ["nothing", "numbers"])
+def test_results_that_do_not_depend_on_the_input(still: bool, answers: str) -> None:
+    """Zeros from a network that gates have made another; the untouched one tells frames apart that differ."""
+    module, example = gated_by_its_mean(), (torch.randn(CLIP),)
+    info = co3d.compile(module, example).info
+    reference = Reference(module, example, Options(time_dim=[2]))
+    timeline = Timeline(reference, info, 8)
+    frames = random_frames(reference, 1, 0)
+    first = next(frames)
+    numbers = np.random.default_rng(0).random((timeline.stop, 1, 4), np.float32) * (answers == "numbers")
+    run = [Step(first if still else next(frames), (each,)) for each in numbers]
+    segment = next(timeline.segments(run))
+    pools = ReplacedPools(reference, info)
+    pools.look(segment, segment.results)
+    wrong = answers == "nothing" and not still
+    assert pools.constant == (["output"] if wrong else [])
+    assert ("does not depend on the input" in pools.reason) == wrong
 
 
 # file: what it is verified against, a clip for that, and what it is told

@@ -102,15 +102,19 @@ class CompiledModel:
         self.info = dataclasses.replace(self.info, **changes)
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
 
-    def to_html(self) -> str:
+    def to_html(self, verification: Mapping[str, Any] | None = None) -> str:
         """The report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
+
+        Args:
+            verification: What ``verify`` found (``Verification.to_dict()``), to be said on the page.
 
         Raises:
             Co3dError: Jinja2 is missing.
         """
         from co3d_compile.report.web_page import page
 
-        return page(details(self._report, self.program.notes.survey), self.info)
+        found = None if verification is None else dict(verification)
+        return page(details(self._report, self.program.notes.survey), self.info, verification=found)
 
     def to_native(self) -> CompiledModel:
         """The same model for machines like this one alone, and faster: states too are in the blocked layout of ONNX

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.ir.operator_row import Operator, as_rows
 from co3d_compile.ir.program import Program, bytes_of
+from co3d_compile.report.facts import nothing_gained
 from co3d_compile.report.report import Report
 
 
@@ -21,7 +22,7 @@ def report_of(
     warnings = list(program.notes.warnings)
     if not program.step.states:
         warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
-    return Report(
+    report = Report(
         model=program.name,
         operators=operators,
         inputs=[
@@ -57,6 +58,8 @@ def report_of(
         warnings=warnings,
         seconds=seconds,
     )
+    why = nothing_gained(report.to_dict())
+    return replace(report, warnings=[*warnings, f"{why[0].upper()}{why[1:]}."]) if why else report
 
 
 def details(report: Report, survey: list[Operator]) -> dict[str, Any]:

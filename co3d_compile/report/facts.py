@@ -43,7 +43,46 @@ def state_text(count: int, size: float) -> str:
 def work_text(report: JsonObject) -> str:
     """Multiply-adds of a clip and of a frame, and what is gained."""
     clip, frame = (number_text(1e9 * report[name]) for name in ("gmac_clip", "gmac_frame"))
-    return f"{clip} per clip, {frame} per frame: {report['gmac_ratio'] or 0:.1f} times fewer"
+    gain = nothing_gained(report) or f"{report['gmac_ratio'] or 0:.1f} times fewer"
+    return f"{clip} per clip, {frame} per frame: {gain}"
+
+
+def nothing_gained(report: JsonObject) -> str:
+    """Why a step computes as much as a clip or more; empty if it does not."""
+    if not 0 < report["gmac_clip"] <= report["gmac_step"]:
+        return ""
+    again, frames = report["recomputed"], max(report["frames_per_step"].values(), default=1)
+    why = "no operator's work is shared by clips that follow each other"
+    if again:
+        first = f"{again[0]['operator']} in {again[0]['module_path'] or 'the model'}"
+        more = f" and {plural(len(again) - 1, 'other operator')}" if len(again) > 1 else ""
+        why = f"{first}{more} and what follows run again on a window at every step"
+    elif frames > 1:
+        why = f"a step takes {frames} frames at once"
+    return f"nothing gained: a step computes {_times(report['gmac_step'] / report['gmac_clip'])} a clip, because {why}"
+
+
+def _times(ratio: float) -> str:
+    return "as much as" if ratio < 1.05 else f"{ratio:.1f} times as much as"
+
+
+def verification_text(result: JsonObject) -> str:
+    """What a verification found, and what it compared with."""
+    steps = f"over {plural(result['steps'], 'step')}"
+    if not result["passed"]:
+        return f"{steps}: {result['reason']} Compared with {compared_text(result)}."
+    how = f"relative error {result['relative_error']:.1e} (at most {result['tolerance']:.0e})"
+    return f"{how} {steps}, compared with {compared_text(result)}"
+
+
+def compared_text(result: JsonObject) -> str:
+    """What a verification compared with, and how far that is from the untouched network."""
+    distance = result["replaced_distance"]
+    if distance is None:
+        return str(result["compared_with"])
+    return (
+        f"{result['compared_with']}, up to {distance:.2g} standard deviations from the untouched one on the same clips"
+    )
 
 
 def shape_text(shape: Sequence[int | str]) -> str:
@@ -63,4 +102,15 @@ def _output(item: JsonObject) -> str:
     return f"{item['name']} {shape_text(item['shape'])}, {time}, delay {item['delay']}"
 
 
-__all__ = ["Fact", "JsonObject", "cost_facts", "field_text", "shape_text", "state_text", "stream_facts", "work_text"]
+__all__ = [
+    "Fact",
+    "JsonObject",
+    "compared_text",
+    "cost_facts",
+    "field_text",
+    "shape_text",
+    "state_text",
+    "stream_facts",
+    "verification_text",
+    "work_text",
+]

@@ -10,7 +10,7 @@ from types import ModuleType
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.stored_report import damaged_report
 from co3d_compile.errors import Co3dError
-from co3d_compile.report.facts import JsonObject
+from co3d_compile.report.facts import JsonObject, nothing_gained, verification_text
 from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import draw
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
@@ -19,7 +19,9 @@ MOST_STAGES = 14
 COLUMNS = ["module_path", "operator", "done", "delay", "field", "rate", "state_bytes", "macs_clip", "macs_frame"]
 
 
-def page(report: JsonObject, info: Contract, time: JsonObject | None = None) -> str:
+def page(
+    report: JsonObject, info: Contract, time: JsonObject | None = None, verification: JsonObject | None = None
+) -> str:
     """The page as HTML.
 
     Args:
@@ -27,6 +29,7 @@ def page(report: JsonObject, info: Contract, time: JsonObject | None = None) -> 
         info: The contract of the same file.
         time: If the report has the shares of a profile (``kernel_times.with_shares``): ``milliseconds_step``, and
             ``elsewhere``, shares by name that are no operator's.
+        verification: What a verification of the file has found, as JSON data; None if there was none.
 
     Raises:
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
@@ -45,6 +48,8 @@ def page(report: JsonObject, info: Contract, time: JsonObject | None = None) -> 
             "stages": _stages(rows, time),
             "steps": _steps(rows),
             "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
+            "verification": None if verification is None else verification_text(verification),
+            "passed": verification is not None and verification["passed"],
             "warnings": [str(text) for text in report["warnings"]],
             "recomputed": info.recomputed,
         }
@@ -78,7 +83,7 @@ def _facts(report: JsonObject, info: Contract) -> list[tuple[str, str, str]]:
     names = ", of " + ", ".join(info.frames_per_step) if len(info.frames_per_step) > 1 else ""
     whose = f"of {next(iter(info.frames_per_step))} " if names else ""
     return [
-        ("Work", f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
+        ("Work", "none less" if nothing_gained(report) else f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
         ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
         ("Receptive field", plural(field, "frame") if field else "unbounded", f"{whose}that a result depends on"),
         ("Delay", plural(delay, "frame"), "from the newest frame to what the result speaks of"),

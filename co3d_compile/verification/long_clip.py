@@ -108,6 +108,7 @@ class LongClip(Interpreter):
         self.claims, self.starts, self.offset, self.done = claims, starts, offset, done
         self.timed = {i.name: i.time_dim is not None for i in program.inputs}
         self.double = False
+        self.whole_windows = True  # what a gate gives before its window is whole is not known
         self.finite: dict[str, list[bool]] = {}
         self.watched: set[str] = set()
 
@@ -269,11 +270,13 @@ class LongClip(Interpreter):
                 if _fixes_time(n):  # the same entry as often as its kernel asks for
                     piece = piece.repeat_interleave(place.size, place.dim)
             else:
-                piece = x.claim.cut(x.value, max(0, i - length + 1), min(length, x.count))
+                first = max(0, i - length + 1)
+                piece = x.claim.cut(x.value, first, min(length, x.count) if self.whole_windows else i + 1 - first)
             found = self._apply(n, (piece, *rest), kwargs)
             if n.target in NORMS:
                 found = found.narrow(place.dim, found.shape[place.dim] - 1, 1)
-            return pytree.tree_map(_unknown, found) if claim.gate == "window" and i < length - 1 else found
+            early = self.whole_windows and claim.gate == "window" and i < length - 1
+            return pytree.tree_map(_unknown, found) if early else found
 
         results = list(map(result, range(x.count)))
         if isinstance(results[0], (tuple, list)):

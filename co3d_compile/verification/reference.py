@@ -25,7 +25,7 @@ from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
-from co3d_compile.verification.time_claims import NOTHING, Value, claim_of, claims_of, remembers_all
+from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
 Model: TypeAlias = nn.Module | ExportedProgram
 Example: TypeAlias = Sequence[Any] | None  # the arguments of one clip; None: those of the exported program
@@ -259,6 +259,32 @@ class Reference:
                 dim = claim.place.dim
                 values = [torch.cat([v.narrow(dim, v.shape[dim] - 1, 1) for v in values], dim)]
             results[index] = values
+        return results
+
+    def untouched(self, clip: Clip) -> list[Tensor]:
+        """The results of the model itself on one clip."""
+        with eager():
+            return list(self.program.module(*clip))
+
+    def replaced(self, clip: Clip) -> list[Tensor]:
+        """The results on one clip of the model with its gates; the first entries' windows have what there is.
+
+        Raises:
+            NoReference: An operator cannot be run so.
+        """
+        run = LongClip(self.program, self.claims, [Fraction(0)], 0)
+        run.whole_windows = False
+        with eager():
+            outputs = run.run(*clip)
+        results = []
+        for value in outputs:
+            if isinstance(value, Stream):
+                value = value.value
+            elif isinstance(value, (Windows, Entries)):
+                value = value.values[-1]
+            if value is None:
+                raise NoReference("the clip is too short")
+            results.append(value)
         return results
 
     def _measure(self, begin: int, end: int) -> None:

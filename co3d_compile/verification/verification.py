@@ -25,7 +25,10 @@ class Verification:
         receptive_field: What the file says, in frames; None if unbounded.
         outputs: Names of the outputs that were compared.
         reason: Why it did not pass; empty if it did.
-        notes: What was compared with what, where that is not the whole untouched model.
+        notes: What else there is to say of how it was compared.
+        compared_with: The untouched network, or the network with so many gates in the place of its pools over time.
+        replaced_distance: How far the network with its gates is from the untouched one on the same clips: the largest
+            difference in standard deviations of its output; None without gates, or where it cannot be told.
         errors: The error of every step that was compared, in order.
         streamed: How many steps were run.
         nan_states: How many states held NaN at the start.
@@ -51,6 +54,8 @@ class Verification:
     finite_from: int | None = 0
     memory: tuple[int, int] | None = None
     bisection: Bisection | None = None
+    compared_with: str = "the untouched network"
+    replaced_distance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data."""

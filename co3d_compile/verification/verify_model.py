@@ -22,10 +22,12 @@ from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
+from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
 from co3d_compile.verification.output_plans import ResultIndex
 from co3d_compile.verification.reference import Example, Model, Reference, batch_of, tensors_of
+from co3d_compile.verification.replaced_pools import ReplacedPools
 from co3d_compile.verification.streamed_run import StreamedRun
 from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
@@ -135,6 +137,8 @@ class _Check:
         most = max((most for _, most in self.reduced), default=TOLERANCE)
         self.tolerance = most if tolerance is None else tolerance
         self.notes = [f"{what}, so the file is not exact: up to {self.tolerance:g} passes." for what, _ in self.reduced]
+        self.pools = ReplacedPools(self.reference, self.info)
+        self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
         self.own_rounding = 0.0
         self.largest, self.compared = LargestError(), 0
@@ -154,7 +158,10 @@ class _Check:
             if self.worst_segment is None or found.relative > self.largest.relative:
                 self.worst_segment = segment
             self.largest = self.largest.joined(found)
+            self.results |= segment.results
             self.memory.append(process_memory())
+        if self.first_segment is not None:
+            self.pools.look(self.first_segment, self.results)
         if self.exact is not None:
             own = f"the untouched model itself is off by {self.own_rounding:.1g} in float32"
             self.notes.append(f"Reference in float64: {own}, and up to four times that is rounding.")
@@ -227,11 +234,6 @@ class _Check:
                     hint="Verify it by hand, or compile with --no-verify.",
                 ) from error
             self.notes.append(f"Compared with the untouched model on each clip, as it cannot run on a long one: {why}")
-        if reference.gates():
-            scope = self.info.options.get("pool_scope", "frame")
-            count = len(reference.gates())
-            pools = f"{count} pool{'s' * (count > 1)} over time taken over one {scope}"
-            self.notes.append(f"Reference: the model with {pools} (pool_scope).")
         if self.timeline.recurrent:
             self.notes.append("Recurrent layers start from zero, and are compared from the first frame on.")
         return expected
@@ -262,7 +264,7 @@ class _Check:
             return f"The relative error {found.relative:.2g} at {found.where} is {over}.", True
         if limit is not None and field > limit:
             return f"The receptive field is at least {field} frames, the file says {limit}.", False
-        return "", False
+        return self.pools.reason, False
 
     def _depends_on_start(self) -> int | None:
         """The last step of the first segment that depends on what the states held at the start."""
@@ -294,6 +296,8 @@ class _Check:
             finite_from=self.streamed.finite_from,
             memory=(first, last) if first is not None and last is not None else None,
             bisection=self.bisection,
+            compared_with=self.pools.compared_with,
+            replaced_distance=self.pools.distance,
         )
 
 

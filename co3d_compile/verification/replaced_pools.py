@@ -1,0 +1,110 @@
+"""What gates put in the place of pools over time, and what that makes of the network.
+
+A file with gates is compared with the network that has the same gates: so what the gates themselves change is looked at
+here, beside the untouched network on the same clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.support.readable_numbers import plural
+from co3d_compile.verification.compared_steps import Frames, Segment
+from co3d_compile.verification.comparison import spread
+from co3d_compile.verification.contract_loop import Array
+from co3d_compile.verification.reference import Reference
+from co3d_compile.verification.time_claims import NoReference
+
+UNTOUCHED = "the untouched network"
+SAME = 1e-5  # standard deviations of the untouched network's output: two results that differ by less are the same
+DIFFERENT = 1e-3  # standard deviations: two results that differ by more are not
+Results: TypeAlias = Mapping[int, tuple[Array, ...]]
+
+
+class ReplacedPools:
+    """The gates of a network.
+
+    Args:
+        reference: The network.
+        info: The contract of the file.
+
+    Attributes:
+        compared_with: What a file is compared with, in words.
+        distance: The largest difference from the untouched network on the same clips, in standard deviations of its
+            output; None without gates, and where it cannot be told.
+        constant: Outputs that do not depend on the input, where those of the untouched network do.
+    """
+
+    def __init__(self, reference: Reference, info: Contract) -> None:
+        self.reference, self.info = reference, info
+        self.count = len(reference.gates())
+        self.distance: float | None = None
+        self.constant: list[str] = []
+        scope = str(info.options.get("pool_scope", "frame"))
+        gates = f"the network with {plural(self.count, 'gate')} over one {scope} (pool_scope={scope})"
+        self.compared_with = gates if self.count else UNTOUCHED
+
+    def look(self, segment: Segment, results: Results) -> None:
+        """Compares with the untouched network on clips of the frames that were streamed.
+
+        Args:
+            segment: The first steps that were compared.
+            results: The results of the file at all steps that were compared.
+        """
+        if not self.count:
+            return
+        clips = [self._clip(segment, offset) for offset in (0, len(segment.steps) // 2)]
+        untouched = [self.reference.untouched(clip) for clip in clips]
+        scales = [spread(values) for values in zip(*untouched, strict=True)]
+        for k, output in enumerate(self.info.outputs):
+            if untouched[0][k].is_floating_point():
+                moves = _largest_difference(untouched[0][k], untouched[1][k]) > DIFFERENT * scales[k]
+                streamed = np.stack([values[k] for values in results.values()])
+                if moves and len(streamed) > 1 and float(np.ptp(streamed, 0).max()) <= SAME * scales[k]:
+                    self.constant.append(output.name)
+        try:
+            replaced = [self.reference.replaced(clip) for clip in clips]
+        except NoReference:
+            return
+        pairs = [
+            pair for ours, theirs in zip(replaced, untouched, strict=True) for pair in zip(ours, theirs, strict=True)
+        ]
+        self.distance = max(
+            _largest_difference(a, b) / scale for (a, b), scale in zip(pairs, scales * len(clips), strict=True)
+        )
+
+    def _clip(self, segment: Segment, offset: int) -> Frames:
+        """The frames of the steps that were compared as one clip, from a step on, and over again where they are few."""
+        reference, steps = self.reference, len(segment.steps)
+        pulse = len(segment.inside) // (segment.steps.stop - segment.base)
+        clip = []
+        for spec, x in zip(reference.inputs, segment.clip, strict=True):
+            if spec.time_dim is not None:
+                rate = reference.rates[spec.name]
+                stop, each = int(segment.inside.stop / rate), int(pulse / rate)
+                index = (torch.arange(spec.shape[spec.time_dim]) + each * offset) % (each * steps)
+                x = x.index_select(spec.time_dim, index + stop - each * steps)
+            clip.append(x)
+        return clip
+
+    @property
+    def reason(self) -> str:
+        """Why a file does not pass; empty if nothing is wrong."""
+        if not self.constant:
+            return ""
+        names = ", ".join(f"'{name}'" for name in self.constant)
+        what = f"Output {names} does not depend on the input, and that of the untouched network does"
+        return f"{what}: {self.compared_with} is another network. Compile with pool_scope='window' or 'recompute'."
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+__all__ = ["UNTOUCHED", "ReplacedPools"]
