@@ -44,6 +44,8 @@ POOLS = [
         None),
     row("average pool, divisor", lambda: nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0), divisor_override=5), None,
         (1, 3, 8, 4, 4)),
+    row("average pool, divisor, no pad counted", lambda: nn.AvgPool3d(3, 1, 1, count_include_pad=False,
+                                                                      divisor_override=5), None, (1, 3, 8, 4, 4)),
     row("average pool 3d, no pad counted", lambda: nn.AvgPool3d(3, 1, 1, count_include_pad=False), None,
         (1, 3, 8, 4, 4)),
 ]  # fmt: skip
@@ -170,6 +172,11 @@ GRAPHS = [
         options={"frames_per_step": 4}),
     row("replicate, 4 frames a step", of(conv(padding=1), nn.ReplicationPad1d((2, 1)), conv(4)), None,
         options={"frames_per_step": 4}),
+    row("attention of joints", fn(lambda m, x: banded(x.permute(0, 3, 2, 1).flatten(0, 1)).unflatten(
+        0, (-1, 3)).permute(0, 3, 2, 1)), None, (1, 4, 12, 3)),
+    row("attention of heads in the batch", fn(lambda m, x: banded(m.conv(x).unflatten(1, (2, 2)).flatten(
+        0, 1).transpose(1, 2)).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2),
+        conv=lambda: conv(padding=1)), None),
     row("cumulative sum", fn(lambda m, x: m.conv(x).cumsum(2), conv=lambda: conv(padding=1)), None),
     row("steps counted", fn(lambda m, x: m.conv(x) + torch.arange(x.shape[2]), conv=lambda: conv(padding=1)), None),
 ]  # fmt: skip
@@ -292,6 +299,21 @@ def test_the_last_selection_is_that_of_the_last_clip(index: int, pulse: int) -> 
 def test_streams_end_at_different_steps(options: dict[str, Any]) -> None:
     module = of(conv(padding=1), nn.MaxPool1d(3, 1, 1), nn.ReLU(), conv(5, padding=2))().eval()
     streams(module, module, [9, 4, 14], **options)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_strided_windows_by_unfold_in_streams_of_any_length(size: int) -> None:
+    module = fn(lambda m, x: m.a(x.unfold(2, size, 2).amax(-1)), a=lambda: conv(padding=1))().eval()
+    streams(module, module, [8, 9, 13, 14, 15])
+
+
+def test_columns_of_a_kernel_over_time_in_streams_of_any_length() -> None:
+    def columns(m: Any, x: Tensor) -> Tensor:
+        y = F.unfold(x[..., None], (3, 1), padding=(1, 0), stride=(2, 1))
+        return m.b(m.a(y))
+
+    module = fn(columns, a=lambda: conv(1, c=12), b=lambda: conv(padding=1))().eval()
+    streams(module, module, [8, 9, 13, 14, 15])
 
 
 @pytest.mark.parametrize("pulse", [4, 8])

@@ -94,6 +94,21 @@ POOLS = [
     row("max pool 3d", lambda: nn.MaxPool3d(3, (1, 2, 2), 1), 1, (1, 3, 8, 6, 6)),
     row("average pool 3d", lambda: nn.AvgPool3d((2, 3, 3), (2, 1, 1), (0, 1, 1)), 0, (1, 3, 8, 6, 6)),
     row("average pool, divisor", lambda: nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0), divisor_override=5), 1, (1, 3, 8, 4, 4)),
+    row(
+        "pool over space, divisor, no pad counted",
+        lambda: nn.AvgPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1), True, False, divisor_override=5),
+        0,
+        (1, 3, 6, 6, 6),
+    ),
+    row(
+        "pool of folded frames, divisor, no pad counted",
+        fn(
+            lambda m, x: m.pool(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, x.shape[2])).transpose(1, 2),
+            pool=lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False, divisor_override=4),
+        ),
+        0,
+        (1, 3, 6, 6, 6),
+    ),
 ]
 
 CAUSAL = [
@@ -268,6 +283,12 @@ def gated(name: str, gate: Callable[[Tensor], Tensor], replaced: Callable[[Tenso
                      a=lambda: nn.Conv3d(4, 4, 3, padding=1), b=lambda: nn.Conv3d(4, 4, 3, padding=1))  # fmt: skip
         cases.append(row(f"{name} {scope}", factory, 2, shape, reference=reference, options={"pool_scope": scope}))
     return cases
+
+
+def _normed(x: Tensor, window: int) -> Tensor:
+    """Each channel less its mean, by its deviation, over the last dim of the newest entries."""
+    mean, square = (newest_mean(y.mean(3, True), window) for y in (x, x.square()))
+    return (x - mean) * (square - mean.square() + 1e-5).rsqrt()
 
 
 GATES = [

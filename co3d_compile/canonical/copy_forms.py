@@ -77,13 +77,16 @@ def resample_again(node: Node) -> None:
 
 
 def unfolding(program: Program, node: Node) -> None:
-    """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side."""
+    """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side.
+
+    A slice ends where the last window of a clip of any length may end, not where that of this clip does.
+    """
     x, size, step = operand(node), whole(node, 2), whole(node, 3)
     if rank_of(x) == 0 or size > UNROLLED:
         return
     dim = whole(node, 1) % rank_of(x)
-    span = (shape_of(node)[dim] - 1) * step + 1
-    parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + span, step) for i in range(size)]
+    starts = shape_of(x)[dim] - size + 1
+    parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + starts, step) for i in range(size)]
     parts = [insert(program, node, aten.unsqueeze.default, part, rank_of(x)) for part in parts]
     replace(node, insert(program, node, aten.cat.default, parts, rank_of(x)))
 
@@ -96,14 +99,13 @@ def columns(program: Program, node: Node) -> None:
         return
     flat = [padding[1], padding[1], padding[0], padding[0]]
     padded = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
-    sizes = [(shape_of(padded)[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(2)]
+    starts = [shape_of(padded)[2 + a] - dilation[a] * (kernel[a] - 1) for a in range(2)]
     parts = []
     for place in range(kernel[0] * kernel[1]):
         part = padded
         for a, i in enumerate((place // kernel[1], place % kernel[1])):
             first = i * dilation[a]
-            end = first + (sizes[a] - 1) * stride[a] + 1
-            part = insert(program, node, aten.slice.Tensor, part, 2 + a, first, end, stride[a])
+            part = insert(program, node, aten.slice.Tensor, part, 2 + a, first, first + starts[a], stride[a])
         parts.append(insert(program, node, aten.unsqueeze.default, part, 2))
     whole = insert(program, node, aten.cat.default, parts, 2)
     replace(node, insert(program, node, aten.reshape.default, whole, list(shape_of(node))))

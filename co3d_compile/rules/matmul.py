@@ -138,14 +138,20 @@ class Attention(Rule):
         return results
 
     def _seen(self, node: Node, low: StepGraph, i: int, past: int, q: Node) -> Node | None:
-        """The mask of what lies before the first entry of the stream; none where the batch is folded."""
-        if low.sizes(q)[0] != low.batch:
+        """The mask of what lies before the first entry of the stream, for each row of the dim that the batch is in."""
+        batch = known(operand(node)).batch
+        if batch is None:
             return None
-        index = low.call(aten.add.Tensor, low.counter(q, low.pulse(node)), i - fact_of(node).delay)
+        first = next(n for n in low.graph.nodes if n.op == "placeholder")
+        index = low.call(aten.add.Tensor, low.counter(first, low.pulse(node)), i - fact_of(node).delay)
         index = low.call(aten.clamp.default, index, 0)
         back = low.constant(f"back_{past}", torch.arange(past, -1, -1).view(1, -1))
-        ones = [1] * (len(low.sizes(q)) - 2)
-        return low.call(aten.reshape.default, low.call(aten.le.Tensor, back, index), [-1, *ones, past + 1])
+        seen = low.call(aten.le.Tensor, back, index)
+        if batch.outer * batch.inner > 1:
+            seen = low.call(aten.reshape.default, seen, [1, -1, 1, past + 1])
+            seen = low.call(aten.expand.default, seen, [batch.outer, -1, batch.inner, past + 1])
+        behind = [1] * (len(low.sizes(q)) - 2 - batch.dim)
+        return low.call(aten.reshape.default, seen, [*[1] * batch.dim, -1, *behind, past + 1])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         return [(n, [-1, -2]) for n in node.args[:3] if isinstance(n, Node)]

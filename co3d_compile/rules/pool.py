@@ -109,9 +109,7 @@ class Pool(Rule):
         n = len(pool.kernel)
         axis = sliding_axis(pool.x, n)
         if axis is None:
-            return [
-                low.call(node.target, *pool.args(low.entry(pool.x, i), list(range(n)))) for i in range(low.pulse(node))
-            ]
+            return [self._over_space(low, pool, low.entry(pool.x, i), list(range(n))) for i in range(low.pulse(node))]
         kernel = kernel_of(node)
         space = [a for a in range(n) if a != axis]
         results = []
@@ -121,7 +119,7 @@ class Pool(Rule):
             x = self._mean_inside(node, low, pool, x, o)
             if any(pool.kernel[a] != 1 or pool.stride[a] != 1 for a in space):
                 x = self._over_space(low, pool, x, space)
-            if pool.divisor is not None:
+            elif pool.divisor is not None:
                 x = low.call(aten.mul.Tensor, x, prod(pool.kernel) / pool.divisor)
             results.append(x)
         return results
@@ -137,13 +135,35 @@ class Pool(Rule):
         pad = (kernel.p, kernel.p_end) if pool.count_pad else (0, 0)
         return low.start.mean_of_inside(x, fact_of(pool.x), fact_of(node), kernel, pad, o)
 
+    def window(self, node: Node, low: StepGraph) -> Node:
+        pool = PoolArgs.of(node)
+        if pool.divisor is None:
+            return low.same(node)
+        return self._over_space(low, pool, low.plain(pool.x), list(range(len(pool.kernel))))
+
     def _over_space(self, low: StepGraph, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+        """The pool over some of its axes, with a divisor of its own over all of them."""
         names = {
-            True: [aten.avg_pool1d.default, aten.avg_pool2d.default],
-            False: [aten.max_pool1d.default, aten.max_pool2d.default],
+            True: [aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default],
+            False: [aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default],
         }
-        flat = replace(pool, divisor=None)
-        return low.call(names[pool.average][len(space) - 1], *flat.args(x, space))
+        target = names[pool.average][len(space) - 1]
+        if pool.divisor is None:
+            return low.call(target, *pool.args(x, space))
+        padded = self._with_zeros(low, pool, x, space)  # a mean over whole kernels, whatever counts as padding
+        whole = replace(pool, divisor=None, ceil=False, padding=[0] * len(pool.kernel))
+        mean = low.call(target, *whole.args(padded, space))
+        return low.call(aten.mul.Tensor, mean, prod(pool.kernel) / pool.divisor)
+
+    def _with_zeros(self, low: StepGraph, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+        """What a pool reads: its operand with zeros around it, as many as its last kernel reaches for."""
+        pads = []
+        for a, size in zip(space, low.sizes(x)[-len(space) :], strict=True):
+            k, s, p = pool.kernel[a], pool.stride[a], pool.padding[a]
+            last = (Kernel(k, 1, s, p, p, pool.ceil).length(size) - 1) * s + k - size - p
+            pads += [(p, max(p, last))]
+        flat = [v for pad in reversed(pads) for v in pad]
+        return low.call(aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
 
 
 @register(

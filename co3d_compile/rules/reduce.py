@@ -139,6 +139,13 @@ class Norm(Rule):
         """Over how many groups of the dims it mixes an entry is normalised, each by itself."""
         return int(argument(node, 1, "num_groups")) if node.target == aten.group_norm.default else 1
 
+    def _rows(self, node: Node) -> int:
+        """How many sets of numbers of an entry are normalised, each by itself."""
+        shape, first = shape_of(operand(node)), self._dims(node)[0]
+        if node.target == aten.group_norm.default:
+            return int(argument(node, 1, "num_groups"))
+        return prod(shape[1:first])
+
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
@@ -157,9 +164,7 @@ class Norm(Rule):
         x = operand(node)
         news = [low.entry(x, i) for i in range(low.pulse(x))]
         shape = [int(s) for s in news[0].meta["val"].shape]
-        g = 1 if node.target is aten.layer_norm.default else shape[1]
-        if node.target is aten.group_norm.default:
-            g = argument(node, 1, "num_groups")
+        g = self._rows(node)
         rows = [low.call(aten.reshape.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
         moments = [[low.call(aten.mean.dim, r, [2], True) for r in both] for both in (rows, squares)]
