@@ -14,6 +14,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, kernel_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
+from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.matmul import Attention
 from co3d_compile.rules.pool import Pool
 from co3d_compile.rules.resample import Upsample
@@ -34,21 +35,24 @@ class Continual(Pass):
     def run(self, program: Program) -> bool:
         modified = False
         for node in list(program.graph.nodes):
-            if not is_stream(node) or node.op != "call_function":
-                continue
-            rule = rule_for(node.target)
-            if node.target is hold:
-                self._hold(program, node)
-                modified = True
-            elif isinstance(rule, Attention):
-                modified |= self._attention(program, node, rule)
-            elif isinstance(rule, (TransposedConvolution, Upsample)):
-                modified |= self._upsampling(program, node, rule)
-            elif fact_of(node).slides is not None:
-                target = self._split_pool(program, node, rule) if isinstance(rule, Pool) else node
-                self._slide(program, target)
-                modified = True
+            if is_stream(node) and node.op == "call_function":
+                with blaming(program, node):
+                    modified |= self._node(program, node)
         return modified
+
+    def _node(self, program: Program, node: Node) -> bool:
+        rule = rule_for(node.target)
+        if node.target is hold:
+            self._hold(program, node)
+        elif isinstance(rule, Attention):
+            return self._attention(program, node, rule)
+        elif isinstance(rule, (TransposedConvolution, Upsample)):
+            return self._upsampling(program, node, rule)
+        elif fact_of(node).slides is not None:
+            self._slide(program, self._split_pool(program, node, rule) if isinstance(rule, Pool) else node)
+        else:
+            return False
+        return True
 
     def _hold(self, program: Program, node: Node) -> None:
         x = operand(node)

@@ -19,7 +19,8 @@ from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of
-from co3d_compile.rules import rule_for
+from co3d_compile.rules import rule_for, rule_of
+from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.pointwise import POINTWISE
 from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -59,7 +60,8 @@ class Lower(Pass):
         for node in program.graph.nodes:
             low.path = module_path(node)
             if node.op == "call_function":
-                self._node(low, node)
+                with blaming(program, node):
+                    self._node(low, node)
         self._outputs(low, program)
         self._holders(low, program)
         program.module = GraphModule(program.module, low.graph)
@@ -139,13 +141,14 @@ class Lower(Pass):
             low.streams[node] = rule.lower(node, low)
 
     def _on_window(self, low: StepGraph, node: Node) -> None:
-        rule = rule_for(node.target)
+        rule, longer = rule_of(node), low.program.options.window
         try:
             low.windows[node] = rule.window(node, low) if rule is not None else low.same(node)
         except Co3dError:
             raise
         except Exception as error:
-            longer = low.program.options.window
+            if rule is not None and longer is None:
+                raise  # what the clip's own length breaks is the rule
             hint = "Leave window at the clip's own length." if longer else "Please report this operator."
             what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
             raise UnsupportedError(

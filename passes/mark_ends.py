@@ -24,6 +24,7 @@ from co3d_compile.ir.time_facts import Fact, amend, fact_of, flush_steps, is_str
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.edge_copies import reads_copies
+from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.resample import Upsample
 
 
@@ -50,7 +51,8 @@ class MarkEnds(Pass):
         self._back = program.options.boundary == "exact"
         if not self._back:
             for node in _remembered(program):
-                with contextlib.suppress(UnsupportedError):  # it stays as it is in a stream without ends
+                # what is not supported remains as it is in a stream without ends
+                with contextlib.suppress(UnsupportedError), blaming(program, node):
                     self._node(program, node)
             return bool(self._marked)
         if program.inputs[0].time_dim is None:
@@ -59,7 +61,8 @@ class MarkEnds(Pass):
         program.step.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
         for node in list(program.graph.nodes):
             if node.op == "call_function" and is_stream(node):
-                self._node(program, node)
+                with blaming(program, node):
+                    self._node(program, node)
         self._share()
         self._outputs(program)
         return True

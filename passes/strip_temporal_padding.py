@@ -10,6 +10,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import amend, is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
+from co3d_compile.rules.failures import blaming
 
 
 class StripTemporalPadding(Pass):
@@ -26,12 +27,13 @@ class StripTemporalPadding(Pass):
     def run(self, program: Program) -> bool:
         found = []
         for node in program.graph.nodes:  # all are looked at before any is changed: some look at what is behind them
-            rule = rule_for(node.target)
-            kernel = rule.kernel(node) if rule is not None and is_stream(node) and is_stream_input(node) else None
-            if rule is None or kernel is None or (kernel.trivial and kernel.p_end == 0):
-                continue
-            part = rule.parts(node)[0].index(rule.main(node)) if isinstance(rule, Concatenation) else None
-            found.append((node, rule, kernel, part, rule.outside(node)))
+            with blaming(program, node):
+                rule = rule_for(node.target)
+                kernel = rule.kernel(node) if rule is not None and is_stream(node) and is_stream_input(node) else None
+                if rule is None or kernel is None or (kernel.trivial and kernel.p_end == 0):
+                    continue
+                part = rule.parts(node)[0].index(rule.main(node)) if isinstance(rule, Concatenation) else None
+                found.append((node, rule, kernel, part, rule.outside(node)))
         for node, rule, kernel, part, outside in found:
             slides = Sliding(kernel, outside, node.target)
             if isinstance(rule, Concatenation) and part is not None:
@@ -40,7 +42,8 @@ class StripTemporalPadding(Pass):
                 replace(node, new)
             else:
                 amend(node, slides=slides)
-                rule.strip(node)
+                with blaming(program, node):
+                    rule.strip(node)
             if kernel.p or kernel.p_end:
                 program.record(node, "temporal padding or crop made an offset")
         return bool(found)

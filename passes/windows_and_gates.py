@@ -9,7 +9,8 @@ from co3d_compile.ir.markers import window
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Kind, fact_of, is_stream, is_window
-from co3d_compile.rules import rule_for
+from co3d_compile.rules import rule_for, rule_of
+from co3d_compile.rules.failures import blaming
 
 
 class WindowsAndGates(Pass):
@@ -27,12 +28,11 @@ class WindowsAndGates(Pass):
     def run(self, program: Program) -> bool:
         modified = False
         for node in list(program.graph.nodes):
-            if node.op != "call_function":
-                continue
-            if is_window(node) and any(is_stream(n) for n in node.all_input_nodes):
-                rule = rule_for(node.target)
-                parts = rule.split(node) if rule is not None and len(node.all_input_nodes) == 1 else None
-                target = self._split(program, node, parts) if parts is not None else node
+            if node.op == "call_function" and is_window(node) and any(is_stream(n) for n in node.all_input_nodes):
+                with blaming(program, node):
+                    rule = rule_of(node)
+                    parts = rule.split(node) if rule is not None and len(node.all_input_nodes) == 1 else None
+                    target = self._split(program, node, parts) if parts is not None else node
                 for x in [n for n in target.all_input_nodes if is_stream(n)]:
                     target.replace_input_with(x, insert_marker(program, target, window, x, fact_of(x).length, like=x))
                 modified = True

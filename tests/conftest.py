@@ -15,6 +15,7 @@ from co3d_compile.analysis import promises
 
 torch.set_num_threads(1)
 promises.always = True
+os.environ["CO3D_STRICT_RULES"] = "1"  # a rule that fails is a bug to be seen (co3d_compile/rules/failures.py)
 # Exports make millions of objects that stay for long: looking through them again and again was 40 % of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)

@@ -18,7 +18,7 @@ from co3d_compile.ir.layout import BATCH, LayoutLost
 from co3d_compile.ir.markers import window
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.time_facts import KEY, Kind, NoExtension, fact_of, is_window
-from co3d_compile.rules import Rule, rule_for
+from co3d_compile.rules import Rule, rule_of
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.step_graph.step_graph import StepGraph
 
@@ -58,7 +58,7 @@ def follow(low: StepGraph, node: Node) -> bool:
     singles = [n for n in node.all_input_nodes if n in low.window_facts]
     if not singles:
         return False
-    rule = rule_for(node.target)
+    rule = rule_of(node)
     if _treats_as_batch(rule, node) and not any(is_window(n) for n in node.all_input_nodes):
         assert rule is not None
         try:

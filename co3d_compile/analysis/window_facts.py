@@ -10,27 +10,25 @@ from torch.fx import Node
 from co3d_compile.ir.layout import BATCH, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, fact_of
-from co3d_compile.rules import rule_for
+from co3d_compile.rules import Rule
 
 
-def window_fact(node: Node) -> Fact:
-    """The fact of an operator's output on a window."""
+def window_fact(node: Node, rule: Rule | None) -> Fact:
+    """The fact of an operator's output on a window, as far as its rule and trying other sizes tell."""
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
-    layout = window_layout(node)
+    layout = window_layout(node, rule)
     longer = [f.length for f in facts if f.length != f.clip]
     length = layout.time.size if layout is not None and layout.time is not None else 1
     if longer:  # the window is longer than the clip
-        rule = rule_for(node.target)
         kernel = rule.kernel(node) if rule is not None and layout is not None and not began else None
         length = kernel.length(max(longer)) if kernel is not None else max(longer)
     return Fact(Kind.WINDOW, layout, length=length, sources=sources, pulse=facts[0].pulse, dense=facts[0].dense)
 
 
-def window_layout(node: Node) -> Layout | None:
+def window_layout(node: Node, rule: Rule | None) -> Layout | None:
     """Where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
-    rule = rule_for(node.target)
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         try:
@@ -38,7 +36,7 @@ def window_layout(node: Node) -> Layout | None:
                 layout = rule.layout(node)
                 if layout.shape == tuple(value.shape):
                     return layout
-        except (LayoutLost, NoExtension, AssertionError, IndexError):
+        except (LayoutLost, NoExtension):
             pass
         return probe(node)
     return None

@@ -16,7 +16,7 @@ from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOL
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import constant_of, known
+from co3d_compile.ir.time_facts import constant_of
 
 aten = torch.ops.aten
 
@@ -57,14 +57,6 @@ def _pool(program: Program, node: Node) -> None:
     )
     reduction.meta["tiles"] = (node.target, tiling)
     replace(node, reduction)
-
-
-def tiles_time(node: Node) -> bool:
-    """Whether it was a pool over the whole time axis that would go on with the next entries, none twice."""
-    if "tiles" not in node.meta:
-        return False
-    place = known(operand(node)).time
-    return place is not None and place.alone and place.dim in node.meta["tiles"][1]
 
 
 def slide_again(node: Node) -> None:

@@ -29,8 +29,10 @@ from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import Pass, Progress, check_passes, run_passes
 from co3d_compile.onnx_export.export_program import export
 from co3d_compile.passes import default_passes
+from co3d_compile.rules.failures import RuleFailure
 
 log = logging.getLogger(__name__)
+RESTARTS = 3  # a rule that fails at one operator may fail at others of its kind
 
 
 def compile(
@@ -118,11 +120,36 @@ def _compile(
     *,
     two: bool,
 ) -> CompiledModel:
+    """Compiles; where a rule of the compiler fails, again from the captured graph, with that operator on a window."""
+    failures: list[RuleFailure] = []
+    while True:
+        try:
+            return _attempt(module, example_inputs, options, pipeline, dump, progress, failures, two=two)
+        except RuleFailure as failure:
+            if len(failures) == RESTARTS:
+                raise
+            log.warning("%s", failure.warning)
+            failures.append(failure)
+
+
+def _attempt(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None,
+    options: Options,
+    pipeline: list[Pass],
+    dump: Path | None,
+    progress: Progress | None,
+    failures: Sequence[RuleFailure],
+    *,
+    two: bool,
+) -> CompiledModel:
     """Captures, runs the passes, exports and reports."""
     start = time.perf_counter()
     if progress is not None:
         progress("capture", 0, len(pipeline) + 2)
     program = capture(module, example_inputs, options, two=two)
+    program.decreed = [failure.names for failure in failures]
+    program.notes.warnings += [failure.warning for failure in failures]
     seconds = {"capture": time.perf_counter() - start}
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
     log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])

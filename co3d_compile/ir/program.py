@@ -132,6 +132,8 @@ class Program:
         outputs: The model's outputs, in order.
         name: The model's name, for people.
         promises: What holds of the graph: what passes ``ensure`` and later ones ``require``.
+        decreed: Operators that are windows since their rules failed: for each the names of its node, the first that is
+            there.
         learned: Names of the constants that are parameters of the model.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.
@@ -144,6 +146,7 @@ class Program:
     outputs: list[Output]
     name: str = "model"
     promises: set[str] = field(default_factory=set)
+    decreed: list[tuple[str, ...]] = field(default_factory=list)
     learned: frozenset[str] = frozenset()
     written: set[Node] = field(default_factory=set)
     step: Step = field(default_factory=Step)
@@ -167,6 +170,13 @@ class Program:
             if name in there:
                 found[captured] = name
         return found
+
+    def names_of(self, node: Node) -> list[str]:
+        """The names of a node: its own, and those of the nodes that it took the place of."""
+        names = [node.name]
+        for name in names:
+            names += [old for old, new in self.notes.became.items() if new == name and old not in names]
+        return names
 
     @property
     def graph(self) -> torch.fx.Graph:

@@ -55,6 +55,7 @@ class Fact:
             if the clip had ``window`` frames: what is expanded to that shape has time there again.
         lead: First entries that are copies of the one behind them (the edge, repeated), which may come after them.
         tail: Last entries that are copies of the one before them.
+        by_decree: Whether it is a window because its rule failed, and must not be asked again (WINDOW only).
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
         constant: What is known of its values (STATIC only).
@@ -78,6 +79,7 @@ class Fact:
     tail: int = 0
     constant: Constant | None = None
     slides: Sliding | None = None
+    by_decree: bool = False
 
     @property
     def clip(self) -> int:
@@ -132,6 +134,11 @@ class Fact:
         lead = _copies(self.lead if carried else 0, kernel.p, edges[0])
         tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
         return replace(moved, delay=max(waits), lead=lead, tail=tail)
+
+    def held_back(self, begun: bool) -> Fact:
+        """The fact once the entries have come of which the first are copies; if ``begun``, no sooner than a frame."""
+        delay = self.delay + self.lead
+        return replace(self, delay=max(0, delay) if begun else delay, lead=0, tail=0)
 
     def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
         """Whether copies at the edges are copies behind this kernel too."""

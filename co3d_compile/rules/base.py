@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch.fx import Node
 
@@ -26,6 +26,9 @@ class Rule:
 
     A family overrides what is special about it. The defaults describe an operator that treats time as batch.
     """
+
+    built_in: ClassVar[bool] = True
+    """Whether it is the compiler's own, and none that a user declared."""
 
     def remembers_all(self, node: Node) -> bool:
         """Whether an entry depends on all entries before it, by a state that is carried along."""
@@ -76,6 +79,22 @@ class Rule:
     def gate(self, node: Node, scope: str) -> Fact | None:
         """The fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
         return None
+
+    def slides_again(self, node: Node) -> bool:
+        """Whether, for a pool over the whole clip, the model's own pool would go on with the next entries."""
+        return False
+
+    def resamples_again(self, node: Node) -> bool:
+        """Whether, for an expansion, the model's own up-sampling finds more than the clip's one entry in a stream."""
+        return False
+
+    def items(self, node: Node, fact: Fact) -> list[Fact]:
+        """The facts of the outputs of an operator that has several.
+
+        Raises:
+            NoExtension: Nothing is known of them.
+        """
+        raise NoExtension("has several outputs")
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Splits a pool into its part over space, which streams, and its part over time; both are in the graph."""

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from co3d_compile.ir.graph_edits import insert_marker
-from co3d_compile.ir.markers import history, hold, take, window
-from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
+from co3d_compile.ir.markers import history, take, window
+from co3d_compile.ir.time_facts import Fact, Kind, fact_of, is_stream
 from co3d_compile.rules import rule_for
 
 
-def hold_back(program: Program, node: Node, fact: Fact) -> bool:
-    """Puts a marker in front of an operator for each operand that it cannot read as early; whether there is one."""
-    held = [x for x in node.all_input_nodes if is_stream(x) and _early(node, fact, x)]
-    for x in held:
-        begun = node.op != "output" and rule_for(node.target).begins(node)  # type: ignore[union-attr]
-        marker = insert_marker(program, node, hold, x, begun, like=x)
-        marker.meta[KEY] = rule_for(hold).flow(marker)  # type: ignore[union-attr]
-        node.replace_input_with(x, marker)
-    return bool(held)
+def waiting_operands(node: Node, fact: Fact) -> dict[Node, Fact]:
+    """The operands that an operator cannot read as early as they come, with their facts once they are held back."""
+    return {
+        x: fact_of(x).held_back(begins(node)) for x in node.all_input_nodes if is_stream(x) and _early(node, fact, x)
+    }
+
+
+def begins(node: Node) -> bool:
+    """Whether an operator begins no sooner than the first frame comes."""
+    rule = rule_for(node.target)
+    return node.op != "output" and rule is not None and rule.begins(node)
 
 
 def _early(node: Node, fact: Fact, x: Node) -> bool:

@@ -67,6 +67,11 @@ class Reduction(Rule):
             return None
         return one_entry(fact_of(x), self.layout(node))
 
+    def slides_again(self, node: Node) -> bool:
+        place = known(operand(node)).time
+        _, dims = node.meta.get("tiles", (None, ()))
+        return place is not None and place.alone and place.dim in dims
+
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Reduces over space first: what is left to remember is small."""
         x, dims, keep = reduced(node)

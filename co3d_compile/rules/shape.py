@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, known
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ class Expansion(Reshaping):
                 labels = [a for a in out.dims[d] if a.label == BATCH]
                 out = out.replace(d, [*labels, Axis("", size // prod(a.size for a in labels))])
         return out
+
+    def resamples_again(self, node: Node) -> bool:
+        x = operand(node)
+        return "resampled" in node.meta and is_stream(x) and not fact_of(x).per_entry
 
     def again(self, node: Node) -> int | None:
         """The dim along which what a gate pooled is given to every entry again."""

@@ -222,9 +222,7 @@ class Hold(Rule):
     """An operand that waits for the entries of which its first are copies, or for the first frame."""
 
     def flow(self, node: Node) -> Fact:
-        fact = combine([fact_of(operand(node))], self.layout(node))
-        delay = fact.delay + fact.lead
-        return replace(fact, delay=max(0, delay) if node.args[1] else delay, lead=0, tail=0)
+        return fact_of(operand(node)).held_back(bool(node.args[1]))
 
     def window(self, node: Node, low: StepGraph) -> Node:
         return low.plain(operand(node))

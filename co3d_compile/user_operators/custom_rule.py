@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ aten = torch.ops.aten
 @dataclass(eq=False)
 class CustomRule(Rule):
     """The rule of a user's operator; see :func:`rule`."""
+
+    built_in: ClassVar[bool] = False
 
     pointwise: bool = False
     dims: Any = None

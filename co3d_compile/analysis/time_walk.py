@@ -1,0 +1,230 @@
+"""How every tensor of a graph flows, given what was decided about some operators; and what must be decided besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from torch.fx import Node
+
+from co3d_compile.analysis.gate_dependence import forgets_entry
+from co3d_compile.analysis.window_facts import window_fact
+from co3d_compile.errors import UsageError
+from co3d_compile.ir.aten_operators import SEPARABLE
+from co3d_compile.ir.layout import LayoutLost
+from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of, is_stream, is_window
+from co3d_compile.rules import Rule, rule_for
+from co3d_compile.rules.edge_copies import waiting_operands
+from co3d_compile.rules.failures import blaming
+
+Names = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is decided about operators, which are called by the names of their nodes.
+
+    Args:
+        gates: Pools whose results meet the stream again: they are computed for each of its entries.
+        windows: Pools that remain windows: as gates nothing of the entry would be left, or all would end in a window.
+        written: Operators that are to be as the model has them, instead of in their canonical form.
+    """
+
+    gates: Names = frozenset()
+    windows: Names = frozenset()
+    written: Names = frozenset()
+
+
+@dataclass
+class TimeWalk:
+    """One walk along a graph that attaches a fact to every node, and changes nothing else.
+
+    It ends at the first operator that decides about nodes before it: what it would find behind is not so any more.
+
+    Args:
+        program: Its inputs have their facts.
+        decisions: What was decided before; in the end, what is decided now.
+        fallbacks: Nodes that are applied to a window, and why.
+        waiting: The operands that a node cannot read as early as they come, with their facts once held back.
+    """
+
+    program: Program
+    decisions: Decisions
+    fallbacks: list[tuple[Node, str]] = field(default_factory=list)
+    waiting: dict[Node, Mapping[Node, Fact]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        there = {n.name for n in self.program.graph.nodes}
+        decrees = [[name for name in names if name in there] for names in self.program.decreed]
+        self._decreed = {names[0] for names in decrees if names}
+
+    def run(self) -> Decisions:
+        """Walks; the result is equal to the decisions given if nothing is left to be decided."""
+        given = self.decisions
+        for node in self.program.graph.nodes:
+            if node.op == "get_attr":
+                node.meta.setdefault(KEY, STATIC)  # of a constant more may be known
+            elif node.op == "call_function":
+                with blaming(self.program, node):
+                    self._operator(node)
+            elif node.op == "output":
+                self._wait(node, STATIC)
+            if self.decisions != given:
+                break
+        return self.decisions
+
+    def _operator(self, node: Node) -> None:
+        for key in ("gate", "items"):
+            node.meta.pop(key, None)
+        rule = self._rule(node)
+        if rule is not None and rule.resamples_again(node):
+            self._decide(written=frozenset({node.name}))
+            return
+        fact, reason = self._fact(node, rule)
+        if waiting := self._wait(node, fact):
+            with _facts(waiting):
+                fact, reason = self._fact(node, rule)
+        if fact.layout is None and fact.kind is Kind.STREAM and "items" not in node.meta:
+            raise AssertionError(f"{node.name} streams without a layout")
+        by_decree = node.name in self._decreed and fact.kind is Kind.WINDOW
+        node.meta[KEY] = replace(fact, by_decree=True) if by_decree else fact
+        if reason is not None:
+            self.fallbacks.append((node, reason))
+
+    def _rule(self, node: Node) -> Rule | None:
+        """The rule of a node, unless it is a window by decree."""
+        return None if node.name in self._decreed else rule_for(node.target)
+
+    def _wait(self, node: Node, fact: Fact) -> Mapping[Node, Fact]:
+        waiting = waiting_operands(node, fact)
+        if waiting:
+            self.waiting[node] = waiting
+        return waiting
+
+    def _decide(self, **names: Names) -> None:
+        """Adds names to the decisions; what is to be a window is no gate any more."""
+        known = {kind: getattr(self.decisions, kind) | more for kind, more in names.items()}
+        found = replace(self.decisions, **known)
+        self.decisions = replace(found, gates=found.gates - found.windows)
+
+    def _fact(self, node: Node, rule: Rule | None) -> tuple[Fact, str | None]:
+        """The fact of a node, and why it falls back to a window if it does."""
+        facts = [fact_of(n) for n in node.all_input_nodes]
+        kinds = {f.kind for f in facts}
+        if kinds <= {Kind.STATIC}:
+            return STATIC, None
+        if Kind.WINDOW in kinds:  # a single entry (a selection, or a head behind its time axis) is no stream here
+            if all(f.single for f in facts if f.kind is Kind.STREAM):
+                return window_fact(node, rule), None
+            self._meet(node, frozenset().union(*(f.sources for f in facts)))
+            return window_fact(node, rule), "meets the result of a window"
+        if rule is None:
+            return window_fact(node, rule), "has a rule that failed" if node.name in self._decreed else "has no rule"
+        try:
+            if node.name in self.decisions.gates:
+                gate = rule.gate(node, self.program.options.pool_scope)
+                assert gate is not None
+                return self._gate(node, gate)
+            fact = rule.flow(node)
+            if isinstance(node.meta["val"], (tuple, list)):
+                node.meta["items"] = rule.items(node, fact)
+            return fact, None
+        except LayoutLost:
+            return window_fact(node, rule), "moves time in a way that cannot be followed"
+        except NoExtension as why:
+            return self._without_extension(node, rule, str(why))
+
+    def _gate(self, node: Node, fact: Fact) -> tuple[Fact, None]:
+        node.meta["gate"] = self.program.options.pool_scope
+        return fact, None
+
+    def _without_extension(self, node: Node, rule: Rule, why: str) -> tuple[Fact, str | None]:
+        """A norm is a gate wherever it stands; anything else is a window, and gates before it were for nothing."""
+        scope = self.program.options.pool_scope
+        norm = rule.gate(node, scope) if scope != "recompute" and node.target not in SEPARABLE else None
+        if norm is not None:
+            return self._gate(node, norm)
+        useless = _per_entry_behind(node) & self.decisions.gates
+        if useless:
+            self._decide(windows=useless)
+        else:
+            _refuse_channels(self.program, node)
+        return window_fact(node, rule), None if node.target in SEPARABLE else why
+
+    def _meet(self, node: Node, sources: Names) -> None:
+        """A window result meets the stream: decides about the pools that it comes from, where that is possible."""
+        pools = [n for n in self.program.graph.nodes if n.name in sources]
+        rules = [(n, self._rule(n)) for n in pools]
+        stepwise = self.program.options.stride_mode == "step"  # dense strides have no up-sampling
+        if stepwise and pools and _as_long(node) and all(r is not None and r.slides_again(n) for n, r in rules):
+            self._decide(written=sources)
+        elif pools and all(r is not None and self._can_gate(n, r) for n, r in rules):
+            per_entry = self.program.options.pool_scope == "frame"
+            if per_entry and forgets_entry(self.program, pools, node):
+                self._decide(windows=sources)
+            else:
+                self._decide(gates=sources)
+
+    def _can_gate(self, node: Node, rule: Rule) -> bool:
+        scope = self.program.options.pool_scope
+        if scope == "recompute" or node.name in self.decisions.windows or any(map(is_window, node.all_input_nodes)):
+            return False
+        try:
+            return rule.gate(node, scope) is not None
+        except LayoutLost:
+            return False
+
+
+@contextmanager
+def _facts(facts: Mapping[Node, Fact]) -> Iterator[None]:
+    """Inside, some nodes have other facts."""
+    own = {node: fact_of(node) for node in facts}
+    try:
+        for node, fact in facts.items():
+            node.meta[KEY] = fact
+        yield
+    finally:
+        for node, fact in own.items():
+            node.meta[KEY] = fact
+
+
+def _as_long(node: Node) -> bool:
+    """Whether a window result has as many entries, more than one, as the streams that it meets have in the clip."""
+    shapes = [shape_of(n) for n in filter(is_window, node.all_input_nodes)]
+    for n in filter(is_stream, node.all_input_nodes):
+        layout = fact_of(n).layout
+        time = layout.time if layout is not None else None
+        right = rank_of(n) - time.dim if time is not None else 0
+        if time is None or time.size == 1 or any(len(s) < right or s[-right] != time.size for s in shapes):
+            return False
+    return True
+
+
+def _per_entry_behind(node: Node) -> Names:
+    """The names of what those operands come from which have one value for each entry of the stream."""
+    found: set[Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        n = stack.pop()
+        if n not in found and is_stream(n) and fact_of(n).per_entry:
+            found.add(n)
+            stack += n.all_input_nodes
+    return frozenset(n.name for n in found)
+
+
+def _refuse_channels(program: Program, node: Node) -> None:
+    """Refuses a convolution that takes the time dim for its channels: the user named the wrong dim."""
+    layout = fact_of(node.all_input_nodes[0]).layout
+    place = layout.time if layout is not None else None
+    if operator_name(node.target) != "aten.conv3d" or place is None or place.dim != 1 or not place.alone:
+        return
+    dims = [i.time_dim for i in program.inputs]
+    raise UsageError(
+        f"time_dim={dims[0] if len(set(dims)) == 1 else dims} is what the model takes for channels.",
+        operator=operator_name(node.target),
+        module_path=module_path(node),
+        hint="Give the dim that counts the frames; for (N, C, T, H, W) that is 2.",
+    )
