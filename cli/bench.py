@@ -9,6 +9,8 @@ import click
 
 from co3d_compile.bench.timing import COMPILED, SIDES, bench_file
 from co3d_compile.cli.common import (
+    COUNT,
+    FILE,
     OTHER,
     OUTPUT,
     Command,
@@ -45,15 +47,15 @@ CHARTS = (".svg", ".png", ".pdf")
     group=OTHER,
     help=f"What to time, separated by commas, of {', '.join(SIDES)}. [default: all]",
 )
-@option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, group=OTHER, help="Turns of each side.")
+@option("--rounds", type=COUNT, default=3, show_default=True, group=OTHER, help="Turns of each side.")
 @option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, group=OTHER, help="Of a turn.")
-@option("--threads", type=click.IntRange(min=1), default=2, show_default=True, group=OTHER, help="Of the runtime.")
+@option("--threads", type=COUNT, default=2, show_default=True, group=OTHER, help="Of the runtime.")
 @stride_mode_option
 @frames_per_step_option
 @time_dim_option
 @option(
     "--chart",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="OUT.svg",
     help="Draw the milliseconds; .png and .pdf work too. Needs matplotlib.",
@@ -92,7 +94,6 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
     if drawing is not None:
         with drawing.writing() as file:
             _draw(result, file)
-            drawing.put(file)
     if as_json:
         print_json(result)
     else:

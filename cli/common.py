@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -61,6 +62,25 @@ class Option(click.Option):
 def option(*names: str, group: str, **kwargs: Any) -> Callable[[F], F]:
     """``click.option`` with the heading under which ``--help`` lists it."""
     return click.option(*names, cls=Option, group=group, **kwargs)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator for several options, in the order in which ``--help`` lists them."""
+
+    def add(command: F) -> F:
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return add
+
+
+FILE = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+COUNT = click.IntRange(min=1)
+verbose_option = option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")
+json_option = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON.")
+version_option = click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)
 
 
 class OneLineMain(click.Command):
@@ -222,21 +242,6 @@ def _finite(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def verbose_option(command: F) -> F:
-    """``-v``: details; ``-vv``: also tracebacks and what the libraries say."""
-    return option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")(command)
-
-
-def json_option(command: F) -> F:
-    """``--json``: the same report for machines."""
-    return option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON.")(command)
-
-
-def version_option(command: F) -> F:
-    """``--version``"""
-    return click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)(command)
 
 
 def bytes_text(count: int) -> str:

@@ -12,6 +12,8 @@ import click
 
 from co3d_compile.cli.common import (
     EXIT_CODES,
+    FILE,
+    FOLDER,
     OUTPUT,
     Command,
     json_option,
@@ -58,7 +60,7 @@ Examples:
 @option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     required=True,
     group=OUTPUT,
     metavar="OUT.onnx",
@@ -95,14 +97,14 @@ Examples:
 @json_option
 @option(
     "--dump",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     group=OUTPUT,
     metavar="DIR",
     help="Write the graph before and after each pass to DIR, as text. It stays there, whatever happens.",
 )
 @option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="OUT.html",
     help="Write what was done as one page for a browser, which works offline. co3d inspect --html does it later.",
@@ -159,12 +161,11 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
             result = write(file, compiled, None if no_verify else loaded, progress)
             file_bytes = size(file)
             written = result is None or result["passed"] or keep
-            if written:
-                output.put(file)
+            if not written:
+                file.unlink()
         if page is not None:
             with page.writing() as file:
                 file.write_text(compiled.to_html(result), encoding="utf-8")
-                page.put(file)
     summary: dict[str, Any] = compiled.report().to_dict()
     summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
     summary["verification"] = result

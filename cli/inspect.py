@@ -13,7 +13,17 @@ from rich.console import Group
 from rich.text import Text
 from rich.tree import Tree
 
-from co3d_compile.cli.common import OUTPUT, Command, bytes_text, json_option, option, print_json, stdout, verbose_option
+from co3d_compile.cli.common import (
+    FILE,
+    OUTPUT,
+    Command,
+    bytes_text,
+    json_option,
+    option,
+    print_json,
+    stdout,
+    verbose_option,
+)
 from co3d_compile.cli.model_options import is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
@@ -36,14 +46,14 @@ ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int
 @click.argument("model")
 @option(
     "--html",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="OUT.html",
     help="Write everything as one page for a browser, which works offline.",
 )
 @option(
     "--profile",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="FILE.json",
     help="Say what share of the time each operator takes, from ONNX Runtime's profile of a run (co3d run --profile).",
@@ -148,7 +158,6 @@ def _write(output: Output, contract: Contract, report: dict[str, Any] | None, ti
     text = page(report if report is not None else stored_report(None), contract, time)
     with output.writing() as file:
         file.write_text(text, encoding="utf-8")
-        output.put(file)
 
 
 def state_bytes(state: StateSpec) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from co3d_compile.cli.common import MODEL, F, option
+from co3d_compile.cli.common import FILE, MODEL, option, together
 
 if TYPE_CHECKING:
     from co3d_compile.capture.load_model import Loaded
@@ -41,22 +41,17 @@ def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) 
     return content
 
 
-def model_options(command: F) -> F:
-    """The options that say where a model comes from; `load_model` takes them."""
-    for add in reversed(
-        (
-            option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
-                   help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
-            option("--weights", type=click.Path(path_type=Path), group=MODEL, metavar="FILE",
-                   help="State dict for a factory's model: torch.save or safetensors."),
-            option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
-                   help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
-            option("--trust-pickle", is_flag=True, group=MODEL,
-                   help="Open a pickled module. This runs whatever code the file holds."),
-        )
-    ):  # fmt: skip
-        command = add(command)
-    return command
+# Where a model comes from; `load_model` takes them.
+model_options = together(
+    option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
+           help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
+    option("--weights", type=FILE, group=MODEL, metavar="FILE",
+           help="State dict for a factory's model: torch.save or safetensors."),
+    option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
+           help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
+    option("--trust-pickle", is_flag=True, group=MODEL,
+           help="Open a pickled module. This runs whatever code the file holds."),
+)  # fmt: skip
 
 
 def load_model(model: str, options: dict[str, Any]) -> Loaded:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from co3d_compile.errors import OutputError, UsageError
+from co3d_compile.support.atomic_file import hidden_folder, whole_file
 
 
 class Output:
@@ -35,38 +34,11 @@ class Output:
             raise OutputError(f"{path} is not an ordinary file.")
         if not self.path.parent.is_dir():
             raise OutputError(f"There is no directory {self.path.parent}.", hint="Make it first.")
-        os.rmdir(self._folder())
+        os.rmdir(hidden_folder(self.path, str(path)))
 
-    def _folder(self) -> str:
-        try:
-            return tempfile.mkdtemp(prefix=f".{self.path.name[:100]}.", dir=self.path.parent)
-        except OSError as error:
-            raise OutputError(f"{self.given} cannot be written: {error.strerror}.") from error
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Path]:
-        """Gives a path to write to, beside the final one and under its name (ONNX external data repeats it).
-
-        What is not `put` in place is removed, whatever happens.
-        """
-        folder = self._folder()
-        try:
-            yield Path(folder, self.path.name)
-        except OutputError as error:
-            given = error.message.replace(str(Path(folder, self.path.name)), str(self.given))
-            raise OutputError(given, hint=error.hint) from error
-        except OSError as error:
-            if error.filename is not None and not str(error.filename).startswith(folder):
-                raise
-            raise OutputError(f"{self.given} cannot be written: {error.strerror or error}.") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def put(self, written: Path) -> None:
-        """Moves what was written into place, the file itself last."""
-        others = [each for each in written.parent.iterdir() if each != written]
-        for source in [*others, written]:
-            os.replace(source, self.path.parent / source.name)
+    def writing(self) -> AbstractContextManager[Path]:
+        """``whole_file`` of it."""
+        return whole_file(self.given)
 
 
 def keep_apart(outputs: Sequence[Path | None], **inputs: str | Path | None) -> None:

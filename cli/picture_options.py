@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from co3d_compile.cli.common import PICTURE, option
+from co3d_compile.cli.common import FILE, PICTURE, option, together
 
-F = TypeVar("F", bound=Callable[..., Any])
 NAMES = ("size", "mean", "std", "value_range", "channels", "layout", "fps")
 
 
@@ -38,31 +35,26 @@ class NumbersType(click.ParamType[Any]):
             self.fail(f"{value!r} is no list of numbers such as 0.485,0.456,0.406.", param, ctx)
 
 
-def picture_options(command: F) -> F:
-    """The options of `NAMES`, and the file of labels."""
-    for add in reversed(
-        (
-            option("--size", type=SizeType(), group=PICTURE, metavar="SIZE",
-                   help="Scale the shorter side to so many pixels, or the picture to HEIGHTxWIDTH; then the middle of "
-                   "the model's own size is cut out. [default: the model's]"),
-            option("--mean", type=NumbersType(), group=PICTURE, metavar="M[,M,M]",
-                   help="Mean of the training, taken off, in units of the value range. [default: 0]"),
-            option("--std", type=NumbersType(), group=PICTURE, metavar="S[,S,S]",
-                   help="Standard deviation of the training, divided by. [default: 1]"),
-            option("--value-range", type=NumbersType(), group=PICTURE, metavar="LOW,HIGH",
-                   help="What black and white become, before mean and std. [default: 0,1]"),
-            option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), group=PICTURE,
-                   help="Order of the colours. [default: from the model's input]"),
-            option("--layout", group=PICTURE, metavar="NCTHW",
-                   help="Dims of one clip. [default: from the model's input]"),
-            option("--fps", type=click.FloatRange(0, 1000, min_open=True), group=PICTURE, metavar="FPS",
-                   help="Frames per second that the model was trained at. [default: whatever the video has]"),
-            option("--labels", type=click.Path(path_type=Path), group=PICTURE, metavar="FILE",
-                   help="Names of the classes: a line for each, or JSON."),
-        )
-    ):  # fmt: skip
-        command = add(command)
-    return command
+# What `NAMES` names, and the file of labels.
+picture_options = together(
+    option("--size", type=SizeType(), group=PICTURE, metavar="SIZE",
+           help="Scale the shorter side to so many pixels, or the picture to HEIGHTxWIDTH; then the middle of "
+           "the model's own size is cut out. [default: the model's]"),
+    option("--mean", type=NumbersType(), group=PICTURE, metavar="M[,M,M]",
+           help="Mean of the training, taken off, in units of the value range. [default: 0]"),
+    option("--std", type=NumbersType(), group=PICTURE, metavar="S[,S,S]",
+           help="Standard deviation of the training, divided by. [default: 1]"),
+    option("--value-range", type=NumbersType(), group=PICTURE, metavar="LOW,HIGH",
+           help="What black and white become, before mean and std. [default: 0,1]"),
+    option("--channels", type=click.Choice(["rgb", "bgr", "gray"]), group=PICTURE,
+           help="Order of the colours. [default: from the model's input]"),
+    option("--layout", group=PICTURE, metavar="NCTHW",
+           help="Dims of one clip. [default: from the model's input]"),
+    option("--fps", type=click.FloatRange(0, 1000, min_open=True), group=PICTURE, metavar="FPS",
+           help="Frames per second that the model was trained at. [default: whatever the video has]"),
+    option("--labels", type=FILE, group=PICTURE, metavar="FILE",
+           help="Names of the classes: a line for each, or JSON."),
+)  # fmt: skip
 
 
 def take_pictures(options: dict[str, Any]) -> tuple[dict[str, Any] | None, tuple[str, ...] | None]:

@@ -8,39 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from co3d_compile.cli.common import OUTPUT, option
+from co3d_compile.cli.common import OUTPUT, option, together
 from co3d_compile.errors import UsageError
 
 if TYPE_CHECKING:
     from co3d_compile.compiler.compiled_model import CompiledModel
 
 
-def precision_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options."""
-    for add in (
-        option(
-            "--calibrate",
-            metavar="VIDEO",
-            group=OUTPUT,
-            help="Frames for --int8: a video or a folder of pictures, longer than the warm-up, of what will be seen.",
-        ),
-        option(
-            "--int8",
-            is_flag=True,
-            group=OUTPUT,
-            help="Convolutions in 8 bits, by ONNX Runtime's quantisation; not exact. Needs --calibrate.",
-        ),
-        option(
-            "--state-dtype",
-            type=click.Choice(["float32", "float16"]),
-            default="float32",
-            show_default=True,
-            group=OUTPUT,
-            help="float16: states take half the memory; results are near those of the model, not equal to them.",
-        ),
-    ):
-        command = add(command)
-    return command
+precision_options = together(
+    option("--state-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+           group=OUTPUT,
+           help="float16: states take half the memory; results are near those of the model, not equal to them."),
+    option("--int8", is_flag=True, group=OUTPUT,
+           help="Convolutions in 8 bits, by ONNX Runtime's quantisation; not exact. Needs --calibrate."),
+    option("--calibrate", metavar="VIDEO", group=OUTPUT,
+           help="Frames for --int8: a video or a folder of pictures, longer than the warm-up, of what will be seen."),
+)  # fmt: skip
 
 
 def take_precision(

@@ -38,9 +38,9 @@ class Sinks:
         self._given = {name: path for name, path in (("save", save), ("csv", csv), ("jsonl", jsonl)) if path}
         self._outputs = {name: Output(path) for name, path in self._given.items() if str(path) != "-"}
         self.on_stdout = len(self._outputs) < len(self._given)
-        self._show, self._top = show, top
+        self.files = [str(output.given) for output in self._outputs.values()]
+        self._top = top
         self._stack = contextlib.ExitStack()
-        self._written: dict[str, Path] = {}
         self._sinks: list[Sink] = []
         self._window: Window | None = None
         if show:
@@ -49,21 +49,16 @@ class Sinks:
             self._window = Window(top)
             self._sinks.append(self._window)
 
-    @property
-    def files(self) -> list[str]:
-        """What `finish` has put in place."""
-        return [str(output.given) for output in self._outputs.values()]
-
     def begin(self, source: Source, predictor: Predictor) -> None:
         """Opens the files; the window follows the source."""
         if self._window is not None:
             window, self._window.paced = self._window, not source.live
             source.while_waiting = lambda: None if window.alive() else source.stop()
         for name in self._given:
-            file: Any = stdout()
+            file: Path | TextIO = stdout()
             if name in self._outputs:
-                file = self._written[name] = self._stack.enter_context(self._outputs[name].writing())
-            if name == "save":
+                file = self._stack.enter_context(self._outputs[name].writing())
+            if isinstance(file, Path) and name == "save":
                 self._sinks.append(_Video(file, source.fps or predictor.fps or 30.0, self._top))
             else:
                 kind = _Csv if name == "csv" else _JsonLines
@@ -79,8 +74,7 @@ class Sinks:
         sinks, self._sinks = self._sinks, []
         for sink in sinks:
             sink.close()
-        for name, file in self._written.items():
-            self._outputs[name].put(file)
+        self._stack.close()
 
     def __enter__(self) -> Sinks:
         return self

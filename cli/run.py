@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from co3d_compile.cli.common import (
+    COUNT,
+    FILE,
     OUTPUT,
     SOURCE,
     Command,
@@ -53,7 +55,7 @@ Exit codes:
 
 
 @click.command(cls=Command, name="run", epilog=EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=FILE)
 @option(
     "--source",
     required=True,
@@ -69,11 +71,11 @@ Exit codes:
     metavar="FPS",
     help="Pictures per second of a folder. [default: the model's rate, or 30]",
 )
-@option("--frames", type=click.IntRange(min=1), group=SOURCE, metavar="N", help="Stop after N frames of the source.")
+@option("--frames", type=COUNT, group=SOURCE, metavar="N", help="Stop after N frames of the source.")
 @picture_options
 @option(
     "--save",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="OUT.mp4",
     help="Write the video with the predictions drawn into the frames that they speak of.",
@@ -96,7 +98,7 @@ Exit codes:
 )
 @option(
     "--profile",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="FILE.json",
     help="Write ONNX Runtime's profile of the first 100 steps, for co3d inspect --profile.",
@@ -120,7 +122,7 @@ Exit codes:
     group=OUTPUT,
     help="What makes probabilities of the output. auto: none if it holds a distribution already.",
 )
-@option("--threads", type=click.IntRange(min=1), help="CPU threads of one step. [default: one per core]", group="Other")
+@option("--threads", type=COUNT, help="CPU threads of one step. [default: one per core]", group="Other")
 @option(
     "--provider",
     "providers",

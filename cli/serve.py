@@ -15,6 +15,9 @@ from typing import Any
 import click
 
 from co3d_compile.cli.common import (
+    COUNT,
+    FILE,
+    FOLDER,
     LIMITS,
     PLACE,
     Command,
@@ -58,7 +61,7 @@ def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS,
 
 
 @click.command(cls=Command, name="serve", epilog=EPILOG)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=FILE)
 @option("--replicas", type=click.IntRange(1, 1000), default=1, show_default=True, group=PLACE, metavar="N",
         help="Processes that hold streams and run the model.")  # fmt: skip
 @option("--gateways", type=click.IntRange(1, 100), default=1, show_default=True, group=PLACE, metavar="N",
@@ -68,23 +71,23 @@ def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS,
         help="Port to listen on; 0: any that is free.")  # fmt: skip
 @option("--address", metavar="HOST:PORT|auto", group=PLACE,
         help="A Ray cluster that runs. [default: one is started on this machine]")  # fmt: skip
-@option("--state-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", group=PLACE,
+@option("--state-dir", type=FOLDER, metavar="DIR", group=PLACE,
         help="Folder for snapshots, the same for all machines. [default: a temporary one; none on a cluster]",
 )  # fmt: skip
-@limit("--snapshot-every", click.IntRange(min=1), "Steps between two snapshots of a stream.", PLACE, metavar="STEPS")
-@limit("--threads", click.IntRange(min=1), "CPU threads of one run.", PLACE)
+@limit("--snapshot-every", COUNT, "Steps between two snapshots of a stream.", PLACE, metavar="STEPS")
+@limit("--threads", COUNT, "CPU threads of one run.", PLACE)
 @option("--provider", "providers", multiple=True, group=PLACE, metavar="NAME",
         help="ONNX Runtime execution provider, by falling priority. [default: CPUExecutionProvider]")  # fmt: skip
-@limit("--max-batch", click.IntRange(min=1), "Streams that advance in one run of the model.", PLACE)
+@limit("--max-batch", COUNT, "Streams that advance in one run of the model.", PLACE)
 @limit("--wait-ms", click.FloatRange(min=0), "How long a frame waits for those of other streams.", PLACE)
-@limit("--max-streams", click.IntRange(min=1), "Streams of one replica.")
-@limit("--queue", click.IntRange(min=1), "Frames of one stream that wait.")
+@limit("--max-streams", COUNT, "Streams of one replica.")
+@limit("--queue", COUNT, "Frames of one stream that wait.")
 @limit("--max-fps", click.FloatRange(min=0, min_open=True), "Frames per second of one stream. [default: no limit]")
-@limit("--max-bytes", click.IntRange(min=1), "Bytes of one frame.")
-@limit("--max-pixels", click.IntRange(min=1), "Pixels of one picture.")
+@limit("--max-bytes", COUNT, "Bytes of one frame.")
+@limit("--max-pixels", COUNT, "Pixels of one picture.")
 @limit("--idle", click.FloatRange(min=0, min_open=True), "Seconds after which a silent stream is dropped.")
 @limit("--timeout", click.FloatRange(min=0, min_open=True), "Seconds within which a frame is answered or refused.")
-@option("--token-file", type=click.Path(path_type=Path), group=LIMITS, metavar="FILE",
+@option("--token-file", type=FILE, group=LIMITS, metavar="FILE",
         help="A file with the token that every request must carry. [default: the variable CO3D_TOKEN, or none]",
 )  # fmt: skip
 @json_option

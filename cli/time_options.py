@@ -2,94 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from co3d_compile.cli.common import MODEL, TIME, Option, option
+from co3d_compile.cli.common import COUNT, MODEL, TIME, F, Option, option, together
 from co3d_compile.errors import UsageError
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+class TimeDimType(click.ParamType[Any]):
+    """A dim, or ``none`` for an input without time."""
+
+    name = "dim"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or isinstance(value, int) or value.lower() == "none":
+            return value if isinstance(value, int) else None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)
 
 
-def window_option(command: F) -> F:
-    """``--window``"""
-    return option(
-        "--window", type=click.IntRange(min=1), group=TIME, metavar="N",
-        help="Frames that pools over all time look back on. [default: the clip's own length]",
-    )(command)  # fmt: skip
+def choice(name: str, values: Sequence[str], help: str) -> Callable[[F], F]:
+    """An option with a few values, the first of which is the default."""
+    return option(name, type=click.Choice(values), default=values[0], show_default=True, group=TIME, help=help)
 
 
-def frames_per_step_option(command: F) -> F:
-    """``--frames-per-step``"""
-    return option(
-        "--frames-per-step", type=click.IntRange(min=1), group=TIME, metavar="P",
-        help="Frames that one step takes. [default: the fewest that the strides allow]",
-    )(command)  # fmt: skip
-
-
-def pool_scope_option(command: F) -> F:
-    """``--pool-scope``"""
-    return option(
-        "--pool-scope", type=click.Choice(["frame", "window", "recompute"]), default="frame", show_default=True,
-        group=TIME,
-        help="What gates (squeeze-and-excitation, norms over time) pool over: the one frame, the newest "
-        "window, or the window with all that follows computed again.",
-    )(command)  # fmt: skip
-
-
-def stride_mode_option(command: F) -> F:
-    """``--stride-mode``"""
-    return option(
-        "--stride-mode", type=click.Choice(["step", "dense"]), default="step", show_default=True, group=TIME,
-        help="With temporal strides: one result per stride, or one per frame.",
-    )(command)  # fmt: skip
-
-
-def boundary_option(command: F) -> F:
-    """``--boundary``"""
-    return option(
-        "--boundary", type=click.Choice(["stream", "exact"]), default="stream", show_default=True, group=TIME,
-        help="exact: the ends of a video are padded as in the clip model (a further input, valid).",
-    )(command)  # fmt: skip
-
-
-def unsupported_option(command: F) -> F:
-    """``--unsupported``"""
-    return option(
-        "--unsupported", type=click.Choice(["window", "error"]), default="window", show_default=True, group=TIME,
-        help="What to do where an operator has no meaning on a stream: run it again on a window, or refuse.",
-    )(command)  # fmt: skip
-
-
-def time_dim_option(command: F) -> F:
-    """``--time-dim``; `take_time` reads it."""
-    return option(
-        "--time-dim", "time_dims", type=TimeDimType(), multiple=True, group=TIME, metavar="D",
-        help="The time dim of the input, none for one without time. Once for all inputs, or once per input. "
-        "[default: 2]",
-    )(command)  # fmt: skip
-
-
-ALL = (
+window_option = option(
+    "--window", type=COUNT, group=TIME, metavar="N",
+    help="Frames that pools over all time look back on. [default: the clip's own length]",
+)  # fmt: skip
+frames_per_step_option = option(
+    "--frames-per-step", type=COUNT, group=TIME, metavar="P",
+    help="Frames that one step takes. [default: the fewest that the strides allow]",
+)  # fmt: skip
+stride_mode_option = choice(
+    "--stride-mode", ("step", "dense"), "With temporal strides: one result per stride, or one per frame."
+)
+time_dim_option = option(
+    "--time-dim", "time_dims", type=TimeDimType(), multiple=True, group=TIME, metavar="D",
+    help="The time dim of the input, none for one without time. Once for all inputs, or once per input. [default: 2]",
+)  # fmt: skip
+time_options = together(
     window_option,
     frames_per_step_option,
-    pool_scope_option,
+    choice("--pool-scope", ("frame", "window", "recompute"),
+           "What gates (squeeze-and-excitation, norms over time) pool over: the one frame, the newest window, or the "
+           "window with all that follows computed again."),
     stride_mode_option,
-    boundary_option,
-    unsupported_option,
+    choice("--boundary", ("stream", "exact"),
+           "exact: the ends of a video are padded as in the clip model (a further input, valid)."),
+    choice("--unsupported", ("window", "error"),
+           "What to do where an operator has no meaning on a stream: run it again on a window, or refuse."),
     time_dim_option,
-)
+)  # fmt: skip
 NAMES = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported")
-
-
-def time_options(command: F) -> F:
-    """All of them."""
-    for add in reversed(ALL):
-        command = add(command)
-    return command
 
 
 def refuse_options(model: str) -> None:
@@ -112,17 +82,3 @@ def take_time(options: dict[str, Any]) -> dict[str, Any]:
     dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
     time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)
     return {"time_dim": time_dim, **{name: options.pop(name) for name in NAMES if name in options}}
-
-
-class TimeDimType(click.ParamType[Any]):
-    """A dim, or ``none`` for an input without time."""
-
-    name = "dim"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value is None or isinstance(value, int) or value.lower() == "none":
-            return value if isinstance(value, int) else None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)

@@ -12,6 +12,8 @@ from rich.console import Group
 from rich.text import Text
 
 from co3d_compile.cli.common import (
+    COUNT,
+    FILE,
     MODEL,
     OUTPUT,
     SOURCE,
@@ -65,7 +67,7 @@ Exit codes:
 
 
 @click.command(cls=Command, name="verify", epilog=EPILOG, context_settings={"max_content_width": 110})
-@click.argument("compiled", metavar="MODEL.onnx", type=click.Path(path_type=Path))
+@click.argument("compiled", metavar="MODEL.onnx", type=FILE)
 @option(
     "--against",
     required=True,
@@ -82,7 +84,7 @@ Exit codes:
 )
 @option(
     "--steps",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="N",
     group=SOURCE,
     help="Steps to run behind the warm-up. Up to 32 are all compared, of more nine segments from the first to the "
@@ -92,7 +94,7 @@ Exit codes:
 @option("--seed", type=int, default=0, show_default=True, group=SOURCE, metavar="S", help="Of the random frames.")
 @option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=FILE,
     group=OUTPUT,
     metavar="OUT.svg",
     help="Write the error over time as a picture: .svg, .png or .html. Also if the file differs.",
@@ -176,8 +178,8 @@ def _frames(info: Contract, how: dict[str, Any]) -> Iterator[tuple[Any, int | No
     with Source(how["video"]) as source:
         steps = how["steps"]
         if steps is not None and source.total is not None:
-            rate = (feed.preprocess[0].fps or source.fps or 1.0) / (source.fps or 1.0)
-            steps = max(1, min(steps, int(source.total * rate) // feed.pulse - info.warmup_steps))
+            rate = (feed.pictures.preprocess[0].fps or source.fps or 1.0) / (source.fps or 1.0)
+            steps = max(1, min(steps, int(source.total * rate) // feed.pulse.frames - info.warmup_steps))
         yield feed.steps(source), steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,33 @@ import numpy.typing as npt
 from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.media.class_labels import clean_labels
+from co3d_compile.runtime.buffers import Array
 
-Array = npt.NDArray[Any]
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of a result: its number, its name (the number, if names are not known) and its score."""
+
+    index: int
+    label: str
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The class as JSON data."""
+        return {"class": self.index, "label": self.label, "score": self.score}
+
+
+def best_classes(scores: npt.NDArray[np.float32], labels: Sequence[str], count: int) -> list[Ranked]:
+    """The classes with the highest scores, best first."""
+    order = [int(index) for index in np.argsort(-scores, kind="stable")[:count]]
+    return [Ranked(index, label_of(labels, index), float(scores[index])) for index in order]
+
+
+def label_of(labels: Sequence[str], index: int) -> str:
+    """The name of a class, or its number."""
+    return labels[index] if index < len(labels) else str(index)
 
 
 class ClassScores:

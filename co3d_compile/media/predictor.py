@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,23 +18,13 @@ import numpy.typing as npt
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError
-from co3d_compile.media.class_scores import ClassScores
+from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess
 from co3d_compile.media.video import VideoFrame
 from co3d_compile.media.video_steps import Feed
+from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.open_model import Provider, Serializable
 from co3d_compile.runtime.session import StreamSession
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One class of a prediction: its number, its name (the number, if names are not known) and its score."""
-
-    index: int
-    label: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -64,12 +54,11 @@ class Prediction:
 
     def top(self, count: int = 5) -> list[Ranked]:
         """The classes with the highest scores, best first."""
-        order = np.argsort(-self.scores, kind="stable")[:count]
-        return [Ranked(int(i), self.label(int(i)), float(self.scores[i])) for i in order]
+        return best_classes(self.scores, self.labels, count)
 
     def label(self, index: int) -> str:
         """The name of a class, or its number."""
-        return self.labels[index] if index < len(self.labels) else str(index)
+        return label_of(self.labels, index)
 
 
 class Predictor:
@@ -118,7 +107,8 @@ class Predictor:
         self._feed = Feed(self.info, preprocess)
         self._scores = ClassScores(self.info, output, labels, activation)
         self._spec, self.labels = self._scores.spec, self._scores.labels
-        self._pulse = self._feed.pulse
+        self._names = [spec.name for spec in self.info.inputs]
+        self._pulse, self._first_pulse = self._feed.pulse.frames, self._feed.pulse.first
         self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
         per_step = self._spec.entries_per_step * self._per_entry
         self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
@@ -127,7 +117,7 @@ class Predictor:
 
     @property
     def preprocess(self) -> list[Preprocess]:
-        return self._feed.preprocess
+        return self._feed.pictures.preprocess
 
     @property
     def fps(self) -> float | None:
@@ -145,18 +135,14 @@ class Predictor:
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
         """Take the next frame of the source; return the predictions that are there now, often none or one."""
-        times = self._feed.rate(frame.time)
-        self.skipped += times == 0
-        self.repeated += times > 1
-        results: list[Prediction] = []
-        if times:
-            made = self._feed.prepare(frame)
-            for _ in range(times):
-                self._taken.append((frame.index, frame.time))
-                self.frames += 1
-                self._feed.pending.append(made)
-                if self._feed.full:
-                    results += self._step()
+        before, results = self.frames, []
+        for full in self._feed.add(frame):
+            self._taken.append((frame.index, frame.time))
+            self.frames += 1
+            if full:
+                results += self._step()
+        self.skipped += self.frames == before
+        self.repeated += self.frames > before + 1
         return results
 
     def finish(self) -> list[Prediction]:
@@ -189,10 +175,6 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def _first_pulse(self) -> int:
-        return self.info.inputs[0].frames_per_step or 1
-
     def _begin(self) -> None:
         self._feed.reset()
         self._steps = 0
@@ -202,17 +184,11 @@ class Predictor:
 
     def _step(self) -> list[Prediction]:
         """Run the model on what is pending, filled up with frames that are not there."""
-        there = len(self._feed.pending)
-        arrays = self._feed.take()
-        valid = None
-        if self.info.boundary == "exact":
-            stride = self._pulse // self._first_pulse
-            valid = np.array([[place < there for place in range(0, self._pulse, stride)]])
+        arrays, valid = self._feed.take()
         start = time.perf_counter()
-        result = self.session.step(*arrays, valid=valid)
+        results = self.session.run(dict(zip(self._names, arrays, strict=True)), valid=valid)
         milliseconds = (time.perf_counter() - start) * 1e3
-        values = result[self._scores.index] if isinstance(result, tuple) else result
-        found = self._predictions(values, milliseconds)
+        found = self._predictions(results[self._spec.name], milliseconds)
         self._steps += 1
         return found
 
@@ -259,7 +235,5 @@ def predict(
 
 def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
     """A prediction as plain JSON data, with its ``count`` best classes."""
-    data = asdict(prediction)
-    del data["scores"], data["labels"]
-    data["top"] = [{"class": r.index, "label": r.label, "score": r.score} for r in prediction.top(count)]
-    return data
+    data = {name: value for name, value in vars(prediction).items() if name not in ("scores", "labels")}
+    return data | {"top": [rank.to_dict() for rank in prediction.top(count)]}

@@ -9,18 +9,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy.typing as npt
-
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.media.preprocess import Preprocess, stored_preprocess
-from co3d_compile.media.video import VideoFrame
+from co3d_compile.media.preprocess import stored_preprocess
+from co3d_compile.media.video import Image, VideoFrame
+from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.step_inputs import Pulse
 
-Array = npt.NDArray[Any]
 
-
-class Feed:
-    """What one video gives a compiled model, step by step.
+class Pictures:
+    """Turns a picture into one frame of each input of a model, as the model's file says.
 
     Args:
         info: The contract in the file.
@@ -28,55 +25,62 @@ class Feed:
 
     Attributes:
         preprocess: One for each input of the model.
-        pulse: Frames of the video per step, at the model's rate.
-        rate: Says how many times each frame is taken.
-        pending: The frames that wait for the rest of their step, each as every input wants it.
 
     Raises:
         UnsupportedError: The model takes no pictures. UsageError, ContractError: Preprocessing that does not fit.
     """
 
     def __init__(self, info: Contract, given: Mapping[str, Any] | None = None) -> None:
-        self.info = info
         self.preprocess = [stored_preprocess(spec, info.preprocess, given or {}) for spec in info.inputs]
-        self._pulse = Pulse(info)
-        self.pulse = self._pulse.frames
+        self._dtypes = [spec.dtype for spec in info.inputs]
+
+    def __call__(self, image: Image) -> list[Array]:
+        """One array for each input. What two inputs want alike is made once."""
+        made = {each: each(image) for each in dict.fromkeys(self.preprocess)}
+        return [made[each].astype(d, copy=False) for each, d in zip(self.preprocess, self._dtypes, strict=True)]
+
+
+class Feed:
+    """What one video gives a compiled model, step by step. Arguments and errors are those of ``Pictures``.
+
+    Attributes:
+        pictures: Turns a picture into a frame of each input.
+        pulse: What one step takes.
+        rate: Says how many times each frame is taken.
+        pending: The frames that wait for the rest of their step, each as every input wants it.
+    """
+
+    def __init__(self, info: Contract, given: Mapping[str, Any] | None = None) -> None:
+        self.pictures = Pictures(info, given)
+        self.pulse = Pulse(info)
         self.pending: list[list[Array]] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget the stream: before another video."""
-        self.rate = Rate(self.preprocess[0].fps)
+        self.rate = Rate(self.pictures.preprocess[0].fps)
         self.pending.clear()
 
-    def prepare(self, frame: VideoFrame) -> list[Array]:
-        """The frame as each input wants it."""
-        made: dict[Preprocess, Array] = {}
-        for each in self.preprocess:
-            if each not in made:
-                made[each] = each(frame.image)
-        return [made[p].astype(s.dtype, copy=False) for p, s in zip(self.preprocess, self.info.inputs, strict=True)]
+    def add(self, frame: VideoFrame) -> Iterator[bool]:
+        """Take a frame as often as the rate says. Says after each time whether there are frames for a step."""
+        times = self.rate(frame.time)
+        made = self.pictures(frame.image) if times else []
+        for _ in range(times):
+            self.pending.append(made)
+            yield len(self.pending) >= self.pulse.frames
 
-    @property
-    def full(self) -> bool:
-        """Whether there are frames for a step."""
-        return len(self.pending) >= self.pulse
-
-    def take(self) -> tuple[Array, ...]:
-        """What is pending as ``StreamSession.step`` takes it, filled up with frames that are not there."""
-        step, _ = self._pulse.step(self.pending[: self.pulse])
-        del self.pending[: self.pulse]
-        return tuple(step)
+    def take(self) -> tuple[list[Array], Array | None]:
+        """What is pending as ``Pulse.step`` gives it: inputs and valid flags."""
+        step = self.pulse.step(self.pending[: self.pulse.frames])
+        del self.pending[: self.pulse.frames]
+        return step
 
     def steps(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Array, ...]]:
-        """All whole steps of a video."""
+        """The inputs of all whole steps of a video."""
         for frame in frames:
-            times = self.rate(frame.time)
-            made = self.prepare(frame) if times else []
-            for _ in range(times):
-                self.pending.append(made)
-                if self.full:
-                    yield self.take()
+            for full in self.add(frame):
+                if full:
+                    yield tuple(self.take()[0])
 
 
 class Rate:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UnsupportedError
-
-Array = npt.NDArray[Any]
+from co3d_compile.runtime.buffers import Array
 
 
 class Pulse:

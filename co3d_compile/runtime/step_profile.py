@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
 import onnxruntime as ort
 
 from co3d_compile.errors import OutputError
+from co3d_compile.support.atomic_file import hidden_folder
 
 STEPS = 100  # each takes some hundred kilobytes of the file
 
@@ -30,10 +30,8 @@ class Profile:
         self._path = Path(path)
         if self._path.is_dir():
             raise OutputError(f"{path} is a directory.", hint="Give the name of the file to write.")
-        try:  # onnxruntime adds the time of day to the name: a folder of its own keeps that off the user's
-            folder = tempfile.mkdtemp(prefix=f".{self._path.name[:100]}.", dir=self._path.parent)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        # onnxruntime adds the time of day to the name: a folder of its own keeps that off the user's
+        folder = hidden_folder(self._path, os.fspath(path))
         self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._left = STEPS
         options.enable_profiling = True

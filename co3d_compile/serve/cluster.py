@@ -27,7 +27,7 @@ from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.shard import Shard
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.store import SnapshotStore
-from co3d_compile.serve.stream import Frame, Refused, shard_of
+from co3d_compile.serve.stream import Frame, Refused, Reply, shard_of
 
 try:
     import psutil
@@ -40,7 +40,6 @@ try:
 except ImportError as error:
     raise Co3dError("Serving needs Ray Serve.", hint="Install co3d-compile[serve].") from error
 
-Reply = dict[str, Any]
 APP = "co3d"
 CALLS = 2  # to one shard at a time: one is worked on, one is on its way
 MOST = 64  # frames in one call
@@ -64,12 +63,9 @@ class ShardReplica:
         settings = ServeOptions(**options)
         if digest_of(model) != digest:
             raise LoadError(f"{model} is not the same file on all machines.")
-        engine = Engine(model, settings)
-        store = None
-        if settings.state_dir is not None:
-            store = SnapshotStore(Path(settings.state_dir, digest[:16]))
-        self._engine = engine
-        self._shard = Shard(engine, settings, name, store, Stats(_Sink(name)))
+        store = SnapshotStore(Path(settings.state_dir, digest[:16])) if settings.state_dir is not None else None
+        self._engine = Engine(model, settings)
+        self._shard = Shard(self._engine, settings, name, store, ExportedStats(name))
         self._shard.start()
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -105,32 +101,37 @@ class ShardReplica:
         await self._shard.close()
 
 
-class _Sink:
-    """Counts for Prometheus, by Ray's own exporter. ``shard`` is a tag of each."""
+class ExportedStats(Stats):
+    """Counts for Prometheus too, by Ray's own exporter. ``shard`` is a tag of each."""
 
     def __init__(self, shard: str) -> None:
+        super().__init__()
         keys = {"tag_keys": ("shard",)}
-        self._counts = metrics.Counter("co3d_events", "Frames, restarts, snapshots and the like.",
+        self._events = metrics.Counter("co3d_events", "Frames, restarts, snapshots and the like.",
                                        tag_keys=("shard", "what"))  # fmt: skip
-        self._refused = metrics.Counter("co3d_refused", "Frames that were not taken.", tag_keys=("shard", "code"))
-        self._latency = metrics.Histogram("co3d_latency_ms", "From arrival to answer.", boundaries=HISTOGRAM, **keys)
-        self._run = metrics.Histogram("co3d_run_ms", "One run of the model.", boundaries=HISTOGRAM, **keys)
-        self._fill = metrics.Histogram("co3d_batch", "Streams in one run.", boundaries=FILL, **keys)
-        for metric in (self._counts, self._refused, self._latency, self._run, self._fill):
+        self._refusals = metrics.Counter("co3d_refused", "Frames that were not taken.", tag_keys=("shard", "code"))
+        self._latencies = metrics.Histogram("co3d_latency_ms", "From arrival to answer.", boundaries=HISTOGRAM, **keys)
+        self._runs = metrics.Histogram("co3d_run_ms", "One run of the model.", boundaries=HISTOGRAM, **keys)
+        self._fills = metrics.Histogram("co3d_batch", "Streams in one run.", boundaries=FILL, **keys)
+        for metric in (self._events, self._refusals, self._latencies, self._runs, self._fills):
             metric.set_default_tags({"shard": shard})
 
-    def count(self, what: str, number: int) -> None:
-        self._counts.inc(number, {"what": what})
+    def count(self, what: str, number: int = 1) -> None:
+        super().count(what, number)
+        self._events.inc(number, {"what": what})
 
     def refuse(self, code: str) -> None:
-        self._refused.inc(1, {"code": code})
+        super().refuse(code)
+        self._refusals.inc(1, {"code": code})
 
     def answer(self, milliseconds: float) -> None:
-        self._latency.observe(milliseconds)
+        super().answer(milliseconds)
+        self._latencies.observe(milliseconds)
 
     def batch(self, streams: int, milliseconds: float) -> None:
-        self._run.observe(milliseconds)
-        self._fill.observe(streams)
+        super().batch(streams, milliseconds)
+        self._runs.observe(milliseconds)
+        self._fills.observe(streams)
 
 
 class GatewayReplica:
@@ -156,14 +157,12 @@ class Handles:
         lane = self._lanes[shard_of(stream, len(self._lanes))]
         if method == "frame":
             return await lane.frame(*arguments)
-        reply: Reply = await lane.call(method, *arguments)
-        return reply
+        return await lane.call(method, *arguments)
 
     async def all(self, method: str) -> list[Reply]:
         async def one(lane: _Lane) -> Reply:
             try:
-                reply: Reply = await asyncio.wait_for(lane.call(method), 2.0)
-                return reply
+                return await asyncio.wait_for(lane.call(method), 2.0)
             except (Refused, TimeoutError):
                 return {"shard": lane.name, "healthy": False}
 
@@ -219,7 +218,7 @@ class _Lane:
             if not answer.done():
                 answer.set_result(reply)
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: object) -> Any:
         name = self.name
         try:
             return await asyncio.wait_for(self._handle.call.remote(method, *arguments), self._timeout)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
-from co3d_compile.media.class_scores import ClassScores
-from co3d_compile.media.preprocess import Preprocess, stored_preprocess
+from co3d_compile.media.class_scores import ClassScores, best_classes
+from co3d_compile.media.video import Image
+from co3d_compile.media.video_steps import Pictures
+from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.open_model import Serializable
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.runtime.step_inputs import Pulse
 from co3d_compile.serve.options import ServeOptions
 
-Array = npt.NDArray[Any]
 PICTURES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RGB, TENSOR = "image/x-rgb", "application/octet-stream"
 
@@ -68,22 +69,17 @@ class Engine:
             raise UnsupportedError(f"The model was compiled for a batch of {options.max_streams}.", hint=hint)
         self.pulse = Pulse(self.info)
         self._max_pixels = options.max_pixels
-        self._rows = [_batch_dim(spec.name, spec.shape) for spec in self.info.inputs]
-        self._rows += [_batch_dim(spec.name, spec.shape) for spec in self.info.outputs]
-        self._preprocess, self.why_no_pictures = self._find_preprocess()
-        self.scores = self._find_scores()
-
-    def _find_preprocess(self) -> tuple[list[Preprocess] | None, str]:
+        self._inputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.inputs}
+        self._outputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.outputs}
+        self.why_no_pictures = ""
+        self._pictures: Pictures | None = None
+        self._scores: ClassScores | None = None
         try:
-            return [stored_preprocess(spec, self.info.preprocess, {}) for spec in self.info.inputs], ""
+            self._pictures = Pictures(self.info)
         except UnsupportedError as error:
-            return None, error.message
-
-    def _find_scores(self) -> ClassScores | None:
-        try:
-            return ClassScores(self.info)
-        except (UnsupportedError, UsageError):
-            return None
+            self.why_no_pictures = error.message
+        with suppress(UnsupportedError, UsageError):
+            self._scores = ClassScores(self.info)
 
     def prepare(self, kind: str, payload: bytes, size: tuple[int, int] | None = None) -> list[Array]:
         """One frame of each input, with a batch of 1. May be called from any thread.
@@ -98,15 +94,13 @@ class Engine:
         """
         if kind == TENSOR:
             return self._tensors(payload)
-        if self._preprocess is None:
+        if self._pictures is None:
             raise BadFrame(415, f"This model takes no pictures: {self.why_no_pictures}")
         image = self._picture(kind, payload) if kind in PICTURES else self._rgb(kind, payload, size)
         try:
-            made = {each: each(image) for each in dict.fromkeys(self._preprocess)}
+            return self._pictures(image)
         except Co3dError as error:
             raise BadFrame(400, str(error)) from error
-        pairs = zip(self._preprocess, self.info.inputs, strict=True)
-        return [made[each].astype(spec.dtype, copy=False) for each, spec in pairs]
 
     def _tensors(self, payload: bytes) -> list[Array]:
         arrays, start = [], 0
@@ -120,7 +114,7 @@ class Engine:
             raise BadFrame(400, f"A frame of this model has {start} bytes, not {len(payload)}.")
         return arrays
 
-    def _rgb(self, kind: str, payload: bytes, size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
+    def _rgb(self, kind: str, payload: bytes, size: tuple[int, int] | None) -> Image:
         if kind != RGB:
             known = ", ".join([*PICTURES, RGB, TENSOR])
             raise BadFrame(415, f"Frames of type {kind[:100]!r} are not known: {known}.")
@@ -129,7 +123,7 @@ class Engine:
             raise BadFrame(400, f"A picture of {width}x{height} pixels has not {len(payload)} bytes.")
         return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
 
-    def _picture(self, kind: str, payload: bytes) -> npt.NDArray[np.uint8]:
+    def _picture(self, kind: str, payload: bytes) -> Image:
         from PIL import Image  # a server of tensors does without
 
         try:
@@ -150,15 +144,17 @@ class Engine:
         """
         order = sorted(range(len(work)), key=lambda place: work[place].slot)  # neighbours need no gathering
         own = [work[place] for place in order]
-        inputs = len(self.info.inputs)
-        frames = [np.concatenate([w.arrays[i] for w in own], axis=dim) for i, dim in enumerate(self._rows[:inputs])]
-        valid = np.concatenate([w.valid for w in own if w.valid is not None]) if own[0].valid is not None else None
-        results = self.session.step(frames, valid=valid, streams=[w.slot for w in own])
-        outputs = results if isinstance(results, tuple) else (results,)
+        arrays = zip(*(each.arrays for each in own), strict=True)
+        frames = {
+            name: np.concatenate(parts, dim) for (name, dim), parts in zip(self._inputs.items(), arrays, strict=True)
+        }
+        flags = [each.valid for each in own if each.valid is not None]
+        valid = np.concatenate(flags) if flags else None
+        results = self.session.run(frames, valid=valid, streams=[each.slot for each in own])
         rows: list[list[Array]] = [[] for _ in work]
-        for values, dim in zip(outputs, self._rows[inputs:], strict=True):
-            for row, place in enumerate(order):
-                rows[place].append(values[(slice(None),) * dim + (slice(row, row + 1),)])
+        for name, dim in self._outputs.items():
+            for place, values in zip(order, np.split(results[name], len(own), axis=dim), strict=True):
+                rows[place].append(values)
         return rows
 
     def warm(self, step: int) -> bool:
@@ -167,15 +163,10 @@ class Engine:
 
     def top(self, outputs: list[Array], count: int) -> list[dict[str, Any]] | None:
         """The classes with the highest scores of the newest entry, best first; None if the model scores no classes."""
-        if self.scores is None:
+        if self._scores is None:
             return None
-        scores = self.scores.of(self.scores.entries(outputs[self.scores.index])[-1:])[0]
-        labels = self.scores.labels
-        best = np.argsort(-scores, kind="stable")[:count]
-        return [
-            {"class": int(i), "label": labels[i] if i < len(labels) else str(i), "score": float(scores[i])}
-            for i in best
-        ]
+        newest = self._scores.entries(outputs[self._scores.index])[-1:]
+        return [rank.to_dict() for rank in best_classes(self._scores.of(newest)[0], self._scores.labels, count)]
 
 
 def _batch_dim(name: str, shape: Sequence[int | str]) -> int:

@@ -8,8 +8,8 @@ import hashlib
 import hmac
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
@@ -19,10 +19,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from co3d_compile.serve.engine import RGB, TENSOR
 from co3d_compile.serve.options import MAX_NAME, ServeOptions
-from co3d_compile.serve.stream import Frame, Refused
+from co3d_compile.serve.stream import Frame, Refused, Reply
 
-Reply = dict[str, Any]
 KINDS = {"jpeg": "image/jpeg", "png": "image/png", "rgb": RGB, "tensor": TENSOR}
+Work: TypeAlias = Callable[[Request], Awaitable[Reply]]
 HEADER = 8  # bytes before each frame on a WebSocket: its number, big-endian
 MAX_TOP = 100
 SPILL = 4  # times the limit that is still read of a frame too large: who is cut off while sending hears no answer
@@ -55,14 +55,14 @@ class Gateway:
                 Route("/v1/health", self._health),
                 Route("/v1/metrics", self._guarded(self._metrics)),
                 Route("/v1/model", self._guarded(self._model)),
-                Route("/v1/streams/{name}", self._guarded(self._status), methods=["GET"]),
-                Route("/v1/streams/{name}", self._guarded(self._end), methods=["DELETE"]),
+                Route("/v1/streams/{name}", self._guarded(self._of_stream("status")), methods=["GET"]),
+                Route("/v1/streams/{name}", self._guarded(self._of_stream("end")), methods=["DELETE"]),
                 Route("/v1/streams/{name}/frames/{number:int}", self._guarded(self._frame), methods=["POST"]),
                 WebSocketRoute("/v1/streams/{name}", self._socket),
             ]
         )
 
-    def _guarded(self, work: Any) -> Any:
+    def _guarded(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
         """The route for those who have the token; what is refused becomes a response."""
 
         async def route(request: Request) -> Response:
@@ -88,13 +88,14 @@ class Gateway:
     async def _model(self, request: Request) -> Reply:
         return await self._shards.call("", "model")
 
-    async def _status(self, request: Request) -> Reply:
-        name = _name(request)
-        return await self._shards.call(name, "status", name)
+    def _of_stream(self, method: str) -> Work:
+        """The work of a route that is one method of a stream's shard."""
 
-    async def _end(self, request: Request) -> Reply:
-        name = _name(request)
-        return await self._shards.call(name, "end", name)
+        async def work(request: Request) -> Reply:
+            name = _name(request)
+            return await self._shards.call(name, method, name)
+
+        return work
 
     async def _frame(self, request: Request) -> Reply:
         name, number = _name(request), int(request.path_params["number"])
@@ -142,9 +143,7 @@ class Gateway:
 class _Conversation:
     """One WebSocket: frames of one stream come in, answers go out, at most a window of frames between them."""
 
-    def __init__(
-        self, socket: WebSocket, shards: Shards, options: ServeOptions, name: str, settings: dict[str, Any]
-    ) -> None:
+    def __init__(self, socket: WebSocket, shards: Shards, options: ServeOptions, name: str, settings: Reply) -> None:
         self._socket, self._shards, self._options = socket, shards, options
         self._name, self._settings = name, settings
         self._start = settings["start"]
@@ -154,8 +153,7 @@ class _Conversation:
     async def hold(self) -> None:
         """Until either side ends it."""
         try:
-            status = await self._status()
-            await self._send({"type": "hello", "window": self._options.queue, **status})
+            await self._send({"type": "hello", "window": self._options.queue, **await self._call("status", self._name)})
             while True:
                 try:
                     message = await asyncio.wait_for(self._socket.receive(), self._options.idle)
@@ -205,9 +203,6 @@ class _Conversation:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await self._send({"type": kind, "stream": self._name, "frame": frame.number, **reply})
 
-    async def _status(self) -> Reply:
-        return await self._call("status", self._name)
-
     async def _call(self, method: str, *arguments: Any) -> Reply:
         try:
             return await self._shards.call(self._name, method, *arguments)
@@ -251,7 +246,7 @@ def _name(request: HTTPConnection) -> str:
     return name
 
 
-def _settings(query: Mapping[str, str]) -> dict[str, Any]:
+def _settings(query: Mapping[str, str]) -> Reply:
     """The settings of a frame, or of all frames of a WebSocket, from a query. Raises Refused."""
     known = ("format", "width", "height", "start", "on_gap", "epoch", "top", "values")
     odd = sorted(set(query) - set(known))

@@ -9,15 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from co3d_compile.runtime.buffers import Array
 from co3d_compile.serve.engine import Engine, Work
 from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.stats import Stats
-from co3d_compile.serve.stream import Refused, Stream, Ticket
+from co3d_compile.serve.stream import Refused, Reply, Stream, Ticket
 
-Array = npt.NDArray[Any]
-Reply = dict[str, Any]
 T = TypeVar("T")
 MAX_FAILURES = 3  # runs in a row that fail before a new process is wanted
 Save = Callable[[Stream, Reply, bytes], Coroutine[Any, Any, None]]

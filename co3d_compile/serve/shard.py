@@ -16,16 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from co3d_compile.errors import SessionError
+from co3d_compile.errors import OutputError, SessionError
 from co3d_compile.serve.engine import BadFrame, Engine
 from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.runner import Runner
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.store import SnapshotStore
-from co3d_compile.serve.stream import Frame, Refused, Stream, Ticket
+from co3d_compile.serve.stream import Frame, Refused, Reply, Stream, Ticket
 
 T = TypeVar("T")
-Reply = dict[str, Any]
 MAX_GONE = 10_000  # dropped streams that are remembered, to say why they are not there
 DECODERS = 2
 EARLY = 0.25  # seconds that a frame waits for one before it, which it overtook on the way
@@ -309,7 +308,7 @@ class Shard:
             await self._within(self._files, self._store.save, stream.name, about, blob)
             stream.saved = about["frame"]
             self.stats.count("snapshots")
-        except OSError:
+        except OutputError:
             self.stats.count("snapshot_errors")
         finally:
             stream.saving = False

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from co3d_compile.serve.stream import Reply
 
 KEPT = 4096  # the newest values that percentiles are taken of
 PERCENTILES = (50, 90, 99)
 
 
 class Stats:
-    """Counts, and the newest values of what varies. ``sink``: told of everything, for Prometheus."""
+    """Counts, and the newest values of what varies."""
 
-    def __init__(self, sink: Any = None) -> None:
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        self._sink = sink
         self._latency: deque[float] = deque(maxlen=KEPT)
         self._step: deque[float] = deque(maxlen=KEPT)
         self._fill: deque[int] = deque(maxlen=KEPT)
@@ -26,31 +26,23 @@ class Stats:
     def count(self, what: str, number: int = 1) -> None:
         """Frames, answers, restarts, snapshots, …"""
         self.counts[what] += number
-        if self._sink is not None:
-            self._sink.count(what, number)
 
     def refuse(self, code: str) -> None:
         """One frame that was not taken."""
         self.refused[code] += 1
-        if self._sink is not None:
-            self._sink.refuse(code)
 
     def answer(self, milliseconds: float) -> None:
         """From a frame's arrival at the shard to its answer."""
         self._latency.append(milliseconds)
         self.counts["answers"] += 1
-        if self._sink is not None:
-            self._sink.answer(milliseconds)
 
     def batch(self, streams: int, milliseconds: float) -> None:
         """One run of the model."""
         self._fill.append(streams)
         self._step.append(milliseconds)
         self.counts["runs"] += 1
-        if self._sink is not None:
-            self._sink.batch(streams, milliseconds)
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Reply:
         """All of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
         return {
             "counts": dict(self.counts),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from co3d_compile.errors import OutputError
+from co3d_compile.serve.stream import Reply
+from co3d_compile.support.atomic_file import whole_file
 
 _MAX_HEADER = 1_000_000
 
@@ -34,19 +36,13 @@ class SnapshotStore:
         except OSError as error:
             raise OutputError(f"Snapshots cannot be kept in {folder}: {error.strerror}.") from error
 
-    def save(self, name: str, about: dict[str, Any], blob: bytes) -> None:
-        """Keep the newest snapshot of a stream. ``about``: JSON data. Raises OSError, and the one before stays."""
+    def save(self, name: str, about: Reply, blob: bytes) -> None:
+        """Keep the newest snapshot of a stream. ``about``: JSON data. Raises OutputError, and the one before stays."""
         line = json.dumps({**about, "name": name, "blob": blob[-32:].hex()}).encode()
-        handle, written = tempfile.mkstemp(prefix=".", dir=self.folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.writelines([hashlib.sha256(line).hexdigest().encode(), b"\n", line, b"\n", blob])
-            os.replace(written, self._path(name))
-        except BaseException:
-            Path(written).unlink(missing_ok=True)
-            raise
+        with whole_file(self._path(name)) as file:
+            file.write_bytes(b"\n".join([hashlib.sha256(line).hexdigest().encode(), line, blob]))
 
-    def load(self, name: str) -> tuple[dict[str, Any], bytes] | None:
+    def load(self, name: str) -> tuple[Reply, bytes] | None:
         """What was saved last, or None if there is nothing or nothing whole."""
         try:
             with self._path(name).open("rb") as file:
@@ -56,7 +52,7 @@ class SnapshotStore:
             return None
         if hashlib.sha256(line).hexdigest().encode() != digest:
             return None
-        about: dict[str, Any] = json.loads(line)
+        about: Reply = json.loads(line)
         return (about, blob) if about["name"] == name and about["blob"] == blob[-32:].hex() else None
 
     def remove(self, name: str) -> None:
@@ -69,7 +65,7 @@ class SnapshotStore:
         for path in self.folder.iterdir():
             try:
                 if time.time() - path.stat().st_mtime > seconds:
-                    path.unlink()
+                    _remove(path)
                     count += 1
             except OSError:  # another shard was faster
                 continue
@@ -78,3 +74,11 @@ class SnapshotStore:
     def _path(self, name: str) -> Path:
         """A name may hold anything, a file name may not."""
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.snapshot"
+
+
+def _remove(path: Path) -> None:
+    """Remove a snapshot, or the folder in which one was written when its process died."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

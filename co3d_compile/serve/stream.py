@@ -7,11 +7,12 @@ import hashlib
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-import numpy.typing as npt
+from co3d_compile.runtime.buffers import Array
 
-Array = npt.NDArray[Any]
+Reply: TypeAlias = dict[str, Any]
+"""What is said to a client, as JSON data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Ticket:
 
     frame: Frame
     arrival: float
-    answer: asyncio.Future[dict[str, Any]]
+    answer: asyncio.Future[Reply]
     arrays: list[Array] | None = None
 
 
@@ -88,18 +89,18 @@ class Stream:
     queue: deque[Ticket] = field(default_factory=deque)
     pending: list[list[Array]] = field(default_factory=list)
     due: Ticket | None = None  # the frame that completes the step now in work
-    repeat: dict[str, Any] | None = None  # the newest answer, for a client that did not get it
+    repeat: Reply | None = None  # the newest answer, for a client that did not get it
 
     @property
     def busy(self) -> list[Ticket]:
         """What waits for an answer."""
         return [*([self.due] if self.due else []), *self.queue]
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Reply:
         """What labels every answer."""
         return {"epoch": self.epoch, "started": self.started, "restart": self.restart}
 
-    def label(self) -> dict[str, Any]:
+    def label(self) -> Reply:
         """What the state in the slot is of."""
         return self.about() | {"frame": self.done, "steps": self.steps, "answer": self.repeat}
 
