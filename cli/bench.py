@@ -14,7 +14,8 @@ from co3d_compile.cli.common import (
     OTHER,
     OUTPUT,
     Command,
-    bytes_text,
+    Report,
+    join,
     json_option,
     option,
     print_json,
@@ -24,7 +25,7 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.model_options import is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, rows_table
+from co3d_compile.cli.summary import facts_table, rows_table, show
 from co3d_compile.cli.time_options import (
     frames_per_step_option,
     refuse_options,
@@ -34,7 +35,7 @@ from co3d_compile.cli.time_options import (
 )
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.runtime.stored_metadata import read_contract
-from co3d_compile.support.readable_numbers import plural
+from co3d_compile.support.readable_numbers import bytes_text, plural
 
 CHARTS = (".svg", ".png", ".pdf")
 
@@ -111,8 +112,7 @@ def _check_compiled(model: str, sides: str | None) -> None:
         )
 
 
-def _show(result: dict[str, Any]) -> None:
-    console = console_for(stdout())
+def _show(result: Report) -> None:
     whole = next((name for name in ("clip", "pytorch") if name in result["sides"]), "clip")
     clip, floor = (result["sides"].get(name, {}).get("median") for name in (whole, "floor"))
     faster = f"faster than {whole}"
@@ -127,20 +127,18 @@ def _show(result: dict[str, Any]) -> None:
             f"{side['median'] / floor:.2f}" if floor and name in COMPILED else "",
             bytes_text(side["memory"]),
         )
-    console.print(rows)
-    facts = facts_table()
-    if "gmac_ratio" in result:
-        facts.add_row(
-            "Multiply-adds", f"{result['gmac_clip']:.3g} G per clip, {result['gmac_ratio']:.1f}x fewer per frame"
-        )
-        facts.add_row("State", bytes_text(result["state_bytes"]))
-    for reason in dict.fromkeys(result["left_out"].values()):
-        facts.add_row(f"No {', '.join(name for name, why in result['left_out'].items() if why == reason)}", reason)
-    box = result["machine"]
-    facts.add_row("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}")
-    facts.add_row("Versions", ", ".join(f"{name} {number}" for name, number in box["versions"].items()))
-    facts.add_row("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s")
-    console.print("", facts)
+    box, left_out = result["machine"], result["left_out"]
+    why = {text: [name for name, reason in left_out.items() if reason == text] for text in left_out.values()}
+    costs = f"{result['gmac_clip']:.3g} G per clip, {result['gmac_ratio']:.1f}x" if "gmac_ratio" in result else ""
+    facts = facts_table(
+        ("Multiply-adds", costs and f"{costs} fewer per frame"),
+        ("State", bytes_text(result["state_bytes"]) if costs else None),
+        *((f"No {join(names)}", text) for text, names in why.items()),
+        ("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}"),
+        ("Versions", join([f"{name} {number}" for name, number in box["versions"].items()])),
+        ("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s"),
+    )
+    show(stdout(), rows, facts)
 
 
 def _drawing(chart: Path | None) -> Output | None:
@@ -156,7 +154,7 @@ def _drawing(chart: Path | None) -> Output | None:
     return Output(chart)
 
 
-def _draw(result: dict[str, Any], file: Path) -> None:
+def _draw(result: Report, file: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(result["sides"])

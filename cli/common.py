@@ -11,20 +11,24 @@ import math
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeAlias, TypeVar
 
 import click
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.version import __version__
 
+# The options of a command by their names, and a report as JSON data.
+Options: TypeAlias = dict[str, Any]
+Report: TypeAlias = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
 INTERNAL_ERROR, USAGE_ERROR, OUTPUT_ERROR = 1, 2, 6
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LONGEST = 2000  # characters of an error
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
@@ -174,17 +178,20 @@ def say_error(message: str) -> None:
 def stoppable() -> Iterator[None]:
     """Turns signals that end the process into `Stopped`, so that temporary files are removed on the way out."""
 
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        for each in numbers:
+    def stop(number: int) -> NoReturn:
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    try:
-        before = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:  # not in the main thread: signals are someone else's
+    with on_signals(stop):
         yield
-        return
+
+
+@contextlib.contextmanager
+def on_signals(handle: Callable[[int], object]) -> Iterator[None]:
+    """Has the signals that end a process call this instead; in the main thread, elsewhere they are someone else's."""
+    mine = ENDING if threading.current_thread() is threading.main_thread() else []
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in mine}
     try:
         yield
     finally:
@@ -242,14 +249,6 @@ def _finite(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def bytes_text(count: int) -> str:
-    """A number of bytes for a person, in decimal units."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
 
 
 def join(items: Sequence[object]) -> str:

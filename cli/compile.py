@@ -16,6 +16,8 @@ from co3d_compile.cli.common import (
     FOLDER,
     OUTPUT,
     Command,
+    Options,
+    Report,
     json_option,
     option,
     print_json,
@@ -130,7 +132,7 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
         )
 
 
-def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[str, Any]:
+def run(model: str, path: Path, verbose: int, options: Options) -> Report:
     """Does the work; returns the report. A file that fails verification is put in place only with ``keep``."""
     keep_apart([path, options["report"]], model=model, weights=options["weights"], labels=options["labels"])
     output = Output(path)
@@ -166,7 +168,7 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
         if page is not None:
             with page.writing() as file:
                 file.write_text(compiled.to_html(result), encoding="utf-8")
-    summary: dict[str, Any] = compiled.report().to_dict()
+    summary: Report = compiled.report().to_dict()
     summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
     summary["verification"] = result
     summary["output"] = str(path) if written else None
@@ -176,24 +178,24 @@ def run(model: str, path: Path, verbose: int, options: dict[str, Any]) -> dict[s
     return summary
 
 
-def _compile(loaded: Loaded, options: dict[str, Any], progress: Progress) -> Any:
+def _compile(loaded: Loaded, options: Options, progress: Progress) -> Any:
     import co3d_compile as co3d
 
     how = take_time(options)
     return co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **how, **options)
 
 
-def _write(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> dict[str, Any] | None:
+def _write(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> Report | None:
     """Writes the ONNX file, and verifies it unless there is nothing to compare with."""
     progress("write")
     compiled.save(file)
     if loaded is None:
         return None
-    result: dict[str, Any] = _verify(file, loaded, progress).to_dict()
+    result: Report = _verify(file, loaded, progress).to_dict()
     return result
 
 
-def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> dict[str, Any] | None:
+def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Progress) -> Report | None:
     """Writes the torch.export archive. Verified is the ONNX file of the same step, and that both agree."""
     progress("write")
     compiled.save_exported_program(file)
@@ -204,7 +206,7 @@ def _write_step(file: Path, compiled: Any, loaded: Loaded | None, progress: Prog
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.onnx")
         compiled.save(model)
-        result: dict[str, Any] = verify_step(file, model, _verify(model, loaded, progress)).to_dict()
+        result: Report = verify_step(file, model, _verify(model, loaded, progress)).to_dict()
     return result
 
 

@@ -8,16 +8,15 @@ import platform
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
 from rich.console import Group
 from rich.text import Text
 
-from co3d_compile.cli.common import Command, join, json_option, print_json, stdout, verbose_option
+from co3d_compile.cli.common import Command, Report, join, json_option, print_json, stdout, verbose_option
 from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, rows_table
+from co3d_compile.cli.summary import facts_table, rows_table, show
 from co3d_compile.errors import VerificationError
 from co3d_compile.version import __version__
 
@@ -54,7 +53,7 @@ def command(as_json: bool, verbose: int) -> None:
         raise VerificationError(f"The self-test failed: {report['self_test']['result']}.")
 
 
-def examine() -> dict[str, Any]:
+def examine() -> Report:
     """All findings as one dict."""
     features = []
     distributions = metadata.packages_distributions()
@@ -62,7 +61,7 @@ def examine() -> dict[str, Any]:
         versions = {package: _version(distributions.get(package)) for package in packages}
         missing = [package for package, found in versions.items() if found is None]
         features.append({"feature": name, "packages": versions, "missing": missing, "install": install})
-    report: dict[str, Any] = {
+    report: Report = {
         "co3d_compile": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -75,7 +74,7 @@ def examine() -> dict[str, Any]:
     return report
 
 
-def _tested(report: dict[str, Any]) -> dict[str, Any]:
+def _tested(report: Report) -> Report:
     """The self-test; a package that is there and broken is a finding too."""
     try:
         return _self_test(report)
@@ -96,7 +95,7 @@ def _providers() -> list[str]:
     return list(ort.get_available_providers())
 
 
-def _self_test(report: dict[str, Any]) -> dict[str, Any]:
+def _self_test(report: Report) -> Report:
     """Compiles two convolutions and streams ten frames beside the clip model."""
     import numpy as np
     import torch
@@ -126,23 +125,20 @@ def _self_test(report: dict[str, Any]) -> dict[str, Any]:
     return {"passed": passed, "result": f"{FRAMES} frames, relative error {error:.1e}"}
 
 
-def _print(report: dict[str, Any]) -> None:
-    facts = facts_table()
-    facts.add_row("co3d-compile", report["co3d_compile"])
-    facts.add_row("Python", f"{report['python']} on {report['platform']}")
-    facts.add_row("Cores", f"{report['cores']}, torch uses {report.get('threads', 'none')}")
-    facts.add_row("ONNX Runtime providers", join(report["providers"]) or "none")
+def _print(report: Report) -> None:
     test = report["self_test"]
-    style = {True: "green", False: "bold red", None: "yellow"}[test["passed"]]
-    word = {True: "passed", False: "FAILED", None: "not run"}[test["passed"]]
-    facts.add_row("Self-test", Text.assemble((word, style), f", {test['result']}"))
+    words = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not run", "yellow")}
+    facts = facts_table(
+        ("co3d-compile", report["co3d_compile"]),
+        ("Python", f"{report['python']} on {report['platform']}"),
+        ("Cores", f"{report['cores']}, torch uses {report.get('threads', 'none')}"),
+        ("ONNX Runtime providers", join(report["providers"]) or "none"),
+        ("Self-test", Text.assemble(words[test["passed"]], f", {test['result']}")),
+    )
     table = rows_table("What this installation can do", "to", "found", "missing")
     for feature in report["features"]:
         found = join([f"{name} {number}" for name, number in feature["packages"].items() if number])
         table.add_row(feature["feature"], found, join(feature["missing"]))
-    parts: list[Any] = [facts, "", table]
     lacking = [feature for feature in report["features"] if feature["missing"]]
-    if lacking:
-        parts += ["", Text("To get what is missing", "bold")]
-        parts += [Text(f"pip install '{f['install']}'  # {f['feature']}", overflow="fold") for f in lacking]
-    console_for(stdout()).print(Group(*parts))
+    how = [Text(f"pip install '{f['install']}'  # {f['feature']}", overflow="fold") for f in lacking]
+    show(stdout(), facts, table, Group(Text("To get what is missing", "bold"), *how) if how else None)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from co3d_compile.cli.common import Report
 from co3d_compile.cli.summary import rows_table
 
 ROWS, WIDTH = 12, 40
 LEFT, RIGHT = -8.0, 0.0  # powers of ten at the ends of a bar
-Step = dict[str, Any]
 
 
-def errors_chart(errors: list[Step], tolerance: float) -> Table:
+def errors_chart(errors: list[Report], tolerance: float) -> Table:
     """A line for each step, or for some that follow each other: the largest error, and a bar on a logarithmic scale."""
     scale = f"1e{LEFT:.0f}" + "1".rjust(WIDTH - 4)
     table = rows_table(f"Error in standard deviations (┃ tolerance {tolerance:.0e})", "step", "error", scale)
@@ -34,7 +33,7 @@ def _number(error: float | None) -> float:
     return math.inf if error is None or not math.isfinite(error) else error
 
 
-def _parts(errors: list[Step]) -> list[list[Step]]:
+def _parts(errors: list[Report]) -> list[list[Report]]:
     """At most so many groups of steps that follow each other, if there are not more of them."""
     runs = [list(errors[:1])] if errors else []
     for last, error in pairwise(errors):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -17,7 +17,9 @@ from co3d_compile.cli.common import (
     FILE,
     OUTPUT,
     Command,
-    bytes_text,
+    Options,
+    Report,
+    join,
     json_option,
     option,
     print_json,
@@ -27,17 +29,17 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.model_options import is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, rows_table
+from co3d_compile.cli.summary import facts_table, rows_table, show
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.report.facts import JsonObject, shape_text, state_text, stream_facts
+from co3d_compile.report.facts import shape_text, state_text, stream_facts
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
 from co3d_compile.runtime.stored_metadata import Stored, read_stored
-from co3d_compile.support.readable_numbers import number_text
+from co3d_compile.support.readable_numbers import bytes_text, number_text
 
 ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 
@@ -93,24 +95,18 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
         data |= {"time": _times(report, time)} if report and time else {}
         print_json({**data, "report": report} if verbose else data)
         return
-    parts: list[Any] = [_facts(model, contract, data)]
-    if report is not None:
-        parts += ["", _tree(report, contract, time, everything=verbose > 0)]
-    if contract.states and (verbose or report is None):
-        parts += ["", _states(contract, None if verbose else 20)]
-    if contract.recomputed:
-        again = rows_table("Recomputed on a window at every step", "operator", "module", "reason")
-        for item in contract.recomputed:
-            again.add_row(item.operator, item.module_path, item.reason)
-        parts += ["", again]
-    if time is not None:
-        parts += ["", _kernels(time)]
-    if output is not None:
-        parts += ["", f"{output.given} written"]
-    console_for(stdout()).print(Group(*parts))
+    show(
+        stdout(),
+        _facts(model, contract, data),
+        _tree(report, contract, time, everything=verbose > 0) if report is not None else None,
+        _states(contract, None if verbose else 20) if contract.states and (verbose or report is None) else None,
+        _recomputed(contract) if contract.recomputed else None,
+        _kernels(time) if time is not None else None,
+        f"{output.given} written" if output is not None else None,
+    )
 
 
-def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
+def _compiled(model: str, options: Options, verbose: int) -> Stored:
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
@@ -121,7 +117,7 @@ def _compiled(model: str, options: dict[str, Any], verbose: int) -> Stored:
     return compiled.info, details(compiled.report(), compiled.program.notes.survey)
 
 
-def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
     """The report with the share of time of each operator, and what ``page`` takes besides."""
     from co3d_compile.report.profile_times import read_times, with_shares
 
@@ -138,14 +134,14 @@ def _timed(report: dict[str, Any], profile: Path, model: Path) -> tuple[dict[str
     return {**report, "table": rows}, {"milliseconds_step": milliseconds, "elsewhere": elsewhere, "kernels": kernels}
 
 
-def _times(report: dict[str, Any], time: dict[str, Any]) -> dict[str, Any]:
+def _times(report: Report, time: Report) -> Report:
     """What ``--json`` says of a profile."""
     rows = [row for row in report["table"] if row["time_share"]]
     operators = [{name: row[name] for name in ("module_path", "operator", "time_share")} for row in rows]
     return {**time, "operators": operators}
 
 
-def _kernels(time: dict[str, Any]) -> Any:
+def _kernels(time: Report) -> Table:
     table = rows_table("ONNX Runtime's kernels, one step", "operator", "times", "ms", "share")
     for kernel in time["kernels"]:
         spent = kernel["milliseconds_step"]
@@ -154,7 +150,7 @@ def _kernels(time: dict[str, Any]) -> Any:
     return table
 
 
-def _write(output: Output, contract: Contract, report: dict[str, Any] | None, time: dict[str, Any] | None) -> None:
+def _write(output: Output, contract: Contract, report: Report | None, time: Report | None) -> None:
     text = page(report if report is not None else stored_report(None), contract, time)
     with output.writing() as file:
         file.write_text(text, encoding="utf-8")
@@ -165,25 +161,33 @@ def state_bytes(state: StateSpec) -> int:
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
 
 
-def _facts(model: str, contract: Contract, data: JsonObject) -> Any:
+def _facts(model: str, contract: Contract, data: Report) -> Table:
     size = f", {bytes_text(Path(model).stat().st_size)}" if Path(model).is_file() else ""
-    facts = facts_table(
+    options, pictures = (
+        join([f"{key}={value}" for key, value in (given or {}).items()])
+        for given in (contract.options, contract.preprocess)
+    )
+    labels = contract.labels or ()
+    more = f", … ({len(labels)})" if len(labels) > 4 else ""
+    return facts_table(
         ("Model", f"{model}{size}, compiled by {contract.compiler_version}"),
         *stream_facts(data),
         ("Boundary", contract.boundary),
         ("State", state_text(len(contract.states), sum(map(state_bytes, contract.states)))),
+        ("Options", options),
+        ("Pictures", pictures),
+        ("Labels", join(clean_labels(labels[:4])) + more),
     )
-    for name, settings in (("Options", contract.options), ("Pictures", contract.preprocess)):
-        if settings:
-            facts.add_row(name, ", ".join(f"{key}={value}" for key, value in settings.items()))
-    if contract.labels:
-        names = clean_labels(contract.labels[:4])
-        more = f", … ({len(contract.labels)})" if len(contract.labels) > 4 else ""
-        facts.add_row("Labels", ", ".join(names) + more)
-    return facts
 
 
-def _tree(report: dict[str, Any], contract: Contract, time: dict[str, Any] | None, *, everything: bool) -> Tree:
+def _recomputed(contract: Contract) -> Table:
+    again = rows_table("Recomputed on a window at every step", "operator", "module", "reason")
+    for item in contract.recomputed:
+        again.add_row(item.operator, item.module_path, item.reason)
+    return again
+
+
+def _tree(report: Report, contract: Contract, time: Report | None, *, everything: bool) -> Tree:
     """What happens over time, by module: only what the compiler changed, or everything."""
 
     frames = max(contract.frames_per_step.values(), default=1)
@@ -222,7 +226,7 @@ def _branch(branches: dict[tuple[str, ...], Tree], path: tuple[str, ...], shares
     return branches[path]
 
 
-def _leaf(row: dict[str, Any], name: str) -> Text:
+def _leaf(row: Report, name: str) -> Text:
     text = Text(f"{name}  " if name else "")
     text.append(row["operator"].removeprefix("aten."), "cyan")
     text.append(f"  {row['done']}" if row["done"] else "", "green")
@@ -236,11 +240,11 @@ def _leaf(row: dict[str, Any], name: str) -> Text:
     return text.append("  " + ", ".join(facts), "dim")
 
 
-def _states(contract: Contract, limit: int | None) -> Any:
+def _states(contract: Contract, limit: int | None) -> Table:
     states = rows_table("States", "input", "shape", "dtype", "bytes", "next value from")
     for state in contract.states[:limit]:
         size = bytes_text(state_bytes(state))
-        states.add_row(state.input, shape_text([*state.shape]), state.dtype, size, state.output)
+        states.add_row(state.input, shape_text(state.shape), state.dtype, size, state.output)
     if limit is not None and len(contract.states) > limit:
         states.add_row(f"and {len(contract.states) - limit} more (-v)")
     return states

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from co3d_compile.cli.common import FILE, MODEL, option, together
+from co3d_compile.cli.common import FILE, MODEL, Options, Report, option, together
 
 if TYPE_CHECKING:
     from co3d_compile.capture.load_model import Loaded
@@ -28,7 +28,7 @@ class ShapeType(click.ParamType[Any]):
         return tuple(int(size) for size in sizes)
 
 
-def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> Report | None:
     """The callback of ``--kwargs``."""
     if value is None:
         return None
@@ -54,7 +54,7 @@ model_options = together(
 )  # fmt: skip
 
 
-def load_model(model: str, options: dict[str, Any]) -> Loaded:
+def load_model(model: str, options: Options) -> Loaded:
     """Loads a model as `model_options` say; takes those options out of ``options``."""
     from co3d_compile.capture.load_model import load
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from co3d_compile.cli.common import FILE, PICTURE, option, together
+from co3d_compile.cli.common import FILE, PICTURE, Options, Report, option, together
 
 NAMES = ("size", "mean", "std", "value_range", "channels", "layout", "fps")
 
@@ -57,7 +57,7 @@ picture_options = together(
 )  # fmt: skip
 
 
-def take_pictures(options: dict[str, Any]) -> tuple[dict[str, Any] | None, tuple[str, ...] | None]:
+def take_pictures(options: Options) -> tuple[Report | None, tuple[str, ...] | None]:
     """Preprocessing and labels as given (None: not); takes those options out of ``options``. Checks what it can."""
     from co3d_compile.media.class_labels import read_labels
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from co3d_compile.cli.common import OUTPUT, option, together
+from co3d_compile.cli.common import OUTPUT, Options, option, together
 from co3d_compile.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ precision_options = together(
 )  # fmt: skip
 
 
-def take_precision(
-    options: dict[str, Any], native: bool, path: Path
-) -> Callable[[CompiledModel], CompiledModel] | None:
+def take_precision(options: Options, native: bool, path: Path) -> Callable[[CompiledModel], CompiledModel] | None:
     """Takes the options out; returns what reduces a compiled model, if anything is to."""
     half, int8, video = options.pop("state_dtype") == "float16", options.pop("int8"), options.pop("calibrate")
     if int8 != (video is not None):

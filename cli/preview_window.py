@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from co3d_compile.errors import UsageError
-
-if TYPE_CHECKING:
-    from co3d_compile.media.predictor import Prediction
-    from co3d_compile.media.video import VideoFrame
+from co3d_compile.media.annotated_video import annotated, fitted, pillow, video_size
+from co3d_compile.media.predictor import Prediction
+from co3d_compile.media.video import VideoFrame
 
 LONGEST = 1.0  # seconds that a frame waits for its time; further away its time has jumped
 SHARE = 0.85  # of the screen that a picture takes at most: title and bars of the desktop want some
@@ -32,8 +31,6 @@ class Window:
             raise UsageError("--show needs a display, and there is none.", hint="Use --save and look at the file.")
         try:
             import tkinter
-
-            from co3d_compile.media.annotated_video import pillow
 
             pillow()
             self._root = tkinter.Tk(className="co3d")
@@ -58,8 +55,6 @@ class Window:
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool:
         """Show a frame with the newest prediction; returns whether the window is still open."""
-        from co3d_compile.media.annotated_video import annotated, fitted
-
         self._shown = predictions[-1] if predictions else self._shown
         if frame is None or not self._open:
             return self._open
@@ -85,8 +80,6 @@ class Window:
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """What fits on the screen: predictions stand in the lower corner of the picture."""
-        from co3d_compile.media.annotated_video import video_size
-
         tall, wide = video_size(height, width)
         screen = self._root.winfo_screenheight(), self._root.winfo_screenwidth()
         scale = min(1.0, SHARE * screen[0] / tall, SHARE * screen[1] / wide)

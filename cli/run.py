@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +15,11 @@ from co3d_compile.cli.common import (
     OUTPUT,
     SOURCE,
     Command,
+    Options,
     Stopped,
     hush,
     json_option,
+    on_signals,
     option,
     print_json,
     stdout,
@@ -27,13 +27,11 @@ from co3d_compile.cli.common import (
 )
 from co3d_compile.cli.output_file import keep_apart
 from co3d_compile.cli.picture_options import picture_options, take_pictures
+from co3d_compile.cli.prediction_sinks import Sinks
 from co3d_compile.cli.run_display import Live, print_result, result_of
 from co3d_compile.errors import LoadError, UsageError
-
-if TYPE_CHECKING:
-    from co3d_compile.cli.prediction_sinks import Sinks
-    from co3d_compile.media.frame_source import Source
-    from co3d_compile.media.predictor import Predictor
+from co3d_compile.media.frame_source import Source
+from co3d_compile.media.predictor import Predictor
 
 EPILOG = """\b
 Examples:
@@ -75,6 +73,7 @@ Exit codes:
 @picture_options
 @option(
     "--save",
+    "save_path",
     type=FILE,
     group=OUTPUT,
     metavar="OUT.mp4",
@@ -146,8 +145,9 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
         source_fps = options["source_fps"]
         if source_fps is None and Path(options["source"]).is_dir():
             source_fps = predictor.fps or 30.0
-        sinks = _sinks(options, stack)
-        source = stack.enter_context(_source(options["source"], source_fps))
+        files = {name: options[f"{name}_path"] for name in ("save", "csv", "jsonl")}
+        sinks = stack.enter_context(Sinks(files, options["show"], options["top"]))
+        source = stack.enter_context(Source(options["source"], source_fps))
         sinks.begin(source, predictor)
         on_stdout = as_json or sinks.on_stdout
         live = stack.enter_context(Live(source, predictor, options["top"], options["frames"], silent=on_stdout))
@@ -194,17 +194,15 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
     return problem
 
 
-def _check(model: Path, options: dict[str, Any]) -> None:
+def _check(model: Path, options: Options) -> None:
     """What can be known of the outputs before anything is opened."""
-    outputs = [options[key] for key in ("save", "csv_path", "jsonl_path", "profile")]
+    outputs = [options[key] for key in ("save_path", "csv_path", "jsonl_path", "profile")]
     keep_apart(outputs, source=options["source"], model=model, labels=options["labels"])
-    if options["save"] is not None and str(options["save"]) == "-":
+    if str(options["save_path"]) == "-":
         raise UsageError("--save writes a file: a video cannot go to standard output.")
 
 
-def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
-    from co3d_compile.media.predictor import Predictor
-
+def _predictor(model: Path, options: Options) -> Predictor:
     if not model.is_file():
         raise LoadError(f"There is no file {model}.")
     preprocess, labels = take_pictures(options)
@@ -217,22 +215,8 @@ def _predictor(model: Path, options: dict[str, Any]) -> Predictor:
         providers=options["providers"] or None,
         threads=options["threads"],
         profile=options["profile"],
+        finite="reset",
     )
-
-
-def _source(source: str, fps: float | None) -> Source:
-    from co3d_compile.media.frame_source import Source
-
-    return Source(source, fps)
-
-
-def _sinks(options: dict[str, Any], stack: contextlib.ExitStack) -> Sinks:
-    from co3d_compile.cli.prediction_sinks import Sinks
-
-    paths = {name: options[key] for name, key in (("save", "save"), ("csv", "csv_path"), ("jsonl", "jsonl_path"))}
-    sinks = Sinks(**paths, show=options["show"], top=options["top"])
-    stack.enter_context(sinks)
-    return sinks
 
 
 @contextlib.contextmanager
@@ -240,19 +224,11 @@ def stopping(source: Source) -> Iterator[list[int]]:
     """The first signal ends the source, so that files are finished; the second ends the process. Gives the signals."""
     seen: list[int] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int) -> None:
         seen.append(number)
         source.stop()
         if len(seen) > 1:
             raise Stopped(number)
 
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    except ValueError:  # not in the main thread: signals are someone else's
+    with on_signals(stop):
         yield seen
-        return
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,22 +6,20 @@ import statistics
 import time
 from collections import Counter, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
-from rich.console import Console, Group
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from co3d_compile.cli.common import join, stderr, stdout
+from co3d_compile.cli.common import Report, join, stderr, stdout
+from co3d_compile.cli.prediction_sinks import Sinks
 from co3d_compile.cli.summary import console_for, facts_table
+from co3d_compile.media.frame_source import Source
+from co3d_compile.media.predictor import Prediction, Predictor
+from co3d_compile.media.video import VideoFrame
 from co3d_compile.support.readable_numbers import plural
-
-if TYPE_CHECKING:
-    from co3d_compile.cli.prediction_sinks import Sinks
-    from co3d_compile.media.frame_source import Source
-    from co3d_compile.media.predictor import Prediction, Predictor
-    from co3d_compile.media.video import VideoFrame
 
 EVERY = 1.0  # seconds between two lines
 _NOT_SAID = (
@@ -47,7 +45,7 @@ class Live:
         self._shape: tuple[int, ...] | None = None
         self._last: Prediction | None = None
         self._start = self._said = time.perf_counter()
-        self._counted, self._resize_said = 0, -EVERY
+        self._counted, self._noted, self._resets = 0, -EVERY, 0
         self._bars, self._task = self._bar(source, limit)
 
     def _bar(self, source: Source, limit: int | None) -> tuple[Progress | None, Any]:
@@ -87,6 +85,9 @@ class Live:
             return
         self.frames += 1
         self._look_at(frame)
+        if self._predictor.resets > self._resets:
+            self._resets = self._predictor.resets
+            self._note(f"{clock(frame.time)}  {self._predictor.spoilt}: the stream starts anew and warms up again")
         now = time.perf_counter()
         if now - self._said >= EVERY:
             rate = (self.frames - self._counted) / (now - self._said)
@@ -97,11 +98,19 @@ class Live:
         shape = frame.image.shape[:2]
         if self._shape not in (None, shape):
             self.resizes += 1
-            now = time.perf_counter()
-            if not self._silent and now - self._resize_said >= EVERY:
-                self._resize_said = now
-                self._say(Text(f"{clock(frame.time)}  the pictures are now {shape[1]}x{shape[0]} pixels", "yellow"))
+            if not self._silent:
+                self._note(f"{clock(frame.time)}  the pictures are now {shape[1]}x{shape[0]} pixels")
         self._shape = shape
+
+    def _note(self, text: str) -> None:
+        """Says what has happened, once a second at most; on stderr where standard output holds something else."""
+        if time.perf_counter() - self._noted < EVERY:
+            return
+        self._noted = time.perf_counter()
+        if self._silent:
+            click.echo(text, file=stderr())
+        else:
+            self._say(Text(text, "yellow"))
 
     def _line(self, frame: VideoFrame, rate: float) -> None:
         if self._bars:
@@ -139,7 +148,7 @@ class Live:
         return f"Warming up: results of the first {steps} ({plural(frames, 'frame')}{seconds}) are marked."
 
 
-def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sinks: Sinks) -> dict[str, Any]:
+def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sinks: Sinks) -> Report:
     """What ``--json`` prints, and the summary says."""
     steps = sorted(live.steps)
     sure = live.predictions - live.warmup
@@ -154,6 +163,7 @@ def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sin
         "frames_dropped": source.dropped,
         "damaged": source.damaged,
         "clock_jumps": predictor.restarts,
+        "not_finite": predictor.resets,
         "size_changes": live.resizes,
         "predictions": live.predictions,
         "warmup_predictions": live.warmup,
@@ -166,21 +176,20 @@ def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sin
     }
 
 
-def print_result(result: dict[str, Any], stream: TextIO) -> None:
+def print_result(result: Report, stream: TextIO) -> None:
     """The summary, for a person."""
-    table = facts_table()
-    table.add_row("Frames", _frames(result))
-    table.add_row("Predictions", _predictions(result))
-    if result["milliseconds_median"] is not None:
-        table.add_row("Step", f"{result['milliseconds_median']:.1f} ms (95%: {result['milliseconds_95']:.1f} ms)")
-    if result["classes"]:
-        table.add_row("Classes", join([f"{each['label']} {each['share']:.0%}" for each in result["classes"][:5]]))
-    if result["files"]:
-        table.add_row("Written", join(result["files"]))
-    console_for(stream).print(Group(*([""] if result["predictions"] else []), table))
+    steps, classes = result["milliseconds_median"], result["classes"][:5]
+    table = facts_table(
+        ("Frames", _frames(result)),
+        ("Predictions", _predictions(result)),
+        ("Step", f"{steps:.1f} ms (95%: {result['milliseconds_95']:.1f} ms)" if steps is not None else None),
+        ("Classes", join([f"{each['label']} {each['share']:.0%}" for each in classes])),
+        ("Written", join(result["files"])),
+    )
+    console_for(stream).print(*([""] if result["predictions"] else []), table)
 
 
-def _predictions(result: dict[str, Any]) -> str:
+def _predictions(result: Report) -> str:
     count, early = result["predictions"], result["warmup_predictions"]
     if early and early == count:
         return f"{count}, all of them while warming up: the source is shorter than the warm-up"
@@ -189,7 +198,7 @@ def _predictions(result: dict[str, Any]) -> str:
     return f"{count}, the first {early} while warming up" if early else str(count)
 
 
-def _frames(result: dict[str, Any]) -> str:
+def _frames(result: Report) -> str:
     text = f"{result['frames']} in {result['seconds']:.1f} s"
     text += f", {result['fps']:.0f} per second" if result["fps"] else ""
     for name, what in (
@@ -201,7 +210,11 @@ def _frames(result: dict[str, Any]) -> str:
         if result[f"frames_{name}"]:
             text += f"; {result[f'frames_{name}']} {what}"
     text += f"; {result['damaged']} damaged" if result["damaged"] else ""
-    for name, what in (("clock_jumps", "jump{} in time"), ("size_changes", "change{} of size")):
+    for name, what in (
+        ("clock_jumps", "jump{} in time"),
+        ("size_changes", "change{} of size"),
+        ("not_finite", "start{} anew after values that were not finite"),
+    ):
         text += f"; {result[name]} {what.format('s' * (result[name] > 1))}" if result[name] else ""
     return text
 

@@ -21,6 +21,7 @@ from co3d_compile.cli.common import (
     LIMITS,
     PLACE,
     Command,
+    Options,
     Stopped,
     json_option,
     option,
@@ -137,7 +138,7 @@ def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: Serv
     stdout().flush()
 
 
-def _token(options: dict[str, Any]) -> str | None:
+def _token(options: Options) -> str | None:
     """The digest of the token: the token itself goes no further than this process."""
     token = os.environ.get("CO3D_TOKEN", "")
     if options["token_file"] is not None:
@@ -150,7 +151,7 @@ def _token(options: dict[str, Any]) -> str | None:
     return hashlib.sha256(token.encode()).hexdigest() if token else None
 
 
-def _state_dir(options: dict[str, Any], stack: contextlib.ExitStack) -> str | None:
+def _state_dir(options: Options, stack: contextlib.ExitStack) -> str | None:
     if options["state_dir"] is not None:
         return str(options["state_dir"].resolve())
     if options["address"] is not None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from co3d_compile.cli.common import bytes_text, join
-from co3d_compile.report.facts import JsonObject as Report
+from co3d_compile.cli.common import Report, join
 from co3d_compile.report.facts import cost_facts, stream_facts, verification_text
-from co3d_compile.support.readable_numbers import plural
+from co3d_compile.support.readable_numbers import bytes_text, plural
 
 NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
@@ -41,28 +39,40 @@ def console_for(stream: TextIO) -> Console:
     return console
 
 
+def show(stream: TextIO, *parts: RenderableType | None) -> None:
+    """Prints what there is of the parts, with a blank line between two."""
+    there = [part for part in parts if part is not None]
+    between = [each for part in there for each in ("", part)]
+    console_for(stream).print(Group(*between[1:]))
+
+
 def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
     """Prints the report of one compilation."""
-    parts: list[RenderableType] = [_facts(report)]
-    if report["actions"]:
-        parts += ["", _actions(report["actions"])]
-    if report["gates"] and verbose:
-        parts += ["", _gates(report["gates"])]
-    if report["recomputed"]:
-        parts += ["", _recomputed(report["recomputed"], None if verbose else 10)]
-    notes = [*report["source"]["notes"], *report["warnings"]]
-    if notes:
-        parts += ["", *(Text.assemble(("note: ", "yellow"), note) for note in notes)]
-    console_for(stream).print(Padding(Group(*parts), (0, 0)), soft_wrap=False)
+    gates = rows_table("Gates", "module", "pooled over")
+    for row in report["gates"]:
+        gates.add_row(row["module_path"], row["scope"])
+    notes = [Text.assemble(("note: ", "yellow"), note) for note in [*report["source"]["notes"], *report["warnings"]]]
+    show(
+        stream,
+        _facts(report),
+        _actions(report["actions"]) if report["actions"] else None,
+        gates if report["gates"] and verbose else None,
+        _recomputed(report["recomputed"], None if verbose else 10) if report["recomputed"] else None,
+        Group(*notes) if notes else None,
+    )
 
 
-def facts_table(*facts: tuple[str, str | Text]) -> Table:
-    """Two columns, no lines: a name and what is so."""
+Row: TypeAlias = tuple[str, str | Text | None]
+
+
+def facts_table(*rows: Row) -> Table:
+    """Two columns, no lines: a name and what is so. A row without text is left out."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for fact in facts:
-        table.add_row(*fact)
+    for name, text in rows:
+        if text:
+            table.add_row(name, text)
     return table
 
 
@@ -93,13 +103,6 @@ def _actions(rows: list[Report]) -> Table:
     table.columns[1].justify = "right"
     for row in rows:
         table.add_row(row["operator"], str(row["count"]), row["action"])
-    return table
-
-
-def _gates(rows: list[Report]) -> Table:
-    table = rows_table("Gates", "module", "pooled over")
-    for row in rows:
-        table.add_row(row["module_path"], row["scope"])
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from co3d_compile.cli.common import COUNT, MODEL, TIME, F, Option, option, together
+from co3d_compile.cli.common import COUNT, MODEL, TIME, F, Option, Options, Report, option, together
 from co3d_compile.errors import UsageError
 
 
@@ -77,7 +77,7 @@ def refuse_options(model: str) -> None:
             raise UsageError(what, hint="Give the model that it was compiled from.")
 
 
-def take_time(options: dict[str, Any]) -> dict[str, Any]:
+def take_time(options: Options) -> Report:
     """The arguments of ``co3d.compile`` that these options give; takes the options out of ``options``."""
     dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
     time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)

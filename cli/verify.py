@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Group
 from rich.text import Text
 
 from co3d_compile.cli.common import (
@@ -18,7 +17,8 @@ from co3d_compile.cli.common import (
     OUTPUT,
     SOURCE,
     Command,
-    bytes_text,
+    Options,
+    Report,
     json_option,
     option,
     print_json,
@@ -29,11 +29,11 @@ from co3d_compile.cli.error_chart import errors_chart
 from co3d_compile.cli.model_options import load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import console_for, facts_table, reason, verification
+from co3d_compile.cli.summary import facts_table, reason, show, verification
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.runtime.stored_metadata import read_contract
-from co3d_compile.support.readable_numbers import plural
+from co3d_compile.support.readable_numbers import bytes_text, plural
 
 LONG = 10_000
 EPILOG = """\b
@@ -123,7 +123,7 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
         found = _verify(compiled, info, loaded, how, progress)
         if plot is not None:
             found.plot(plot, f"{compiled.name} against {against}")
-    result: dict[str, Any] = found.to_dict()
+    result: Report = found.to_dict()
     if as_json:
         print_json({**result, "model": str(compiled), "against": against, "video": how["video"]})
     else:
@@ -132,7 +132,7 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
         raise VerificationError(f"{compiled} differs from {against}: {reason(result)}")
 
 
-def _check(plot: Path | None, how: dict[str, Any]) -> None:
+def _check(plot: Path | None, how: Options) -> None:
     """What can be known before the long work."""
     if how["is_long"]:
         if how["steps"] is not None:
@@ -145,7 +145,7 @@ def _check(plot: Path | None, how: dict[str, Any]) -> None:
         Output(plot)
 
 
-def _verify(compiled: Path, info: Contract, loaded: Any, how: dict[str, Any], progress: Progress) -> Any:
+def _verify(compiled: Path, info: Contract, loaded: Any, how: Options, progress: Progress) -> Any:
     from co3d_compile.verification.verify_model import verify
 
     def forward(stage: str, done: int, total: int) -> None:
@@ -166,7 +166,7 @@ def _verify(compiled: Path, info: Contract, loaded: Any, how: dict[str, Any], pr
 
 
 @contextlib.contextmanager
-def _frames(info: Contract, how: dict[str, Any]) -> Iterator[tuple[Any, int | None]]:
+def _frames(info: Contract, how: Options) -> Iterator[tuple[Any, int | None]]:
     """The steps of the video, and how many there are to run: no more than it claims to have."""
     if how["video"] is None:
         yield None, how["steps"]
@@ -183,29 +183,24 @@ def _frames(info: Contract, how: dict[str, Any]) -> Iterator[tuple[Any, int | No
         yield feed.steps(source), steps
 
 
-def _print(result: dict[str, Any], compiled: Path, against: str, how: dict[str, Any], plot: Path | None) -> None:
-    table = facts_table()
-    table.add_row("Model", str(compiled))
-    table.add_row("Against", against)
+def _print(result: Report, compiled: Path, against: str, how: Options, plot: Path | None) -> None:
     frames = how["video"] if how["video"] is not None else f"random (seed {how['seed']})"
-    table.add_row("Frames", f"{frames}, {plural(result['streamed'], 'step')}")
-    table.add_row("Verification", verification(result))
-    table.add_row("Start", _start(result))
-    if result["memory"]:
-        table.add_row("Drift", _drift(result))
-    for note in result["notes"]:
-        table.add_row("Note", note)
-    if result["bisection"]:
-        table.add_row("Bisection", Text(result["bisection"]["message"], "red"))
-    parts: list[Any] = [table]
-    if result["errors"]:
-        parts += ["", errors_chart(result["errors"], result["tolerance"])]
-    if plot is not None:
-        parts += ["", f"{plot} written"]
-    console_for(stdout()).print(Group(*parts))
+    found = result["bisection"]
+    table = facts_table(
+        ("Model", str(compiled)),
+        ("Against", against),
+        ("Frames", f"{frames}, {plural(result['streamed'], 'step')}"),
+        ("Verification", verification(result)),
+        ("Start", _start(result)),
+        ("Drift", _drift(result) if result["memory"] else None),
+        *(("Note", note) for note in result["notes"]),
+        ("Bisection", Text(found["message"], "red") if found else None),
+    )
+    chart = errors_chart(result["errors"], result["tolerance"]) if result["errors"] else None
+    show(stdout(), table, chart, f"{plot} written" if plot is not None else None)
 
 
-def _start(result: dict[str, Any]) -> str:
+def _start(result: Report) -> str:
     """What became of the NaN that the states held."""
     if not result["nan_states"]:
         return "no state could start at NaN"
@@ -214,7 +209,7 @@ def _start(result: dict[str, Any]) -> str:
     return f"{plural(result['nan_states'], 'state')} at NaN, {became}; the file says from {result['warmup_steps']}"
 
 
-def _drift(result: dict[str, Any]) -> str:
+def _drift(result: Report) -> str:
     """The error at the start and at the end of a long run, and what it holds in memory."""
     from co3d_compile.verification.error_plot import runs
     from co3d_compile.verification.findings import StepError

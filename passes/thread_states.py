@@ -45,7 +45,8 @@ class ThreadStates(Pass):
             replaced[node], value = self._threaded(program, node, state)
             values.append(stored[node] if node.target in (carry, counter) else value)
             initial = 0.0 if node in stored else argument(node, 2 if node.target is fifo else 1, "initial", 0.0)
-            program.step.states.append(State(name, f"next.{name}", _shape(state), state.meta["val"].dtype, initial))
+            shape, dtype, unbounded = _shape(state), state.meta["val"].dtype, node.target is carry
+            program.step.states.append(State(name, f"next.{name}", shape, dtype, initial, unbounded))
         output = next(n for n in graph.nodes if n.op == "output")
         final = [replaced.get(v, v) for v in values]
         for old, new in replaced.items():

@@ -289,7 +289,7 @@ def test_a_terminal_gets_a_line_per_second_and_a_bar(here: Path) -> None:
     write_video(here / "long.mp4", ramp(40) * 2, 20)
     main, end = pty.openpty()
     # As if a second went by with every frame: how many do is the machine's affair.
-    code = "from co3d_compile.cli import live, main; live.EVERY = 0.0; main.main()"
+    code = "from co3d_compile.cli import run_display, main; run_display.EVERY = 0.0; main.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *CO3D[CO3D.index("run") :], "--source", "long.mp4"],
         stdout=end, stderr=end, env={**os.environ, "COLUMNS": "120"},

@@ -12,6 +12,7 @@ from test_serve_shard import frame
 from torch import nn
 
 import co3d_compile as co3d
+from co3d_compile.media import VideoFrame
 from co3d_compile.serve.engine import TENSOR, Engine
 from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.shard import Shard
@@ -43,7 +44,7 @@ def test_pictures_are_preprocessed_as_the_file_says() -> None:
                 decoded = np.asarray(Image.open(io.BytesIO(payload))) if name else image
                 more = {"kind": kind, "size": (30, 40), "top": 2, "values": False}
                 reply = await shard.frame(frame(kind, number, payload, **more))
-                (expected,) = predictor.push(co3d.predictor.VideoFrame(decoded, number / 10, number)) or [None]
+                (expected,) = predictor.push(VideoFrame(decoded, number / 10, number)) or [None]
                 assert "outputs" not in reply
                 if expected is not None:
                     assert [best["label"] for best in reply["top"]] == [best.label for best in expected.top(2)]

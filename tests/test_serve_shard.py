@@ -348,3 +348,30 @@ def test_models_and_options_that_cannot_be_served() -> None:
     file = Path(__file__)
     with pytest.raises(co3d.OutputError):
         SnapshotStore(file / "x")
+
+
+def test_a_frame_that_is_not_finite_starts_its_stream_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """Its answer says so, the next ones are of another epoch and equal a stream that has just begun."""
+    spoilt, count = 5, 12
+
+    async def work(shard: Shard, engine: Engine) -> None:
+        films = {name: payloads(engine, count, seed) for seed, name in enumerate(("door", "yard"))}
+        bad = engine.prepare(TENSOR, films["door"][spoilt])[0].copy()
+        bad.flat[0] = np.nan
+        films["door"][spoilt] = bad.tobytes()
+        replies: dict[str, list[Reply]] = {name: [] for name in films}
+        for number in range(count):
+            for reply in await shard.frames([frame(name, number, film[number]) for name, film in films.items()]):
+                replies[reply["stream"]].append(reply)
+        door = replies["door"]
+        assert "is not finite" in door[spoilt]["not_finite"] and not door[spoilt]["warm"]
+        assert [reply["restart"] for reply in door] == [None] * (spoilt + 1) + ["not_finite"] * (count - spoilt - 1)
+        assert [reply["started"] for reply in door] == [0] * (spoilt + 1) + [spoilt + 1] * (count - spoilt - 1)
+        assert [reply["step"] for reply in door] == [*range(spoilt + 1), *range(count - spoilt - 1)]
+        assert len({reply["epoch"] for reply in door}) == 2 and len({reply["epoch"] for reply in replies["yard"]}) == 1
+        same(door[spoilt + 1 :], alone("recurrent, renamed", engine, films["door"][spoilt + 1 :]))
+        same(replies["yard"], alone("recurrent, renamed", engine, films["yard"]))
+        assert shard.metrics()["counts"]["not_finite"] == 1
+        assert any("stream door" in record.getMessage() for record in caplog.records)
+
+    with_shard("recurrent, renamed", work)

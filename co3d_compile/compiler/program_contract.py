@@ -39,7 +39,7 @@ def describe(program: Program) -> metadata.Contract:
         for o in program.outputs
     )
     states = tuple(
-        metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0)
+        metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0, s.unbounded)
         for s in program.step.states
     )
     options = {

@@ -72,7 +72,10 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One state: ``input`` takes its next value from ``output``, an ONNX output or another state's input."""
+    """One state: ``input`` takes its next value from ``output``, an ONNX output or another state's input.
+
+    ``unbounded``: what it once held has a part in every later value, as in a recurrent layer.
+    """
 
     input: str
     output: str
@@ -80,6 +83,7 @@ class StateSpec:
     dtype: str
     initial: float
     batch_dim: int
+    unbounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ class Contract:
         """The metadata as strict JSON: an infinite or NaN initial value is a string, ``"-inf"`` or ``"nan"``."""
         data = {**_as_dict(self), "states": [_as_dict(state) for state in self.states]}
         for state in data["states"]:
+            if not state["unbounded"]:
+                del state["unbounded"]
             if not math.isfinite(state["initial"]):
                 state["initial"] = str(float(state["initial"]))
         try:
@@ -258,7 +264,14 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "entries_per_step": whole(0),
         "frames_per_entry": or_null(typed(int, float)),
     },
-    StateSpec: {"input": text(), "output": text(), **_TENSOR, "initial": number, "batch_dim": whole(0)},
+    StateSpec: {
+        "input": text(),
+        "output": text(),
+        **_TENSOR,
+        "initial": number,
+        "batch_dim": whole(0),
+        "unbounded": typed(bool),
+    },
     Recomputed: {"operator": text(), "module_path": typed(str), "reason": typed(str)},
     Contract: {
         "compiler_version": text(),

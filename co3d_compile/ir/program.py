@@ -51,14 +51,14 @@ class Output:
 
 @dataclass
 class State:
-    """One state: the names of its input and output, and its value at the start."""
+    """One state: the names of its input and output, its value at the start, and whether it never forgets."""
 
     input: str
     output: str
     shape: list[int | str]
     dtype: torch.dtype
     initial: float = 0.0
-    warmup: int | None = 0
+    unbounded: bool = False
 
 
 @dataclass

@@ -23,6 +23,7 @@ from co3d_compile.media.preprocess import Preprocess
 from co3d_compile.media.video import VideoFrame
 from co3d_compile.media.video_steps import Feed
 from co3d_compile.runtime.buffers import Array
+from co3d_compile.runtime.finite_values import Finite
 from co3d_compile.runtime.open_model import Provider, Serializable
 from co3d_compile.runtime.session import StreamSession
 
@@ -74,7 +75,8 @@ class Predictor:
         output: Name of the output to read, if the model has several.
         activation: What makes probabilities of the output: "softmax", "sigmoid" or "none"; "auto": none if the first
             result is a distribution already, else softmax (sigmoid for a single class).
-        providers, threads, profile: As for ``StreamSession``.
+        providers, threads, profile, finite: As for ``StreamSession``. With ``finite="reset"`` the stream starts anew
+            behind a step that has spoilt it, and warms up again; that step's own predictions count as warm-up.
 
     Attributes:
         info: The contract in the file.
@@ -83,6 +85,8 @@ class Predictor:
         repeated: How many of these were given twice or more, as the video has fewer frames than the model's rate.
         skipped: Frames that the model's rate left out.
         restarts: Times at which the video's clock jumped, and the frame rate was counted afresh.
+        spoilt: What was not finite in the last step, if anything was: the stream has started anew.
+        resets: How often that was.
         left_over: Frames at the end that were too few for a step.
 
     Raises:
@@ -101,8 +105,9 @@ class Predictor:
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
+        finite: Finite = "ignore",
     ) -> None:
-        self.session = StreamSession(model, providers=providers, threads=threads, profile=profile)
+        self.session = StreamSession(model, providers=providers, threads=threads, profile=profile, finite=finite)
         self.info: Contract = self.session.info
         self._feed = Feed(self.info, preprocess)
         self._scores = ClassScores(self.info, output, labels, activation)
@@ -112,8 +117,9 @@ class Predictor:
         self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
         per_step = self._spec.entries_per_step * self._per_entry
         self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
-        self.frames = self.repeated = self.skipped = self.left_over = 0
-        self._begin()
+        self.frames = self.repeated = self.skipped = self.left_over = self.resets = 0
+        self.spoilt = ""
+        self.reset()
 
     @property
     def preprocess(self) -> list[Preprocess]:
@@ -131,6 +137,8 @@ class Predictor:
     def reset(self) -> None:
         """Forget the stream: before another video."""
         self.session.reset()
+        self._feed.reset()
+        self._steps = 0
         self._begin()
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
@@ -176,8 +184,8 @@ class Predictor:
         self.close()
 
     def _begin(self) -> None:
-        self._feed.reset()
-        self._steps = 0
+        """Count frames from here: the states are at their start."""
+        self._begun = self._steps
         span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
         self._first = self.frames
         self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
@@ -188,8 +196,12 @@ class Predictor:
         start = time.perf_counter()
         results = self.session.run(dict(zip(self._names, arrays, strict=True)), valid=valid)
         milliseconds = (time.perf_counter() - start) * 1e3
+        self.spoilt = self.session.spoilt.get(0, "")
         found = self._predictions(results[self._spec.name], milliseconds)
         self._steps += 1
+        if self.spoilt:
+            self.resets += 1
+            self._begin()
         return found
 
     def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
@@ -212,7 +224,8 @@ class Predictor:
 
         None: an entry before the first frame or behind the last one.
         """
-        seen = (self._steps + 1) * self._first_pulse
+        steps = self._steps - self._begun
+        seen = (steps + 1) * self._first_pulse
         entry = seen / self._per_entry - 1 - self._spec.delay - before
         scale = self._pulse // self._first_pulse
         frame = math.floor(entry * self._per_entry + 1e-6) * scale
@@ -220,9 +233,9 @@ class Predictor:
         exact = self.info.boundary == "exact"
         if frame < 0 or (exact and frame >= taken):
             return None
-        warmup = self._steps < self.info.warmup_steps and not (exact and self._spec.has_time)
+        warming = steps < self.info.warmup_steps and not (exact and self._spec.has_time)
         oldest = taken - len(self._taken)
-        return min(max(frame, oldest), taken - 1) - oldest, warmup
+        return min(max(frame, oldest), taken - 1) - oldest, warming or bool(self.spoilt)
 
 
 def predict(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import InputSpec, StateSpec, resolve
+from co3d_compile.contract.model_contract import Contract, InputSpec, StateSpec, resolve
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.runtime.buffers import (
     CPU,
@@ -24,6 +24,7 @@ from co3d_compile.runtime.buffers import (
     make_rings,
     no_memory,
 )
+from co3d_compile.runtime.finite_values import CHOICES, Finite, FiniteCheck
 from co3d_compile.runtime.open_model import (
     Provider,
     Serializable,
@@ -47,8 +48,16 @@ class StreamSession:
         providers: onnxruntime execution providers by falling priority, as for ``onnxruntime.InferenceSession``.
             Default: the CPU.
         threads: CPU threads that one step may use. Default: onnxruntime's choice, one per core.
+        finite: What to do when a step spoils a stream: NaN in an output, NaN or infinity in a state of unbounded memory
+            (a recurrent layer's), which would stay there for good. "ignore": nothing; "reset": put that stream back to
+            its start, see ``spoilt``; "raise": raise SessionError, the states are those of before the step.
         profile: A JSON file to write: onnxruntime's profile of the first 100 steps, for ``co3d inspect --profile``.
             It appears with the last of them, or with ``close``.
+
+    Attributes:
+        info: The contract in the file.
+        spoilt: With ``finite="reset"``: the streams that the last step has put back, by their index in the batch, each
+            with what was not finite. Its results are returned as they are.
 
     Raises:
         LoadError: The model cannot be read. ContractError: It was not compiled by co3d-compile, or is damaged.
@@ -63,8 +72,12 @@ class StreamSession:
         providers: Sequence[Provider] | None = None,
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
+        finite: Finite = "ignore",
     ) -> None:
         self.batch = _whole("batch", batch, 1)
+        if finite not in CHOICES:
+            raise UsageError(f"finite is {finite!r}, not one of {', '.join(CHOICES)}.")
+        self.spoilt: dict[int, str] = {}
         self._guard = Guard()
         source, self._fingerprint = read_source(model)
         options = ort.SessionOptions()
@@ -73,6 +86,7 @@ class StreamSession:
         self._profile = None if profile is None else Profile(profile, options)
         self._ort = open_source(source, providers, options)
         self.info = read_contract(self._ort, self.batch)
+        self._check = None if finite == "ignore" else FiniteCheck(self.info, self.batch, raises=finite == "raise")
         device = device_of(self._ort)
         if device == CPU:
             check_memory(self.info, self.batch)
@@ -128,7 +142,7 @@ class StreamSession:
             raise self._guard.refusal() from None
         try:
             if streams is None or list(streams) == list(range(self.batch)):
-                return self._step(arrays, valid)
+                return self._step(arrays, valid) if self._check is None else self._checked_step(arrays, valid)
             return self._step_some(arrays, valid, self._indices(streams))
         finally:
             turn.append(None)
@@ -158,9 +172,7 @@ class StreamSession:
         if set(frames) != set(names):
             what = f"Got inputs named {', '.join(map(str, frames)) or 'nothing'}."
             raise SessionError(what, hint=f"The model takes {', '.join(names)}.")
-        result = self.step([frames[name] for name in names], valid=valid, streams=streams)
-        values = result if isinstance(result, tuple) else (result,)
-        return {spec.name: value for spec, value in zip(self.info.outputs, values, strict=True)}
+        return _by_name(self.info, self.step(*(frames[name] for name in names), valid=valid, streams=streams))
 
     def flush(self) -> list[Array | tuple[Array, ...]]:
         """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
@@ -177,8 +189,7 @@ class StreamSession:
         """Put the state back to its start, for all streams or for the one with this index in the batch."""
         index = slice(None) if stream is None else _whole("stream", stream, 0, self.batch - 1)
         with self._guard:
-            for state, buffer in self._current():
-                buffer.put(state.initial, index, state.batch_dim)
+            self._begin(index)
 
     def get_state(self) -> dict[str, Array]:
         """A copy of the state: {name of the state input: array}."""
@@ -196,6 +207,8 @@ class StreamSession:
                 _checked("State", state.input, values[state.input], buffer.shape, buffer.dtype)
             for state, buffer in self._current():
                 buffer.write(values[state.input])
+            if self._check is not None:
+                self._check.begin(slice(None), warm=True)
 
     def snapshot(self, stream: int | None = None) -> bytes:
         """The state as bytes, for ``restore`` in any process that has the same model.
@@ -222,6 +235,8 @@ class StreamSession:
             for (state, buffer), shape, size in zip(current, shapes, sizes, strict=True):
                 buffer.put(np.frombuffer(states[:size], buffer.dtype).reshape(shape), index, state.batch_dim)
                 states = states[size:]
+            if self._check is not None:
+                self._check.begin(index, warm=True)
 
     def close(self) -> None:
         """Free the model and the state. Every later call raises SessionError."""
@@ -260,6 +275,31 @@ class StreamSession:
             self._profile.stepped(self._ort)
         return self._only.new() if self._only is not None else tuple([result.new() for result in self._results])
 
+    def _checked_step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
+        """A step whose values are looked at. No state of before it is overwritten: to go back is to count back."""
+        assert self._check is not None
+        results = self._step(frames, valid)
+        outputs = _by_name(self.info, results)
+        now = {state.input: buffer.read() for state, buffer in self._current() if state.input in self._check.states}
+        try:
+            self._restart(self._check.spoilt(outputs, now, slice(None)))
+        except SessionError:
+            self._phase = (self._phase - 1) % self._period
+            raise
+        return results
+
+    def _restart(self, spoilt: dict[int, str]) -> None:
+        """Put streams back to their start, and remember why."""
+        self.spoilt = spoilt
+        for stream in spoilt:
+            self._begin(stream)
+
+    def _begin(self, index: int | slice) -> None:
+        for state, buffer in self._current():
+            buffer.put(state.initial, index, state.batch_dim)
+        if self._check is not None:
+            self._check.begin(index)
+
     def _take(self, arrays: Sequence[Array], binding: Any, bound: list[Array]) -> None:
         """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
 
@@ -296,10 +336,15 @@ class StreamSession:
             raise _ort_failed(error) from error
         if self._profile is not None:
             self._profile.stepped(self._ort)
+        spoilt: dict[int, str] = {}
+        if self._check is not None:
+            states = {state.input: values[state.output] for chain, _ in self._rings for state in chain}
+            spoilt = self._check.spoilt(values, states, index)
         buffers = {state.input: buffer for state, buffer in current}
         for chain, _ in self._rings:
             for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
                 buffers[state.input].put(values[state.output], index, state.batch_dim)
+        self._restart(spoilt)
         results = [values[name] for name in outputs]
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -401,6 +446,12 @@ def _checked(what: str, name: str, array: object, shape: tuple[int, ...], dtype:
     else:
         return array
     raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
+
+
+def _by_name(info: Contract, results: Array | tuple[Array, ...]) -> dict[str, Array]:
+    """What ``step`` returns, by the names of the outputs."""
+    values = results if isinstance(results, tuple) else (results,)
+    return {spec.name: value for spec, value in zip(info.outputs, values, strict=True)}
 
 
 def _ort_failed(error: Exception) -> SessionError:

@@ -58,7 +58,7 @@ class Engine:
         hint = "Compile it again, with two clips as the example (docs/semantics.md, The batch)."
         try:
             self.session = StreamSession(
-                model, options.max_streams, list(options.providers) or None, threads=options.threads
+                model, options.max_streams, list(options.providers) or None, options.threads, finite="reset"
             )
         except UsageError as error:
             if "batch" not in error.message:
@@ -138,6 +138,8 @@ class Engine:
 
     def advance(self, work: Sequence[Work]) -> list[list[Array]]:
         """One step of several streams in one run. Returns for each its outputs, with a batch of 1.
+
+        A slot that the step has spoilt is back at its start: ``session.spoilt`` says which, and what was not finite.
 
         Raises:
             SessionError: ONNX Runtime failed; no state has changed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.stream import Refused, Reply, Stream, Ticket
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # runs in a row that fail before a new process is wanted
 Save = Callable[[Stream, Reply, bytes], Coroutine[Any, Any, None]]
 
@@ -125,7 +127,7 @@ class Runner:
         saves = [s for s in batch if self._save and (s.steps + 1 + s.slot) % every == 0 and not s.saving]
         slots = [stream.slot for stream in saves]
         try:
-            outputs, blobs, milliseconds = await self._call(self._run, batch, slots)
+            outputs, spoilt, blobs, milliseconds = await self._call(self._run, batch, slots)
         except Exception as error:
             self._failures += 1
             for stream in batch:
@@ -134,28 +136,36 @@ class Runner:
         self._failures = 0
         self._stats.batch(len(batch), milliseconds)
         for stream, values in zip(batch, outputs, strict=True):
-            self._answer(stream, values)
+            self._answer(stream, values, spoilt.get(stream.slot))
         for stream, blob in zip(saves, blobs, strict=True):
             assert self._save is not None
             task = asyncio.ensure_future(self._save(stream, stream.label(), blob))
             self._saves.add(task)
             task.add_done_callback(self._saves.discard)
 
-    def _run(self, batch: Sequence[Stream], slots: Sequence[int]) -> tuple[list[list[Array]], list[bytes], float]:
-        """In the thread: the step, and snapshots of some slots behind it."""
+    def _run(
+        self, batch: Sequence[Stream], slots: Sequence[int]
+    ) -> tuple[list[list[Array]], dict[int, str], list[bytes], float]:
+        """In the thread: the step, which slots it has spoilt, and snapshots of some slots behind it."""
         start = time.perf_counter()
         work = [Work(stream.slot, *self._engine.pulse.step(stream.pending)) for stream in batch]
         outputs = self._engine.advance(work)
         milliseconds = (time.perf_counter() - start) * 1e3
-        return outputs, [self._engine.session.snapshot(slot) for slot in slots], milliseconds
+        session = self._engine.session
+        return outputs, session.spoilt, [session.snapshot(slot) for slot in slots], milliseconds
 
-    def _answer(self, stream: Stream, outputs: list[Array]) -> None:
+    def _answer(self, stream: Stream, outputs: list[Array], spoilt: str | None) -> None:
         ticket = stream.due
         assert ticket is not None
         frame = ticket.frame
         reply = self._reply(stream, frame.number, outputs, frame.top, frame.values)
         stream.due, stream.pending, stream.repeat, stream.done = None, [], reply, frame.number
         stream.steps += 1
+        if spoilt is not None:
+            reply |= {"warm": False, "not_finite": spoilt}
+            stream.begin_again("not_finite")
+            self._stats.count("not_finite")
+            log.warning("stream %s: %s behind frame %d; it starts anew", stream.name, spoilt, frame.number)
         stream.last_heard = max(stream.last_heard, time.monotonic())
         self._stats.answer((time.monotonic() - ticket.arrival) * 1e3)
         _give(ticket, reply)

@@ -77,7 +77,7 @@ class Stream:
     slot: int
     started: int
     restart: str | None = None
-    epoch: str = field(default_factory=lambda: secrets.token_hex(8))
+    epoch: str = field(default_factory=lambda: new_epoch())
     next: int = 0  # the number that is taken next
     steps: int = 0
     done: int = -1  # the newest frame of a whole step
@@ -104,6 +104,10 @@ class Stream:
         """What the state in the slot is of."""
         return self.about() | {"frame": self.done, "steps": self.steps, "answer": self.repeat}
 
+    def begin_again(self, why: str) -> None:
+        """Its slot is back at the start: what follows is of another epoch, and warms up again."""
+        self.epoch, self.started, self.restart, self.steps = new_epoch(), self.done + 1, why, 0
+
     def rewind(self, ticket: Ticket, number: int, refused: Refused) -> None:
         """Refuse a frame that was taken and all behind it: ``number`` is expected again."""
         if ticket not in self.queue:
@@ -117,6 +121,11 @@ class Stream:
                 message = f"A frame before this one was refused: {number} is expected."
                 error = refused if other is ticket else Refused(409, "gap", message, expected=number)
                 other.answer.set_exception(error)
+
+
+def new_epoch() -> str:
+    """A name that was never used before."""
+    return secrets.token_hex(8)
 
 
 def shard_of(stream: str, count: int) -> int:
