@@ -364,7 +364,7 @@ def test_a_frame_that_is_not_finite_starts_its_stream_anew(caplog: pytest.LogCap
             for reply in await shard.frames([frame(name, number, film[number]) for name, film in films.items()]):
                 replies[reply["stream"]].append(reply)
         door = replies["door"]
-        assert "is not finite" in door[spoilt]["not_finite"] and not door[spoilt]["warm"]
+        assert "NaN" in door[spoilt]["not_finite"] and not door[spoilt]["warm"]
         assert [reply["restart"] for reply in door] == [None] * (spoilt + 1) + ["not_finite"] * (count - spoilt - 1)
         assert [reply["started"] for reply in door] == [0] * (spoilt + 1) + [spoilt + 1] * (count - spoilt - 1)
         assert [reply["step"] for reply in door] == [*range(spoilt + 1), *range(count - spoilt - 1)]
