@@ -19,7 +19,8 @@ from co3d_compile.cli.main import main as group
 VERIFIED = {
     "passed": True, "max_error": 1e-6, "relative_error": 1e-6, "tolerance": 1e-4, "worst": "y[0]", "steps": 9,
     "reason": "It is larger than the file says.", "notes": [], "errors": [], "streamed": 20, "nan_states": 0,
-    "compared_with": "the untouched network", "replaced_distance": None, "finite_from": 0, "warmup_steps": 11, "memory": None, "bisection": None,
+    "compared_with": "the untouched network", "replaced_distance": None,
+    "finite_from": 0, "warmup_steps": 11, "memory": None, "bisection": None,
 }  # fmt: skip
 
 
