@@ -32,6 +32,7 @@ from hand_made import (
 from co3d_compile.contract.model_contract import parse
 from co3d_compile.errors import ContractError, SessionError, UsageError
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.runtime.stored_metadata import read_contract
 
 # --- state ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +220,17 @@ def test_bad_metadata(path: str, value: Any, message: str) -> None:
     change(path, value)(data)
     with pytest.raises(ContractError, match=message):
         parse(json.dumps(data))
+
+
+@pytest.mark.parametrize("key", [b"compiler_version", b"co3d"])
+def test_bytes_that_are_no_text(key: bytes, tmp_path: Path) -> None:
+    model = fir()
+    at = model.rindex(key)
+    bad = model[:at] + b"\xa2" + model[at + 1 :]
+    (tmp_path / "model.onnx").write_bytes(bad)
+    for read in (lambda: StreamSession(bad), lambda: read_contract(tmp_path / "model.onnx")):
+        with pytest.raises(ContractError, match="is no text"):
+            read()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "9" * 5000, "[" * 100_000, '{"version": 1}'])

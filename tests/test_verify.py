@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiled import compiled as zoo_compiled
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch._export.converter import TS2EPConverter
 from zoo import Graph, randomise
@@ -26,6 +27,7 @@ from zoo.real import REAL
 import co3d_compile as co3d
 from co3d_compile.contract.model_contract import METADATA_KEY, parse
 from co3d_compile.ir.options import Options
+from co3d_compile.support.machine import block_channels
 from co3d_compile.verification.compared_steps import Step, Timeline, random_frames
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.reference import Reference
@@ -145,6 +147,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "linear over time": (lambda: Graph(lambda m, x: m.l(m.a(x).flatten(1)), a=conv(), l=nn.Linear(32, 3)), (CLIP,), {}),
     "attention": (lambda: Graph(attend, a=conv(), q=nn.Linear(4, 4), k=nn.Linear(4, 4)), (CLIP,), {}),
     "two inputs": (lambda: Graph(lambda m, x, y: m.a(x) + y, a=conv()), (CLIP, CLIP), {}),
+    "the second input alone": (lambda: Graph(lambda m, x, y: m.a(y), a=conv()), (CLIP, CLIP), {}),
     "two rates": (
         lambda: Graph(lambda m, x, y: torch.cat([m.a(x).mean(2), m.b(y).mean(2)], 1), a=conv(), b=conv(5, 2)),
         (CLIP, (1, 4, 32)), {},
@@ -319,6 +322,50 @@ def test_results_that_do_not_depend_on_the_input(still: bool, answers: str) -> N
     wrong = answers == "nothing" and not still
     assert pools.constant == (["output"] if wrong else [])
     assert ("does not depend on the input" in pools.reason) == wrong
+
+
+def test_notices_weights_that_were_changed_by_little(tmp_path: Path) -> None:
+    """Less than any tolerance: only the digest in the metadata shows it, and a file without one says so."""
+    path, module, example = saved("mean head", tmp_path)
+    assert verify(path, module, example).notes == () and co3d.StreamSession(path, check=True)
+    model = onnx.load(path)
+    weight = next(i for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) > 1)
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[0] = np.nextafter(values.flat[0], np.float32(9))
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    result = verify(path, module, example)
+    assert not result.passed and result.relative_error < 1e-5 and "weights in the file are not those" in result.reason
+    with pytest.raises(co3d.ContractError, match="weights in the file are not those"):
+        co3d.StreamSession(path, check=True)
+    co3d.StreamSession(path)
+    rewrite(path, weights_sha256=None)
+    result = verify(path, module, example)
+    assert result.passed and "does not say what its weights were" in result.notes[0]
+    with pytest.raises(co3d.ContractError, match="does not say what its weights were"):
+        co3d.StreamSession(path, check=True)
+
+
+def conversions() -> dict[str, Callable[[co3d.CompiledModel], co3d.CompiledModel]]:
+    frames = [np.random.default_rng(n).random((1, 3, 8, 8), np.float32) for n in range(20)]
+    found: dict[str, Callable[[co3d.CompiledModel], co3d.CompiledModel]] = {
+        "half states": co3d.CompiledModel.with_half_states,
+        "8 bits": lambda model: model.to_int8(frames),
+        "other weights": lambda model: model.with_weights(model.to_module()),
+    }
+    return found | ({"native": co3d.CompiledModel.to_native} if block_channels() > 1 else {})
+
+
+@pytest.mark.parametrize("name", conversions())
+def test_what_the_compiler_converts_has_its_own_digest(name: str, tmp_path: Path) -> None:
+    example = (torch.randn(1, 3, 8, 8, 8),)
+    network = randomise(nn.Sequential(nn.Conv3d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 16, 3)), *example)
+    compiled = co3d.compile(network, example)
+    other = conversions()[name](compiled)
+    co3d.StreamSession(other.save(tmp_path / "other.onnx"), check=True)
+    co3d.StreamSession(other.to_bytes(), check=True)
+    same = compiled.info.weights_sha256 == other.info.weights_sha256
+    assert same == (name in ("other weights", "half states")), "the weights are the same, or they are not"
 
 
 # file: what it is verified against, a clip for that, and what it is told

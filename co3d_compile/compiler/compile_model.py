@@ -168,7 +168,6 @@ def _attempt(
     shown("export", len(pipeline), len(pipeline))
     model = export(program)
     info = describe(program)
-    model.metadata_props[metadata.METADATA_KEY] = info.to_json()
     seconds["export"] = time.perf_counter() - start
     log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.step.states), seconds["export"])
     step = costs(program)

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from co3d_compile.compiler.program_report import details
 from co3d_compile.contract import model_contract as metadata
+from co3d_compile.contract.weights_digest import weights_digest
 from co3d_compile.errors import OutputError, UsageError
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.media.class_labels import clean_labels
@@ -37,13 +38,14 @@ class CompiledModel:
     Attributes:
         program: The program after the last pass; ``program.graph`` is the step graph.
         model: The ONNX model (``onnx_ir``).
-        info: The contract that is stored in the file (``docs/contract.md``).
+        info: The contract that is stored in the file (``docs/contract.md``), with the digest of the weights.
     """
 
     def __init__(self, program: Program, model: ir.Model, info: metadata.Contract, report: Report) -> None:
         self.program = program
         self.model = model
-        self.info = info
+        self.info = dataclasses.replace(info, weights_sha256=weights_digest(model))
+        self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
         self._report = report
 
     def report(self) -> Report:
@@ -148,7 +150,6 @@ class CompiledModel:
         self._wide("with_weights")
         program = with_weights(self.program, module)
         model = export(program)
-        model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
         return CompiledModel(program, model, self.info, self._report)
 
     def with_half_states(self) -> CompiledModel:
@@ -175,7 +176,6 @@ class CompiledModel:
             note = f"{target.inexact}: results are near those of the clip model, not equal to them."
             report = dataclasses.replace(report, state_bytes=size, warnings=[*report.warnings, note])
             model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.notes.survey))
-        model.metadata_props[metadata.METADATA_KEY] = info.to_json()
         return CompiledModel(self.program, model, info, report)
 
     def to_exported_program(self, batch: int | None = None) -> ExportedProgram:

@@ -46,6 +46,7 @@ def describe(program: Program) -> metadata.Contract:
         k: getattr(program.options, k)
         for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")
     }
+    field = program.step.receptive_field
     options["time_dim"] = [i.time_dim for i in program.inputs]
     return metadata.Contract(
         compiler_version=__version__,
@@ -53,7 +54,7 @@ def describe(program: Program) -> metadata.Contract:
         outputs=outputs,
         states=states,
         frames_per_step={i.name: i.pulse for i in program.inputs if i.time_dim is not None},
-        receptive_field=program.step.receptive_field,
+        receptive_field=None if field is None else max(1, field),  # one frame too where nothing reads the first input
         warmup_steps=program.step.warmup_steps,
         window=program.step.window,
         recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.notes.recomputed),

@@ -119,6 +119,7 @@ class Contract:
     preprocess: Mapping[str, Any] | None = None
     labels: tuple[Any, ...] | None = None
     native: int | None = None
+    weights_sha256: str | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -290,6 +291,7 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "preprocess": or_null(typed(dict)),
         "labels": or_null(each(lambda value, where: value)),
         "native": or_null(whole(2)),
+        "weights_sha256": or_null(text()),
         "version": whole(VERSION),
     },
 }

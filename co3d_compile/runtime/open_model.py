@@ -12,6 +12,7 @@ import onnxruntime as ort
 from co3d_compile.contract.model_contract import METADATA_KEY, Contract, check_graph, parse
 from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.runtime.buffers import CPU
+from co3d_compile.runtime.stored_metadata import properties
 from co3d_compile.support.machine import block_channels
 
 Provider: TypeAlias = str | tuple[str, dict[str, Any]]
@@ -74,7 +75,7 @@ def device_of(session: Any) -> tuple[str, int]:
 
 def read_contract(session: Any, batch: int) -> Contract:
     """The metadata, checked against the graph that it describes and against the number of streams."""
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    text = properties(session).get(METADATA_KEY)
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
     contract = parse(text)

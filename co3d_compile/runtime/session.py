@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract, InputSpec, StateSpec, resolve
+from co3d_compile.contract.weights_digest import check_weights
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.runtime.buffers import (
     CPU,
@@ -53,6 +54,7 @@ class StreamSession:
             its start, see ``spoilt``; "raise": raise SessionError, the states are those of before the step.
         profile: A JSON file to write: onnxruntime's profile of the first 100 steps, for ``co3d inspect --profile``.
             It appears with the last of them, or with ``close``.
+        check: Whether to compare the weights with the digest in the file's metadata. Needs the package onnx-ir.
 
     Attributes:
         info: The contract in the file.
@@ -60,7 +62,8 @@ class StreamSession:
             with what was not finite. Its results are returned as they are.
 
     Raises:
-        LoadError: The model cannot be read. ContractError: It was not compiled by co3d-compile, or is damaged.
+        LoadError: The model cannot be read. ContractError: It was not compiled by co3d-compile, or is damaged; with
+            ``check`` also that its weights were changed after compiling, or that it does not say what they were.
         UsageError: An unknown provider; a batch or number of threads that makes no sense.
         OutputError: The profile cannot be written.
     """
@@ -73,6 +76,7 @@ class StreamSession:
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
         finite: Finite = "ignore",
+        check: bool = False,
     ) -> None:
         self.batch = _whole("batch", batch, 1)
         if finite not in CHOICES:
@@ -87,6 +91,8 @@ class StreamSession:
         self._ort = open_source(source, providers, options)
         self.info = read_contract(self._ort, self.batch)
         self._check = None if finite == "ignore" else FiniteCheck(self.info, self.batch, raises=finite == "raise")
+        if check:
+            check_weights(self.info, source)
         device = device_of(self._ort)
         if device == CPU:
             check_memory(self.info, self.batch)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from co3d_compile.contract.json_readers import HINT
 from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, Contract, parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import ContractError, LoadError, not_onnx
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 Stored = tuple[Contract, dict[str, Any] | None]
+
+
+def properties(session: ort.InferenceSession) -> dict[str, str]:
+    """The metadata entries of a file.
+
+    Raises:
+        ContractError: They are no text.
+    """
+    try:
+        found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise ContractError(f"The metadata of the file is no text: {error}.", hint=HINT) from error
+    return found
 
 
 def read_contract(model: Path) -> Contract:
@@ -36,7 +53,7 @@ def read_stored(model: Path) -> Stored:
     except Exception as error:
         what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
         raise LoadError(what, hint=not_onnx(model)) from error
-    stored = session.get_modelmeta().custom_metadata_map
+    stored = properties(session)
     if METADATA_KEY not in stored:
         raise ContractError(f"{model} was not written by co3d-compile.", hint="Compile a PyTorch model first.")
     return parse(stored[METADATA_KEY]), stored_report(stored[REPORT_KEY]) if REPORT_KEY in stored else None

@@ -240,6 +240,7 @@ def exported_program(program: Program, batch: int | None = None) -> ExportedProg
 def positional_contract(info: Contract) -> str:
     """The metadata of an exported program: every state has its own output, in the order of the states."""
     data = json.loads(info.to_json())
+    data["weights_sha256"] = None  # of the ONNX file
     for state in data["states"]:
         state["output"] = f"next.{state['input']}"
     if data.get("options"):

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.weights_digest import CHANGED, wrong_weights
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.options import Options
 from co3d_compile.runtime.session import StreamSession
@@ -84,6 +85,7 @@ def verify(
         with StreamSession(path, batch=batch_of(program, example_inputs)) as session:
             count = steps if frames is None else steps or WHOLE
             check = _Check(session, program, example_inputs, count, tolerance, progress or (lambda *_: None))
+            check.look_at_weights(path)
             reference, pulse = check.reference, check.timeline.pulse
             check.run(
                 random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
@@ -141,13 +143,19 @@ class _Check:
         self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
         self.own_rounding = 0.0
-        self.largest, self.compared = LargestError(), 0
+        self.largest, self.compared, self.changed = LargestError(), 0, False
         self.first_segment: Segment | None = None
         self.worst_segment: Segment | None = None
         self.bisection: Bisection | None = None
         self.memory: list[int | None] = []
         nodes = len(self.reference.program.graph.nodes) * (self.reference.unit if self.reference.dense else 1)
         self._done, self._total = 0, self.timeline.stop + nodes * len(self.timeline.ranges)
+
+    def look_at_weights(self, path: str) -> None:
+        """Notes whether the weights in the file are those that it was compiled with."""
+        wrong = wrong_weights(self.info, path)
+        self.changed = wrong == CHANGED
+        self.notes += [f"{wrong}."] if wrong else []
 
     def run(self, source: Iterable[Frames]) -> None:
         """Streams, and compares segment by segment."""
@@ -264,6 +272,8 @@ class _Check:
             return f"The relative error {found.relative:.2g} at {found.where} is {over}.", True
         if limit is not None and field > limit:
             return f"The receptive field is at least {field} frames, the file says {limit}.", False
+        if self.changed:
+            return f"{CHANGED}, by the digest in its metadata (weights_sha256).", False
         return self.pools.reason, False
 
     def _depends_on_start(self) -> int | None:
