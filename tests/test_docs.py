@@ -94,8 +94,10 @@ def test_every_link_that_is_named_is_defined() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    named = re.findall(r"^::: co3d_compile\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: co3d_compile\.(\w+)$", page, re.MULTILINE)
     assert sorted(named) == sorted(co3d.__all__)
+    assert set(re.findall(r"`co3d\.(\w+)", page)) == set(named), "who reads the file sees what each name is"
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
