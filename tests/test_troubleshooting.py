@@ -26,6 +26,8 @@ import co3d_compile as co3d
 from co3d_compile.cli.common import explain
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.main import main as group
+from co3d_compile.rules.conv import Convolution
+from co3d_compile.rules.failures import STRICT
 
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 CLIP = torch.zeros(1, 3, 8, 8, 8)
@@ -107,6 +109,13 @@ def captured_for_one_clip() -> co3d.CompiledModel:
     entry = SMALL["transformer"]
     program = torch.export.export(entry.build(), entry.examples(), strict=False)
     return co3d.compile(program, time_dim=entry.time_dim, **entry.options)
+
+
+def rule_with_a_bug() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(STRICT)
+        patch.setattr(Convolution, "strip", lambda *_: 1 // 0)
+        return warned(lambda: co3d.compile(tiny().eval(), (CLIP,)))
 
 
 def other_batch() -> str:
@@ -272,6 +281,7 @@ CASES: dict[str, Callable[[], str]] = {
     ),
     "window": lambda: raised(lambda: compile(pooled(nn.Flatten(), nn.Linear(4 * 8 * 64, 2)), window=16)),
     # unsupported
+    "rule with a bug": rule_with_a_bug,
     "no extension": lambda: compiling(f"{FACTORY}:Flip", *SHAPE, "--unsupported", "error"),
     "dense": lambda: raised(
         lambda: compile(pooled(nn.Upsample(scale_factor=(2, 1, 1))), stride_mode="dense"),
