@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from math import ceil
-from typing import Any
 
 from torch.fx import Node
 
 from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, newest, set_newest
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
-from co3d_compile.ir.index_equation import EDGE
+from co3d_compile.ir.index_equation import EDGE, Outside
 from co3d_compile.ir.markers import chain, history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
@@ -47,7 +46,7 @@ class MarkEnds(Pass):
     ensures = frozenset({"ends"})
 
     def run(self, program: Program) -> bool:
-        self._marked: dict[tuple[Any, ...], Node] = {}
+        self._marked: dict[tuple[Node, Outside, Outside, int, int], Node] = {}
         self._back = program.options.boundary == "exact"
         if not self._back:
             for node in _remembered(program):
@@ -87,7 +86,7 @@ class MarkEnds(Pass):
         if (fact.lead or (fact.tail and self._back)) and node.target not in (history, take, outside):
             self._copies(program, node)
 
-    def _mark(self, program: Program, node: Node, front: Any, back: Any) -> None:
+    def _mark(self, program: Program, node: Node, front: Outside, back: Outside) -> None:
         """Marks the tensor whose past a sliding operator reads."""
         *_, reader, x = node, *chain(operand(node), history, take)
         back = back if self._back else None
@@ -95,7 +94,7 @@ class MarkEnds(Pass):
             reader.replace_input_with(x, self._outside(program, x, node, front, back))
 
     def _outside(
-        self, program: Program, x: Node, reader: Node, front: Any, back: Any, lead: int = 0, tail: int = 0
+        self, program: Program, x: Node, reader: Node, front: Outside, back: Outside, lead: int = 0, tail: int = 0
     ) -> Node:
         key = (x, front, back, lead, tail)
         if key not in self._marked:

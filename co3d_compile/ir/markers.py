@@ -8,11 +8,13 @@ is a convolution without temporal padding on its history. The pass ``lower`` giv
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.fx import Node, has_side_effect
 
+from co3d_compile.ir.index_equation import Outside
 from co3d_compile.ir.node_reading import argument, operand
 
 
@@ -97,6 +99,23 @@ def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
 
 
 MARKERS = (history, take, shift, outside, window)
+
+
+@dataclass(frozen=True)
+class OutsideArgs:
+    """The arguments of a marker ``outside``."""
+
+    node: Node
+    x: Node
+    front: Outside
+    back: Outside
+    lead: int
+    tail: int
+
+    @staticmethod
+    def of(node: Node) -> OutsideArgs:
+        front, back, lead, tail = (argument(node, i, "") for i in range(1, 5))
+        return OutsideArgs(node, operand(node), front, back, lead, tail)
 
 
 def chain(x: Node, *markers: Any) -> list[Node]:

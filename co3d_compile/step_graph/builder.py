@@ -27,6 +27,9 @@ class Slot:
     shape: tuple[int, ...]
 
 
+Entry = Node | Slot
+
+
 class Builder:
     """Builds a new graph beside a program's own."""
 
@@ -125,7 +128,7 @@ class Builder:
         }
         return node
 
-    def resolve(self, ref: Any) -> Node:
+    def resolve(self, ref: Entry) -> Node:
         """The node of an entry."""
         if isinstance(ref, Slot):
             return self.call(

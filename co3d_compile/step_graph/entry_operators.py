@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch.fx import Node
@@ -14,7 +13,7 @@ from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
 from co3d_compile.ir.node_reading import operand, operand_list, whole
 from co3d_compile.ir.program import Program
-from co3d_compile.step_graph.builder import Builder, Slot
+from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
 aten = torch.ops.aten
 
@@ -28,7 +27,7 @@ class EntryOperators(Builder):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self.streams: dict[Node, Any] = {}
+        self.streams: dict[Node, Sequence[Entry]] = {}
 
     def before(
         self,
@@ -84,7 +83,7 @@ class EntryOperators(Builder):
         rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
-    def stacked(self, refs: Sequence[Any]) -> Node:
+    def stacked(self, refs: Sequence[Entry]) -> Node:
         """Entries as (batch, entries, features); a run in one queue is a slice of it."""
         slots = [r for r in refs if isinstance(r, Slot)]
         if slots and len(refs) > 1:
@@ -97,7 +96,7 @@ class EntryOperators(Builder):
                 return self.call(aten.slice.Tensor, slots[0].queue, 1, start, stop, step)
         return self.rows([self.resolve(r) for r in refs])
 
-    def _run(self, refs: Sequence[Any], queue: Node) -> tuple[int, int] | None:
+    def _run(self, refs: Sequence[Entry], queue: Node) -> tuple[int, int] | None:
         """Start and step of entries that lie evenly in one queue (the new ones are at its end)."""
         rows = operand(queue)
         new = operand_list(rows) if rows.target is aten.cat.default else [rows]
@@ -131,7 +130,7 @@ class EntryOperators(Builder):
         rows = [self.call(aten.unsqueeze.default, p, 0) for p in parts]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 0)
 
-    def reduce_entries(self, refs: Sequence[Any], kind: str) -> Node:
+    def reduce_entries(self, refs: Sequence[Entry], kind: str) -> Node:
         """Mean, sum, maximum or minimum over entries."""
         if len(refs) == 1:
             return self.resolve(refs[0])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import overload
 
 from torch.fx import Node
 
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.node_reading import whole
-from co3d_compile.step_graph.builder import Slot
+from co3d_compile.step_graph.builder import Entry, Slot
 from co3d_compile.step_graph.entry_operators import EntryOperators
 
 
@@ -29,12 +30,40 @@ class InitialPast:
     fix: Callable[[int, int, Node], Node] | None = None
 
 
+class LazyEntries(Sequence[Entry]):
+    """A list of entries, each made only when read."""
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(len(self)))]
+        return self.make(index)
+
+    @abstractmethod
+    def make(self, index: int) -> Entry:
+        """The entry of an index from 0 on."""
+
+    @abstractmethod
+    def origin(self, index: int) -> tuple[int, Entry]:
+        """How many steps ago an entry was new, and which of the new ones it was."""
+
+
+def origin(entries: Sequence[Entry], index: int) -> tuple[int, Entry]:
+    """How many steps ago an entry of any list was new, and which of the new ones it was."""
+    return entries.origin(index) if isinstance(entries, LazyEntries) else (0, entries[index])
+
+
 @dataclass
-class PastEntries:
-    """A list of entries whose older ones are state: made only when read."""
+class PastEntries(LazyEntries):
+    """The ``n`` entries before this step, which are state, and its new ones."""
 
     low: EntryOperators
-    new: list[Any]
+    new: list[Entry]
     n: int
     layout: Layout | None = None
     queue: Node | None = None
@@ -43,9 +72,7 @@ class PastEntries:
     def __len__(self) -> int:
         return self.n + len(self.new)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> Entry:
         if index >= self.n:
             return self.new[index - self.n]
         back = self.n - index
@@ -56,12 +83,28 @@ class PastEntries:
         fix = partial(start.fix, -back % len(self.new)) if start.fix is not None else None
         return self.low.before(self.low.resolve(entry), steps, self.layout, start.number or 0.0, fix)
 
-    def origin(self, index: int) -> tuple[int, Any]:
-        """How many steps ago an entry was new, and which of the new ones it was."""
+    def origin(self, index: int) -> tuple[int, Entry]:
         if index >= self.n:
             return 0, self.new[index - self.n]
         back, pulse = self.n - index, len(self.new)
         return -(-back // pulse), self.new[pulse - 1 - (back - 1) % pulse]
+
+
+@dataclass
+class ChosenEntries(LazyEntries):
+    """Some of the entries of a list."""
+
+    entries: Sequence[Entry]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def make(self, index: int) -> Entry:
+        return self.entries[self.indices[index]]
+
+    def origin(self, index: int) -> tuple[int, Entry]:
+        return origin(self.entries, self.indices[index])
 
 
 @dataclass(frozen=True)
@@ -70,21 +113,3 @@ class AgedEntry:
 
     node: Node
     steps: int
-
-
-class ChosenEntries:
-    """Some of the entries of a list, made only when read."""
-
-    def __init__(self, entries: Any, indices: list[int]) -> None:
-        self.entries, self.indices = entries, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.entries[self.indices[i]]
-
-    def origin(self, i: int) -> tuple[int, Any]:
-        """How many steps ago an entry was new, and which of the new ones it was."""
-        at = self.indices[i]
-        return self.entries.origin(at) if hasattr(self.entries, "origin") else (0, self.entries[at])

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
+from co3d_compile.ir.index_equation import EDGE, Kernel
 from co3d_compile.ir.layout import Layout
-from co3d_compile.ir.markers import outside, store
+from co3d_compile.ir.markers import OutsideArgs, chain, outside, store
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
+from co3d_compile.step_graph.builder import Entry
 from co3d_compile.step_graph.past_entries import InitialPast
 from co3d_compile.step_graph.values_before_start import ValuesBeforeStart
 
@@ -114,34 +115,30 @@ class StreamEnds:
 
     def mark(self, node: Node) -> list[Node]:
         """The new entries of the marker ``outside``."""
-        x, front, back, lead, tail = node.args
-        assert isinstance(x, Node) and isinstance(lead, int) and isinstance(tail, int)
-        fact, low = fact_of(x), self.low
-        entries = [low.resolve(low.streams[x][i]) for i in range(len(low.streams[x]))]
-        ranges = (lead, tail)
-        if EDGE not in (front, back):
-            return [
-                self._filled(e, fact, i, front, back, ranges)  # type: ignore[arg-type]
-                for i, e in enumerate(entries)
-            ]
-        entries = [low.batch_first(e, fact.layout)[0] for e in entries]
-        restore = low.batch_first(low.resolve(low.streams[x][0]), fact.layout)[1]
-        if back is not None:
-            entries = self._hold(entries, fact, 0, tail)
-        if front is not None:
+        args, low = OutsideArgs.of(node), self.low
+        fact, new = fact_of(args.x), [low.resolve(entry) for entry in low.streams[args.x]]
+        if EDGE not in (args.front, args.back):
+            return [self._filled(x, fact, i, args) for i, x in enumerate(new)]
+        entries = [low.batch_first(x, fact.layout)[0] for x in new]
+        restore = low.batch_first(new[0], fact.layout)[1]
+        if args.back is not None:
+            entries = self._hold(entries, fact, 0, args.tail)
+        if args.front is not None:
             for i in reversed(range(len(entries) - 1)):
-                flag = self.inside(fact, i, back=False, lead=lead)
+                flag = self.inside(fact, i, back=False, lead=args.lead)
                 entries[i] = self.choose(flag, entries[i], entries[i + 1])
-        return [restore(e) for e in entries]
+        return [restore(x) for x in entries]
 
-    def _filled(
-        self, x: Node, fact: Fact, i: int, front: Outside, back: Outside, ranges: tuple[int, int] = (0, 0)
-    ) -> Node:
-        if front is None or back is None or front == back:
-            flag = self.inside(fact, i, front is not None, back is not None, *ranges)
-            return self.where(flag, x, front if back is None else back, fact.layout)  # type: ignore[arg-type]
-        x = self.where(self.inside(fact, i, back=False, lead=ranges[0]), x, front, fact.layout)  # type: ignore[arg-type]
-        return self.where(self.inside(fact, i, front=False, tail=ranges[1]), x, back, fact.layout)  # type: ignore[arg-type]
+    def _filled(self, x: Node, fact: Fact, i: int, args: OutsideArgs) -> Node:
+        """Entry ``i``, with numbers where it is outside of the range of its tensor."""
+        front, back = args.front, args.back
+        if front == back and isinstance(front, float):
+            return self.where(self.inside(fact, i, lead=args.lead, tail=args.tail), x, front, fact.layout)
+        if isinstance(front, float):
+            x = self.where(self.inside(fact, i, back=False, lead=args.lead), x, front, fact.layout)
+        if isinstance(back, float):
+            x = self.where(self.inside(fact, i, front=False, tail=args.tail), x, back, fact.layout)
+        return x
 
     def where(self, flag: Node | None, x: Node, value: float, layout: Layout | None) -> Node:
         """``x`` where the flag is set, else a number."""
@@ -206,22 +203,24 @@ class StreamEnds:
 
     # --- the past of a stream that has just begun
 
-    def start(self, x: Node, new: Sequence[Any], n: int) -> InitialPast | None:
+    def start(self, x: Node, new: Sequence[Entry], n: int) -> InitialPast | None:
         """What the past of a tensor is at the start; None where zeros do."""
-        low, fact, fill, edge = self.low, fact_of(x), None, x
-        while edge.target is outside and edge.args[1] != EDGE:  # padding may lie in front of copies of the edge
-            fill = edge.args[1] if fill is None else fill
-            edge = edge.args[0]  # type: ignore[assignment]
-        if edge.target is not outside:
+        low, fact = self.low, fact_of(x)
+        layers = [OutsideArgs.of(n) for n in chain(x, outside)[:-1]]
+        edge = next((args for args in layers if args.front == EDGE), None)
+        over = layers[: layers.index(edge)] if edge is not None else layers  # padding in front of copies of the edge
+        fill = next((args.front for args in over if isinstance(args.front, float)), None)
+        if edge is None:
             entries = [low.batch_first(low.resolve(e), fact.layout)[0] for e in new]
-            return self.constants(entries, fact, n, fill)  # type: ignore[arg-type]
-        lead: Any = edge.args[3]
-        first, _ = low.batch_first(low.resolve(low.streams[edge][0]), fact.layout)
-        came = self.inside(fact, -1, back=False, lead=lead)  # before this step: the past holds it where due
+            return self.constants(entries, fact, n, fill)
+        first, _ = low.batch_first(low.resolve(low.streams[edge.node][0]), fact.layout)
+        came = self.inside(fact, -1, back=False, lead=edge.lead)  # before this step: the past holds it where due
 
         def fix(i: int, t: int, value: Node) -> Node:
-            flag = self.inside(fact, i - t * len(new), back=False) if fill is not None else None
-            return self.choose(came, value, self.choose(flag, first, fill))  # type: ignore[arg-type]
+            if fill is None:
+                return self.choose(came, value, first)
+            flag = self.inside(fact, i - t * len(new), back=False)
+            return self.choose(came, value, self.choose(flag, first, fill))
 
         return InitialPast(fix=fix)
 
