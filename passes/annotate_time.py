@@ -10,8 +10,6 @@ from fractions import Fraction
 from torch.fx import Node
 
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
-from co3d_compile.canonical.copy_forms import resample_again
-from co3d_compile.canonical.operator_forms import slide_again
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
@@ -19,7 +17,7 @@ from co3d_compile.ir.markers import hold
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Fallback, Program, bytes_of
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
 from co3d_compile.rules.edge_copies import begins
 
 
@@ -95,10 +93,7 @@ def annotate_inputs(program: Program) -> None:
 def write_again(program: Program, names: frozenset[str]) -> None:
     """Writes operators as the model has them, instead of in their canonical form."""
     for node in [n for n in program.graph.nodes if n.name in names]:
-        if "resampled" in node.meta:
-            resample_again(node)
-        else:
-            slide_again(node)
+        program.originals.pop(node).write(node)
 
 
 def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> None:
@@ -112,7 +107,7 @@ def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> No
 def fix_pulse(program: Program) -> None:
     """Makes a step as long as it must be for every tensor to have whole entries, or as was asked for."""
     annotated = [n for n in program.graph.nodes if KEY in n.meta]
-    flowing = [f for n in annotated if is_stream(n) for f in [fact_of(n), *n.meta.get("items", [])]]
+    flowing = [f for n in annotated if is_stream(n) for f in [fact_of(n), *own_of(n).items]]
     factor = Fraction(math.lcm(*(f.pulse.denominator for f in flowing)))
     base = fact_of(first_timed(program)[0]).pulse * factor
     wanted = program.options.frames_per_step
@@ -124,9 +119,7 @@ def fix_pulse(program: Program) -> None:
             )
         factor *= wanted // base
     for node in annotated:
-        node.meta[KEY] = replace(fact_of(node), pulse=fact_of(node).pulse * factor)
-        if "items" in node.meta:
-            node.meta["items"] = [replace(f, pulse=f.pulse * factor) for f in node.meta["items"]]
+        node.meta[KEY] = fact_of(node).scaled(factor)
     for node, spec in zip(program.placeholders(), program.inputs, strict=True):
         spec.pulse = int(fact_of(node).pulse)
 
@@ -156,9 +149,9 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
         size = sum(bytes_of(tuple(v.shape), v.dtype) for v in values if v.dim())
         program.notes.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
     for node in program.graph.nodes:
-        if "gate" in node.meta:
-            program.notes.gates.append((module_path(node), node.meta["gate"]))
-            program.record(node, f"gate over one {node.meta['gate']}")
+        if scope := own_of(node).gate:
+            program.notes.gates.append((module_path(node), scope))
+            program.record(node, f"gate over one {scope}")
         elif fact_of(node).kind is Kind.WINDOW and node.op == "call_function":
             program.record(node, "on a window")
     wanted = program.options.window

@@ -15,7 +15,7 @@ from co3d_compile.ir.node_reading import argument, operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
-from co3d_compile.ir.time_facts import amend
+from co3d_compile.ir.time_facts import amend_own
 
 aten = torch.ops.aten
 # Constants in the shape of another tensor: the position of their value among the arguments, or the value.
@@ -90,10 +90,10 @@ class Canonicalize(Pass):
             value = values[node]
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
-                amend(constant, constant=Constant.of(value, node in learned, computed=True))
+                amend_own(constant, constant=Constant.of(value, node in learned, computed=True))
                 node.replace_all_uses_with(constant)
             elif node.op == "get_attr":
-                amend(node, constant=Constant.of(value, node in learned, computed=False))
+                amend_own(node, constant=Constant.of(value, node in learned, computed=False))
         program.graph.eliminate_dead_code()
 
 

@@ -11,7 +11,7 @@ from co3d_compile.ir.markers import history, hold, take
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, kernel_of
+from co3d_compile.ir.time_facts import KEY, Own, fact_of, is_stream, kernel_of, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.failures import blaming
@@ -48,7 +48,7 @@ class Continual(Pass):
             return self._attention(program, node, rule)
         elif isinstance(rule, (TransposedConvolution, Upsample)):
             return self._upsampling(program, node, rule)
-        elif fact_of(node).slides is not None:
+        elif own_of(node).slides is not None:
             self._slide(program, self._split_pool(program, node, rule) if isinstance(rule, Pool) else node)
         else:
             return False
@@ -90,7 +90,7 @@ class Continual(Pass):
             part.meta = dict(node.meta)
         x = fact_of(operand(space))
         assert fact.layout is not None
-        space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip), slides=None)
+        space.meta[KEY] = with_fields(x, layout=fact.layout.resize("T", x.clip), own=Own())
         replace(node, over_time)
         return over_time
 

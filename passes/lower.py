@@ -18,7 +18,7 @@ from co3d_compile.ir.node_reading import argument, module_path, operand, operato
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
-from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of
+from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of, own_of
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.pointwise import POINTWISE
@@ -130,10 +130,10 @@ class Lower(Pass):
         assert rule is not None
         if isinstance(node.meta["val"], (tuple, list)):
             return
-        if node.meta.get("gate") == "window":
+        if own_of(node).gate == "window":
             fact = fact_of(operand(node))
             low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
-        elif fact_of(node).slides is not None and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
+        elif own_of(node).slides is not None and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
             low.streams[node] = [
                 rule.entry(node, low, i) for i in range(0, low.pulse(operand(node)), kernel_of(node).s)
             ]

@@ -19,7 +19,7 @@ from co3d_compile.ir.markers import chain, history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import Fact, amend, fact_of, flush_steps, is_stream, misfit
+from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.edge_copies import reads_copies
@@ -68,9 +68,9 @@ class MarkEnds(Pass):
 
     def _node(self, program: Program, node: Node) -> None:
         rule = rule_for(node.target)
-        slides = fact_of(node).slides
+        slides = own_of(node).slides
         if slides is not None:
-            amend(node, slides=replace(slides, within=True))
+            amend_own(node, slides=replace(slides, within=True))
             kernel, (front, back) = slides.kernel, slides.outside
             reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
             if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
@@ -170,12 +170,12 @@ def _waits(reader: Node, x: Fact) -> bool:
     while reader.target in (history, take):
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.lead
-    return began.slides is not None and began.delay // began.pulse >= first // x.pulse
+    return began.own.slides is not None and began.delay // began.pulse >= first // x.pulse
 
 
 def refused(node: Node, why: str) -> UnsupportedError:
     """The error of an operator whose clip form has no stream with ends."""
-    slides = fact_of(node).slides
+    slides = own_of(node).slides
     return UnsupportedError(
         f"It {why}.",
         operator=operator_name(slides.operator if slides is not None else node.target),

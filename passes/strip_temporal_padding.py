@@ -7,7 +7,7 @@ from co3d_compile.ir.index_equation import Sliding
 from co3d_compile.ir.markers import shift
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import amend, is_stream
+from co3d_compile.ir.time_facts import amend_own, is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.failures import blaming
@@ -38,10 +38,10 @@ class StripTemporalPadding(Pass):
             slides = Sliding(kernel, outside, node.target)
             if isinstance(rule, Concatenation) and part is not None:
                 new = insert_marker(program, node, shift, rule.parts(node)[0][part], kernel.p, like=node)
-                amend(new, slides=slides)
+                amend_own(new, slides=slides)
                 replace(node, new)
             else:
-                amend(node, slides=slides)
+                amend_own(node, slides=slides)
                 with blaming(program, node):
                     rule.strip(node)
             if kernel.p or kernel.p_end:

@@ -66,7 +66,7 @@ def with_values(rows: list[Operator], program: Program) -> list[Operator]:
 
 
 def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: Any) -> Operator:
-    kernel = fact.slides.kernel if fact.slides is not None else Kernel()
+    kernel = fact.own.slides.kernel if fact.own.slides is not None else Kernel()
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
     left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
@@ -95,9 +95,11 @@ def _done(node: Node, fact: Fact) -> str:
         return "on a window"
     if _carries(node, fact):
         return "carries its state"
-    if "gate" in node.meta:
-        return "gate over one frame" if node.meta["gate"] == "frame" else "gate over a window"
-    if fact.slides is not None and any(m.target is history for n in node.all_input_nodes for m in chain(n, *MARKERS)):
+    if fact.own.gate is not None:
+        return "gate over one frame" if fact.own.gate == "frame" else "gate over a window"
+    if fact.own.slides is not None and any(
+        m.target is history for n in node.all_input_nodes for m in chain(n, *MARKERS)
+    ):
         return "continual"
     held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
     return f"operand delayed by {max(held)}" if held else ""
@@ -139,14 +141,14 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
         return None
     first, last = min(part[0] for part in parts), max(part[1] for part in parts)
     before: Fact = next(n.meta[KEY] for n in node.all_input_nodes if n in known)
-    if node.target is window or node.meta.get("gate") == "window":
+    if node.target is window or fact.own.gate == "window":
         return first - (before.length - 1) * before.spacing * before.rate, last
     if node.target is shift:
         move = whole(node, 1) * before.rate
         return first - move, last - move
-    if fact.slides is None and fact.kind is Kind.WINDOW:
+    if fact.own.slides is None and fact.kind is Kind.WINDOW:
         return first, last
-    if fact.slides is None:  # behind an up-sampling the later entries of a group read what lies before them
+    if fact.own.slides is None:  # behind an up-sampling the later entries of a group read what lies before them
         return first - max(Fraction(0), before.rate - fact.rate), last
-    kernel = before.flowing(fact.slides.kernel)
+    kernel = before.flowing(fact.own.slides.kernel)
     return first - kernel.p * before.rate, last + ((kernel.k - 1) * kernel.d - kernel.p) * before.rate

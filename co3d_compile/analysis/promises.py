@@ -25,7 +25,7 @@ from co3d_compile.ir.markers import (
 )
 from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of
+from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.pool import Pool
@@ -81,7 +81,7 @@ def unpadded(program: Program) -> str | None:
             continue
         if kernel.p or kernel.p_end:
             return f"{named(n)} has temporal padding"
-        if not kernel.trivial and fact_of(n).slides is None:
+        if not kernel.trivial and own_of(n).slides is None:
             return f"{named(n)} has lost its index equation"
     return None
 
@@ -91,7 +91,7 @@ def continual(program: Program) -> str | None:
     for n in filter(is_stream, calls(program)):
         if n.target is hold:
             return f"{named(n)} is still a marker"
-        if isinstance(rule_for(n.target), (Convolution, Pool)) and fact_of(n).slides is not None:
+        if isinstance(rule_for(n.target), (Convolution, Pool)) and own_of(n).slides is not None:
             kernel = kernel_of(n)
             needed = (int(fact_of(n).pulse) - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1
             if entries(operand(n)) != needed:

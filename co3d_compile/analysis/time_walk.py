@@ -15,7 +15,7 @@ from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.layout import LayoutLost
 from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, NoExtension, fact_of, is_stream, is_window
+from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, NoExtension, Own, fact_of, is_stream, is_window
 from co3d_compile.rules import Rule, rule_for
 from co3d_compile.rules.edge_copies import waiting_operands
 from co3d_compile.rules.failures import blaming
@@ -77,20 +77,18 @@ class TimeWalk:
         return self.decisions
 
     def _operator(self, node: Node) -> None:
-        for key in ("gate", "items"):
-            node.meta.pop(key, None)
         rule = self._rule(node)
-        if rule is not None and rule.resamples_again(node):
+        if rule is not None and node in self.program.originals and rule.resamples_again(node):
             self._decide(written=frozenset({node.name}))
             return
         fact, reason = self._fact(node, rule)
         if waiting := self._wait(node, fact):
             with _facts(waiting):
                 fact, reason = self._fact(node, rule)
-        if fact.layout is None and fact.kind is Kind.STREAM and "items" not in node.meta:
+        if fact.layout is None and fact.kind is Kind.STREAM and not fact.own.items:
             raise AssertionError(f"{node.name} streams without a layout")
         by_decree = node.name in self._decreed and fact.kind is Kind.WINDOW
-        node.meta[KEY] = replace(fact, by_decree=True) if by_decree else fact
+        node.meta[KEY] = replace(fact, own=replace(fact.own, by_decree=by_decree))
         if reason is not None:
             self.fallbacks.append((node, reason))
 
@@ -129,17 +127,15 @@ class TimeWalk:
                 assert gate is not None
                 return self._gate(node, gate)
             fact = rule.flow(node)
-            if isinstance(node.meta["val"], (tuple, list)):
-                node.meta["items"] = rule.items(node, fact)
-            return fact, None
+            several = isinstance(node.meta["val"], (tuple, list))
+            return replace(fact, own=Own(items=tuple(rule.items(node, fact)) if several else ())), None
         except LayoutLost:
             return window_fact(node, rule), "moves time in a way that cannot be followed"
         except NoExtension as why:
             return self._without_extension(node, rule, str(why))
 
     def _gate(self, node: Node, fact: Fact) -> tuple[Fact, None]:
-        node.meta["gate"] = self.program.options.pool_scope
-        return fact, None
+        return replace(fact, own=Own(gate=self.program.options.pool_scope)), None
 
     def _without_extension(self, node: Node, rule: Rule, why: str) -> tuple[Fact, str | None]:
         """A norm is a gate wherever it stands; anything else is a window, and gates before it were for nothing."""
@@ -157,9 +153,15 @@ class TimeWalk:
     def _meet(self, node: Node, sources: Names) -> None:
         """A window result meets the stream: decides about the pools that it comes from, where that is possible."""
         pools = [n for n in self.program.graph.nodes if n.name in sources]
+        originals = self.program.originals
         rules = [(n, self._rule(n)) for n in pools]
         stepwise = self.program.options.stride_mode == "step"  # dense strides have no up-sampling
-        if stepwise and pools and _as_long(node) and all(r is not None and r.slides_again(n) for n, r in rules):
+        if (
+            stepwise
+            and pools
+            and _as_long(node)
+            and all(r is not None and n in originals and r.slides_again(n, originals[n].dims) for n, r in rules)
+        ):
             self._decide(written=sources)
         elif pools and all(r is not None and self._can_gate(n, r) for n, r in rules):
             per_entry = self.program.options.pool_scope == "frame"

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, spread, whole
-from co3d_compile.ir.program import Program
+from co3d_compile.ir.program import Original, Program
 
 aten = torch.ops.aten
 UNROLLED = 64  # places of a kernel up to which each is a slice
@@ -66,14 +66,8 @@ def resampling(program: Program, node: Node) -> None:
     if any(a not in (1, b) for a, b in zip(shape_of(x), shape_of(node), strict=True)):
         return
     new = insert(program, node, aten.expand.default, x, list(shape_of(node)))
-    new.meta["resampled"] = (node.target, node.args[1:])
+    program.originals[new] = Original(node.target, node.args[1:])  # type: ignore[arg-type]
     replace(node, new)
-
-
-def resample_again(node: Node) -> None:
-    """Makes the up-sampling of an expansion again: the one entry of the clip is one of many in the stream."""
-    target, rest = node.meta.pop("resampled")
-    node.target, node.args = target, (node.args[0], *rest)
 
 
 def unfolding(program: Program, node: Node) -> None:

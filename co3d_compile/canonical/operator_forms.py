@@ -12,10 +12,10 @@ from torch.fx import Node
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
-from co3d_compile.ir.program import Program
+from co3d_compile.ir.program import Original, Program
 from co3d_compile.ir.time_facts import constant_of
 
 aten = torch.ops.aten
@@ -55,17 +55,9 @@ def _pool(program: Program, node: Node) -> None:
     reduction = insert(
         program, node, aten.mean.dim if pool.average else aten.amax.default, x, [rank - n + a for a in whole], True
     )
-    reduction.meta["tiles"] = (node.target, tiling)
+    kernel = [sizes[a] if a in whole else 1 for a in range(n)]
+    program.originals[reduction] = Original(node.target, (kernel, kernel), tuple(tiling))  # type: ignore[arg-type]
     replace(node, reduction)
-
-
-def slide_again(node: Node) -> None:
-    """Makes the pool of a mean or a maximum again."""
-    x, dims, _ = reduced(node)
-    target, _ = node.meta.pop("tiles")
-    shape = shape_of(x)
-    kernel = [shape[d] if d in dims else 1 for d in range(len(shape) - DIMS[target], len(shape))]
-    node.target, node.args, node.kwargs = target, (x, kernel, kernel), {}
 
 
 def _adaptive_average(program: Program, node: Node) -> None:

@@ -13,7 +13,7 @@ from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import set_constant
-from co3d_compile.ir.time_facts import KEY, amend, fact_of
+from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
@@ -45,7 +45,7 @@ def insert_marker(program: Program, before: Node, target: Any, *args: Any, like:
     """Puts a marker of ``co3d_compile.primitive`` in front of a node; its shape is its operand's in the clip."""
     with program.graph.inserting_before(before):
         node = program.graph.call_function(target, args)
-    node.meta = {"val": like.meta["val"], KEY: replace_fields(fact_of(like), slides=None), "path": module_path(before)}
+    node.meta = {"val": like.meta["val"], KEY: replace_fields(fact_of(like), own=Own()), "path": module_path(before)}
     return node
 
 

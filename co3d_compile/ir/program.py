@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from co3d_compile.ir.node_reading import operator_name
@@ -69,6 +70,25 @@ class Fallback:
     module_path: str
     reason: str
     bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Original:
+    """An operator as the model has it, where ``canonicalize`` has written it in another way.
+
+    Args:
+        target: The operator.
+        args: Its arguments behind the first operand, which both read.
+        dims: Of a pool over whole axes: those along which it would go on with the next entries, none of them twice.
+    """
+
+    target: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    dims: tuple[int, ...] = ()
+
+    def write(self, node: Node) -> None:
+        """Makes the operator of the node again."""
+        node.target, node.args, node.kwargs = self.target, (node.args[0], *self.args), {}
 
 
 @dataclass
@@ -135,6 +155,7 @@ class Program:
         decreed: Operators that are windows since their rules failed: for each the names of its node, the first that is
             there.
         learned: Names of the constants that are parameters of the model.
+        originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.
         notes: What is only reported.
@@ -148,6 +169,7 @@ class Program:
     promises: set[str] = field(default_factory=set)
     decreed: list[tuple[str, ...]] = field(default_factory=list)
     learned: frozenset[str] = frozenset()
+    originals: dict[Node, Original] = field(default_factory=dict)
     written: set[Node] = field(default_factory=set)
     step: Step = field(default_factory=Step)
     notes: Notes = field(default_factory=Notes)

@@ -36,6 +36,25 @@ class NoExtension(Exception):
 
 
 @dataclass(frozen=True)
+class Own:
+    """What is known of an operator itself. What is computed from its result, or is a marker of it, has not got this.
+
+    Args:
+        constant: What is known of its values, if it is a constant of the model.
+        slides: How it slides over time, behind ``strip_temporal_padding``.
+        gate: ``"frame"`` or ``"window"``: over what it pools, if it is a gate.
+        items: The facts of its outputs, if it has several.
+        by_decree: Whether it is a window because its rule failed, and must not be asked again.
+    """
+
+    constant: Constant | None = None
+    slides: Sliding | None = None
+    gate: str | None = None
+    items: tuple[Fact, ...] = ()
+    by_decree: bool = False
+
+
+@dataclass(frozen=True)
 class Fact:
     """What is known of one tensor.
 
@@ -55,11 +74,9 @@ class Fact:
             if the clip had ``window`` frames: what is expanded to that shape has time there again.
         lead: First entries that are copies of the one behind them (the edge, repeated), which may come after them.
         tail: Last entries that are copies of the one before them.
-        by_decree: Whether it is a window because its rule failed, and must not be asked again (WINDOW only).
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
-        constant: What is known of its values (STATIC only).
-        slides: How the operator itself slides over time, behind ``strip_temporal_padding``.
+        own: What is known of the operator itself.
     """
 
     kind: Kind
@@ -77,9 +94,7 @@ class Fact:
     pooled: tuple[int, int, int] | None = None
     lead: int = 0
     tail: int = 0
-    constant: Constant | None = None
-    slides: Sliding | None = None
-    by_decree: bool = False
+    own: Own = Own()
 
     @property
     def clip(self) -> int:
@@ -119,7 +134,7 @@ class Fact:
             spacing=spacing,
             length=length,
             rate=self.rate * flowing.s,
-            slides=None,
+            own=Own(),
         )
         if self.end is not None:
             end = self.end + kernel.reach * self.rate
@@ -135,10 +150,15 @@ class Fact:
         tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
         return replace(moved, delay=max(waits), lead=lead, tail=tail)
 
+    def scaled(self, factor: Fraction) -> Fact:
+        """The fact where a step is ``factor`` times as long."""
+        items = tuple(item.scaled(factor) for item in self.own.items)
+        return replace(self, pulse=self.pulse * factor, own=replace(self.own, items=items))
+
     def held_back(self, begun: bool) -> Fact:
         """The fact once the entries have come of which the first are copies; if ``begun``, no sooner than a frame."""
         delay = self.delay + self.lead
-        return replace(self, delay=max(0, delay) if begun else delay, lead=0, tail=0)
+        return replace(self, delay=max(0, delay) if begun else delay, lead=0, tail=0, own=Own())
 
     def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
         """Whether copies at the edges are copies behind this kernel too."""
@@ -180,14 +200,24 @@ def amend(node: Node, **changes: Any) -> None:
     node.meta[KEY] = replace(fact_of(node), **changes)
 
 
+def own_of(node: Node) -> Own:
+    """What is known of an operator itself."""
+    return fact_of(node).own
+
+
+def amend_own(node: Node, **changes: Any) -> None:
+    """Changes some of what is known of an operator itself."""
+    amend(node, own=replace(own_of(node), **changes))
+
+
 def constant_of(node: Node) -> Constant:
     """What is known of the values of a node: nothing, if it is no constant of the model."""
-    return fact_of(node).constant or Constant()
+    return own_of(node).constant or Constant()
 
 
 def kernel_of(node: Node) -> Kernel:
     """The kernel with which an operator slides over the entries of its operand as they come."""
-    slides = fact_of(node).slides
+    slides = own_of(node).slides
     return fact_of(operand(node)).flowing(slides.kernel) if slides is not None else Kernel()
 
 
@@ -220,7 +250,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         end=max((f.end for f in streams if f.end is not None), default=None),
         lead=last.lead if alike else 0,
         tail=last.tail if alike else 0,
-        slides=None,
+        own=Own(),
     )
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from torch.fx import Node
 
-from co3d_compile.ir.time_facts import fact_of
+from co3d_compile.ir.time_facts import own_of
 from co3d_compile.rules.base import RULES, Rule, register
 from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
 
@@ -20,7 +20,7 @@ def rule_for(target: object) -> Rule | None:
 
 def rule_of(node: Node) -> Rule | None:
     """The rule of a node's operator, or None: there is none, or it failed at this node and is not asked again."""
-    return None if fact_of(node).by_decree else rule_for(node.target)
+    return None if own_of(node).by_decree else rule_for(node.target)
 
 
 for _family in pkgutil.iter_modules(__path__, f"{__name__}."):

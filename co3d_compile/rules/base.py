@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -12,7 +12,7 @@ from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside
 from co3d_compile.ir.layout import TIME, Layout
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, touches_time
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, own_of, touches_time
 
 if TYPE_CHECKING:
     from co3d_compile.step_graph.step_graph import StepGraph
@@ -40,7 +40,7 @@ class Rule:
 
     def begins(self, node: Node) -> bool:
         """Whether, in a stream with ends, it cannot run on the padding in front of the first frame."""
-        return self.remembers_all(node) or node.meta.get("gate") == "window"
+        return self.remembers_all(node) or own_of(node).gate == "window"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         """Per operand, the dims over which the operator computes: time must not be among them."""
@@ -80,8 +80,13 @@ class Rule:
         """The fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
         return None
 
-    def slides_again(self, node: Node) -> bool:
-        """Whether, for a pool over the whole clip, the model's own pool would go on with the next entries."""
+    def slides_again(self, node: Node, dims: Sequence[int]) -> bool:
+        """Whether, for a pool over the whole clip, the model's own pool would go on with the next entries.
+
+        Args:
+            node: The pool.
+            dims: Along which the model's own pool has a stride as long as its kernel.
+        """
         return False
 
     def resamples_again(self, node: Node) -> bool:

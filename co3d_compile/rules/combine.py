@@ -11,7 +11,7 @@ from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
 
@@ -165,7 +165,7 @@ def common(parts: list[Node], dim: int, edge: int) -> Outside:
     """What all parts at one end of a concatenation are: one number, or the entry at the edge."""
     values: set[Outside] = set()
     for part in parts:
-        constant = fact_of(part).constant
+        constant = own_of(part).constant
         if constant is not None:
             values.add(constant.fill)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from co3d_compile.ir.markers import history, take, window
-from co3d_compile.ir.time_facts import Fact, Kind, fact_of, is_stream
+from co3d_compile.ir.time_facts import Fact, Kind, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for
 
 
@@ -48,6 +48,6 @@ def reads_copies(node: Node) -> bool:
     """Whether an operator takes the copies at the edges of its operand for entries, and hands on none."""
     if not is_stream(node) or node.target in (history, take, window):
         return True
-    own = fact_of(node)
-    pads = own.slides is not None and max(own.slides.kernel.p, own.slides.kernel.p_end) > 0
-    return pads or (own.lead, own.tail) == (0, 0)
+    fact, slides = fact_of(node), own_of(node).slides
+    pads = slides is not None and max(slides.kernel.p, slides.kernel.p_end) > 0
+    return pads or (fact.lead, fact.tail) == (0, 0)

@@ -17,7 +17,7 @@ from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding
 from co3d_compile.ir.index_equation import Kernel, Outside
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known
+from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known, own_of
 from co3d_compile.rules.base import Rule, register
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Pool(Rule):
 
     def _mean_inside(self, node: Node, low: StepGraph, pool: PoolArgs, x: Node, o: int) -> Node:
         """With ends, or a start: the mean over the entries that the clip's own operator counts."""
-        slides = fact_of(node).slides
+        slides = own_of(node).slides
         if slides is None or not slides.within or not pool.average or pool.divisor is not None:
             return x
         kernel = slides.kernel

@@ -13,7 +13,7 @@ from torch.fx import Node
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
 from co3d_compile.ir.node_reading import operand
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, touches_time
+from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, own_of, touches_time
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
 
@@ -279,8 +279,7 @@ class Item(Rule):
     def flow(self, node: Node) -> Fact:
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
-        fact: Fact = source.meta["items"][index]
-        return fact
+        return own_of(source).items[index]
 
     def layout(self, node: Node) -> Layout:
         source, index = operand(node), node.args[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +67,8 @@ class Reduction(Rule):
             return None
         return one_entry(fact_of(x), self.layout(node))
 
-    def slides_again(self, node: Node) -> bool:
+    def slides_again(self, node: Node, dims: Sequence[int]) -> bool:
         place = known(operand(node)).time
-        _, dims = node.meta.get("tiles", (None, ()))
         return place is not None and place.alone and place.dim in dims
 
     def split(self, node: Node) -> tuple[Node, Node] | None:

@@ -127,7 +127,7 @@ class Expansion(Reshaping):
 
     def resamples_again(self, node: Node) -> bool:
         x = operand(node)
-        return "resampled" in node.meta and is_stream(x) and not fact_of(x).per_entry
+        return is_stream(x) and not fact_of(x).per_entry
 
     def again(self, node: Node) -> int | None:
         """The dim along which what a gate pooled is given to every entry again."""

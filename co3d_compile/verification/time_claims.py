@@ -99,7 +99,7 @@ def claims_of(program: Program) -> dict[str, Claim]:
 
 def _claim(node: Node) -> Claim:
     fact = node.meta.get(KEY, STATIC)
-    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, node.meta.get("gate"))
+    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, fact.own.gate)
 
 
 def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
