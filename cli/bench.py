@@ -35,6 +35,7 @@ from co3d_compile.cli.time_options import (
 )
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.runtime.stored_metadata import read_contract
+from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.readable_numbers import bytes_text, plural
 
 CHARTS = (".svg", ".png", ".pdf")
@@ -150,7 +151,7 @@ def _drawing(chart: Path | None) -> Output | None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise Co3dError("--chart needs matplotlib.", hint="pip install 'co3d-compile[plot]'") from error
+        raise Co3dError("--chart needs matplotlib.", hint=install_command("co3d-compile[plot]")) from error
     return Output(chart)
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TextIO, TypeAlias, TypeVar
 import click
 
 from co3d_compile.errors import Co3dError
+from co3d_compile.support.install_hint import install_command
 from co3d_compile.version import __version__
 
 # The options of a command by their names, and a report as JSON data.
@@ -155,7 +156,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, SystemError) and isinstance(error.__cause__, Stopped):  # code in C that a signal fell into
         return explain(error.__cause__)
     if isinstance(error, ModuleNotFoundError) and (extra := _extra(error.name)):
-        return f"This needs {error.name}, which is not installed. Install {extra}.", INTERNAL_ERROR
+        return f"This needs {error.name}, which is not installed. {install_command(extra)}", INTERNAL_ERROR
     what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
     return f"internal: {what} (a bug in co3d-compile; -vv shows where, please report it)", INTERNAL_ERROR
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -18,6 +18,7 @@ from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import facts_table, rows_table, show
 from co3d_compile.errors import VerificationError
+from co3d_compile.support.install_hint import install_command
 from co3d_compile.version import __version__
 
 FRAMES = 10
@@ -58,7 +59,7 @@ def examine() -> Report:
     features = []
     distributions = metadata.packages_distributions()
     for name, packages, install in FEATURES:
-        versions = {package: _version(distributions.get(package)) for package in packages}
+        versions = {package: _version(package, distributions.get(package)) for package in packages}
         missing = [package for package, found in versions.items() if found is None]
         features.append({"feature": name, "packages": versions, "missing": missing, "install": install})
     report: Report = {
@@ -82,8 +83,13 @@ def _tested(report: Report) -> Report:
         return {"passed": False, "result": f"{type(error).__name__}: {error}"[:300]}
 
 
-def _version(names: list[str] | None) -> str | None:
-    return metadata.version(names[0]) if names else None
+def _version(package: str, distributions: list[str] | None) -> str | None:
+    """The version of what can be found for import, and not only among the names of what was installed."""
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        found = False
+    return metadata.version(distributions[0]) if found and distributions else None
 
 
 def _providers() -> list[str]:
@@ -140,5 +146,5 @@ def _print(report: Report) -> None:
         found = join([f"{name} {number}" for name, number in feature["packages"].items() if number])
         table.add_row(feature["feature"], found, join(feature["missing"]))
     lacking = [feature for feature in report["features"] if feature["missing"]]
-    how = [Text(f"pip install '{f['install']}'  # {f['feature']}", overflow="fold") for f in lacking]
+    how = [Text(f"{install_command(f['install'])}  # {f['feature']}", overflow="fold") for f in lacking]
     show(stdout(), facts, table, Group(Text("To get what is missing", "bold"), *how) if how else None)

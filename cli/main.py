@@ -6,7 +6,8 @@ import importlib
 
 import click
 
-from co3d_compile.cli.common import EXIT_CODES, OneLineMain, version_option
+from co3d_compile.cli.common import EXIT_CODES, OneLineMain, join, version_option
+from co3d_compile.support.readable_numbers import did_you_mean
 
 EPILOG = f"""\b
 Examples:
@@ -18,6 +19,8 @@ Examples:
 {EXIT_CODES}"""
 
 NAMES = ("run", "inspect", "verify", "bench", "export", "serve", "doctor")
+# What people type that is a command of another name.
+OTHERS = {"compile": "Did you mean co3d-compile?", "help": "Did you mean co3d --help?"}
 
 
 class LazyGroup(OneLineMain, click.Group):
@@ -31,6 +34,14 @@ class LazyGroup(OneLineMain, click.Group):
             return None
         command: click.Command = importlib.import_module(f"co3d_compile.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in NAMES:
+            near = OTHERS.get(args[0]) or did_you_mean(args[0], NAMES) or f"There are {join(NAMES)}."
+            raise click.UsageError(f"There is no command {args[0]!r}. {near}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=LazyGroup, name="co3d", invoke_without_command=True, epilog=EPILOG)

@@ -21,9 +21,23 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from None
     globals()[name] = value
     return value
+
+
+def _missing(name: str, error: ModuleNotFoundError) -> Exception:
+    """One line for a package that this part of ours needs; what is missing of our own stays as it is."""
+    from co3d_compile.errors import Co3dError
+    from co3d_compile.support.install_hint import install_command
+
+    if (error.name or "").partition(".")[0] not in ("torch", "onnx", "onnxscript", "onnx_ir"):
+        return error
+    what = f"co3d_compile.{name} needs {error.name}, which is not installed."
+    return Co3dError(what, hint=install_command("co3d-compile[compile]"))
 
 
 def __dir__() -> list[str]:

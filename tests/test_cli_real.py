@@ -19,6 +19,7 @@ from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.main import main as group
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.install_hint import install_command
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 SHAPE = ["--shape", "1x3x4x8x8"]
@@ -159,7 +160,7 @@ def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.Monk
     monkeypatch.setattr("co3d_compile.StreamSession", lambda *_: 1 / 0)
     result = CliRunner().invoke(group, ["doctor"])
     assert result.exit_code == 3
-    assert "pip install 'co3d-compile[wings]'  # fly" in result.stdout
+    assert f"{install_command('co3d-compile[wings]')}  # fly" in result.stdout
     assert "FAILED, ZeroDivisionError" in result.stdout
     assert result.stderr == "error: The self-test failed: ZeroDivisionError: division by zero.\n"
 

@@ -22,6 +22,7 @@ from co3d_compile.capture.tracer import export
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
+from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.silence_torch import quiet
 
 
@@ -132,7 +133,7 @@ class _Maker:
 
     def _openvino(self) -> tuple[str, Path]:
         if find_spec("openvino") is None:
-            raise UsageError("OpenVINO is not installed.", hint="pip install 'co3d-compile[openvino]'")
+            raise UsageError("OpenVINO is not installed.", hint=install_command("co3d-compile[openvino]"))
         return "openvino", self._clip()[1]
 
     def _step(self) -> tuple[str, Path]:

@@ -20,7 +20,7 @@ from co3d_compile.contract.weights_digest import weights_digest
 from co3d_compile.errors import OutputError, UsageError
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.media.preprocess import preprocess_for
+from co3d_compile.media.preprocess import check_names, preprocess_for
 from co3d_compile.onnx_export.export_program import export
 from co3d_compile.report.report import Report
 from co3d_compile.support.atomic_file import whole_file
@@ -95,6 +95,7 @@ class CompiledModel:
         """
         changes: dict[str, Any] = {}
         if preprocess is not None:
+            check_names(preprocess)
             changes["preprocess"] = next(preprocess_for(spec, preprocess) for spec in self.info.inputs).to_dict()
         if labels is not None:
             changes["labels"] = clean_labels(labels)

@@ -32,6 +32,7 @@ from co3d_compile.contract.json_readers import (
     whole,
 )
 from co3d_compile.errors import ContractError
+from co3d_compile.support.readable_numbers import plural
 
 METADATA_KEY = "co3d"
 REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
@@ -95,7 +96,7 @@ class Recomputed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Contract:
     """What a reader of a compiled model needs to know. Also what ``StreamSession.info`` returns.
 
@@ -127,6 +128,9 @@ class Contract:
         _check_time(self)
         _check_shapes(self)
         self.chains()
+
+    def __repr__(self) -> str:
+        return f"<Contract: {contract_text(self)}>"
 
     @property
     def delays(self) -> dict[str, int]:
@@ -217,6 +221,17 @@ def check_graph(contract: Contract, inputs: Sequence[GraphValue], outputs: Seque
         | {chain[0].output: (chain[0].shape, chain[0].dtype) for chain in contract.chains()},
         batch,
     )
+
+
+def contract_text(contract: Contract) -> str:
+    """A compiled model in one line: what goes in and comes out, how far it sees, how long it warms up."""
+    inputs, outputs = (
+        ", ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in specs)
+        for specs in (contract.inputs, contract.outputs)
+    )
+    field = "unbounded" if contract.receptive_field is None else plural(contract.receptive_field, "frame")
+    more = f"receptive field {field}, warm-up {plural(contract.warmup_steps, 'step')}"
+    return f"{inputs} -> {outputs}; {more}, {plural(len(contract.states), 'state')}"
 
 
 def resolve(shape: Shape, batch: int) -> tuple[int, ...]:

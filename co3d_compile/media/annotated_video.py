@@ -11,6 +11,7 @@ import numpy as np
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.media.video import Image, VideoFrame, VideoWriter, resize
+from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -129,7 +130,7 @@ def pillow() -> ModuleType:
         import PIL.ImageDraw
         import PIL.ImageFont
     except ImportError as error:
-        raise Co3dError("Drawing into pictures needs Pillow.", hint="Install co3d-compile[video].") from error
+        raise Co3dError("Drawing into pictures needs Pillow.", hint=install_command("co3d-compile[video]")) from error
     return PIL
 
 

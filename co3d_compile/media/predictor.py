@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess
@@ -28,7 +28,7 @@ from co3d_compile.runtime.open_model import Provider, Serializable
 from co3d_compile.runtime.session import StreamSession
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """What the model says about one place of the video.
 
@@ -52,6 +52,10 @@ class Prediction:
     scores: npt.NDArray[np.float32]
     labels: tuple[str, ...]
     milliseconds: float
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{rank.label} {rank.score:.2f}" for rank in self.top(3))
+        return f"<Prediction of frame {self.frame} at {self.time:.2f} s{', warming up' * self.warmup}: {best}>"
 
     def top(self, count: int = 5) -> list[Ranked]:
         """The classes with the highest scores, best first."""
@@ -176,6 +180,9 @@ class Predictor:
     def close(self) -> None:
         """Free the model."""
         self.session.close()
+
+    def __repr__(self) -> str:
+        return f"<Predictor: {self._scores.classes} classes from {self._spec.name}; {contract_text(self.info)}>"
 
     def __enter__(self) -> Predictor:
         return self

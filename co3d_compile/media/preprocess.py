@@ -17,6 +17,7 @@ import numpy.typing as npt
 from co3d_compile.contract.model_contract import InputSpec
 from co3d_compile.errors import ContractError, UnsupportedError, UsageError
 from co3d_compile.media.video import Image, center_crop, resize
+from co3d_compile.support.readable_numbers import did_you_mean
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
@@ -127,6 +128,19 @@ class Preprocess:
         return max(round(height * scale), least[0]), max(round(width * scale), least[1])
 
 
+def check_names(given: Mapping[str, Any]) -> None:
+    """Refuses names that ``Preprocess`` has not. A file may hold some, of a newer compiler; a user means another name.
+
+    Raises:
+        UsageError: There is one.
+    """
+    known = [field.name for field in dataclasses.fields(Preprocess)]
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(str(name), known) or f"It has {', '.join(known)}."
+            raise UsageError(f"Preprocessing has no {name!r}.", hint=hint)
+
+
 def preprocess_for(spec: InputSpec, given: Mapping[str, Any] | None = None) -> Preprocess:
     """The preprocessing of one model input: what is given, completed by the input's own shape.
 
@@ -174,6 +188,7 @@ def stored_preprocess(spec: InputSpec, stored: Mapping[str, Any] | None, given: 
         raise ContractError(
             f"The preprocessing in the file's metadata is no good: {error}", hint="Compile the model again."
         ) from error
+    check_names(given)
     own = {name: value for name, value in given.items() if value is not None}
     if own.get("channels") and "mean" not in own and len(_tuple((stored or {}).get("mean", 0))) > 1:
         raise UsageError("Other channels need their own mean and std.", hint="Give --mean and --std too.")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from co3d_compile.errors import Co3dError, LoadError, OutputError, UsageError
+from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -175,7 +176,7 @@ def pyav() -> ModuleType:
         import av
         import av.error
     except ImportError as error:
-        raise Co3dError("Reading and writing video needs PyAV.", hint="Install co3d-compile[video].") from error
+        raise Co3dError("Reading and writing video needs PyAV.", hint=install_command("co3d-compile[video]")) from error
     return av
 
 

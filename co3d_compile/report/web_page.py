@@ -13,6 +13,7 @@ from co3d_compile.errors import Co3dError
 from co3d_compile.report.facts import JsonObject, nothing_gained, verification_text
 from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import draw
+from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
 MOST_STAGES = 14
@@ -69,7 +70,7 @@ def page_tools() -> ModuleType:
     try:
         import jinja2
     except ImportError as error:
-        raise Co3dError("The page needs Jinja2.", hint="Install co3d-compile[report].") from error
+        raise Co3dError("The page needs Jinja2.", hint=install_command("co3d-compile[report]")) from error
     return jinja2
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import Contract, InputSpec, StateSpec, resolve
+from co3d_compile.contract.model_contract import Contract, InputSpec, StateSpec, contract_text, resolve
 from co3d_compile.contract.weights_digest import check_weights
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.runtime.buffers import (
@@ -36,6 +36,7 @@ from co3d_compile.runtime.open_model import (
 )
 from co3d_compile.runtime.snapshot import pack, unpack
 from co3d_compile.runtime.step_profile import Profile
+from co3d_compile.support.readable_numbers import plural
 
 
 class StreamSession:
@@ -253,6 +254,10 @@ class StreamSession:
             self._bindings, self._bound, self._last, self._rings, self._buffers = [], [], [], [], []
             self._outputs, self._results, self._only = [], [], None
             del self._ort
+
+    def __repr__(self) -> str:
+        streams = "closed" if self._guard.closed else plural(self.batch, "stream")
+        return f"<StreamSession: {streams}; {contract_text(self.info)}>"
 
     def __enter__(self) -> StreamSession:
         return self

@@ -15,12 +15,13 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.support.install_hint import install_command
 
 try:
     from websockets.asyncio.client import ClientConnection, connect
     from websockets.exceptions import ConnectionClosed, InvalidHandshake
 except ImportError as error:
-    raise Co3dError("The client needs the package websockets.", hint="Install co3d-compile[serve].") from error
+    raise Co3dError("The client needs the package websockets.", hint=install_command("co3d-compile[serve]")) from error
 
 Message = dict[str, Any]
 BACKOFF = (0.1, 2.0)  # seconds between two tries to connect, first and longest

@@ -28,6 +28,7 @@ from co3d_compile.serve.shard import Shard
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame, Refused, Reply, shard_of
+from co3d_compile.support.install_hint import install_command
 
 try:
     import psutil
@@ -38,7 +39,7 @@ try:
     from ray.serve.handle import DeploymentHandle
     from ray.util import metrics
 except ImportError as error:
-    raise Co3dError("Serving needs Ray Serve.", hint="Install co3d-compile[serve].") from error
+    raise Co3dError("Serving needs Ray Serve.", hint=install_command("co3d-compile[serve]")) from error
 
 APP = "co3d"
 CALLS = 2  # to one shard at a time: one is worked on, one is on its way

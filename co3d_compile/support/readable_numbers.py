@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 def plural(count: float, thing: str) -> str:
     """``1 frame``, ``2 frames``"""
@@ -21,3 +24,10 @@ def bytes_text(value: float) -> str:
     """``1.2 MB``"""
     number, _, unit = number_text(value).partition(" ")
     return f"{number} {unit}B"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """``Did you mean mean?``, if a known name is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = near or [each for each in known if each.lower() == word.lower()]
+    return f"Did you mean {near[0]}?" if near else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.support.atomic_file import whole_file
+from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from co3d_compile.verification.findings import StepError
@@ -33,7 +34,7 @@ def check_plot(path: str | os.PathLike[str]) -> Path:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise Co3dError("A plot needs matplotlib.", hint="Install co3d-compile[plot].") from error
+        raise Co3dError("A plot needs matplotlib.", hint=install_command("co3d-compile[plot]")) from error
     return target
 
 

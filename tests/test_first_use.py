@@ -1,0 +1,119 @@
+"""What someone meets who has just installed the package: nothing but the base, a misspelt word, a look at an object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hand_made import fir, pair
+
+import co3d_compile as co3d
+from co3d_compile.contract.model_contract import InputSpec
+from co3d_compile.errors import UsageError
+from co3d_compile.media.predictor import Prediction
+from co3d_compile.media.preprocess import check_names, preprocess_for, stored_preprocess
+from co3d_compile.support import install_hint
+from co3d_compile.support.install_hint import install_command
+
+# Only what the base brings, and what that brings: everything else is not there.
+ROBOT = """
+import sys
+HERE = {"co3d_compile", "numpy", "onnxruntime", "click", "rich", "markdown_it", "mdurl", "pygments"}
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in HERE and top not in sys.stdlib_module_names and not top.startswith("_"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Nothing())
+"""
+
+
+def on_a_robot(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", ROBOT + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["--help"], ["doctor"], ["inspect", "m.onnx"], ["run", "--help"], ["serve", "--help"]],
+    ids=" ".join,
+)
+def test_commands_of_the_base(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(fir())
+    done = on_a_robot(f"from co3d_compile.cli.main import main; main({words!r})", tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    if words == ["doctor"]:
+        assert "self-test" in done.stdout.lower() and install_command("co3d-compile[compile]") in done.stdout.replace(
+            "\n", ""
+        )
+
+
+def test_compile_without_pytorch_is_one_line(tmp_path: Path) -> None:
+    done = on_a_robot(
+        "import co3d_compile as co3d\ntry: co3d.compile\nexcept co3d.Co3dError as error: print(error)", tmp_path
+    )
+    said = f"co3d_compile.compile needs torch, which is not installed. {install_command('co3d-compile[compile]')}\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("insepct", "Did you mean inspect?"),
+        ("compile", "Did you mean co3d-compile?"),
+        ("help", "Did you mean co3d --help?"),
+        ("xyz", "There are run, inspect, "),
+    ],
+)
+def test_misspelt_commands(word: str, said: str) -> None:
+    command = [sys.executable, "-m", "co3d_compile", word]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: There is no command {word!r}. {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_of_preprocessing_are_checked() -> None:
+    """What a user gives; what a newer compiler has stored is skipped."""
+    spec = InputSpec("x", ("N", 3, 16, 16), "float32", 1, 2)
+    for name, hint in (("Std", "Did you mean std?"), ("means", "Did you mean mean?"), ("zzz", "It has crop, size, ")):
+        with pytest.raises(UsageError, match=f"Preprocessing has no '{name}'.*") as raised:
+            stored_preprocess(spec, None, {name: 0.5})
+        assert raised.value.hint is not None and raised.value.hint.startswith(hint)
+        assert stored_preprocess(spec, {name: 0.5}, {}) == preprocess_for(spec)
+    check_names(preprocess_for(spec).to_dict())
+
+
+def test_the_hint_installs_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a checkout, a wheel, a repository and an index; pip takes each as it is printed."""
+
+    def installed_from(origin: object) -> str:
+        text = None if origin is None else json.dumps(origin)
+        monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+        return install_command("co3d-compile[video]")
+
+    assert install_command("co3d-compile[video]") == f"pip install -e '{Path(__file__).parents[1]}[video]'"
+    monkeypatch.setattr(install_hint, "CHECKOUT", Path("/nowhere"))
+    assert installed_from({"url": "file:///my%20folder", "dir_info": {}}) == "pip install '/my folder[video]'"
+    assert installed_from({"url": "file:///c-1-py3.whl", "archive_info": {}}) == "pip install '/c-1-py3.whl[video]'"
+    repository = {"url": "https://host/c.git", "vcs_info": {"vcs": "git", "commit_id": "0"}}
+    assert installed_from(repository) == "pip install 'co3d-compile[video] @ git+https://host/c.git'"
+    assert installed_from(None) == "pip install 'co3d-compile[video]'"
+    assert install_command("onnx") == "pip install onnx"
+
+
+def test_objects_are_short_to_look_at() -> None:
+    session = co3d.StreamSession(fir(), batch=2)
+    assert repr(session).startswith("<StreamSession: 2 streams; x (N, 2, 3) -> y (N, 2, 3); receptive field ")
+    session.close()
+    assert "closed" in repr(session)
+    info = repr(co3d.StreamSession(pair()).info)
+    assert info.startswith("<Contract: fast (N, 4, 2), slow (N, 2), gain (N, 1) -> a ") and "unbounded" in info
+    scores = np.array([0.1, 0.2, 0.7], np.float32)
+    prediction = Prediction(3, 5, 0.5, 6, 0.6, False, scores, ("a", "b", "c"), 1.0)
+    assert repr(prediction) == "<Prediction of frame 5 at 0.50 s: c 0.70, b 0.20, a 0.10>"
