@@ -43,7 +43,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not long" $(PYTEST_ARGS)
 
 test-long: $(STAMP)
-	$(PYTEST) -m long --hypothesis-profile thorough $(PYTEST_ARGS)
+	$(PYTEST) -m long $(PYTEST_ARGS)
 
 # Installs the other runtimes into build/, npm's folders and, as root and only if missing, Debian's.
 test-targets: $(STAMP)

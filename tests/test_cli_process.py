@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import long
 from model_files import files, save_export, use_folder
 from test_cli import REPORT
 
@@ -71,8 +72,16 @@ main()
 """
 
 
-@pytest.mark.parametrize("when", ["compile", "write"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+WHEN = {
+    "ctrl-c at compile": ("compile", signal.SIGINT),
+    "term at write": ("write", signal.SIGTERM),
+    "term at compile": long("compile", signal.SIGTERM),
+    "ctrl-c at write": long("write", signal.SIGINT),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("when", "number"), WHEN.values(), ids=WHEN)
 def test_stopped(when: str, number: signal.Signals) -> None:
     save_export()
     process = subprocess.Popen([sys.executable, "-c", STALL, when], stderr=subprocess.PIPE, text=True)
@@ -82,11 +91,12 @@ def test_stopped(when: str, number: signal.Signals) -> None:
         assert len(files()) == 2
     process.send_signal(number)
     rest = process.stderr.read()
-    assert process.wait(10) == 128 + number
+    assert process.wait(120) == 128 + number
     assert rest == f"error: stopped by {number.name}; nothing was written\n"
     assert files() == {"m.bin"}
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal() -> None:
     """In a process of its own, with a terminal for stderr: the bar comes and goes, stdout holds only the report."""
     save_export()
@@ -97,7 +107,7 @@ def test_a_bar_on_a_terminal() -> None:
     with contextlib.suppress(OSError):  # the end of a terminal
         while chunk := os.read(read, 4096):
             shown += chunk.decode(errors="replace")
-    stdout = process.communicate(timeout=60)[0]
+    stdout = process.communicate(timeout=300)[0]
     assert process.returncode == 0, shown
     assert json.loads(stdout)["output"] == "out.onnx"
     assert "capture" in shown and "a library prints" not in shown

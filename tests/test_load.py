@@ -216,6 +216,7 @@ def test_bad_models(
     assert says in str(caught.value)
 
 
+@pytest.mark.slow
 def test_torchvision_whose_operators_do_not_load() -> None:
     """In a process of its own: whatever torchvision is installed, its video models are there."""
     code = (

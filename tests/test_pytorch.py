@@ -260,6 +260,7 @@ def test_archives_that_are_no_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler: g++ is not there")
 def test_aot_inductor(tmp_path: Path) -> None:
     compiled, _, _ = trained(state_io="renamed")

@@ -1,6 +1,7 @@
 """Random networks through the oracle: exact after the warm-up, with every number that is reported tight.
 
-By default 500 graphs, split over parts that xdist can share, the same ones each time. By hand:
+``make test`` runs 150 graphs and ``make test-long`` 2,000 others, in parts that xdist can share, the same ones each
+time. By hand:
 
     pytest tests/test_random_graphs.py --hypothesis-profile thorough -n 1 [--hypothesis-seed 7]
 
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import assume, given, seed, settings
+from marks import long
 from oracle import Check, _check_interior
 from random_nets import Net, Op, Out, entry_of, nets
 from random_nets.entry import TooLong
 from random_nets.measure import dependence
 
 TOLERANCE = 1e-4
-PARTS = {"networks": 20, "thorough": 400}  # of 25 and 50 graphs
+PARTS = {"networks": 86, "thorough": 400}  # of 25 and 50 graphs
+QUICK = 6  # the parts in make test
 
 
 def verify(net: Net) -> None:
@@ -44,9 +47,12 @@ def _profile(config: pytest.Config) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "part" in metafunc.fixturenames:
-        metafunc.parametrize("part", range(PARTS[_profile(metafunc.config)]))
+        profile = _profile(metafunc.config)
+        quick = PARTS[profile] if profile == "thorough" else QUICK
+        metafunc.parametrize("part", [part if part < quick else long(part) for part in range(PARTS[profile])])
 
 
+@pytest.mark.slow
 def test_random_graphs(part: int, request: pytest.FixtureRequest) -> None:
     given_seed = int(request.config.getoption("--hypothesis-seed", None) or 0)
     print(f"--hypothesis-seed {given_seed}, part {part}")
