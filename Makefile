@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
 	@echo "make check   lint, and the tests that take no seconds each: for daily work"
-	@echo "make test    all tests but those of the two lines below"
+	@echo "make test    every kind of test"
 	@echo "make test-long     the tests that take long by nature: thousands of random graphs, full-size networks"
 	@echo "make test-targets  run what make test skips: OpenVINO, ExecuTorch, Triton's client, Node.js, C++, a browser, a window"
 	@echo "make lint    ruff, what may import what, and mypy"

@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 
 
+def slow(*values: object) -> object:
+    """A case of a test that ``make check`` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def long(*values: object) -> object:
-    """A case of a test for ``make test-long`` alone."""
+    """A case of a test that ``make test-long`` alone runs."""
     return pytest.param(*values, marks=[pytest.mark.long, pytest.mark.slow])

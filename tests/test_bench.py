@@ -19,6 +19,8 @@ from co3d_compile.cli.bench import command
 from co3d_compile.support.machine import block_channels
 from co3d_compile.user_operators.declare_rule import scope
 
+pytestmark = pytest.mark.slow
+
 CLIP = torch.zeros(1, 3, 8, 12, 12)
 QUICK = ["--rounds", "1", "--seconds", "0.01", "--threads", "1"]
 
@@ -40,7 +42,6 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_every_side(archive: Path, tmp_path: Path) -> None:
     result = run(archive, *QUICK, "--json", "--chart", tmp_path / "times.svg")
     assert result.exit_code == 0, result.stderr

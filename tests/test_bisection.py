@@ -26,6 +26,8 @@ from co3d_compile.verification import first_difference as bisection
 from co3d_compile.verification.findings import Bisection, Difference
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 aten = torch.ops.aten
 
 

@@ -16,6 +16,8 @@ from zoo import Reference, Window
 import co3d_compile as co3d
 from co3d_compile.user_operators.declare_rule import scope, unregister
 
+pytestmark = pytest.mark.slow
+
 CLIP = (1, 4, 8, 4, 4)
 
 

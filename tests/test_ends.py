@@ -19,6 +19,8 @@ from zoo.longclip import eager
 
 import co3d_compile as co3d
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (1, 4, 12)
 LATE = 7.0  # shifts values so that a zero in place of what the clip reads is the largest or a gross error
 

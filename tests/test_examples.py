@@ -15,6 +15,8 @@ import torch
 from marks import long
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -43,7 +45,6 @@ def test_dense_labels(run: Run, tmp_path: Path) -> None:
     assert "50 labels" in run("dense_labels.py", "--out", tmp_path, "--frames", 50)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "frames", "least"), [(10, 200, 0), long(200, 800, 0.4)])
 def test_train_and_stream(run: Run, tmp_path: Path, steps: int, frames: int, least: float) -> None:
     """After a short training, not a few steps, all ways of running the network beat guessing among four."""
@@ -53,7 +54,6 @@ def test_train_and_stream(run: Run, tmp_path: Path, steps: int, frames: int, lea
     assert (tmp_path / "train_and_stream.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_custom_operator() -> None:
     """In a process of its own, where no other test has registered anything."""
     command = [sys.executable, str(EXAMPLES / "custom_operator.py")]
@@ -62,7 +62,6 @@ def test_custom_operator() -> None:
     assert "delay 3 frames, receptive field 14, warm-up 13" in result.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_custom_pass(run: Run) -> None:
     assert "output 'embedding' of shape (1, 2048)" in run("custom_pass.py")
@@ -86,7 +85,6 @@ class Small(nn.Module):
             return torch.softmax(self.head(windows.transpose(1, 2)), 2).transpose(1, 2)
 
 
-@pytest.mark.slow
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole of it, with a small network in place of the X3D-S."""
     monkeypatch.syspath_prepend(EXAMPLES)

@@ -19,6 +19,8 @@ import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 REAL_ONES = ("x3d_s",)
 SMALL_ONES = ("p3d", "unet_transpose", "cnn_lstm", "movinet-frame")
 

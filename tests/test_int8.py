@@ -16,6 +16,8 @@ import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 CLIP = torch.zeros(1, 3, 8, 24, 24)
 RANDOM = np.random.default_rng(0)
 FRAMES = [RANDOM.standard_normal((1, 3, 24, 24), dtype=np.float32) for _ in range(30)]

@@ -16,6 +16,8 @@ import co3d_compile as co3d
 from co3d_compile.step_graph.convolution_forms import FORMS, forced
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 CLIP, SIZE, LONG = 16, 9, 30
 
 KINDS: dict[str, nn.Module] = {
@@ -126,7 +128,6 @@ def test_form_is_exact(kind: str, form: str, pulse: int | None, state_io: str) -
     assert compared > 4
 
 
-@pytest.mark.slow
 def test_tuned_is_exact_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured once for each shape; what is kept decides the next time, and a damaged file decides nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -22,7 +22,10 @@ import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.support.machine import block_channels
 
-pytestmark = pytest.mark.skipif(block_channels() == 1, reason="ONNX Runtime has no blocked layout on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(block_channels() == 1, reason="ONNX Runtime has no blocked layout on this machine"),
+]
 
 FILES = [
     ("x3d_s-small", "paired"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from marks import slow
 from oracle import check
 from oracle_ends import check_boundary
 from zoo.small import SMALL
 
+QUICK = ("p3d", "cnn_lstm", "unet_linear", "transformer", "two_heads", "se_mean-window")  # one of each kind
 
-@pytest.mark.parametrize("network", SMALL)
+
+@pytest.mark.parametrize("network", [name if name in QUICK else slow(name) for name in SMALL])
 def test_network(network: str) -> None:
     entry = SMALL[network]
     facts = check(entry)
@@ -22,6 +25,7 @@ def test_network(network: str) -> None:
 STRIDE_1 = ("inception3d", "siamese", "wavenet_small", "ms_tcn", "folded_r2plus1d")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", STRIDE_1)
 def test_eight_frames_a_step_give_the_same_results(network: str) -> None:
     check(replace(SMALL[network], tight=False), options={"frames_per_step": 8}, batch=2)
@@ -30,6 +34,7 @@ def test_eight_frames_a_step_give_the_same_results(network: str) -> None:
 DENSE = ("resnext3d", "densenet3d", "c3d", "st_gcn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", DENSE)
 def test_dense_strides(network: str) -> None:
     facts = check(SMALL[network], options={"stride_mode": "dense"})
@@ -39,6 +44,7 @@ def test_dense_strides(network: str) -> None:
 WINDOWS = {"p3d": 20, "tsn": 16, "densenet3d": 16, "two_heads": 24, "audio_visual": 12, "movinet-frame": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "window"), WINDOWS.items())
 def test_longer_window(network: str, window: int) -> None:
     check(SMALL[network], options={"window": window})
@@ -51,6 +57,7 @@ BATCHES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", BATCHES)
 def test_a_batch_of_streams(network: str) -> None:
     check(replace(SMALL[network], tight=False), batch=3)
@@ -73,11 +80,13 @@ BOUNDARY = (
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", BOUNDARY)
 def test_exact_ends_of_a_long_sequence(network: str) -> None:
     check_boundary(SMALL[network], clips=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", BOUNDARY_CLIP)
 def test_exact_ends_of_one_clip(network: str) -> None:
     check_boundary(SMALL[network])

@@ -18,6 +18,7 @@ PAGE = read()
 EXACT = 1e-4  # the tolerance of the oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", SMALL)
 def test_row_is_what_compiling_gives(network: str) -> None:
     written = PAGE["small"][network]

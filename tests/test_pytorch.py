@@ -20,6 +20,8 @@ from co3d_compile.errors import ContractError, LoadError, UnsupportedError, Usag
 from co3d_compile.verification.exported_step import load_step, verify_step
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 # Name of a small network, options: between them, they have every kind of state, input and output.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "past entries": ("p3d", {}),
@@ -259,7 +261,6 @@ def test_archives_that_are_no_step(tmp_path: Path) -> None:
 # --- other runtimes ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler: g++ is not there")
 def test_aot_inductor(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from zoo.continual_x3d import continual_x3d
 from zoo.real import REAL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("network", REAL)
 def test_small(network: str) -> None:
@@ -30,7 +32,6 @@ def test_four_dims_at_one_frame_per_step(network: str) -> None:
 FULL_SIZE = ("x3d_s", long("slow_r50"), long("r3d_18"))  # the others: benchmarks/networks_table.py, docs/networks.md
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", FULL_SIZE)
 def test_full_size(network: str) -> None:
     row = REAL[network]
@@ -58,7 +59,6 @@ def test_longer_window(network: str, window: int) -> None:
 PUBLISHED = [("x3d_s", 1.96, 12.1), ("slow_r50", 54.5, 8.0), long("x3d_m", 4.73, 15.1), long("x3d_l", 18.4, 15.3)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("network", "gmac", "ratio"), PUBLISHED)
 def test_published_reduction(network: str, gmac: float, ratio: float) -> None:
     facts = compiled(REAL[network].entry(small=False)).report().to_dict()

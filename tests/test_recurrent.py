@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import co3d_compile as co3d
 
+pytestmark = pytest.mark.slow
+
 
 class Recurrence(nn.Module):
     """A few layers that look ahead, then something that remembers for good."""

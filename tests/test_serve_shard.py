@@ -21,6 +21,8 @@ from co3d_compile.serve.shard import Shard
 from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame
 
+pytestmark = pytest.mark.slow
+
 Reply = dict[str, Any]
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "one frame per step": ("p3d", {}),

@@ -11,6 +11,8 @@ from zoo.small import SMALL
 
 import co3d_compile as co3d
 
+pytestmark = pytest.mark.slow
+
 # One for every kind of state.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "past entries": ("p3d", {}),

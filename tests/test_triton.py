@@ -23,6 +23,8 @@ from co3d_compile.cli.main import main as group
 from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec
 from co3d_compile.targets.triton_repository import Options, config
 
+pytestmark = pytest.mark.slow
+
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "past entries": ("p3d", {}),
     "flags and counters": ("p3d", {"boundary": "exact"}),

@@ -29,6 +29,8 @@ from co3d_compile.cli.main import main as group
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.failures import STRICT
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[1] / "docs" / "troubleshooting.md"
 CLIP = torch.zeros(1, 3, 8, 8, 8)
 SHAPE = ["--shape", "1x3x4x8x8"]

@@ -36,6 +36,8 @@ from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 CLIP = (1, 4, 8)
 VIDEO = (1, 3, 6, 5, 5)
 

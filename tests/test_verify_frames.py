@@ -30,6 +30,8 @@ from co3d_compile.media.frame_source import Source
 from co3d_compile.media.video_steps import Feed
 from co3d_compile.verification.verify_model import verify
 
+pytestmark = pytest.mark.slow
+
 
 def frames_of(shapes: list[tuple[int, ...]], steps: int) -> list[tuple[Any, ...]]:
     generator = np.random.default_rng(0)
@@ -181,7 +183,6 @@ def test_a_long_run_of_a_model_that_remembers_all_is_refused(tmp_path: Path) -> 
         verify(path, module, example, steps=10_000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("network", "steps"), [("x3d_s", 1_000), long("x3d_s", 10_000)])
 def test_many_steps_of_x3d(network: str, steps: int) -> None:
     """Memory does not grow, and neither does the error."""
