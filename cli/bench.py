@@ -130,10 +130,9 @@ def _show(result: Report) -> None:
         )
     box, left_out = result["machine"], result["left_out"]
     why = {text: [name for name, reason in left_out.items() if reason == text] for text in left_out.values()}
-    costs = f"{result['gmac_clip']:.3g} G per clip, {result['gmac_ratio']:.1f}x" if "gmac_ratio" in result else ""
     facts = facts_table(
-        ("Multiply-adds", costs and f"{costs} fewer per frame"),
-        ("State", bytes_text(result["state_bytes"]) if costs else None),
+        ("Multiply-adds", result.get("work")),
+        ("State", bytes_text(result["state_bytes"]) if "work" in result else None),
         *((f"No {join(names)}", text) for text, names in why.items()),
         ("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}"),
         ("Versions", join([f"{name} {number}" for name, number in box["versions"].items()])),

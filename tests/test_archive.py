@@ -222,6 +222,17 @@ FALSE: dict[str, tuple[Callable[[], str], str]] = {
         "cannot be opened",
     ),
     "a huge example": (expanded_input, "input 0 claims a shape of 1x3x10000x10000x10000 and holds 4 bytes"),
+    "a number for a list of names": (
+        lambda: rewritten(
+            "models/model.json",
+            lambda content: content["graph_module"]["module_call_graph"][0]["signature"].update(forward_arg_names=3),
+        ),
+        "cannot be opened",
+    ),
+    "a number for a list of guards": (
+        lambda: rewritten("models/model.json", lambda content: content.update(guards_code=3)),
+        "cannot be opened",
+    ),
     "no graph": (lambda: rewritten("models/model.json", lambda content: content.clear()), "cannot be opened"),
 }
 

@@ -22,6 +22,7 @@ from co3d_compile.capture.tracer import export
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
+from co3d_compile.report.facts import work_text
 from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.silence_torch import quiet
 
@@ -175,7 +176,7 @@ def _facts(compiled: CompiledModel) -> JsonObject:
         "receptive_field",
         "frames_per_step",
     )
-    return {key: report[key] for key in keys}
+    return {"work": work_text(report), **{key: report[key] for key in keys}}
 
 
 __all__ = ["bench"]

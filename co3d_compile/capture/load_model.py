@@ -118,13 +118,23 @@ def _read_archive(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Lo
         with path.open("rb") as file:
             programs = load_pt2(file).exported_programs
     except Exception as error:
-        raise LoadError(
-            f"{path} cannot be opened as a torch.export archive: {brief(error)}.",
-            hint=f"It is damaged or was written by another version than PyTorch {torch.__version__}.",
-        ) from error
+        raise _not_opened(path, error) from error
     if len(programs) != 1:
         raise LoadError(f"{path} holds {len(programs)} programs; one is wanted.", hint="Use torch.export.save.")
-    return _from_program(next(iter(programs.values())), shapes, EXPORT, [])
+    (program,) = programs.values()
+    loaded = _from_program(program, shapes, EXPORT, [])
+    try:
+        program.module()  # reads signatures and guards, which opening does not look at
+    except Exception as error:
+        raise _not_opened(path, error) from error
+    return loaded
+
+
+def _not_opened(path: Path, error: Exception) -> LoadError:
+    return LoadError(
+        f"{path} cannot be opened as a torch.export archive: {brief(error)}.",
+        hint=f"It is damaged or was written by another version than PyTorch {torch.__version__}.",
+    )
 
 
 def _read_script(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:

@@ -154,10 +154,6 @@ class Reference:
         whole = self.clip + ceil(max(0, frames - self.clip) / self.unit) * self.unit
         return whole + (self.unit - 1 if self.dense else 0)
 
-    def frames(self, total: int, seed: int) -> list[Tensor]:
-        """So many random frames of every input (of the first one, the others by their rate)."""
-        return self.random(self.shapes(total), torch.Generator().manual_seed(seed))
-
     def shapes(self, total: int) -> list[list[int]]:
         """The shape of so many frames of every input."""
         return [
