@@ -126,6 +126,15 @@ def test_make_targets_on_the_pages_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page_id(page)} names `make {target}`"
 
 
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {co3d.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_the_workflow_names_tests_that_exist() -> None:
+    named = re.findall(r"tests/\w+\.py", (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert named and all((ROOT / name).exists() for name in named)
+
+
 def test_every_package_is_installed() -> None:
     """A folder of modules that is no package is missing from wheels, and so is one that no link leads to."""
     assert {ROOT / "co3d_compile" / name for name in ("cli", "passes")} <= set(
