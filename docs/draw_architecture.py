@@ -59,7 +59,7 @@ def floors() -> list[list[str]]:
     """The names on each floor of the import contract, top floor first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
-    return [layer.split(" | ") for layer in layers]
+    return [layer.split(" | ") for layer in layers if not layer.startswith("_")]  # __main__ has no sentence of its own
 
 
 def sentence(file: Path) -> str:
