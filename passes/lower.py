@@ -18,10 +18,9 @@ from co3d_compile.ir.node_reading import argument, module_path, operand, operato
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
-from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, kernel_of, own_of
+from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
-from co3d_compile.rules.pointwise import POINTWISE
 from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.step_graph.stream_ends import StreamEnds
@@ -132,11 +131,7 @@ class Lower(Pass):
             return
         if own_of(node).gate == "window":
             fact = fact_of(operand(node))
-            low.streams[node] = rule.sliding(node, low, (fact.length - 1) * fact.spacing, fact.spacing)  # type: ignore
-        elif own_of(node).slides is not None and type(rule).lower is type(POINTWISE).lower:  # a slice or pad: one tap
-            low.streams[node] = [
-                rule.entry(node, low, i) for i in range(0, low.pulse(operand(node)), kernel_of(node).s)
-            ]
+            low.streams[node] = rule.over_newest(node, low, (fact.length - 1) * fact.spacing, fact.spacing)
         else:
             low.streams[node] = rule.lower(node, low)
 

@@ -20,6 +20,7 @@ from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.time_facts import KEY, Kind, NoExtension, fact_of, is_window
 from co3d_compile.rules import Rule, rule_of
 from co3d_compile.rules.conv import Convolution
+from co3d_compile.rules.sliding import SlidingRule
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -104,5 +105,5 @@ def _treats_as_batch(rule: Rule | None, node: Node) -> bool:
         kernel = rule.kernel(node)
     except (NoExtension, LayoutLost):
         return False
-    plain = type(rule).lower is Rule.lower or isinstance(rule, Convolution)
+    plain = type(rule).lower in (Rule.lower, SlidingRule.lower) or isinstance(rule, Convolution)
     return plain and (kernel is None or kernel.trivial)

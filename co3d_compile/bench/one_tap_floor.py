@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs, sliding_axis
+from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs
 from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass, PassList
@@ -49,14 +49,14 @@ class OneTap(Pass):
 
 def _cut_convolution(program: Program, node: Node) -> bool:
     conv = ConvArgs.of(node)
-    axis = sliding_axis(conv.x, len(conv.kernel_size))
-    if axis is None or conv.kernel_size[axis] == 1:
+    axis = conv.axis
+    if axis is None or conv.kernel[axis] == 1:
         return False
-    _check_length(node, conv.x, axis, len(conv.kernel_size), conv.stride[axis])
-    weight = program.constant(conv.weight).narrow(2 + axis, conv.kernel_size[axis] // 2, 1).contiguous()
+    _check_length(node, conv.x, axis, len(conv.kernel), conv.stride[axis])
+    weight = program.constant(conv.weight).narrow(2 + axis, conv.kernel[axis] // 2, 1).contiguous()
     conv.weight = insert_constant(program, node, f"{str(conv.weight.target).replace('.', '_')}_one_tap", weight)
     if conv.stride[axis] > 1:
-        step = [conv.stride[axis] if i == axis else 1 for i in range(len(conv.kernel_size))]
+        step = [conv.stride[axis] if i == axis else 1 for i in range(len(conv.kernel))]
         conv.x = insert(program, node, MEANS[len(step)], conv.x, step, step, 0, True)
     conv.stride[axis], conv.padding[axis], conv.dilation[axis] = 1, 0, 1
     conv.write(node)
@@ -65,7 +65,7 @@ def _cut_convolution(program: Program, node: Node) -> bool:
 
 def _cut_pool(node: Node) -> bool:
     pool = PoolArgs.of(node)
-    axis = sliding_axis(pool.x, len(pool.kernel))
+    axis = pool.axis
     if axis is None or pool.kernel[axis] == 1:
         return False
     _check_length(node, pool.x, axis, len(pool.kernel), pool.stride[axis])

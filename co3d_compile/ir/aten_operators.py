@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import Argument
 
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of, spread
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import NoExtension, known
 
 aten = torch.ops.aten
@@ -41,7 +46,7 @@ VIEWS = {aten.view.default, aten._unsafe_view.default}
 EXACT = [aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d]
 EXACT_OVERLOADS = {o for packet in EXACT for o in (packet.vec, packet.default)}
 AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
-DIMS = {
+DIMS: dict[Callable[..., Any] | str, int] = {
     aten.avg_pool1d.default: 1,
     aten.avg_pool2d.default: 2,
     aten.avg_pool3d.default: 3,
@@ -51,15 +56,64 @@ DIMS = {
 }
 
 
+def sliding_axis(x: Node, n: int) -> int | None:
+    """The spatial axis (0 … n-1) that is time alone, or None."""
+    layout = known(x)
+    place = layout.time
+    first = layout.rank - n
+    if place is None or not place.alone or place.dim < first:
+        return None
+    return place.dim - first
+
+
 @dataclass
-class PoolArgs:
-    """The arguments of an ATen pool, spread over its spatial dims."""
+class SlidingArgs:
+    """The arguments of an operator whose kernel slides over the last dims of a tensor: a number for each of these."""
 
     x: Node
     kernel: list[int]
     stride: list[int]
     padding: list[int]
     dilation: list[int]
+
+    @property
+    def dims(self) -> int:
+        """Over how many dims the kernel slides."""
+        return len(self.kernel)
+
+    @property
+    def first(self) -> int:
+        """The first of these dims in the tensor."""
+        return rank_of(self.x) - self.dims
+
+    @property
+    def axis(self) -> int | None:
+        """Which of these dims (0 … ``dims`` - 1) is time alone, or None."""
+        return sliding_axis(self.x, self.dims)
+
+    @property
+    def space(self) -> list[int]:
+        """Those of these dims that are not time."""
+        axis = self.axis
+        return [a for a in range(self.dims) if a != axis]
+
+    def moves(self, a: int) -> bool:
+        """Whether anything happens over a dim."""
+        return (self.kernel[a], self.stride[a], self.padding[a]) != (1, 1, 0)
+
+    def over(self, a: int) -> Kernel:
+        """The index equation over a dim."""
+        return Kernel(self.kernel[a], self.dilation[a], self.stride[a], self.padding[a], self.padding[a])
+
+    def write(self, node: Node) -> None:
+        """Puts the arguments back into the node."""
+        raise NotImplementedError
+
+
+@dataclass
+class PoolArgs(SlidingArgs):
+    """The arguments of an ATen pool."""
+
     ceil: bool
     count_pad: bool
     divisor: int | None
@@ -67,31 +121,45 @@ class PoolArgs:
 
     @staticmethod
     def of(node: Node) -> PoolArgs:
-        n = DIMS[node.target]  # type: ignore[index]
-        x = operand(node)
-        kernel = spread(argument(node, 1, "kernel_size"), n)
-        stride = spread(argument(node, 2, "stride", None) or kernel, n)
-        padding = spread(argument(node, 3, "padding", 0), n)
-        if node.target in AVERAGE:
-            ceil, count = argument(node, 4, "ceil_mode", False), argument(node, 5, "count_include_pad", True)
-            return PoolArgs(
-                x, kernel, stride, padding, [1] * n, ceil, count, argument(node, 6, "divisor_override"), True
-            )
-        dilation = spread(argument(node, 4, "dilation", 1), n)
-        return PoolArgs(x, kernel, stride, padding, dilation, argument(node, 5, "ceil_mode", False), True, None, False)
+        n, average, given = DIMS[node.target], node.target in AVERAGE, Arguments(node)
+        kernel = given.integers("kernel_size", n)
+        divisor = given.given("divisor_override")
+        return PoolArgs(
+            given.tensor(),
+            kernel,
+            given.integers("stride", n) or kernel,
+            given.integers("padding", n),
+            [1] * n if average else given.integers("dilation", n),
+            ceil=bool(given.given("ceil_mode")),
+            count_pad=not average or bool(given.given("count_include_pad")),
+            divisor=divisor if isinstance(divisor, int) else None,
+            average=average,
+        )
+
+    def over(self, a: int) -> Kernel:
+        return replace(super().over(a), ceil=self.ceil)
+
+    def along(self, axes: Iterable[int]) -> PoolArgs:
+        """The pool over some of its dims alone."""
+        kept = set(axes)
+
+        def part(values: list[int], neutral: int) -> list[int]:
+            return [v if a in kept else neutral for a, v in enumerate(values)]
+
+        kernel, stride, dilation = (part(v, 1) for v in (self.kernel, self.stride, self.dilation))
+        return replace(self, kernel=kernel, stride=stride, padding=part(self.padding, 0), dilation=dilation)
 
     def write(self, node: Node) -> None:
-        """Puts the arguments back into the node."""
-        node.args = self.args(self.x, list(range(len(self.kernel))))
+        node.args = self.args(self.x, range(self.dims))
         node.kwargs = {}
 
-    def args(self, x: Node, axes: list[int]) -> tuple:
+    def args(self, x: Node, axes: Sequence[int]) -> tuple[Argument, ...]:
         """The operator's arguments for some of its axes."""
-        k, s, p, d = ([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
+        sizes = tuple([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
         if not self.average:
-            return (x, k, s, p, d, self.ceil)
-        tail = (self.ceil, self.count_pad)
-        return (x, k, s, p, *tail) if len(axes) == 1 or self.divisor is None else (x, k, s, p, *tail, self.divisor)
+            return (x, *sizes, self.ceil)
+        divisor = () if len(axes) == 1 or self.divisor is None else (self.divisor,)
+        return (x, *sizes[:3], self.ceil, self.count_pad, *divisor)
 
 
 def adaptive_max(x: Tensor, sizes: list[int]) -> Tensor:
@@ -112,54 +180,37 @@ def reduced(node: Node) -> tuple[Node, list[int], bool]:
 
 
 @dataclass
-class ConvArgs:
-    """The arguments of an ATen convolution, transposed or not, spread over its spatial dims."""
+class ConvArgs(SlidingArgs):
+    """The arguments of an ATen convolution, transposed or not."""
 
-    x: Node
     weight: Node
     bias: Node | None
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
     groups: int
     output_padding: list[int]
 
     @staticmethod
     def of(node: Node) -> ConvArgs:
-        transposed = node.target in TRANSPOSED_CONVOLUTIONS
-        weight, padding = operand(node, 1), argument(node, 4, "padding", 0)
+        given = Arguments(node)
+        weight, padding = given.tensor("weight"), given.given("padding")
         if isinstance(padding, str):
             raise NoExtension(f"padding={padding!r} was not made explicit")
-        n = rank_of(weight) - 2
+        kernel = list(shape_of(weight)[2:])
+        transposed = node.target in TRANSPOSED_CONVOLUTIONS
         return ConvArgs(
-            operand(node),
+            given.tensor("input"),
+            kernel,
+            given.integers("stride", len(kernel)),
+            given.integers("padding", len(kernel)),
+            given.integers("dilation", len(kernel)),
             weight,
-            argument(node, 2, "bias"),
-            stride=spread(argument(node, 3, "stride", 1), n),
-            padding=spread(padding, n),
-            dilation=spread(argument(node, 7 if transposed else 5, "dilation", 1), n),
-            groups=argument(node, 6, "groups", 1),
-            output_padding=spread(argument(node, 5, "output_padding", 0) if transposed else 0, n),
+            given.optional("bias"),
+            given.integer("groups"),
+            given.integers("output_padding", len(kernel)) if transposed else [0] * len(kernel),
         )
 
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        return shape_of(self.weight)[2:]
-
     def write(self, node: Node) -> None:
-        """Puts the arguments back into the node."""
         node.args = (self.x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         node.kwargs = {}
-
-
-def sliding_axis(x: Node, n: int) -> int | None:
-    """The spatial axis (0 … n-1) that is time alone, or None."""
-    layout = known(x)
-    place = layout.time
-    first = layout.rank - n
-    if place is None or not place.alone or place.dim < first:
-        return None
-    return place.dim - first
 
 
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:

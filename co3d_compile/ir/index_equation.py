@@ -31,6 +31,11 @@ class Kernel:
         """Whether every entry is computed from the entry of the same index alone."""
         return self.k == 1 and self.s == 1 and self.p == 0
 
+    @property
+    def identity(self) -> bool:
+        """Whether the output has the entries of the input, and no others."""
+        return self.trivial and self.p_end == 0
+
     def dense(self, spacing: int) -> Kernel:
         """The same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
         return replace(self, d=self.d * spacing, s=1, p=self.p * spacing, p_end=self.p_end * spacing)

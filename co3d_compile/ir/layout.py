@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 BATCH = "N"
@@ -98,6 +99,11 @@ class Layout:
         """The layout with another size of a dim; what it is labelled stays."""
         label = next((a.label for a in self.dims[dim] if a.label), PLAIN)
         return self.replace(dim, [Axis(label, size)])
+
+    def sized(self, shape: Sequence[int], dims: Iterable[int]) -> Layout:
+        """The layout with the sizes that some dims have in a shape; what they are labelled stays."""
+        changed = [d for d in dims if self.shape[d] != shape[d]]
+        return reduce(lambda layout, d: layout.resize_dim(d, shape[d]), changed, self)
 
     def permute(self, order: Sequence[int]) -> Layout:
         return Layout(tuple(self.dims[d] for d in order))

@@ -165,9 +165,14 @@ class Fact:
         front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
         return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
 
-    def end_above(self, r: int, cut: int = 0) -> Fraction | None:
-        """The end of ``r`` times as many entries less ``cut``, for clips of a matching length."""
-        return None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
+    def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
+        """The fact of ``r`` times as many entries less the last ``cut``, which come ``delay`` later (counted in these).
+
+        The end is that of a clip of a matching length.
+        """
+        end = None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
+        more, later = self.length * r - cut, self.delay * r + delay
+        return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, end=end)
 
     def flowing(self, kernel: Kernel) -> Kernel:
         """The kernel as it is applied to the stream: strides become dilations in dense mode."""

@@ -68,7 +68,7 @@ def _convolution(e: Emitter, node: Node) -> ir.Value:
         conv.x,
         conv.weight,
         conv.bias,
-        kernel_shape=conv.kernel_size,
+        kernel_shape=conv.kernel,
         strides=conv.stride,
         pads=conv.padding * 2,
         **more,

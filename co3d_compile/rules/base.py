@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch.fx import Node
 
@@ -13,9 +13,7 @@ from co3d_compile.ir.index_equation import Kernel, Outside
 from co3d_compile.ir.layout import TIME, Layout
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, own_of, touches_time
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 RULES: dict[Any, Rule] = {}
 R = TypeVar("R", bound="type[Rule]")
@@ -112,6 +110,19 @@ class Rule:
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """Entry ``i`` of the output from entries ``i`` of the operands. Default: the operator on a time dim of one."""
         return low.with_time_of_one(node, i)
+
+    def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
+        """For every new entry a gate over the newest entries (``pool_scope="window"``), where :meth:`gate` gives one.
+
+        Args:
+            past: How many entries before the new one are among them.
+            step: Of these every ``step``-th is.
+        """
+        raise NotImplementedError
+
+    def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
+        """The streaming entries of each output, where :meth:`items` gives several."""
+        raise NotImplementedError
 
     def window(self, node: Node, low: StepGraph) -> Node:
         """The operator on a window: as it stands in the clip."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -14,9 +14,7 @@ from co3d_compile.ir.node_reading import argument, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 CROPS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
@@ -14,9 +13,7 @@ from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 

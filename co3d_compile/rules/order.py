@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -13,9 +13,7 @@ from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, rank_of
 from co3d_compile.ir.time_facts import Fact, known
 from co3d_compile.rules.base import Rule, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 DIM = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -12,9 +12,7 @@ from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 

@@ -5,120 +5,62 @@ A pool over a whole axis is a mean or a maximum by the time it comes here: the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import inf, prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding_axis
-from co3d_compile.ir.index_equation import Kernel, Outside
+from co3d_compile.ir.index_equation import Outside
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, fact_of, kernel_of, known, own_of
+from co3d_compile.ir.time_facts import fact_of, known, own_of
 from co3d_compile.rules.base import Rule, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.rules.sliding import KernelRule
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
+AVERAGES = [aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default]
+MAXIMA = [aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default]
 
 
 @register(*DIMS)
-class Pool(Rule):
+class Pool(KernelRule):
     """Average and max pools with a kernel."""
 
-    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        pool = PoolArgs.of(node)
-        n = len(pool.kernel)
-        first = known(pool.x).rank - n
-        axis = sliding_axis(pool.x, n)
-        geometry = list(zip(pool.kernel, pool.stride, pool.padding, strict=True))
-        return [(pool.x, [first + a for a in range(n) if geometry[a] != (1, 1, 0) and a != axis])]
-
-    def layout(self, node: Node) -> Layout:
-        pool = PoolArgs.of(node)
-        out = known(pool.x)
-        for d in range(out.rank - len(pool.kernel), out.rank):
-            size = shape_of(node)[d]
-            if out.shape[d] != size:
-                out = out.resize_dim(d, size)
-        return out
-
-    def kernel(self, node: Node) -> Kernel | None:
-        pool = PoolArgs.of(node)
-        axis = sliding_axis(pool.x, len(pool.kernel))
-        if axis is None:
-            return None
-        k, s, p, d = pool.kernel[axis], pool.stride[axis], pool.padding[axis], pool.dilation[axis]
-        return Kernel(k, d, s, p, p, pool.ceil)
-
-    def flow(self, node: Node) -> Fact:
-        fact = super().flow(node)
-        kernel = self.kernel(node)
-        if kernel is None or kernel.trivial:
-            return fact
-        pool = PoolArgs.of(node)
-        return fact_of(pool.x).through(kernel, self.layout(node).resize("T", fact_of(pool.x).clip))
-
-    def strip(self, node: Node) -> None:
-        """Removes the temporal padding; the index equation in the node's meta keeps it as an offset."""
-        pool = PoolArgs.of(node)
-        axis = sliding_axis(pool.x, len(pool.kernel))
-        assert axis is not None
-        pool.padding[axis] = 0
-        pool.write(node)
+    def args(self, node: Node) -> PoolArgs:
+        return PoolArgs.of(node)
 
     def outside(self, node: Node) -> tuple[Outside, Outside]:
-        value = 0.0 if PoolArgs.of(node).average else -inf
+        value = 0.0 if self.args(node).average else -inf
         return value, value
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Pools over space first: what is left to remember is small."""
-        pool = PoolArgs.of(node)
-        axis = sliding_axis(pool.x, len(pool.kernel))
-        if axis is None or pool.divisor is not None:
+        pool, every = self.args(node), range(self.args(node).dims)
+        if pool.axis is None or pool.divisor is not None or not any(map(pool.moves, pool.space)):
             return None
-        neutral = (1, 1, 0, 1)
-        rest = [v for a, v in enumerate(zip(pool.kernel, pool.stride, pool.padding, strict=True)) if a != axis]
-        if all(v == (1, 1, 0) for v in rest):
-            return None
-        parts = []
-        x: Node = pool.x
-        for over_time in (False, True):
-            part = replace(
-                pool,
-                kernel=list(pool.kernel),
-                stride=list(pool.stride),
-                padding=list(pool.padding),
-                dilation=list(pool.dilation),
-            )
-            for a in range(len(pool.kernel)):
-                if (a == axis) != over_time:
-                    part.kernel[a], part.stride[a], part.padding[a], part.dilation[a] = neutral
-            with node.graph.inserting_before(node):
-                new = node.graph.call_function(node.target, part.args(x, list(range(len(pool.kernel)))))  # type: ignore[arg-type]
-            parts.append(new)
-            x = new
-        return parts[0], parts[1]
+        graph, target = node.graph, (AVERAGES if pool.average else MAXIMA)[pool.dims - 1]
+        with graph.inserting_before(node):
+            space = graph.call_function(target, pool.along(pool.space).args(pool.x, every))
+            return space, graph.call_function(target, pool.along([pool.axis]).args(space, every))
+
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
+        pool = self.args(node)
+        return self._over(low, pool, low.entry(pool.x, i), range(pool.dims))
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        pool = PoolArgs.of(node)
-        n = len(pool.kernel)
-        axis = sliding_axis(pool.x, n)
-        if axis is None:
-            return [self._over_space(low, pool, low.entry(pool.x, i), list(range(n))) for i in range(low.pulse(node))]
-        kernel = kernel_of(node)
-        space = [a for a in range(n) if a != axis]
+        pool = self.args(node)
+        if pool.axis is None:
+            return super().lower(node, low)
         results = []
-        for o in range(low.pulse(node)):
-            taps = [low.ref(pool.x, o * kernel.s + i * kernel.d) for i in range(kernel.k)]
-            x = low.reduce_entries(taps, "mean" if pool.average else "amax")
+        for o, taps in enumerate(self.taps(node, low)):
+            x = low.reduce_entries([low.ref(pool.x, i) for i in taps], "mean" if pool.average else "amax")
             x = self._mean_inside(node, low, pool, x, o)
-            if any(pool.kernel[a] != 1 or pool.stride[a] != 1 for a in space):
-                x = self._over_space(low, pool, x, space)
+            if any((pool.kernel[a], pool.stride[a]) != (1, 1) for a in pool.space):
+                x = self._over(low, pool, x, pool.space)
             elif pool.divisor is not None:
                 x = low.call(aten.mul.Tensor, x, prod(pool.kernel) / pool.divisor)
             results.append(x)
@@ -139,29 +81,25 @@ class Pool(Rule):
         pool = PoolArgs.of(node)
         if pool.divisor is None:
             return low.same(node)
-        return self._over_space(low, pool, low.plain(pool.x), list(range(len(pool.kernel))))
+        return self._over(low, pool, low.plain(pool.x), range(pool.dims))
 
-    def _over_space(self, low: StepGraph, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+    def _over(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
         """The pool over some of its axes, with a divisor of its own over all of them."""
-        names = {
-            True: [aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default],
-            False: [aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default],
-        }
-        target = names[pool.average][len(space) - 1]
+        target = (AVERAGES if pool.average else MAXIMA)[len(axes) - 1]
         if pool.divisor is None:
-            return low.call(target, *pool.args(x, space))
-        padded = self._with_zeros(low, pool, x, space)  # a mean over whole kernels, whatever counts as padding
+            return low.call(target, *pool.args(x, axes))
+        padded = self._with_zeros(low, pool, x, axes)  # a mean over whole kernels, whatever counts as padding
         whole = replace(pool, divisor=None, ceil=False, padding=[0] * len(pool.kernel))
-        mean = low.call(target, *whole.args(padded, space))
+        mean = low.call(target, *whole.args(padded, axes))
         return low.call(aten.mul.Tensor, mean, prod(pool.kernel) / pool.divisor)
 
-    def _with_zeros(self, low: StepGraph, pool: PoolArgs, x: Node, space: list[int]) -> Node:
+    def _with_zeros(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
         """What a pool reads: its operand with zeros around it, as many as its last kernel reaches for."""
         pads = []
-        for a, size in zip(space, low.sizes(x)[-len(space) :], strict=True):
-            k, s, p = pool.kernel[a], pool.stride[a], pool.padding[a]
-            last = (Kernel(k, 1, s, p, p, pool.ceil).length(size) - 1) * s + k - size - p
-            pads += [(p, max(p, last))]
+        for a, size in zip(axes, low.sizes(x)[-len(axes) :], strict=True):
+            over = pool.over(a)
+            last = (over.length(size) - 1) * over.s + over.k - size - over.p
+            pads.append((over.p, max(over.p, last)))
         flat = [v for pad in reversed(pads) for v in pad]
         return low.call(aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
 
@@ -192,12 +130,8 @@ class AdaptivePool(Rule):
 
     def layout(self, node: Node) -> Layout:
         x, sizes = self._sizes(node)
-        out = known(x)
-        for a, size in enumerate(sizes):
-            d = out.rank - len(sizes) + a
-            if out.shape[d] != size:
-                out = out.resize_dim(d, size)
-        return out
+        rank = rank_of(x)
+        return known(x).sized(shape_of(node), range(rank - len(sizes), rank))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, sizes = self._sizes(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -16,9 +16,7 @@ from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, own_of, touches_time
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -14,9 +14,7 @@ from co3d_compile.ir.layout import TIME, Layout
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, one_entry, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 NEUTRAL = {"mean": 0.0, "sum": 0.0, "amax": -inf, "amin": inf}
@@ -92,7 +90,7 @@ class Reduction(Rule):
             return new
         return low.with_dims(node, new, rest, keep)
 
-    def sliding(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
+    def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = self._norm_args(node)
         kind = SEPARABLE[node.target]  # type: ignore[index]
@@ -160,7 +158,7 @@ class Norm(Rule):
                 args[0] = [shape[d] for d in self._dims(node) if d != place.dim]
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
-    def sliding(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
+    def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """Mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
 
         What is remembered are the first two moments of each entry, not the entry.

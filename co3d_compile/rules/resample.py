@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import floor
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
@@ -14,9 +12,7 @@ from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, shape_of
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, refuse_dense, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 PICTURES = [aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa]
@@ -36,12 +32,7 @@ class Upsample(Rule):
 
     def layout(self, node: Node) -> Layout:
         x, n, _, _ = self._geometry(node)
-        out = known(x)
-        for d in range(2, 2 + n):
-            size = shape_of(node)[d]
-            if out.shape[d] != size:
-                out = out.resize_dim(d, size)
-        return out
+        return known(x).sized(shape_of(node), range(2, 2 + n))
 
     def factor(self, node: Node) -> int:
         """By how much time is up-sampled."""
@@ -65,15 +56,7 @@ class Upsample(Rule):
         if r == 1:
             return fact
         refuse_dense(node)
-        late = 0 if nearest else r // 2
-        return replace(
-            fact,
-            pulse=fact.pulse * r,
-            delay=r * fact.delay + late,
-            length=fact.length * r,
-            rate=fact.rate / r,
-            end=fact.end_above(r),
-        )
+        return fact.upsampled(r, 0 if nearest else r // 2)
 
     def past(self, node: Node) -> int:
         """Entries of the past that the oldest new output needs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
@@ -13,9 +12,7 @@ from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 

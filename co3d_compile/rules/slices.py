@@ -3,63 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
-from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import hold
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known
+from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, register
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.rules.sliding import Renumbering
+from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
 
 @register(aten.slice.Tensor)
-class Slice(Rule):
+class Slice(Renumbering):
     """``x[a:b:s]`` over time: y[o] = x[o*s + a]."""
 
-    def layout(self, node: Node) -> Layout:
-        x, dim, _, _, _ = sliced(node)
-        lay = known(x)
-        size = shape_of(node)[dim]
-        if size == lay.shape[dim]:
-            return lay
-        if any(a.label for a in lay.dims[dim]) and len(lay.dims[dim]) > 1:
-            raise LayoutLost
-        return lay.resize_dim(dim, size)
+    def changed(self, node: Node) -> list[int]:
+        x, dim, *cut = sliced(node)
+        return [] if cut == [0, shape_of(x)[dim], 1] else [dim]
 
-    def kernel(self, node: Node) -> Kernel | None:
-        x, dim, start, end, step = sliced(node)
-        place = known(x).time
-        if place is None or place.dim != dim or not place.alone:
-            return None
+    def renumbered(self, node: Node, dim: int) -> Kernel:
+        x, _, start, end, step = sliced(node)
         return Kernel(1, 1, step, -start, end - shape_of(x)[dim])
 
-    def flow(self, node: Node) -> Fact:
-        x, dim, start, end, step = sliced(node)
-        fact, place = fact_of(x), known(x).time
-        if (start, end, step) == (0, shape_of(x)[dim], 1) or place is None or place.dim != dim:
-            return combine([fact], self.layout(node))
-        kernel = self.kernel(node)
-        if kernel is None:
-            raise NoExtension("cuts a dim into which time is folded")
-        return fact.through(kernel, self.layout(node).resize(TIME, fact.clip))
-
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, dim, start, end, step = sliced(node)
+        x, dim, *cut = sliced(node)
         place = known(x).entry_dims()[dim]
         new = low.entry(x, i)
-        if place is None or (start, end, step) == (0, shape_of(x)[dim], 1):
-            return new
-        return low.call(aten.slice.Tensor, new, place, start, end, step)
+        return low.call(aten.slice.Tensor, new, place, *cut) if self.changed(node) and place is not None else new
 
     def window(self, node: Node, low: StepGraph) -> Node:
         x, dim, start, end, step = sliced(node)
@@ -69,43 +46,39 @@ class Slice(Rule):
             return low.call(aten.slice.Tensor, low.plain(x), dim, start, end, step)
         return low.same(node)
 
+    def reason(self, node: Node) -> str:
+        return "cuts a dim into which time is folded"
+
 
 @register(aten.select.int)
-class Select(Rule):
+class Select(Renumbering):
     """``x[:, :, a]``: entry a of the clip; every entry of the stream is entry a of some clip."""
 
     def _args(self, node: Node) -> tuple[Node, int, int]:
         x = operand(node)
         dim = argument(node, 1, "dim") % rank_of(x)
-        index = argument(node, 2, "index")
-        return x, dim, index % shape_of(x)[dim]
+        return x, dim, argument(node, 2, "index") % shape_of(x)[dim]
+
+    def changed(self, node: Node) -> list[int]:
+        return [self._args(node)[1]]
 
     def layout(self, node: Node) -> Layout:
         x, dim, _ = self._args(node)
         lay = known(x)
-        if lay.has(TIME, dim):
-            lay = lay.resize(TIME, 1) if lay.dims[dim] == (Axis(TIME, lay.shape[dim]),) else lay
+        if lay.dims[dim] == (Axis(TIME, lay.shape[dim]),):
+            lay = lay.resize(TIME, 1)
         return lay.replace(dim, [a for a in lay.dims[dim] if a.label]).remove([dim])
 
-    def kernel(self, node: Node) -> Kernel | None:
-        x, dim, index = self._args(node)
-        fact, place = fact_of(x), known(x).time
-        if place is None or place.dim != dim or not place.alone:
-            return None
-        if fact.length != fact.clip and index == place.size - 1:
-            index = fact.length - 1
-        return Kernel(1, 1, 1, -index, index + 1 - fact.length)
+    def renumbered(self, node: Node, dim: int) -> Kernel:
+        x, _, index = self._args(node)
+        length = fact_of(x).length
+        if length != fact_of(x).clip and index == fact_of(x).clip - 1:
+            index = length - 1
+        return Kernel(1, 1, 1, -index, index + 1 - length)
 
     def flow(self, node: Node) -> Fact:
-        x, dim, _ = self._args(node)
-        fact, place = fact_of(x), known(x).time
-        if place is None or place.dim != dim:
-            return combine([fact], self.layout(node))
-        kernel = self.kernel(node)
-        if kernel is None:
-            raise NoExtension("selects from a dim into which time is folded")
-        out = fact.through(kernel, known(x).resize(TIME, fact.clip))
-        return replace(out, layout=self.layout(node), length=1, crop=fact.crop - kernel.p)
+        fact, kernel = super().flow(node), self.kernel(node)
+        return fact if kernel is None else replace(fact, layout=self.layout(node), crop=fact.crop - kernel.p)
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dim, index = self._args(node)
@@ -120,6 +93,9 @@ class Select(Rule):
             index = -1  # the newest, however long the window is
         return low.call(aten.select.int, low.plain(x), dim, index)
 
+    def reason(self, node: Node) -> str:
+        return "selects from a dim into which time is folded"
+
 
 @register(
     aten.constant_pad_nd.default,
@@ -130,7 +106,7 @@ class Select(Rule):
     aten.reflection_pad2d.default,
     aten.reflection_pad3d.default,
 )
-class Pad(Rule):
+class Pad(Renumbering):
     """Pads: over time they are an offset of the index, for what they would fill in lies outside of every stream."""
 
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
@@ -140,22 +116,11 @@ class Pad(Rule):
         pads = [(0, 0)] * (rank_of(x) - len(flat) // 2)
         return x, pads + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
 
-    def layout(self, node: Node) -> Layout:
-        x, pads = self.pads(node)
-        lay = known(x)
-        for d, pad in enumerate(pads):
-            if pad != (0, 0):
-                if any(a.label for a in lay.dims[d]) and len(lay.dims[d]) > 1:
-                    raise LayoutLost
-                lay = lay.resize_dim(d, shape_of(node)[d])
-        return lay
+    def changed(self, node: Node) -> list[int]:
+        return [d for d, pad in enumerate(self.pads(node)[1]) if pad != (0, 0)]
 
-    def kernel(self, node: Node) -> Kernel | None:
-        x, pads = self.pads(node)
-        place = known(x).time
-        if place is None or pads[place.dim] == (0, 0) or not place.alone:
-            return None
-        return Kernel(1, 1, 1, *pads[place.dim])
+    def renumbered(self, node: Node, dim: int) -> Kernel:
+        return Kernel(1, 1, 1, *self.pads(node)[1][dim])
 
     def outside(self, node: Node) -> tuple[Outside, Outside]:
         names = str(node.target)
@@ -163,19 +128,6 @@ class Pad(Rule):
         if "constant" in names:
             value = float(argument(node, 2, "value", 0.0))
         return value, value
-
-    def flow(self, node: Node) -> Fact:
-        x, pads = self.pads(node)
-        place = known(x).time
-        if place is not None and pads[place.dim] != (0, 0) and not place.alone:
-            raise NoExtension("pads a dim into which time is folded")
-        fact = fact_of(x)
-        kernel = self.kernel(node)
-        layout = self.layout(node)
-        if kernel is None:
-            return combine([fact], layout)
-        edge = self.outside(node)[0] == EDGE
-        return fact.through(kernel, layout.resize(TIME, fact.clip), (edge, edge))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, pads = self.pads(node)
@@ -192,6 +144,9 @@ class Pad(Rule):
         family = "replication" if "replication" in names else "reflection"
         target = getattr(aten, f"{family}_pad{len(space)}d").default
         return low.call(target, new, [v for pad in reversed(space) for v in pad])
+
+    def reason(self, node: Node) -> str:
+        return "pads a dim into which time is folded"
 
 
 @register(aten.index_select.default)
