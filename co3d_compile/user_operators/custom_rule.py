@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,10 @@ from co3d_compile.rules.base import Rule
 from co3d_compile.rules.pointwise import POINTWISE
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.user_operators.entry_function import (
+    Call,
+    Compute,
     Entries,
+    Function,
     by_function,
     by_operator,
     inline,
@@ -28,6 +31,7 @@ from co3d_compile.user_operators.entry_function import (
 )
 
 aten = torch.ops.aten
+T = TypeVar("T", Node, Tensor)
 
 
 @dataclass(eq=False)
@@ -40,9 +44,9 @@ class CustomRule(Rule):
     dims: Any = None
     slide: Any = None
     dim: Any = 2
-    decomposition: Callable[..., Any] | None = None
+    decomposition: Function | None = None
     translated: bool = False
-    function: Callable[..., Any] | None = None
+    function: Function | None = None
 
     # --- what it does to time
 
@@ -116,12 +120,12 @@ class CustomRule(Rule):
         results = []
         for o in range(low.pulse(node)):
             at = range(o * fact.flowing(kernel).s, 2**40, spread)
-            results.append(inline(node, low, compute, *self._operands(node, low.entry, o, at, low.call, low.plain)))
+            results.append(inline(node, low, compute, self._operands(node, low.entry, o, at, low.call, low.plain)))
         return results
 
-    def _on_entries(self, node: Node) -> Callable[..., Any]:
+    def _on_entries(self, node: Node) -> Compute:
         """What computes one entry of the output from what :meth:`_operands` gives."""
-        call: Any = self.decomposition or node.target
+        call = self.decomposition or target_of(node)
         layout = known(node)
         if self.pointwise:
             return by_function(self.function or call)
@@ -134,12 +138,18 @@ class CustomRule(Rule):
         return over_clip(self.function, kernel, layout.entry_dims()[dim])
 
     def _operands(
-        self, node: Node, entry: Callable[[Node, int], Any], o: int, at: range, call: Any, plain: Callable[[Node], Any]
-    ) -> tuple[Any, Any]:
+        self,
+        node: Node,
+        entry: Callable[[Node, int], T],
+        o: int,
+        at: range,
+        call: Callable[..., T],
+        plain: Callable[[Node], T],
+    ) -> Call:
         """The arguments for entry ``o`` of the output; a sliding operand's are those at the indices ``at``."""
         kernel, own = self.kernel(node), known(node).time
 
-        def operand(n: Node) -> Any:
+        def operand(n: Node) -> Entries | T:
             if not is_stream(n):
                 right = len(shape_of(node)) - own.dim if self.pointwise and own is not None and own.alone else 0
                 rank = len(shape_of(n))
@@ -154,7 +164,7 @@ class CustomRule(Rule):
                 dim = layout.entry_dims()[self.geometry(node)[1]]
             return Entries((entry(n, o),), dim, first, self.slide is not None)
 
-        return map_arg(node.args, operand), map_arg(node.kwargs, operand)
+        return Call.of(node, operand)
 
     def window(self, node: Node, low: StepGraph) -> Node:
         if self.decomposition is None and (self.function is None or self.translated):
@@ -162,13 +172,9 @@ class CustomRule(Rule):
         compute, operand = self._on_clip(node)
         if self.decomposition is None:
             self._check(node, low, compute, None)
+        return inline(node, low, compute, whole_operands(node, operand, low.plain))
 
-        def new(n: Node) -> Any:
-            return replace(e, items=(low.plain(n),)) if isinstance(e := operand(n), Entries) else low.plain(n)
-
-        return inline(node, low, compute, map_arg(node.args, new), map_arg(node.kwargs, new))
-
-    def _on_clip(self, node: Node) -> tuple[Callable[..., Any], Callable[[Node], Any]]:
+    def _on_clip(self, node: Node) -> tuple[Compute, Callable[[Node], Entries | None]]:
         """What computes the whole output, and what it takes for an operand."""
         kernel, over = self.geometry(node) if self.slide is not None else (Kernel(), None)
         layouts = {n: fact_of(n).layout for n in [*moving(node), node]}
@@ -184,7 +190,7 @@ class CustomRule(Rule):
             place = times.get(n)
             return place.dim if place is not None and place.alone else None
 
-        def operand(n: Node) -> Any:
+        def operand(n: Node) -> Entries | None:
             if n not in layouts:
                 return None
             layout = layouts[n]
@@ -195,14 +201,14 @@ class CustomRule(Rule):
             return Entries((), over if slides else dim_of(n), batch, slides)
 
         if self.decomposition is not None or self.pointwise:
-            return by_function(self.decomposition or self.function), operand  # type: ignore[arg-type]
+            return by_function(self.decomposition or self.function or target_of(node)), operand
         assert self.function is not None
         out = over if over is not None else dim_of(node)
         return over_clip(self.function, kernel, out) if out is not None else by_function(self.function), operand
 
     # --- whether it is true
 
-    def _check(self, node: Node, low: StepGraph, compute: Callable[..., Any], kernel: Kernel | None) -> None:
+    def _check(self, node: Node, low: StepGraph, compute: Compute, kernel: Kernel | None) -> None:
         """Compares what was said with the operator itself, on random numbers.
 
         Args:
@@ -219,8 +225,8 @@ class CustomRule(Rule):
                 sample = self._on_clip_of(node, real) if kernel is None else self._at_one_entry(node, real, kernel)
                 if sample is None:
                     return
-                args, kwargs, wanted = sample
-                found = compute(*args, **kwargs)
+                call, wanted = sample
+                found = compute(call)
         except NotImplementedError:  # the operator has no kernel on this machine
             return
         except Co3dError:
@@ -231,16 +237,11 @@ class CustomRule(Rule):
             ) from error
         compare(node, found, wanted, kernel is None)
 
-    def _on_clip_of(self, node: Node, real: dict[Node, Tensor]) -> tuple[Any, Any, Tensor]:
+    def _on_clip_of(self, node: Node, real: dict[Node, Tensor]) -> tuple[Call, Tensor]:
         """Arguments for the whole output, and what the operator makes of them."""
-        operand = self._on_clip(node)[1]
+        return whole_operands(node, self._on_clip(node)[1], real.__getitem__), called(node, real)
 
-        def new(n: Node) -> Any:
-            return replace(e, items=(real[n],)) if isinstance(e := operand(n), Entries) else real[n]
-
-        return map_arg(node.args, new), map_arg(node.kwargs, new), called(node, real)
-
-    def _at_one_entry(self, node: Node, real: dict[Node, Tensor], kernel: Kernel) -> tuple[Any, Any, Tensor] | None:
+    def _at_one_entry(self, node: Node, real: dict[Node, Tensor], kernel: Kernel) -> tuple[Call, Tensor] | None:
         """Arguments for one entry far from the ends, and that entry; None where padding reaches every entry."""
         last = max(fact_of(n).clip for n in moving(node)) - 1
         first, end = max(0, -(-kernel.p // kernel.s)), (last + kernel.p - (kernel.k - 1) * kernel.d) // kernel.s
@@ -253,15 +254,32 @@ class CustomRule(Rule):
             return real[n].select(own.dim, min(i, own.size - 1)) if own is not None and own.alone else real[n]
 
         at = range(o * kernel.s - kernel.p, 2**40)
-        args, kwargs = self._operands(node, entry, o, at, lambda f, *a: f(*a), real.__getitem__)
+        call = self._operands(node, entry, o, at, lambda f, *a: f(*a), real.__getitem__)
         wanted, place = called(node, real), known(node).time
-        return args, kwargs, wanted.select(place.dim, o) if place is not None and place.alone else wanted
+        return call, wanted.select(place.dim, o) if place is not None and place.alone else wanted
+
+
+def whole_operands(
+    node: Node, operand: Callable[[Node], Entries | None], value: Callable[[Node], Node | Tensor]
+) -> Call:
+    """The arguments for the whole output: operands with their time, and what is said of each by ``operand``."""
+
+    def new(n: Node) -> Entries | Node | Tensor:
+        entries = operand(n)
+        return replace(entries, items=(value(n),)) if entries is not None else value(n)
+
+    return Call.of(node, new)
 
 
 def called(node: Node, real: dict[Node, Tensor]) -> Tensor:
     """The operator itself on tensors."""
-    args, kwargs = map_arg((node.args, node.kwargs), real.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return Call.of(node, real.__getitem__).to(target_of(node))
+
+
+def target_of(node: Node) -> Function:
+    """The operator of a node, to be called."""
+    assert callable(node.target)
+    return node.target
 
 
 def compare(node: Node, found: Tensor, wanted: Tensor, whole: bool) -> None:

@@ -15,8 +15,9 @@ from co3d_compile.ir.node_reading import operator_name, overloads
 from co3d_compile.onnx_export.by_torch_exporter import TRANSLATIONS
 from co3d_compile.rules import RULES, is_pointwise
 from co3d_compile.user_operators.custom_rule import CustomRule
+from co3d_compile.user_operators.entry_function import Function
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Function)
 
 
 def rule(
@@ -26,7 +27,7 @@ def rule(
     mixes: Sequence[int] | Callable[..., Sequence[int]] | None = None,
     kernel: Kernel | Callable[..., Kernel] | None = None,
     dim: int | Callable[..., int] = 2,
-    decomposition: Callable[..., Any] | None = None,
+    decomposition: Function | None = None,
     onnx: Any = None,
 ) -> Callable[[F], F]:
     """Says what an operator does to time. Used as a decorator, the function computes one entry of its output.

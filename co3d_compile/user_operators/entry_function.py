@@ -28,6 +28,10 @@ STREAMS = 7919  # a batch, in tracing, that no other size is a multiple of
 SIZES = {aten.reshape.default, aten.expand.default}
 
 
+Function = Callable[..., Tensor]  # of the arguments of an operator
+Compute = Callable[["Call"], Tensor]
+
+
 @dataclass(frozen=True)
 class Entries:
     """What an entry of the output reads of one operand.
@@ -45,16 +49,43 @@ class Entries:
     slides: bool = False
 
 
-def by_function(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class Call:
+    """The arguments of an operator, with something else in the place of each operand: entries, nodes or tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @staticmethod
+    def of(node: Node, operand: Callable[[Node], Entries | Node | Tensor]) -> Call:
+        """The arguments of a node, with what a function makes of each operand."""
+        return Call(node.args, node.kwargs).map(lambda arg: operand(arg) if isinstance(arg, Node) else arg)
+
+    def map(self, function: Callable[[Any], Any]) -> Call:
+        """The same arguments with a function applied to each, inside of lists too."""
+        return Call(mapped(self.args, function), mapped(self.kwargs, function))
+
+    def leaves(self) -> list[Any]:
+        """All arguments, lists flattened."""
+        found: list[Any] = []
+        self.map(found.append)
+        return found
+
+    def to(self, function: Function) -> Tensor:
+        """What a function makes of these arguments."""
+        return function(*self.args, **self.kwargs)
+
+
+def by_function(function: Function) -> Compute:
     """The user's function for one entry."""
 
     def unwrap(e: Any) -> Any:
         return (list(e.items) if e.slides else e.items[0]) if isinstance(e, Entries) else e
 
-    return lambda *args, **kwargs: function(*mapped(args, unwrap), **mapped(kwargs, unwrap))
+    return lambda call: call.map(unwrap).to(function)
 
 
-def by_operator(call: Callable[..., Any], kernel: Kernel, dim: int | None) -> Callable[..., Any]:
+def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
     """The operator itself on the entries that one entry of the output reads, stacked on the time dim.
 
     It pads as it does in the clip: the entry whose taps are these entries is taken from what it returns.
@@ -70,19 +101,18 @@ def by_operator(call: Callable[..., Any], kernel: Kernel, dim: int | None) -> Ca
         items = [*e.items[:1] * front, *e.items, *e.items[-1:] * tail] if e.slides else list(e.items)
         return torch.cat([x.unsqueeze(e.dim) for x in items], e.dim) if len(items) > 1 else items[0].unsqueeze(e.dim)
 
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        result = call(*mapped(args, stacked), **mapped(kwargs, stacked))
+    def compute(call: Call) -> Tensor:
+        result = call.map(stacked).to(function)
         return result if dim is None else result.select(dim, (kernel.p + front) // kernel.s)
 
     return compute
 
 
-def over_clip(function: Callable[..., Any], kernel: Kernel, dim: int | None) -> Callable[..., Any]:
+def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
     """The user's function for every entry of a clip, with zeros outside of it."""
 
-    def compute(*args: Any, **kwargs: Any) -> Any:
-        operands: list[Entries] = []
-        mapped((args, kwargs), lambda e: operands.append(e) if isinstance(e, Entries) and e.dim is not None else None)
+    def compute(call: Call) -> Tensor:
+        operands = [e for e in call.leaves() if isinstance(e, Entries) and e.dim is not None]
         length = max(e.items[0].shape[e.dim] for e in operands)
         results = []
         for o in range(kernel.length(length)):
@@ -98,43 +128,38 @@ def over_clip(function: Callable[..., Any], kernel: Kernel, dim: int | None) -> 
                     return x.select(d, min(o, x.shape[d] - 1))
                 return [x.select(d, i) if 0 <= i < length else x.select(d, 0) * 0 for i in read]
 
-            results.append(function(*mapped(args, at), **mapped(kwargs, at)).unsqueeze(dim))
+            results.append(call.map(at).to(function).unsqueeze(dim or 0))
         return torch.cat(results, dim or 0)
 
     return compute
 
 
-def inline(node: Node, low: StepGraph, compute: Callable[..., Any], args: Any, kwargs: Any) -> Node:
+def inline(node: Node, low: StepGraph, compute: Compute, call: Call) -> Node:
     """Traces a function of entries and writes its operators into the step graph, for any number of streams."""
     batches: dict[Node, int | None] = {}
-
-    def note(leaf: Any) -> None:
+    for leaf in call.leaves():
         if isinstance(leaf, Entries):
             batches.update(dict.fromkeys(leaf.items, leaf.batch))
         elif isinstance(leaf, Node):
             batches.setdefault(leaf, None)
-
-    mapped((args, kwargs), note)
-    program = trace(node, low, compute, args, kwargs, batches)
-    env: dict[Node, Any] = dict(zip(program.placeholders(), batches, strict=True))
+    program = trace(node, low, compute, call, batches)
+    env = dict(zip(program.placeholders(), batches, strict=True))
     for inner in program.graph.nodes:
         if inner.op == "get_attr":
             value = any_batch(node, inner, program.constant(inner))
             env[inner] = low.constant(f"{node.name}.{inner.target}", value)
         elif inner.op == "call_function":
-            a, k = any_batch(node, inner, (inner.args, inner.kwargs))
-            env[inner] = low.call(inner.target, *map_arg(a, env.__getitem__), **map_arg(k, env.__getitem__))
+            args, kwargs = map_arg(any_batch(node, inner, (inner.args, inner.kwargs)), env.__getitem__)
+            env[inner] = low.call(inner.target, *args, **kwargs)
     output = next(n for n in program.graph.nodes if n.op == "output")
     return env[output.args[0][0]]
 
 
-def trace(
-    node: Node, low: StepGraph, compute: Callable[..., Any], args: Any, kwargs: Any, batches: dict[Node, int | None]
-) -> Program:
+def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dict[Node, int | None]) -> Program:
     """The function as a graph of ATen operators, as the compiler captures a model."""
 
     class Traced(nn.Module):
-        def forward(self, *tensors: Tensor) -> Any:
+        def forward(self, *tensors: Tensor) -> Tensor:
             env = dict(zip(batches, tensors, strict=True))
 
             def value(leaf: Any) -> Any:
@@ -142,7 +167,7 @@ def trace(
                     return replace(leaf, items=tuple(env[n] for n in leaf.items))
                 return env[leaf] if isinstance(leaf, Node) else leaf
 
-            return compute(*mapped(args, value), **mapped(kwargs, value))
+            return compute(call.map(value))
 
     examples = []
     with FakeTensorMode(shape_env=ShapeEnv()):
@@ -184,11 +209,8 @@ def any_batch(node: Node, inner: Node, tree: Any) -> Any:
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     """A function applied to all leaves of nested lists, tuples and dicts."""
     if isinstance(tree, (list, tuple)):
-        return (
-            type(tree)(mapped(x, function) for x in tree)
-            if type(tree) is tuple
-            else [mapped(x, function) for x in tree]
-        )
+        items = [mapped(x, function) for x in tree]
+        return tuple(items) if type(tree) is tuple else items
     if isinstance(tree, dict):
         return {k: mapped(x, function) for k, x in tree.items()}
     return function(tree)
