@@ -95,6 +95,27 @@ def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., 
     assert result.passed, result.reason
 
 
+class LearnedStart(nn.Module):
+    """A recurrent layer that does not start at zero. PyTorch's operator does not check for how many rows a start is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.start = nn.LSTM(4, 4, batch_first=True), nn.Parameter(torch.randn(1, 1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.start.expand(1, x.shape[0], 4).contiguous()
+        result: Tensor = self.rnn(x, (start, torch.zeros_like(start)))[0]
+        return result
+
+
+def test_a_start_for_other_rows_is_not_tried() -> None:
+    """It was run, and wrote beyond its memory."""
+    module, clip = LearnedStart().eval(), (torch.randn(1, 10, 4),)
+    compiled = co3d.compile(module, clip, time_dim=1)
+    result = verify(compiled, module, clip)
+    assert result.passed, result.reason
+
+
 def test_a_constant_may_be_returned() -> None:
     module = head(lambda m, x: (m.a(x), torch.ones(5)))
     compiled = co3d.compile(module, (torch.zeros(CLIP),))

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
+from torch.utils._pytree import PyTree
 
 from co3d_compile.ir.graph_edits import fake_mode
 from co3d_compile.ir.node_reading import module_path, operator_name
@@ -15,6 +16,8 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
 from co3d_compile.support.silence_torch import quiet
 
+aten = torch.ops.aten
+RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 FACTOR = 3
 SAME = 3e-4  # of the largest number: rounding of float32 in random states
 Value: TypeAlias = Tensor | Sequence[Tensor]
@@ -55,10 +58,20 @@ def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
             return torch.empty(rows * FACTOR, *rest, dtype=captured.dtype)
         assert callable(node.target)
         args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.target in RECURRENT:
+            _check_rows(args)
         value: Value = node.target(*args, **kwargs)
     if _rank(value) != _rank(captured):
         raise ValueError("a dim of size one was the batch")
     return value
+
+
+def _check_rows(args: tuple[PyTree, ...]) -> None:
+    """Refuses states for another number of rows, which a recurrent operator would write beyond without a check."""
+    x, states, *_, batch_first = args
+    rows = x.shape[0 if batch_first else 1]
+    if any(state.shape[1] != rows for state in ([states] if isinstance(states, Tensor) else states)):
+        raise ValueError("a state has another number of rows")
 
 
 def _results(program: Program) -> list[Node]:
