@@ -174,4 +174,6 @@ def _attempt(
     report = report_of(program, info, operators, clip.total, step.total, seconds)
     program.notes.survey = with_values(with_costs(program.notes.survey, clip, step, program), program)
     model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.notes.survey))
-    return CompiledModel(program, model, info, report)
+    compiled = CompiledModel(program, model, info, report)
+    compiled.check_opens()
+    return compiled
