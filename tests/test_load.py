@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from zoo import Graph
 import co3d_compile as co3d
 from co3d_compile.capture.load_model import load
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UnsupportedError, UsageError
+from co3d_compile.verification.verify_model import verify
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +103,12 @@ def test_calling_convention(factory: str, as_list: bool) -> None:
     assert [tuple(c.shape) for c in clips] == [SHAPE, (1, 3, 16, 8, 8)]
 
 
+def test_a_single_clip_in_a_list() -> None:
+    """As the networks of PySlowFast take it; the clip itself binds to their signature too."""
+    loaded = load(f"{FACTORY}:OnePathway", shapes=[SHAPE])
+    assert isinstance(loaded.example_inputs[0], list) and "in a list" in loaded.notes[-1]
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -109,11 +119,33 @@ def test_calling_convention(factory: str, as_list: bool) -> None:
         lambda state: {"model": {"state_dict": state}},
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        lambda state: {"state_dict": {f"net.0._orig_mod.{name}": value for name, value in state.items()}, "epoch": 1},
     ],
 )
 def test_weights(wrap: Callable[[dict[str, Tensor]], object]) -> None:
     torch.save(wrap(tiny().state_dict()), "w.bin")
     loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
+    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
+
+
+def lightning(**more: Any) -> dict[str, Any]:
+    """A checkpoint as Lightning writes it: the network beside what only training needs."""
+    state = {f"model.{name}": value for name, value in tiny().state_dict().items()}
+    return {"state_dict": {**state, "loss.weight": torch.ones(4)}, "pytorch-lightning_version": "2.5", **more}
+
+
+def test_a_prefix_of_all_names_is_taken_off_and_named() -> None:
+    torch.save(lightning(), "w.bin")
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
+    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
+    assert "named model.…" in loaded.notes[0] and loaded.notes[1] == "1 other tensors were left out: loss.weight"
+
+
+def test_a_checkpoint_with_objects_is_read_if_it_is_trusted() -> None:
+    torch.save(lightning(hyper_parameters=argparse.Namespace(rate=1e-3)), "w.bin")
+    with pytest.raises(LoadError, match="If you trust where it comes from, give --trust-pickle"):
+        load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), trust_pickle=True)
     assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
 
 
@@ -127,6 +159,13 @@ def test_weights_from_safetensors_in_half_precision() -> None:
 def weights_of(content: object) -> dict[str, Any]:
     torch.save(content, "w.bin")
     return {"weights": Path("w.bin")}
+
+
+def numbers_for_lists(content: bytes) -> bytes:
+    """A program whose list of inputs is a number."""
+    program = json.loads(content)
+    program["graph_module"]["graph"]["inputs"] = 3
+    return json.dumps(program).encode()
 
 
 BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dError], str]] = [
@@ -146,6 +185,10 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("damaged export", lambda: rewrite(save_export(), {"model.json": lambda b: b[: len(b) // 2]}), dict, LoadError,
      "truncated or damaged"),
     ("incomplete export", lambda: rewrite(save_export(), {"model.json": lambda b: b"{}"}), dict, LoadError,
+     "cannot be opened"),
+    ("a number for the program", lambda: rewrite(save_export(), {"model.json": lambda b: b"3"}), dict, LoadError,
+     "cannot be opened"),
+    ("a number for a list", lambda: rewrite(save_export(), {"model.json": numbers_for_lists}), dict, LoadError,
      "cannot be opened"),
     ("pickle", save_pickle, dict, LoadError, "--trust-pickle"),
     ("old pickle", lambda: save_pickle(_use_new_zipfile_serialization=False), dict, LoadError, "--trust-pickle"),
@@ -299,3 +342,87 @@ def test_what_is_returned_beside_tensors_is_left_out() -> None:
     compiled = co3d.compile(Several().eval(), (torch.zeros(1, 3, 4, 8, 8),))
     assert [output.name for output in compiled.info.outputs] == ["logits", "stages_0"]
     assert [output.has_time for output in compiled.info.outputs] == [True, False]
+
+
+# --- networks as people hand them over --------------------------------------------------------------------------------
+
+
+@dataclass
+class Scores:
+    """What many code bases return: a record of tensors, some of them left out."""
+
+    logits: Tensor
+    features: Tensor | None = None
+
+
+class Shifted(nn.Module):
+    """A temporal shift on frames that are folded into the batch, with sizes that Python computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, t, h, w = x.shape
+        y = torch.relu(self.first(x.transpose(1, 2).reshape(n * t, c, h, w)))
+        frames = y.view(y.size(0) // 8, 8, *y.shape[1:])
+        shifted = torch.zeros_like(frames)
+        shifted[:, 1:, :2], shifted[:, :, 2:] = frames[:, :-1, :2], frames[:, :, 2:]
+        return self.fc(self.second(shifted.view_as(y)).mean((2, 3)).view(n, t, -1)).mean(1)
+
+
+class Late(nn.Module):
+    """A mask that is made at the first call, and kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv3d(3, 4, 3, padding=1), nn.LazyLinear(2)
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.linspace(0.5, 1.5, x.shape[-1])
+        return self.head((self.conv(x) * self.mask).mean((2, 3, 4)))
+
+
+class Recorded(nn.Module):
+    """A network that returns a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Scores:
+        features = self.conv(x)
+        return Scores(features.mean((2, 3, 4)), features)
+
+
+VIDEO = (1, 3, 8, 6, 6)
+CLOTHES: dict[str, Callable[[], nn.Module]] = {
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()),
+    "traced": lambda: torch.jit.trace(Shifted().eval(), torch.randn(VIDEO)),
+    "module of an exported program": lambda: torch.export.export(Shifted().eval(), (torch.randn(VIDEO),)).module(),
+    "made at the first call": lambda: Late().eval(),
+    "a dataclass": lambda: Recorded().eval(),
+}
+
+
+@pytest.mark.parametrize("make", CLOTHES.values(), ids=CLOTHES)
+def test_networks_in_the_clothes_that_people_give_them(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, clip = make(), (torch.randn(VIDEO),)
+    compiled = co3d.compile(model, clip)
+    assert not compiled.info.recomputed
+    result = verify(compiled, model, clip)
+    assert result.passed, result.reason
+
+
+def test_fields_of_a_dataclass_name_the_outputs() -> None:
+    compiled = co3d.compile(Recorded().eval(), (torch.randn(VIDEO),))
+    assert [output.name for output in compiled.info.outputs] == ["logits", "features"]
+
+
+def test_what_is_made_at_the_first_call_stays_usable() -> None:
+    model, clip = Late().eval(), torch.randn(VIDEO)
+    co3d.compile(model, (clip,))
+    assert model(clip).shape == (1, 2), "no stand-in of the tracer is left in the model"

@@ -29,6 +29,11 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return result if bias is None else result + bias
 
 
+def convolution(x: Tensor, *args: Any) -> Tensor:
+    """``aten._convolution``, which TorchScript runs, without the flags of one backend behind its ``groups``."""
+    return torch.convolution(x, *args[:8])
+
+
 def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
     """``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
@@ -86,6 +91,7 @@ def _walked(x: Tensor, starts: list[int], walks: dict[int, list[tuple[int, int, 
 
 
 OURS: dict[Any, Any] = {
+    aten._convolution.default: convolution,
     aten.stack.default: stacked,
     aten.bilinear.default: bilinear,
     aten.as_strided.default: strided,

@@ -9,7 +9,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.tracer import DECIDE
+from co3d_compile.capture.torchscript import DECIDE
 from co3d_compile.errors import CaptureError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.stored_constants import set_constant
@@ -74,7 +74,7 @@ def output_names(exported: ExportedProgram, tensors: list[bool]) -> list[str]:
     spec = exported.call_spec.out_spec
     if spec is not None:
         paths = [p for p, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))]
-        keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in p) for p in paths]
+        keys = ["_".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p) for p in paths]
         if len(keys) == len(tensors) and all(k and not k[0].isdigit() for k in keys):
             return [key for key, tensor in zip(keys, tensors, strict=True) if tensor]
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ def load(
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
         kwargs: Keyword arguments of the factory.
-        trust_pickle: Unpickle, which runs whatever code the file holds.
+        trust_pickle: Unpickle models and checkpoints, which runs whatever code the file holds.
 
     Raises:
         LoadError: The file, factory or weights cannot be read, must not be, or are of a kind that does not compile.
@@ -94,7 +95,7 @@ def load(
             raise UsageError("--weights and --kwargs belong to a package.module:factory; this model is a file.")
         return _load_file(path, shapes, trust_pickle)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
-        return _load_factory(model, shapes, weights, kwargs or {})
+        return _load_factory(model, shapes, weights, kwargs or {}, trust_pickle)
     raise LoadError(f"There is no file {model}.", hint="To build a model from code give package.module:factory.")
 
 
@@ -178,7 +179,9 @@ READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
 """For each kind of file that ``identify`` tells what reads it, with the shapes of the clip and whether to unpickle."""
 
 
-def _load_factory(model: str, shapes: Sequence[Shape], weights: Path | None, kwargs: Mapping[str, Any]) -> Loaded:
+def _load_factory(
+    model: str, shapes: Sequence[Shape], weights: Path | None, kwargs: Mapping[str, Any], trust_pickle: bool
+) -> Loaded:
     target = import_target(model)
     built = target
     if not isinstance(target, nn.Module):
@@ -194,7 +197,7 @@ def _load_factory(model: str, shapes: Sequence[Shape], weights: Path | None, kwa
     if not isinstance(built, nn.Module):
         raise LoadError(f"{model} gave a {type(built).__name__}, not a torch.nn.Module.")
     if weights is not None:
-        notes += load_weights(built, weights)
+        notes += load_weights(built, weights, trust_pickle)
     return _from_module(built, shapes, kind, notes)
 
 
@@ -216,8 +219,6 @@ def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, 
 
 
 def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
-    from torch._export.converter import TS2EPConverter
-
     notes += _to_eval(script)
     _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
     inputs: tuple[Any, ...] = _example_inputs(shapes)
@@ -228,14 +229,7 @@ def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: 
     elif not len(wanted) <= len(inputs) < len(schema.arguments):
         raise _wrong_count(f"({', '.join(a.name for a in schema.arguments[1:])})", len(inputs))
     _try(script, inputs)
-    try:
-        program = TS2EPConverter(script, inputs, {}).convert()
-    except Exception as error:
-        raise CaptureError(
-            f"This TorchScript cannot be converted: {brief(error)}.",
-            hint="Export the Python module itself with torch.export.export and torch.export.save.",
-        ) from error
-    return Loaded(program, inputs, kind, notes)
+    return Loaded(script, inputs, kind, notes)
 
 
 def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
@@ -243,9 +237,16 @@ def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: l
         return _from_script(module, shapes, kind, notes)
     notes += _to_eval(module)
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
-    inputs = _fit(module, _example_inputs(shapes))
-    _try(module, inputs)
-    return Loaded(module, inputs, kind, notes)
+    one_by_one, *in_a_list = _calls(module, _example_inputs(shapes))
+    try:
+        _try(module, one_by_one)
+    except CaptureError:
+        for inputs in in_a_list:  # the networks of PySlowFast take a list, of one clip too
+            with suppress(CaptureError):
+                _try(module, inputs)
+                return Loaded(module, inputs, kind, [*notes, "the model takes its clips in a list"])
+        raise
+    return Loaded(module, one_by_one, kind, notes)
 
 
 def _example_inputs(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
@@ -255,16 +256,17 @@ def _example_inputs(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
-def _fit(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """The inputs as the model takes them: one by one, or all in one list (pytorchvideo's SlowFast)."""
+def _calls(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
+    """The calls that the model's signature allows: with one clip after the other, or with all in one list."""
     signature = inspect.signature(module.forward)
-    for candidate in (inputs, (list(inputs),)):
-        try:
-            signature.bind(*candidate)
-        except TypeError:
-            continue
-        return candidate
-    raise _wrong_count(str(signature), len(inputs))
+    found = []
+    for call in (inputs, (list(inputs),)):
+        with suppress(TypeError):
+            signature.bind(*call)
+            found.append(call)
+    if not found:
+        raise _wrong_count(str(signature), len(inputs))
+    return found
 
 
 def _wrong_count(arguments: str, given: int) -> CaptureError:

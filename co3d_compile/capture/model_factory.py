@@ -96,14 +96,14 @@ def with_torchvision(action: Callable[[], T]) -> T:
         return action()
 
 
-def load_weights(module: nn.Module, path: Path) -> list[str]:
+def load_weights(module: nn.Module, path: Path, trust_pickle: bool = False) -> list[str]:
     """Puts a state dict into a module; returns notes for the user.
 
     Raises:
         LoadError: The file cannot be read, or its names or shapes are not those of the module.
     """
-    state = read_state_dict(path)
     own = module.state_dict()
+    state, notes = _named_as(own, read_state_dict(path, trust_pickle), path)
     problems = {
         "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
         "unexpected": [k for k in state if k not in own],
@@ -121,7 +121,30 @@ def load_weights(module: nn.Module, path: Path) -> list[str]:
         )
     module.load_state_dict(state, strict=False)
     other = sorted({str(v.dtype) for k, v in state.items() if v.dtype != own[k].dtype})
-    return [f"weights of {path} are {', '.join(other)}; converted to the model's own type"] if other else []
+    return notes + ([f"weights of {path} are {', '.join(other)}; converted to the model's own type"] if other else [])
+
+
+def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict without what wraps a model and its names, and what was taken off or left out.
+
+    ``torch.compile`` puts ``_orig_mod`` into names, ``DataParallel`` and Lightning a prefix before all of them. It is
+    found by the names of the model. Under another prefix may lie what only training needs, such as a loss.
+    """
+    if not any("_orig_mod." in name for name in own):
+        state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    if not needed or needed & state.keys():
+        return state, []
+    last = max(needed, key=len)
+    prefixes = {name.removesuffix(last) for name in state if name.endswith(f".{last}")}
+    fitting = [p for p in sorted(prefixes) if all(p + name in state for name in needed)]
+    if len(fitting) != 1:
+        return state, []
+    prefix = fitting[0]
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    outside = [name for name in state if not name.startswith(prefix)]
+    notes = [f"weights of {path} are named {prefix}…; the prefix was taken off"]
+    return inside, notes + ([f"{len(outside)} other tensors were left out: {some(outside)}"] if outside else [])
 
 
 def _check_weights(path: Path, head: bytes) -> None:
@@ -134,8 +157,12 @@ def _check_weights(path: Path, head: bytes) -> None:
         raise LoadError(f"{path} is a {kind}, which has its weights in it.", hint="Give it as the model, alone.")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads named tensors: safetensors or torch.save, also nested in a checkpoint. Nothing is unpickled."""
+def read_state_dict(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """Reads named tensors: safetensors or torch.save, also nested in a checkpoint. Nothing is unpickled without trust.
+
+    Raises:
+        LoadError: The file cannot be read, holds no tensors, or must not be unpickled.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -148,14 +175,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            import_from_here()
+            state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except ImportError as error:
         raise LoadError(f"{path} is a safetensors file.", hint="Install the package safetensors to read it.") from error
     except Exception as error:
         if "Weights only load failed" in str(error) and "Unsupported " in str(error):
             raise LoadError(
                 f"Weights {path} hold pickled objects, which can run any code when opened.",
-                hint="Save only tensors: torch.save(model.state_dict(), 'weights.pt').",
+                hint="Save only tensors: torch.save(model.state_dict(), 'weights.pt'). "
+                "If you trust where it comes from, give --trust-pickle.",
             ) from error
         raise LoadError(f"Weights {path} cannot be read: {brief(error)}.") from error
     for _ in range(3):  # a checkpoint may nest it, but not without end
@@ -164,11 +193,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         held = f"keys {some([str(k) for k in state])}" if isinstance(state, dict) else type(state).__name__
         raise LoadError(f"{path} holds no state dict ({held}).")
-    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    for prefix in ("module.", "_orig_mod."):  # DataParallel and torch.compile wrap a model and its names
-        if all(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    return tensors
+    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def some(names: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T
-from co3d_compile.errors import CaptureError, UsageError
+from co3d_compile.capture.torchscript import DECIDE, exported_script
+from co3d_compile.errors import CaptureError, Co3dError, UsageError
 from co3d_compile.support.silence_torch import quiet
 
 Model: TypeAlias = nn.Module | ExportedProgram
@@ -32,7 +35,10 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
         yield model.module()
         return
     training = [m for m in model.modules() if m.training]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError:  # the module of an exported program refuses; its operators are those of eval mode
+        training = []
     try:
         yield model
     finally:
@@ -57,9 +63,6 @@ def doubled(clip: Clip) -> Clip | None:
     return twice
 
 
-DECIDE = "Decide it in Python before the model is captured, or compute both and choose with torch.where."
-
-
 def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedProgram:
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
     if clip is None:
@@ -68,11 +71,14 @@ def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedPro
         )
     try:
         with torch.no_grad(), evaluated(model):
+            _run_once(model, clip)
             clips = doubled(clip) if two else None
             if clips is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
                     return traced(model, tuple(clips))
             return traced(model, tuple(clip))
+    except Co3dError:
+        raise
     except GuardOnDataDependentSymNode as error:
         raise CaptureError(
             f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
@@ -86,6 +92,19 @@ def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedPro
         ) from error
 
 
+def _run_once(model: nn.Module, clip: Clip) -> None:
+    """Runs the model, so that what it makes at its first call is there, and what it returns is known to PyTorch.
+
+    A mask or a parameter that is made while the model is traced would be the tracer's, and stay in the model.
+    """
+    state = torch.get_rng_state()
+    with contextlib.suppress(Exception):  # whatever is wrong is said of the capture
+        results = pytree.tree_leaves(model(*deepcopy(tuple(clip))))
+        for kind in {type(value) for value in results if is_dataclass(value)}:
+            torch.export.register_dataclass(kind)
+    torch.set_rng_state(state)
+
+
 def _where(error: Exception) -> str:
     """The line of the model that the tracer names, if it names one."""
     found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
@@ -95,6 +114,9 @@ def _where(error: Exception) -> str:
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
     """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
     decides in Python by the values of constants."""
+    if isinstance(model, torch.jit.ScriptModule):
+        with quiet():
+            return exported_script(model, clip)
     with quiet():
         try:
             return torch.export.export(model, clip, strict=False)
