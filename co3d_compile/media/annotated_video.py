@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
     from co3d_compile.media.predictor import Prediction
 
@@ -135,11 +138,12 @@ def pillow() -> ModuleType:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    return pillow().ImageFont.load_default(size)
+def _font(size: int) -> FreeTypeFont | ImageFont:
+    font: FreeTypeFont | ImageFont = pillow().ImageFont.load_default(size)
+    return font
 
 
-def _shortened(text: str, draw: Any, font: Any, room: float) -> str:
+def _shortened(text: str, draw: ImageDraw, font: FreeTypeFont | ImageFont, room: float) -> str:
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "…", font) > room:

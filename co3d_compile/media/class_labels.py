@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from co3d_compile.errors import LoadError, UsageError
 
@@ -34,13 +33,13 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     if text.lstrip()[:1] in ("[", "{"):
         names = _from_json(path, text)
     else:
-        names = text.rstrip().splitlines() if text.strip() else []
+        names = [*text.rstrip().splitlines()] if text.strip() else []
     if not names:
         raise LoadError(f"{path} holds no labels.", hint="Write one name per line.")
     return clean_labels(names)
 
 
-def clean_labels(names: Sequence[Any]) -> tuple[str, ...]:
+def clean_labels(names: Sequence[str | int]) -> tuple[str, ...]:
     """Names as short texts without control characters: they may come from anyone's file.
 
     Raises:
@@ -51,12 +50,12 @@ def clean_labels(names: Sequence[Any]) -> tuple[str, ...]:
     return tuple(_clean(name) for name in names)
 
 
-def _clean(name: Any) -> str:
+def _clean(name: str | int) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in str(name)[:MAX_LENGTH])
     return text.strip().strip('"').strip()
 
 
-def _from_json(path: str | Path, text: str) -> list[Any]:
+def _from_json(path: str | Path, text: str) -> list[str | int]:
     hint = "Write a list of names, or an object from names to the numbers 0, 1, 2, …"
     try:
         data = json.loads(text)

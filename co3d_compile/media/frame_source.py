@@ -12,12 +12,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from co3d_compile.errors import LoadError, UsageError
 from co3d_compile.media.video import Image, VideoFrame, picture, pyav, reason
 
+if TYPE_CHECKING:
+    from av import VideoStream
+    from av.container import InputContainer
+
+T = TypeVar("T")
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 PUSHING = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"}  # what does not wait for its reader
 CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
@@ -57,7 +63,7 @@ class Source:
         self.while_waiting: Callable[[], None] | None = None
         self._av = pyav()
         self._folder: list[Path] = []
-        self._container: Any = None
+        self._container: InputContainer | None = None
         self._stopped = False
         self.live = self._open(str(source), fps)
         self._channel = _Channel(WAITING, drops=self.live)
@@ -105,21 +111,20 @@ class Source:
             raise UsageError(f"A frame rate can be given for a folder of pictures, not for {self.name}.")
         scheme = source.split("://", 1)[0].lower() if "://" in source else ""
         camera = f"/dev/video{source}" if source.isascii() and source.isdigit() and not path.exists() else source
+        file: str | FileIO = source
+        how: dict[str, Any] = {}
         if camera != source or _is_device(path):
-            file, device = _camera(camera, source)
+            file, how["format"] = _camera(camera, source)
             self.name = source if camera == source else f"camera {source}"
-            self._open_container(file, format=device)
         elif source == "-":
-            self._open_container(_standard_input())
+            file = _standard_input()
         elif scheme and scheme != "file":
-            self._open_container(source, options={"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {},
-                                 timeout=SECONDS)  # fmt: skip
-        else:
-            self._open_container(source)
-        stream = self._container.streams.video[0]
+            how = {"options": {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}, "timeout": SECONDS}
+        self._container = container = self._open_container(file, how)
+        stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.total = _claimed_frames(self._container, stream)
+        self.total = _claimed_frames(container, stream)
         return camera != source or _is_device(path) or scheme in PUSHING or (bool(scheme) and self.total is None)
 
     def _open_folder(self, path: Path, fps: float | None) -> None:
@@ -128,9 +133,9 @@ class Source:
             raise LoadError(f"{path} holds no pictures.", hint=f"Known are {', '.join(sorted(PICTURES))}.")
         self.fps, self.total = fps, len(self._folder)
 
-    def _open_container(self, file: Any, **options: Any) -> None:
+    def _open_container(self, file: str | FileIO, how: dict[str, Any]) -> InputContainer:
         try:
-            self._container = _aside(lambda: self._av.open(file, **options))
+            container: InputContainer = _aside(lambda: self._av.open(file, **how))
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             hint = None
             if self.name == "standard input":
@@ -138,9 +143,10 @@ class Source:
             elif "://" in self.name:
                 hint = "Is the address right, and does it answer from here?"
             raise LoadError(f"{self.name} cannot be read as a video: {reason(error)}.", hint=hint) from error
-        if not self._container.streams.video:
-            self._container.close()
+        if not container.streams.video:
+            container.close()
             raise LoadError(f"{self.name} has no video stream.")
+        return container
 
     def _work(self) -> None:
         """The thread: decodes until the end, the first error or ``stop``."""
@@ -180,6 +186,7 @@ class Source:
 
     def _decode(self) -> Iterator[tuple[Image, float]]:
         """Pictures with seconds from the first one."""
+        assert self._container is not None
         clock = _Clock(self.fps or 30)
         stream = self._container.streams.video[0]
         for packet in self._container.demux(stream):
@@ -229,7 +236,7 @@ class _Channel:
         self._items: deque[object] = deque()
         self._changed = threading.Condition()
 
-    def put(self, item: object, given_up: Any) -> bool:
+    def put(self, item: object, given_up: Callable[[], bool]) -> bool:
         """Whether the reader still wants items."""
         with self._changed:
             while len(self._items) >= self._size and not self._drops and not given_up():
@@ -263,9 +270,9 @@ class _Channel:
             return item
 
 
-def _aside(call: Callable[[], Any]) -> Any:
+def _aside(call: Callable[[], T]) -> T:
     """The result of what may wait inside FFmpeg, called in a thread: signals are heard at once in this one."""
-    result: Future[Any] = Future()
+    result: Future[T] = Future()
 
     def work() -> None:
         try:
@@ -287,7 +294,7 @@ def _camera(path: str, given: str) -> tuple[str, str]:
     return (path, device) if sys.platform == "linux" else (given, device)
 
 
-def _standard_input() -> Any:
+def _standard_input() -> FileIO:
     """Unbuffered: a thread that waits in a buffered read would stop Python from ending."""
     with suppress(OSError, ValueError, AttributeError):
         number = sys.stdin.fileno()
@@ -303,7 +310,7 @@ def _is_device(path: Path) -> bool:
         return False
 
 
-def _claimed_frames(container: Any, stream: Any) -> int | None:
+def _claimed_frames(container: InputContainer, stream: VideoStream) -> int | None:
     if stream.frames:
         return int(stream.frames)
     if container.duration and stream.average_rate and container.duration > 0:
@@ -311,6 +318,6 @@ def _claimed_frames(container: Any, stream: Any) -> int | None:
     return None
 
 
-def _natural(path: Path) -> list[Any]:
+def _natural(path: Path) -> list[tuple[int, str]]:
     """frame_2 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

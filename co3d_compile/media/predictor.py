@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
-from co3d_compile.media.preprocess import Preprocess
+from co3d_compile.media.preprocess import Preprocess, Settings
 from co3d_compile.media.video import VideoFrame
 from co3d_compile.media.video_steps import Feed
 from co3d_compile.runtime.buffers import Array
@@ -102,7 +102,7 @@ class Predictor:
         self,
         model: str | os.PathLike[str] | bytes | Serializable,
         *,
-        preprocess: Mapping[str, Any] | None = None,
+        preprocess: Settings | None = None,
         labels: Sequence[str] | None = None,
         output: str | None = None,
         activation: str = "auto",

@@ -19,6 +19,8 @@ from co3d_compile.errors import ContractError, UnsupportedError, UsageError
 from co3d_compile.media.video import Image, center_crop, resize
 from co3d_compile.support.readable_numbers import did_you_mean
 
+Settings: TypeAlias = Mapping[str, Any]
+"""Values by the names of `Preprocess`, as a user or a file gives them: not checked yet."""
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
@@ -128,7 +130,7 @@ class Preprocess:
         return max(round(height * scale), least[0]), max(round(width * scale), least[1])
 
 
-def check_names(given: Mapping[str, Any]) -> None:
+def check_names(given: Settings) -> None:
     """Refuses names that ``Preprocess`` has not. A file may hold some, of a newer compiler; a user means another name.
 
     Raises:
@@ -141,7 +143,7 @@ def check_names(given: Mapping[str, Any]) -> None:
             raise UsageError(f"Preprocessing has no {name!r}.", hint=hint)
 
 
-def preprocess_for(spec: InputSpec, given: Mapping[str, Any] | None = None) -> Preprocess:
+def preprocess_for(spec: InputSpec, given: Settings | None = None) -> Preprocess:
     """The preprocessing of one model input: what is given, completed by the input's own shape.
 
     Args:
@@ -176,7 +178,7 @@ def preprocess_for(spec: InputSpec, given: Mapping[str, Any] | None = None) -> P
     return Preprocess(crop=(int(sizes["H"]), int(sizes["W"])), **{**values, "layout": layout})
 
 
-def stored_preprocess(spec: InputSpec, stored: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Preprocess:
+def stored_preprocess(spec: InputSpec, stored: Settings | None, given: Settings) -> Preprocess:
     """The preprocessing that a file's metadata says, with what the user gives instead of it.
 
     Raises:

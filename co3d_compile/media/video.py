@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from av import VideoFrame as Decoded
+    from av import VideoStream
 
 USUAL = (".mp4", ".mkv")
 CLOCK = Fraction(1, 90000)  # what times are rounded to where each picture has its own
@@ -69,9 +72,9 @@ def read_frames(source: str | Path) -> Iterator[VideoFrame]:
         raise LoadError(f"{source} cannot be read as a video{where}: {reason(error)}.") from error
 
 
-def picture(frame: Any) -> Image:
+def picture(frame: Decoded) -> Image:
     """What a decoded frame shows, turned upright as the file says (telephones film sideways)."""
-    image: Image = frame.to_ndarray(format="rgb24")
+    image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
@@ -105,7 +108,7 @@ class VideoWriter:
         self._path = Path(path)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        self._stream: Any = None
+        self._stream: VideoStream | None = None
         self._last = -1
         with self._output_errors():
             self._container = self._av.open(str(path), mode="w")
@@ -117,16 +120,15 @@ class VideoWriter:
             image: (height, width, 3), uint8, RGB, both sides even and the same for all pictures.
             time: When it is shown, in seconds, later than the picture before. Default: at the frame rate.
         """
-        if self._stream is None:
-            self._open_stream(image.shape[0], image.shape[1], timed=time is not None)
-        if image.shape != (self._stream.height, self._stream.width, 3) or image.dtype != np.uint8:
+        stream = self._stream or self._open_stream(image.shape[0], image.shape[1], timed=time is not None)
+        if image.shape != (stream.height, stream.width, 3) or image.dtype != np.uint8:
             raise UsageError(f"{self._path} takes uint8 pictures of one size, not {image.dtype} {image.shape}.")
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         if time is not None:
             frame.time_base = CLOCK
             frame.pts = self._last = max(self._last + 1, round(time / CLOCK))
         with self._output_errors():
-            self._container.mux(self._stream.encode(frame))
+            self._container.mux(stream.encode(frame))
 
     def close(self) -> None:
         """Flush the encoder and finish the file."""
@@ -144,13 +146,15 @@ class VideoWriter:
     ) -> None:
         self.close()
 
-    def _open_stream(self, height: int, width: int, timed: bool) -> None:
+    def _open_stream(self, height: int, width: int, timed: bool) -> VideoStream:
         if height % 2 or width % 2:
             raise UsageError(f"A video of {width}x{height} pixels cannot be encoded: both sides must be even.")
-        self._stream = self._container.add_stream(self._codec, rate=self._rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        stream: VideoStream = self._container.add_stream(self._codec, rate=self._rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if timed:
-            self._stream.codec_context.time_base = CLOCK
+            stream.codec_context.time_base = CLOCK
+        self._stream = stream
+        return stream
 
     @contextmanager
     def _output_errors(self) -> Iterator[None]:

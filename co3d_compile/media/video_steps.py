@@ -6,11 +6,10 @@ Needs numpy, and PyAV for pictures that must be resized; nothing here imports to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.media.preprocess import stored_preprocess
+from co3d_compile.media.preprocess import Settings, stored_preprocess
 from co3d_compile.media.video import Image, VideoFrame
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.step_inputs import Pulse
@@ -30,7 +29,7 @@ class Pictures:
         UnsupportedError: The model takes no pictures. UsageError, ContractError: Preprocessing that does not fit.
     """
 
-    def __init__(self, info: Contract, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, info: Contract, given: Settings | None = None) -> None:
         self.preprocess = [stored_preprocess(spec, info.preprocess, given or {}) for spec in info.inputs]
         self._dtypes = [spec.dtype for spec in info.inputs]
 
@@ -50,7 +49,7 @@ class Feed:
         pending: The frames that wait for the rest of their step, each as every input wants it.
     """
 
-    def __init__(self, info: Contract, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, info: Contract, given: Settings | None = None) -> None:
         self.pictures = Pictures(info, given)
         self.pulse = Pulse(info)
         self.pending: list[list[Array]] = []
