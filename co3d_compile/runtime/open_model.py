@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnxruntime as ort
 
@@ -15,7 +15,7 @@ from co3d_compile.runtime.buffers import CPU
 from co3d_compile.runtime.stored_metadata import properties
 from co3d_compile.support.machine import block_channels
 
-Provider: TypeAlias = str | tuple[str, dict[str, Any]]
+Provider: TypeAlias = str | tuple[str, dict[str, str | int | float | bool]]
 
 
 # Memory of these providers' device is bound as it is; the others take and give host memory.
@@ -46,7 +46,9 @@ def read_source(model: object) -> tuple[str | bytes, bytes]:
     return bytes(model), hashlib.sha256(model).digest()
 
 
-def open_source(source: str | bytes, providers: Sequence[Provider] | None, options: ort.SessionOptions) -> Any:
+def open_source(
+    source: str | bytes, providers: Sequence[Provider] | None, options: ort.SessionOptions
+) -> ort.InferenceSession:
     wanted = ["CPUExecutionProvider"] if providers is None else list(providers)
     names = [item if isinstance(item, str) else item[0] for item in wanted]
     there = ort.get_available_providers()
@@ -67,13 +69,13 @@ def open_source(source: str | bytes, providers: Sequence[Provider] | None, optio
     return session
 
 
-def device_of(session: Any) -> tuple[str, int]:
+def device_of(session: ort.InferenceSession) -> tuple[str, int]:
     first = session.get_providers()[0]
     options = session.get_provider_options().get(first, {})
     return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else CPU
 
 
-def read_contract(session: Any, batch: int) -> Contract:
+def read_contract(session: ort.InferenceSession, batch: int) -> Contract:
     """The metadata, checked against the graph that it describes and against the number of streams."""
     text = properties(session).get(METADATA_KEY)
     if text is None:

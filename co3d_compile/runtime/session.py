@@ -311,7 +311,7 @@ class StreamSession:
         if self._check is not None:
             self._check.begin(index)
 
-    def _take(self, arrays: Sequence[Array], binding: Any, bound: list[Array]) -> None:
+    def _take(self, arrays: Sequence[Array], binding: ort.IOBinding, bound: list[Array]) -> None:
         """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
 
         What it reads where it lies is remembered: the next frame in the same array needs no binding.
@@ -404,7 +404,7 @@ class StreamSession:
         }
         return [(state, place[state.input]) for state in self.info.states]
 
-    def _bind(self, phase: int) -> Any:
+    def _bind(self, phase: int) -> ort.IOBinding:
         """Bind all buffers as they lie at this phase.
 
         At each step a ring's output goes into the buffer after the newest state's, and every state of the chain is

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -163,7 +162,7 @@ class Engine:
         """Whether the results of this step, from 0, no longer depend on what the states held at the start."""
         return step >= self.info.warmup_steps
 
-    def top(self, outputs: list[Array], count: int) -> list[dict[str, Any]] | None:
+    def top(self, outputs: list[Array], count: int) -> list[dict[str, int | str | float]] | None:
         """The classes with the highest scores of the newest entry, best first; None if the model scores no classes."""
         if self._scores is None:
             return None

@@ -232,7 +232,7 @@ def _response(reply: Reply) -> Response:
     return Response(json.dumps(reply), reply["status"], headers, "application/json")
 
 
-def _json(text: str | None) -> Any:
+def _json(text: str | None) -> object:
     try:
         return json.loads(text or "")
     except (ValueError, RecursionError):

@@ -67,7 +67,9 @@ class ServeOptions:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
-def _check(name: str, value: Any, least: float, kind: Any, open_end: bool = False) -> None:
+def _check(
+    name: str, value: float, least: float, kind: type[int] | tuple[type[int], type[float]], open_end: bool = False
+) -> None:
     fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or value < least or (open_end and value == least):
         raise UsageError(f"{name} is {value!r}.", hint=f"It must be {'above' if open_end else 'at least'} {least}.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,10 +18,11 @@ from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.stream import Refused, Reply, Stream, Ticket
 
+P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_FAILURES = 3  # runs in a row that fail before a new process is wanted
-Save = Callable[[Stream, Reply, bytes], Coroutine[Any, Any, None]]
+Save = Callable[[Stream, Reply, bytes], Awaitable[None]]
 
 
 class Runner:
@@ -60,14 +62,14 @@ class Runner:
 
     async def reset(self, slot: int) -> None:
         """Put a slot's state to its start."""
-        await self._call(self._engine.session.reset, slot)
+        await in_thread(self._thread, self._engine.session.reset, slot)
 
     async def restore(self, slot: int, blob: bytes) -> None:
         """Put a snapshot into a slot. Raises SessionError if it does not fit the model."""
-        await self._call(self._engine.session.restore, blob, slot)
+        await in_thread(self._thread, self._engine.session.restore, blob, slot)
 
     async def snapshot(self, stream: Stream) -> bytes:
-        return await self._call(self._engine.session.snapshot, stream.slot)
+        return await in_thread(self._thread, self._engine.session.snapshot, stream.slot)
 
     async def work(self) -> None:
         """Run until cancelled."""
@@ -85,7 +87,7 @@ class Runner:
         replies = []
         for _ in range(info.flush_steps + bool(stream.pending)):
             work = Work(stream.slot, *self._engine.pulse.step(stream.pending))
-            (outputs,) = await self._call(self._engine.advance, [work])
+            (outputs,) = await in_thread(self._thread, self._engine.advance, [work])
             stream.pending = []
             replies.append(self._reply(stream, stream.next - 1, outputs, top=0, values=True))
             stream.steps += 1
@@ -127,7 +129,7 @@ class Runner:
         saves = [s for s in batch if self._save and (s.steps + 1 + s.slot) % every == 0 and not s.saving]
         slots = [stream.slot for stream in saves]
         try:
-            outputs, spoilt, blobs, milliseconds = await self._call(self._run, batch, slots)
+            outputs, spoilt, blobs, milliseconds = await in_thread(self._thread, self._run, batch, slots)
         except Exception as error:
             self._failures += 1
             for stream in batch:
@@ -194,8 +196,10 @@ class Runner:
             reply["top"] = self._engine.top(outputs, top)
         return reply
 
-    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """The result of a call in a thread of the pool."""
+    return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments, **named))
 
 
 def _give(ticket: Ticket, reply: Reply) -> None:
@@ -203,7 +207,7 @@ def _give(ticket: Ticket, reply: Reply) -> None:
         ticket.answer.set_result(reply)
 
 
-def _plain(values: Array) -> Any:
+def _plain(values: Array) -> object:
     """Nested lists of numbers; JSON has no infinite ones and no NaN, so these become null."""
     finite = np.isfinite(values)
     if finite.all():

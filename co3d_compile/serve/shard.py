@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from co3d_compile.errors import OutputError, SessionError
 from co3d_compile.serve.engine import BadFrame, Engine
 from co3d_compile.serve.options import ServeOptions
-from co3d_compile.serve.runner import Runner
+from co3d_compile.serve.runner import Runner, in_thread
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame, Refused, Reply, Stream, Ticket
@@ -182,7 +182,7 @@ class Shard:
         frame = ticket.frame
         try:
             arguments = frame.kind, frame.payload, frame.size
-            ticket.arrays = await self._within(self._decoders, self._engine.prepare, *arguments)
+            ticket.arrays = await in_thread(self._decoders, self._engine.prepare, *arguments)
         except BadFrame as error:
             refused = Refused(error.status, "frame", str(error), expected=frame.number)
             stream.rewind(ticket, frame.number, refused)
@@ -227,7 +227,7 @@ class Shard:
         try:
             await self._runner.reset(slot)
             if self._store is not None and old is None:
-                await self._within(self._files, self._store.remove, frame.stream)
+                await in_thread(self._files, self._store.remove, frame.stream)
         except BaseException:
             heapq.heappush(self._free, slot)
             raise
@@ -241,7 +241,7 @@ class Shard:
         """The stream as a snapshot left it, if there is one: a replica that died held it, or a server before this."""
         if self._store is None or name in self._gone:
             return None
-        found = await self._within(self._files, self._store.load, name)
+        found = await in_thread(self._files, self._store.load, name)
         if found is None:
             return None
         about, blob = found
@@ -283,7 +283,7 @@ class Shard:
                 self._gone.popitem(last=False)
             self.stats.count("dropped")
         if self._store is not None:
-            await self._within(self._files, self._store.remove, stream.name)
+            await in_thread(self._files, self._store.remove, stream.name)
 
     async def _drop_idle(self) -> None:
         """Drop streams that are silent too long, and snapshots that nobody came for."""
@@ -297,7 +297,7 @@ class Shard:
                         await self._drop(stream, "idle")
             if self._store is not None and now - swept > self._options.keep / 4:
                 swept = now
-                await self._within(self._files, self._store.sweep, self._options.keep)
+                await in_thread(self._files, self._store.sweep, self._options.keep)
 
     async def _save(self, stream: Stream, about: Reply, blob: bytes) -> None:
         """Write a snapshot, unless the stream has ended since, and say so in the answers that follow."""
@@ -305,7 +305,7 @@ class Shard:
             return
         stream.saving = True
         try:
-            await self._within(self._files, self._store.save, stream.name, about, blob)
+            await in_thread(self._files, self._store.save, stream.name, about, blob)
             stream.saved = about["frame"]
             self.stats.count("snapshots")
         except OutputError:
@@ -318,9 +318,6 @@ class Shard:
     def _lock(self, name: str) -> asyncio.Lock:
         """One call at a time decides what becomes of a stream; those that wait go in the order in which they came."""
         return self._locks.setdefault(name, asyncio.Lock())
-
-    async def _within(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
