@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnxruntime as ort
@@ -15,7 +15,7 @@ from co3d_compile.runtime.buffers import CPU
 from co3d_compile.runtime.stored_metadata import properties
 from co3d_compile.support.machine import block_channels
 
-Provider: TypeAlias = str | tuple[str, dict[str, str | int | float | bool]]
+Provider: TypeAlias = str | tuple[str, Mapping[str, str | int | float | bool]]
 
 
 # Memory of these providers' device is bound as it is; the others take and give host memory.
