@@ -84,7 +84,7 @@ class Lower(Pass):
             low.streams[node] = self._marker(low, node)
         elif is_stream(node):
             self._stream(low, node)
-        elif fact_of(node).kind is Kind.WINDOW and not pool(low, node, low.window_entries) and not follow(low, node):
+        elif fact_of(node).kind is Kind.WINDOW and not pool(low, node) and not follow(low, node):
             self._on_window(low, node)
 
     def _holders(self, low: StepGraph, program: Program) -> None:

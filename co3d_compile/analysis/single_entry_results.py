@@ -5,10 +5,7 @@ So the head behind the pool is computed on tensors of at most four dims, by the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch.fx import Node
@@ -17,36 +14,30 @@ from co3d_compile.ir.aten_operators import SEPARABLE, reduced
 from co3d_compile.ir.layout import BATCH, LayoutLost
 from co3d_compile.ir.markers import window
 from co3d_compile.ir.node_reading import shape_of
-from co3d_compile.ir.time_facts import KEY, Kind, NoExtension, fact_of, is_window
+from co3d_compile.ir.time_facts import KEY, Kind, NoExtension, amend, fact_of, is_window, known
 from co3d_compile.rules import Rule, rule_of
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.sliding import SlidingRule
+from co3d_compile.step_graph.memory import leading
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
 
 
-def pool(low: StepGraph, node: Node, entries: Mapping[Node, Sequence[Any]]) -> bool:
-    """Lowers a pool over nothing but the entries of a window; ``entries`` are those of each window marker."""
+def pool(low: StepGraph, node: Node) -> bool:
+    """Lowers a pool over nothing but the entries of a window."""
     if low.ends is not None or node.target not in SEPARABLE or len(node.args) > 3 or node.kwargs.get("dtype"):
         return False
     x, dims, keep = reduced(node)
-    layout = fact_of(x).layout
-    place = layout.time if layout is not None else None
-    if x.target is not window or layout is None or place is None or not place.alone or place.dim not in dims:
+    place = fact_of(x).time
+    if x.target is not window or place is None or not place.alone or place.dim not in dims:
         return False
-    others = [d for d in dims if d != place.dim]
-    batch = layout.entry().batch
-    if (
-        batch is None
-        or batch.dim
-        or batch.outer != 1
-        or any(shape_of(x)[d] != 1 or layout.has(BATCH, d) for d in others)
-    ):
+    layout, others = known(x), [d for d in dims if d != place.dim]
+    if not leading(layout) or any(shape_of(x)[d] != 1 or layout.has(BATCH, d) for d in others):
         return False
-    result = low.reduce_entries(entries[x], SEPARABLE[node.target])
+    result = low.reduce_entries(low.window_entries[x], SEPARABLE[node.target])
     if keep:
-        return _mark(low, node, [result], fact_of(node).layout)
+        return _mark(low, node, result)
     numbers = layout.entry_dims()
     for d in sorted(others, reverse=True):
         result = low.call(aten.squeeze.dim, result, numbers[d])
@@ -84,16 +75,14 @@ def restore(low: StepGraph, node: Node) -> None:
         node.meta[KEY] = low.window_facts.pop(node)
 
 
-def _mark(low: StepGraph, node: Node, entries: list[Node], layout: Any) -> bool:
-    place = layout.time if layout is not None else None
-    if place is None or not place.alone or place.size != 1:
-        return False
+def _mark(low: StepGraph, node: Node, entry: Node) -> bool:
+    """Gives a window result of one entry the fact of a stream, if it has a dim for time alone."""
     fact = fact_of(node)
+    if fact.time is None or not fact.time.alone or fact.time.size != 1:
+        return False
     low.window_facts[node] = fact
-    node.meta[KEY] = replace(
-        fact, kind=Kind.STREAM, pulse=Fraction(1), delay=0, spacing=1, length=1, dense=False, per_entry=True
-    )
-    low.streams[node] = entries
+    amend(node, kind=Kind.STREAM, pulse=Fraction(1), delay=0, spacing=1, length=1, dense=False, per_entry=True)
+    low.streams[node] = [entry]
     return True
 
 

@@ -197,8 +197,7 @@ def _as_long(node: Node) -> bool:
     """Whether a window result has as many entries, more than one, as the streams that it meets have in the clip."""
     shapes = [shape_of(n) for n in filter(is_window, node.all_input_nodes)]
     for n in filter(is_stream, node.all_input_nodes):
-        layout = fact_of(n).layout
-        time = layout.time if layout is not None else None
+        time = fact_of(n).time
         right = rank_of(n) - time.dim if time is not None else 0
         if time is None or time.size == 1 or any(len(s) < right or s[-right] != time.size for s in shapes):
             return False
@@ -219,8 +218,7 @@ def _per_entry_behind(node: Node) -> Names:
 
 def _refuse_channels(program: Program, node: Node) -> None:
     """Refuses a convolution that takes the time dim for its channels: the user named the wrong dim."""
-    layout = fact_of(node.all_input_nodes[0]).layout
-    place = layout.time if layout is not None else None
+    place = fact_of(node.all_input_nodes[0]).time
     if operator_name(node.target) != "aten.conv3d" or place is None or place.dim != 1 or not place.alone:
         return
     dims = [i.time_dim for i in program.inputs]

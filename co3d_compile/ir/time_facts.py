@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.index_equation import Kernel, Sliding
-from co3d_compile.ir.layout import TIME, Layout, LayoutLost
+from co3d_compile.ir.layout import TIME, Layout, LayoutLost, Place
 from co3d_compile.ir.node_reading import operand, shape_of
 
 KEY = "co3d"
@@ -97,16 +97,19 @@ class Fact:
     own: Own = Own()
 
     @property
+    def time(self) -> Place | None:
+        """Where time is, if anything is known of that."""
+        return self.layout.time if self.layout is not None else None
+
+    @property
     def clip(self) -> int:
         """Entries in the captured clip."""
-        time = self.layout.time if self.layout is not None else None
-        return time.size if time is not None else 1
+        return self.time.size if self.time is not None else 1
 
     @property
     def single(self) -> bool:
         """Whether the clip has a single entry, without a dim of its own for it."""
-        place = self.layout.time if self.layout is not None else None
-        return place is not None and place.size == 1 and self.length == 1 and not place.alone
+        return self.time is not None and self.time.size == self.length == 1 and not self.time.alone
 
     @property
     def lag(self) -> Fraction:

@@ -159,8 +159,10 @@ def refuse_dense(node: Node) -> None:
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:
     """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
-    time = fact.layout.time if fact.layout is not None else None
-    pooled = (fact.layout.rank - time.dim, time.size, fact.length) if time is not None and time.alone else None  # type: ignore
+    time = fact.time
+    pooled = None
+    if fact.layout is not None and time is not None and time.alone:
+        pooled = (fact.layout.rank - time.dim, time.size, fact.length)
     return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True, pooled=pooled)
 
 

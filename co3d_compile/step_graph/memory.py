@@ -70,12 +70,12 @@ class Memory(EntryOperators):
         """
         first = self.resolve(new[0])
         capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
-        leading = layout is None or _leading(layout)
+        first_dim = layout is None or leading(layout)
         if self.ends is not None and source is not None:
             start = self.ends.start(source, new, n)
         elif source is not None and source.target is outside:
             start = self.start.start(source, new, n)
-        if n < 2 or capacity < 4 or self.features(first) > SMALL or not leading or (start and start.number is None):
+        if n < 2 or capacity < 4 or self.features(first) > SMALL or not first_dim or (start and start.number is None):
             return PastEntries(self, list(new), n, layout, None, start)
         queue = self.queue([self.resolve(x) for x in new], capacity, (start and start.number) or 0.0)
         return PastEntries(self, list(new), n, layout, queue)
@@ -97,6 +97,7 @@ class Memory(EntryOperators):
         return self.call(fifo, self.rows(new), capacity, initial)
 
 
-def _leading(layout: Layout) -> bool:
+def leading(layout: Layout) -> bool:
+    """Whether the batch comes first in an entry."""
     place = layout.entry().batch
     return place is not None and place.dim == 0 and place.outer == 1

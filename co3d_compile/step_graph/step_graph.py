@@ -11,7 +11,7 @@ from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
-from co3d_compile.ir.time_facts import Fact, fact_of, is_stream
+from co3d_compile.ir.time_facts import Fact, fact_of, is_stream, known
 from co3d_compile.step_graph.builder import Entry
 from co3d_compile.step_graph.memory import Memory
 from co3d_compile.step_graph.past_entries import AgedEntry, origin
@@ -55,17 +55,14 @@ class StepGraph(Memory):
 
     def whole_entry(self, node: Node, i: int) -> Node:
         """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
-        layout = fact_of(node).layout
-        place = layout.time if layout is not None else None
-        new = self.entry(node, i)
+        place, new = fact_of(node).time, self.entry(node, i)
         return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
 
     def without_time(self, node: Node, x: Node) -> Node:
         """An entry of a node's output, computed with a dim of one where time is alone, without it."""
-        layout = fact_of(node).layout
-        place = layout.time if layout is not None else None
-        alone = place is not None and place.alone and layout is not None and len(self.sizes(x)) == layout.rank
-        return self.call(aten.squeeze.dim, x, place.dim) if alone and place is not None else x
+        place = fact_of(node).time
+        whole = place is not None and place.alone and len(self.sizes(x)) == known(node).rank
+        return self.call(aten.squeeze.dim, x, place.dim) if place is not None and whole else x
 
     def aged(self, node: Node, i: int) -> AgedEntry:
         """Entry ``i`` as what was computed in this step or an earlier one."""
