@@ -128,7 +128,7 @@ def test_an_operator_that_only_the_compiler_knows() -> None:
 
 MISTAKES = {
     "an unknown side": (["--sides", "clip,fastest"], "fastest"),
-    "only a side that cannot be": (["--sides", "openvino"], "co3d-compile[openvino]"),
+    "only a side that cannot be": (["--sides", "openvino"], "[openvino]"),
     "no round": (["--rounds", "0"], "--rounds"),
     "a folder that is not there": (["--chart", "nowhere/times.svg"], "nowhere"),
     "no kind of picture": (["--chart", "times.txt"], "must end with .svg"),

@@ -86,7 +86,7 @@ def test_crop_takes_the_middle_and_resize_interpolates() -> None:
 
 def test_without_pyav_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(Co3dError, match=r"co3d-compile\[video\]"):
+    with pytest.raises(Co3dError, match=r"pip install .*\[video\]"):
         next(read_frames("v.mp4"))
 
 
