@@ -426,3 +426,23 @@ def test_what_is_made_at_the_first_call_stays_usable() -> None:
     model, clip = Late().eval(), torch.randn(VIDEO)
     co3d.compile(model, (clip,))
     assert model(clip).shape == (1, 2), "no stand-in of the tracer is left in the model"
+
+
+class ByKeyword(nn.Module):
+    """A network that takes a second clip by keyword alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, *, beside: Tensor, scale: Tensor | None = None) -> Tensor:
+        result: Tensor = self.conv(x) + self.conv(beside)
+        return result if scale is None else result * scale
+
+
+def test_arguments_by_keyword_alone() -> None:
+    model, clip, more = ByKeyword().eval(), (torch.randn(VIDEO),), {"beside": torch.randn(VIDEO)}
+    compiled = co3d.compile(model, clip, example_kwargs=more)
+    assert [spec.name for spec in compiled.info.inputs] == ["x", "beside"] and compiled.program.step.fixed_batch is None
+    result = verify(compiled, torch.export.export(model, clip, more))
+    assert result.passed, result.reason

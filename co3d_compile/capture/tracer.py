@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import is_dataclass
@@ -63,20 +63,23 @@ def doubled(clip: Clip) -> Clip | None:
     return twice
 
 
-def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedProgram:
+def export(
+    model: nn.Module, clip: Clip | None, two: bool = True, keywords: Mapping[str, pytree.PyTree] | None = None
+) -> ExportedProgram:
     """``torch.export`` with the module in eval mode, and errors that people can act on."""
     if clip is None:
         raise UsageError(
             "example_inputs is needed: the arguments of one clip, such as (torch.randn(1, 3, 16, 112, 112),)."
         )
+    call = tuple(clip), dict(keywords or {})
     try:
         with torch.no_grad(), evaluated(model):
-            _run_once(model, clip)
-            clips = doubled(clip) if two else None
-            if clips is not None:
+            _run_once(model, *call)
+            calls = doubled(call) if two else None
+            if calls is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below
-                    return traced(model, tuple(clips))
-            return traced(model, tuple(clip))
+                    return traced(model, *calls)
+            return traced(model, *call)
     except Co3dError:
         raise
     except GuardOnDataDependentSymNode as error:
@@ -85,21 +88,21 @@ def export(model: nn.Module, clip: Clip | None, two: bool = True) -> ExportedPro
         ) from error
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(clip))
+        shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call))
         raise CaptureError(
             f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message.rstrip('.:')}.",
             hint=_way_out(model),
         ) from error
 
 
-def _run_once(model: nn.Module, clip: Clip) -> None:
+def _run_once(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> None:
     """Runs the model, so that what it makes at its first call is there, and what it returns is known to PyTorch.
 
     A mask or a parameter that is made while the model is traced would be the tracer's, and stay in the model.
     """
     state = torch.get_rng_state()
     with contextlib.suppress(Exception):  # whatever is wrong is said of the capture
-        results = pytree.tree_leaves(model(*deepcopy(tuple(clip))))
+        results = pytree.tree_leaves(model(*deepcopy(clip), **deepcopy(keywords)))
         for kind in {type(value) for value in results if is_dataclass(value)}:
             torch.export.register_dataclass(kind)
     torch.set_rng_state(state)
@@ -111,18 +114,18 @@ def _where(error: Exception) -> str:
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
 
 
-def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
+def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
     """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
     decides in Python by the values of constants."""
-    if isinstance(model, torch.jit.ScriptModule):
+    if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
             return exported_script(model, clip)
     with quiet():
         try:
-            return torch.export.export(model, clip, strict=False)
+            return torch.export.export(model, clip, keywords, strict=False)
         except Exception:
             with _DataDetached(), ConstantsKnown(model):
-                return torch.export.export(model, clip, strict=False)
+                return torch.export.export(model, clip, keywords, strict=False)
 
 
 class _DataDetached(TorchFunctionMode):

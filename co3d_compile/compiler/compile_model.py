@@ -19,6 +19,7 @@ from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.capture.tracer import doubled
+from co3d_compile.capture.tracer import export as exported
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
@@ -47,6 +48,7 @@ def compile(
     unsupported: str = "window",
     state_io: str = "paired",
     time_dim: int | Sequence[int | None] = 2,
+    example_kwargs: Mapping[str, Any] | None = None,
     passes: Sequence[Pass] | None = None,
     tune: bool = False,
     dump: str | os.PathLike[str] | None = None,
@@ -71,6 +73,8 @@ def compile(
         unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
+        example_kwargs: The arguments of one clip that the network takes by keyword alone. To verify such a file, give
+            ``torch.export.export(module, example_inputs, example_kwargs)`` for the network.
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
         tune: Measure on this machine which form of each continual convolution is fastest, instead of estimating it.
         dump: A directory to write the graph to, before and after each pass.
@@ -87,10 +91,16 @@ def compile(
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None
 
+    def given(two: bool) -> nn.Module | ExportedProgram:
+        if isinstance(module, ExportedProgram) or not example_kwargs:
+            return module
+        return exported(module, example_inputs or (), two, example_kwargs)
+
     def build() -> CompiledModel:
-        both = not isinstance(module, ExportedProgram) and example_inputs is not None and doubled(example_inputs)
+        whole = isinstance(module, ExportedProgram) or example_inputs is None
+        both = not whole and doubled((tuple(example_inputs or ()), dict(example_kwargs or {})))
         try:
-            compiled = _compile(module, example_inputs, options, pipeline, folder, progress, two=True)
+            compiled = _compile(given(two=True), example_inputs, options, pipeline, folder, progress, two=True)
         except (UnsupportedError, PassError):
             if not both:
                 raise
@@ -98,7 +108,7 @@ def compile(
             if not both or not compiled.program.step.fixed_batch:
                 return compiled
         # The model is for one clip at a time: two of them are not what it was made for.
-        return _compile(module, example_inputs, options, pipeline, folder, progress, two=False)
+        return _compile(given(two=False), example_inputs, options, pipeline, folder, progress, two=False)
 
     def layer(network: nn.Module, clip: Tensor) -> CompiledModel:
         return compile(network, (clip,), state_io="renamed")
