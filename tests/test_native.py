@@ -30,7 +30,7 @@ pytestmark = [
 FILES = [
     ("x3d_s-small", "paired"),
     ("i3d_r50-small", "renamed"),
-    ("slowfast_r50_8x8-small", "paired"),
+    ("two_heads", "paired"),
     ("p3d", "renamed"),
     ("p3d", "paired"),
     ("densenet3d", "paired"),
@@ -46,6 +46,7 @@ FILES = [
     long("i3d_r50-small", "paired"),
     long("csn_r101-small", "renamed"),
     long("slowfast_r50_8x8-small", "renamed"),
+    long("slowfast_r50_8x8-small", "paired"),
 ]
 
 
