@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import Argument
+from torch.fx.node import Argument, Target
 
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
@@ -46,7 +45,7 @@ VIEWS = {aten.view.default, aten._unsafe_view.default}
 EXACT = [aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d]
 EXACT_OVERLOADS = {o for packet in EXACT for o in (packet.vec, packet.default)}
 AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}
-DIMS: dict[Callable[..., Any] | str, int] = {
+DIMS: dict[Target, int] = {
     aten.avg_pool1d.default: 1,
     aten.avg_pool2d.default: 2,
     aten.avg_pool3d.default: 3,
@@ -168,7 +167,12 @@ def adaptive_max(x: Tensor, sizes: list[int]) -> Tensor:
     return result
 
 
-SEPARABLE = {aten.mean.dim: "mean", aten.amax.default: "amax", aten.amin.default: "amin", aten.sum.dim_IntList: "sum"}
+SEPARABLE: dict[Target, str] = {
+    aten.mean.dim: "mean",
+    aten.amax.default: "amax",
+    aten.amin.default: "amin",
+    aten.sum.dim_IntList: "sum",
+}
 
 
 def reduced(node: Node) -> tuple[Node, list[int], bool]:

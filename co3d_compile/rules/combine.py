@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import argument, rank_of, shape_of
+from co3d_compile.ir.node_reading import argument, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
@@ -35,8 +34,9 @@ class Concatenation(Rule):
 
     def parts(self, node: Node) -> tuple[list[Node], int]:
         """The tensors and the dim."""
-        parts: Any = node.args[0]
-        return list(parts), argument(node, 1, "dim", 0) % rank_of(parts[0])
+        given = Arguments(node)
+        parts = given.tensors("tensors")
+        return parts, given.dim(parts[0])
 
     def layout(self, node: Node) -> Layout:
         parts, dim = self.parts(node)

@@ -34,7 +34,8 @@ class Linear(Rule):
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
-        last = known(x).time is not None and known(x).time.dim == rank_of(x) - 1  # type: ignore[union-attr]
+        time = known(x).time
+        last = time is not None and time.dim == rank_of(x) - 1
         new = low.whole_entry(x, i) if last else low.entry(x, i)
         result = low.call(node.target, new, *(low.plain(a) for a in node.args[1:] if isinstance(a, Node)))
         return low.without_time(node, result) if last else result

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, rank_of
@@ -16,7 +17,7 @@ from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-DIM = {
+DIM: dict[Target, int] = {
     aten.sort.default: 1,
     aten.sort.stable: 2,
     aten.topk.default: 2,
@@ -34,7 +35,7 @@ class Order(Rule):
     """Operators with two outputs, values and where they were."""
 
     def _dim(self, node: Node) -> int:
-        return int(argument(node, DIM[node.target], "dim", -1)) % rank_of(operand(node))  # type: ignore[index]
+        return int(argument(node, DIM[node.target], "dim", -1)) % rank_of(operand(node))
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         return [(operand(node), [self._dim(node)])]
@@ -52,7 +53,7 @@ class Order(Rule):
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Entries of both outputs."""
-        x, at = operand(node), DIM[node.target]  # type: ignore[index]
+        x, at = operand(node), DIM[node.target]
         args: list[Any] = list(node.args)
         dim = known(x).entry_dims()[self._dim(node)]
         kwargs = dict(node.kwargs)

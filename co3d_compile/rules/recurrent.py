@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, own_of, touches_time
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
@@ -160,7 +161,7 @@ class Layers:
     def of(node: Node, low: StepGraph) -> Layers:
         params: Any = node.args[2]
         has_bias = bool(node.args[3])
-        count = int(node.args[4]) * (2 if node.args[7] else 1)  # type: ignore[arg-type]
+        count = whole(node, 4) * (2 if node.args[7] else 1)
         per = len(params) // count
         plain = [low.plain(p) for p in params]
         return Layers(str(node.target).split(".")[1], [plain[i * per : (i + 1) * per] for i in range(count)], has_bias)
@@ -205,7 +206,10 @@ def _chunk(low: StepGraph, x: Node, index: int, size: int) -> Node:
     return low.call(aten.slice.Tensor, x, 1, index * size, (index + 1) * size)
 
 
-def _lstm(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, Node]:
+Cell = Callable[[StepGraph, Node, Node, Node, Node | None, int], tuple[Node, Node | None]]
+
+
+def _lstm(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, Node]:
     gates = low.call(aten.add.Tensor, gx, gh)
     i, f, o = (low.call(aten.sigmoid.default, _chunk(low, gates, n, size)) for n in (0, 1, 3))
     g = low.call(aten.tanh.default, _chunk(low, gates, 2, size))
@@ -213,7 +217,7 @@ def _lstm(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tup
     return low.call(aten.mul.Tensor, o, low.call(aten.tanh.default, c)), c
 
 
-def _gru(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
+def _gru(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, None]:
     r, z = (
         low.call(aten.sigmoid.default, low.call(aten.add.Tensor, _chunk(low, gx, n, size), _chunk(low, gh, n, size)))
         for n in (0, 1)
@@ -224,14 +228,19 @@ def _gru(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tupl
     return low.call(aten.add.Tensor, new, old), None
 
 
-def _rnn(activation: Any) -> Any:
-    def cell(low: StepGraph, gx: Node, gh: Node, h: Node, c: Any, size: int) -> tuple[Node, None]:
+def _rnn(activation: OpOverload) -> Cell:
+    def cell(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, None]:
         return low.call(activation, low.call(aten.add.Tensor, gx, gh)), None
 
     return cell
 
 
-_CELLS = {"lstm": _lstm, "gru": _gru, "rnn_tanh": _rnn(aten.tanh.default), "rnn_relu": _rnn(aten.relu.default)}
+_CELLS: dict[str, Cell] = {
+    "lstm": _lstm,
+    "gru": _gru,
+    "rnn_tanh": _rnn(aten.tanh.default),
+    "rnn_relu": _rnn(aten.relu.default),
+}
 
 
 @register(aten.cumsum.default)
@@ -291,8 +300,7 @@ class Item(Rule):
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
         if source not in low.tuples:
-            rule: Any = RULES[source.target]
-            low.tuples[source] = rule.lower_items(source, low)
+            low.tuples[source] = RULES[source.target].lower_items(source, low)
         return low.tuples[source][index]
 
     def window(self, node: Node, low: StepGraph) -> Node:

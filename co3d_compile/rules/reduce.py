@@ -93,7 +93,7 @@ class Reduction(Rule):
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = self._norm_args(node)
-        kind = SEPARABLE[node.target]  # type: ignore[index]
+        kind = SEPARABLE[node.target]
         new = [self.entry(node, low, i) for i in range(low.pulse(x))]
         if low.ends is None:
             entries = low.past(new, past)

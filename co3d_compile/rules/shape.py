@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -105,7 +106,7 @@ class Expansion(Reshaping):
         x = operand(node)
         lay, shape = known(x), shape_of(node)
         if node.target == aten.repeat.default:
-            counts = list(node.args[1])  # type: ignore[arg-type]
+            counts = Arguments(node).integers("repeats")
             lay = Layout((((),) * (len(counts) - lay.rank)) + lay.dims)
             if any(c != 1 and any(a.label for a in lay.dims[d]) for d, c in enumerate(counts)):
                 raise LayoutLost
