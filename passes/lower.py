@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +14,7 @@ from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, whole
 from co3d_compile.ir.pass_manager import Pass
@@ -161,10 +163,11 @@ class Lower(Pass):
             restore(low, node)
             fact, windows = fact_of(node), windows_of(node, low.window_fact)
             spec.dtype = node.meta["val"].dtype
-            spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.delay - fact.crop, 1, None, fact.rate
+            spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.told, 1, None, fact.rate
             if fact.kind is Kind.STREAM:
                 result = self._stream_output(low, node, spec)
-                parts += [low.entry(node, i) for i in range(spec.pulse)] if spec.time_dim is not None else [result]
+                timed = spec.time_dim is not None
+                parts += [low.entry(node, i) for i in range(low.pulse(node))] if timed else [result]
             elif fact.kind is Kind.WINDOW:
                 result = low.plain(node)
                 parts.append(result)
@@ -172,6 +175,8 @@ class Lower(Pass):
                 spec.delay, spec.rate = min(delays, default=(0, Fraction(1)))
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
+                    _scale(spec, Fraction(fact.length, max(fact_of(operand(m)).length for m in windows)))
+                    _count_places(spec, fact.layout.time)
             else:
                 result = low.plain(node)
             if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
@@ -188,6 +193,7 @@ class Lower(Pass):
         if single:
             return low.resolve(entries[len(entries) - 1])
         spec.time_dim, spec.pulse = layout.time.dim, len(entries)
+        _count_places(spec, layout.time)
         if len(entries) == 1:
             return low.entry(node, 0)
         return low.as_clip([entries[i] for i in range(len(entries))], layout)
@@ -199,3 +205,15 @@ class Lower(Pass):
         fields = [found[p].field for p in parts]
         program.step.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.step.warmup_steps = max((found[p].steps for p in parts), default=0)
+
+
+def _scale(spec: Output, more: Fraction) -> None:
+    """Counts a window's entries where there are a whole number of times as many, or as few, as it reads."""
+    if 1 in (more.numerator, more.denominator):
+        spec.delay, spec.rate = math.floor(spec.delay * more), spec.rate / more
+
+
+def _count_places(spec: Output, time: Place) -> None:
+    """Counts the places of a dim in which each entry has several, side by side: a reader sees no other entries."""
+    if time.outer == 1:
+        spec.delay, spec.pulse, spec.rate = spec.delay * time.inner, spec.pulse * time.inner, spec.rate / time.inner

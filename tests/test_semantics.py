@@ -328,6 +328,36 @@ def test_row(case: Entry, delay: int | None) -> None:
         assert facts.delays == (delay,)
 
 
+# What a reader places the results by: the delay, entries per step, frames per entry.
+PLACES = [
+    ("the last entry by a slice", lambda m, x: m.conv(x)[:, :, -1:].squeeze(2), (1, 1, 1.0)),
+    ("an entry by a slice", lambda m, x: m.conv(x)[:, :, 3:4].flatten(1), (1, 1, 1.0)),
+    ("the last of a slice", lambda m, x: m.conv(x)[:, :, 3:][:, :, -1], (1, 1, 1.0)),
+    ("the last of a strided slice", lambda m, x: m.conv(x)[:, :, 1::2][:, :, -1], (1, 1, 2.0)),
+    ("the last of more entries", lambda m, x: F.interpolate(m.conv(x)[:, :, 2:], scale_factor=2)[:, :, -1],
+     (2, 1, 0.5)),
+    ("the last of a strided convolution", lambda m, x: m.down(m.conv(x)[:, :, 2:])[:, :, -1], (1, 1, 2.0)),
+    ("mean of a slice", lambda m, x: m.conv(x)[:, :, 3:].mean(2), (1, 1, 1.0)),
+    ("heads of chunks", lambda m, x: torch.cat([y.mean(2) for y in m.conv(x).chunk(2, 2)], 1), (1, 1, 1.0)),
+    ("frames of a split, side by side", lambda m, x: torch.stack([y.squeeze(2) for y in m.conv(x).split(1, 2)], 2),
+     (1, 1, 1.0)),
+    ("channels to time", lambda m, x: m.conv(x).unflatten(1, (2, 2)).transpose(2, 3).flatten(2), (2, 2, 0.5)),
+    ("stacked in time", lambda m, x: torch.stack([x, m.conv(x), x], 3).flatten(2), (3, 3, 1 / 3)),
+    ("each entry twice", lambda m, x: m.conv(x).repeat_interleave(2, 2), (2, 2, 0.5)),
+    ("each entry twice, by a view", lambda m, x: m.conv(x)[..., None].expand(-1, -1, -1, 2).flatten(2), (2, 2, 0.5)),
+    ("twice as many entries of a window", lambda m, x: F.interpolate(m.conv(x).flip(2), scale_factor=2), (2, 16, 0.5)),
+    ("half as many entries of a window", lambda m, x: F.adaptive_avg_pool1d(m.conv(x), 4), (0, 4, 2.0)),
+    ("entries of a window", lambda m, x: m.conv(x).softmax(2), (1, 8, 1.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "forward", "places"), PLACES, ids=[name for name, _, _ in PLACES])
+def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[int, int, float]) -> None:
+    module = fn(forward, conv=lambda: conv(padding=1), down=lambda: conv(3, 1, 2, 1))().eval()
+    (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
+    assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
+
+
 DENSE = [
     entry("dense conv", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 1, 1))),
     entry("dense pools", of(nn.MaxPool1d(3, 2, 1), conv(3, 1, 2, 1), nn.AvgPool1d(2))),

@@ -69,7 +69,7 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
     kernel = fact.own.slides.kernel if fact.own.slides is not None else Kernel()
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
-    left_out = fact.crop * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
+    left_out = (fact.delay - fact.told) * fact.rate if streams else Fraction(0)  # by a select: its entry is named for the first one
     return Operator(
         name=node.name,
         operator="input" if node.op == "placeholder" else operator_name(node.target),
@@ -86,7 +86,7 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
         first=None if extent is None else float(extent[0] - left_out),
         last=None if extent is None else float(extent[1] - left_out),
         entries=int(fact.pulse) if streams else 1,
-        late=fact.delay - fact.crop if streams else _late(node),
+        late=fact.told if streams else _late(node),
     )
 
 

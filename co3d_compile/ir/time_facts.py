@@ -66,7 +66,7 @@ class Fact:
         spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
         length: Entries if the clip had ``window`` frames.
         rate: Frames of the first input per entry.
-        crop: Entries that a select left out in front: the delay minus this is that of the newest entry it reads.
+        crop: Entries that slices and selects left out in front: the delay less this is that of the newest entry read.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
@@ -112,6 +112,11 @@ class Fact:
         return self.time is not None and self.time.size == self.length == 1 and not self.time.alone
 
     @property
+    def told(self) -> int:
+        """The delay as a reader is told it: that of a single entry is the delay of what it was selected from."""
+        return self.delay - self.crop if self.single else self.delay
+
+    @property
     def lag(self) -> Fraction:
         """Frames from the start of the newest whole window to the end of the step."""
         return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
@@ -137,6 +142,7 @@ class Fact:
             spacing=spacing,
             length=length,
             rate=self.rate * flowing.s,
+            crop=(self.crop - min(0, flowing.p)) // flowing.s,
             own=Own(),
         )
         if self.end is not None:
@@ -175,7 +181,8 @@ class Fact:
         """
         end = None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
         more, later = self.length * r - cut, self.delay * r + delay
-        return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, end=end)
+        crop = self.crop * r
+        return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, crop=crop, end=end)
 
     def flowing(self, kernel: Kernel) -> Kernel:
         """The kernel as it is applied to the stream: strides become dilations in dense mode."""

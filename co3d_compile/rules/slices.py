@@ -78,7 +78,7 @@ class Select(Renumbering):
 
     def flow(self, node: Node) -> Fact:
         fact, kernel = super().flow(node), self.kernel(node)
-        return fact if kernel is None else replace(fact, layout=self.layout(node), crop=fact.crop - kernel.p)
+        return fact if kernel is None else replace(fact, layout=self.layout(node))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dim, index = self._args(node)

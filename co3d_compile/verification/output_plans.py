@@ -43,15 +43,15 @@ class Plan:
     def starts(self, seen: int, delay: int) -> list[Fraction]:
         """Where in the stream the clip starts whose result has this delay after ``seen`` frames.
 
-        The delay is that of the newest entry read, the smallest over what is read. At several rates there may be
-        more than one answer.
+        The delay is that of the newest entry read, or of what this one was sliced from, the smallest over what is
+        read. At several rates there may be more than one answer.
         """
         found = []
         for read in self.reads:
             rate = read.claim.rate
-            start = (seen / rate - 1 - delay) * rate - read.frames
+            start = (seen / rate - 1 - delay - read.claim.crop) * rate - read.frames
             newest = [(start + r.frames) / r.claim.rate for r in self.reads]
-            delays = [seen / r.claim.rate - 1 - n for r, n in zip(self.reads, newest, strict=True)]
+            delays = [seen / r.claim.rate - 1 - n - r.claim.crop for r, n in zip(self.reads, newest, strict=True)]
             if all(n.denominator == 1 for n in newest) and min(delays) == delay and start not in found:
                 found.append(start)
         return found

@@ -44,10 +44,16 @@ class Claim:
     rate: Fraction = Fraction(1)
     spacing: int = 1
     gate: str | None = None
+    crop: int = 0
 
     @property
     def place(self) -> Place | None:
         return self.layout.time if self.layout is not None else None
+
+    @property
+    def places(self) -> int:
+        """How many places of a dim each entry has, side by side."""
+        return self.place.inner if self.place is not None and self.place.outer == 1 else 1
 
     @property
     def single(self) -> bool:
@@ -99,7 +105,7 @@ def claims_of(program: Program) -> dict[str, Claim]:
 
 def _claim(node: Node) -> Claim:
     fact = node.meta.get(KEY, STATIC)
-    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, fact.own.gate)
+    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, fact.own.gate, fact.crop)
 
 
 def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:

@@ -220,9 +220,14 @@ class _Check:
             count = 1
         else:
             per_step = self.timeline.pulse / plan.claim.rate
+            per_step *= plan.claim.places
             if per_step.denominator != 1 or (spec.has_time and count != per_step):
                 raise VerificationError(f"Output '{spec.name}' gives {count} entries per step, expected {per_step}.")
-        return self.timeline.index(output, plan, step, spec.delay, range(count))
+        delay = spec.delay
+        if plan.sort in ("stream", "entries"):
+            delay = delay // plan.claim.places if spec.has_time else delay + plan.claim.crop
+            count //= plan.claim.places if spec.has_time else 1
+        return self.timeline.index(output, plan, step, delay, range(count))
 
     def _expected(self, segment: Segment, indices: list[ResultIndex]) -> Expected:
         """The reference: first with NaN around the stream, then, where that gets into a result, with other frames."""
