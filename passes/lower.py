@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from typing import Any
 
@@ -174,9 +173,8 @@ class Lower(Pass):
                 delays = [(newest(m), fact_of(operand(m)).rate) for m in windows]
                 spec.delay, spec.rate = min(delays, default=(0, Fraction(1)))
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
-                    spec.time_dim, spec.pulse = fact.layout.time.dim, fact.length
-                    _scale(spec, Fraction(fact.length, max(fact_of(operand(m)).length for m in windows)))
-                    _count_places(spec, fact.layout.time)
+                    time = fact.layout.time
+                    spec.time_dim, spec.pulse = time.dim, fact.length * (time.inner if time.outer == 1 else 1)
             else:
                 result = low.plain(node)
             if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
@@ -205,12 +203,6 @@ class Lower(Pass):
         fields = [found[p].field for p in parts]
         program.step.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.step.warmup_steps = max((found[p].steps for p in parts), default=0)
-
-
-def _scale(spec: Output, more: Fraction) -> None:
-    """Counts a window's entries where there are a whole number of times as many, or as few, as it reads."""
-    if 1 in (more.numerator, more.denominator):
-        spec.delay, spec.rate = math.floor(spec.delay * more), spec.rate / more
 
 
 def _count_places(spec: Output, time: Place) -> None:

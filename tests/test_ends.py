@@ -180,6 +180,14 @@ GRAPHS = [
         0, 1).transpose(1, 2)).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2),
         conv=lambda: conv(padding=1)), None),
     row("cumulative sum", fn(lambda m, x: m.conv(x).cumsum(2), conv=lambda: conv(padding=1)), None),
+    row("mean of all so far, its count expanded", fn(lambda m, x: m.conv(x).cumsum(2) / torch.arange(
+        1, x.shape[2] + 1)[None, None].expand(1, 4, -1), conv=lambda: conv(padding=1)), None),
+    row("counted, in more channels", fn(lambda m, x: m.conv(x) + torch.arange(x.shape[2]).expand(1, 4, -1),
+                                        conv=lambda: conv(padding=1, out=1)), None),
+    row("above its count", fn(lambda m, x: (m.conv(x) > torch.arange(x.shape[2]) / 8).float(),
+                              conv=lambda: conv(padding=1)), None),
+    row("tokens counted", fn(lambda m, x: (m.conv(x).transpose(1, 2).flatten(1) + 0.25 * torch.arange(
+        4 * x.shape[2])).unflatten(1, (-1, 4)).transpose(1, 2), conv=lambda: conv(padding=1)), None),
     row("steps counted", fn(lambda m, x: m.conv(x) + torch.arange(x.shape[2]), conv=lambda: conv(padding=1)), None),
 ]  # fmt: skip
 

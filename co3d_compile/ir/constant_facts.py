@@ -47,14 +47,20 @@ class Constant:
 
 
 def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
-    """Dim, first value and step of a constant that counts along one dim: it counts on beyond the clip."""
-    long = [d for d, s in enumerate(value.shape) if s > 1]
-    if len(long) != 1 or value.numel() < 3 or value.dtype == torch.bool:
+    """Dim, first value and step of a constant that counts along one dim: it counts on beyond the clip.
+
+    Along its other dims it stays the same.
+    """
+    if value.dtype == torch.bool or not value.numel():
         return None
-    line = value.flatten().double()
+    counted = set(range(value.dim())) - _alike(value)
+    if len(counted) != 1:
+        return None
+    (dim,) = counted
+    line = value.movedim(dim, 0).flatten(1)[:, 0].double() if value.dim() > 1 else value.double()
     steps = line[1:] - line[:-1]
-    even = bool((steps - steps[0]).abs().max() <= 1e-9) and float(steps[0]) != 0
-    return (long[0], float(line[0]), float(steps[0])) if even else None
+    even = len(line) > 2 and bool((steps - steps[0]).abs().max() <= 1e-9)
+    return (dim, float(line[0]), float(steps[0])) if even else None
 
 
 def band(mask: torch.Tensor) -> tuple[int, int] | None:

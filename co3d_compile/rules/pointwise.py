@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.layout import TIME, Axis, Layout
+from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
@@ -63,13 +63,13 @@ class Pointwise(Rule):
                     raise NoExtension("spreads a single entry over the whole time axis")
             right = layout.rank - place.dim
             for n in operands(node):
-                filling = constant_of(n).filling or counts(n, rank_of(n) - right) or _same(n, layout)
+                filling = constant_of(n).filling or _counted(n, layout) or _same(n, layout)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
                         raise NoExtension("meets a constant with a time axis")
         fact = combine([fact_of(n) for n in operands(node)], self.layout(node))
-        if place is not None and any(counts(n, rank_of(n) - layout.rank + place.dim) for n in operands(node)):
+        if any(_counted(n, layout) for n in operands(node)):
             return replace(fact, lead=0, tail=0)  # copies of one entry differ by what is counted
         return fact
 
@@ -81,12 +81,12 @@ class Pointwise(Rule):
         def operand(arg: Any) -> Any:
             if not isinstance(arg, Node):
                 return arg
-            if right and rank_of(arg) >= right and not is_stream(arg) and counts(arg, rank_of(arg) - right):
+            if not is_stream(arg) and _counted(arg, layout):
                 return count(arg, node, low, i)
             if right and rank_of(arg) >= right and not is_stream(arg):
                 return low.one_of(arg, rank_of(arg) - right)
             if not is_stream(arg) and not right and _same(arg, layout):
-                return low.first_row(arg)
+                return low.first_row(arg, rank_of(arg) - layout.rank + place.dim)  # type: ignore[union-attr]
             new = low.entry(arg, i) if is_stream(arg) else low.plain(arg)
             own = known(arg).time if is_stream(arg) else None
             dropped = own is not None and own.alone
@@ -100,30 +100,44 @@ class Pointwise(Rule):
 
 
 def _same(constant: Node, layout: Layout) -> bool:
-    """Whether a constant says the same to each frame, on a dim that is time or batch and time."""
+    """Whether a constant says the same to each frame, on a dim that has time among its factors."""
     place = layout.time
-    if place is None or not (place.alone or place.dim == 0):
+    dim = rank_of(constant) - layout.rank + place.dim if place is not None else -1
+    return dim >= 0 and (constant_of(constant).filling or dim in constant_of(constant).alike)
+
+
+def _counted(constant: Node, layout: Layout) -> bool:
+    """Whether a constant counts the entries of what it meets (``arange``), so that it goes on beyond the clip.
+
+    Nothing counts on where the rows of several clips are numbered in one go.
+    """
+    place, line = layout.time, constant_of(constant).progression
+    if place is None or line is None or is_stream(constant):
         return False
-    return rank_of(constant) - layout.rank + place.dim in constant_of(constant).alike
-
-
-def counts(constant: Node, dim: int) -> bool:
-    """Whether a constant counts along a dim (``arange``), so that it goes on beyond the clip."""
-    line = constant_of(constant).progression
-    return line is not None and line[0] == dim
+    here = line[0] == rank_of(constant) - layout.rank + place.dim
+    return here and place.outer == 1 and not layout.has(BATCH, place.dim)
 
 
 def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
     """Entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
-    line = constant_of(constant).progression
-    assert line is not None
+    line, layout, dtype = constant_of(constant).progression, known(node), constant.meta["val"].dtype
+    place = layout.time
+    assert line is not None and place is not None
     _, first, step = line
     like = next(low.entry(n, i) for n in operands(node) if is_stream(n))
-    seen = low.counter(like, low.pulse(node))
-    offset = first + step * (i - fact_of(node).delay)
-    seen = low.call(aten._to_copy.default, seen, dtype=node.meta["val"].dtype)
-    value = low.call(aten.add.Tensor, low.call(aten.mul.Tensor, seen, step), offset)
-    return low.call(aten.reshape.default, value, [-1, *[1] * (len(low.sizes(like)) - 1)])
+    seen = low.call(aten._to_copy.default, low.counter(like, low.pulse(node)), dtype=dtype)
+    places = torch.arange(place.inner) + (i - fact_of(node).delay) * place.inner
+    offsets = (first + step * places).to(dtype)
+    rank = len(layout.entry().dims)
+    value = low.call(aten.reshape.default, seen, [-1, *[1] * (rank - 1)])
+    value = low.call(aten.mul.Tensor, value, torch.tensor(step * place.inner).to(dtype).item())
+    if place.inner == 1:
+        value = low.call(aten.add.Tensor, value, offsets.item())
+    else:  # each entry has several places, which are counted too
+        offsets = offsets.reshape([-1, *[1] * (rank - 1 - place.dim)])
+        value = low.call(aten.add.Tensor, value, low.constant(f"{node.name}_counted_{i}", offsets))
+    streamed = torch.broadcast_shapes(*(shape_of(n) for n in operands(node) if is_stream(n)))
+    return value if streamed == shape_of(node) else low.call(aten.expand.default, value, layout.entry().sizes())
 
 
 POINTWISE = Pointwise()

@@ -90,9 +90,9 @@ class StepGraph(Memory):
         """A constant that is the same along a dim, without that dim."""
         return self.call(aten.select.int, self.plain(constant), dim, 0)
 
-    def first_row(self, constant: Node) -> Node:
+    def first_row(self, constant: Node, dim: int = 0) -> Node:
         """A constant of which all rows are the same, as one row."""
-        return self.call(aten.slice.Tensor, self.plain(constant), 0, 0, 1)
+        return self.call(aten.slice.Tensor, self.plain(constant), dim, 0, 1)
 
     def as_clip(self, refs: Sequence[Entry], layout: Layout) -> Node:
         """Entries as one tensor in which time is an ordinary dim, laid out as in the clip."""
