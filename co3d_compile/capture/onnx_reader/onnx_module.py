@@ -1,0 +1,328 @@
+"""A module that runs the nodes of an ONNX graph with PyTorch, to be traced by ``torch.export`` as any other.
+
+Shapes and indices are plain numbers while the model is traced (``numpy`` arrays); everything that depends on frames is
+a tensor. An operator whose inputs are all numbers is computed by ONNX's own reference implementation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
+    convolutions,
+    elementwise_operators,
+    indexing,
+    matrix_products,
+    normalizations,
+    quantization,
+    recurrent_layers,
+    reductions,
+    resizing,
+    shape_operators,
+)
+from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, NodeCall, Result, Value, as_tensor
+from co3d_compile.errors import Co3dError, UnsupportedError
+
+CONTROL = ("If", "Loop", "Scan")
+SHAPE_LIKE = 64  # whole numbers in a list of at most so many may be a shape; longer ones are data
+Values = dict[ir.Value, Value]
+
+
+class Scope(nn.Module):
+    """A module of the network that the file was exported from. It gives the operators inside their module path."""
+
+    def forward(self, compute: Compute, call: NodeCall, inputs: Sequence[Value]) -> Result:
+        """Computes one operator."""
+        return compute(call, *inputs)
+
+
+class OnnxModule(nn.Module):
+    """The network of an ONNX file. ``forward`` takes its inputs by their names and returns a dict of its outputs."""
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__()
+        self.graph = model.graph
+        self.opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
+        self._names: dict[ir.Value, str] = {}
+        self._host: dict[ir.Value, Host] = {}
+        _check_operators(model.graph, self.opset)
+        for graph in _graphs(model.graph):
+            for value in graph.initializers.values():
+                self._add_constant(value)
+        for node in _nodes(model.graph):
+            self._scope_of(node, make=True)
+        names = [identifier(v.name) for v in model.graph.inputs]
+        parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+        run = self._run_model
+
+        def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+            return run(*args, *kwargs.values())
+
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = forward
+
+    # --- constants and module paths
+
+    def _add_constant(self, value: ir.Value) -> None:
+        """Keeps a constant as a number list if it may be a shape, else as a buffer under its own name."""
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        if str(array.dtype) in ("float16", "bfloat16"):
+            array = array.astype(np.float32)
+        whole = array.dtype.kind in "iub" and array.ndim <= 1 and array.size <= SHAPE_LIKE
+        if whole or (self.reads_numbers(value) and array.ndim <= 1) or array.dtype.kind not in "fiub":
+            self._host[value] = array
+            return
+        path = _module_path(value.name or "constant")
+        owner = self._submodule(path[:-1])
+        name = path[-1]
+        while hasattr(owner, name):
+            name += "_"
+        owner.register_buffer(name, torch.from_numpy(np.array(array)))
+        self._names[value] = ".".join([*path[:-1], name])
+
+    def _submodule(self, path: Sequence[str]) -> nn.Module:
+        """The submodule at a path, made where there is none."""
+        module: nn.Module = self
+        for name in path:
+            child = module._modules.get(name)
+            if child is None:
+                child = Scope()
+                module.register_module(name if not hasattr(module, name) else f"{name}_", child)
+            module = child
+        return module
+
+    def _scope_of(self, node: ir.Node, make: bool = False) -> nn.Module:
+        path = _scope_path(node)
+        return self._submodule(path) if make or path else self
+
+    # --- running
+
+    def _run_model(self, *inputs: Tensor) -> dict[str, Tensor]:
+        values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
+        results = self.run(self.graph, values)
+        named = zip(self.graph.outputs, results, strict=True)
+        return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
+
+    def reads_numbers(self, value: ir.Value) -> bool:
+        """Whether an input is a shape, an axis or a size, which must be known while the model is traced."""
+        return bool(value.uses()) and all(_wants_host(user, i) for user, i in value.uses())
+
+    def run(self, graph: ir.Graph, values: Values) -> list[Tensor | Host]:
+        """Runs the nodes of a graph; ``values`` are its inputs, and what lies around it."""
+        for node in graph:
+            results = self._node(node, values)
+            values.update(zip(node.outputs, results, strict=False))
+        outputs = [self._value(v, values) for v in graph.outputs]
+        assert all(v is not None for v in outputs)
+        return [v for v in outputs if v is not None]
+
+    def _value(self, value: ir.Value | None, values: Mapping[ir.Value, Value]) -> Value:
+        if value is None or (not value.name and value.producer() is None):
+            return None
+        if value in values:
+            return values[value]
+        if value in self._host:
+            return self._host[value]
+        found: Tensor = self.get_buffer(self._names[value])
+        return found
+
+    def _node(self, node: ir.Node, values: Values) -> Sequence[Value]:
+        inputs = [self._value(v, values) for v in node.inputs]
+        host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
+        call = NodeCall(node, self.opset, host)
+        if node.op_type in CONTROL:
+            return self._control(call, inputs, values)
+        if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and node.op_type not in LARGE:
+            return reference(call, host)
+        reader = TABLE[node.op_type]
+        arguments: list[Value] = []
+        for i, v in enumerate(inputs):
+            if i in reader.host and isinstance(v, Tensor):
+                raise call.refuse("has a shape, an axis or a size that depends on the values of frames")
+            arguments.append(as_tensor(v) if isinstance(v, np.ndarray) and i not in reader.host else v)
+        while arguments and arguments[-1] is None:
+            arguments.pop()
+        try:
+            result = self._compute(reader.compute, call, arguments)
+        except Co3dError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AssertionError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise call.refuse(f"cannot be computed: {first}") from error
+        call.check_attributes()
+        return result if isinstance(result, tuple) else (result,)
+
+    def _compute(self, compute: Compute, call: NodeCall, arguments: list[Value]) -> Result:
+        """Computes an operator inside of the module that it comes from."""
+        if not _scope_path(call.node):
+            return compute(call, *arguments)
+        result: Result = self._scope_of(call.node)(compute, call, arguments)
+        return result
+
+    # --- control flow
+
+    def _control(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
+        node = call.node
+        if node.op_type == "If":
+            condition = inputs[0]
+            if not isinstance(condition, np.ndarray):
+                raise call.refuse("is decided by the values of frames")
+            branch = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+            return self.run(node.attributes[branch].as_graph(), dict(values))
+        return self._loop(call, inputs, values) if node.op_type == "Loop" else self._scan(call, inputs, values)
+
+    def _loop(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
+        """Runs the body as often as the file says: one copy for each turn, which the compiler makes one body again."""
+        body = call.node.attributes["body"].as_graph()
+        turns, going, *carried = inputs
+        if turns is None or not isinstance(turns, np.ndarray) or isinstance(going, Tensor):
+            raise call.refuse("ends when the values of frames say so")
+        collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
+        for turn in range(int(turns.reshape(-1)[0])):
+            if isinstance(going, np.ndarray) and not bool(going.reshape(-1)[0]):
+                break
+            given = [np.array(turn, np.int64), going if going is not None else np.array(True), *carried]
+            going, *results = self.run(body, {**values, **dict(zip(body.inputs, given, strict=True))})
+            if isinstance(going, Tensor):
+                raise call.refuse("ends when the values of frames say so")
+            carried = list(results[: len(carried)])
+            for rows, result in zip(collected, results[len(carried) :], strict=True):
+                rows.append(result)
+        return [*carried, *(_stacked(rows, 0) for rows in collected)]
+
+    def _scan(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
+        """Runs the body on each entry of the scanned inputs."""
+        body = call.node.attributes["body"].as_graph()
+        if call.opset < 9:
+            raise call.refuse("scans each clip of a batch by itself", "Export the model with opset 9 or newer.")
+        scanned = call.integer("num_scan_inputs", 1)
+        states, series = inputs[: len(inputs) - scanned], inputs[len(inputs) - scanned :]
+        dims = call.integers("scan_input_axes") or [0] * scanned
+        backwards = call.integers("scan_input_directions") or [0] * scanned
+        collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - len(states))]
+        first = series[0]
+        assert first is not None
+        length = int(first.shape[dims[0]])
+        for turn in range(length):
+            entries = [
+                _entry(x, dim, length - 1 - turn if back else turn)
+                for x, dim, back in zip(series, dims, backwards, strict=True)
+            ]
+            results = self.run(body, {**values, **dict(zip(body.inputs, [*states, *entries], strict=True))})
+            states = list(results[: len(states)])
+            for rows, result in zip(collected, results[len(states) :], strict=True):
+                rows.append(result)
+        out = call.integers("scan_output_axes") or [0] * len(collected)
+        turned = call.integers("scan_output_directions") or [0] * len(collected)
+        rows_of = [rows[::-1] if back else rows for rows, back in zip(collected, turned, strict=True)]
+        return [*states, *(_stacked(rows, dim) for rows, dim in zip(rows_of, out, strict=True))]
+
+
+LARGE = ("ConstantOfShape", "Expand", "Tile", "RandomNormal", "RandomUniform")
+"""Operators that make something large of few numbers: computed with tensors, so that they can be followed."""
+
+
+def reference(call: NodeCall, inputs: Sequence[Host | None]) -> tuple[Value, ...]:
+    """Computes an operator on numbers by ONNX's own reference implementation."""
+    node = ir.serde.serialize_node(call.node)
+    names = [f"in_{i}" if v is not None else "" for i, v in enumerate(inputs)]
+    outputs = [f"out_{i}" for i in range(len(call.node.outputs))]
+    del node.input[:], node.output[:]
+    node.input.extend(names)
+    node.output.extend(outputs)
+    graph = onnx.helper.make_graph(
+        [node],
+        "constants",
+        [
+            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for n, v in zip(names, inputs, strict=True)
+            if v is not None
+        ],
+        [onnx.ValueInfoProto(name=n) for n in outputs],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", call.opset)])
+    feeds = {n: v for n, v in zip(names, inputs, strict=True) if v is not None}
+    return tuple(np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds))
+
+
+def _check_operators(graph: ir.Graph, opset: int) -> None:
+    """Names all operators that cannot be read, at once."""
+    missing: dict[str, list[ir.Node]] = {}
+    for node in _nodes(graph):
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        if name not in TABLE and name not in CONTROL and name != "Constant":
+            missing.setdefault(name, []).append(node)
+    if missing:
+        lines = [
+            f"{name} ({len(nodes)} times, first at node {nodes[0].name or '?'})" for name, nodes in missing.items()
+        ]
+        raise UnsupportedError(
+            f"These ONNX operators (opset {opset}) cannot be read: {'; '.join(lines)}.",
+            hint="Export the model with standard operators, or with another opset.",
+        )
+
+
+def _graphs(graph: ir.Graph) -> list[ir.Graph]:
+    """A graph, and those inside of its nodes."""
+    found = [graph]
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                found += _graphs(attribute.as_graph())
+    return found
+
+
+def _nodes(graph: ir.Graph) -> list[ir.Node]:
+    return [node for g in _graphs(graph) for node in g]
+
+
+def _wants_host(node: ir.Node, position: int) -> bool:
+    reader = TABLE.get(node.op_type)
+    return reader is not None and position in reader.host
+
+
+def _scope_path(node: ir.Node) -> list[str]:
+    """The path of the module that a node comes from: as PyTorch's newer exporter stores it, or as node names say."""
+    stored = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if stored:
+        scopes: list[str] = re.findall(r"'([^']*)'", stored)[:-1]
+        return [_part(p) for p in scopes[-1].split(".")] if scopes and scopes[-1] else []
+    parts = [p for p in (node.name or "").split("/") if p]
+    return [_part(p) for part in parts[:-1] for p in part.split(".")]
+
+
+def _module_path(name: str) -> list[str]:
+    """The name of a constant as a path: ``blocks.0.weight``, or ``onnx::Conv_12`` as a single part."""
+    return [_part(p) for p in name.replace("/", ".").split(".") if p] or ["constant"]
+
+
+def _part(name: str) -> str:
+    """A part of a module path: letters, digits and underscores, and no name that a module has itself."""
+    part = re.sub(r"\W", "_", name)
+    return f"{part}_" if not part.isdigit() and hasattr(nn.Module, part) else part
+
+
+def identifier(name: str | None) -> str:
+    """A name that Python takes for an argument."""
+    part = re.sub(r"\W", "_", name or "value")
+    return f"_{part}" if part[:1].isdigit() else part
+
+
+def _stacked(rows: Sequence[Tensor | Host], dim: int) -> Tensor | Host:
+    if all(isinstance(r, np.ndarray) for r in rows):
+        return np.stack([r for r in rows if isinstance(r, np.ndarray)], dim)
+    return torch.stack([as_tensor(r) if isinstance(r, np.ndarray) else r for r in rows], dim)
+
+
+def _entry(x: Value, dim: int, index: int) -> Value:
+    return np.take(x, index, dim) if isinstance(x, np.ndarray) else x.select(dim, index) if x is not None else None

@@ -1,0 +1,110 @@
+"""Recurrent layers: ``LSTM``, ``GRU`` and ``RNN`` in all directions, with initial states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads
+
+GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+"""Where PyTorch's gates stand among those of ONNX: (i, o, f, c) against (i, f, g, o); (z, r, h) against (r, z, n)."""
+USUAL = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+
+
+@reads("LSTM", "GRU", "RNN", host=(4,))
+def recurrent(
+    call: NodeCall, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Value = None,
+    h: Tensor | None = None, c: Tensor | None = None, peepholes: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Runs a recurrent layer over (T, N, C), or over (N, T, C) where ``layout`` is 1.
+
+    Returns:
+        All hidden states (T, directions, N, H), the last one (directions, N, H) and of an LSTM the last cell.
+    """
+    kind, direction = call.node.op_type, call.text("direction", "forward")
+    _check(call, kind, peepholes, lengths, x)
+    first = bool(call.integer("layout", 0))
+    if first:
+        x = x.transpose(0, 1)
+        h, c = (s.transpose(0, 1) if s is not None else None for s in (h, c))
+    steps, batch, _ = x.shape
+    size, directions = r.shape[2], r.shape[0]
+    zero = x.new_zeros(directions, batch, size)
+    h, c = zero if h is None else h, zero if c is None else c
+    x = x.flip(0) if direction == "reverse" else x
+    if kind == "GRU" and not call.integer("linear_before_reset", 0):
+        ys, last = _gru_by_steps(x, w, r, b, h)
+        cell = None
+    else:
+        ys, last, cell = _layer(kind, call, x, _weights(kind, w, r, b), h, c, b is not None)
+    y = ys.reshape(steps, batch, directions, size).transpose(1, 2)
+    y = y.flip(0) if direction == "reverse" else y
+    if first:
+        y, last = y.permute(2, 0, 1, 3), last.transpose(0, 1)
+        cell = cell.transpose(0, 1) if cell is not None else None
+    return (y, last) if cell is None else (y, last, cell)
+
+
+def _check(call: NodeCall, kind: str, peepholes: Tensor | None, lengths: Value, x: Tensor) -> None:
+    usual = USUAL[kind] * (2 if call.text("direction", "forward") == "bidirectional" else 1)
+    given = [name.capitalize() for name in call.texts("activations")]
+    if given and given != usual and not (kind == "RNN" and set(given) == {"Relu"}):
+        raise call.refuse(f"has the activations {', '.join(given)}")
+    if peepholes is not None:
+        raise call.refuse("has peepholes")
+    if call.has("clip") or call.integer("input_forget", 0):
+        raise call.refuse("limits its gates or ties them")
+    steps = x.shape[1 if call.integer("layout", 0) else 0]
+    if lengths is not None and any(int(n) != steps for n in lengths.reshape(-1)):
+        raise call.refuse("is given rows of different lengths")
+
+
+def _weights(kind: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[Tensor]:
+    """The weights of each direction as PyTorch orders them."""
+    order, weights = GATES[kind], []
+    for d in range(w.shape[0]):
+        sets = [w[d], r[d]] if b is None else [w[d], r[d], *b[d].chunk(2)]
+        for t in sets:
+            gates = t.chunk(len(order))
+            weights.append(torch.cat([gates[i] for i in order]) if len(order) > 1 else t)
+    return weights
+
+
+def _layer(
+    kind: str, call: NodeCall, x: Tensor, weights: list[Tensor], h: Tensor, c: Tensor, bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    both = h.shape[0] == 2
+    if kind == "LSTM":
+        ys, last, cell = torch.lstm(x, [h, c], weights, bias, 1, 0.0, False, both, False)
+        return ys, last, cell
+    relu = "Relu" in [name.capitalize() for name in call.texts("activations")]
+    run: Callable[..., tuple[Tensor, Tensor]] = (
+        torch.gru if kind == "GRU" else torch.rnn_relu if relu else torch.rnn_tanh
+    )
+    ys, last = run(x, h, weights, bias, 1, 0.0, False, both, False)
+    return ys, last, None
+
+
+def _gru_by_steps(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A GRU that resets its state before the product, which PyTorch's does behind it."""
+    every, lasts = [], []
+    for d in range(w.shape[0]):
+        state, rows = h[d], []
+        wb, rb = (None, None) if b is None else b[d].chunk(2)
+        xs = x.flip(0) if d else x
+        for entry in xs.unbind(0):
+            xz, xr, xh = torch.nn.functional.linear(entry, w[d], wb).chunk(3, -1)
+            rz, rr, rh = r[d].chunk(3)
+            bz, br, bh = (None, None, None) if rb is None else rb.chunk(3)
+            z = torch.sigmoid(xz + torch.nn.functional.linear(state, rz, bz))
+            reset = torch.sigmoid(xr + torch.nn.functional.linear(state, rr, br))
+            new = torch.tanh(xh + torch.nn.functional.linear(reset * state, rh, bh))
+            state = (1 - z) * new + z * state
+            rows.append(state)
+        ys = torch.stack(rows)
+        every.append(ys.flip(0) if d else ys)
+        lasts.append(state)
+    return torch.cat(every, -1), torch.stack(lasts)

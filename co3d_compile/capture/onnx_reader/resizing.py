@@ -1,0 +1,179 @@
+"""``Resize`` and ``Upsample`` in the modes of ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import floor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads, whole_numbers
+
+
+@reads("Resize", host=(1, 2, 3))
+def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, sizes: Value = None) -> Tensor:
+    """Resizes, by PyTorch's own operator where that means the same, else by a matrix per dim."""
+    if call.opset == 10:
+        roi, scales = None, roi
+    if call.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise call.refuse("crops before it resizes")
+    dims = [d % x.dim() for d in call.integers("axes") or range(x.dim())]
+    factors = _factors(call, x, dims, scales, sizes)
+    result = [
+        whole_numbers(sizes)[dims.index(d)] if sizes is not None and d in dims and not _keeps(call) else
+        floor(x.shape[d] * factors[d] + (0.5 if _keeps(call) else 0)) for d in range(x.dim())
+    ]  # fmt: skip
+    changed = [d for d in range(x.dim()) if result[d] != x.shape[d]]
+    own = _own_mode(call, x, changed, factors, result)
+    if own is not None:
+        mode, corners = own
+        return F.interpolate(x, size=result[2:], mode=mode, align_corners=corners)
+    for d in changed:
+        x = _resized_dim(call, x, d, result[d], factors[d])
+    return x
+
+
+@reads("Upsample", host=(1,))
+def upsample(call: NodeCall, x: Tensor, scales: Value = None) -> Tensor:
+    """Resizes as operator sets before 10 do: the coordinate divided by the scale."""
+    given = [float(s) for s in scales.reshape(-1)] if isinstance(scales, np.ndarray) else _scales(call)
+    for d, factor in enumerate(given):
+        size = floor(x.shape[d] * factor)
+        if size != x.shape[d]:
+            matrix = _matrix(x.shape[d], size, np.arange(size) / factor, "nearest" if _is_nearest(call) else "linear")
+            x = _apply(x, d, matrix)
+    return x
+
+
+def _scales(call: NodeCall) -> list[float]:
+    return [float(s) for s in call.node.attributes["scales"].as_floats()]
+
+
+def _is_nearest(call: NodeCall) -> bool:
+    return call.text("mode", "nearest") == "nearest"
+
+
+def _keeps(call: NodeCall) -> bool:
+    """Whether sizes are limits within which the aspect ratio is kept."""
+    return call.text("keep_aspect_ratio_policy", "stretch") != "stretch"
+
+
+def _factors(call: NodeCall, x: Tensor, dims: list[int], scales: Value, sizes: Value) -> list[float]:
+    """The scale of each dim."""
+    factors = [1.0] * x.dim()
+    if isinstance(scales, np.ndarray) and scales.size:
+        for d, scale in zip(dims, scales.reshape(-1), strict=True):
+            factors[d] = float(scale)
+        return factors
+    wanted = whole_numbers(sizes)
+    ratios = [size / x.shape[d] for d, size in zip(dims, wanted, strict=True)]
+    if _keeps(call):
+        pick = min if call.text("keep_aspect_ratio_policy", "") == "not_larger" else max
+        ratios = [pick(ratios)] * len(ratios)
+    for d, ratio in zip(dims, ratios, strict=True):
+        factors[d] = ratio
+    return factors
+
+
+def _own_mode(
+    call: NodeCall, x: Tensor, changed: list[int], factors: list[float], result: list[int]
+) -> tuple[str, bool | None] | None:
+    """The mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
+    mode, how = call.text("mode", "nearest"), call.text("coordinate_transformation_mode", "half_pixel")
+    exact = all(abs(result[d] - x.shape[d] * factors[d]) < 1e-3 for d in changed)
+    if min(changed, default=0) < 2 or not 3 <= x.dim() <= 5 or not exact or call.integer("antialias", 0):
+        return None
+    if mode == "nearest":
+        rounds = call.text("nearest_mode", "round_prefer_floor")
+        whole = all(factors[d] == int(factors[d]) for d in changed)
+        if how == "asymmetric" and rounds == "floor" and whole:
+            return "nearest", None
+        return ("nearest", None) if how == "half_pixel" and rounds.startswith("round") and whole else None
+    if mode == "linear" and how in ("half_pixel", "align_corners", "pytorch_half_pixel"):
+        if how == "pytorch_half_pixel" and any(result[d] == 1 for d in changed):
+            return None
+        return {3: "linear", 4: "bilinear", 5: "trilinear"}[x.dim()], how == "align_corners"
+    if mode == "cubic" and x.dim() == 4 and how in ("half_pixel", "align_corners"):
+        usual = call.number("cubic_coeff_a", -0.75) == -0.75 and not call.integer("exclude_outside", 0)
+        return ("bicubic", how == "align_corners") if usual else None
+    return None
+
+
+def _resized_dim(call: NodeCall, x: Tensor, dim: int, size: int, factor: float) -> Tensor:
+    """Resizes one dim by a matrix of weights, or by indices where each row has a single one."""
+    entries, how = x.shape[dim], call.text("coordinate_transformation_mode", "half_pixel")
+    at = np.arange(size, dtype=np.float64)
+    if how == "align_corners":
+        places = at * (entries - 1) / (entries * factor - 1) if size > 1 else at * 0
+    elif how == "asymmetric":
+        places = at / factor
+    elif how == "half_pixel_symmetric":
+        adjust = size / (factor * entries)
+        centre = entries / 2
+        places = centre * (1 - adjust) + (at + 0.5) / factor - 0.5
+    elif how == "pytorch_half_pixel" and size == 1:
+        places = at * 0 - 0.5
+    else:
+        places = (at + 0.5) / factor - 0.5
+    kind = call.text("mode", "nearest")
+    if kind == "nearest":
+        kind = call.text("nearest_mode", "round_prefer_floor")
+    matrix = _matrix(
+        entries,
+        size,
+        places,
+        kind,
+        cubic=call.number("cubic_coeff_a", -0.75),
+        inside=bool(call.integer("exclude_outside", 0)),
+        spread=max(1.0, 1 / factor) if call.integer("antialias", 0) else 1.0,
+    )
+    return _apply(x, dim, matrix)
+
+
+def _matrix(
+    entries: int, size: int, places: NDArray[np.float64], kind: str, cubic: float = -0.75, inside: bool = False,
+    spread: float = 1.0,
+) -> NDArray[np.float64]:  # fmt: skip
+    """The weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
+    matrix = np.zeros((size, entries))
+    rounds: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+        "nearest": np.floor,
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+    }
+    if kind in rounds:
+        nearest = np.clip(rounds[kind](places), 0, entries - 1).astype(int)
+        matrix[np.arange(size), nearest] = 1.0
+        return matrix
+    reach = spread if kind == "linear" else 2 * spread
+    for row, place in enumerate(places):
+        taps = np.arange(floor(place - reach) + 1, floor(place + reach) + 1)
+        weights = _kernel(abs(taps - place) / spread, kind, cubic)
+        if inside:
+            weights = np.where((taps >= 0) & (taps < entries), weights, 0.0)
+        weights = weights / weights.sum()
+        np.add.at(matrix[row], np.clip(taps, 0, entries - 1), weights)
+    return matrix
+
+
+def _kernel(x: NDArray[np.float64], kind: str, a: float) -> NDArray[np.float64]:
+    """The weight at a distance: of a triangle, or of Keys' cubic."""
+    if kind == "linear":
+        return np.clip(1 - x, 0, None)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def _apply(x: Tensor, dim: int, matrix: NDArray[np.float64]) -> Tensor:
+    """Multiplies a dim with a matrix, or picks its entries where the matrix only does that."""
+    if ((matrix == 0) | (matrix == 1)).all():
+        return x.index_select(dim, torch.from_numpy(matrix.argmax(1)))
+    weights = torch.from_numpy(matrix).to(x.dtype)
+    return torch.nn.functional.linear(x.movedim(dim, -1), weights).movedim(-1, dim)
