@@ -18,6 +18,7 @@ from co3d_compile.analysis import promises
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.capture.tracer import doubled
 from co3d_compile.capture.tracer import export as exported
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -37,7 +38,7 @@ RESTARTS = 3  # a rule that fails at one operator may fail at others of its kind
 
 
 def compile(
-    module: nn.Module | ExportedProgram,
+    module: nn.Module | ExportedProgram | OnnxSource,
     example_inputs: Sequence[Any] | None = None,
     *,
     window: int | None = None,
@@ -62,7 +63,8 @@ def compile(
     Convolutional Neural Networks for Real-time Processing of Videos", ECCV 2022, section 3.
 
     Args:
-        module: The trained clip model, or what ``torch.export`` made of it.
+        module: The trained clip model, or what ``torch.export`` made of it, or an ONNX clip model: its path, or what
+            ``onnx`` or ``onnx_ir`` have read.
         example_inputs: The arguments of one clip, such as ``(torch.randn(1, 3, 16, 112, 112),)``.
         window: Frames that operators over the whole time axis (the head's pool) look at; default the clip's own.
         frames_per_step: New frames of the first input per step: the least possible, or a multiple of it.
@@ -86,6 +88,12 @@ def compile(
     Raises:
         Co3dError: One of its kinds; the message names the operator, the module path and the way out.
     """
+    notes: list[str] = []
+    if is_onnx(module):
+        clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
+        network, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
+    else:
+        network = module
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
@@ -115,7 +123,7 @@ def compile(
 
     compiled = tuned(build, layer, progress) if tune else build()
     compiled.describe(preprocess, labels)
-    for message in compiled.report().warnings:
+    for message in [*notes, *compiled.report().warnings]:
         warnings.warn(message, Co3dWarning, stacklevel=2)
     return compiled
 

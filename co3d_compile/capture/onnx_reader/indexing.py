@@ -66,6 +66,10 @@ def scatter_elements(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor
 def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Writes slices to places that tuples of indices name."""
     how = call.text("reduction", "none")
+    known = call.known(1)
+    box = _box(known, tuple(x.shape)) if known is not None and how == "none" else None
+    if box is not None:
+        return _written(x, box, updates)
     places = tuple(_from_front(i, x.shape[d]).long() for d, i in enumerate(indices.unbind(-1)))
     if how in ("none", "add"):
         return x.index_put(places, updates, accumulate=how == "add")
@@ -77,6 +81,35 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
     new = updates.reshape(-1, rows.shape[1])
     where = flat.reshape(-1, 1).expand(-1, rows.shape[1])
     return rows.scatter_reduce(0, where, new, REDUCTIONS[how]).reshape(x.shape)
+
+
+def _box(indices: Host, shape: tuple[int, ...]) -> list[slice] | None:
+    """The slices that tuples of indices name, if each walks evenly along a dim of its own, in the order of the dims."""
+    rank = indices.shape[-1]
+    if indices.ndim != rank + 1 or indices.size == 0:
+        return None
+    slices = []
+    for d in range(rank):
+        walk = np.moveaxis(indices[..., d] % shape[d], d, 0).reshape(indices.shape[d], -1)
+        first = walk[:, 0]
+        step = int(first[1] - first[0]) if len(first) > 1 else 1
+        if step < 1 or (walk != first[:, None]).any() or (np.diff(first) != step).any():
+            return None
+        slices.append(slice(int(first[0]), int(first[-1]) + 1, step))
+    return slices
+
+
+def _written(x: Tensor, box: list[slice], updates: Tensor) -> Tensor:
+    """``x`` with a box of it replaced: slice by slice, as an assignment in PyTorch is captured."""
+    part = x
+    parts = []
+    for d, where in enumerate(box):
+        parts.append(part)
+        part = torch.ops.aten.slice.Tensor(part, d, where.start, where.stop, where.step)
+    result = updates.reshape(part.shape)
+    for d, (whole, where) in reversed(list(enumerate(zip(parts, box, strict=True)))):
+        result = torch.slice_scatter(whole, result, d, where.start, where.stop, where.step)
+    return result
 
 
 @reads("OneHot", host=(1,))

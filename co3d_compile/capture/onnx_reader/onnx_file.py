@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeGuard
 
 import onnx_ir as ir
 import torch
@@ -19,6 +20,15 @@ from co3d_compile.contract.model_contract import METADATA_KEY
 from co3d_compile.errors import LoadError, UsageError
 
 SEED = 0
+
+
+OnnxSource: TypeAlias = "str | os.PathLike[str] | ModelProto | ir.Model"
+"""A path, or a model that was read by ``onnx`` or ``onnx_ir``."""
+
+
+def is_onnx(model: object) -> TypeGuard[OnnxSource]:
+    """Whether a model is given as an ONNX file or as what libraries make of one."""
+    return isinstance(model, str | os.PathLike | ModelProto | ir.Model)
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,7 @@ class OnnxClipModel:
     notes: list[str]
 
 
-def read_onnx(
-    source: str | os.PathLike[str] | ModelProto | ir.Model, shapes: Sequence[Sequence[int]] = ()
-) -> OnnxClipModel:
+def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxClipModel:
     """Reads a clip model.
 
     Args:
@@ -68,7 +76,7 @@ def prepared(model: ir.Model) -> ir.Model:
     return model
 
 
-def _open(source: str | os.PathLike[str] | ModelProto | ir.Model) -> ir.Model:
+def _open(source: OnnxSource) -> ir.Model:
     if isinstance(source, ir.Model):
         return source
     if isinstance(source, ModelProto):
@@ -143,7 +151,7 @@ def _notes(graph: ir.Graph) -> list[str]:
     notes = []
     types = {v.dtype for v in graph.initializers.values()}
     if types & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
-        notes.append("weights in half precision were converted to float32")
+        notes.append("Weights in half precision were converted to float32.")
     if any(n.op_type == "QuantizeLinear" for n in graph):
-        notes.append("the model is quantized (QDQ); it is read without rounding to 8 bits")
+        notes.append("The model is quantized (QDQ); it is read without rounding to 8 bits.")
     return notes

@@ -33,7 +33,7 @@ from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, Nod
 from co3d_compile.errors import Co3dError, UnsupportedError
 
 CONTROL = ("If", "Loop", "Scan")
-SHAPE_LIKE = 64  # whole numbers in a list of at most so many may be a shape; longer ones are data
+SHAPE_LIKE = 1 << 20  # whole numbers, at most so many, may be shapes or indices; more are data
 Values = dict[ir.Value, Value]
 
 
@@ -78,7 +78,7 @@ class OnnxModule(nn.Module):
         array = value.const_value.numpy()
         if str(array.dtype) in ("float16", "bfloat16"):
             array = array.astype(np.float32)
-        whole = array.dtype.kind in "iub" and array.ndim <= 1 and array.size <= SHAPE_LIKE
+        whole = array.dtype.kind in "iub" and array.size <= SHAPE_LIKE
         if whole or (self.reads_numbers(value) and array.ndim <= 1) or array.dtype.kind not in "fiub":
             self._host[value] = array
             return
@@ -142,7 +142,7 @@ class OnnxModule(nn.Module):
         call = NodeCall(node, self.opset, host)
         if node.op_type in CONTROL:
             return self._control(call, inputs, values)
-        if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and node.op_type not in LARGE:
+        if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and _stays_small(node, host):
             return reference(call, host)
         reader = TABLE[node.op_type]
         arguments: list[Value] = []
@@ -230,6 +230,13 @@ class OnnxModule(nn.Module):
 
 LARGE = ("ConstantOfShape", "Expand", "Tile", "RandomNormal", "RandomUniform")
 """Operators that make something large of few numbers: computed with tensors, so that they can be followed."""
+
+
+def _stays_small(node: ir.Node, inputs: Sequence[Host | None]) -> bool:
+    """Whether numbers make numbers, and not a large tensor of floats."""
+    return node.op_type not in LARGE or (
+        all(v is None or v.dtype.kind in "iub" for v in inputs) and node.op_type != LARGE[0]
+    )
 
 
 def reference(call: NodeCall, inputs: Sequence[Host | None]) -> tuple[Value, ...]:

@@ -1,0 +1,188 @@
+"""ONNX clip models in: operators by ONNX's own tests, networks by a round trip through both of PyTorch's exporters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx_cases import node_tests, operator_of, run
+from torch import nn
+from zoo.small import SMALL
+
+import co3d_compile as co3d
+from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
+
+PAGE = Path(__file__).parents[1] / "docs" / "onnx.md"
+SHARE = 0.95  # of ONNX's own tests of the operators that are claimed
+NETWORKS = ["c3d", "lstm_head", "r2plus1d"]
+
+
+def test_operators_pass_the_tests_of_onnx_itself() -> None:
+    """What does not pass is named on the page, operator by operator."""
+    outcomes = [run(test) for test in node_tests()]
+    failed = {o.name.removeprefix("test_") for o in outcomes if not o.passed}
+    assert len(failed) <= (1 - SHARE) * len(outcomes)
+    named = set(
+        re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8").partition("## Tests that fail")[2], re.M)
+    )
+    assert failed == named, "run benchmarks/onnx_operators.py"
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["new exporter", "old exporter"])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n in SMALL])
+def test_a_network_is_the_same_from_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
+    """Delay, receptive field, warm-up, states, work and every number of a stream are those of the PyTorch network."""
+    entry = SMALL[name]
+    network, clip = entry.build().eval(), tuple(entry.examples())
+    path = exported(network, clip, tmp_path / "clip.onnx", dynamo)
+    of_torch = co3d.compile(network, clip, time_dim=entry.time_dim, **entry.options)
+    of_onnx = co3d.compile(path, time_dim=entry.time_dim, **entry.options)
+    assert facts(of_onnx) == facts(of_torch)
+    frames = np.random.default_rng(0).standard_normal((20, *of_torch.info.inputs[0].shape[1:])).astype(np.float32)
+    with co3d.StreamSession(of_torch) as one, co3d.StreamSession(of_onnx) as other:
+        for frame in frames:
+            a, b = one.step(frame[None]), other.step(frame[None])
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def exported(network: nn.Module, clip: tuple[torch.Tensor, ...], path: Path, dynamo: bool) -> Path:
+    with contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(network, clip, str(path), dynamo=dynamo, **({} if dynamo else {"opset_version": 17}))
+    return path
+
+
+def facts(compiled: co3d.CompiledModel) -> dict[str, Any]:
+    info, report = compiled.info, compiled.report()
+    return {
+        "delays": list(info.delays.values()),
+        "receptive field": info.receptive_field,
+        "warm-up": info.warmup_steps,
+        "frames per step": list(info.frames_per_step.values()),
+        "states": sorted(tuple(map(str, s.shape)) for s in info.states),
+        "multiply-adds": round(report.gmac_frame * 1e9),
+        "recomputed": [r.operator for r in info.recomputed],
+    }
+
+
+def convolution(opset: int = 17, **attributes: Any) -> onnx.ModelProto:
+    """A file of one convolution over time and space."""
+    weight = np.random.default_rng(0).standard_normal((2, 3, 3, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="/stem/Conv", **attributes)
+    graph = helper.make_graph(
+        [node],
+        "clip",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+@pytest.mark.parametrize("opset", [7, 11, 17, 22])
+@pytest.mark.parametrize(
+    "attributes", [{"pads": [1] * 6}, {"auto_pad": "SAME_UPPER"}, {"pads": [2, 0, 0, 0, 0, 0]}, {}]
+)
+def test_one_convolution_streams(opset: int, attributes: dict[str, Any]) -> None:
+    model = convolution(opset, **attributes)
+    compiled = co3d.compile(model)
+    assert compiled.info.inputs[0].name == "x" and list(compiled.info.delays) == ["y"]
+    assert compiled.info.receptive_field == 3
+    assert compiled.info.states[0].input == "state.stem.0"
+
+
+def test_models_of_other_libraries_are_taken() -> None:
+    for model in (convolution(), ir.serde.deserialize_model(convolution())):
+        assert co3d.compile(model).info.receptive_field == 3
+
+
+def test_free_dims_are_asked_for() -> None:
+    model = convolution()
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "height"
+    with pytest.raises(co3d.UsageError, match=r"x has the shape \?x3x8x\?x6"):
+        co3d.compile(model)
+    assert co3d.compile(model, (torch.zeros(1, 3, 8, 6, 6),)).info.receptive_field == 3
+
+
+def test_all_unknown_operators_are_named_at_once() -> None:
+    model = convolution()
+    for i, operator in enumerate(["Unique", "NonZero", "NonZero"]):
+        model.graph.node.append(helper.make_node(operator, ["y"], [f"z{i}"], name=f"/head/{i}"))
+    with pytest.raises(
+        co3d.UnsupportedError, match=r"opset 17.*Unique \(1 times.*NonZero \(2 times, first at node /head/1\)"
+    ):
+        co3d.compile(model)
+
+
+def test_an_attribute_that_is_not_known_is_refused() -> None:
+    with pytest.raises(co3d.UnsupportedError, match="'causal', which is not known"):
+        co3d.compile(convolution(causal=1))
+
+
+def test_a_compiled_file_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "step.onnx"
+    co3d.compile(convolution()).save(path)
+    with pytest.raises(co3d.LoadError, match="one at a time already"):
+        co3d.compile(path)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "cannot be read"), (b"\x08\x07garbage", "cannot be read")])
+def test_damaged_files_are_told(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(co3d.Co3dError, match=said):
+        co3d.compile(tmp_path / "bad.onnx")
+
+
+def test_weights_from_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(convolution(), folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert read_onnx(folder / "m.onnx").module is not None
+    model = onnx.load(folder / "m.onnx", load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = "../w.bin"
+    (tmp_path / "w.bin").write_bytes((folder / "w.bin").read_bytes())
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(co3d.LoadError, match=r"outside|beside|cannot be read"):
+        co3d.compile(folder / "m.onnx")
+
+
+def test_quantized_models_are_read_as_floats() -> None:
+    weight = np.array([[[-2, 4, 6]]], np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "sx", "zx"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wf"]),
+        helper.make_node("Conv", ["d", "wf"], ["y"], pads=[2, 0]),
+    ]
+    constants = {
+        "sx": np.float32(0.1),
+        "zx": np.uint8(128),
+        "w": weight,
+        "sw": np.float32(0.5),
+        "zw": np.int8(0),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "clip",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 8])],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    with pytest.warns(co3d.Co3dWarning, match="without rounding to 8 bits"):
+        compiled = co3d.compile(model, time_dim=2)
+    with co3d.StreamSession(compiled) as session:
+        values = [float(session.step(np.array([[v]], np.float32))[0, 0]) for v in (1.0, 2.0, 3.0)]
+    assert values == pytest.approx([3.0, 8.0, 12.0])
+
+
+def test_every_claimed_operator_has_a_test() -> None:
+    assert len({operator_of(t) for t in node_tests()}) > 120
