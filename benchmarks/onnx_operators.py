@@ -16,7 +16,23 @@ sys.path.insert(0, str(ROOT / "tests"))
 from onnx_cases import CONTROL, TABLE, Outcome, node_tests, run  # noqa: E402
 
 PAGE = ROOT / "docs" / "onnx.md"
-OPERATORS, FAILED = "## Operators", "## Tests that fail"
+OPERATORS = "## Operators"
+TEXT = """## Operators
+
+ONNX carries tests of each operator: {passed} of {every} ({share:.1%}) of those for the operators below pass. They have inputs
+and outputs of floats, whole numbers or truth values, in the newest operator set; an operator without such a test has 0 of 0.
+`benchmarks/onnx_operators.py` writes the table, and a test compares it.
+
+| operator | tests |
+| --- | --- |
+{operators}
+
+## Tests that fail
+
+| test | why |
+| --- | --- |
+{failed}
+"""
 
 
 def main() -> None:
@@ -31,14 +47,8 @@ def tables(outcomes: list[Outcome]) -> str:
     passed, every = Counter(o.operator for o in outcomes if o.passed), Counter(o.operator for o in outcomes)
     rows = [f"| `{name}` | {passed[name]} of {every[name]} |" for name in sorted({*TABLE, *CONTROL})]
     failed = [f"| `{o.name.removeprefix('test_')}` | {o.reason.split('): ')[-1]} |" for o in outcomes if not o.passed]
-    share = passed.total() / every.total()
-    return (
-        f"{OPERATORS}\n\nONNX carries tests of each operator; {passed.total()} of {every.total()} ({share:.1%}) of those for the"
-        " operators below pass: inputs and outputs\nof floats, whole numbers or truth values, the newest operator set. Operators"
-        " without a test in the package have 0 of 0. The table is\nwritten by `benchmarks/onnx_operators.py`, and a test"
-        " compares.\n\n| operator | tests |\n| --- | --- |\n" + "\n".join(rows) + f"\n\n{FAILED}\n\n| test | why |\n| --- | --- |\n"
-        + "\n".join(failed) + "\n"
-    )  # fmt: skip
+    counts = {"passed": passed.total(), "every": every.total(), "share": passed.total() / every.total()}
+    return TEXT.format(**counts, operators="\n".join(rows), failed="\n".join(failed))
 
 
 if __name__ == "__main__":
