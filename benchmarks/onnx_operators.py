@@ -19,9 +19,9 @@ PAGE = ROOT / "docs" / "onnx.md"
 OPERATORS = "## Operators"
 TEXT = """## Operators
 
-ONNX carries tests of each operator: {passed} of {every} ({share:.1%}) of those for the operators below pass. They have inputs
-and outputs of floats, whole numbers or truth values, in the newest operator set; an operator without such a test has 0 of 0.
-`benchmarks/onnx_operators.py` writes the table, and a test compares it.
+ONNX carries tests of each operator: {passed} of {every} ({share:.1%}) of those for the operators below pass. They have
+inputs and outputs of floats, whole numbers or truth values, in the newest operator set; an operator without such a test
+has 0 of 0. `benchmarks/onnx_operators.py` writes the table, and a test compares it.
 
 | operator | tests |
 | --- | --- |
