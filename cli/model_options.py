@@ -63,11 +63,12 @@ def load_model(model: str, options: Options) -> Loaded:
 
 
 def is_source(model: str) -> bool:
-    """Whether this is a model that is still to be compiled: a factory, an archive or a pickle."""
+    """Whether this is a model that is still to be compiled: a factory, an archive, a pickle or an ONNX clip model."""
     path = Path(model)
     if not path.exists():
         return ":" in model
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(2)[:1] in (b"P", b"\x80")
+        first = file.read(1)
+    return first in (b"P", b"\x80") or (first == b"\x08" and not is_compiled(path))

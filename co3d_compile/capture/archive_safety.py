@@ -19,6 +19,7 @@ from co3d_compile.errors import LoadError
 EXPORT = "torch.export archive"
 SCRIPT = "TorchScript file"
 PICKLE = "pickled module"
+ONNX = "ONNX clip model"
 
 # A zip may claim any size for its members: PyTorch stores tensors uncompressed, so an honest archive is
 # about as large as what it declares.
@@ -39,7 +40,7 @@ _FOREIGN = (
 
 
 def identify(path: Path) -> str:
-    """The kind of a model file: ``EXPORT``, ``SCRIPT`` or ``PICKLE``.
+    """The kind of a model file: ``EXPORT``, ``SCRIPT``, ``PICKLE`` or ``ONNX``.
 
     Raises:
         LoadError: The file is none of them; says what it is instead, if it can tell.
@@ -51,8 +52,9 @@ def identify(path: Path) -> str:
     refuse_foreign(path, head)
     if is_safetensors(head):
         raise not_a_module(path)
-    if head[0] == 0x08 and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42"):
-        raise LoadError(f"{path} looks like an ONNX file.", hint=f"The compiler reads PyTorch models. {_SAVE_SAFELY}.")
+    begins = head[0] == 0x08 and head[1:2] < b"\x20"
+    if begins and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42"):
+        return ONNX
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return PICKLE
     if head[:2] != b"PK":

@@ -1,4 +1,4 @@
-"""Where a model comes from: an archive, a TorchScript file, a pickle or a factory, made ready to be captured."""
+"""Where a model comes from: an archive, a TorchScript file, a pickle, an ONNX file or a factory, made ready to be captured."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from co3d_compile.capture.archive_safety import (
     ALWAYS_ALLOWED,
     EXPORT,
     MAX_INFLATION,
+    ONNX,
     PICKLE,
     SAFE_WAYS,
     SCRIPT,
@@ -38,6 +39,7 @@ from co3d_compile.capture.model_factory import (
     some,
     with_torchvision,
 )
+from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
 
 Shape = tuple[int, ...]
@@ -74,8 +76,8 @@ def load(
     """Loads a model and makes example inputs for it.
 
     Args:
-        model: Path of a torch.export archive, a TorchScript file or a pickled module, or ``package.module:factory``.
-            The kind of a file is found from its content. The current directory is importable.
+        model: Path of a torch.export archive, a TorchScript file, a pickled module or an ONNX clip model, or
+            ``package.module:factory``. The kind of a file is found from its content. The current directory is importable.
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
         kwargs: Keyword arguments of the factory.
@@ -171,10 +173,17 @@ def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loa
     raise LoadError(f"{path} holds a {type(content).__name__}, not a model.", hint=SAFE_WAYS)
 
 
+def _read_onnx(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+    """A clip model of any library, as ONNX."""
+    clip = read_onnx(path, shapes)
+    return Loaded(clip.module, clip.example_inputs, ONNX, clip.notes)
+
+
 READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
     EXPORT: _read_archive,
     SCRIPT: _read_script,
     PICKLE: _read_pickle,
+    ONNX: _read_onnx,
 }
 """For each kind of file that ``identify`` tells what reads it, with the shapes of the clip and whether to unpickle."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,15 @@ def properties(session: ort.InferenceSession) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise ContractError(f"The metadata of the file is no text: {error}.", hint=HINT) from error
     return found
+
+
+_KEY = b"\x0a" + bytes([len(METADATA_KEY)]) + METADATA_KEY.encode() + b"\x12"  # the entry as protocol buffers write it
+
+
+def is_compiled(model: Path) -> bool:
+    """Whether an ONNX file was written by the compiler: a look at its bytes, which opens no model."""
+    with model.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.rfind(_KEY) >= 0
 
 
 def read_contract(model: Path) -> Contract:
