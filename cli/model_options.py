@@ -69,6 +69,8 @@ def is_source(model: str) -> bool:
         return ":" in model
     if not path.is_file():
         return False
+    from co3d_compile.runtime.stored_metadata import is_compiled
+
     with path.open("rb") as file:
         first = file.read(1)
     return first in (b"P", b"\x80") or (first == b"\x08" and not is_compiled(path))

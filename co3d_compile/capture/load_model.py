@@ -1,4 +1,4 @@
-"""Where a model comes from: an archive, a TorchScript file, a pickle, an ONNX file or a factory, made ready to be captured."""
+"""Where a model comes from, archive, TorchScript file, pickle, ONNX file or factory, made ready to be captured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def load(
 
     Args:
         model: Path of a torch.export archive, a TorchScript file, a pickled module or an ONNX clip model, or
-            ``package.module:factory``. The kind of a file is found from its content. The current directory is importable.
+            ``package.module:factory``. The kind of a file is found from its content. The current directory is
+            importable.
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
         kwargs: Keyword arguments of the factory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.model_contract import Contract
@@ -26,6 +28,7 @@ from co3d_compile.verification.comparison import Expected, LargestError, largest
 from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
+from co3d_compile.verification.onnx_reading import read_clip_model
 from co3d_compile.verification.output_plans import ResultIndex
 from co3d_compile.verification.reference import Example, Model, Reference, batch_of, tensors_of
 from co3d_compile.verification.replaced_pools import ReplacedPools
@@ -45,7 +48,7 @@ ROUNDING = 20  # times the tolerance: below this an error may be one of rounding
 
 def verify(
     compiled: CompiledModel | str | os.PathLike[str],
-    program: nn.Module | ExportedProgram,
+    program: nn.Module | ExportedProgram | OnnxSource,
     example_inputs: Sequence[Any] | None = None,
     *,
     steps: int | None = None,
@@ -63,7 +66,7 @@ def verify(
 
     Args:
         compiled: A compiled model, or the path of its ONNX file.
-        program: The model that it was compiled from.
+        program: The model that it was compiled from: what ``compile`` takes.
         example_inputs: The arguments of one clip, as for ``compile``.
         steps: Steps to run behind the warm-up; default a few, with ``frames`` 32. Up to 32 are all compared, of more
             nine segments from the first to the last, in memory that does not grow with them.
@@ -81,6 +84,7 @@ def verify(
     """
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}.", hint="Compare at least one step.")
+    program, example_inputs, reading = read_clip_model(program, example_inputs)
     with _file(compiled) as path:
         with StreamSession(path, batch=batch_of(program, example_inputs)) as session:
             count = steps if frames is None else steps or WHOLE
@@ -92,7 +96,8 @@ def verify(
             )
         if bisect and check.differs and not check.reduced:
             check.bisection = _bisect(path, check, program, example_inputs)
-        return check.result()
+        result = check.result()
+    return dataclasses.replace(result, notes=(*reading, *result.notes))
 
 
 @contextlib.contextmanager

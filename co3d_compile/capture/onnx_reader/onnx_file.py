@@ -15,7 +15,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, R
 from torch import Tensor
 
 from co3d_compile.capture.onnx_reader.node_call import torch_dtype
-from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, has_half_precision, is_quantized
 from co3d_compile.contract.model_contract import METADATA_KEY
 from co3d_compile.errors import LoadError, UsageError
 
@@ -64,7 +64,7 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
             "This file takes frames one at a time already: it is a compiled model.",
             hint="Give the clip model that it was compiled from.",
         )
-    module = OnnxModule(prepared(model)).eval()
+    module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
     return OnnxClipModel(module, _example(model.graph, shapes), _notes(model.graph))
 
 
@@ -86,6 +86,8 @@ def _open(source: OnnxSource) -> ir.Model:
         model = ir.load(path)
         for value in model.graph.initializers.values():
             _check_external(value, path)
+        if not len(model.graph):
+            raise LoadError(f"{path} cannot be read as an ONNX model: it has no operators.")
     except LoadError:
         raise
     except Exception as error:
@@ -149,9 +151,8 @@ def _text(sizes: Sequence[object]) -> str:
 
 def _notes(graph: ir.Graph) -> list[str]:
     notes = []
-    types = {v.dtype for v in graph.initializers.values()}
-    if types & {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
+    if has_half_precision(graph):
         notes.append("Weights in half precision were converted to float32.")
-    if any(n.op_type == "QuantizeLinear" for n in graph):
+    if is_quantized(graph):
         notes.append("The model is quantized (QDQ); it is read without rounding to 8 bits.")
     return notes

@@ -7,6 +7,7 @@ a tensor. An operator whose inputs are all numbers is computed by ONNX's own ref
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -46,11 +47,19 @@ class Scope(nn.Module):
 
 
 class OnnxModule(nn.Module):
-    """The network of an ONNX file. ``forward`` takes its inputs by their names and returns a dict of its outputs."""
+    """The network of an ONNX file. ``forward`` takes its inputs by their names and returns a dict of its outputs.
 
-    def __init__(self, model: ir.Model) -> None:
+    Attributes:
+        model: The model whose nodes are run, its functions written out.
+        source: The file, or the model as it was given.
+        exact: Whether the numbers are those of the file: neither half precision nor 8 bits stand in it.
+    """
+
+    def __init__(self, model: ir.Model, source: str | os.PathLike[str] | ir.Model | None = None) -> None:
         super().__init__()
-        self.graph = model.graph
+        self.model, self.graph = model, model.graph
+        self.source = source
+        self.exact = not _approximates(model.graph)
         self.opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
         self._names: dict[ir.Value, str] = {}
         self._host: dict[ir.Value, Host] = {}
@@ -112,6 +121,14 @@ class OnnxModule(nn.Module):
         results = self.run(self.graph, values)
         named = zip(self.graph.outputs, results, strict=True)
         return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
+
+    def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
+        """Every value of the outermost graph by its name, to find where two runs differ."""
+        values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
+        with torch.no_grad():
+            self.run(self.graph, values)
+        named = {v.name or "": x for v, x in values.items() if x is not None}
+        return {name: x.numpy() if isinstance(x, Tensor) else x for name, x in named.items()}
 
     def reads_numbers(self, value: ir.Value) -> bool:
         """Whether an input is a shape, an axis or a size, which must be known while the model is traced."""
@@ -277,6 +294,23 @@ def _check_operators(graph: ir.Graph, opset: int) -> None:
             f"These ONNX operators (opset {opset}) cannot be read: {'; '.join(lines)}.",
             hint="Export the model with standard operators, or with another opset.",
         )
+
+
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def has_half_precision(graph: ir.Graph) -> bool:
+    """Whether weights are stored in half precision."""
+    return any(v.dtype in HALF for v in graph.initializers.values())
+
+
+def is_quantized(graph: ir.Graph) -> bool:
+    """Whether numbers are rounded to 8 bits on the way."""
+    return any(n.op_type == "QuantizeLinear" for n in graph)
+
+
+def _approximates(graph: ir.Graph) -> bool:
+    return has_half_precision(graph) or is_quantized(graph)
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:

@@ -1,0 +1,115 @@
+"""What was read from an ONNX clip model, beside the untouched file in ONNX Runtime.
+
+Verification of such a model has two steps: the network that was read against the file, here, and then the compiled file
+against that network, as for every model.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
+from co3d_compile.errors import VerificationError
+from co3d_compile.verification.reference import Example, Model
+
+CLIPS = 3
+TOLERANCE = 1e-3
+"""Standard deviations of an output: random networks amplify rounding."""
+
+
+def read_clip_model(program: Model | OnnxSource, example_inputs: Example) -> tuple[Model, Example, tuple[str, ...]]:
+    """The network to compare with; where it was read from ONNX, beside that file first, which a note says."""
+    if is_onnx(program):
+        clip = read_onnx(program, [tuple(t.shape) for t in example_inputs or ()])
+        program, example_inputs = clip.module, example_inputs or clip.example_inputs
+    if not isinstance(program, OnnxModule) or program.source is None or example_inputs is None:
+        return program, example_inputs, ()
+    shapes = [t.shape for t in example_inputs]
+    return program, example_inputs, (check_reading(program, program.source, shapes),)
+
+
+def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model, shapes: list[torch.Size]) -> str:
+    """Runs some clips through both, and says how far they are from each other.
+
+    ONNX Runtime runs without its graph optimisations, of which some change values.
+
+    Args:
+        module: What was read.
+        source: The file that it was read from.
+        shapes: The shape of each input.
+
+    Raises:
+        VerificationError: They differ, and nothing was left out that would explain it; names the first node.
+    """
+    session = _session(os.fspath(source) if not isinstance(source, ir.Model) else _bytes(source))
+    generator = torch.Generator().manual_seed(1)
+    worst = 0.0
+    for _ in range(CLIPS):
+        clip = [_random(shape, i.type, generator) for shape, i in zip(shapes, session.get_inputs(), strict=True)]
+        with torch.no_grad():
+            read = [t.numpy() for t in module(*map(torch.from_numpy, clip)).values()]
+        expected = session.run(None, {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)})
+        worst = max([worst, *(_distance(a, np.asarray(b)) for a, b in zip(read, expected, strict=True))])
+    if worst > TOLERANCE and module.exact:
+        where = _first_difference(module, clip)
+        raise VerificationError(
+            f"The network that was read is {worst:.1e} standard deviations from the file in ONNX Runtime{where}.",
+            hint="Please report the operator: it is read wrongly.",
+        )
+    return f"The network that was read is {worst:.0e} standard deviations from the ONNX file in ONNX Runtime."
+
+
+def _session(model: str | bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _bytes(model: ir.Model) -> bytes:
+    content: bytes = ir.serde.serialize_model(model).SerializeToString()
+    return content
+
+
+def _random(shape: torch.Size, kind: str, generator: torch.Generator) -> NDArray[np.generic]:
+    if kind in ("tensor(float)", "tensor(double)"):
+        values = torch.randn(shape, generator=generator)
+        return values.numpy().astype(np.float64 if "double" in kind else np.float32)
+    whole = torch.randint(0, 2 if "bool" in kind else 100, shape, generator=generator).numpy()
+    return whole.astype(kind.removeprefix("tensor(").removesuffix(")"))
+
+
+def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
+    """The largest difference in standard deviations of what is expected."""
+    if a.shape != b.shape:
+        return float("inf")
+    expected = b.astype(np.float64)
+    difference = np.abs(a.astype(np.float64) - expected)
+    return float(difference.max(initial=0.0) / (expected.std() + 1e-9))
+
+
+def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> str:
+    """The first node whose output differs, if each node's output can be asked for."""
+    model = ir.from_proto(ir.to_proto(module.model))
+    values = [v for node in model.graph for v in node.outputs if v.name]
+    graph_outputs = list(model.graph.outputs)
+    model.graph.outputs.extend(v for v in values if v not in graph_outputs)
+    try:
+        session = _session(_bytes(model))
+        feeds = {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)}
+        found = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    except Exception:  # a file may have outputs of kinds that ONNX Runtime cannot give
+        return ""
+    seen = module.all_values([torch.from_numpy(x) for x in clip])
+    for node in module.model.graph:
+        for value in node.outputs:
+            read = seen.get(value.name or "")
+            if read is not None and value.name in found and _distance(read, np.asarray(found[value.name])) > TOLERANCE:
+                return f", first at the node {node.name or '?'} ({node.op_type})"
+    return ""
