@@ -91,9 +91,8 @@ def compile(
     notes: list[str] = []
     if is_onnx(module):
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
-        network, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
-    else:
-        network = module
+        module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
+    network: nn.Module | ExportedProgram = module
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)

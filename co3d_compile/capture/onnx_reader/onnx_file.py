@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 import torch
@@ -19,6 +19,9 @@ from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, has_half_pr
 from co3d_compile.contract.model_contract import METADATA_KEY
 from co3d_compile.errors import LoadError, UsageError
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 SEED = 0
 
 
@@ -26,7 +29,7 @@ OnnxSource: TypeAlias = "str | os.PathLike[str] | ModelProto | ir.Model"
 """A path, or a model that was read by ``onnx`` or ``onnx_ir``."""
 
 
-def is_onnx(model: object) -> TypeGuard[OnnxSource]:
+def is_onnx(model: object) -> TypeIs[OnnxSource]:
     """Whether a model is given as an ONNX file or as what libraries make of one."""
     return isinstance(model, str | os.PathLike | ModelProto | ir.Model)
 
