@@ -86,8 +86,6 @@ def export(
         raise CaptureError(
             f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
         ) from error
-    except Co3dError:
-        raise
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call))
