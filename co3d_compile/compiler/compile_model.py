@@ -99,12 +99,12 @@ def compile(
     folder = Path(dump) if dump is not None else None
 
     def given(two: bool) -> nn.Module | ExportedProgram:
-        if isinstance(module, ExportedProgram) or not example_kwargs:
-            return module
-        return exported(module, example_inputs or (), two, example_kwargs)
+        if isinstance(network, ExportedProgram) or not example_kwargs:
+            return network
+        return exported(network, example_inputs or (), two, example_kwargs)
 
     def build() -> CompiledModel:
-        whole = isinstance(module, ExportedProgram) or example_inputs is None
+        whole = isinstance(network, ExportedProgram) or example_inputs is None
         both = not whole and doubled((tuple(example_inputs or ()), dict(example_kwargs or {})))
         try:
             compiled = _compile(given(two=True), example_inputs, options, pipeline, folder, progress, two=True)
