@@ -148,7 +148,7 @@ class Lower(Pass):
             hint = "Leave window at the clip's own length." if longer else "Please report this operator."
             what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
             raise UnsupportedError(
-                f"An operator {what}: {str(error).splitlines()[0]}",
+                f"An operator {what}: {(str(error) or type(error).__name__).splitlines()[0]}",
                 operator=operator_name(node.target),
                 module_path=module_path(node),
                 hint=hint,

@@ -291,7 +291,18 @@ def _select(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
 
 
+def _join(_: Program, node: Node) -> None:
+    """What has no entries adds none to a ``cat``: zeros in front of a kernel of one tap."""
+    parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    kept = [p for p in parts if p.meta["val"].numel() or p.meta["val"].dtype != node.meta["val"].dtype]
+    if len(kept) == 1 and shape_of(kept[0]) == shape_of(node):
+        replace(node, kept[0])
+    elif kept and len(kept) < len(parts):
+        node.update_arg(0, kept)
+
+
 REWRITES: dict[Any, Any] = {
+    aten.cat.default: _join,
     **dict.fromkeys(DIMS, _pool),
     **dict.fromkeys(ADAPTIVE_AVERAGE, _adaptive_average),
     **dict.fromkeys(ADAPTIVE_MAX, _adaptive_max),
