@@ -192,7 +192,7 @@ class Predictor:
 
     def _begin(self) -> None:
         """Count frames from here: the states are at their start."""
-        self._begun = self._steps
+        self._begun, self._warm_from = self._steps, self._steps + self.info.warmup_steps
         span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
         self._first = self.frames
         self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
@@ -208,7 +208,9 @@ class Predictor:
         self._steps += 1
         if self.spoilt:
             self.resets += 1
-            self._begin()
+            self._warm_from = self._steps + self.info.warmup_steps
+            if self.info.boundary == "exact":  # what came before the new start is no longer due
+                self._begin()
         return found
 
     def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
@@ -240,7 +242,7 @@ class Predictor:
         exact = self.info.boundary == "exact"
         if frame < 0 or (exact and frame >= taken):
             return None
-        warming = steps < self.info.warmup_steps and not (exact and self._spec.has_time)
+        warming = self._steps < self._warm_from and not (exact and self._spec.has_time)
         oldest = taken - len(self._taken)
         return min(max(frame, oldest), taken - 1) - oldest, warming or bool(self.spoilt)
 
