@@ -44,7 +44,8 @@ stride_mode_option = choice(
 )
 time_dim_option = option(
     "--time-dim", "time_dims", type=TimeDimType(), multiple=True, group=TIME, metavar="D",
-    help="The time dim of the input, none for one without time. Once for all inputs, or once per input. [default: 2]",
+    help="The time dim of the input, none for one without time. Once for all inputs, or once per input. "
+         "[default: 2; where the network takes dim 1 for its sequence, this is said]",
 )  # fmt: skip
 time_options = together(
     window_option,
@@ -79,6 +80,6 @@ def refuse_options(model: str) -> None:
 
 def take_time(options: Options) -> Report:
     """The arguments of ``co3d.compile`` that these options give; takes the options out of ``options``."""
-    dims: tuple[int | None, ...] = options.pop("time_dims") or (2,)
-    time_dim = dims[0] if len(dims) == 1 and dims[0] is not None else list(dims)
+    dims: tuple[int | None, ...] = options.pop("time_dims")
+    time_dim = list(dims) or None if len(dims) != 1 or dims[0] is None else dims[0]
     return {"time_dim": time_dim, **{name: options.pop(name) for name in NAMES if name in options}}

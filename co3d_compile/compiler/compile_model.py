@@ -24,6 +24,7 @@ from co3d_compile.capture.tracer import export as exported
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
+from co3d_compile.compiler.time_dim_check import DEFAULT, check_time_dim
 from co3d_compile.compiler.tune_forms import tuned
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
@@ -48,7 +49,7 @@ def compile(
     boundary: str = "stream",
     unsupported: str = "window",
     state_io: str = "paired",
-    time_dim: int | Sequence[int | None] = 2,
+    time_dim: int | Sequence[int | None] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     passes: Sequence[Pass] | None = None,
     tune: bool = False,
@@ -74,7 +75,8 @@ def compile(
         boundary: ``"stream"``: no start and no end. ``"exact"``: both ends as the clip model has them (docs/ends.md).
         unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
-        time_dim: The dim of the inputs that counts frames; a list gives it per input (None: no time).
+        time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
+            unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
         example_kwargs: The arguments of one clip that the network takes by keyword alone. To verify such a file, give
             ``torch.export.export(module, example_inputs, example_kwargs)`` for the network.
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
@@ -93,7 +95,8 @@ def compile(
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
     network: nn.Module | ExportedProgram = module
-    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, time_dim)
+    dims = DEFAULT if time_dim is None else time_dim
+    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, dims)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None
@@ -121,6 +124,8 @@ def compile(
         return compile(network, (clip,), state_io="renamed")
 
     compiled = tuned(build, layer, progress) if tune else build()
+    if time_dim is None:
+        check_time_dim(compiled.program, network, example_inputs, options)
     compiled.describe(preprocess, labels)
     for message in [*notes, *compiled.report().warnings]:
         warnings.warn(message, Co3dWarning, stacklevel=2)

@@ -1,0 +1,63 @@
+"""Whether dim 2 of the inputs is time, where the user does not say which dim is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from co3d_compile.capture.capture_model import capture
+from co3d_compile.errors import Co3dError, UsageError
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.pass_manager import run_passes
+from co3d_compile.ir.program import Fallback, Program
+from co3d_compile.passes import AnnotateTime, Canonicalize, FoldBatchNorm
+
+DEFAULT = 2
+"""The dim that counts the frames in (N, C, T, H, W) and in (N, C, T)."""
+OVER_CHANNELS = ("conv", "batch_norm", "lstm", "gru", "rnn")
+"""Operators that never compute over all of time, but over all channels or features: named by how their names begin."""
+
+
+def check_time_dim(
+    program: Program, network: nn.Module | ExportedProgram, example_inputs: Sequence[Any] | None, options: Options
+) -> None:
+    """Refuses a network that takes another dim than 2 for its sequence.
+
+    A network on (N, T, C, H, W) folds T into the batch of its 2D layers. With dim 2 as time these layers would compute
+    over "all of time", which are their channels; with dim 1 they stream.
+
+    Args:
+        program: The network, compiled with dim 2 as time.
+        network: The network.
+        example_inputs: The arguments of one clip.
+        options: The options that it was compiled with.
+
+    Raises:
+        UsageError: Layers compute over all of dim 2, and with dim 1 as time no layer does.
+    """
+    wrong = _over_channels(program)
+    timed = next(i for i in program.inputs if i.time_dim is not None)
+    if not wrong or timed.time_dim != DEFAULT:
+        return
+    try:
+        other = capture(network, example_inputs, replace(options, time_dim=1))
+        run_passes(other, [Canonicalize(), FoldBatchNorm(), AnnotateTime()])
+    except Co3dError:
+        return
+    if not _over_channels(other):
+        layer = f"{wrong[0].operator} in {wrong[0].module_path or 'the model'}"
+        raise UsageError(
+            f"Dim 2 of {timed.name} was taken for time, but {layer} computes over all of it: "
+            f"the network takes dim 1 for its sequence, of {timed.shape[1]} entries.",
+            hint="Give time_dim=1 (--time-dim 1), or time_dim=2 to compile it as it is.",
+        )
+
+
+def _over_channels(program: Program) -> list[Fallback]:
+    """Layers on a window that cannot have time there."""
+    names = [(f, f.operator.removeprefix("aten.").lstrip("_")) for f in program.notes.recomputed]
+    return [f for f, name in names if name.startswith(OVER_CHANNELS)]

@@ -1,0 +1,64 @@
+"""Time where the network has it, if the user does not say: dim 2, or a refusal that names the dim to give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import co3d_compile as co3d
+
+
+class PerFrame(nn.Module):
+    """A 2D network on each frame of (N, T, C, H, W), and a recurrent layer over their features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.rnn = nn.LSTM(8, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t = x.shape[:2]
+        features = torch.relu(self.norm(self.conv(x.flatten(0, 1)))).mean((2, 3))
+        return self.rnn(features.reshape(n, t, 8))[0]
+
+
+class Features(nn.Module):
+    """A recurrent layer over (N, T, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x)[0]
+
+
+class BothWays(nn.Module):
+    """A recurrent layer of two directions, which is on a window, over (N, C, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn = nn.Conv1d(4, 5, 3, padding=1), nn.LSTM(5, 6, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.conv(x).transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize(
+    ("network", "clip", "said"),
+    [
+        (PerFrame(), torch.rand(1, 8, 3, 10, 10), r"Dim 2 of x .*aten.conv2d in conv .* dim 1 .* of 8 entries"),
+        (Features(), torch.rand(1, 9, 5), r"Dim 2 of x .*aten.gru in rnn .* dim 1 .* of 9 entries"),
+    ],
+    ids=["frames in the batch of 2D layers", "a recurrent layer"],
+)
+def test_another_dim_is_named(network: nn.Module, clip: Tensor, said: str) -> None:
+    with pytest.raises(co3d.UsageError, match=said):
+        co3d.compile(network.eval(), (clip,))
+    assert co3d.compile(network, (clip,), time_dim=1).info.recomputed == ()
+    assert co3d.compile(network, (clip,), time_dim=2).info.recomputed  # a dim that is given is obeyed
+
+
+def test_a_window_alone_is_no_reason() -> None:
+    assert co3d.compile(BothWays().eval(), (torch.rand(1, 4, 9),)).info.recomputed[0].operator == "aten.lstm"
