@@ -137,6 +137,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         ),
         ((1, 4, 16),), {},
     ),
+    "a pool of the two entries that are left, beside a stride": (
+        lambda: Graph(
+            lambda m, x: m.l(torch.cat([m.b(y := F.relu(m.a(x))), F.avg_pool1d(y, 2)], 1).mean(2)),
+            a=conv(3, 1, 2), b=conv(3, 1, 2), l=nn.Linear(8, 3),
+        ),
+        ((1, 4, 4),), {},
+    ),
     "dense": (lambda: nn.Sequential(conv(3, 1, 2), nn.ReLU(), conv(3, 1, 2), conv()), ((1, 4, 16),),
               {"stride_mode": "dense"}),
     "dense head": (lambda: Graph(lambda m, x: m.a(x).mean(2), a=conv(3, 1, 2)), ((1, 4, 16),),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -159,7 +159,7 @@ class TimeWalk:
         if (
             stepwise
             and pools
-            and _as_long(node)
+            and _as_long(node, pools)
             and all(r is not None and n in originals and r.slides_again(n, originals[n].dims) for n, r in rules)
         ):
             self._decide(written=sources)
@@ -193,13 +193,19 @@ def _facts(facts: Mapping[Node, Fact]) -> Iterator[None]:
             node.meta[KEY] = fact
 
 
-def _as_long(node: Node) -> bool:
-    """Whether a window result has as many entries, more than one, as the streams that it meets have in the clip."""
+def _as_long(node: Node, pools: Sequence[Node]) -> bool:
+    """Whether a window result has as many entries as the streams that it meets have in the clip.
+
+    A single entry says so only where those streams are slower than what was pooled: a stride has left them one entry.
+    """
+    finest = max(fact_of(n.all_input_nodes[0]).rate for n in pools)
     shapes = [shape_of(n) for n in filter(is_window, node.all_input_nodes)]
     for n in filter(is_stream, node.all_input_nodes):
         time = fact_of(n).time
         right = rank_of(n) - time.dim if time is not None else 0
-        if time is None or time.size == 1 or any(len(s) < right or s[-right] != time.size for s in shapes):
+        if time is None or (time.size == 1 and fact_of(n).rate <= finest):
+            return False
+        if any(len(s) < right or s[-right] != time.size for s in shapes):
             return False
     return True
 
