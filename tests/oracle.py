@@ -182,7 +182,7 @@ class Check:
         if isinstance(what, int):
             return math.ceil(max(0, delay) / self.clip.entries(what, self.pulses[0]))
         reads = [(self.clip.lengths[k], self.clip.entries(k, self.pulses[0])) for k in what.reads]
-        return max(math.ceil((length + max(0, delay)) / rate) - 1 for length, rate in reads)
+        return max(math.ceil((length + max(0, delay + what.crop)) / rate) - 1 for length, rate in reads)
 
     def compare(
         self, results: list[tuple[Array, ...]], first: Sequence[int], tol: float, context: str

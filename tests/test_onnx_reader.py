@@ -134,6 +134,11 @@ def test_a_compiled_file_is_told_as_such(tmp_path: Path) -> None:
         co3d.compile(path)
 
 
+def test_a_path_without_a_file_is_told() -> None:
+    with pytest.raises(co3d.LoadError, match=r"There is no file model\.onnx"):
+        co3d.compile("model.onnx")
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"", "cannot be read"), (b"\x08\x07garbage", "cannot be read")])
 def test_damaged_files_are_told(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)

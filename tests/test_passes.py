@@ -423,6 +423,6 @@ def test_a_dump_shows_each_step(dump: Path) -> None:
 def test_every_table_of_the_exporter_is_read() -> None:
     """An operator of a table that is not imported would go through PyTorch's exporter without a word."""
     folder = Path(export_program.__file__).parent
-    tables = {file.stem for file in folder.glob("*.py") if "emitter import translates" in file.read_text()}
+    tables = {file.stem for file in folder.glob("*_operators.py")}
     assert tables and all(f"co3d_compile.onnx_export.{name}" in sys.modules for name in tables)
     assert {torch.ops.aten.conv2d.default, torch.ops.aten.relu.default, torch.ops.aten.gelu.default} <= set(TABLE)

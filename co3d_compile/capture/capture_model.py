@@ -35,7 +35,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         UsageError: What was given is no model, or no arguments.
         CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
     """
-    _check_kinds(model, clip)
+    check_kinds(model, clip)
     name = _class_name(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
@@ -51,7 +51,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     return program
 
 
-def _check_kinds(model: PyTree, clip: PyTree) -> None:
+def check_kinds(model: PyTree, clip: PyTree) -> None:
     """Refuses what people give in place of a model, and of the arguments of one clip."""
     if not isinstance(model, (nn.Module, ExportedProgram)):
         hint = "Give a torch.nn.Module, or what torch.export.load has read."

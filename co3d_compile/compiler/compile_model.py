@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from co3d_compile.analysis import promises
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
-from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.capture_model import capture, check_kinds
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.capture.tracer import doubled
 from co3d_compile.capture.tracer import export as exported
@@ -94,6 +94,7 @@ def compile(
     if is_onnx(module):
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
+    check_kinds(module, example_inputs)
     network: nn.Module | ExportedProgram = module
     dims = DEFAULT if time_dim is None else time_dim
     options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, dims)

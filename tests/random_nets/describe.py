@@ -91,11 +91,12 @@ class Net:
 
 @dataclass(frozen=True)
 class Flow:
-    """Entries per frame (in dense mode: of one clip), delay, and channels of a tensor."""
+    """Entries per frame (in dense mode: of one clip), delay and channels of a tensor, and entries cropped in front."""
 
     rate: Fraction
     delay: int
     channels: int
+    crop: int = 0
 
 
 def flow(op: Op, x: list[Flow], dense: bool) -> Flow:
@@ -105,16 +106,17 @@ def flow(op: Op, x: list[Flow], dense: bool) -> Flow:
     if op.kind in SLIDING:
         k, d, s, p = kernel(op)
         if dense:
-            return Flow(rate / s, delay + ((k - 1) * d - p) * rate.denominator, channels)
-        return Flow(rate / s, -1 - (p - 1 - delay - (k - 1) * d) // s, channels)
+            later, cropped = ((k - 1) * d - p) * rate.denominator, max(0, -p) * rate.denominator
+            return Flow(rate / s, delay + later, channels, first.crop + cropped)
+        return Flow(rate / s, -1 - (p - 1 - delay - (k - 1) * d) // s, channels, (first.crop + max(0, -p)) // s)
     if op.kind == "transposed":
-        return Flow(rate * op["s"], op["s"] * delay + op["p"], channels)
+        return Flow(rate * op["s"], op["s"] * delay + op["p"], channels, first.crop * op["s"])
     if op.kind in ("nearest", "linear"):
         r = op["r"]
-        return Flow(rate * r, r * delay + (r // 2 if op.kind == "linear" else 0), channels)
+        return Flow(rate * r, r * delay + (r // 2 if op.kind == "linear" else 0), channels, first.crop * r)
     if op.kind == "cat":
         channels = sum(f.channels for f in x)
-    return Flow(rate, max(f.delay for f in x), channels)
+    return Flow(rate, max(f.delay for f in x), channels, max(f.crop for f in x))
 
 
 SLIDING = ("conv", "average", "maximum", "crop", "slice", "pad", "front")

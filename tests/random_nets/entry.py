@@ -86,6 +86,9 @@ def reference(net: Net, module: RandomNet, frames: int, probe: bool = False) -> 
     if probe:
         model.probe = True
         model.double()
-    outputs = tuple(Window(model.head(k), (k,)) if out.head else k for k, out in enumerate(net.outputs))
+    flows = net.flows()
+    outputs = tuple(
+        Window(model.head(k), (k,), flows[out.tensor].crop) if out.head else k for k, out in enumerate(net.outputs)
+    )
     dims = tuple(net.time_dim if net.restore and not out.head else 2 for out in net.outputs)
     return Reference(model.trunk, outputs, dims)

@@ -26,10 +26,15 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Window:
-    """A model output that `fn` computes on the newest entries of the trunk's tensors in `reads`."""
+    """A model output that `fn` computes on the newest entries of the trunk's tensors in `reads`.
+
+    `crop`: entries that these tensors leave out in front. The delay that a reader is told is less by as many: it is
+    that of the newest entry read, wherever the window begins.
+    """
 
     fn: Callable[..., Tensor]
     reads: tuple[int, ...] = (0,)
+    crop: int = 0
 
 
 @dataclass(frozen=True)

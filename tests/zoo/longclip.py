@@ -106,6 +106,7 @@ def values_at(clip: LongClip, what: int | Window, delay: int, step: int, pulse: 
     if isinstance(what, int):
         count = clip.entries(what, pulse)
         return [clip.newest(what, (step + 1) * count - 1 - delay, count)]
+    delay += what.crop
     rates = {k: clip.entries(k, pulse) for k in what.reads}
     results = []
     for unit in sorted(set(rates.values())):

@@ -85,6 +85,8 @@ def _open(source: OnnxSource) -> ir.Model:
     if isinstance(source, ModelProto):
         return ir.serde.deserialize_model(source)
     path = Path(source)
+    if not path.is_file():
+        raise LoadError(f"There is no file {path}.")
     try:
         model = ir.load(path)
         for value in model.graph.initializers.values():
