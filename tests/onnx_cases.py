@@ -49,10 +49,13 @@ def node_tests() -> list[TestCase]:
 
 def operator_of(test: TestCase) -> str:
     """The operator that a test is about."""
+    assert test.model is not None
     return str(test.model.graph.node[0].op_type)
 
 
 def _is_claimed(test: TestCase) -> bool:
+    if test.model is None:
+        return False
     graph = test.model.graph
     names = {f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.node}
     plain = all(
@@ -65,6 +68,7 @@ def _is_claimed(test: TestCase) -> bool:
 def run(test: TestCase) -> Outcome:
     """Runs one test: every output in value, shape and kind."""
     operator = operator_of(test)
+    assert test.model is not None and test.data_sets is not None
     try:
         model = prepared(ir.serde.deserialize_model(test.model))
         module = OnnxModule(model)

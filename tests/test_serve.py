@@ -28,6 +28,7 @@ from zoo.small import SMALL
 
 import co3d_compile as co3d
 from co3d_compile.cli.main import main as group
+from co3d_compile.media import write_video
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytest.importorskip("websockets", reason="websockets is not installed")
@@ -221,7 +222,7 @@ def the_commands_on_the_page(server: Server) -> None:
     (folder / "frame.jpg").write_bytes(jpeg(0))
     (folder / "examples").symlink_to(ROOT / "examples")
     pictures = [np.full((32, 48, 3), 20 * n, np.uint8) for n in range(9)]
-    co3d.video.write_video(folder / "video.mp4", pictures, fps=10)
+    write_video(folder / "video.mp4", pictures, fps=10)
     environment = {**os.environ, "CO3D_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path)}
     outputs = []
     for line in lines:
