@@ -6,7 +6,7 @@ is ``(j + 1) * pulse - 1 - delay``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -66,7 +66,8 @@ class Fact:
         spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
         length: Entries if the clip had ``window`` frames.
         rate: Frames of the first input per entry.
-        crop: Entries that slices and selects left out in front: the delay less this is that of the newest entry read.
+        crop: Entries that slices and selects left out in front, of all operands that met: the delay less this is that
+            of the newest entry read.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
@@ -244,6 +245,13 @@ def is_window(node: object) -> bool:
     return isinstance(node, Node) and fact_of(node).kind is Kind.WINDOW
 
 
+def _joint_crop(streams: Sequence[Fact]) -> int:
+    """What operands that meet leave out in front: all of them do, or each is a single entry and the last one says."""
+    if all(f.single for f in streams):
+        return max(f.crop for f in streams)
+    return min(f.crop for f in [f for f in streams if not f.per_entry] or streams)
+
+
 def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
     """The fact of an operator that reads several streaming operands at equal index: the largest delay wins.
 
@@ -260,7 +268,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         last,
         layout=layout,
         length=max(f.length for f in streams),
-        crop=max(f.crop for f in streams),
+        crop=_joint_crop(streams),
         per_entry=all(f.per_entry for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
         lead=last.lead if alike else 0,

@@ -116,7 +116,7 @@ def flow(op: Op, x: list[Flow], dense: bool) -> Flow:
         return Flow(rate * r, r * delay + (r // 2 if op.kind == "linear" else 0), channels, first.crop * r)
     if op.kind == "cat":
         channels = sum(f.channels for f in x)
-    return Flow(rate, max(f.delay for f in x), channels, max(f.crop for f in x))
+    return Flow(rate, max(f.delay for f in x), channels, min(f.crop for f in x))
 
 
 SLIDING = ("conv", "average", "maximum", "crop", "slice", "pad", "front")
