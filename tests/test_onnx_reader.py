@@ -99,6 +99,15 @@ def test_one_convolution_streams(opset: int, attributes: dict[str, Any]) -> None
     assert compiled.info.states[0].input == "state.stem.0"
 
 
+@pytest.mark.parametrize("name", ["model", "graph", "run", "training", "forward"])
+def test_scopes_may_have_any_name(name: str) -> None:
+    """Also one that a module of PyTorch, or the one that runs the file, has itself."""
+    model = convolution()
+    model.graph.node[0].name = f"/{name}/Conv"
+    model.graph.node[0].input[1] = model.graph.initializer[0].name = f"{name}.weight"
+    assert co3d.compile(model).info.receptive_field == 3
+
+
 def test_models_of_other_libraries_are_taken() -> None:
     for model in (convolution(), ir.serde.deserialize_model(convolution())):
         assert co3d.compile(model).info.receptive_field == 3

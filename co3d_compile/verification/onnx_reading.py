@@ -29,10 +29,10 @@ def read_clip_model(program: Model | OnnxSource, example_inputs: Example) -> tup
     if is_onnx(program):
         clip = read_onnx(program, [tuple(t.shape) for t in example_inputs or ()])
         program, example_inputs = clip.module, example_inputs or clip.example_inputs
-    if not isinstance(program, OnnxModule) or program.source is None or example_inputs is None:
+    if not isinstance(program, OnnxModule) or program.onnx_source is None or example_inputs is None:
         return program, example_inputs, ()
     shapes = [t.shape for t in example_inputs]
-    return program, example_inputs, (check_reading(program, program.source, shapes),)
+    return program, example_inputs, (check_reading(program, program.onnx_source, shapes),)
 
 
 def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model, shapes: list[torch.Size]) -> str:
@@ -57,7 +57,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
             read = [t.numpy() for t in module(*map(torch.from_numpy, clip)).values()]
         expected = session.run(None, {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)})
         worst = max([worst, *(_distance(a, np.asarray(b)) for a, b in zip(read, expected, strict=True))])
-    if worst > TOLERANCE and module.exact:
+    if worst > TOLERANCE and module.is_exact:
         where = _first_difference(module, clip)
         raise VerificationError(
             f"The network that was read is {worst:.1e} standard deviations from the file in ONNX Runtime{where}.",
@@ -96,7 +96,7 @@ def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 
 def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> str:
     """The first node whose output differs, if each node's output can be asked for."""
-    model = ir.from_proto(ir.to_proto(module.model))
+    model = ir.from_proto(ir.to_proto(module.onnx_model))
     values = [v for node in model.graph for v in node.outputs if v.name]
     graph_outputs = list(model.graph.outputs)
     model.graph.outputs.extend(v for v in values if v not in graph_outputs)
@@ -107,7 +107,7 @@ def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> st
     except Exception:  # a file may have outputs of kinds that ONNX Runtime cannot give
         return ""
     seen = module.all_values([torch.from_numpy(x) for x in clip])
-    for node in module.model.graph:
+    for node in module.onnx_model.graph:
         for value in node.outputs:
             read = seen.get(value.name or "")
             if read is not None and value.name in found and _distance(read, np.asarray(found[value.name])) > TOLERANCE:

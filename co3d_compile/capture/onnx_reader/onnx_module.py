@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     convolutions,
@@ -50,25 +51,25 @@ class OnnxModule(nn.Module):
     """The network of an ONNX file. ``forward`` takes its inputs by their names and returns a dict of its outputs.
 
     Attributes:
-        model: The model whose nodes are run, its functions written out.
-        source: The file, or the model as it was given.
-        exact: Whether the numbers are those of the file: neither half precision nor 8 bits stand in it.
+        onnx_model: The model whose nodes are run, its functions written out.
+        onnx_source: The file, or the model as it was given.
+        is_exact: Whether the numbers are those of the file: neither half precision nor 8 bits stand in it.
     """
 
     def __init__(self, model: ir.Model, source: str | os.PathLike[str] | ir.Model | None = None) -> None:
         super().__init__()
-        self.model, self.graph = model, model.graph
-        self.source = source
-        self.exact = not _approximates(model.graph)
-        self.opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
+        self.onnx_model, self.onnx_graph = model, model.graph
+        self.onnx_source = source
+        self.is_exact = not _approximates(model.graph)
+        self.onnx_opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
         self._names: dict[ir.Value, str] = {}
         self._host: dict[ir.Value, Host] = {}
-        _check_operators(model.graph, self.opset)
+        _check_operators(model.graph, self.onnx_opset)
         for graph in _graphs(model.graph):
             for value in graph.initializers.values():
                 self._add_constant(value)
         for node in _nodes(model.graph):
-            self._scope_of(node, make=True)
+            self._submodule(_scope_path(node))
         names = [identifier(v.name) for v in model.graph.inputs]
         parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
         run = self._run_model
@@ -106,27 +107,23 @@ class OnnxModule(nn.Module):
             child = module._modules.get(name)
             if child is None:
                 child = Scope()
-                module.register_module(name if not hasattr(module, name) else f"{name}_", child)
+                module.register_module(name, child)
             module = child
         return module
-
-    def _scope_of(self, node: ir.Node, make: bool = False) -> nn.Module:
-        path = _scope_path(node)
-        return self._submodule(path) if make or path else self
 
     # --- running
 
     def _run_model(self, *inputs: Tensor) -> dict[str, Tensor]:
-        values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
-        results = self.run(self.graph, values)
-        named = zip(self.graph.outputs, results, strict=True)
+        values: Values = dict(zip(self.onnx_graph.inputs, inputs, strict=True))
+        results = self.run(self.onnx_graph, values)
+        named = zip(self.onnx_graph.outputs, results, strict=True)
         return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
 
     def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
         """Every value of the outermost graph by its name, to find where two runs differ."""
-        values: Values = dict(zip(self.graph.inputs, inputs, strict=True))
+        values: Values = dict(zip(self.onnx_graph.inputs, inputs, strict=True))
         with torch.no_grad():
-            self.run(self.graph, values)
+            self.run(self.onnx_graph, values)
         named = {v.name or "": x for v, x in values.items() if x is not None}
         return {name: x.numpy() if isinstance(x, Tensor) else x for name, x in named.items()}
 
@@ -156,7 +153,7 @@ class OnnxModule(nn.Module):
     def _node(self, node: ir.Node, values: Values) -> Sequence[Value]:
         inputs = [self._value(v, values) for v in node.inputs]
         host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
-        call = NodeCall(node, self.opset, host)
+        call = NodeCall(node, self.onnx_opset, host)
         if node.op_type in CONTROL:
             return self._control(call, inputs, values)
         if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and _stays_small(node, host):
@@ -181,9 +178,10 @@ class OnnxModule(nn.Module):
 
     def _compute(self, compute: Compute, call: NodeCall, arguments: list[Value]) -> Result:
         """Computes an operator inside of the module that it comes from."""
-        if not _scope_path(call.node):
+        path = _scope_path(call.node)
+        if not path:
             return compute(call, *arguments)
-        result: Result = self._scope_of(call.node)(compute, call, arguments)
+        result: Result = self._submodule(path)(compute, call, arguments)
         return result
 
     # --- control flow
@@ -245,7 +243,7 @@ class OnnxModule(nn.Module):
         return [*states, *(_stacked(rows, dim) for rows, dim in zip(rows_of, out, strict=True))]
 
 
-LARGE = ("ConstantOfShape", "Expand", "Tile", "RandomNormal", "RandomUniform")
+LARGE = ("ConstantOfShape", "Expand", "Tile")
 """Operators that make something large of few numbers: computed with tensors, so that they can be followed."""
 
 
@@ -350,7 +348,12 @@ def _module_path(name: str) -> list[str]:
 def _part(name: str) -> str:
     """A part of a module path: letters, digits and underscores, and no name that a module has itself."""
     part = re.sub(r"\W", "_", name)
-    return f"{part}_" if not part.isdigit() and hasattr(nn.Module, part) else part
+    taken = hasattr(OnnxModule, part) or hasattr(GraphModule, part) or part in OWN
+    return f"{part}_" if taken and not part.isdigit() else part
+
+
+OWN = ("onnx_model", "onnx_graph", "onnx_source", "onnx_opset", "is_exact", "training")
+"""Attributes that a module has from its making on."""
 
 
 def identifier(name: str | None) -> str:
