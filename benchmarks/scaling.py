@@ -215,7 +215,7 @@ def around_a_run(name: str, compiled: co3d.CompiledModel, steps: int) -> list[Ro
         frames = [noise(session) for _ in range(4)]
         result, held, one = np.array(session.step(frames[0])), frames[0].copy(), frames[0].copy()
         inside = session._ort = _Inside(session._ort)
-        binding = session._bindings[0]
+        binding = session._bindings.each[0]
         binding.bind_cpu_input(session.info.inputs[0].name, held)
 
         def copies(frame: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from operator import is_
@@ -11,20 +10,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import Contract, InputSpec, StateSpec, contract_text, resolve
+from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.contract.weights_digest import check_weights
 from co3d_compile.errors import SessionError, UsageError
-from co3d_compile.runtime.buffers import (
-    CPU,
-    Array,
-    Buffer,
-    Guard,
-    Results,
-    Scratch,
-    check_memory,
-    make_rings,
-    no_memory,
-)
+from co3d_compile.runtime.buffers import CPU, Array, Guard, check_memory, no_memory
+from co3d_compile.runtime.checked_arrays import NO_VALID, StepInputs, checked_array, whole_number
 from co3d_compile.runtime.finite_values import CHOICES, Finite, FiniteCheck
 from co3d_compile.runtime.open_model import (
     Provider,
@@ -35,6 +25,8 @@ from co3d_compile.runtime.open_model import (
     read_source,
 )
 from co3d_compile.runtime.snapshot import pack, unpack
+from co3d_compile.runtime.states import States
+from co3d_compile.runtime.step_bindings import StepBindings
 from co3d_compile.runtime.step_profile import Profile
 from co3d_compile.support.readable_numbers import plural
 
@@ -79,7 +71,7 @@ class StreamSession:
         finite: Finite = "ignore",
         check: bool = False,
     ) -> None:
-        self.batch = _whole("batch", batch, 1)
+        self.batch = whole_number("batch", batch, 1)
         if finite not in CHOICES:
             raise UsageError(f"finite is {finite!r}, not one of {', '.join(CHOICES)}.")
         self.spoilt: dict[int, str] = {}
@@ -87,7 +79,7 @@ class StreamSession:
         source, self._fingerprint = read_source(model)
         options = ort.SessionOptions()
         if threads is not None:
-            options.intra_op_num_threads = _whole("threads", threads, 1)
+            options.intra_op_num_threads = whole_number("threads", threads, 1)
         self._profile = None if profile is None else Profile(profile, options)
         self._ort = open_source(source, providers, options)
         self.info = read_contract(self._ort, self.batch)
@@ -97,28 +89,14 @@ class StreamSession:
         device = device_of(self._ort)
         if device == CPU:
             check_memory(self.info, self.batch)
-        self._inputs = [(s.name, resolve(s.shape, self.batch), np.dtype(s.dtype)) for s in self.info.inputs]
-        if self.info.valid:
-            flags = (self.batch, self.info.inputs[0].frames_per_step or 1)
-            self._inputs.append((self.info.valid, flags, np.dtype(np.bool_)))
+        self._inputs = StepInputs(self.info, self.batch)
         try:
-            self._outputs = [Buffer(resolve(s.shape, self.batch), s.dtype, CPU) for s in self.info.outputs]
-            self._results = [Results(buffer) for buffer in self._outputs]
-            self._only = self._results[0] if len(self._results) == 1 else None
-            self._rings, self._period = make_rings(self.info, self.batch, device)
-            self._here = device == CPU
-            own = not self._here or self._period > _MAX_KEPT
-            self._buffers = [Buffer(shape, dtype, device) for _, shape, dtype in self._inputs] if own else []
+            self._states = States(self.info, self.batch, device)
+            self._bindings = StepBindings(self._ort, self.info, self._inputs, self._states, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise no_memory() from error
-        self._scratch = {state.input: Scratch() for state in self.info.states}
+        self._only = self._bindings.results[0] if len(self._bindings.results) == 1 else None
         self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
-        self._phase = 0
-        self._bindings = [self._bind(phase) for phase in range(self._period)]
-        # The arrays of the step before, and those whose memory each binding reads.
-        self._last: Sequence[Array] = [_NOTHING] * len(self._inputs)
-        self._bound = [[_NOTHING] * len(self._inputs) for _ in self._bindings]
-        self._all_valid = [np.ones(self._inputs[-1][1], np.bool_)] if self.info.valid else []
         self.reset()
 
     def step(
@@ -187,21 +165,21 @@ class StreamSession:
         Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``.
         """
         if self.info.valid is None:
-            raise SessionError("This model has no valid flags to flush with.", hint=_NO_VALID)
-        *nothing, none = [np.zeros(shape, dtype) for _, shape, dtype in self._inputs]
+            raise SessionError("This model has no valid flags to flush with.", hint=NO_VALID)
+        *nothing, none = [np.zeros(shape, dtype) for _, shape, dtype in self._inputs.tensors]
         with self._guard:
             return [self._step(nothing, none) for _ in range(self.info.flush_steps)]
 
     def reset(self, stream: int | None = None) -> None:
         """Put the state back to its start, for all streams or for the one with this index in the batch."""
-        index = slice(None) if stream is None else _whole("stream", stream, 0, self.batch - 1)
+        index = slice(None) if stream is None else whole_number("stream", stream, 0, self.batch - 1)
         with self._guard:
             self._begin(index)
 
     def get_state(self) -> dict[str, Array]:
         """A copy of the state: {name of the state input: array}."""
         with self._guard:
-            return {state.input: buffer.read() for state, buffer in self._current()}
+            return self._states.values()
 
     def set_state(self, values: Mapping[str, Array]) -> None:
         """Put back what ``get_state`` returned. Raises SessionError, and changes nothing, if any of it does not fit."""
@@ -210,10 +188,9 @@ class StreamSession:
             hint = "Give all that get_state() returns, and no others."
             raise SessionError(f"These are not the states of this model: {', '.join(odd[:5])}.", hint=hint)
         with self._guard:
-            for state, buffer in self._current():
-                _checked("State", state.input, values[state.input], buffer.shape, buffer.dtype)
-            for state, buffer in self._current():
-                buffer.write(values[state.input])
+            for name, (shape, dtype) in self._states.shapes().items():
+                checked_array("State", name, values[name], shape, dtype)
+            self._states.write(values)
             if self._check is not None:
                 self._check.begin(slice(None), warm=True)
 
@@ -225,8 +202,7 @@ class StreamSession:
         """
         index, count = self._part(stream)
         with self._guard:
-            parts = [buffer.take(index, state.batch_dim, Scratch()).tobytes() for state, buffer in self._current()]
-        return pack(self._fingerprint, count, parts)
+            return pack(self._fingerprint, count, self._states.packed(index))
 
     def restore(self, blob: bytes, stream: int | None = None) -> None:
         """Put back a snapshot: of all streams, or a snapshot of one as the one with this index.
@@ -235,13 +211,7 @@ class StreamSession:
         """
         index, count = self._part(stream)
         with self._guard:
-            current = self._current()
-            shapes = [resolve(state.shape, count) for state, _ in current]
-            sizes = [math.prod(shape) * b.dtype.itemsize for shape, (_, b) in zip(shapes, current, strict=True)]
-            states = unpack(blob, self._fingerprint, count, sum(sizes))
-            for (state, buffer), shape, size in zip(current, shapes, sizes, strict=True):
-                buffer.put(np.frombuffer(states[:size], buffer.dtype).reshape(shape), index, state.batch_dim)
-                states = states[size:]
+            self._states.unpack(unpack(blob, self._fingerprint, count, self._states.size(count)), index)
             if self._check is not None:
                 self._check.begin(index, warm=True)
 
@@ -251,9 +221,8 @@ class StreamSession:
             if self._profile is not None:
                 self._profile.finish(self._ort)
             self._guard.closed = True
-            self._bindings, self._bound, self._last, self._rings, self._buffers = [], [], [], [], []
-            self._outputs, self._results, self._only = [], [], None
-            del self._ort
+            self._only = None
+            del self._bindings, self._states, self._ort
 
     def __repr__(self) -> str:
         streams = "closed" if self._guard.closed else plural(self.batch, "stream")
@@ -268,34 +237,35 @@ class StreamSession:
 
     def _step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
         # The caches are cold behind a run: what is called first costs 10 to 30 microseconds. So little is called here.
-        binding, bound = self._bindings[self._phase], self._bound[self._phase]
-        arrays = [*frames, *self._all_valid] if self._all_valid else frames
+        states, bindings = self._states, self._bindings
+        binding, bound = bindings.each[states.phase], bindings.bound[states.phase]
+        arrays = [*frames, *self._inputs.all_valid] if self._inputs.all_valid else frames
         if valid is not None or len(arrays) != len(bound):
-            self._take(self._checked_inputs(frames, valid, self.batch), binding, bound)
+            bindings.take(self._inputs.checked(frames, valid, self.batch), binding, bound)
         elif arrays[0] is not bound[0] or (len(bound) > 1 and not all(map(is_, arrays, bound))):
             fit = True
-            for array, (_, shape, dtype) in zip(arrays, self._inputs, strict=True):
+            for array, (_, shape, dtype) in zip(arrays, self._inputs.tensors, strict=True):
                 fit = fit and type(array) is np.ndarray and array.shape == shape and array.dtype is dtype
-            self._take(arrays if fit else self._checked_inputs(frames, valid, self.batch), binding, bound)
+            bindings.take(arrays if fit else self._inputs.checked(frames, valid, self.batch), binding, bound)
         try:
             self._ort.run_with_iobinding(binding)
         except Exception as error:
             raise _ort_failed(error) from error
-        self._phase = (self._phase + 1) % self._period
+        states.phase = (states.phase + 1) % states.period
         if self._profile is not None:
             self._profile.stepped(self._ort)
-        return self._only.new() if self._only is not None else tuple([result.new() for result in self._results])
+        return self._only.new() if self._only is not None else tuple([result.new() for result in bindings.results])
 
     def _checked_step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
         """A step whose values are looked at. No state of before it is overwritten: to go back is to count back."""
         assert self._check is not None
         results = self._step(frames, valid)
         outputs = _by_name(self.info, results)
-        now = {state.input: buffer.read() for state, buffer in self._current() if state.input in self._check.states}
+        states = self._states
         try:
-            self._restart(self._check.spoilt(outputs, now, slice(None)))
+            self._restart(self._check.spoilt(outputs, states.values(self._check.states), slice(None)))
         except SessionError:
-            self._phase = (self._phase - 1) % self._period
+            states.phase = (states.phase - 1) % states.period
             raise
         return results
 
@@ -306,41 +276,20 @@ class StreamSession:
             self._begin(stream)
 
     def _begin(self, index: int | slice) -> None:
-        for state, buffer in self._current():
-            buffer.put(state.initial, index, state.batch_dim)
+        self._states.begin(index)
         if self._check is not None:
             self._check.begin(index)
-
-    def _take(self, arrays: Sequence[Array], binding: ort.IOBinding, bound: list[Array]) -> None:
-        """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
-
-        What it reads where it lies is remembered: the next frame in the same array needs no binding.
-        """
-        for i, (array, (name, _, _)) in enumerate(zip(arrays, self._inputs, strict=True)):
-            before, bound[i] = bound[i], _NOTHING
-            # Flags take time, so only what comes again is asked; of what is not even onnxruntime takes a copy.
-            again = self._here and array is self._last[i] and array.flags.c_contiguous and array.flags.aligned
-            if again or not self._buffers:
-                binding.bind_cpu_input(name, array)
-                bound[i] = array if again else _NOTHING
-            else:
-                self._buffers[i].write(array)
-                if before is not _NOTHING:
-                    binding.bind_ortvalue_input(name, self._buffers[i].value)
-        self._last = list(arrays)  # a list may be the caller's own, who puts the next frames into it
 
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array
     ) -> Array | tuple[Array, ...]:
         """A step of the streams at ``index``: their states are gathered, and what comes out is put back."""
         count = index.stop - index.start if isinstance(index, slice) else len(index)
-        arrays = self._checked_inputs(frames, valid, count)
-        values = {name: array for (name, _, _), array in zip(self._inputs, arrays, strict=True)}
-        current = self._current()
-        for state, buffer in current:
-            values[state.input] = buffer.take(index, state.batch_dim, self._scratch[state.input])
+        arrays = self._inputs.checked(frames, valid, count)
+        values = {name: array for (name, _, _), array in zip(self._inputs.tensors, arrays, strict=True)}
+        values |= self._states.gathered(index)
         outputs = [output.name for output in self.info.outputs]
-        names = outputs + [chain[0].output for chain, _ in self._rings]
+        names = outputs + self._states.outputs()
         try:
             values |= zip(names, self._ort.run(names, values), strict=True)
         except Exception as error:
@@ -349,38 +298,15 @@ class StreamSession:
             self._profile.stepped(self._ort)
         spoilt: dict[int, str] = {}
         if self._check is not None:
-            states = {state.input: values[state.output] for chain, _ in self._rings for state in chain}
-            spoilt = self._check.spoilt(values, states, index)
-        buffers = {state.input: buffer for state, buffer in current}
-        for chain, _ in self._rings:
-            for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
-                buffers[state.input].put(values[state.output], index, state.batch_dim)
+            spoilt = self._check.spoilt(values, self._states.next_values(values), index)
+        self._states.scatter(values, index)
         self._restart(spoilt)
         results = [values[name] for name in outputs]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _checked_inputs(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
-        """What the model takes beside the states, for ``count`` streams."""
-        specs = self.info.inputs
-        if len(frames) != len(specs):
-            names = ", ".join(spec.name for spec in specs)
-            raise SessionError(f"Got {len(frames)} inputs, expected {len(specs)}.", hint=f"In this order: {names}.")
-        arrays = [_frames(spec, frame, resolve(spec.shape, count)) for spec, frame in zip(specs, frames, strict=True)]
-        if self.info.valid is None:
-            if valid is not None:
-                raise SessionError("This model takes no valid flags.", hint=_NO_VALID)
-            return arrays
-        _, (_, *rest), dtype = self._inputs[-1]
-        shape = (count, *rest)
-        if valid is None:
-            return [*arrays, *(self._all_valid if count == self.batch else [np.ones(shape, np.bool_)])]
-        if isinstance(valid, np.ndarray) and valid.shape == (count,):
-            valid = np.broadcast_to(valid[:, None], shape)
-        return [*arrays, _checked("Input", "valid", valid, shape, dtype)]
-
     def _indices(self, streams: Sequence[int]) -> slice | Array:
         """Places in the batch; as a slice where they follow one another, as those need no gathering."""
-        places = [_whole("stream", stream, 0, self.batch - 1) for stream in streams]
+        places = [whole_number("stream", stream, 0, self.batch - 1) for stream in streams]
         if not places or len(set(places)) < len(places):
             raise UsageError(f"streams is {list(streams)!r}.", hint="Give one or more, each once.")
         if self._fixed and len(places) < self.batch:
@@ -391,72 +317,9 @@ class StreamSession:
 
     def _part(self, stream: int | None) -> tuple[slice, int]:
         """Where one stream or all lie in the batch, and how many that are."""
-        first = 0 if stream is None else _whole("stream", stream, 0, self.batch - 1)
+        first = 0 if stream is None else whole_number("stream", stream, 0, self.batch - 1)
         count = self.batch if stream is None else 1
         return slice(first, first + count), count
-
-    def _current(self) -> list[tuple[StateSpec, Buffer]]:
-        """Every state with the buffer that the next step reads it from, in the order of the metadata."""
-        place = {
-            state.input: ring[(self._phase - 1 - age) % len(ring)]
-            for chain, ring in self._rings
-            for age, state in enumerate(chain)
-        }
-        return [(state, place[state.input]) for state in self.info.states]
-
-    def _bind(self, phase: int) -> ort.IOBinding:
-        """Bind all buffers as they lie at this phase.
-
-        At each step a ring's output goes into the buffer after the newest state's, and every state of the chain is
-        read one buffer further on: values move by a slot, no value is copied.
-        """
-        binding = self._ort.io_binding()
-        for (name, _, _), buffer in zip(self._inputs, self._buffers, strict=False):
-            binding.bind_ortvalue_input(name, buffer.value)
-        for output, buffer in zip(self.info.outputs, self._outputs, strict=True):
-            binding.bind_ortvalue_output(output.name, buffer.value)
-        for chain, ring in self._rings:
-            binding.bind_ortvalue_output(chain[0].output, ring[phase % len(ring)].value)
-            for age, state in enumerate(chain):
-                binding.bind_ortvalue_input(state.input, ring[(phase - 1 - age) % len(ring)].value)
-        return binding
-
-
-# Memory of these providers' device is bound as it is; the others take and give host memory.
-_DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
-_MAX_KEPT = 16  # bindings that each hold on to a frame; more take copies, but of frames that come in one array
-_NOTHING: Array = np.empty(0)  # an array that nobody else has
-_NO_VALID = 'Compile it with boundary="exact".'
-
-
-def _whole(name: str, value: int, least: int, most: float = math.inf) -> int:
-    if isinstance(value, (int, np.integer)) and least <= value <= most:
-        return int(value)
-    top = f" to {most}" if most < math.inf else ""
-    raise UsageError(f"{name} is {value!r}.", hint=f"It must be a whole number from {least}{top}.")
-
-
-def _frames(spec: InputSpec, frame: object, shape: tuple[int, ...]) -> Array:
-    """The array for the ONNX input: without the time dim at one frame per step."""
-    if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(shape) + 1:
-        dim = spec.time_dim
-        frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame
-    return _checked("Input", spec.name, frame, shape, np.dtype(spec.dtype))
-
-
-def _checked(what: str, name: str, array: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The array itself, if it has this shape and dtype."""
-    if not isinstance(array, np.ndarray):
-        problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
-    elif array.dtype != dtype:
-        problem = f"has dtype {array.dtype}, expected {dtype}"
-        hint = f"Convert it with .astype('{dtype}'), frames with the scale and mean of the training."
-    elif array.shape != shape:
-        problem = f"has shape {array.shape}, expected {shape}"
-        hint = "A step takes one row for each stream that advances."
-    else:
-        return array
-    raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
 
 
 def _by_name(info: Contract, results: Array | tuple[Array, ...]) -> dict[str, Array]:

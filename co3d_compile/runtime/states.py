@@ -1,0 +1,98 @@
+"""The states of a session's streams: where they lie, and how they go in and out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
+from co3d_compile.runtime.buffers import Array, Buffer, Scratch, make_rings
+
+
+class States:
+    """Rings of buffers through which values move by a slot at each step, and no value is copied.
+
+    Attributes:
+        phase: Where in their rings the states lie now.
+        period: After how many steps all lie as before.
+    """
+
+    def __init__(self, info: Contract, batch: int, device: tuple[str, int]) -> None:
+        self._info, self._batch = info, batch
+        self._rings, self.period = make_rings(info, batch, device)
+        self.phase = 0
+        self._scratch = {state.input: Scratch() for state in info.states}
+
+    def written(self, phase: int) -> Iterator[tuple[str, Buffer]]:
+        """Outputs of the model at this phase, and where they go: into the buffer after the newest state's."""
+        for chain, ring in self._rings:
+            yield chain[0].output, ring[phase % len(ring)]
+
+    def read(self, phase: int) -> Iterator[tuple[str, Buffer]]:
+        """Every state, and the buffer that it is read from: one buffer further on at each step."""
+        for chain, ring in self._rings:
+            for age, state in enumerate(chain):
+                yield state.input, ring[(phase - 1 - age) % len(ring)]
+
+    def begin(self, index: int | slice) -> None:
+        """Put the streams at ``index`` back to their start."""
+        for state, buffer in self._current():
+            buffer.put(state.initial, index, state.batch_dim)
+
+    def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
+        """A copy of all states, or of those of these names."""
+        return {s.input: buffer.read() for s, buffer in self._current() if names is None or s.input in names}
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+        """Shape and dtype of each state."""
+        return {s.input: (resolve(s.shape, self._batch), np.dtype(s.dtype)) for s in self._info.states}
+
+    def write(self, values: Mapping[str, Array]) -> None:
+        """Take over all states."""
+        for state, buffer in self._current():
+            buffer.write(values[state.input])
+
+    def packed(self, index: slice) -> list[bytes]:
+        """The bytes of all states of some streams, in the order of the metadata."""
+        return [buffer.take(index, state.batch_dim, Scratch()).tobytes() for state, buffer in self._current()]
+
+    def size(self, count: int) -> int:
+        """How many bytes the states of so many streams are."""
+        return sum(math.prod(resolve(s.shape, count)) * np.dtype(s.dtype).itemsize for s in self._info.states)
+
+    def unpack(self, packed: memoryview, index: slice) -> None:
+        """Take over ``packed`` as the states of the streams at ``index``."""
+        for state, buffer in self._current():
+            shape = resolve(state.shape, index.stop - index.start)
+            size = math.prod(shape) * buffer.dtype.itemsize
+            buffer.put(np.frombuffer(packed[:size], buffer.dtype).reshape(shape), index, state.batch_dim)
+            packed = packed[size:]
+
+    def gathered(self, index: slice | Array) -> dict[str, Array]:
+        """The states of some streams as onnxruntime takes them; they are good until the next call."""
+        return {s.input: b.take(index, s.batch_dim, self._scratch[s.input]) for s, b in self._current()}
+
+    def outputs(self) -> list[str]:
+        """Outputs of the model that are next states."""
+        return [chain[0].output for chain, _ in self._rings]
+
+    def next_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The next value of each state, from what a step took and gave."""
+        return {state.input: values[state.output] for chain, _ in self._rings for state in chain}
+
+    def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:
+        """Put the next states of some streams, of what a step took and gave, in their place."""
+        buffers = {state.input: buffer for state, buffer in self._current()}
+        for chain, _ in self._rings:
+            for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
+                buffers[state.input].put(values[state.output], index, state.batch_dim)
+
+    def _current(self) -> list[tuple[StateSpec, Buffer]]:
+        """Every state with the buffer that the next step reads it from, in the order of the metadata."""
+        place = dict(self.read(self.phase))
+        return [(state, place[state.input]) for state in self._info.states]
+
+
+__all__ = ["States"]
