@@ -34,8 +34,9 @@ LONGEST = 2000  # characters of an error
 # Headings of options in --help, in this order.
 MODEL, TIME, OUTPUT, OTHER = "Where the model comes from", "How time is treated", "Output", "Other"
 SOURCE, PICTURE = "Where the frames come from", "How a picture becomes a frame"
+EVENTS = "What an event is"
 PLACE, LIMITS = "Where and how it runs", "What clients may do"
-GROUPS = (MODEL, SOURCE, TIME, PICTURE, PLACE, LIMITS, OUTPUT, OTHER)
+GROUPS = (MODEL, SOURCE, TIME, PICTURE, EVENTS, PLACE, LIMITS, OUTPUT, OTHER)
 EXIT_CODES = """\b
 Exit codes:
   0    done

@@ -1,4 +1,4 @@
-"""Where predictions go: CSV, JSON lines, an annotated video, a window."""
+"""Where predictions go: CSV, JSON lines, events, an annotated video, a window."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeAlias
@@ -14,12 +15,15 @@ from co3d_compile.cli.common import stdout
 from co3d_compile.cli.output_file import Output
 from co3d_compile.cli.preview_window import Window
 from co3d_compile.media.annotated_video import AnnotatedVideo
+from co3d_compile.media.events import Event, EventFinder
 from co3d_compile.media.frame_source import Source
 from co3d_compile.media.predictor import Prediction, Predictor, as_dict
 from co3d_compile.media.video import VideoFrame
 
 Writer: TypeAlias = Callable[[Prediction], None]
 DIGITS = 6  # behind the point: microseconds, millionths
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+EVENT = ("label", "begin", "end", "peak", "peak_time", "mean", "class")
 
 
 class Sink(Protocol):
@@ -33,14 +37,21 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """All that was asked for. Files appear whole, with `finish`, or not at all."""
+    """All that was asked for. Files appear whole, with `finish`, or not at all.
 
-    def __init__(self, files: Mapping[str, Path | None], show: bool, top: int) -> None:
+    Args:
+        finder: Makes what finds events, if they are wanted.
+    """
+
+    def __init__(
+        self, files: Mapping[str, Path | None], show: bool, top: int, finder: Callable[[], EventFinder] | None = None
+    ) -> None:
         self._given = {name: path for name, path in files.items() if path is not None}
         self._outputs = {name: Output(path) for name, path in self._given.items() if str(path) != "-"}
         self.on_stdout = len(self._outputs) < len(self._given)
         self.files = [str(output.given) for output in self._outputs.values()]
-        self._top = top
+        self._top, self._finder = top, finder
+        self.events: Events | None = None
         self._stack = contextlib.ExitStack()
         self._sinks: list[Sink] = []
         self._window = Window(top) if show else None
@@ -56,7 +67,11 @@ class Sinks:
             if name in self._outputs:
                 file = self._stack.enter_context(self._outputs[name].writing())
             if isinstance(file, Path) and name == "save":
-                self._sinks.append(AnnotatedVideo(file, source.fps or predictor.fps or 30.0, self._top))
+                finder = self._finder() if self._finder else None
+                self._sinks.append(AnnotatedVideo(file, source.fps or predictor.fps or 30.0, self._top, finder))
+            elif name == "events" and self._finder is not None:
+                self.events = Events(file, self._given[name], self._finder())
+                self._sinks.append(self.events)
             else:
                 self._sinks.append(_Lines(file, _csv if name == "csv" else _json_lines, self._top))
 
@@ -80,6 +95,42 @@ class Sinks:
             with contextlib.suppress(Exception):
                 sink.close()
         self._stack.__exit__(*error)
+
+
+class Events:
+    """Events in a text file, each once it is over: as JSON lines in a file of that name, else as CSV.
+
+    Attributes:
+        counts: How many there were, by label.
+    """
+
+    def __init__(self, file: Path | TextIO, name: Path, finder: EventFinder) -> None:
+        self._own = isinstance(file, Path)
+        self._file: TextIO = file.open("w", encoding="utf-8", newline="") if isinstance(file, Path) else file
+        self._rows = None if name.suffix.lower() in JSON_LINES else csv.writer(self._file, lineterminator="\n")
+        self._finder = finder
+        self.counts: Counter[str] = Counter()
+        if self._rows is not None:
+            self._rows.writerow(EVENT)
+
+    def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> None:
+        self._write([event for prediction in predictions for event in self._finder.add(prediction)])
+
+    def close(self) -> None:
+        self._write(self._finder.finish())
+        if self._own:
+            self._file.close()
+
+    def _write(self, events: list[Event]) -> None:
+        for event in events:
+            self.counts[event.label] += 1
+            data = {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in event.to_dict().items()}
+            if self._rows is None:
+                self._file.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+            else:
+                self._rows.writerow([data[name] for name in EVENT])
+        if events and not self._own:
+            self._file.flush()
 
 
 class _Lines:

@@ -25,6 +25,7 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
+from co3d_compile.cli.event_options import event_options, take_events
 from co3d_compile.cli.output_file import keep_apart
 from co3d_compile.cli.picture_options import picture_options, take_pictures
 from co3d_compile.cli.prediction_sinks import Sinks
@@ -39,6 +40,7 @@ Examples:
     co3d run model.onnx --source 0 --show
     co3d run model.onnx --source rtsp://camera/stream --jsonl - | jq .top[0].label
     co3d run model.onnx --source video.mp4 --save annotated.mp4 --csv predictions.csv
+    co3d run model.onnx --source video.mp4 --events events.csv --on 0.6 --shortest 0.5 --gap 1
     ffmpeg -i video.avi -f mpegts - | co3d run model.onnx --source -
 
 \b
@@ -96,6 +98,15 @@ Exit codes:
     help="Write all predictions as JSON, one a line; - for standard output.",
 )
 @option(
+    "--events",
+    "events_path",
+    type=click.Path(path_type=Path, allow_dash=True),
+    group=OUTPUT,
+    metavar="FILE",
+    help="Write what was seen from when to when: as JSON, one a line, into FILE.jsonl, else as CSV; - for standard "
+    "output. --save draws it into the video.",
+)
+@option(
     "--profile",
     type=FILE,
     group=OUTPUT,
@@ -121,6 +132,7 @@ Exit codes:
     group=OUTPUT,
     help="What makes probabilities of the output. auto: none if it holds a distribution already.",
 )
+@event_options
 @option("--threads", type=COUNT, help="CPU threads of one step. [default: one per core]", group="Other")
 @option(
     "--provider",
@@ -140,13 +152,14 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     """
     del verbose
     _check(model, options)
+    finder = take_events(options)
     with contextlib.ExitStack() as stack:
         predictor = stack.enter_context(_predictor(model, options))
         source_fps = options["source_fps"]
         if source_fps is None and Path(options["source"]).is_dir():
             source_fps = predictor.fps or 30.0
-        files = {name: options[f"{name}_path"] for name in ("save", "csv", "jsonl")}
-        sinks = stack.enter_context(Sinks(files, options["show"], options["top"]))
+        files = {name: options[f"{name}_path"] for name in ("save", "csv", "jsonl", "events")}
+        sinks = stack.enter_context(Sinks(files, options["show"], options["top"], finder))
         source = stack.enter_context(Source(options["source"], source_fps))
         sinks.begin(source, predictor)
         on_stdout = as_json or sinks.on_stdout
@@ -196,7 +209,7 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
 
 def _check(model: Path, options: Options) -> None:
     """What can be known of the outputs before anything is opened."""
-    outputs = [options[key] for key in ("save_path", "csv_path", "jsonl_path", "profile")]
+    outputs = [options[key] for key in ("save_path", "csv_path", "jsonl_path", "events_path", "profile")]
     keep_apart(outputs, source=options["source"], model=model, labels=options["labels"])
     if str(options["save_path"]) == "-":
         raise UsageError("--save writes a file: a video cannot go to standard output.")

@@ -172,6 +172,7 @@ def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sin
         "milliseconds_median": statistics.median(steps) if steps else None,
         "milliseconds_95": steps[int(0.95 * (len(steps) - 1))] if steps else None,
         "classes": [{"label": label, "share": count / sure} for label, count in live.classes.most_common(10)],
+        "events": None if sinks.events is None else dict(sinks.events.counts.most_common()),
         "files": sinks.files,
     }
 
@@ -184,9 +185,16 @@ def print_result(result: Report, stream: TextIO) -> None:
         ("Predictions", _predictions(result)),
         ("Step", f"{steps:.1f} ms (95%: {result['milliseconds_95']:.1f} ms)" if steps is not None else None),
         ("Classes", join([f"{each['label']} {each['share']:.0%}" for each in classes])),
+        ("Events", _events(result["events"])),
         ("Written", join(result["files"])),
     )
     console_for(stream).print(*([""] if result["predictions"] else []), table)
+
+
+def _events(counts: dict[str, int] | None) -> str | None:
+    if counts is None:
+        return None
+    return join([f"{label} {count}" for label, count in counts.items()]) or "none"
 
 
 def _predictions(result: Report) -> str:

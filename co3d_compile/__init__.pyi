@@ -16,6 +16,9 @@ from co3d_compile.ir.index_equation import Kernel as Kernel
 from co3d_compile.ir.pass_manager import Pass as Pass
 from co3d_compile.ir.pass_manager import PassList as PassList
 from co3d_compile.ir.program import Program as Program
+from co3d_compile.media.events import Event as Event
+from co3d_compile.media.events import EventFinder as EventFinder
+from co3d_compile.media.events import events as events
 from co3d_compile.media.frame_source import Source as Source
 from co3d_compile.media.frame_source import read_source as read_source
 from co3d_compile.media.predictor import Prediction as Prediction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from co3d_compile.errors import Co3dError
+from co3d_compile.media.event_bar import SPAN, draw_events, shortened
+from co3d_compile.media.events import Event, EventFinder
 from co3d_compile.media.video import Image, VideoFrame, VideoWriter, resize
 from co3d_compile.support.install_hint import install_command
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
     from co3d_compile.media.predictor import Prediction
@@ -36,12 +38,14 @@ class AnnotatedVideo:
         path: The file to write, by its ending: mp4, mkv, ….
         fps: The frame rate that players are told; each frame keeps its own time.
         top: How many classes are drawn.
+        events: Finds the events that are drawn as a bar over the last half minute. Default: no bar.
     """
 
-    def __init__(self, path: str | Path, fps: float = 30.0, top: int = 3) -> None:
+    def __init__(self, path: str | Path, fps: float = 30.0, top: int = 3, events: EventFinder | None = None) -> None:
         pillow()
         self._writer = VideoWriter(path, fps)
-        self._top = top
+        self._top, self._finder = top, events
+        self._events: list[Event] = []
         self._waiting: deque[VideoFrame] = deque()
         self._shown: Prediction | None = None
         self._size: tuple[int, int] | None = None
@@ -54,6 +58,8 @@ class AnnotatedVideo:
         for prediction in predictions:
             self._write_before(prediction.frame)
             self._shown = prediction
+            if self._finder is not None:
+                self._events += self._finder.add(prediction)
 
     def close(self) -> None:
         """Write what waits and finish the file."""
@@ -71,11 +77,23 @@ class AnnotatedVideo:
     def _write_before(self, index: int | None) -> None:
         while self._waiting and (index is None or self._waiting[0].index < index):
             frame = self._waiting.popleft()
-            self._writer.write(annotated(frame.image, self._shown, frame.time, self._top), frame.time)
+            self._events = [event for event in self._events if event.end > frame.time - SPAN]
+            events = None if self._finder is None else [*self._events, *self._finder.now()]
+            picture = annotated(frame.image, self._shown, frame.time, self._top, events)
+            self._writer.write(picture, frame.time)
 
 
-def annotated(image: Image, prediction: Prediction | None, seconds: float, top: int = 3) -> Image:
-    """A copy of a picture with the time, and bars for the best classes, in its lower left corner."""
+def annotated(
+    image: Image,
+    prediction: Prediction | None,
+    seconds: float,
+    top: int = 3,
+    events: Sequence[Event] | None = None,
+) -> Image:
+    """A copy of a picture with the time, and bars for the best classes, in its lower left corner.
+
+    ``events`` stand in a bar over the last half minute at the upper edge.
+    """
     draw_module, image_module = pillow().ImageDraw, pillow().Image
     canvas = image_module.fromarray(image)
     ranked = prediction.top(top) if prediction is not None else []
@@ -101,7 +119,9 @@ def annotated(image: Image, prediction: Prediction | None, seconds: float, top: 
         number = f"{rank.score:.2f}"
         draw.text((width - margin - draw.textlength(number, font), y), number, DIM if starting else TEXT, font)
         room = width - 3 * margin - draw.textlength(number, font)
-        draw.text((margin, y), _shortened(rank.label, draw, font, room), DIM if starting else TEXT, font)
+        draw.text((margin, y), shortened(rank.label, draw, font, room), DIM if starting else TEXT, font)
+    if events is not None:
+        draw_events(draw, canvas.size, events, seconds, small, line)
     return np.asarray(canvas)
 
 
@@ -141,11 +161,3 @@ def pillow() -> ModuleType:
 def _font(size: int) -> FreeTypeFont | ImageFont:
     font: FreeTypeFont | ImageFont = pillow().ImageFont.load_default(size)
     return font
-
-
-def _shortened(text: str, draw: ImageDraw, font: FreeTypeFont | ImageFont, room: float) -> str:
-    if draw.textlength(text, font) <= room:
-        return text
-    while text and draw.textlength(text + "…", font) > room:
-        text = text[:-1]
-    return text + "…"
