@@ -170,6 +170,7 @@ def run(model: str, path: Path, verbose: int, options: Options) -> Report:
             with page.writing() as file:
                 file.write_text(compiled.to_html(result), encoding="utf-8")
     summary: Report = compiled.report().to_dict()
+    summary["fps"] = (preprocess or {}).get("fps")
     summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
     summary["verification"] = result
     summary["output"] = str(path) if written else None

@@ -29,13 +29,14 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.model_options import is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import facts_table, rows_table, show
+from co3d_compile.cli.summary import delays, facts_table, rows_table, show
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_labels import clean_labels
 from co3d_compile.report.facts import shape_text, state_text, stream_facts
+from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
 from co3d_compile.runtime.stored_metadata import Stored, read_stored
@@ -60,11 +61,26 @@ ITEM_BYTES = {"float16": 2, "float64": 8, "bool": 1, "int8": 1, "uint8": 1, "int
     metavar="FILE.json",
     help="Say what share of the time each operator takes, from ONNX Runtime's profile of a run (co3d run --profile).",
 )
+@option(
+    "--fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    group=OUTPUT,
+    metavar="FPS",
+    help="Frames per second of the source, to say delays in seconds too. [default: what the file says]",
+)
 @model_options
 @time_options
 @json_option
 @verbose_option
-def command(model: str, html: Path | None, profile: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
+def command(
+    model: str,
+    html: Path | None,
+    profile: Path | None,
+    fps: float | None,
+    as_json: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
     """Show what a model takes, gives and remembers, and what each operator does with time.
 
     MODEL is a compiled file, for which no PyTorch is needed, or a model that is not compiled yet, as for co3d-compile.
@@ -85,24 +101,27 @@ def command(model: str, html: Path | None, profile: Path | None, as_json: bool, 
     else:
         contract, report = read_stored(Path(model))
         refuse_options(model)
-    time = None
+    fps, time = fps or (contract.preprocess or {}).get("fps"), None
     if profile is not None:
         report, time = _timed(stored_report(None) if report is None else report, profile, Path(model))
     if output is not None:
-        _write(output, contract, report, time)
+        _write(output, contract, report, time, fps)
     data = json.loads(contract.to_json())
     if as_json:
         data |= {"time": _times(report, time)} if report and time else {}
         print_json({**data, "report": report} if verbose else data)
         return
+    if output is not None:
+        click.echo(f"{output.given} written", file=stdout())
+        return
     show(
         stdout(),
-        _facts(model, contract, data),
+        _facts(model, contract, data, fps),
+        delays(_delays(report), fps, None if verbose else 10) if report is not None else None,
         _tree(report, contract, time, everything=verbose > 0) if report is not None else None,
         _states(contract, None if verbose else 20) if contract.states and (verbose or report is None) else None,
         _recomputed(contract) if contract.recomputed else None,
         _kernels(time) if time is not None else None,
-        f"{output.given} written" if output is not None else None,
     )
 
 
@@ -150,10 +169,18 @@ def _kernels(time: Report) -> Table:
     return table
 
 
-def _write(output: Output, contract: Contract, report: Report | None, time: Report | None) -> None:
-    text = page(report if report is not None else stored_report(None), contract, time)
+def _write(output: Output, contract: Contract, report: Report | None, time: Report | None, fps: float | None) -> None:
+    text = page(report if report is not None else stored_report(None), contract, time, fps=fps)
     with output.writing() as file:
         file.write_text(text, encoding="utf-8")
+
+
+def _delays(report: Report) -> list[Report]:
+    """What makes answers late, of the operators in the file."""
+    try:
+        return delay_rows(table(report, 1))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise damaged_report() from error
 
 
 def state_bytes(state: StateSpec) -> int:
@@ -161,7 +188,7 @@ def state_bytes(state: StateSpec) -> int:
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
 
 
-def _facts(model: str, contract: Contract, data: Report) -> Table:
+def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> Table:
     size = f", {bytes_text(Path(model).stat().st_size)}" if Path(model).is_file() else ""
     options, pictures = (
         join([f"{key}={value}" for key, value in (given or {}).items()])
@@ -171,7 +198,7 @@ def _facts(model: str, contract: Contract, data: Report) -> Table:
     more = f", … ({len(labels)})" if len(labels) > 4 else ""
     return facts_table(
         ("Model", f"{model}{size}, compiled by {contract.compiler_version}"),
-        *stream_facts(data),
+        *stream_facts(data, fps),
         ("Boundary", contract.boundary),
         ("State", state_text(len(contract.states), sum(map(state_bytes, contract.states)))),
         ("Options", options),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import Counter, deque
@@ -19,6 +20,7 @@ from co3d_compile.cli.summary import console_for, facts_table
 from co3d_compile.media.frame_source import Source
 from co3d_compile.media.predictor import Prediction, Predictor
 from co3d_compile.media.video import VideoFrame
+from co3d_compile.report.latency import latency_texts
 from co3d_compile.support.readable_numbers import plural
 
 EVERY = 1.0  # seconds between two lines
@@ -65,6 +67,7 @@ class Live:
             click.echo(_NOT_SAID, file=stderr())
         if not self._silent:
             self._say(Text(self._opening(), style="dim"))
+            self._say(Text(self._late(), style="dim"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,6 +142,13 @@ class Live:
             self._bars.console.print(text, soft_wrap=True)
         else:
             console_for(stdout()).print(text, soft_wrap=True)
+
+    def _late(self) -> str:
+        """How late an answer is; the model's rate counts, where it has one."""
+        data = json.loads(self._predictor.info.to_json())
+        data["outputs"] = [each for each in data["outputs"] if each["name"] == self._predictor.output.name]
+        text = latency_texts(data, self._predictor.fps or self._source.fps)[0]
+        return f"{text[0].upper()}{text[1:]}."
 
     def _opening(self) -> str:
         info, fps = self._predictor.info, self._predictor.fps or self._source.fps

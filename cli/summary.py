@@ -10,6 +10,7 @@ from rich.text import Text
 
 from co3d_compile.cli.common import Report, join
 from co3d_compile.report.facts import cost_facts, stream_facts, verification_text
+from co3d_compile.report.latency import seconds_text
 from co3d_compile.support.readable_numbers import bytes_text, plural
 
 NARROWEST = 100  # where the output is no terminal: a log, a pipe
@@ -56,6 +57,7 @@ def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
         stream,
         _facts(report),
         _actions(report["actions"]) if report["actions"] else None,
+        delays(report["delays"], report["fps"], None if verbose else 10),
         gates if report["gates"] and verbose else None,
         _recomputed(report["recomputed"], None if verbose else 10) if report["recomputed"] else None,
         Group(*notes) if notes else None,
@@ -79,6 +81,7 @@ def facts_table(*rows: Row) -> Table:
 def rows_table(title: str, *columns: str) -> Table:
     """A table of rows under a title."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.min_width = len(title)
     for column in columns:
         table.add_column(column, header_style="dim", overflow="fold")
     return table
@@ -90,7 +93,7 @@ def _facts(report: Report) -> Table:
     file = f"{report['output']}, {bytes_text(report['file_bytes'])}" if report["output"] else "none"
     return facts_table(
         ("Model", f"{source['model']} ({source['kind']}), {plural(report['operators'], 'operator')}"),
-        *stream_facts(report),
+        *stream_facts(report, report["fps"]),
         *cost_facts(report),
         ("Verification", verification(report["verification"])),
         ("File", file),
@@ -103,6 +106,21 @@ def _actions(rows: list[Report]) -> Table:
     table.columns[1].justify = "right"
     for row in rows:
         table.add_row(row["operator"], str(row["count"]), row["action"])
+    return table
+
+
+def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | None:
+    """The modules that an answer waits for, those that add most first; None: there are none."""
+    if not rows:
+        return None
+    table = rows_table("What makes answers late", "frames", "operator", "module")
+    table.columns[0].justify = "right"
+    most = sorted(rows, key=lambda row: -row["frames"])
+    for row in most[:limit]:
+        table.add_row(f"{row['frames']:+}", row["operator"], row["module_path"] or "the model")
+    if left := most[limit or len(most) :]:
+        table.add_row(f"{sum(row['frames'] for row in left):+}", "", f"{len(left)} more (-v)")
+    table.add_row("", "", f"in all {seconds_text(sum(row['frames'] for row in rows), fps)}")
     return table
 
 

@@ -45,6 +45,7 @@ REPORT = {
     "gmac_frame": 2.1e-5,
     "gmac_ratio": 4.0,
     "actions": [{"operator": "aten.conv3d", "count": 1, "action": "continual"}],
+    "delays": [{"operator": "aten.conv3d", "module_path": "body", "frames": 1}],
     "recomputed": [{"operator": "aten.flip", "module_path": "head", "reason": "no extension", "bytes": 100}],
     "gates": [{"module_path": "se", "scope": "frame"}],
     "warnings": ["the window is shorter than the receptive field"],

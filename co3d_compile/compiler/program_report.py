@@ -10,6 +10,7 @@ from co3d_compile.contract.model_contract import Contract
 from co3d_compile.ir.operator_row import Operator, as_rows
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.report.facts import nothing_gained
+from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report import Report
 
 
@@ -36,6 +37,7 @@ def report_of(
                 "has_time": o.has_time,
                 "delay": o.delay,
                 "entries_per_step": o.entries_per_step,
+                "frames_per_entry": o.frames_per_entry,
             }
             for o in info.outputs
         ],
@@ -53,6 +55,7 @@ def report_of(
             {"operator": operator, "count": count, "action": action}
             for (operator, action), count in sorted(program.notes.actions.items())
         ],
+        delays=delay_rows(as_rows(program.notes.survey)),
         recomputed=[asdict(r) for r in program.notes.recomputed],
         gates=[{"module_path": path, "scope": scope} for path, scope in program.notes.gates],
         warnings=warnings,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from co3d_compile.contract.model_contract import Contract, contract_text
+from co3d_compile.contract.model_contract import Contract, OutputSpec, contract_text
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess, Settings
@@ -84,6 +84,7 @@ class Predictor:
 
     Attributes:
         info: The contract in the file.
+        output: The output that is read, as the contract describes it.
         preprocess: One for each input of the model.
         frames: Frames that the model took.
         repeated: How many of these were given twice or more, as the video has fewer frames than the model's rate.
@@ -128,6 +129,11 @@ class Predictor:
     @property
     def preprocess(self) -> list[Preprocess]:
         return self._feed.pictures.preprocess
+
+    @property
+    def output(self) -> OutputSpec:
+        """The output that is read."""
+        return self._spec
 
     @property
     def fps(self) -> float | None:

@@ -6,18 +6,20 @@ One list for all who say it: notebook, terminal, page. It is made of JSON data, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from co3d_compile.report.latency import latency_texts
+from co3d_compile.report.report_rows import JsonObject
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
-JsonObject: TypeAlias = dict[str, Any]
 Fact: TypeAlias = tuple[str, str]
 
 
-def stream_facts(data: JsonObject) -> list[Fact]:
-    """What goes in and comes out, and when; ``data``: a report or a contract."""
+def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
+    """What goes in and comes out, and when; ``data``: a report or a contract; ``fps``: frames per second, if known."""
     facts = [("Input", _input(item)) for item in data["inputs"]]
     facts += [("Output", _output(item)) for item in data["outputs"]]
+    facts += [("Latency", text) for text in latency_texts(data, fps)]
     facts.append(("Receptive field", field_text(data["receptive_field"])))
     facts.append(("Warm-up", f"{plural(data['warmup_steps'], 'step')} before every output is exact"))
     if data["window"]:

@@ -29,6 +29,7 @@ class Report:
     gmac_frame: float
     gmac_ratio: float
     actions: list[JsonObject]
+    delays: list[JsonObject]
     recomputed: list[JsonObject]
     gates: list[dict[str, str]]
     warnings: list[str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any, TypeAlias
 
-from co3d_compile.report.facts import JsonObject
-
+JsonObject: TypeAlias = dict[str, Any]
 Row = JsonObject
 
 

@@ -11,6 +11,7 @@ from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.stored_report import damaged_report
 from co3d_compile.errors import Co3dError
 from co3d_compile.report.facts import JsonObject, nothing_gained, verification_text
+from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
 from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import draw
 from co3d_compile.support.install_hint import install_command
@@ -21,7 +22,11 @@ COLUMNS = ["module_path", "operator", "done", "delay", "field", "rate", "state_b
 
 
 def page(
-    report: JsonObject, info: Contract, time: JsonObject | None = None, verification: JsonObject | None = None
+    report: JsonObject,
+    info: Contract,
+    time: JsonObject | None = None,
+    verification: JsonObject | None = None,
+    fps: float | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -31,12 +36,14 @@ def page(
         time: If the report has the shares of a profile (``kernel_times.with_shares``): ``milliseconds_step``, and
             ``elsewhere``, shares by name that are no operator's.
         verification: What a verification of the file has found, as JSON data; None if there was none.
+        fps: Frames per second of the source. Default: what the file says.
 
     Raises:
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
     """
     jinja2 = page_tools()
     frames = max(info.frames_per_step.values(), default=1)
+    fps = fps or (info.preprocess or {}).get("fps")
     try:
         rows = table(report, frames)
         columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
@@ -44,7 +51,9 @@ def page(
             "report": report,
             "time": time,
             "info": info,
-            "facts": _facts(report, info),
+            "facts": _facts(report, info, fps),
+            "latency": latency_texts(json.loads(info.to_json()), fps),
+            "delays": [(f"{row['frames']:+}", row) for row in delay_rows(rows)],
             "drawing": draw(rows),
             "stages": _stages(rows, time),
             "steps": _steps(rows),
@@ -74,10 +83,11 @@ def page_tools() -> ModuleType:
     return jinja2
 
 
-def _facts(report: JsonObject, info: Contract) -> list[tuple[str, str, str]]:
+def _facts(report: JsonObject, info: Contract, fps: float | None) -> list[tuple[str, str, str]]:
     """Cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
-    delay = first.delay * (first.frames_per_entry or 1)
+    output = {name: getattr(first, name) for name in ("delay", "has_time", "entries_per_step", "frames_per_entry")}
+    delay = frames_behind(output, dict(info.frames_per_step))[0]
     frame, clip = (number_text(1e9 * report[name]) for name in ("gmac_frame", "gmac_clip"))
     work = f"{frame} multiply-adds for a frame, {clip} for a clip"
     takes = " + ".join(str(count) for count in info.frames_per_step.values()) or "0"
@@ -86,8 +96,8 @@ def _facts(report: JsonObject, info: Contract) -> list[tuple[str, str, str]]:
     return [
         ("Work", "none less" if nothing_gained(report) else f"{ratio:.1f}\u00d7 less" if ratio else "none", work),
         ("State", bytes_text(report["state_bytes"]), f"{plural(report['state_count'], 'tensor')} for each stream"),
-        ("Receptive field", plural(field, "frame") if field else "unbounded", f"{whose}that a result depends on"),
-        ("Delay", plural(delay, "frame"), "from the newest frame to what the result speaks of"),
+        ("Receptive field", seconds_text(field, fps) if field else "unbounded", f"{whose}that a result depends on"),
+        ("Delay", seconds_text(delay, fps), "from the newest frame to what the result speaks of"),
         ("Warm-up", plural(info.warmup_steps, "step"), "before results are exact"),
         ("A step takes", takes, ("frame" if takes == "1" else "frames") + names),
     ]
