@@ -69,7 +69,10 @@ class MarkEnds(Pass):
     def _node(self, program: Program, node: Node) -> None:
         rule = rule_for(node.target)
         slides = own_of(node).slides
-        if slides is not None:
+        if node.target is history and not self._back and fact_of(operand(node)).delay < 0:
+            x = operand(node)  # its first entries, made of padding alone, have come before the first frame
+            node.replace_input_with(x, self._outside(program, x, node, None, None))
+        elif slides is not None:
             amend_own(node, slides=replace(slides, within=True))
             kernel, (front, back) = slides.kernel, slides.outside
             reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
@@ -90,7 +93,8 @@ class MarkEnds(Pass):
         """Marks the tensor whose past a sliding operator reads."""
         *_, reader, x = node, *chain(operand(node), history, take)
         back = back if self._back else None
-        if self._back or fact_of(x).delay > 0 or front != 0.0:  # states start at zero as they are
+        early = fact_of(node).delay < 0  # what it gives before the first frame is computed, and not a state
+        if self._back or fact_of(x).delay > 0 or front != 0.0 or early:  # states start at zero as they are
             reader.replace_input_with(x, self._outside(program, x, node, front, back))
 
     def _outside(

@@ -114,6 +114,26 @@ class Texts(HTMLParser):
         self.texts.append(data)
 
 
+class Named(nn.Module):
+    """Parts and constants with names that PyTorch's graph modules have for themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph, self.graph_, self.code = nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 1), nn.Linear(2, 2)
+        self.register_buffer("meta", torch.full((2, 1), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.code(self.graph_(self.graph(x)).transpose(1, 2)).transpose(1, 2) * self.meta
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_parts_may_have_the_names_of_a_graph_module(exported: bool) -> None:
+    torch.manual_seed(0)
+    model, clip = Named().eval(), (torch.randn(1, 2, 8),)
+    compiled = co3d.compile(torch.export.export(model, clip) if exported else model, clip)
+    assert co3d.verify(compiled, model, clip).passed
+
+
 def test_a_notebook_shows_a_summary() -> None:
     compiled = co3d.compile(network(), (CLIP,))
     shown = Texts(compiled._repr_html_())

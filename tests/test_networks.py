@@ -53,7 +53,8 @@ def test_longer_window(network: str, window: int) -> None:
 BATCHES = (
     *("p3d", "cnn_lstm", "unet_linear", "se_mean-window", "nonlocal_i3d", "tsm_resnet", "st_gcn", "stack_taps"),
     *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame", "gate_beside-frame", "frame_by_frame"),
-    *("shift_in_place", "norms_of_frames", "attention_grouped", "recurrent_both"),
+    *("shift_in_place", "norms_of_frames", "attention_grouped", "recurrent_both", "dual_path"),
+    *("rows_lstm", "rows_learned", "graph_einsum-frame"),
 )
 
 
@@ -76,6 +77,8 @@ BOUNDARY = (
     "module_unfold",
     "written",
     "moving_average",
+    "rows_lstm",
+    "rows_given",
 )
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 

@@ -79,6 +79,23 @@ def test_layers_in_front_begin_as_the_clip_does(before: str, kind: str) -> None:
         session.reset()
 
 
+@pytest.mark.parametrize("pulse", [1, 2])
+@pytest.mark.parametrize("kind", ["lstm", "cumsum"])
+def test_a_first_entry_before_the_first_frame(kind: str, pulse: int) -> None:
+    """More padding in front than the kernel reads: the layer waits until it can begin with the first entry."""
+    torch.manual_seed(0)
+    model = Recurrence(kind, nn.Conv1d(6, 6, 1, padding=2)).eval()
+    model.conv[0] = nn.Conv1d(4, 6, 1)
+    compiled = co3d.compile(model, (torch.randn(1, 4, 8),), frames_per_step=pulse)
+    x = torch.randn(2, 4, 24)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    session = co3d.StreamSession(compiled, batch=2, threads=1)
+    steps = [session.step(x[:, :, j : j + pulse].numpy()).reshape(2, pulse, -1) for j in range(0, 24, pulse)]
+    assert set(session.info.delays.values()) == {0}
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), expected[:, :24], rtol=1e-4, atol=1e-5)
+
+
 class PerPixel(nn.Module):
     """A recurrence for each pixel: the batch shares its dim with space, in front of it or behind."""
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.decompositions import decompositions
-from co3d_compile.capture.exported_graph import unlift
+from co3d_compile.capture.exported_graph import unlift, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.tracer import Clip, Model, export
@@ -41,7 +41,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
         exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
         check_parameters(exported)
-        exported = exported.run_decompositions(decompositions())
+        exported = with_free_names(exported).run_decompositions(decompositions())
     module, outputs, learned = unlift(exported)
     check_operators(module)
     inputs = describe_inputs(module, options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -13,6 +15,42 @@ from co3d_compile.capture.torchscript import DECIDE
 from co3d_compile.errors import CaptureError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.stored_constants import set_constant
+
+
+def with_free_names(exported: ExportedProgram) -> ExportedProgram:
+    """The program with other names for weights whose path begins with a name that PyTorch's graph modules have.
+
+    A part of a network may be called ``graph``, ``code`` or ``meta``. The paths of its operators stay as they are.
+    """
+    taken = set(dir(GraphModule(nn.Module(), Graph())))
+    old = [str(spec.target) for spec in exported.graph_signature.input_specs if spec.target is not None]
+    firsts = {name.split(".")[0] for name in (*old, *exported.state_dict, *exported.constants)}
+    if taken.isdisjoint(firsts):
+        return exported
+
+    def free(name: str) -> str:
+        first = name.split(".")[0]
+        while first in taken or (first != name.split(".")[0] and first in firsts):
+            first += "_"
+        return first + name[len(name.split(".")[0]) :]
+
+    signature = copy.deepcopy(exported.graph_signature)
+    for spec in signature.input_specs:
+        spec.target = spec.target if spec.target is None else free(spec.target)
+    for result in signature.output_specs:
+        if result.kind is OutputKind.BUFFER_MUTATION and result.target is not None:
+            result.target = free(result.target)
+    return ExportedProgram(
+        exported.graph_module,
+        exported.graph,
+        signature,
+        {free(name): value for name, value in exported.state_dict.items()},
+        exported.range_constraints,
+        exported.module_call_graph,
+        exported.example_inputs,
+        {free(name): value for name, value in exported.constants.items()},
+        verifiers=exported.verifiers,
+    )
 
 
 def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str], frozenset[str]]:

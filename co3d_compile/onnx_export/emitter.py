@@ -31,7 +31,7 @@ DTYPES = {
 }
 Operand: TypeAlias = "ir.Value | Node | Sequence[int] | None"
 """What an ONNX operator takes: a value, a node of the step graph, or whole numbers as a constant."""
-Attribute: TypeAlias = "int | float | str | Sequence[int]"
+Attribute: TypeAlias = "int | float | str | Sequence[int] | Sequence[str]"
 Emitted: TypeAlias = "ir.Value | list[ir.Value]"
 FLOATS = {"alpha", "beta", "epsilon"}  # attributes of ONNX that are floats, also where the number is whole
 EVERY: Mapping[str, float] = {}

@@ -29,13 +29,13 @@ def begins(node: Node) -> bool:
 
 def _early(node: Node, fact: Fact, x: Node) -> bool:
     own = fact_of(x)
-    if own.end is None:
-        return False
     if node.op == "output":
-        return own.lead > 0
+        return own.end is not None and own.lead > 0
     rule = rule_for(node.target)
     if rule is None or fact.kind is not Kind.STREAM:
         return False
+    if own.end is None:  # what remembers for good must have seen the first entry, which has come before the first frame
+        return own.delay < 0 and rule.remembers_all(node)
     if rule.begins(node):
         return own.delay < 0 or (own.lead, own.tail) != (0, 0)
     if (own.lead, own.tail) == (0, 0) or rule.kernel(node) is not None:

@@ -12,10 +12,11 @@ from co3d_compile.ir.markers import history
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
-from co3d_compile.rules.pointwise import broadcast
+from co3d_compile.rules.pointwise import broadcast, settled
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
+PAIRS = "computes every pair of entries"
 
 
 @register(aten.linear.default)
@@ -56,18 +57,17 @@ class MatrixProduct(Rule):
         a, b = (known(n) for n in node.args[:2] if isinstance(n, Node))
         if a.rank == 1 or b.rank == 1:
             rows = a.dims[:-1] if b.rank == 1 else (*b.dims[:-2], b.dims[-1])
-            return Layout(rows)
+            return settled(Layout(rows), PAIRS)
         batch = broadcast([Layout(a.dims[:-2]), Layout(b.dims[:-2])]) if max(a.rank, b.rank) > 2 else Layout(())
-        return Layout((*batch.dims, a.dims[-2], b.dims[-1]))
+        return settled(Layout((*batch.dims, a.dims[-2], b.dims[-1])), PAIRS)
 
     def flow(self, node: Node) -> Fact:
-        fact = super().flow(node)
-        places = [d for d in range(self.layout(node).rank) if self.layout(node).has("T", d)]
-        if len(places) != 1:
-            raise NoExtension("computes every pair of entries")
+        fact, layout = super().flow(node), self.layout(node)
+        if layout.time is None:
+            raise NoExtension(PAIRS)
         for n in node.args[:2]:
             assert isinstance(n, Node)
-            right = self.layout(node).rank - places[0]
+            right = layout.rank - layout.time.dim
             if fact_of(n).kind is Kind.STATIC and right > 2 and rank_of(n) >= right and shape_of(n)[-right] != 1:
                 raise NoExtension("meets a constant with a time axis")
         return fact

@@ -28,15 +28,30 @@ def broadcast(layouts: list[Layout]) -> Layout:
     for right in range(rank, 0, -1):
         options = [layout.dims[layout.rank - right] for layout in layouts if layout.rank >= right]
         dims.append(max(options, key=_weight))
-    result = Layout(tuple(dims))
-    places = [d for d in range(rank) if result.has(TIME, d)]
-    if len(places) > 1:  # a single entry that rides on the batch gives way to the real time dim
-        single = [d for d in places if any(a == Axis(TIME, 1) for a in dims[d]) and len(dims[d]) > 1]
+    return settled(Layout(tuple(dims)), "time stands in two different dims")
+
+
+def settled(layout: Layout, why: str) -> Layout:
+    """A layout that has time once: a single entry that rides on the batch gives way to the real time dim.
+
+    So does a batch of one, which PyTorch may fold into any dim, to one in another dim.
+
+    Raises:
+        NoExtension: Time stands in two dims, which is said as ``why``.
+    """
+    batches = [d for d in range(layout.rank) if Axis(BATCH, 1) in layout.dims[d]]
+    if len(batches) > 1:
+        kept = next((d for d in batches if not layout.has(TIME, d)), batches[0])
+        for d in set(batches) - {kept}:
+            layout = layout.replace(d, [a for a in layout.dims[d] if a.label != BATCH])
+    places = [d for d in range(layout.rank) if layout.has(TIME, d)]
+    if len(places) > 1:
+        single = [d for d in places if Axis(TIME, 1) in layout.dims[d] and len(layout.dims[d]) > 1]
         if len(places) - len(single) != 1:
-            raise NoExtension("time stands in two different dims")
+            raise NoExtension(why)
         for d in single:
-            result = result.replace(d, [a for a in result.dims[d] if a.label != TIME])
-    return result
+            layout = layout.replace(d, [a for a in layout.dims[d] if a.label != TIME])
+    return layout
 
 
 def _weight(axes: tuple[Axis, ...]) -> tuple[bool, int, int]:

@@ -1,22 +1,32 @@
-"""Recurrent layers over time: one direction is a state; both directions are a window."""
+"""Recurrent layers: over time one direction is a state and both are a window; over another dim they see one entry."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
-from co3d_compile.ir.node_reading import operand, whole
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, known, own_of, touches_time
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.time_facts import (
+    Fact,
+    NoExtension,
+    combine,
+    constant_of,
+    fact_of,
+    is_stream,
+    known,
+    own_of,
+    touches_time,
+)
 from co3d_compile.rules.base import RULES, Rule, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
+from co3d_compile.step_graph.recurrent_layers import Layers, over_sequence
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -24,25 +34,43 @@ aten = torch.ops.aten
 
 @register(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 class Recurrent(Rule):
-    """LSTM, GRU and RNN. The state is exact from the first frame: its start at zero is the clip's own."""
+    """LSTM, GRU and RNN. Over time the state is exact from the first frame: its start at zero is the clip's own.
+
+    Over another dim, with time among the rows of its batch, a layer is an operator on each entry, in both directions.
+    """
 
     def flow(self, node: Node) -> Fact:
         x = operand(node)
-        bidirectional, batch_first = node.args[7], node.args[8]
+        hidden = [h for h in _hidden(node) if is_stream(h)]
+        if self.over_rows(node):
+            if any(touches_time(h, [0, 2]) for h in hidden):
+                raise NoExtension("starts from a hidden state with time elsewhere than in its input")
+            return combine([fact_of(n) for n in (x, *hidden)], None)
         place = known(x).time
-        if bidirectional:
+        if node.args[7]:
             raise NoExtension("reads the clip in both directions")
-        if place is None or place.dim != (1 if batch_first else 0) or not place.alone or fact_of(x).spacing > 1:
+        if place is None or place.dim != _time_dim(node) or not place.alone or fact_of(x).spacing > 1:
             raise NoExtension("time is not its sequence dim")
         if not _from_zero(node):
             raise NoExtension("starts from a hidden state that is not zero")
         return combine([fact_of(x)], None)
 
+    def over_rows(self, node: Node) -> bool:
+        """Whether time is among the rows of its batch, so that its sequence is another dim."""
+        x = operand(node)
+        place = known(x).time
+        if place is None:
+            return False
+        single = place.size == fact_of(x).length == 1 and not place.alone  # it belongs to each row, wherever it stands
+        return place.dim == 1 - _time_dim(node) or (single and place.dim != 2)
+
     def remembers_all(self, node: Node) -> bool:
-        return True
+        return not self.over_rows(node)
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
+        if self.over_rows(node):
+            return [replace(fact, layout=layout) for layout in self.layouts(node)]
         late = fact.length - 1
         end = fact.end + late * fact.rate if fact.end is not None else None
         sequence, *last = self.layouts(node)
@@ -56,55 +84,56 @@ class Recurrent(Rule):
         """Where batch and time are in each output."""
         lay = known(operand(node))
         sequence, *last = (tuple(v.shape) for v in node.meta["val"])
-        row = (*lay.dims[0 if node.args[8] else 1], Axis(TIME, 1))
+        row = lay.dims[1 - _time_dim(node)]
+        if not self.over_rows(node):
+            row = (*row, Axis(TIME, 1))
+        elif not any(a.label == TIME for a in row):  # a single entry, in front of the sequence
+            row = (*row, *(a for a in lay.dims[_time_dim(node)] if a.label == TIME))
         plain = [Layout.plain([shape[0], shape[2]]).dims for shape in last]
         finals = [Layout((layers, row, features)) for layers, features in plain]
         return [lay.replace(lay.rank - 1, [Axis("", int(sequence[-1]))]), *finals]
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Entries of each output."""
-        layers, x = Layers.of(node, low), operand(node)
-        entries = [low.entry(x, i) for i in range(low.pulse(x))]
-        keep = _keeps(x, low)
-        finals = []
-        for weights in layers.weights:
-            sizes = [layers.hidden(weights), *([layers.cells(weights)] if layers.kind == "lstm" else [])]
-            states = [_carry(x, low, size) for size in sizes]
-            h, c = [rows for _, rows in states] + [None] * (2 - len(states))
-            entries, final = layers.run(low, weights, entries, h, c, keep)  # type: ignore[arg-type]
-            for (read, _), value in zip(states, final[-1], strict=True):
-                low.call(store, read, low.batch_first(value, fact_of(x).layout)[0])
-            finals.append(final)
-        last = [
-            [low.stack([f[i][which] for f in finals]) for i in range(len(entries))] for which in range(len(final[0]))
-        ]
-        return [entries, *last]
+        if self.over_rows(node):
+            entries = [self._entry(node, low, i) for i in range(low.pulse(operand(node)))]
+            return [list(output) for output in zip(*entries, strict=True)]
+        return _over_time(node, low)
+
+    def _entry(self, node: Node, low: StepGraph, i: int) -> list[Node]:
+        """The outputs for entry ``i``."""
+        x = operand(node)
+        hidden = [low.whole_entry(h, i) if is_stream(h) else _plain(h, low) for h in _hidden(node)]
+        sequence, *last = over_sequence(node, low, low.whole_entry(x, i), hidden)
+        place = known(x).time
+        if place is None or not place.alone:
+            return [sequence, *last]
+        return [low.call(aten.squeeze.dim, sequence, place.dim), *(low.call(aten.squeeze.dim, s, 1) for s in last)]
 
     def window(self, node: Node, low: StepGraph) -> Any:
-        """The layers over a window from a zero state, in one direction or both: ``(sequence, last states …)``."""
-        if not _from_zero(node):
-            return low.same(node)
-        layers = Layers.of(node, low)
-        directions = 2 if node.args[7] else 1
-        time = 1 if node.args[8] else 0
-        x = low.plain(operand(node))
-        entries = [low.call(aten.select.int, x, time, i) for i in range(low.sizes(x)[time])]
-        finals = []
-        for first in range(0, len(layers.weights), directions):
-            sides = []
-            for side, weights in enumerate(layers.weights[first : first + directions]):
-                h = low.zero_rows(entries[0], layers.hidden(weights))
-                c = low.zero_rows(entries[0], layers.cells(weights)) if layers.kind == "lstm" else None
-                outs, final = layers.run(low, weights, entries[::-1] if side else entries, h, c)
-                sides.append(outs[::-1] if side else outs)
-                finals.append(final[-1])
-            entries = [low.call(aten.cat.default, list(pair), 1) for pair in zip(*sides, strict=True)]
-        rows = [low.call(aten.unsqueeze.default, e, time) for e in entries]
-        last = [low.stack([f[which] for f in finals]) for which in range(len(finals[0]))]
-        return [low.call(aten.cat.default, rows, time), *last]
+        """The layers over a window, in one direction or both: ``(sequence, last states …)``."""
+        return over_sequence(node, low, low.plain(operand(node)), [_plain(h, low) for h in _hidden(node)])
 
     def reason(self, node: Node) -> str:
         return "reads the clip in both directions"
+
+
+def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:
+    """Entries of each output of layers whose state is carried from step to step."""
+    layers, x = Layers.of(node, low), operand(node)
+    entries = [low.entry(x, i) for i in range(low.pulse(x))]
+    keep = _keeps(x, low)
+    finals = []
+    for weights in layers.weights:
+        sizes = [layers.hidden(weights), *([layers.cells(weights)] if layers.kind == "lstm" else [])]
+        states = [_carry(x, low, size) for size in sizes]
+        h, c = [rows for _, rows in states] + [None] * (2 - len(states))
+        entries, final = layers.run(low, weights, entries, h, c, keep)  # type: ignore[arg-type]
+        for (read, _), value in zip(states, final[-1], strict=True):
+            low.call(store, read, low.batch_first(value, fact_of(x).layout)[0])
+        finals.append(final)
+    last = [[low.stack([f[i][which] for f in finals]) for i in range(len(entries))] for which in range(len(final[0]))]
+    return [entries, *last]
 
 
 def started(x: Node, low: StepGraph) -> list[Node] | None:
@@ -143,104 +172,25 @@ def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
     return keep
 
 
+def _hidden(node: Node) -> list[Node]:
+    """The hidden states (and cells) that the layer is given."""
+    hidden: Any = node.args[1]
+    return [hidden] if isinstance(hidden, Node) else list(hidden)
+
+
+def _plain(hidden: Node, low: StepGraph) -> Node:
+    """A hidden state that does not stream: one row of it if it is the same for all."""
+    return low.first_row(hidden, 1) if 1 in constant_of(hidden).alike else low.plain(hidden)
+
+
+def _time_dim(node: Node) -> int:
+    """The dim over which the layer runs."""
+    return 1 if node.args[8] else 0
+
+
 def _from_zero(node: Node) -> bool:
     """Whether the hidden state that the layer is given is a constant zero."""
-    hidden: Any = node.args[1]
-    return all(constant_of(h).fill == 0 for h in ([hidden] if isinstance(hidden, Node) else hidden))
-
-
-@dataclass
-class Layers:
-    """The weights of a recurrent operator, layer by layer (and direction by direction)."""
-
-    kind: str
-    weights: list[list[Node]]
-    has_bias: bool
-
-    @staticmethod
-    def of(node: Node, low: StepGraph) -> Layers:
-        params: Any = node.args[2]
-        has_bias = bool(node.args[3])
-        count = whole(node, 4) * (2 if node.args[7] else 1)
-        per = len(params) // count
-        plain = [low.plain(p) for p in params]
-        return Layers(str(node.target).split(".")[1], [plain[i * per : (i + 1) * per] for i in range(count)], has_bias)
-
-    def hidden(self, weights: list[Node]) -> int:
-        """Features of the hidden state."""
-        return int(weights[1].meta["val"].shape[1])
-
-    def cells(self, weights: list[Node]) -> int:
-        """Features of the cell."""
-        return int(weights[1].meta["val"].shape[0]) // {"lstm": 4, "gru": 3}.get(self.kind, 1)
-
-    def run(
-        self,
-        low: StepGraph,
-        weights: list[Node],
-        entries: list[Node],
-        h: Node,
-        c: Node | None,
-        keep: Callable[[int, Node, Node], Node] | None = None,
-    ) -> tuple[list[Node], list[list[Node]]]:
-        """One layer over entries: its outputs, and its states after each. ``keep`` says which entries change these."""
-        bias_ih, bias_hh = (weights[2], weights[3]) if self.has_bias else (None, None)
-        projection = weights[-1] if len(weights) in (3, 5) else None
-        outs, finals = [], []
-        for i, x in enumerate(entries):
-            gates_x = low.call(aten.linear.default, x, weights[0], bias_ih)
-            gates_h = low.call(aten.linear.default, h, weights[1], bias_hh)
-            old = (h, c)
-            h, c = _CELLS[self.kind](low, gates_x, gates_h, h, c, self.cells(weights))
-            if projection is not None:
-                h = low.call(aten.linear.default, h, projection)
-            if keep is not None:
-                h = keep(i, h, old[0])
-                c = keep(i, c, old[1]) if c is not None and old[1] is not None else None
-            outs.append(h)
-            finals.append([h] if c is None else [h, c])
-        return outs, finals
-
-
-def _chunk(low: StepGraph, x: Node, index: int, size: int) -> Node:
-    return low.call(aten.slice.Tensor, x, 1, index * size, (index + 1) * size)
-
-
-Cell = Callable[[StepGraph, Node, Node, Node, Node | None, int], tuple[Node, Node | None]]
-
-
-def _lstm(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, Node]:
-    gates = low.call(aten.add.Tensor, gx, gh)
-    i, f, o = (low.call(aten.sigmoid.default, _chunk(low, gates, n, size)) for n in (0, 1, 3))
-    g = low.call(aten.tanh.default, _chunk(low, gates, 2, size))
-    c = low.call(aten.add.Tensor, low.call(aten.mul.Tensor, f, c), low.call(aten.mul.Tensor, i, g))
-    return low.call(aten.mul.Tensor, o, low.call(aten.tanh.default, c)), c
-
-
-def _gru(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, None]:
-    r, z = (
-        low.call(aten.sigmoid.default, low.call(aten.add.Tensor, _chunk(low, gx, n, size), _chunk(low, gh, n, size)))
-        for n in (0, 1)
-    )
-    new = low.call(aten.mul.Tensor, r, _chunk(low, gh, 2, size))
-    new = low.call(aten.tanh.default, low.call(aten.add.Tensor, _chunk(low, gx, 2, size), new))
-    old = low.call(aten.mul.Tensor, z, low.call(aten.sub.Tensor, h, new))
-    return low.call(aten.add.Tensor, new, old), None
-
-
-def _rnn(activation: OpOverload) -> Cell:
-    def cell(low: StepGraph, gx: Node, gh: Node, h: Node, c: Node | None, size: int) -> tuple[Node, None]:
-        return low.call(activation, low.call(aten.add.Tensor, gx, gh)), None
-
-    return cell
-
-
-_CELLS: dict[str, Cell] = {
-    "lstm": _lstm,
-    "gru": _gru,
-    "rnn_tanh": _rnn(aten.tanh.default),
-    "rnn_relu": _rnn(aten.relu.default),
-}
+    return all(constant_of(h).fill == 0 for h in _hidden(node))
 
 
 @register(aten.cumsum.default)
@@ -294,7 +244,7 @@ class Item(Rule):
         if not isinstance(rule, Recurrent) or not isinstance(index, int):
             raise LayoutLost
         layout = rule.layouts(source)[index]
-        return layout.without(TIME) if index else layout
+        return layout.without(TIME) if index and not rule.over_rows(source) else layout
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         source, index = node.args[0], node.args[1]

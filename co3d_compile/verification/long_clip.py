@@ -21,7 +21,18 @@ from torch.utils import _pytree as pytree
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
-from co3d_compile.verification.resized_arguments import SCATTERS, VIEWS, Resize, call, resized, scatter
+from co3d_compile.verification.resized_arguments import (
+    SCATTERS,
+    VIEWS,
+    Resize,
+    as_many,
+    banded,
+    call,
+    filled,
+    for_rows,
+    resized,
+    scatter,
+)
 from co3d_compile.verification.time_claims import (
     NOTHING,
     Arguments,
@@ -33,6 +44,7 @@ from co3d_compile.verification.time_claims import (
     is_recurrent,
     is_single,
     is_window,
+    runs_over_time,
 )
 
 aten = torch.ops.aten
@@ -170,16 +182,17 @@ class LongClip(Interpreter):
     def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
         constant = self._constant(n, args, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
-        if together or torch.Tag.pointwise in getattr(n.target, "tags", ()):
+        if together or _pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
         if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
-            args = (_filled(n, args[0], claim.place.dim), *args[1:])
+            args = (filled(n, args[0], claim.place.dim), *args[1:])
         if n.target is aten.scaled_dot_product_attention.default and len(args) > 3 and args[3] is not None:
-            args = (*args[:3], _banded(args[3], args[0].shape[-2]), *args[4:])
-        if is_recurrent(n):
+            args = (*args[:3], banded(args[3], args[0].shape[-2]), *args[4:])
+        args = for_rows(n, args) if is_recurrent(n) else args
+        if is_recurrent(n) and runs_over_time(n, self.claims):
             return self._recurrent(n, args, kwargs)
         result = self._apply(n, args, kwargs)
         if isinstance(result, (tuple, list)):
@@ -207,7 +220,7 @@ class LongClip(Interpreter):
         right = stream.value.dim() - place.dim
         entries = stream.value.shape[place.dim]
         if not place.alone:
-            return _as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
+            return as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
         if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
             return v
         if place.size == 1:
@@ -295,7 +308,7 @@ class LongClip(Interpreter):
         streams = [v for v in leaves if isinstance(v, Stream)]
         totals = [len(v.values) for v in leaves if isinstance(v, Entries)]
         place = streams[0].claim.place if streams and totals else None
-        right = streams[0].value.dim() - place.dim if place is not None and place.alone else 0
+        right = streams[0].value.dim() - place.dim if place is not None and place.alone and _pointwise(n) else 0
 
         def operand(v: Value, i: int) -> Value:
             if isinstance(v, Stream):
@@ -351,43 +364,15 @@ def _one_by_one(n: Node, args: Arguments) -> bool:
     return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
 
 
+def _pointwise(n: Node) -> bool:
+    return torch.Tag.pointwise in getattr(n.target, "tags", ())
+
+
 def _beside(n: Node, claim: Claim) -> bool:
     """Whether it concatenates tensors over another dim than time."""
     if n.target is not aten.cat.default or claim.place is None:
         return False
     return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim
-
-
-def _filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
-    """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
-    assert isinstance(n.args[0], (list, tuple))
-    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0] if isinstance(p, Node)]
-    longest = sizes.index(max(sizes))
-
-    def cut(i: int, part: Tensor, size: int) -> Tensor:
-        begin = 0 if i < longest else part.shape[dim] - size
-        return part if i == longest or part.shape[dim] <= size else part.narrow(dim, begin, size)
-
-    return [cut(i, part, size) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))]
-
-
-def _as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
-    """A constant that is the same for all frames of the clip, folded into another dim, for as many as there are."""
-    if dim < 0 or v.shape[dim] != clip or clip == entries or not bool((v == v.narrow(dim, 0, 1)).all()):
-        return v
-    return v.narrow(dim, 0, 1).repeat_interleave(entries, dim)
-
-
-def _banded(mask: Tensor, entries: int) -> Tensor:
-    """A mask that depends on the distance of two entries alone, for more of them."""
-    if mask.shape[-2:] == (entries, entries):
-        return mask
-    if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):
-        raise NoReference("a mask differs over time")
-    line = torch.cat([mask[..., 0, :].flip(-1), mask[..., 1:, 0]], -1)  # from all later ones to all earlier ones
-    newest = mask.shape[-1] - 1
-    index = torch.arange(entries)
-    return line[..., (index[:, None] - index[None, :]).clamp(-newest, newest) + newest]
 
 
 def _unknown(x: Tensor) -> Tensor:

@@ -81,6 +81,17 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
     return call(r.node, args, kwargs)
 
 
+def for_rows(n: Node, args: Arguments) -> Arguments:
+    """The arguments of a recurrent layer, with a state for each row that its input has."""
+    x, hidden, *rest = args
+    rows = x.shape[0 if n.args[8] else 1]
+
+    def grown(state: Tensor) -> Tensor:
+        return _grown(state, 1, rows - state.shape[1]) if state.shape[1] < rows else state
+
+    return (x, grown(hidden) if isinstance(hidden, Tensor) else [grown(h) for h in hidden], *rest)
+
+
 def _view(r: Resize, x: Tensor, sizes: Sequence[int]) -> Tensor:
     after = r.after.layout
     if r.clip != r.actual and after is not None and after.time is not None and after.time.size == r.clip:
@@ -171,3 +182,35 @@ def _grown(x: Tensor, dim: int, by: int) -> Tensor:
     if not bool((x == one).all()):
         raise NoReference("a constant differs over time")
     return torch.cat([x, one.expand([by if d == dim else s for d, s in enumerate(x.shape)])], dim)
+
+
+def filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
+    """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
+    assert isinstance(n.args[0], (list, tuple))
+    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0] if isinstance(p, Node)]
+    longest = sizes.index(max(sizes))
+
+    def cut(i: int, part: Tensor, size: int) -> Tensor:
+        begin = 0 if i < longest else part.shape[dim] - size
+        return part if i == longest or part.shape[dim] <= size else part.narrow(dim, begin, size)
+
+    return [cut(i, part, size) for i, (part, size) in enumerate(zip(parts, sizes, strict=True))]
+
+
+def as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
+    """A constant that is the same for all frames of the clip, folded into another dim, for as many as there are."""
+    if dim < 0 or v.shape[dim] != clip or clip == entries or not bool((v == v.narrow(dim, 0, 1)).all()):
+        return v
+    return v.narrow(dim, 0, 1).repeat_interleave(entries, dim)
+
+
+def banded(mask: Tensor, entries: int) -> Tensor:
+    """A mask that depends on the distance of two entries alone, for more of them."""
+    if mask.shape[-2:] == (entries, entries):
+        return mask
+    if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):
+        raise NoReference("a mask differs over time")
+    line = torch.cat([mask[..., 0, :].flip(-1), mask[..., 1:, 0]], -1)  # from all later ones to all earlier ones
+    newest = mask.shape[-1] - 1
+    index = torch.arange(entries)
+    return line[..., (index[:, None] - index[None, :]).clamp(-newest, newest) + newest]

@@ -127,10 +127,18 @@ def is_recurrent(n: Node) -> bool:
     return str(n.target).startswith(RECURRENT)
 
 
+def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
+    """Whether time is the sequence of a recurrent layer, and not among its rows."""
+    x, batch_first = n.args[0], n.args[8]
+    assert isinstance(x, Node)
+    place = claim_of(x, claims).place
+    return place is not None and place.alone and place.dim == (1 if batch_first else 0)
+
+
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
     """Whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
     if is_recurrent(n):
-        return claim_of(n, claims).kind is Kind.STREAM
+        return claim_of(n, claims).kind is Kind.STREAM and runs_over_time(n, claims)
     if n.target is not aten.cumsum.default:
         return False
     x, dim = n.args[:2]

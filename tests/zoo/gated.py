@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Entry, Reference, Window, long_clip, randomise
-from .gates import ScopedPool, gated, gated_split
+from .gates import ScopedPool, gated, gated_split, newest_mean
 
 
 class Mean(nn.Module):
@@ -138,6 +139,42 @@ class _MoViTrunk(nn.Module):
         return self.blocks(F.hardswish(self.stem(x)))
 
 
+class AdaptiveGraph(nn.Module):
+    """CTR-GCN's: a mean over time makes a graph of the joints for each channel; every frame is multiplied by it."""
+
+    def __init__(self, how: str, window: int = 0) -> None:
+        super().__init__()
+        self.how, self.window = how, window
+        self.q, self.v = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def scoped(self, window: int) -> nn.Module:
+        result = copy.deepcopy(self)
+        result.window = window
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = self.q(x), self.v(x)
+        q = newest_mean(q, self.window) if self.window else q.mean(2)
+        graph = torch.tanh(q.unsqueeze(-1) - q.unsqueeze(-2))
+        if self.window:
+            return torch.einsum("nctuv,nctv->nctu", graph, v)
+        if self.how == "einsum":
+            return torch.einsum("ncuv,nctv->nctu", graph, v)
+        return torch.matmul(v, graph.transpose(2, 3))
+
+
+class SkeletonNet(nn.Module):
+    """Temporal convolutions over joints around a graph."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv1, self.graph = nn.Conv2d(3, 4, (3, 1), padding=(1, 0)), AdaptiveGraph(how)
+        self.conv2 = nn.Conv2d(4, 4, (3, 1), padding=(1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.graph(self.conv1(x))))
+
+
 class CumulativeAverage(nn.Module):
     """Mean over all entries so far, as MoViNet's stream buffer and causal global pools compute it."""
 
@@ -159,13 +196,13 @@ def _build(factory: Any, shape: tuple[int, ...]) -> Any:
 _VIDEO = (1, 3, 6, 6, 6)
 
 
-def _in_scopes(name: str, factory: Any) -> list[Entry]:
-    """One network in the scopes frame, window and recompute."""
-    build = _build(factory, _VIDEO)
+def _in_scopes(name: str, factory: Any, shape: tuple[int, ...] = _VIDEO) -> list[Entry]:
+    """One network in the scopes frame and window."""
+    build = _build(factory, shape)
     entries = []
-    for scope, window in (("frame", 1), ("window", _VIDEO[2])):
+    for scope, window in (("frame", 1), ("window", shape[2])):
         options = {"pool_scope": scope}
-        entries.append(Entry(f"{name}-{scope}", build, (_VIDEO,), options=options, reference=gated(window)))
+        entries.append(Entry(f"{name}-{scope}", build, (shape,), options=options, reference=gated(window)))
     return entries
 
 
@@ -198,6 +235,11 @@ GATED = (
         entry
         for kind in ("group", "instance", "instance_affine")
         for entry in _in_scopes(f"{kind}_norm", lambda kind=kind: NormNet(kind))
+    ),
+    *(
+        entry
+        for how in ("matmul", "einsum")
+        for entry in _in_scopes(f"graph_{how}", lambda how=how: SkeletonNet(how), (1, 3, 6, 5))
     ),
     _recompute("se_mean", lambda: GatedNet("mean")),
     _recompute("group_norm", lambda: NormNet("group")),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from .attention import ATTENTION, RECURRENT
 from .convnets import CONVNETS
+from .dual_path import DUAL_PATH
 from .gated import GATED
 from .sequences import SEQUENCES
 from .slices import SLICES
 from .styles import STYLES
 
-SMALL = {entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *GATED, *SLICES, *STYLES)}
+SMALL = {
+    entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *GATED, *SLICES, *STYLES)
+}
