@@ -13,11 +13,11 @@ from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Own, fact_of, is_stream, kernel_of, own_of
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.matmul import Attention
 from co3d_compile.rules.pool import Pool
 from co3d_compile.rules.resample import Upsample
+from co3d_compile.rules.spreading import SpreadingRule
 
 
 class Continual(Pass):
@@ -46,7 +46,7 @@ class Continual(Pass):
             self._hold(program, node)
         elif isinstance(rule, Attention):
             return self._attention(program, node, rule)
-        elif isinstance(rule, (TransposedConvolution, Upsample)):
+        elif isinstance(rule, (SpreadingRule, Upsample)):
             return self._upsampling(program, node, rule)
         elif own_of(node).slides is not None:
             self._slide(program, self._split_pool(program, node, rule) if isinstance(rule, Pool) else node)
@@ -61,9 +61,9 @@ class Continual(Pass):
             program.record(node, "operand held back")
         replace(node, delay(program, node, x, late) if late else x)
 
-    def _upsampling(self, program: Program, node: Node, rule: TransposedConvolution | Upsample) -> bool:
+    def _upsampling(self, program: Program, node: Node, rule: SpreadingRule | Upsample) -> bool:
         x = operand(node)
-        if isinstance(rule, TransposedConvolution) and rule.axis(node) is None:
+        if isinstance(rule, SpreadingRule) and rule.spread(node) is None:
             return False
         past = rule.past(node)
         if past:

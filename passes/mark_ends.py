@@ -21,10 +21,10 @@ from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
 from co3d_compile.rules import rule_for
-from co3d_compile.rules.conv import TransposedConvolution
 from co3d_compile.rules.edge_copies import reads_copies
 from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.resample import Upsample
+from co3d_compile.rules.spreading import SpreadingRule
 
 
 class MarkEnds(Pass):
@@ -81,7 +81,7 @@ class MarkEnds(Pass):
             wanted = [v if read and v != EDGE else None for read, v in zip(reads, (front, back), strict=True)]
             if wanted != [None, None]:
                 self._mark(program, node, *wanted)
-        elif isinstance(rule, TransposedConvolution) and rule.axis(node) is not None:
+        elif isinstance(rule, SpreadingRule) and rule.spread(node) is not None:
             self._mark(program, node, 0.0, 0.0)
         elif isinstance(rule, Upsample) and rule.past(node):
             self._mark(program, node, EDGE, EDGE)

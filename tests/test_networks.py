@@ -55,6 +55,7 @@ BATCHES = (
     *("transformer", "causal_attention", "cnn_bilstm", "group_norm-frame", "gate_beside-frame", "frame_by_frame"),
     *("shift_in_place", "norms_of_frames", "attention_grouped", "recurrent_both", "dual_path"),
     *("rows_lstm", "rows_learned", "graph_einsum-frame"),
+    *("fold", "fold_upright", "subframes", "fold_per_frame"),
 )
 
 
@@ -79,6 +80,10 @@ BOUNDARY = (
     "moving_average",
     "rows_lstm",
     "rows_given",
+    "fold_padded",
+    "fold_upright",
+    "subframes",
+    "index_put",
 )
 BOUNDARY_CLIP = ("frame_by_frame", "p3d", "densenet3d", "resnext3d", "st_gcn", "two_heads", "audio_visual")
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
+from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
@@ -360,5 +361,6 @@ GATHERS: dict[Any, Any] = {
     aten.index.Tensor: _gather,
     aten.index_select.default: _index_select,
     aten.bmm.default: _bmm,
+    **OVERLAPS,
 }
 """Run after constants are computed, since these need them."""

@@ -217,6 +217,39 @@ class ConvArgs(SlidingArgs):
         node.kwargs = {}
 
 
+@dataclass(frozen=True)
+class FoldArgs:
+    """The arguments of ``col2im``, two numbers each; ``blocks`` is how many columns there are along each dim."""
+
+    size: list[int]
+    kernel: list[int]
+    dilation: list[int]
+    padding: list[int]
+    stride: list[int]
+
+    @staticmethod
+    def of(node: Node) -> FoldArgs:
+        given = Arguments(node)
+        names = ("output_size", "kernel_size", "dilation", "padding", "stride")
+        return FoldArgs(*(given.integers(name, 2) for name in names))
+
+    @property
+    def blocks(self) -> list[int]:
+        return [(self.size[a] - self._least(a, 1)) // self.stride[a] + 1 for a in range(2)]
+
+    def _least(self, a: int, blocks: int) -> int:
+        """The size that so many columns have along a dim."""
+        return (blocks - 1) * self.stride[a] - 2 * self.padding[a] + self.dilation[a] * (self.kernel[a] - 1) + 1
+
+    def along(self, a: int) -> tuple[int, int, int, int]:
+        """Kernel, stride, padding and dilation along a dim."""
+        return self.kernel[a], self.stride[a], self.padding[a], self.dilation[a]
+
+    def more(self, a: int) -> int:
+        """Entries behind those that the last column adds to."""
+        return self.size[a] - self._least(a, self.blocks[a])
+
+
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:
     """Operand, dim, start, end and step of a slice, all non-negative."""
     x = operand(node)

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import ConvArgs
+from co3d_compile.ir.aten_operators import ConvArgs, FoldArgs
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.node_reading import shape_of
-from co3d_compile.ir.time_facts import Fact, fact_of, known
-from co3d_compile.rules.base import Rule, refuse_dense, register
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.time_facts import fact_of, known
+from co3d_compile.rules.base import register
 from co3d_compile.rules.sliding import KernelRule
+from co3d_compile.rules.spreading import Spread, SpreadingRule
 from co3d_compile.step_graph.convolution_forms import TapConvolution, choose, pairs
 from co3d_compile.step_graph.step_graph import StepGraph
 
@@ -75,12 +76,15 @@ class Convolution(KernelRule):
 
 
 @register(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-class TransposedConvolution(Rule):
-    """y[o] = sum over i, j with o = i*s + j*d - p of w[j] x[i]: each new entry adds to ``s`` new outputs."""
+class TransposedConvolution(SpreadingRule):
+    """y[o] = sum over i, j with o = i*s + j*d - p of w[j] x[i]."""
 
-    def axis(self, node: Node) -> int | None:
-        """The spatial axis that is time alone, or None."""
-        return ConvArgs.of(node).axis
+    def spread(self, node: Node) -> Spread | None:
+        conv = ConvArgs.of(node)
+        a = conv.axis
+        if a is None:
+            return None
+        return Spread(conv.kernel[a], conv.stride[a], conv.padding[a], conv.dilation[a], conv.output_padding[a])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         conv = ConvArgs.of(node)
@@ -90,39 +94,59 @@ class TransposedConvolution(Rule):
         conv = ConvArgs.of(node)
         return known(conv.x).sized(shape_of(node), range(conv.first - 1, conv.first + conv.dims))
 
-    def flow(self, node: Node) -> Fact:
-        fact, conv = super().flow(node), ConvArgs.of(node)
-        a = conv.axis
-        if a is None:
-            return fact
-        s, p, d = conv.stride[a], conv.padding[a], conv.dilation[a]
-        if s > 1:
-            refuse_dense(node)
-        length = (fact.length - 1) * s - 2 * p + d * (conv.kernel[a] - 1) + conv.output_padding[a] + 1
-        return fact.upsampled(s, p, s * fact.length - length)
-
-    def past(self, node: Node) -> int:
-        """Entries of the past that the newest outputs still need."""
+    def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
         conv = ConvArgs.of(node)
-        a = conv.axis
-        return 0 if a is None else (conv.kernel[a] - 1) * conv.dilation[a] // conv.stride[a]
+        assert conv.axis is not None
+        geometry = [[v[a] for a in conv.space] for v in (conv.stride, conv.padding, conv.output_padding, conv.dilation)]
+        weight = low.plain(conv.weight, slot=(conv.axis + 2, j))
+        return low.transposed(low.entry(conv.x, i), weight, geometry, conv.groups)
 
-    def lower(self, node: Node, low: StepGraph) -> list[Node]:
+    def finished(self, node: Node, low: StepGraph, total: Node) -> Node:
         conv = ConvArgs.of(node)
-        axis, space, total, past = conv.axis, conv.space, low.pulse(conv.x), self.past(node)
-        if axis is None:
-            return super().lower(node, low)
-        s, d, k = conv.stride[axis], conv.dilation[axis], conv.kernel[axis]
-        geometry = [[v[a] for a in space] for v in (conv.stride, conv.padding, conv.output_padding, conv.dilation)]
-        results: list[Node | None] = []
-        for o in range((total - past) * s):
-            # the output o of this step is (newest input entry, tap) with o + past * s = i * s + j * d
-            pairs = [(i, j) for j in range(k) for i in range(total) if i * s + j * d == o + past * s]
-            parts = [
-                low.transposed(low.entry(conv.x, i), low.plain(conv.weight, slot=(axis + 2, j)), geometry, conv.groups)
-                for i, j in pairs
-            ]
-            results.append(low.sum(parts) if parts else None)
-        zero = low.zeros_like(next(r for r in results if r is not None))
         bias = low.plain(conv.bias) if conv.bias is not None else None
-        return [low.add_bias(zero if r is None else r, bias, len(space)) for r in results]
+        return low.add_bias(total, bias, len(conv.space))
+
+
+@register(aten.col2im.default)
+class Fold(SpreadingRule):
+    """``fold``: columns that are added where they overlap. Over time a column is an entry: overlap-and-add."""
+
+    def axis(self, node: Node) -> int | None:
+        """Which of the two dims that the columns walk through is time, or None."""
+        fold, place = FoldArgs.of(node), known(operand(node)).time
+        if place is None or place.dim != 2 or rank_of(operand(node)) != 3:
+            return None
+        if place.outer == 1 and place.inner == fold.blocks[1] and (fold.blocks[0] > 1 or fold.blocks[1] > 1):
+            return 0
+        return 1 if place.outer == fold.blocks[0] and place.inner == 1 else None
+
+    def spread(self, node: Node) -> Spread | None:
+        fold, a = FoldArgs.of(node), self.axis(node)
+        return None if a is None else Spread(*fold.along(a), fold.more(a))
+
+    def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
+        x = operand(node)
+        return [(x, [rank_of(x) - 2, *([rank_of(x) - 1] if self.axis(node) is None else [])])]
+
+    def layout(self, node: Node) -> Layout:
+        x, shape, a = known(operand(node)), shape_of(node), self.axis(node)
+        ends = [() if size == 1 else (Axis("", size),) for size in shape[-3:]]
+        if a is not None:
+            ends[1 + a] = (Axis(TIME, shape[-2 + a]),)
+        return Layout((*x.dims[:-2], *ends))
+
+    def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
+        fold, a = FoldArgs.of(node), self.axis(node)
+        assert a is not None
+        x, other, channels = low.whole_entry(operand(node), i), 1 - a, shape_of(node)[-3]
+        blocks, size, taps = fold.blocks[other], fold.size[other], fold.kernel[other]
+        x = low.call(aten.reshape.default, x, [-1, channels, *fold.kernel, blocks])
+        x = low.call(aten.select.int, x, 2 + a, j)
+        if (taps, blocks) != (1, size) or fold.padding[other]:
+            x = low.call(aten.reshape.default, x, [-1, channels * taps, blocks])
+            geometry = [[1, taps], [1, fold.dilation[other]], [0, fold.padding[other]], [1, fold.stride[other]]]
+            x = low.call(aten.col2im.default, x, [1, size], *geometry)
+        return low.call(aten.reshape.default, x, [-1, channels, size])
+
+    def reason(self, node: Node) -> str:
+        return "time is folded into the columns or their features"

@@ -76,6 +76,11 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
         sizes = list(rest[0])
         sizes[r.dim - 2] = sizes[r.dim - 2] * r.actual // r.clip
         return call(r.node, (x, sizes, *rest[1:]), kwargs)
+    before, after = r.before.place, r.after.place
+    if target is aten.col2im.default and before is not None and after is not None and before.dim == x.dim() - 1:
+        sizes, along = list(rest[0]), after.dim - x.dim() + 1
+        sizes[along] += (r.actual - r.clip) * rest[4][along]
+        return call(r.node, (x, sizes, *rest[1:]), kwargs)
     if "_pool" in name:
         return call(r.node, (x, *_pool(r, x, name, rest)), kwargs)
     return call(r.node, args, kwargs)

@@ -6,10 +6,10 @@ from .attention import ATTENTION, RECURRENT
 from .convnets import CONVNETS
 from .dual_path import DUAL_PATH
 from .gated import GATED
+from .overlaps import OVERLAPS
 from .sequences import SEQUENCES
 from .slices import SLICES
 from .styles import STYLES
 
-SMALL = {
-    entry.name: entry for entry in (*CONVNETS, *SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *GATED, *SLICES, *STYLES)
-}
+_SEQUENCES = (*SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *OVERLAPS)
+SMALL = {entry.name: entry for entry in (*CONVNETS, *_SEQUENCES, *GATED, *SLICES, *STYLES)}
