@@ -18,7 +18,7 @@ Examples:
 
 {EXIT_CODES}"""
 
-NAMES = ("run", "inspect", "verify", "bench", "export", "serve", "doctor")
+NAMES = ("run", "inspect", "verify", "compare", "bench", "export", "serve", "doctor")
 # What people type that is a command of another name.
 OTHERS = {"compile": "Did you mean co3d-compile?", "help": "Did you mean co3d --help?"}
 

@@ -12,6 +12,7 @@ from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.media.class_labels import clean_labels
 from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.readable_numbers import did_you_mean
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 
@@ -38,6 +39,20 @@ def best_classes(scores: npt.NDArray[np.float32], labels: Sequence[str], count: 
 def label_of(labels: Sequence[str], index: int) -> str:
     """The name of a class, or its number."""
     return labels[index] if index < len(labels) else str(index)
+
+
+def find_class(name: str | int, count: int, labels: Sequence[str]) -> int:
+    """The number of a class that is given by its name or number.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name in labels:
+        return labels.index(str(name))
+    if str(name).isascii() and str(name).isdigit() and int(name) < count:
+        return int(name)
+    hint = did_you_mean(str(name), labels) or f"It has {count} classes."
+    raise UsageError(f"The model has no class {name!r}.", hint=hint)
 
 
 class ClassScores:

@@ -10,9 +10,8 @@ from typing import TypeAlias
 import numpy as np
 
 from co3d_compile.errors import UsageError
-from co3d_compile.media.class_scores import label_of
+from co3d_compile.media.class_scores import find_class, label_of
 from co3d_compile.media.predictor import Prediction
-from co3d_compile.support.readable_numbers import did_you_mean
 
 Thresholds: TypeAlias = float | tuple[float, float]
 """The score at which an event begins, or this one and the score below which it ends."""
@@ -121,7 +120,7 @@ class EventFinder:
         count, self._labels = len(prediction.scores), prediction.labels
         pairs = [self._every if self._all else (math.inf, math.inf)] * count
         for name, pair in self._given.items():
-            pairs[_class(name, count, self._labels)] = pair
+            pairs[find_class(name, count, self._labels)] = pair
         self._on, self._off = np.array(pairs).T
 
     def _follow(self, index: int, score: float, seconds: float) -> list[Event]:
@@ -201,13 +200,3 @@ def _pair(thresholds: Thresholds) -> tuple[float, float]:
     if not (math.isfinite(on) and math.isfinite(off) and off <= on):
         raise UsageError(f"An event cannot begin at a score of {on} and end below {off}.", hint="off is at most on.")
     return float(on), float(off)
-
-
-def _class(name: str | int, count: int, labels: Sequence[str]) -> int:
-    """The number of a class."""
-    if name in labels:
-        return labels.index(str(name))
-    if str(name).isascii() and str(name).isdigit() and int(name) < count:
-        return int(name)
-    hint = did_you_mean(str(name), labels) or f"It has {count} classes."
-    raise UsageError(f"The model has no class {name!r}.", hint=hint)

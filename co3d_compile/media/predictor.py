@@ -84,7 +84,7 @@ class Predictor:
 
     Attributes:
         info: The contract in the file.
-        output: The output that is read, as the contract describes it.
+        output, scores: The output that is read, as the contract describes it, and what makes scores of it.
         preprocess: One for each input of the model.
         frames: Frames that the model took.
         repeated: How many of these were given twice or more, as the video has fewer frames than the model's rate.
@@ -129,6 +129,11 @@ class Predictor:
     @property
     def preprocess(self) -> list[Preprocess]:
         return self._feed.pictures.preprocess
+
+    @property
+    def scores(self) -> ClassScores:
+        """What makes scores of that output."""
+        return self._scores
 
     @property
     def output(self) -> OutputSpec:

@@ -18,19 +18,20 @@ from co3d_compile.support.install_hint import install_command
 if TYPE_CHECKING:
     from co3d_compile.verification.findings import StepError
 
-FORMATS = (".svg", ".png", ".html")
+PICTURES = (".svg", ".png")
+FORMATS = (*PICTURES, ".html")
 LEAST = 1e-9  # standard deviations: what is below is drawn there
 
 
-def check_plot(path: str | os.PathLike[str]) -> Path:
+def check_plot(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> Path:
     """The path, if a plot can be written under such a name.
 
     Raises:
         UsageError: Another kind of file. Co3dError: matplotlib is missing.
     """
     target = Path(path)
-    if target.suffix.lower() not in FORMATS:
-        raise UsageError(f"{target} is no name for a plot.", hint=f"It must end with {', '.join(FORMATS)}.")
+    if target.suffix.lower() not in formats:
+        raise UsageError(f"{target} is no name for a plot.", hint=f"It must end with {', '.join(formats)}.")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -113,4 +114,4 @@ def _page(title: str, errors: tuple[StepError, ...], tolerance: float, said: Seq
     return text.encode()
 
 
-__all__ = ["check_plot", "runs", "save_plot"]
+__all__ = ["PICTURES", "check_plot", "runs", "save_plot"]

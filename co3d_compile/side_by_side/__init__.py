@@ -1,0 +1,1 @@
+"""The stream beside the sliding window, on a video: agreement, accuracy, milliseconds."""
