@@ -24,7 +24,13 @@ from co3d_compile.bench.bench_model import bench
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS, Network
 
-SIDES = ("clip", "openvino", "step", "renamed", "native", "floor")  # bench leaves out what is not installed
+SIDES = ("clip", "openvino", "openvino32", "step", "plain", "floor")  # bench leaves out what is not installed
+# What a step must reach: at least so many times faster than the first, at most so many times slower than the floor.
+BARS = {
+    "x3d_s": {"clip/step": 22, "openvino/step": 4.6, "peer/step": 6, "step/floor": 1.55},
+    "x3d_m": {"clip/step": 30, "openvino/step": 8, "peer/step": 6, "step/floor": 1.77},
+    "x3d_l": {"clip/step": 25, "peer/step": 6, "step/floor": 1.82},
+}
 console = Console(stderr=True, highlight=False)
 
 
@@ -86,12 +92,22 @@ def show(rows: list[dict[str, Any]]) -> None:
     out = Console(highlight=False)
     out.width = max(out.width, 200)  # a log or pipe has no width
     out.print(table)
+    for row in rows:
+        for ratio, bar in BARS.get(row["network"], {}).items():
+            out.print(f"{row['network']} {ratio}: {verdict(ratio, row['ratios'].get(ratio), bar)}")
     box = rows[0]["machine"]
     out.print(
         f"Milliseconds per frame: median, and half the distance of the quartiles, over {rows[0]['rounds']} alternating "
         f"rounds. {box['cpu']}, {box['threads']} threads; "
         + ", ".join(f"{name} {number}" for name, number in box["versions"].items())
     )
+
+
+def verdict(ratio: str, reached: float | None, bar: float) -> str:
+    if reached is None:
+        return "not measured"
+    good = reached <= bar if ratio.endswith("/floor") else reached >= bar
+    return f"{reached:.2f}, the bar is {bar}: {'reached' if good else 'MISSED'}"
 
 
 def spread(side: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ By module, for a model of your own: `co3d run --profile` and `co3d inspect --pro
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
 import warnings
@@ -21,8 +20,8 @@ from rich.table import Table
 
 import co3d_compile as co3d
 from co3d_compile.bench.one_tap_floor import floor_passes
-from co3d_compile.errors import UnsupportedError
 from co3d_compile.report.profile_times import KernelTimes, read_times
+from co3d_compile.runtime.running_model import Layout
 from co3d_compile.support.machine import cpu_name
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -42,29 +41,27 @@ def main() -> None:
     console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory() as folder, console.status(args.network) as status:
         times = {}
-        for form, compiled in forms(args.network).items():
+        for form, (compiled, layout) in forms(args.network).items():
             status.update(f"{args.network}: {form}")
-            times[form] = profiled(compiled, Path(folder, f"{form}.onnx"), args.threads)
+            times[form] = profiled(compiled, layout, Path(folder, f"{form}.onnx"), args.threads)
     show(times)
     Console(highlight=False).print(f"Milliseconds of one step. {cpu_name()}, {args.threads} threads.")
 
 
-def forms(name: str) -> dict[str, co3d.CompiledModel]:
+def forms(name: str) -> dict[str, tuple[co3d.CompiledModel, Layout]]:
     """The forms that bench_clip_vs_step.py times."""
     torch.manual_seed(0)
     network = NETWORKS[name]
     module, clip = network.build().eval(), (torch.zeros(network.clip_shape),)
-    renamed = co3d.compile(module, clip, state_io="renamed")
-    found = {"step": co3d.compile(module, clip), "renamed": renamed}
-    with contextlib.suppress(UnsupportedError):  # there is no blocked layout on this machine
-        found["native"] = renamed.to_native()
-    return {**found, "floor": co3d.compile(module, clip, window=1, passes=floor_passes())}
+    compiled = co3d.compile(module, clip)
+    floor = co3d.compile(module, clip, window=1, passes=floor_passes())
+    return {"step": (compiled, "auto"), "plain": (compiled, "plain"), "floor": (floor, "auto")}
 
 
-def profiled(compiled: co3d.CompiledModel, path: Path, threads: int) -> KernelTimes:
+def profiled(compiled: co3d.CompiledModel, layout: Layout, path: Path, threads: int) -> KernelTimes:
     compiled.save(path)
     profile = path.with_suffix(".json")
-    with co3d.StreamSession(path, threads=threads, profile=profile) as session:
+    with co3d.StreamSession(path, threads=threads, profile=profile, layout=layout) as session:
         frames = noise(session)
         for _ in range(STEPS):
             session.step(frames)

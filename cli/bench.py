@@ -74,7 +74,7 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
     \b
     Examples:
       co3d bench model.pt2
-      co3d bench model.pt2 --sides clip,step,native --rounds 10 --chart times.svg
+      co3d bench model.pt2 --sides clip,step,floor --rounds 10 --chart times.svg
       co3d bench model.onnx --threads 4
     """
     keep_apart([chart], model=model, weights=options["weights"])
@@ -131,6 +131,7 @@ def _show(result: Report) -> None:
     box, left_out = result["machine"], result["left_out"]
     why = {text: [name for name, reason in left_out.items() if reason == text] for text in left_out.values()}
     facts = facts_table(
+        ("Over the fastest clip", _times(result["ratios"].get("fastest clip/step"))),
         ("Multiply-adds", result.get("work")),
         ("State", bytes_text(result["state_bytes"]) if "work" in result else None),
         *((f"No {join(names)}", text) for text, names in why.items()),
@@ -139,6 +140,10 @@ def _show(result: Report) -> None:
         ("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s"),
     )
     show(stdout(), rows, facts)
+
+
+def _times(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.1f}x"
 
 
 def _drawing(chart: Path | None) -> Output | None:
@@ -161,9 +166,7 @@ def _draw(result: Report, file: Path) -> None:
     medians = [result["sides"][name]["median"] for name in names]
     figure = Figure(figsize=(7, 0.6 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(
-        names, medians, color=["#3b82c4" if n in ("step", "renamed", "native") else "#9aa0a8" for n in names]
-    )
+    bars = axes.barh(names, medians, color=["#3b82c4" if n in COMPILED else "#9aa0a8" for n in names])
     axes.bar_label(bars, [f"{value:.1f}" for value in medians], padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per frame")

@@ -85,6 +85,14 @@ FILE = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
 verbose_option = option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")
+plain_option = option(
+    "--plain",
+    "layout",
+    flag_value="plain",
+    default="auto",
+    group=OTHER,
+    help="Run the file as it is, and not in the layout of this machine's kernels where that is faster.",
+)
 json_option = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print the report as JSON.")
 version_option = click.version_option(__version__, "--version", message="co3d-compile %(version)s", cls=Option)
 

@@ -21,6 +21,7 @@ from co3d_compile.cli.common import (
     json_option,
     on_signals,
     option,
+    plain_option,
     print_json,
     stdout,
     verbose_option,
@@ -142,6 +143,7 @@ Exit codes:
     metavar="NAME",
     help="ONNX Runtime execution provider, by falling priority. [default: CPUExecutionProvider]",
 )
+@plain_option
 @json_option
 @verbose_option
 def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
@@ -229,6 +231,7 @@ def _predictor(model: Path, options: Options) -> Predictor:
         threads=options["threads"],
         profile=options["profile"],
         finite="reset",
+        layout=options["layout"],
     )
 
 

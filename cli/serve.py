@@ -25,6 +25,7 @@ from co3d_compile.cli.common import (
     Stopped,
     json_option,
     option,
+    plain_option,
     print_json,
     stdout,
     stoppable,
@@ -91,6 +92,7 @@ def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS,
 @option("--token-file", type=FILE, group=LIMITS, metavar="FILE",
         help="A file with the token that every request must carry. [default: the variable CO3D_TOKEN, or none]",
 )  # fmt: skip
+@plain_option
 @json_option
 @verbose_option
 def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 
 import pytest
@@ -15,6 +18,8 @@ from co3d_compile.analysis import promises
 
 torch.set_num_threads(1)
 promises.always = True
+os.environ["CO3D_CACHE"] = tempfile.mkdtemp(prefix="co3d-forms-")  # not the user's own
+atexit.register(shutil.rmtree, os.environ["CO3D_CACHE"], ignore_errors=True)
 os.environ["CO3D_STRICT_RULES"] = "1"  # a rule that fails is a bug to be seen (co3d_compile/rules/failures.py)
 # Exports make millions of objects that stay for long: looking through them again and again was 40 % of the time.
 gc.freeze()

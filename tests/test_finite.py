@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hand_made import CHAINS, Nodes, build, fir, frames, run
+from layouts import session_layout  # noqa: F401  all tests here run in both
 from torch import nn
 
 import co3d_compile as co3d

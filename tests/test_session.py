@@ -26,6 +26,7 @@ from hand_made import (
     pair,
     run,
 )
+from layouts import session_layout  # noqa: F401  all tests here run in both
 
 from co3d_compile.errors import Co3dError, ContractError, LoadError, SessionError, UsageError
 from co3d_compile.runtime.buffers import Buffer

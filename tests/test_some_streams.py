@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layouts import session_layout  # noqa: F401  all tests here run in both
 from zoo.small import SMALL
 
 import co3d_compile as co3d

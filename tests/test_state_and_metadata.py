@@ -28,6 +28,7 @@ from hand_made import (
     python,
     run,
 )
+from layouts import session_layout  # noqa: F401  all tests here run in both
 
 from co3d_compile.contract.model_contract import parse
 from co3d_compile.errors import ContractError, SessionError, UsageError

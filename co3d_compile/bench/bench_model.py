@@ -137,14 +137,15 @@ class _Maker:
             raise UsageError("OpenVINO is not installed.", hint=install_command("co3d-compile[openvino]"))
         return "openvino", self._clip()[1]
 
+    def _openvino32(self) -> tuple[str, Path]:
+        return "openvino32", self._openvino()[1]
+
     def _step(self) -> tuple[str, Path]:
-        return "step", self.compiled.save(self.folder / "step.onnx")
+        path = self.folder / "step.onnx"
+        return "step", path if path.exists() else self.compiled.save(path)
 
-    def _renamed(self) -> tuple[str, Path]:
-        return "step", self._as_renamed.save(self.folder / "renamed.onnx")
-
-    def _native(self) -> tuple[str, Path]:
-        return "step", self._as_renamed.to_native().save(self.folder / "native.onnx")
+    def _plain(self) -> tuple[str, Path]:
+        return "plain", self._step()[1]
 
     def _floor(self) -> tuple[str, Path]:
         options = {"window": 1, **self.options, "passes": floor_passes()}
@@ -152,10 +153,6 @@ class _Maker:
             warnings.simplefilter("ignore", Co3dWarning)  # that nothing is remembered is what a floor is for
             floor = compile(self.model, self.examples, **options)
         return "step", floor.save(self.folder / "floor.onnx")
-
-    @cached_property
-    def _as_renamed(self) -> CompiledModel:
-        return compile(self.model, self.examples, **{**self.options, "state_io": "renamed"})
 
 
 def _first_cause(error: BaseException) -> str:

@@ -114,7 +114,7 @@ def _network(layer: Layer) -> tuple[nn.Module, torch.Tensor]:
 def _session(network: nn.Module, clip: torch.Tensor, form: str, compile_layer: CompileLayer) -> StreamSession:
     with forced(form), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return StreamSession(compile_layer(network, clip))
+        return StreamSession(compile_layer(network, clip), layout="plain")
 
 
 def _milliseconds(session: StreamSession, frame: np.ndarray) -> float:

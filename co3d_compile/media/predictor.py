@@ -25,6 +25,7 @@ from co3d_compile.media.video_steps import Feed
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.finite_values import Finite
 from co3d_compile.runtime.open_model import Provider, Serializable
+from co3d_compile.runtime.running_model import Layout
 from co3d_compile.runtime.session import StreamSession
 
 
@@ -79,8 +80,8 @@ class Predictor:
         output: Name of the output to read, if the model has several.
         activation: What makes probabilities of the output: "softmax", "sigmoid" or "none"; "auto": none if the first
             result is a distribution already, else softmax (sigmoid for a single class).
-        providers, threads, profile, finite: As for ``StreamSession``. With ``finite="reset"`` the stream starts anew
-            behind a step that has spoilt it, and warms up again; that step's own predictions count as warm-up.
+        providers, threads, profile, finite, layout: As for ``StreamSession``. With ``finite="reset"`` the stream starts
+            anew behind a step that has spoilt it, and warms up again; that step's own predictions count as warm-up.
 
     Attributes:
         info: The contract in the file.
@@ -111,8 +112,11 @@ class Predictor:
         threads: int | None = None,
         profile: str | os.PathLike[str] | None = None,
         finite: Finite = "ignore",
+        layout: Layout = "auto",
     ) -> None:
-        self.session = StreamSession(model, providers=providers, threads=threads, profile=profile, finite=finite)
+        self.session = StreamSession(
+            model, providers=providers, threads=threads, profile=profile, finite=finite, layout=layout
+        )
         self.info: Contract = self.session.info
         self._feed = Feed(self.info, preprocess)
         self._scores = ClassScores(self.info, output, labels, activation)

@@ -45,6 +45,12 @@ def to_native(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
     Raises:
         UnsupportedError: ONNX Runtime has no blocked layout here.
     """
+    native, info, _ = in_native_layout(model, contract)
+    return native, info
+
+
+def in_native_layout(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract, frozenset[str]]:
+    """As ``to_native``, and the names of the states whose channels are in blocks."""
     block = block_channels()
     if block == 1:
         hint = "Compile without --native."
@@ -68,7 +74,7 @@ def to_native(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
     RemoveUnusedNodesPass()(native)
     native.metadata_props.update(model.metadata_props)
     widened = tuple(_in_blocks(s, block) if s.input in done else s for s in contract.states)
-    return native, dataclasses.replace(contract, states=widened, native=block)
+    return native, dataclasses.replace(contract, states=widened, native=block), frozenset(done)
 
 
 def _can_be_blocked(state: StateSpec, block: int) -> bool:
@@ -222,4 +228,4 @@ def _producer(value: ir.Value | None) -> ir.Node:
     return node
 
 
-__all__ = ["to_native"]
+__all__ = ["in_native_layout", "to_native"]

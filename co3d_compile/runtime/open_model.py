@@ -46,6 +46,16 @@ def read_source(model: object) -> tuple[str | bytes, bytes]:
     return bytes(model), hashlib.sha256(model).digest()
 
 
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """What every session of onnxruntime is opened with; ``threads``: None for onnxruntime's choice."""
+    options = ort.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Threads that spin between two steps take the cores from other sessions, and from everyone between two frames.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def open_source(
     source: str | bytes, providers: Sequence[Provider] | None, options: ort.SessionOptions
 ) -> ort.InferenceSession:
@@ -56,8 +66,6 @@ def open_source(
     if missing or not names:
         what = f"onnxruntime has no provider {', '.join(map(str, missing))}." if missing else "There is no provider."
         raise UsageError(what, hint=f"This installation has {', '.join(there)}.")
-    # Threads that spin between two steps take the cores from other sessions, and from everyone between two frames.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = ort.InferenceSession(source, options, providers=wanted)
     except Exception as error:
@@ -75,12 +83,16 @@ def device_of(session: ort.InferenceSession) -> tuple[str, int]:
     return (_DEVICES[first], int(options.get("device_id", 0))) if first in _DEVICES else CPU
 
 
-def read_contract(session: ort.InferenceSession, batch: int) -> Contract:
-    """The metadata, checked against the graph that it describes and against the number of streams."""
+def stored_contract(session: ort.InferenceSession) -> Contract:
+    """The contract in the metadata. Raises ContractError if there is none, or a damaged one."""
     text = properties(session).get(METADATA_KEY)
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")
-    contract = parse(text)
+    return parse(text)
+
+
+def check_contract(session: ort.InferenceSession, contract: Contract, batch: int) -> None:
+    """Compares a contract with the graph that it describes, this machine, and the number of streams."""
     if contract.native not in (None, block_channels()):
         what = f"The model was compiled with --native for blocks of {contract.native} channels"
         raise UsageError(f"{what}; this machine has blocks of {block_channels()}.", hint="Compile it here, or without.")
@@ -89,4 +101,3 @@ def read_contract(session: ort.InferenceSession, batch: int) -> Contract:
         if fixed not in ("N", batch):
             raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
     check_graph(contract, session.get_inputs(), session.get_outputs(), batch)
-    return contract

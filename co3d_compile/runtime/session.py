@@ -1,4 +1,4 @@
-"""Runs a compiled model, one step at a time, with numpy and onnxruntime: imports neither torch nor onnx."""
+"""Runs a compiled model, one step at a time, with numpy and onnxruntime: imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from operator import is_
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.contract.weights_digest import check_weights
@@ -16,14 +15,8 @@ from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.runtime.buffers import CPU, Array, Guard, check_memory, no_memory
 from co3d_compile.runtime.checked_arrays import NO_VALID, StepInputs, checked_array, whole_number
 from co3d_compile.runtime.finite_values import CHOICES, Finite, FiniteCheck
-from co3d_compile.runtime.open_model import (
-    Provider,
-    Serializable,
-    device_of,
-    open_source,
-    read_contract,
-    read_source,
-)
+from co3d_compile.runtime.open_model import Provider, Serializable, device_of, read_source, session_options
+from co3d_compile.runtime.running_model import Layout, Opener
 from co3d_compile.runtime.snapshot import pack, unpack
 from co3d_compile.runtime.states import States
 from co3d_compile.runtime.step_bindings import StepBindings
@@ -48,9 +41,13 @@ class StreamSession:
         profile: A JSON file to write: onnxruntime's profile of the first 100 steps, for ``co3d inspect --profile``.
             It appears with the last of them, or with ``close``.
         check: Whether to compare the weights with the digest in the file's metadata. Needs the package onnx-ir.
+        layout: "auto": the model runs in the layout of this machine's kernels where that is faster, on the CPU. It is
+            converted when it is first opened here, which takes some seconds, and kept (docs/performance.md). States
+            and snapshots are those of the given file all the same. "plain": the file runs as it is.
 
     Attributes:
         info: The contract in the file.
+        layout: "native" or "plain": which of the two runs.
         spoilt: With ``finite="reset"``: the streams that the last step has put back, by their index in the batch, each
             with what was not finite. Its results are returned as they are.
 
@@ -70,6 +67,7 @@ class StreamSession:
         profile: str | os.PathLike[str] | None = None,
         finite: Finite = "ignore",
         check: bool = False,
+        layout: Layout = "auto",
     ) -> None:
         self.batch = whole_number("batch", batch, 1)
         if finite not in CHOICES:
@@ -77,21 +75,19 @@ class StreamSession:
         self.spoilt: dict[int, str] = {}
         self._guard = Guard()
         source, self._fingerprint = read_source(model)
-        options = ort.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = whole_number("threads", threads, 1)
+        options = session_options(None if threads is None else whole_number("threads", threads, 1))
         self._profile = None if profile is None else Profile(profile, options)
-        self._ort = open_source(source, providers, options)
-        self.info = read_contract(self._ort, self.batch)
+        running = Opener(source, self._fingerprint, providers, options, self.batch, layout).open()
+        self._ort, self.info, self.layout = running.ort, running.info, running.layout
         self._check = None if finite == "ignore" else FiniteCheck(self.info, self.batch, raises=finite == "raise")
         if check:
             check_weights(self.info, source)
         device = device_of(self._ort)
         if device == CPU:
-            check_memory(self.info, self.batch)
+            check_memory(running.form.contract, self.batch)
         self._inputs = StepInputs(self.info, self.batch)
         try:
-            self._states = States(self.info, self.batch, device)
+            self._states = States(self.info, running.form, self.batch, device)
             self._bindings = StepBindings(self._ort, self.info, self._inputs, self._states, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise no_memory() from error

@@ -8,20 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
+from co3d_compile.native.running_form import RunningForm
 from co3d_compile.runtime.buffers import Array, Buffer, Scratch, make_rings
 
 
 class States:
     """Rings of buffers through which values move by a slot at each step, and no value is copied.
 
+    What goes in and out of them is laid out as the given file has it, whatever form of it runs.
+
+    Args:
+        info: The contract of the given file.
+        form: The form that runs.
+
     Attributes:
         phase: Where in their rings the states lie now.
         period: After how many steps all lie as before.
     """
 
-    def __init__(self, info: Contract, batch: int, device: tuple[str, int]) -> None:
-        self._info, self._batch = info, batch
-        self._rings, self.period = make_rings(info, batch, device)
+    def __init__(self, info: Contract, form: RunningForm, batch: int, device: tuple[str, int]) -> None:
+        self._info, self._form, self._batch = info, form, batch
+        self._rings, self.period = make_rings(form.contract, batch, device)
         self.phase = 0
         self._scratch = {state.input: Scratch() for state in info.states}
 
@@ -43,7 +50,8 @@ class States:
 
     def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
         """A copy of all states, or of those of these names."""
-        return {s.input: buffer.read() for s, buffer in self._current() if names is None or s.input in names}
+        wanted = [(s, buffer) for s, buffer in self._current() if names is None or s.input in names]
+        return {s.input: self._form.to_given(s, buffer.read()) for s, buffer in wanted}
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
         """Shape and dtype of each state."""
@@ -52,11 +60,12 @@ class States:
     def write(self, values: Mapping[str, Array]) -> None:
         """Take over all states."""
         for state, buffer in self._current():
-            buffer.write(values[state.input])
+            buffer.write(self._form.from_given(state, values[state.input]))
 
     def packed(self, index: slice) -> list[bytes]:
         """The bytes of all states of some streams, in the order of the metadata."""
-        return [buffer.take(index, state.batch_dim, Scratch()).tobytes() for state, buffer in self._current()]
+        parts = [(state, buffer.take(index, state.batch_dim, Scratch())) for state, buffer in self._current()]
+        return [self._form.to_given(state, part).tobytes() for state, part in parts]
 
     def size(self, count: int) -> int:
         """How many bytes the states of so many streams are."""
@@ -67,7 +76,8 @@ class States:
         for state, buffer in self._current():
             shape = resolve(state.shape, index.stop - index.start)
             size = math.prod(shape) * buffer.dtype.itemsize
-            buffer.put(np.frombuffer(packed[:size], buffer.dtype).reshape(shape), index, state.batch_dim)
+            part = np.frombuffer(packed[:size], buffer.dtype).reshape(shape)
+            buffer.put(self._form.from_given(state, part), index, state.batch_dim)
             packed = packed[size:]
 
     def gathered(self, index: slice | Array) -> dict[str, Array]:

@@ -57,7 +57,12 @@ class Engine:
         hint = "Compile it again, with two clips as the example (docs/semantics.md, The batch)."
         try:
             self.session = StreamSession(
-                model, options.max_streams, list(options.providers) or None, options.threads, finite="reset"
+                model,
+                options.max_streams,
+                list(options.providers) or None,
+                options.threads,
+                finite="reset",
+                layout=options.layout,
             )
         except UsageError as error:
             if "batch" not in error.message:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from co3d_compile.errors import UsageError
+from co3d_compile.runtime.running_model import Layout
 
 MAX_NAME = 200  # characters of a stream's name
 
@@ -30,6 +31,7 @@ class ServeOptions:
         timeout: Seconds that a gateway waits for an answer (503).
         threads: CPU threads of one run.
         providers: ONNX Runtime execution providers by falling priority; empty: the CPU.
+        layout: As for ``StreamSession``.
         token: SHA-256, in hexadecimal, of the token that every request must carry; None: no token.
 
     Raises:
@@ -50,6 +52,7 @@ class ServeOptions:
     timeout: float = 30.0
     threads: int = 1
     providers: tuple[str, ...] = ()
+    layout: Layout = "auto"
     token: str | None = None
 
     def __post_init__(self) -> None:

@@ -38,4 +38,11 @@ def cpu_name() -> str:
     return linux_fact("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
-__all__ = ["block_channels", "cpu_name"]
+def kernels() -> str:
+    """What decides which kernels ONNX Runtime takes: its version and the processor with its extensions."""
+    extensions = linux_fact("cpuinfo", "flags") or linux_fact("cpuinfo", "Features") or ""
+    facts = [ort.__version__, platform.system(), platform.machine(), cpu_name(), extensions, block_channels()]
+    return "; ".join(map(str, facts))
+
+
+__all__ = ["block_channels", "cpu_name", "kernels"]

@@ -29,7 +29,7 @@ class StreamReader(CalibrationDataReader):
     """
 
     def __init__(self, path: Path, frames: Iterable[Any]) -> None:
-        self._session = StreamSession(path)
+        self._session = StreamSession(path, layout="plain")
         self._frames = iter(frames)
         self.steps = 0
 

@@ -59,7 +59,7 @@ def verify_step(path: str | os.PathLike[str], model: str | os.PathLike[str], fou
         values = module(*map(torch.from_numpy, given.values()))
         return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
-    with StreamSession(model, batch=batch) as session, torch.no_grad():
+    with StreamSession(model, batch=batch, layout="plain") as session, torch.no_grad():
         results = [r if isinstance(r, tuple) else (r,) for r in map(session.step, steps)]
         values = list(stepped(info, batch, steps, run))
     for k, spec in enumerate(info.outputs):

@@ -86,7 +86,7 @@ def verify(
         raise UsageError(f"steps is {steps}.", hint="Compare at least one step.")
     program, example_inputs, reading = read_clip_model(program, example_inputs)
     with _file(compiled) as path:
-        with StreamSession(path, batch=batch_of(program, example_inputs)) as session:
+        with StreamSession(path, batch=batch_of(program, example_inputs), layout="plain") as session:
             count = steps if frames is None else steps or WHOLE
             check = _Check(session, program, example_inputs, count, tolerance, progress or (lambda *_: None))
             check.look_at_weights(path)
