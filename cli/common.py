@@ -87,7 +87,7 @@ COUNT = click.IntRange(min=1)
 verbose_option = option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")
 plain_option = option(
     "--plain",
-    "layout",
+    "model_layout",
     flag_value="plain",
     default="auto",
     group=OTHER,

@@ -231,7 +231,7 @@ def _predictor(model: Path, options: Options) -> Predictor:
         threads=options["threads"],
         profile=options["profile"],
         finite="reset",
-        layout=options["layout"],
+        layout=options["model_layout"],
     )
 
 

@@ -105,8 +105,8 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     if not path.is_file():
         raise LoadError(f"There is no file {model}.")
     with contextlib.ExitStack() as stack:
-        settings = ServeOptions.of({**options, "providers": tuple(options["providers"]), "token": _token(options),
-                                    "state_dir": _state_dir(options, stack)})  # fmt: skip
+        more = {"token": _token(options), "layout": options["model_layout"], "state_dir": _state_dir(options, stack)}
+        settings = ServeOptions.of({**options, "providers": tuple(options["providers"]), **more})
         port = _port(options["host"], options["port"])
         from co3d_compile.serve import cluster
 
