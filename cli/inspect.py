@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.report.facts import shape_text, state_text, stream_facts
+from co3d_compile.report.facts import region_name, region_text, shape_text, state_text, stream_facts
 from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
@@ -120,6 +121,7 @@ def command(
         delays(_delays(report), fps, None if verbose else 10) if report is not None else None,
         _tree(report, contract, time, everything=verbose > 0) if report is not None else None,
         _states(contract, None if verbose else 20) if contract.states and (verbose or report is None) else None,
+        _regions(contract) if contract.regions else None,
         _recomputed(contract) if contract.recomputed else None,
         _kernels(time) if time is not None else None,
     )
@@ -205,6 +207,13 @@ def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> T
         ("Pictures", pictures),
         ("Labels", join(clean_labels(labels[:4])) + more),
     )
+
+
+def _regions(contract: Contract) -> Table:
+    local = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
+    for item in map(asdict, contract.regions):
+        local.add_row(region_name(item), region_text(item))
+    return local
 
 
 def _recomputed(contract: Contract) -> Table:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from co3d_compile.cli.common import Report, join
-from co3d_compile.report.facts import cost_facts, stream_facts, verification_text
+from co3d_compile.report.facts import cost_facts, region_name, region_text, stream_facts, verification_text
 from co3d_compile.report.latency import seconds_text
 from co3d_compile.support.readable_numbers import bytes_text, plural
 
@@ -59,6 +59,7 @@ def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
         _actions(report["actions"]) if report["actions"] else None,
         delays(report["delays"], report["fps"], None if verbose else 10),
         gates if report["gates"] and verbose else None,
+        _regions(report["regions"]) if report.get("regions") else None,
         _recomputed(report["recomputed"], None if verbose else 10) if report["recomputed"] else None,
         Group(*notes) if notes else None,
     )
@@ -121,6 +122,13 @@ def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | 
     if left := most[limit or len(most) :]:
         table.add_row(f"{sum(row['frames'] for row in left):+}", "", f"{len(left)} more (-v)")
     table.add_row("", "", f"in all {seconds_text(sum(row['frames'] for row in rows), fps)}")
+    return table
+
+
+def _regions(rows: list[Report]) -> Table:
+    table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
+    for row in rows:
+        table.add_row(region_name(row), region_text(row))
     return table
 
 

@@ -13,10 +13,10 @@ from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.markers import hold
+from co3d_compile.ir.markers import hold, region
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Fallback, Program, bytes_of
+from co3d_compile.ir.program import Fallback, Program, Region, bytes_of
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
 from co3d_compile.rules.edge_copies import begins
 
@@ -104,11 +104,23 @@ def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> No
         node.replace_input_with(x, marker)
 
 
+def local_text(part: Region) -> str:
+    """What is local, for people."""
+    reads = f"each entry depends on {part.before} entries before it and {part.after} after it"
+    return f"{part.operator} in {part.module_path or 'the model'}: has no rule, but is local in time ({reads})"
+
+
+def own_reasons(program: Program, node: Node) -> list[str]:
+    """Why a region that begins at an operator is not local, if that was looked at."""
+    found = program.notes.not_local
+    return [found[name] for name in program.names_of(node) if name in found][:1]
+
+
 def fix_pulse(program: Program) -> None:
     """Makes a step as long as it must be for every tensor to have whole entries, or as was asked for."""
     annotated = [n for n in program.graph.nodes if KEY in n.meta]
     flowing = [f for n in annotated if is_stream(n) for f in [fact_of(n), *own_of(n).items]]
-    factor = Fraction(math.lcm(*(f.pulse.denominator for f in flowing)))
+    factor = Fraction(math.lcm(*((f.pulse / f.own.block).denominator for f in flowing)))
     base = fact_of(first_timed(program)[0]).pulse * factor
     wanted = program.options.frames_per_step
     if wanted is not None:
@@ -138,13 +150,17 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
     Raises:
         UnsupportedError: Something falls back, and ``unsupported`` is ``"error"``.
     """
-    if fallbacks and program.options.unsupported == "error":
+    regions = [n for n in program.graph.nodes if n.target is region]
+    if (fallbacks or regions) and program.options.unsupported == "error":
         lines = [f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {why}" for n, why in fallbacks]
+        lines += [local_text(program.regions[str(n.args[1])]) for n in regions]
         raise UnsupportedError(
             "These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
-            hint="Without --unsupported error they are applied to a window of the newest entries.",
+            hint="Without --unsupported error they are applied to a window of the newest entries, or to the few that "
+            "what is local in time reads.",
         )
     for node, why in fallbacks:
+        why = "; not local: ".join([why, *own_reasons(program, node)])
         values = [n.meta["val"] for n in node.all_input_nodes if is_stream(n)]
         size = sum(bytes_of(tuple(v.shape), v.dtype) for v in values if v.dim())
         program.notes.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))

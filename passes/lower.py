@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from co3d_compile.analysis.multiply_adds import region_costs
 from co3d_compile.analysis.operator_survey import survey
 from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.layout import Place
-from co3d_compile.ir.markers import MARKERS, history, outside, shift, take, undelayed, window
+from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, whole
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Input, Output, Program
+from co3d_compile.ir.program import Input, Output, Program, RegionRun
 from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
+from co3d_compile.rules.local_region import pasts, run_entries
 from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.step_graph.stream_ends import StreamEnds
@@ -53,6 +55,11 @@ class Lower(Pass):
                 source, delay = undelayed(operand(node))
                 fact = fact_of(operand(node))
                 low.capacity(source, delay + max(0, (fact.length - 1) * fact.spacing + 1 - int(fact.pulse)))
+            elif node.target is region:
+                for x, past in pasts(node, program):
+                    source, delay = undelayed(x)
+                    low.capacity(source, delay + past)
+        self._regions(program)
         for node, spec in zip(program.placeholders(), program.inputs, strict=True):
             self._input(low, node, spec)
         if program.step.valid is not None:
@@ -68,6 +75,14 @@ class Lower(Pass):
         program.graph.eliminate_dead_code()
         delete_unused_constants(program.module)
         return True
+
+    def _regions(self, program: Program) -> None:
+        """Notes on how many entries each region runs, and what that costs."""
+        for node in program.graph.nodes:
+            if node.target is region:
+                part, entries = program.regions[str(node.args[1])], run_entries(node, program)
+                program.notes.regions.append(RegionRun(part, entries, region_costs(part.captures, entries)))
+                program.record(node, f"local in time: run on {entries} entries")
 
     def _input(self, low: StepGraph, node: Node, spec: Input) -> None:
         """A model input: at one entry per step without its time dim."""
@@ -114,16 +129,9 @@ class Lower(Pass):
         x = operand(node)
         fact = fact_of(x)
         back = (fact.length - 1) * fact.spacing
-        have = low.streams[x]
-        entries = have if back < len(have) else self._more(low, x, back + 1 - len(have))
+        entries = low.with_past(x, max(0, back + 1 - len(low.streams[x])))
         newest = len(entries) - 1
         return [entries[newest - (fact.length - 1 - i) * fact.spacing] for i in range(fact.length)]
-
-    def _more(self, low: StepGraph, x: Node, past: int) -> Any:
-        """The past of a tensor that may itself be a delayed one: a delay and a window share their memory."""
-        source, delay = undelayed(x)
-        entries = low.past(low.streams[source], past + delay, source, fact_of(source).layout)
-        return ChosenEntries(entries, list(range(past + len(low.streams[x])))) if delay else entries
 
     def _stream(self, low: StepGraph, node: Node) -> None:
         rule = rule_for(node.target)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program, bytes_of
+from co3d_compile.ir.resized_graph import Captures
 
 
 @dataclass
@@ -44,6 +45,16 @@ def costs(program: Program) -> Costs:
 
         Counting(program.module).run(*[torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes])
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
+
+
+def region_costs(captures: Captures, entries: int) -> int:
+    """Multiply-adds of a region on so many entries of one stream."""
+    batch = 1 if captures.wide is not None else captures.sizes[0].batch
+    inputs = [n.meta["val"].dtype for n in captures.short.graph.nodes if n.op == "placeholder"]
+    clips = [torch.zeros(s, dtype=d) for s, d in zip(captures.shapes(entries, batch), inputs, strict=True)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        captures.at(entries, batch)(*clips)
+    return int(counter.get_total_flops()) // 2 // batch
 
 
 def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program) -> list[Operator]:

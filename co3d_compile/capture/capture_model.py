@@ -5,19 +5,22 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
-from co3d_compile.capture.tracer import Clip, Model, export
+from co3d_compile.capture.tracer import Clip, Model, export, tensors_of
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program
+from co3d_compile.ir.resized_graph import NotResizable
+from co3d_compile.support.silence_torch import quiet
 
 aten = torch.ops.aten
 
@@ -49,6 +52,47 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     roll(program)
     program.follow()
     return program
+
+
+def captured_again(
+    model: Model, clip: Clip | None, options: Options, two: bool, program: Program, factor: int, more: bool
+) -> Program | None:
+    """Captures the same network for longer clips, or for one more clip at once.
+
+    Args:
+        model, clip, options, two: As it was captured.
+        program: What was captured.
+        factor: How many times as long the clips are.
+        more: Whether there is one more clip at once.
+
+    Returns:
+        None where it was captured for a single clip, and ``more`` is asked for.
+
+    Raises:
+        NotResizable: It cannot be captured so.
+    """
+    if isinstance(model, ExportedProgram) or clip is None:
+        raise NotResizable("an exported program cannot be captured for longer clips")
+    batch = program.inputs[0].shape[0]
+    given = tensors_of(clip)
+    if len(given) != len(program.inputs):
+        raise NotResizable("some of its inputs are no tensors of the model")
+    if more and batch == 1:
+        return None
+    dims = iter([i.time_dim for i in program.inputs])
+
+    def longer(x: Tensor) -> Tensor:
+        dim = next(dims)
+        x = x if dim is None else torch.cat([x] * factor, dim)
+        return torch.cat([x] * (batch + 1))[: batch + 1] if more else x
+
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            return capture(model, pytree.tree_map_only(Tensor, longer, tuple(clip)), options, two=two and not more)
+    except Exception as error:  # a network refuses other clips in any way it likes
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotResizable(f"it cannot be captured for longer clips ({what[:200].rstrip('.')})") from error
 
 
 def check_kinds(model: PyTree, clip: PyTree) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch.export import ExportedProgram
 from co3d_compile.analysis import promises
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
-from co3d_compile.capture.capture_model import capture, check_kinds
+from co3d_compile.capture.capture_model import capture, captured_again, check_kinds
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.capture.tracer import doubled
 from co3d_compile.capture.tracer import export as exported
 from co3d_compile.compiler.compiled_model import CompiledModel
+from co3d_compile.compiler.local_regions import stream_regions
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
 from co3d_compile.compiler.time_dim_check import DEFAULT, check_time_dim
@@ -177,6 +179,9 @@ def _attempt(
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
     log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])
     clip = costs(program)
+    start = time.perf_counter()
+    stream_regions(program, partial(captured_again, module, example_inputs, options, two, program))
+    seconds["regions"] = time.perf_counter() - start
 
     def shown(stage: str, done: int, total: int) -> None:
         if progress is not None:

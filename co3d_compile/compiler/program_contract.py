@@ -8,7 +8,7 @@ import torch
 
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.contract.json_readers import Shape
-from co3d_compile.ir.program import Program
+from co3d_compile.ir.program import Program, RegionRun
 from co3d_compile.version import __version__
 
 
@@ -58,11 +58,18 @@ def describe(program: Program) -> metadata.Contract:
         warmup_steps=program.step.warmup_steps,
         window=program.step.window,
         recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.notes.recomputed),
+        regions=tuple(map(_region, program.notes.regions)),
         options=options,
         boundary=program.options.boundary,  # type: ignore[arg-type]
         valid=program.step.valid,
         flush_steps=program.step.flush_steps,
     )
+
+
+def _region(run: RegionRun) -> metadata.LocalRegion:
+    part = run.region
+    reach = (part.before, part.after, part.period, run.entries, run.multiply_adds)
+    return metadata.LocalRegion(part.operator, part.module_path, *reach, part.name, part.inputs, part.dim)
 
 
 def _shape(program: Program, shape: Sequence[int | str]) -> Shape:

@@ -57,6 +57,7 @@ def report_of(
         ],
         delays=delay_rows(as_rows(program.notes.survey)),
         recomputed=[asdict(r) for r in program.notes.recomputed],
+        regions=[asdict(r) for r in info.regions],
         gates=[{"module_path": path, "scope": scope} for path, scope in program.notes.gates],
         warnings=warnings,
         seconds=seconds,

@@ -96,6 +96,26 @@ class Recomputed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class LocalRegion:
+    """A part of the network that has no extension on a stream, but is local in time: a step runs it on a few entries.
+
+    Each block of ``period`` entries depends on its own ones, ``before`` in front of them and ``after`` behind them.
+    ``result`` and ``inputs`` are names in the captured graph, ``time_dim`` is that of the result.
+    """
+
+    operator: str
+    module_path: str
+    before: int
+    after: int
+    period: int
+    entries: int
+    multiply_adds: int
+    result: str
+    inputs: tuple[str, ...]
+    time_dim: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Contract:
     """What a reader of a compiled model needs to know. Also what ``StreamSession.info`` returns.
@@ -113,6 +133,7 @@ class Contract:
     warmup_steps: int
     window: int | None = None
     recomputed: tuple[Recomputed, ...] = ()
+    regions: tuple[LocalRegion, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     boundary: Literal["stream", "exact"] = "stream"
     valid: str | None = None
@@ -289,6 +310,18 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "unbounded": typed(bool),
     },
     Recomputed: {"operator": text(), "module_path": typed(str), "reason": typed(str)},
+    LocalRegion: {
+        "operator": text(),
+        "module_path": typed(str),
+        "before": whole(0),
+        "after": whole(0),
+        "period": whole(1),
+        "entries": whole(1),
+        "multiply_adds": whole(0),
+        "result": text(),
+        "inputs": each(text()),
+        "time_dim": whole(0),
+    },
     Contract: {
         "compiler_version": text(),
         "inputs": records(InputSpec),
@@ -299,6 +332,7 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "warmup_steps": whole(0),
         "window": or_null(whole(1)),
         "recomputed": records(Recomputed),
+        "regions": records(LocalRegion),
         "options": typed(dict),
         "boundary": text("stream", "exact"),
         "valid": or_null(text()),

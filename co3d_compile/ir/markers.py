@@ -8,6 +8,7 @@ is a convolution without temporal padding on its history. The pass ``lower`` giv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,15 @@ def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
     ``newest`` is the delay of the newest entry that it reads, once windows whose results meet are aligned.
     """
     raise RuntimeError("co3d.window is a marker: the pass lower replaces it")
+
+
+def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period: int, dim: int) -> Tensor:
+    """What a part of the clip graph, which is local in time, computes: ``period`` entries at once.
+
+    It reads ``before`` entries in front of these and ``after`` behind them. Time is dim ``dim`` of the result. The
+    program has the part under its name.
+    """
+    raise RuntimeError("co3d.region is a marker: the pass lower replaces it")
 
 
 def previous(x: Tensor, initial: float = 0.0) -> Tensor:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.options import Options
+from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.ir.stored_constants import get_constant
 
 if TYPE_CHECKING:
@@ -73,6 +74,43 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A part of the clip graph that is local in time.
+
+    Args:
+        name: The name of its result in the captured graph.
+        operator, module_path: The operator that has no extension, with which it begins.
+        captures: It, at any length.
+        inputs: The names of its inputs in the captured graph.
+        dims: The time dim of each input.
+        dim: The time dim of its result.
+        before: Entries that it reads in front of a block.
+        after: Entries that it reads behind a block.
+        period: Entries of a block, which are computed at once.
+    """
+
+    name: str
+    operator: str
+    module_path: str
+    captures: Captures
+    inputs: tuple[str, ...]
+    dims: tuple[int, ...]
+    dim: int
+    before: int
+    after: int
+    period: int
+
+
+@dataclass(frozen=True)
+class RegionRun:
+    """A region as a step runs it: on ``entries`` entries, with so many multiply-adds for one stream."""
+
+    region: Region
+    entries: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
 class Original:
     """An operator as the model has it, where ``canonicalize`` has written it in another way.
 
@@ -121,7 +159,9 @@ class Notes:
     Args:
         actions: What was done to which operator, counted.
         recomputed: What falls back to a window.
+        regions: What is local in time, and so runs on a few entries at each step.
         gates: Module path and scope of each gate.
+        not_local: Why the region that an operator starts is a window, by the name of its node.
         warnings: Sentences for people.
         survey: What is known of each operator, before time leaves the graph.
         captured: Names of the nodes as they were captured.
@@ -132,7 +172,9 @@ class Notes:
 
     actions: dict[tuple[str, str], int] = field(default_factory=dict)
     recomputed: list[Fallback] = field(default_factory=list)
+    regions: list[RegionRun] = field(default_factory=list)
     gates: list[tuple[str, str]] = field(default_factory=list)
+    not_local: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     survey: list[Operator] = field(default_factory=list)
     captured: tuple[str, ...] = ()
@@ -158,6 +200,7 @@ class Program:
         originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.
+        regions: The parts of the clip graph that are local in time, by the names under which it calls them.
         notes: What is only reported.
     """
 
@@ -172,6 +215,7 @@ class Program:
     originals: dict[Node, Original] = field(default_factory=dict)
     written: set[Node] = field(default_factory=set)
     step: Step = field(default_factory=Step)
+    regions: dict[str, Region] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
 
     def follow(self) -> None:

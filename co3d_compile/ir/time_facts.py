@@ -45,6 +45,7 @@ class Own:
         gate: ``"frame"`` or ``"window"``: over what it pools, if it is a gate.
         items: The facts of its outputs, if it has several.
         by_decree: Whether it is a window because its rule failed, and must not be asked again.
+        block: Entries that it computes at once: a step gives whole blocks.
     """
 
     constant: Constant | None = None
@@ -52,6 +53,7 @@ class Own:
     gate: str | None = None
     items: tuple[Fact, ...] = ()
     by_decree: bool = False
+    block: int = 1
 
 
 @dataclass(frozen=True)

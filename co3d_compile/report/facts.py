@@ -49,6 +49,20 @@ def work_text(report: JsonObject) -> str:
     return f"{clip} per clip, {frame} per frame: {gain}"
 
 
+def region_text(item: JsonObject) -> str:
+    """A region that is local in time: what an entry of it reads, and on how much a step runs it."""
+    before, after, period = item["before"], item["after"], item["period"]
+    what = "each entry" if period == 1 else f"each block of {period} entries"
+    entries = f"{item['entries']} {'entry' if item['entries'] == 1 else 'entries'}"
+    cost = f"{number_text(item['multiply_adds'])} multiply-adds"
+    return f"{what} reads {before} before and {after} after; run on {entries}, {cost}"
+
+
+def region_name(item: JsonObject) -> str:
+    """Where a region begins."""
+    return f"{item['operator']} in {item['module_path'] or 'the model'}"
+
+
 def nothing_gained(report: JsonObject) -> str:
     """Why a step computes as much as a clip or more; empty if it does not."""
     if not 0 < report["gmac_clip"] <= report["gmac_step"]:
@@ -110,6 +124,8 @@ __all__ = [
     "compared_text",
     "cost_facts",
     "field_text",
+    "region_name",
+    "region_text",
     "shape_text",
     "state_text",
     "stream_facts",

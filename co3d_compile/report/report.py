@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from co3d_compile.report.facts import Fact, JsonObject, cost_facts, stream_facts
+from co3d_compile.report.facts import Fact, JsonObject, cost_facts, region_name, region_text, stream_facts
 from co3d_compile.support.readable_numbers import plural
 
 
@@ -31,6 +31,7 @@ class Report:
     actions: list[JsonObject]
     delays: list[JsonObject]
     recomputed: list[JsonObject]
+    regions: list[JsonObject]
     gates: list[dict[str, str]]
     warnings: list[str]
     seconds: dict[str, float]
@@ -46,6 +47,7 @@ class Report:
         return [
             ("model", f"{self.model}, {plural(self.operators, 'operator')}"),
             *((name.lower(), text) for name, text in [*stream_facts(data), *cost_facts(data)]),
+            *((f"local in time: {region_name(item)}", region_text(item)) for item in self.regions),
             ("recomputed on a window", again or "nothing"),
             *(("note", text) for text in self.warnings),
         ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict
 from types import ModuleType
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.stored_report import damaged_report
 from co3d_compile.errors import Co3dError
-from co3d_compile.report.facts import JsonObject, nothing_gained, verification_text
+from co3d_compile.report.facts import JsonObject, nothing_gained, region_name, region_text, verification_text
 from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
 from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import draw
@@ -62,6 +63,7 @@ def page(
             "passed": verification is not None and verification["passed"],
             "warnings": [str(text) for text in report["warnings"]],
             "recomputed": info.recomputed,
+            "regions": [(region_name(asdict(item)), region_text(asdict(item))) for item in info.regions],
         }
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("co3d_compile.report", "templates"),

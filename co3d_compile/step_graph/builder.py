@@ -96,8 +96,12 @@ class Builder:
         real_args, real_kwargs = map_arg((args, kwargs), value)
         with torch.no_grad():
             result = target(*real_args, **real_kwargs)
+        return self.new_constant(result)
+
+    def new_constant(self, value: torch.Tensor) -> Node:
+        """A constant that has no name in the model."""
         self._count += 1
-        return self.constant(f"lowered.constant_{self._count}", result.contiguous())
+        return self.constant(f"lowered.constant_{self._count}", value.contiguous())
 
     def counter(self, like: Node, pulse: int) -> Node:
         """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""

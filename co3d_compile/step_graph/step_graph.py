@@ -8,13 +8,14 @@ import torch
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
+from co3d_compile.ir.markers import undelayed
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.ir.time_facts import Fact, fact_of, is_stream, known
 from co3d_compile.step_graph.builder import Entry
 from co3d_compile.step_graph.memory import Memory
-from co3d_compile.step_graph.past_entries import AgedEntry, origin
+from co3d_compile.step_graph.past_entries import AgedEntry, ChosenEntries, origin
 
 aten = torch.ops.aten
 
@@ -48,6 +49,14 @@ class StepGraph(Memory):
     def ref(self, node: Node, i: int) -> Entry:
         """Entry ``i``, as a node or a slot of a queue."""
         return self.streams[node][i]
+
+    def with_past(self, x: Node, past: int) -> Sequence[Entry]:
+        """The new entries of a tensor behind so many past ones: a tensor and a delayed one share their memory."""
+        if not past:
+            return self.streams[x]
+        source, delay = undelayed(x)
+        entries = self.past(self.streams[source], past + delay, source, fact_of(source).layout)
+        return ChosenEntries(entries, list(range(past + len(self.streams[x])))) if delay else entries
 
     def entry(self, node: Node, i: int) -> Node:
         """Entry ``i`` of a streaming tensor, as a node."""

@@ -9,7 +9,7 @@ taken from the compiler's claims: a wrong claim ends in an error or a mismatch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
+from co3d_compile.verification.long_regions import LongRegion
 from co3d_compile.verification.resized_arguments import (
     SCATTERS,
     VIEWS,
@@ -123,6 +124,9 @@ class LongClip(Interpreter):
         self.whole_windows = True  # what a gate gives before its window is whole is not known
         self.finite: dict[str, list[bool]] = {}
         self.watched: set[str] = set()
+        self.regions: Mapping[str, LongRegion] = {}
+        self.inside: Set[str] = frozenset()  # nodes of regions that nothing else reads
+        self._read: dict[str, Value] = {}
 
     def index(self, claim: Claim, frame: Fraction) -> int | None:
         """The entry of the long clip at a frame of the stream, if there is one."""
@@ -131,6 +135,20 @@ class LongClip(Interpreter):
 
     def run_node(self, n: Node) -> Value:
         self.done()
+        if n.name in self.inside:
+            return None
+        value = self._region(n) if n.name in self.regions else self._node(n)
+        if any(n.name in part.inputs for part in self.regions.values()):
+            self._read[n.name] = value
+        return value
+
+    def _region(self, n: Node) -> Value:
+        """What is local in time, as the network computes it on all of the long clip."""
+        part = self.regions[n.name]
+        result = part.graph(*[self._read[name].value for name in part.inputs])
+        return self._seen(n, Stream(result, self._claim(n)))
+
+    def _node(self, n: Node) -> Value:
         if n.op == "placeholder":
             x = super().run_node(n)
             return self._seen(n, Stream(x, self.claims[n.name])) if self.timed[n.name] else x

@@ -20,10 +20,12 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.capture.tracer import evaluated
+from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
+from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
@@ -47,16 +49,20 @@ class Reference:
         model: The clip model.
         example_inputs: The arguments of one clip; None for a program that carries its own.
         options: As the model was compiled.
+        regions: What the file says is local in time.
 
     Raises:
         VerificationError: The captured graph does not compute what the model does.
     """
 
-    def __init__(self, model: Model, example_inputs: Example, options: Options):
+    def __init__(
+        self, model: Model, example_inputs: Example, options: Options, regions: Sequence[LocalRegion] = ()
+    ) -> None:
         self.program = capture(model, example_inputs, options, two=False)
+        self.regions = LongRegions(model, example_inputs, options, self.program, regions)
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
-        self.claims = claims_of(self.program)
+        self.claims = claims_of(self.program, regions)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
@@ -198,6 +204,8 @@ class Reference:
             starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
             run.double = self._double
+            run.regions = self.regions.at(self.shapes(total), self._double)
+            run.inside = self.regions.inside - self.claims.keys()
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
             clip = self.cut(frames, phase, total)
             with eager():

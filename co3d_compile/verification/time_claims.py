@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
+from co3d_compile.contract.model_contract import LocalRegion
+from co3d_compile.errors import VerificationError
 from co3d_compile.ir.layout import Layout, Place
+from co3d_compile.ir.markers import region
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, STATIC, Kind
 from co3d_compile.passes import default_passes
@@ -85,12 +88,20 @@ class Claim:
 NOTHING = Claim(Kind.STATIC)
 
 
-def claims_of(program: Program) -> dict[str, Claim]:
-    """The compiler's facts on the nodes of a captured graph, which stays as it is."""
+def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str, Claim]:
+    """The compiler's facts on the nodes of a captured graph, which stays as it is.
+
+    Args:
+        program: As captured.
+        regions: What the file says is local in time.
+    """
     graph = copy.deepcopy(program.graph)
+    nodes = {n.name: n for n in graph.nodes}
     module = GraphModule(program.module, graph)
     copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
     copied.follow()
+    for part in regions:
+        _call_region(copied, nodes, part)
     passes = default_passes()
     for step in passes[: passes.position("annotate_time") + 1]:
         step.run(copied)
@@ -101,6 +112,23 @@ def claims_of(program: Program) -> dict[str, Claim]:
         claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
         gates |= {name} if found[name].gate is not None else set()
     return claims
+
+
+def _call_region(program: Program, nodes: dict[str, Node], part: LocalRegion) -> None:
+    """Puts one operator in place of what is local in time."""
+    if not {part.result, *part.inputs} <= nodes.keys():
+        raise VerificationError(
+            f"The model has no {part.result} that is local in time, as the file says.",
+            hint="Give the model that the file was compiled from, or compile it again.",
+        )
+    old = nodes[part.result]
+    reach = part.before, part.after, part.period
+    with program.graph.inserting_before(old):
+        new = program.graph.call_function(region, ([nodes[n] for n in part.inputs], part.result, *reach, part.time_dim))
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    nodes[part.result] = new
+    program.graph.eliminate_dead_code()
 
 
 def _claim(node: Node) -> Claim:

@@ -136,7 +136,7 @@ class _Check:
     ) -> None:
         self.info, self.progress = session.info, progress
         check_inputs(self.info, tensors_of(program, example_inputs))
-        self.reference = Reference(program, example_inputs, _options(self.info))
+        self.reference = Reference(program, example_inputs, _options(self.info), self.info.regions)
         check_outputs(self.info, len(self.reference.plans))
         self.timeline = Timeline(self.reference, self.info, steps)
         self.streamed = StreamedRun(session, self.reference.recurrent_paths())

@@ -1,0 +1,113 @@
+"""Between which numbers integers are whatever the inputs of a graph are: what is written at them reaches no farther."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+
+from co3d_compile.analysis.operator_families import MOVES, name_of
+
+Bounds = tuple[Tensor, Tensor]
+MONOTONE = frozenset(
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "bitwise_left_shift",
+        "bitwise_right_shift",
+        "__lshift__",
+        "__rshift__",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "minimum",
+        "maximum",
+        "neg",
+        "floor_divide",
+        "_to_copy",
+        "to",
+    ]
+)
+"""Largest and smallest where each operand is largest or smallest."""
+KNOWN = (torch.uint8, torch.int8, torch.int16, torch.bool)
+"""Kinds of integers whose range alone says something."""
+
+
+class Known(Protocol):
+    """What is known of the tensors of a graph."""
+
+    @property
+    def static(self) -> Mapping[Node, Tensor]:
+        """The values of constants."""
+
+    @property
+    def dtypes(self) -> Mapping[Node, torch.dtype]:
+        """The kinds of numbers."""
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The shape of a tensor."""
+
+    def bounds(self, node: Node) -> Bounds | None:
+        """The bounds of its numbers."""
+
+
+def bounds_of(node: Node, structure: Known) -> Bounds | None:
+    """The bounds of each number of a tensor; None where nothing is known, or where they are no integers."""
+    if node in structure.static:
+        value = structure.static[node]
+        return None if value.is_floating_point() else (value.long(), value.long())
+    dtype = structure.dtypes.get(node)
+    if dtype is None or dtype.is_floating_point:
+        return None
+    found = _by_operands(node, structure) if node.op == "call_function" else None
+    if found is None and dtype in KNOWN:
+        info = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        shape = structure.shape(node)
+        found = tuple(torch.full(shape, value, dtype=torch.int64) for value in info)  # type: ignore[assignment]
+    return found
+
+
+def _by_operands(node: Node, structure: Known) -> Bounds | None:
+    name = name_of(node)
+    operands = node.all_input_nodes
+    bounds = {n: structure.bounds(n) for n in operands}
+    if not operands or any(b is None for b in bounds.values()):
+        return None
+    if name in MOVES:
+        low, high = (_call(node, {n: b[end] for n, b in bounds.items() if b is not None}) for end in (0, 1))
+        return (low, high) if isinstance(low, Tensor) else None
+    if name in MONOTONE and _whole_numbers(node):
+        ends = [b for b in bounds.values() if b is not None]
+        corners = [_call(node, dict(zip(bounds, chosen, strict=True))) for chosen in product(*ends)]
+        low, high = corners[0], corners[0]
+        for corner in corners[1:]:
+            low, high = torch.minimum(low, corner), torch.maximum(high, corner)
+        info = torch.iinfo(structure.dtypes[node])
+        wraps = bool((low < info.min).any()) or bool((high > info.max).any())
+        return None if wraps else (low, high)
+    return None
+
+
+def _whole_numbers(node: Node) -> bool:
+    """Whether its numbers are whole, and a divisor is positive."""
+    numbers = [a for a in node.args if isinstance(a, (int, float))]
+    divides = name_of(node) == "floor_divide"
+    return all(isinstance(a, int) and (a > 0 or not divides) for a in numbers) and not (
+        divides and len(node.all_input_nodes) > 1
+    )
+
+
+def _call(node: Node, values: dict[Node, Tensor]) -> Any:
+    if name_of(node) in ("_to_copy", "to"):
+        return next(iter(values.values()))
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+__all__ = ["Bounds", "bounds_of"]

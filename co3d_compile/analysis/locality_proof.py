@@ -1,0 +1,161 @@
+"""What was found to be local is run as a step runs it, beside whole clips of which all the rest is drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from co3d_compile.analysis.locality import Reach
+from co3d_compile.ir.resized_graph import Captures, NotResizable, in_float64
+from co3d_compile.support.silence_torch import quiet
+
+SAME = 1e-11  # of the largest number of a block, in float64
+SCALES = (1.0, 30.0, 0.03, 1000.0, 0.0)
+"""Of what is drawn outside of a block's reach; at 0 all of it is one number."""
+DRAWS = 2
+LONGER = 8  # blocks by which a step may have to be longer than the reach
+
+
+class NotLocal(Exception):
+    """A claim of locality does not hold. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network whose locality is claimed.
+
+    Args:
+        captures: It, at any length.
+        dims: The time dim of each input.
+        dtypes: Of each input.
+        dim: The time dim of the result.
+    """
+
+    captures: Captures
+    dims: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    dim: int
+
+    @property
+    def batch(self) -> int | None:
+        """One clip at once, where it takes any number of them."""
+        return 1 if self.captures.wide is not None else None
+
+    def at(self, entries: int) -> GraphModule:
+        """The part at a length, for one clip."""
+        return self.captures.at(entries, self.batch)
+
+    def inputs(self, entries: int, generator: torch.Generator, scale: float = 1.0) -> list[Tensor]:
+        """Random clips, one of each input."""
+        shapes = self.captures.shapes(entries, self.batch)
+        return [drawn(shape, dtype, generator, scale) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
+
+
+def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
+    """Confirms a claim; returns how many entries a step must read to compute one block.
+
+    Args:
+        part: The part of a network.
+        reach: The claim.
+        entries: The length of the whole clips.
+        mask: The weakest mask that the claim rests on: numbers far larger than that would get through it.
+
+    Raises:
+        NotLocal: Some block depends on what is outside of its reach.
+    """
+    whole = in_float64(part.at(entries))
+    length = run_length(part.captures, reach, reach.period)
+    blocks = entries // reach.period
+    first, last = -(-reach.before // reach.period), (entries - reach.after) // reach.period - 1
+    positions = sorted({first, (first + last) // 2, last} & set(range(blocks)))
+    for tried in range(length, length + LONGER * reach.period + 1, reach.period):
+        if _can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, positions, mask):
+            return tried
+    raise NotLocal("it depends on more than its operators say")
+
+
+def run_length(captures: Captures, reach: Reach, block: int) -> int:
+    """The least number of entries at which a block has its reach, and which the graph can take.
+
+    Raises:
+        NotLocal: There is none.
+    """
+    front = -(-reach.before // reach.period) * reach.period
+    for more in range(0, 256 * reach.period, reach.period):
+        if _can_take(captures, front + more + block + reach.after):
+            return front + more + block + reach.after
+    raise NotLocal("it takes no clips as short as its reach")
+
+
+def _can_take(captures: Captures, entries: int) -> bool:
+    try:
+        captures.at(entries)
+        captures.shapes(entries)
+    except NotResizable:
+        return False
+    return True
+
+
+def _holds(
+    part: Part, reach: Reach, whole: GraphModule, entries: int, length: int, positions: Sequence[int], mask: float
+) -> bool:
+    """Whether blocks of whole clips are what a step computes of their reach, whatever is outside of it."""
+    try:
+        step = in_float64(part.at(length))
+    except NotResizable:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    front = length - reach.period - reach.after
+    scales = [s for s in SCALES if s * 1e3 <= mask]
+    for _ in range(DRAWS):
+        for m in positions:
+            start = m * reach.period - front
+            if start < 0 or start + length > entries:
+                continue
+            near = part.inputs(length, generator)
+            try:
+                wanted = _block(_run(step, near), part.dim, front, reach.period)
+                for scale in scales:
+                    clips = part.inputs(entries, generator, scale)
+                    for clip, own, dim in zip(clips, near, part.dims, strict=True):
+                        clip.narrow(dim, start + front - reach.before, reach.before + reach.period + reach.after).copy_(
+                            own.narrow(dim, front - reach.before, reach.before + reach.period + reach.after)
+                        )
+                    got = _block(_run(whole, clips), part.dim, m * reach.period, reach.period)
+                    if not _equal(got, wanted):
+                        return False
+            except (RuntimeError, IndexError, ValueError, TypeError):  # an operator refuses such a length
+                return False
+    return True
+
+
+def _block(result: Tensor, dim: int, start: int, period: int) -> Tensor:
+    return result.narrow(dim, start, period)
+
+
+def _run(module: GraphModule, inputs: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad(), quiet():
+        result: Tensor = module(*[x.double() if x.is_floating_point() else x for x in inputs])
+    return result
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = b[b.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=SAME * largest + 1e-300, equal_nan=True)
+
+
+def drawn(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, scale: float = 1.0) -> Tensor:
+    """Random numbers; integers of all that their kind can be, if that is few."""
+    if dtype.is_floating_point:
+        x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        return x * scale if scale else torch.full_like(x, float(x.flatten()[0]))
+    high = 2 if dtype is torch.bool else min(torch.iinfo(dtype).max, 255) + 1
+    x = torch.randint(0, high, tuple(shape), generator=generator)
+    return (x if scale else torch.full_like(x, int(x.flatten()[0]))).to(dtype)

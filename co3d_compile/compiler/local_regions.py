@@ -1,0 +1,304 @@
+"""Regions: parts of a network without an extension beyond the clip, which are local in time all the same.
+
+They are looked for in the captured graph, before any pass. What is shown to be local becomes one operator there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch.fx import GraphModule, Node
+
+from co3d_compile.analysis.locality import Reach, dependences, reach_of, spread
+from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm
+from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
+from co3d_compile.ir.markers import region
+from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
+from co3d_compile.ir.program import Program, Region
+from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
+from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind
+from co3d_compile.passes import default_passes
+
+log = logging.getLogger(__name__)
+TRIES = 6  # results behind one operator that are looked at
+FAR = 300  # nodes behind it that are looked at
+LONGEST = 4  # times the clip's length, at which it must show
+REORDERED = {"permute", "transpose", "t", "clone", "detach", "alias", "contiguous", "_to_copy"}
+"""What is done again in a region, rather than kept twice as its input."""
+Again = Callable[[int, bool], Program | None]
+"""Captures the network again: with so many times the frames, and with one more clip at once or not."""
+
+
+def stream_regions(program: Program, again: Again) -> None:
+    """Replaces what is shown to be local by one operator each; of the rest it is noted why it is not."""
+    if program.options.boundary == "exact":
+        return
+    facts = facts_of(program)
+    if facts is None:
+        return
+    search = _Search(program, again)
+    while facts is not None and search.one(facts):
+        facts = facts_of(program)
+
+
+def facts_of(program: Program) -> dict[str, Fact] | None:
+    """What is known of the captured nodes, by name; None where nothing falls back to a window, or a rule fails."""
+    module = GraphModule(program.module, copy.deepcopy(program.graph))
+    options = replace(program.options, unsupported="window")
+    tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
+    tried.decreed, tried.regions = program.decreed, program.regions
+    tried.follow()
+    passes = default_passes()
+    try:
+        for step in passes[: passes.position("annotate_time") + 1]:
+            step.run(tried)
+    except Exception as error:  # it will be said when the passes run in earnest
+        log.info("no regions are looked for: %s", error)
+        return None
+    if not tried.notes.recomputed:
+        return None
+    found = {n.name: n.meta.get(KEY, STATIC) for n in tried.graph.nodes}
+    known = {captured: found[name] for captured, name in tried.places().items()}
+    became = program.places()
+    return {name: known[new] for name, new in became.items() if new in known}
+
+
+@dataclass
+class _Search:
+    """The search for regions in one network."""
+
+    program: Program
+    again: Again
+
+    def __post_init__(self) -> None:
+        self.short = GraphModule(self.program.module, copy.deepcopy(self.program.graph))
+        self.nodes = list(self.short.graph.nodes)
+        self.order = {n: i for i, n in enumerate(self.nodes)}
+        self.tried: set[Node] = set()
+        self.lists: dict[GraphModule, list[Node]] = {}
+
+    @cached_property
+    def long(self) -> GraphModule:
+        """The network captured for clips twice as long.
+
+        Raises:
+            NotResizable: It cannot be captured so.
+        """
+        long = self.again(2, False)
+        assert long is not None
+        check_same([self.short, long.module])
+        return long.module
+
+    @cached_property
+    def wide(self) -> GraphModule | None:
+        """The network captured for one more clip at once; None where it takes one batch alone.
+
+        Raises:
+            NotResizable: It cannot be captured so.
+        """
+        wide = self.again(1, True)
+        if wide is None:
+            return None
+        check_same([self.short, wide.module])
+        return wide.module
+
+    def one(self, facts: Mapping[str, Fact]) -> bool:
+        """Finds and replaces one region; whether there was one."""
+        for start in self.nodes:
+            if start.op != "call_function" or not self._starts(start, facts):
+                continue
+            try:
+                for result in self._results(start, facts):
+                    if self._streams(start, result, facts):
+                        return True
+            except NotResizable as why:
+                self.program.notes.not_local[start.name] = str(why)
+        return False
+
+    def _starts(self, node: Node, facts: Mapping[str, Fact]) -> bool:
+        """Whether a window begins at an operator."""
+        fact = facts.get(node.name)
+        if fact is None or fact.kind is not Kind.WINDOW or fact.own.by_decree:
+            return False
+        return any(facts.get(x.name, STATIC).kind is Kind.STREAM for x in node.all_input_nodes)
+
+    def _results(self, start: Node, facts: Mapping[str, Fact]) -> list[Node]:
+        """The first results behind an operator with one dim that grows with the clip.
+
+        What meets, farther behind, that which it was computed from comes last: one region has less delay than two.
+        """
+        behind, given_up, found = {start}, set[Node](), list[Node]()
+        for node in self.nodes[self.order[start] : self.order[start] + FAR]:
+            if len(given_up.intersection(found)) == TRIES:
+                break
+            sources = [x for x in node.all_input_nodes if x in behind]
+            if node is not start and not sources:
+                continue
+            behind.add(node)
+            if node is not start and all(x in given_up for x in sources):
+                given_up.add(node)
+            elif node.op == "call_function" and self._time_dim(node) is not None and node not in self.tried:
+                given_up |= set() if self._meets(node, behind) else {node}
+                found.append(node)
+        found.sort(key=lambda node: node not in given_up)
+        return found[:TRIES]
+
+    def _meets(self, node: Node, behind: set[Node]) -> bool:
+        """Whether what is computed from a node meets what it was computed from, or what lies beside it."""
+        own = {node}
+        for other in self.nodes[self.order[node] + 1 : self.order[node] + FAR]:
+            if own.isdisjoint(other.all_input_nodes):
+                if not behind.isdisjoint(other.all_input_nodes):
+                    behind = behind | {other}
+                continue
+            if any(x in behind and x not in own for x in other.all_input_nodes):
+                return True
+            own.add(other)
+        return False
+
+    def _same(self, node: Node, module: GraphModule) -> Node:
+        """The node of another capture that is the same one."""
+        if module not in self.lists:
+            self.lists[module] = list(module.graph.nodes)
+        return self.lists[module][self.order[node]]
+
+    def _time_dim(self, node: Node) -> int | None:
+        """The dim of a result that grows with the clip, if there is one, and the batch is in front."""
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            return None
+        short, long = shape_of(node), shape_of(self._same(node, self.long))
+        over = [d for d, (a, b) in enumerate(zip(short, long, strict=True)) if a != b]
+        return over[0] if len(over) == 1 and over != [0] and short[0] == self.batch else None
+
+    @property
+    def batch(self) -> int:
+        """Clips at once."""
+        return int(self.program.inputs[0].shape[0])
+
+    def _inputs(self, result: Node, facts: Mapping[str, Fact]) -> list[Node]:
+        """The streams that a result is computed from, in the order of the graph.
+
+        Raises:
+            NotResizable: One of them is no clip with a dim for time.
+        """
+        found, stack, seen = set(), [result], set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            fact = facts.get(node.name, STATIC)
+            streams = node is not result and fact.kind is Kind.STREAM
+            if streams and not self._passed(node, fact):
+                found.add(node)
+            elif node.op == "placeholder":
+                raise NotResizable("it reads an input without time")
+            else:
+                stack += node.all_input_nodes
+        return sorted(found, key=self.order.__getitem__)
+
+    def _passed(self, node: Node, fact: Fact) -> bool:
+        """Whether a region begins before a stream: it only moves its numbers, or has time folded into another dim."""
+        if node.op == "placeholder":
+            return False
+        if name_of(node) in REORDERED:
+            return True
+        place = fact.layout.time if fact.layout is not None else None
+        alone = fact.layout is not None and place is not None and place.alone and fact.layout.shape == shape_of(node)
+        if not alone and not (name_of(node) in MOVES or is_pointwise(node)):
+            raise NotResizable("time is folded into another dim of what it reads")
+        return not alone
+
+    def _streams(self, start: Node, result: Node, facts: Mapping[str, Fact]) -> bool:
+        """Replaces what computes a result by one operator, if it is shown to be local."""
+        self.tried.add(result)
+        try:
+            inputs = self._inputs(result, facts)
+            part = self._part(result, inputs, facts, wide=False)
+            found = self._proved(part)
+            captures = self._part(result, inputs, facts, wide=True).captures
+        except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
+            log.info("%s in %s is no region: %s", operator_name(start.target), module_path(start) or "the model", why)
+            known = isinstance(why, (NotLocal, NotResizable))
+            text = str(why) if known else "it cannot be run at other lengths"
+            self.program.notes.not_local.setdefault(start.name, text)
+            return False
+        reach = found.before, found.after, found.period
+        where = operator_name(start.target), module_path(start)
+        names = tuple(n.name for n in inputs)
+        self.program.regions[result.name] = Region(result.name, *where, captures, names, part.dims, part.dim, *reach)
+        self._replace(start, result, inputs, (*reach, part.dim))
+        return True
+
+    def _replace(self, start: Node, result: Node, inputs: list[Node], numbers: tuple[int, ...]) -> None:
+        """Puts one operator in place of what computes a result."""
+        places, graph = self.program.places(), self.program.graph
+        there = {n.name: n for n in graph.nodes}
+        old = there[places[result.name]]
+        with graph.inserting_before(old):
+            operands = [there[places[n.name]] for n in inputs]
+            new = graph.call_function(region, (operands, result.name, *numbers))
+        new.meta = {**old.meta, "path": module_path(start)}
+        old.replace_all_uses_with(new)
+        graph.eliminate_dead_code()
+        self.program.module.recompile()
+
+    def _part(self, result: Node, inputs: list[Node], facts: Mapping[str, Fact], wide: bool) -> Part:
+        """What computes a result, at any length.
+
+        Raises:
+            NotResizable: The captures do not say what it is at other lengths.
+        """
+        dims = [_time_dim_of(facts[x.name]) for x in inputs]
+        modules = [self.short, self.long, *([self.wide] if wide and self.wide is not None else [])]
+        parts = [self._cut(m, inputs, result) for m in modules]
+        check_same(parts)
+        dim = self._time_dim(result)
+        assert dim is not None
+        sizes = [[shape_of(self._same(x, m))[d] for x, d in zip(inputs, dims, strict=True)] for m in modules[:2]]
+        rows = [shape_of(self._same(result, m))[dim] for m in modules[:2]]
+        steps = {b - a for a, b in zip([*sizes[0], rows[0]], [*sizes[1], rows[1]], strict=True)}
+        if len(steps) != 1 or len(set(sizes[0])) != 1:
+            raise NotResizable("its inputs and its result have different rates")
+        short, long = sizes[0][0], sizes[1][0]
+        captured = Size(short, self.batch), Size(long, self.batch), Size(short, self.batch + 1)
+        captures = Captures(parts[0], parts[1], parts[2] if len(parts) > 2 else None, captured)
+        return Part(captures, tuple(dims), tuple(x.meta["val"].dtype for x in inputs), dim)
+
+    def _cut(self, module: GraphModule, inputs: list[Node], result: Node) -> GraphModule:
+        """What computes a result, in one of the captures."""
+        order = {n: i for i, n in enumerate(module.graph.nodes)}
+        return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
+
+    def _proved(self, part: Part) -> Reach:
+        """The reach of a part.
+
+        Raises:
+            NotLocal: It is not local.
+        """
+        generator = torch.Generator().manual_seed(0)
+        short, long, *_ = (size.entries for size in part.captures.sizes)
+        longest = long + (LONGEST - 1) * (long - short) * 2
+        extent = spread(in_float64(part.at(longest)), part.inputs(longest, generator), part.dims, part.dim)
+        if extent >= longest // 2:
+            raise NotLocal("each entry depends on entries far away")
+        for entries in range(long, longest + 1, long - short):
+            if entries > extent + 1:
+                module, clips = in_float64(part.at(entries)), part.inputs(entries, generator)
+                reach = reach_of(dependences(module, clips, part.dims, part.dim))
+                if reach is not None:
+                    confirm(part, reach, entries, torch.inf)
+                    return reach
+        raise NotLocal("what each entry depends on differs from entry to entry")
+
+
+def _time_dim_of(fact: Fact) -> int:
+    """The time dim of an input of a region."""
+    place = fact.layout.time if fact.layout is not None else None
+    assert place is not None and place.alone
+    return place.dim

@@ -1,0 +1,183 @@
+"""A part of a network for clips of any length, and for any batch, made of captures of it that differ in one of them.
+
+Captures of one network are the same node by node, but for whole numbers: sizes, ends of slices, how far a range counts.
+Two lengths say how each of them grows with the clip, and a third capture whether it counts the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Argument
+
+from co3d_compile.ir.node_reading import operator_name
+from co3d_compile.ir.stored_constants import get_constant
+
+
+class NotResizable(Exception):
+    """The captures do not say what the graph is at another length. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A length and a batch: entries of the first input that a graph takes, and clips at once."""
+
+    entries: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Captures:
+    """One part of a network, captured at two lengths, and for another batch where that is known.
+
+    Args:
+        short, long: At the lengths ``sizes[0]`` and ``sizes[1]``, for the same batch.
+        wide: At the first length for the batch ``sizes[2]``; None where the network takes one batch alone.
+        sizes: Of each of them.
+    """
+
+    short: GraphModule
+    long: GraphModule
+    wide: GraphModule | None
+    sizes: tuple[Size, ...]
+
+    def at(self, entries: int, batch: int | None = None) -> GraphModule:
+        """The graph at another length.
+
+        Raises:
+            NotResizable: A number among its arguments is not whole there, or grows in another way.
+        """
+        size = Size(entries, self.sizes[0].batch if batch is None else batch)
+        graph = Graph()
+        made: dict[Node, Node] = {}
+        wide = self.wide if self.wide is not None else self.short
+        for nodes in zip(self.short.graph.nodes, self.long.graph.nodes, wide.graph.nodes, strict=True):
+            node = nodes[0]
+            if node.op == "call_function":
+                args, kwargs = ([n.args for n in nodes], [dict(n.kwargs) for n in nodes])
+                new = graph.call_function(node.target, self._solved(args, size, made), self._solved(kwargs, size, made))
+            elif node.op == "output":
+                new = graph.output(self._solved([n.args[0] for n in nodes], size, made))
+            else:
+                new = graph.create_node(node.op, node.target, name=node.name)
+            new.meta = {k: v for k, v in node.meta.items() if k != "val"}
+            made[node] = new
+        return GraphModule(self.short, graph)
+
+    def shapes(self, entries: int, batch: int | None = None) -> list[tuple[int, ...]]:
+        """The shapes of the inputs at another length."""
+        size = Size(entries, self.sizes[0].batch if batch is None else batch)
+        wide = self.wide if self.wide is not None else self.short
+        modules = (self.short, self.long, wide)
+        inputs = zip(*([n for n in m.graph.nodes if n.op == "placeholder"] for m in modules), strict=True)
+        return [tuple(self._solved([list(map(int, n.meta["val"].shape)) for n in nodes], size, {})) for nodes in inputs]
+
+    def _solved(self, values: Sequence[Any], size: Size, made: Mapping[Node, Node]) -> Any:
+        """One argument of a node, from what it is in each of the captures."""
+        first = values[0]
+        if isinstance(first, Node):
+            return made[first]
+        if any(type(v) is not type(first) for v in values):
+            raise NotResizable("its operators have other arguments at another length")
+        if isinstance(first, (list, tuple)):
+            if any(len(v) != len(first) for v in values):
+                raise NotResizable("its operators take other numbers of tensors or sizes at another length")
+            return type(first)(self._solved(parts, size, made) for parts in zip(*values, strict=True))
+        if isinstance(first, dict):
+            return {key: self._solved([v[key] for v in values], size, made) for key in first}
+        if isinstance(first, int) and not isinstance(first, bool):
+            short, long, wide = values
+            return self._number(short, long, wide, size)
+        if any(v != first for v in values):
+            raise NotResizable("a number among its arguments, which is not whole, grows with the clip")
+        return first
+
+    def _number(self, short: int, long: int, wide: int, size: Size) -> int:
+        """A whole number at another size: a part that grows with the length, once for each clip or once for all."""
+        one, two, *more = self.sizes
+        value = short + Fraction(long - short, two.entries - one.entries) * (size.entries - one.entries)
+        if wide != short:
+            if wide * one.batch != short * more[0].batch:
+                raise NotResizable("a number among its arguments grows with the batch, but not by as much")
+            value = value * size.batch / one.batch
+        if value.denominator != 1:
+            raise NotResizable(f"it takes no {size.entries} entries")
+        return int(value)
+
+
+def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Mapping[Node, int]) -> GraphModule:
+    """What computes a node from others, as a graph of its own with these for inputs.
+
+    Args:
+        module: Has the constants.
+        inputs: What is given.
+        result: What is computed.
+        order: The place of each node in its graph.
+    """
+    wanted: set[Node] = set()
+    stack = [result]
+    while stack:
+        node = stack.pop()
+        if node not in wanted:
+            wanted.add(node)
+            stack += [] if node in inputs else node.all_input_nodes
+    graph = Graph()
+    made: dict[Node, Node] = {}
+    for node in [*inputs, *sorted(wanted - set(inputs), key=order.__getitem__)]:
+        if node in inputs:
+            made[node] = graph.placeholder(node.name)
+            made[node].meta = dict(node.meta)
+        else:
+            made[node] = graph.node_copy(node, made.__getitem__)
+    graph.output(made[result])
+    return GraphModule(module, graph)
+
+
+def in_float64(module: GraphModule) -> GraphModule:
+    """A graph that computes in float64, casts among its operators included."""
+    graph = Graph()
+    made: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        made[node] = graph.node_copy(node, made.__getitem__)
+        if node.op == "call_function":
+            made[node].args, made[node].kwargs = _double(node.args, made), _double(dict(node.kwargs), made)
+    return GraphModule(module, graph).double()
+
+
+def _double(value: Argument, made: Mapping[Node, Node]) -> Any:
+    if isinstance(value, Node):
+        return made[value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_double(v, made) for v in value)
+    if isinstance(value, dict):
+        return {k: _double(v, made) for k, v in value.items()}
+    return torch.float64 if value is torch.float32 else value
+
+
+def check_same(graphs: Iterable[GraphModule]) -> None:
+    """Refuses captures that are not the same node by node.
+
+    Raises:
+        NotResizable: They are not.
+    """
+    first, *others = graphs
+    for other in others:
+        pairs = list(zip(first.graph.nodes, other.graph.nodes, strict=False))
+        if len(first.graph.nodes) != len(other.graph.nodes):
+            raise NotResizable("the network has other operators for a longer clip")
+        for a, b in pairs:
+            if a.op != b.op or (a.op == "call_function" and a.target is not b.target):
+                name = operator_name(b.target)
+                raise NotResizable(f"the network has another operator for a longer clip ({name})")
+            if a.op == "get_attr":
+                one, two = get_constant(first, str(a.target)), get_constant(other, str(b.target))
+                if one is not two and (one.shape != two.shape or not torch.equal(one, two)):
+                    raise NotResizable(f"the constant {a.target} depends on the clip's length")
+
+
+__all__ = ["Captures", "NotResizable", "Size", "check_same", "in_float64", "part_of"]

@@ -1,0 +1,123 @@
+"""Parts of a network that are local in time, whatever they are written as: a step runs them on a few entries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.markers import region
+from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.resized_graph import Captures, NotResizable
+from co3d_compile.ir.time_facts import Fact, NoExtension, Own, combine, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, register
+from co3d_compile.step_graph.region_body import write_body
+from co3d_compile.step_graph.step_graph import StepGraph
+
+aten = torch.ops.aten
+
+
+@register(region)
+class LocalRegion(Rule):
+    """Each block of ``period`` entries is a function of these, of ``before`` in front and of ``after`` behind them."""
+
+    def flow(self, node: Node) -> Fact:
+        _, after, period = reach(node)
+        inputs = operand_list(node)
+        if any(not is_stream(x) or fact_of(x).time is None for x in inputs):
+            raise NoExtension("reads what is no stream")
+        layout, first = self.layout(node), fact_of(inputs[0])
+        fact = combine([fact_of(x) for x in inputs], layout)
+        if fact.dense and period > 1:
+            raise UnsupportedError(
+                f"It computes blocks of {period} entries: there is no one result per frame of it.",
+                operator="region",
+                module_path=module_path(node),
+                hint="Use stride_mode='step'.",
+            )
+        more = layout.shape[whole(node, 5)] - first.clip
+        return replace(
+            fact,
+            delay=-(-(fact.delay + after * fact.spacing) // period) * period,
+            end=None if fact.end is None else fact.end - more * fact.rate,
+            length=first.length + more,
+            lead=0,
+            tail=0,
+            crop=0,
+            own=Own(block=period),
+        )
+
+    def layout(self, node: Node) -> Layout:
+        batch = known(operand_list(node)[0]).batch
+        return Layout.of(shape_of(node), 0 if batch is not None else None, whole(node, 5))
+
+    def past(self, node: Node) -> int:
+        before, after, _ = reach(node)
+        return before + after
+
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
+        part, fact, block = low.program.regions[str(node.args[1])], fact_of(node), low.pulse(node)
+        if fact.spacing == 1:
+            return self._block(node, low, part.captures, 0, block)
+        return [self._block(node, low, part.captures, i, 1)[0] for i in range(block)]
+
+    def _block(self, node: Node, low: StepGraph, captures: Captures, first: int, block: int) -> list[Node]:
+        """So many entries, computed at once, of which the first is new entry ``first``."""
+        before, after, period = reach(node)
+        length, spacing = step_length(captures, before, after, period, block), fact_of(node).spacing
+        front, clips = length - block - after, []
+        for x in operand_list(node):
+            oldest = _oldest(node, x, first, front)
+            entries = low.with_past(x, max(0, -oldest))
+            at = len(entries) - low.pulse(x) + oldest
+            clips.append(low.as_clip([entries[at + i * spacing] for i in range(length)], known(x)))
+        batch, time = known(operand_list(node)[0]).batch, self.layout(node).time
+        assert batch is not None and time is not None
+        result = write_body(low, captures, length, clips, batch.dim)
+        return [low.call(aten.select.int, result, time.dim, front + i) for i in range(block)]
+
+
+def _oldest(node: Node, x: Node, first: int, front: int) -> int:
+    """The oldest entry that is read for new entry ``first``, counted from the first new entry of an input."""
+    return first - front * fact_of(node).spacing - fact_of(node).delay + fact_of(x).delay
+
+
+def run_entries(node: Node, program: Program) -> int:
+    """On how many entries a step runs a region at once."""
+    block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
+    return step_length(program.regions[str(node.args[1])].captures, *reach(node), block)
+
+
+def pasts(node: Node, program: Program) -> list[tuple[Node, int]]:
+    """The past entries that a region reads of each input."""
+    block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
+    front = run_entries(node, program) - block - reach(node)[1]
+    return [(x, max(0, -_oldest(node, x, 0, front))) for x in operand_list(node)]
+
+
+def reach(node: Node) -> tuple[int, int, int]:
+    """How many entries a region reads before and after a block, and how many a block has."""
+    return whole(node, 2), whole(node, 3), whole(node, 4)
+
+
+def step_length(captures: Captures, before: int, after: int, period: int, block: int) -> int:
+    """The least number of entries at which a block has its reach, from a whole period on, and which the part takes.
+
+    Raises:
+        NotResizable: There is none.
+    """
+    front = -(-before // period) * period
+    for more in range(0, 256 * period, period):
+        try:
+            captures.at(front + more + block + after)
+        except NotResizable:
+            continue
+        return front + more + block + after
+    raise NotResizable("it takes no clips as short as its reach")
+
+
+__all__ = ["LocalRegion", "pasts", "reach", "run_entries", "step_length"]

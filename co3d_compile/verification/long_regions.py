@@ -1,0 +1,113 @@
+"""Parts of a network that are local in time, as it computes them itself on a long clip: it is captured again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.tracer import Model
+from co3d_compile.contract.model_contract import LocalRegion
+from co3d_compile.ir.options import Options
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, part_of
+from co3d_compile.support.silence_torch import quiet
+from co3d_compile.verification.time_claims import NoReference
+
+Example = Sequence[Any] | None
+
+
+@dataclass(frozen=True)
+class LongRegion:
+    """What computes the result of a region on a long clip, and the names of the nodes that it reads."""
+
+    graph: GraphModule
+    inputs: tuple[str, ...]
+
+
+class LongRegions:
+    """The regions of a network, for long clips of any length.
+
+    Args:
+        model: The network.
+        example: The arguments of one clip.
+        options: As it was captured.
+        program: What was captured.
+        regions: What the file says is local in time.
+    """
+
+    def __init__(
+        self, model: Model, example: Example, options: Options, program: Program, regions: Sequence[LocalRegion]
+    ) -> None:
+        self.model, self.example, self.options, self.program, self.regions = model, example, options, program, regions
+        self._known: dict[tuple[tuple[int, ...], ...], list[LongRegion]] = {}
+        nodes = {n.name: n for n in program.graph.nodes}
+        self.inside = frozenset(n.name for part in regions for n in _inside(part, nodes))
+
+    def at(self, shapes: Sequence[Sequence[int]], double: bool) -> dict[str, LongRegion]:
+        """The regions on clips of these shapes, by the names of their results.
+
+        Raises:
+            NoReference: The network cannot be captured so.
+        """
+        if not self.regions:
+            return {}
+        key = tuple(tuple(shape) for shape in shapes)
+        if key not in self._known:
+            self._known[key] = self._captured(key)
+        found = self._known[key]
+        if double:
+            found = [LongRegion(in_float64(part.graph), part.inputs) for part in found]
+        return {spec.result: part for spec, part in zip(self.regions, found, strict=True)}
+
+    def _captured(self, shapes: tuple[tuple[int, ...], ...]) -> list[LongRegion]:
+        if isinstance(self.model, ExportedProgram) or self.example is None:
+            raise NoReference("an exported program cannot be captured for a long clip")
+        left = iter(shapes)
+
+        def longer(x: Tensor) -> Tensor:
+            shape = next(left)
+            for d, (old, new) in enumerate(zip(x.shape, shape, strict=True)):
+                x = torch.cat([x] * -(-new // old), d).narrow(d, 0, new)
+            return x
+
+        try:
+            with warnings.catch_warnings(), quiet():
+                warnings.simplefilter("ignore")
+                clip = pytree.tree_map_only(Tensor, longer, tuple(self.example))
+                module = capture(self.model, clip, self.options, two=False).module
+            check_same([self.program.module, module])
+        except NotResizable as why:
+            raise NoReference(str(why)) from why
+        nodes = list(module.graph.nodes)
+        order = {n: i for i, n in enumerate(nodes)}
+        place = {n.name: i for i, n in enumerate(self.program.graph.nodes)}
+        return [
+            LongRegion(
+                part_of(module, [nodes[place[name]] for name in spec.inputs], nodes[place[spec.result]], order),
+                spec.inputs,
+            )
+            for spec in self.regions
+        ]
+
+
+def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
+    """The nodes of the captured graph between the inputs of a region and its result."""
+    found, stack = set[Node](), [*nodes[part.result].all_input_nodes]
+    while stack:
+        node = stack.pop()
+        if node not in found and node.name not in part.inputs:
+            found.add(node)
+            stack += node.all_input_nodes
+    return {n for n in found if n.op == "call_function"}
+
+
+__all__ = ["LongRegion", "LongRegions"]

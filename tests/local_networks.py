@@ -1,0 +1,201 @@
+"""Small networks with a part over time that has no rule: local ones with their reach, and global ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS = 4
+LENGTH = 16
+
+
+class Around(nn.Module):
+    """A convolution in front of the part and one behind it; (N, C, T) in and out."""
+
+    def __init__(self, part: Callable[[Tensor], Tensor], kernel: int = 3) -> None:
+        super().__init__()
+        self.part = part
+        self.before = nn.Conv1d(CHANNELS, CHANNELS, kernel, padding=kernel // 2)
+        self.behind = nn.LazyConv1d(2, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The part between the convolutions."""
+        y: Tensor = self.behind(self.part(self.before(x)))
+        return y
+
+
+class Part(nn.Module):
+    """A part with parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
+        self.places = nn.Parameter(torch.randn(LENGTH, CHANNELS))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Of every pair of frames, (N, T, T)."""
+        y = x.transpose(1, 2)
+        scores: Tensor = self.q(y) @ self.k(y).transpose(1, 2) / math.sqrt(CHANNELS)
+        return scores
+
+    def attend(self, x: Tensor, scores: Tensor) -> Tensor:
+        """Values by their scores, (N, C, T)."""
+        y: Tensor = (scores.softmax(-1) @ self.v(x.transpose(1, 2))).transpose(1, 2)
+        return y
+
+
+def distances(t: int) -> Tensor:
+    """From each frame to each other."""
+    i = torch.arange(t)
+    return i[:, None] - i[None, :]
+
+
+class Band(Part):
+    """``x xT`` over time, of which each frame takes those with its neighbours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The similarities with the 7 frames around each, (N, 7, T)."""
+        n, _, t = x.shape
+        z = F.normalize(x.transpose(1, 2), dim=2)
+        s = F.pad(torch.bmm(z, z.transpose(1, 2)), (3, 3))
+        band = torch.arange(t)[:, None] + torch.arange(7)
+        return s[torch.arange(n)[:, None, None], torch.arange(t)[:, None], band].transpose(1, 2)
+
+
+class Masked(Part):
+    """Attention by matrix products with a mask that is added."""
+
+    def __init__(self, low: float, before: int, after: int) -> None:
+        super().__init__()
+        self.low, self.before_, self.after_ = low, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees those around it."""
+        d = distances(x.shape[2])
+        mask = torch.zeros(d.shape).masked_fill((d > self.before_) | (d < -self.after_), self.low)
+        return self.attend(x, self.scores(x) + mask)
+
+
+class FilledIn(Part):
+    """Attention with scores that are filled in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees 2 before and 1 behind it."""
+        d = distances(x.shape[2])
+        return self.attend(x, self.scores(x).masked_fill((d > 2) | (d < -1), -torch.inf))
+
+
+class Written(Part):
+    """A softmax written by hand, in a band."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees 2 on both sides."""
+        s = torch.where(distances(x.shape[2]).abs() <= 2, self.scores(x), -1e9)
+        e = (s - s.amax(-1, keepdim=True)).exp()
+        return ((e / e.sum(-1, keepdim=True)) @ self.v(x.transpose(1, 2))).transpose(1, 2)
+
+
+class Weighted(Part):
+    """A band of constant weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A smoothing as a matrix product."""
+        near = (distances(x.shape[2]).abs() <= 2).float()
+        return x @ near / 5
+
+
+class Variance(Part):
+    """Local mean and variance by ``unfold``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame less the mean of five, by their deviation."""
+        n, c, t = x.shape
+        y = F.unfold(x.unsqueeze(-1), (5, 1), padding=(2, 0)).view(n, c, 5, t)
+        return (x - y.mean(2)) / (y.var(2) + 1e-3).sqrt()
+
+
+class Largest(Part):
+    """A maximum over five frames by ``unfold``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The largest of each frame and two on each side."""
+        n, c, t = x.shape
+        return F.unfold(x.unsqueeze(-1), (5, 1), padding=(2, 0)).view(n, c, 5, t).amax(2)
+
+
+class Histogram(Part):
+    """How many channels of a frame are in which of eight bins, by ``scatter_add``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Histograms (N, 8, T)."""
+        n, c, t = x.shape
+        bins = ((x.transpose(1, 2).reshape(n * t, c) * 64).clamp(0, 255).to(torch.uint8).int() >> 5).long()
+        bins = (bins + (torch.arange(n * t) << 3).view(-1, 1)).reshape(-1)
+        counts = torch.zeros(n * t * 8).scatter_add_(0, bins, torch.ones(len(bins)))
+        return counts.view(n, t, 8).transpose(1, 2)
+
+
+class Global(Part):
+    """Parts whose every entry depends on all frames, or on where it is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One of them."""
+        t = x.shape[2]
+        mean = x.mean(2, keepdim=True)
+        if self.kind == "compared with the mean":
+            return torch.where(x > mean, x, x.flip(1)) + self.attend(x, self.scores(x)) * 0
+        if self.kind == "saturated gate":
+            return self.attend(x * torch.sigmoid(60 + self.scores(x).mean((1, 2))).view(-1, 1, 1), self.scores(x))
+        if self.kind == "softmax":
+            return self.attend(x, self.scores(x))
+        if self.kind == "sort":
+            return x.sort(2).values
+        if self.kind == "less the mean":
+            return x - mean
+        if self.kind == "by distance":
+            return self.attend(x, self.scores(x) - 0.5 * distances(t).abs())
+        if self.kind == "weak mask":
+            return self.attend(x, self.scores(x) - 30.0 * (distances(t).abs() > 2))
+        assert self.kind == "learned positions"
+        return Band.forward(self, x) + (self.places @ self.q.weight)[None, :, 0:1].transpose(1, 2)  # type: ignore
+
+
+LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
+    "band": (Band, [(3, 3, 1)]),
+    "mask -1e4": (lambda: Masked(-1e4, 2, 2), [(2, 2, 1)]),
+    "mask -1e9": (lambda: Masked(-1e9, 3, 0), [(3, 0, 1)]),
+    "mask -inf": (lambda: Masked(-torch.inf, 1, 2), [(1, 2, 1)]),
+    "filled in": (FilledIn, [(2, 1, 1)]),
+    "softmax by hand": (Written, [(2, 2, 1)]),
+    "band of weights": (Weighted, [(2, 2, 1)]),
+    "local variance": (Variance, []),  # operators that have a rule, all of them
+    "largest of five": (Largest, []),
+    "histogram": (Histogram, [(0, 0, 1)]),
+}
+"""Before, after and period of each region."""
+GLOBAL = (
+    "compared with the mean",
+    "saturated gate",
+    "softmax",
+    "sort",
+    "less the mean",
+    "by distance",
+    "weak mask",
+    "learned positions",
+)
+
+
+def network(part: nn.Module) -> nn.Module:
+    """A network with such a part, in eval mode."""
+    torch.manual_seed(0)
+    net = Around(part)
+    net(torch.zeros(1, CHANNELS, LENGTH))
+    return net.eval()

@@ -1,0 +1,77 @@
+"""What is local in time streams, however it is written; what is not stays on a window."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, Global, network
+from torch import nn
+
+import co3d_compile as co3d
+from co3d_compile import CompiledModel
+
+CLIP = (torch.zeros(1, CHANNELS, LENGTH),)
+
+
+@cache
+def compiled(name: str, **options: Any) -> tuple[nn.Module, CompiledModel]:
+    """A network of the table, and what it compiles to."""
+    net = network(LOCAL[name][0]() if name in LOCAL else Global(name))
+    return net, co3d.compile(net, CLIP, **options)
+
+
+def largest_difference(net: nn.Module, model: CompiledModel, batch: int = 2, frames: int = 48) -> float:
+    """Of the stream from the untouched network on one long clip, from states that hold NaN on."""
+    info, session = model.info, co3d.StreamSession(model, batch=batch)
+    states = {name: np.full_like(v, np.nan) if v.dtype == np.float32 else v for name, v in session.get_state().items()}
+    session.set_state(states)
+    pulse, out = info.frames_per_step["x"], info.outputs[0]
+    x = torch.randn(batch, CHANNELS, frames, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = net(x).numpy()
+    worst, compared = 0.0, 0
+    for j in range(frames // pulse):
+        got = session.step(x[:, :, j * pulse : (j + 1) * pulse].numpy()).reshape(batch, 2, pulse)
+        newest = (j + 1) * pulse - 1 - out.delay
+        if j >= info.warmup_steps and newest >= pulse - 1:
+            worst = max(worst, float(np.abs(got - wanted[:, :, newest - pulse + 1 : newest + 1]).max()))
+            compared += 1
+    assert compared > 10 // pulse, compared
+    return worst
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_what_is_local_streams(name: str) -> None:
+    net, model = compiled(name)
+    assert not model.info.recomputed
+    assert [(r.before, r.after, r.period) for r in model.info.regions] == LOCAL[name][1]
+    assert largest_difference(net, model) < 1e-5
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_what_is_not_local_stays_on_a_window(name: str) -> None:
+    _, model = compiled(name)
+    assert not model.info.regions
+    assert any("not local" in r.reason for r in model.info.recomputed)
+
+
+@pytest.mark.parametrize("options", [{"frames_per_step": 3}, {"stride_mode": "dense"}], ids=str)
+@pytest.mark.parametrize("name", ["band", "mask -1e9", "histogram"])
+def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) -> None:
+    net, model = compiled(name, **options)
+    assert largest_difference(net, model) < 1e-5
+
+
+def test_a_region_is_verified_against_the_network_on_a_long_clip() -> None:
+    net, model = compiled("mask -1e9")
+    found = co3d.verify(model, net, CLIP)
+    assert found.passed and found.relative_error < 1e-5, found.reason
+
+
+def test_a_region_is_refused_where_everything_must_stream() -> None:
+    with pytest.raises(co3d.UnsupportedError, match="local in time"):
+        compiled("mask -1e9", unsupported="error")
