@@ -1,7 +1,8 @@
 """CPU milliseconds of a step on the targets of docs/targets.md beside ONNX Runtime's in the same turns, one thread.
 
-Takes what is there: PyTorch eager, a torch.export archive, AOTInductor, ExecuTorch, onnxruntime-node, the C++ reader
-(ONNXRUNTIME_HOME as for its tests). A turn streams the same frames from the start, so each also compares the numbers.
+Takes what is there: PyTorch eager, a torch.export archive, AOTInductor, ExecuTorch, LiteRT, onnxruntime-node, the C++
+reader (ONNXRUNTIME_HOME as for its tests). A turn streams the same frames from the start, so each also compares the
+numbers.
 
     python benchmarks/bench_targets.py x3d_s
 """
@@ -27,6 +28,7 @@ import onnxruntime as ort
 import torch
 
 import co3d_compile as co3d
+from co3d_compile.contract.model_contract import Contract
 from co3d_compile.verification.exported_step import load_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -134,6 +136,8 @@ def targets(compiled: Any, folder: Path) -> dict[str, Turn]:
         found["aotinductor"] = positional(torch._inductor.aoti_load_package(package), state)
     if importlib.util.find_spec("executorch"):
         found["executorch"] = positional(executorch(program, folder / "step.pte"), state)
+    if importlib.util.find_spec("litert_torch"):
+        found["litert"] = litert(model, compiled.info, folder / "step.tflite")
     if (EXAMPLES / "node" / "node_modules" / "onnxruntime-node").exists():
         found["node"] = process(["node", "-e", NODE], model, folder)
     if command := cpp(folder):
@@ -185,6 +189,25 @@ def executorch(program: Any, path: Path) -> Callable[..., Any]:
     loaded = Runtime.get().load_program(path)  # a method does not keep its program alive
     method = loaded.load_method("forward")
     return lambda *values, _loaded=loaded: [value.clone() for value in method.execute(values)]
+
+
+def litert(model: Path, info: Contract, path: Path) -> Turn:
+    """Turns of the reader in examples/litert; its frames have their channels last where the file's have."""
+    sys.path.insert(0, str(EXAMPLES / "litert"))
+    from stream import Stream
+
+    from co3d_compile.targets.litert import write_tflite
+
+    stream = Stream(str(write_tflite(model, info, path)))
+    print(f"litert: channels last: {stream.info['channels_last']}")
+    last = stream.info["channels_last"]
+
+    def turn(frames: Frames) -> tuple[list[float], Any]:
+        stream.reset()
+        turned = [np.ascontiguousarray(np.moveaxis(x, 1, -1)) if last and x.ndim == 4 else x for x in frames]
+        return timed(lambda frame: stream.step(frame)[0], turned)
+
+    return turn
 
 
 def cpp(folder: Path) -> list[str]:

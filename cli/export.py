@@ -1,4 +1,4 @@
-"""``co3d export MODEL.onnx --TARGET FOLDER``: a compiled model as other servers want it. Needs no torch.
+"""``co3d export MODEL.onnx --TARGET PLACE``: a compiled model as servers and phones want it.
 
 What it offers are the rows of ``targets/table.py`` that write.
 """
@@ -38,7 +38,7 @@ def target_options(command: F) -> F:
     for target in reversed(WRITTEN):
         command = option(
             f"--{target.name}",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=click.Path(path_type=Path),
             group=OUTPUT,
             metavar=target.metavar,
             help=target.text,
@@ -52,11 +52,12 @@ def target_options(command: F) -> F:
 @json_option
 @verbose_option
 def command(model: Path, name: str | None, as_json: bool, verbose: int, **options: Any) -> None:
-    """Write a compiled model for another server.
+    """Write a compiled model for a server or a phone.
 
     \b
-    Example:
+    Examples:
       co3d export model.onnx --triton repository/ --max-batch 16
+      co3d export model.onnx --litert model.tflite
     """
     places = {target.name: options.pop(target.name) for target in WRITTEN}
     chosen = [target for target in WRITTEN if places[target.name] is not None]
@@ -67,9 +68,9 @@ def command(model: Path, name: str | None, as_json: bool, verbose: int, **option
         **{each.name: options[each.name] for each in dataclasses.fields(target.settings_class())}
     )
     contract = read_contract(model)
-    folder = target.writer()(model, contract, places[target.name], name=name, options=settings)
+    written = target.writer()(model, contract, places[target.name], name=name, options=settings)
     states = len(contract.states)
     if as_json:
-        print_json({"model": str(model), "folder": str(folder), "states": states, **dataclasses.asdict(settings)})
+        print_json({"model": str(model), "folder": str(written), "states": states, **dataclasses.asdict(settings)})
     else:
-        click.echo(f"{folder}: {target.done.format(states=states)}", file=stdout())
+        click.echo(f"{written}: {target.done.format(states=states)}", file=stdout())

@@ -45,6 +45,14 @@ beside python openvino openvino-telemetry executorch torchao tritonclient \
     expecttest flatbuffers kgb parameterized python-rapidjson ruamel.yaml tabulate
 beside provider onnxruntime-openvino
 
+# LiteRT's packages ask for older versions of what is installed here: an environment of its own, which sees the other.
+"$PY" -m venv --without-pip "$FOLDER/litert"
+SITE=$("$FOLDER/litert/bin/python" -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
+"$PY" -c "import site; print('\n'.join([*site.getsitepackages(), '$PWD']))" > "$SITE/beside.pth"
+grep -v -i "^typing[-_]extensions" constraints.txt > "$FOLDER/litert.txt"
+PIP_CONSTRAINT="$FOLDER/litert.txt" "$PY" -m pip --python "$FOLDER/litert/bin/python" install -qq --progress-bar off \
+    litert-torch==0.10.0 ai-edge-litert==2.3.0 >> "$LOG" 2>&1 || left_out "LiteRT" "its packages could not be installed, see $LOG" "test_litert"
+
 if ! command -v npm > /dev/null || ! command -v node > /dev/null; then
     left_out "Node.js and browser" "there is no node with npm" "test_readers and node or test_web"
 else
@@ -72,5 +80,9 @@ run() { # folders, pytest's arguments
 }
 run "$FOLDER/provider" tests/test_openvino.py -k test_the_provider
 run "$FOLDER/python" tests/test_bench.py -k test_every_side
+if [ -e "$SITE/litert_torch" ]; then
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 "$FOLDER/litert/bin/python" -m pytest tests/test_litert.py \
+        -k "not a_missing_package"
+fi
 run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen" \
     tests/test_{triton,openvino,readers,web,window}.py tests/test_pytorch.py

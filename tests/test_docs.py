@@ -113,7 +113,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    known = {"python", "text", "sh", "json", "diff"}
+    known = {"python", "text", "sh", "json", "diff", "kotlin"}
     for page in PAGES:
         for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
             assert block["language"] in known, f"{page_id(page)} has a block fenced as {block['language'] or 'nothing'}"

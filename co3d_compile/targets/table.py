@@ -29,9 +29,9 @@ class Target:
         install: How to get that.
         convert: From an ONNX model, its contract and maybe more to another model and its contract.
         inexact: How its results differ, if they do.
-        write: Writes a compiled file, its contract and settings into a folder, which it returns.
+        write: Writes a compiled file by its contract and settings to a folder or file, whose path it returns.
         settings: The class of these settings.
-        metavar: What stands for the folder in ``--help``.
+        metavar: What stands for the folder or file in ``--help``.
         text: What the command does, in ``--help``.
         done: What was done, with ``{states}`` for the number of states.
     """
@@ -106,6 +106,17 @@ TARGETS = {
             metavar="REPO",
             text="Write the model and its config.pbtxt into a repository of Triton Inference Server.",
             done="{states} states kept by the server",
+        ),
+        Target(
+            "litert",
+            "export for phones (LiteRT)",
+            ("litert_torch", "ai_edge_litert"),
+            "co3d-compile[litert]",
+            write="targets.litert:write_tflite",
+            settings="targets.litert:Options",
+            metavar="OUT.tflite",
+            text="Write the step as a LiteRT file, for phones, after it gave the same results here.",
+            done="{states} states as inputs and outputs",
         ),
     )
 }
