@@ -15,8 +15,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from onnx_cases import Outcome, node_tests, run  # noqa: E402
 
+from co3d_compile.capture.onnx_reader.control_flow import CONTROL  # noqa: E402
 from co3d_compile.capture.onnx_reader.node_call import TABLE  # noqa: E402
-from co3d_compile.capture.onnx_reader.onnx_module import CONTROL  # noqa: E402
 
 PAGE = ROOT / "docs" / "onnx.md"
 OPERATORS = "## Operators"

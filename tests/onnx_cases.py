@@ -13,9 +13,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 
+from co3d_compile.capture.onnx_reader.control_flow import CONTROL
 from co3d_compile.capture.onnx_reader.node_call import TABLE
 from co3d_compile.capture.onnx_reader.onnx_file import prepared
-from co3d_compile.capture.onnx_reader.onnx_module import CONTROL, OnnxModule
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.errors import Co3dError
 
 KINDS = (1, 2, 3, 5, 6, 7, 9, 11)  # float32, uint8, int8, int16, int32, int64, bool, float64

@@ -167,6 +167,7 @@ register(
     aten.prelu.default,
     aten._prelu_kernel.default,
     aten.softplus,
+    aten.hardswish,
     aten.masked_fill,
 )(Pointwise)
 

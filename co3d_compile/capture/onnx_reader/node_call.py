@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from co3d_compile.capture.onnx_reader.constants import made
 from co3d_compile.errors import UnsupportedError
 
 Host: TypeAlias = "NDArray[np.generic]"
@@ -23,8 +24,8 @@ Compute: TypeAlias = "Callable[..., Result]"
 WITHOUT_EFFECT = {
     "allowzero", "auto_pad", "axes", "axis", "block_size", "consumed_inputs", "count_include_pad",
     "cubic_coeff_a", "exclude_outside", "extrapolation_value", "hidden_size", "is_test",
-    "keep_aspect_ratio_policy", "kernel_shape", "kv_num_heads", "momentum", "nearest_mode", "output_dtype",
-    "output_padding", "precision", "q_num_heads", "ratio", "round_mode", "saturate", "seed",
+    "keep_aspect_ratio_policy", "kernel_shape", "kv_num_heads", "momentum", "nearest_mode", "noop_with_empty_axes",
+    "output_dtype", "output_padding", "precision", "q_num_heads", "ratio", "round_mode", "saturate", "seed",
     "softmax_precision", "sorted", "spatial", "stash_type", "storage_order",
 }  # fmt: skip
 """Attributes that change no value, or matter only in cases in which they are read."""
@@ -54,12 +55,14 @@ class NodeCall:
         node: The node, with its attributes.
         opset: The version of the operator set that defines it.
         host: Of each input the value that is known while the model is traced, or None.
+        clips: How many clips are run where the file is written for one.
         asked: The attributes that were read so far.
     """
 
     node: ir.Node
     opset: int
     host: tuple[Host | None, ...] = ()
+    clips: int = 1
     asked: set[str] = field(default_factory=set, compare=False)
 
     @property
@@ -142,7 +145,8 @@ def whole_numbers(value: Value) -> list[int]:
 
 def as_tensor(value: Host) -> Tensor:
     """A value that is known while the model is traced, as a tensor of the same numbers."""
-    return torch.from_numpy(np.array(value))
+    again = made(value)
+    return torch.from_numpy(np.array(value)) if again is None else again
 
 
 def torch_dtype(onnx_type: int) -> torch.dtype:

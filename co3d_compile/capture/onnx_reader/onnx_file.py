@@ -16,6 +16,7 @@ from torch import Tensor
 
 from co3d_compile.capture.onnx_reader.node_call import torch_dtype
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, has_half_precision, is_quantized
+from co3d_compile.capture.onnx_reader.several_clips import is_right_for_several
 from co3d_compile.contract.model_contract import METADATA_KEY
 from co3d_compile.errors import LoadError, UsageError
 
@@ -68,7 +69,9 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
             hint="Give the clip model that it was compiled from.",
         )
     module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
-    return OnnxClipModel(module, _example(model.graph, shapes), _notes(model.graph))
+    example = _example(model.graph, shapes)
+    module.is_for_several = is_right_for_several(module, example)
+    return OnnxClipModel(module, example, _notes(model.graph))
 
 
 def prepared(model: ir.Model) -> ir.Model:

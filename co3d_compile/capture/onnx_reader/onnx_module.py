@@ -31,12 +31,12 @@ from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     resizing,
     shape_operators,
 )
+from co3d_compile.capture.onnx_reader.constants import core, counted
+from co3d_compile.capture.onnx_reader.control_flow import CONTROL, Values, controlled
 from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, NodeCall, Result, Value, as_tensor
-from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 
-CONTROL = ("If", "Loop", "Scan")
 SHAPE_LIKE = 1 << 20  # whole numbers, at most so many, may be shapes or indices; more are data
-Values = dict[ir.Value, Value]
 
 
 class Scope(nn.Module):
@@ -54,16 +54,20 @@ class OnnxModule(nn.Module):
         onnx_model: The model whose nodes are run, its functions written out.
         onnx_source: The file, or the model as it was given.
         is_exact: Whether the numbers are those of the file: neither half precision nor 8 bits stand in it.
+        is_for_several: Whether several clips may be given, where the file fixes its batch.
     """
 
     def __init__(self, model: ir.Model, source: str | os.PathLike[str] | ir.Model | None = None) -> None:
         super().__init__()
         self.onnx_model, self.onnx_graph = model, model.graph
         self.onnx_source = source
+        self.onnx_clips = 1
+        self.is_for_several = True
         self.is_exact = not _approximates(model.graph)
         self.onnx_opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
         self._names: dict[ir.Value, str] = {}
         self._host: dict[ir.Value, Host] = {}
+        self._shapes: dict[ir.Value, tuple[int, ...]] = {}
         _check_operators(model.graph, self.onnx_opset)
         for graph in _graphs(model.graph):
             for value in graph.initializers.values():
@@ -92,6 +96,10 @@ class OnnxModule(nn.Module):
         if whole or (self.reads_numbers(value) and array.ndim <= 1) or array.dtype.kind not in "fiub":
             self._host[value] = array
             return
+        if counted(array) is not None:
+            self._host[value] = array
+            return
+        self._shapes[value], array = array.shape, core(array)
         path = _module_path(value.name or "constant")
         owner = self._submodule(path[:-1])
         name = path[-1]
@@ -115,9 +123,21 @@ class OnnxModule(nn.Module):
 
     def _run_model(self, *inputs: Tensor) -> dict[str, Tensor]:
         values: Values = dict(zip(self.onnx_graph.inputs, inputs, strict=True))
+        self.onnx_clips = self._clips(inputs)
+        if self.onnx_clips > 1 and not self.is_for_several:
+            raise UsageError("The file is for one clip at a time.")
         results = self.run(self.onnx_graph, values)
         named = zip(self.onnx_graph.outputs, results, strict=True)
         return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
+
+    def _clips(self, inputs: Sequence[Tensor]) -> int:
+        """How many clips are given for each one that the file is written for."""
+        given = set()
+        for x, value in zip(inputs, self.onnx_graph.inputs, strict=True):
+            size = value.shape[0] if x.dim() and value.shape is not None else None
+            if isinstance(size, int) and size and x.shape[0] % size == 0:
+                given.add(x.shape[0] // size)
+        return given.pop() if len(given) == 1 else 1
 
     def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
         """Every value of the outermost graph by its name, to find where two runs differ."""
@@ -148,14 +168,14 @@ class OnnxModule(nn.Module):
         if value in self._host:
             return self._host[value]
         found: Tensor = self.get_buffer(self._names[value])
-        return found
+        return found if found.shape == self._shapes[value] else found.expand(self._shapes[value])
 
     def _node(self, node: ir.Node, values: Values) -> Sequence[Value]:
         inputs = [self._value(v, values) for v in node.inputs]
         host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
-        call = NodeCall(node, self.onnx_opset, host)
+        call = NodeCall(node, self.onnx_opset, host, self.onnx_clips)
         if node.op_type in CONTROL:
-            return self._control(call, inputs, values)
+            return controlled(self.run, call, inputs, values)
         if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and _stays_small(node, host):
             return reference(call, host)
         reader = TABLE[node.op_type]
@@ -183,64 +203,6 @@ class OnnxModule(nn.Module):
             return compute(call, *arguments)
         result: Result = self._submodule(path)(compute, call, arguments)
         return result
-
-    # --- control flow
-
-    def _control(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
-        node = call.node
-        if node.op_type == "If":
-            condition = inputs[0]
-            if not isinstance(condition, np.ndarray):
-                raise call.refuse("is decided by the values of frames")
-            branch = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-            return self.run(node.attributes[branch].as_graph(), dict(values))
-        return self._loop(call, inputs, values) if node.op_type == "Loop" else self._scan(call, inputs, values)
-
-    def _loop(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
-        """Runs the body as often as the file says: one copy for each turn, which the compiler makes one body again."""
-        body = call.node.attributes["body"].as_graph()
-        turns, going, *carried = inputs
-        if turns is None or not isinstance(turns, np.ndarray) or isinstance(going, Tensor):
-            raise call.refuse("ends when the values of frames say so")
-        collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
-        for turn in range(int(turns.reshape(-1)[0])):
-            if isinstance(going, np.ndarray) and not bool(going.reshape(-1)[0]):
-                break
-            given = [np.array(turn, np.int64), going if going is not None else np.array(True), *carried]
-            going, *results = self.run(body, {**values, **dict(zip(body.inputs, given, strict=True))})
-            if isinstance(going, Tensor):
-                raise call.refuse("ends when the values of frames say so")
-            carried = list(results[: len(carried)])
-            for rows, result in zip(collected, results[len(carried) :], strict=True):
-                rows.append(result)
-        return [*carried, *(_stacked(rows, 0) for rows in collected)]
-
-    def _scan(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
-        """Runs the body on each entry of the scanned inputs."""
-        body = call.node.attributes["body"].as_graph()
-        if call.opset < 9:
-            raise call.refuse("scans each clip of a batch by itself", "Export the model with opset 9 or newer.")
-        scanned = call.integer("num_scan_inputs", 1)
-        states, series = inputs[: len(inputs) - scanned], inputs[len(inputs) - scanned :]
-        dims = call.integers("scan_input_axes") or [0] * scanned
-        backwards = call.integers("scan_input_directions") or [0] * scanned
-        collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - len(states))]
-        first = series[0]
-        assert first is not None
-        length = int(first.shape[dims[0]])
-        for turn in range(length):
-            entries = [
-                _entry(x, dim, length - 1 - turn if back else turn)
-                for x, dim, back in zip(series, dims, backwards, strict=True)
-            ]
-            results = self.run(body, {**values, **dict(zip(body.inputs, [*states, *entries], strict=True))})
-            states = list(results[: len(states)])
-            for rows, result in zip(collected, results[len(states) :], strict=True):
-                rows.append(result)
-        out = call.integers("scan_output_axes") or [0] * len(collected)
-        turned = call.integers("scan_output_directions") or [0] * len(collected)
-        rows_of = [rows[::-1] if back else rows for rows, back in zip(collected, turned, strict=True)]
-        return [*states, *(_stacked(rows, dim) for rows, dim in zip(rows_of, out, strict=True))]
 
 
 LARGE = ("ConstantOfShape", "Expand", "Tile")
@@ -352,7 +314,7 @@ def _part(name: str) -> str:
     return f"{part}_" if taken and not part.isdigit() else part
 
 
-OWN = ("onnx_model", "onnx_graph", "onnx_source", "onnx_opset", "is_exact", "training")
+OWN = ("onnx_model", "onnx_graph", "onnx_source", "onnx_opset", "onnx_clips", "is_exact", "is_for_several", "training")
 """Attributes that a module has from its making on."""
 
 
@@ -360,13 +322,3 @@ def identifier(name: str | None) -> str:
     """A name that Python takes for an argument."""
     part = re.sub(r"\W", "_", name or "value")
     return f"_{part}" if part[:1].isdigit() else part
-
-
-def _stacked(rows: Sequence[Tensor | Host], dim: int) -> Tensor | Host:
-    if all(isinstance(r, np.ndarray) for r in rows):
-        return np.stack([r for r in rows if isinstance(r, np.ndarray)], dim)
-    return torch.stack([as_tensor(r) if isinstance(r, np.ndarray) else r for r in rows], dim)
-
-
-def _entry(x: Value, dim: int, index: int) -> Value:
-    return np.take(x, index, dim) if isinstance(x, np.ndarray) else x.select(dim, index) if x is not None else None

@@ -33,7 +33,7 @@ def recurrent(
     steps, batch, _ = x.shape
     size, directions = r.shape[2], r.shape[0]
     zero = x.new_zeros(directions, batch, size)
-    h, c = zero if h is None else h, zero if c is None else c
+    h, c = (zero if s is None else s if s.shape[1] == batch else s.expand(zero.shape) for s in (h, c))
     x = x.flip(0) if direction == "reverse" else x
     if kind == "GRU" and not call.integer("linear_before_reset", 0):
         ys, last = _gru_by_steps(x, w, r, b, h)

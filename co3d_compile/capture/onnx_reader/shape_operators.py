@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,9 +40,22 @@ def size(call: NodeCall, x: Tensor) -> Host:
 def reshape(call: NodeCall, x: Tensor, target: Value = None) -> Tensor:
     """Gives another shape: 0 keeps a size, -1 takes what is left."""
     sizes = whole_numbers(target) if target is not None else call.integers("shape", ()) or []
+    fixed = call.clips > 1 and not call.is_constant(0) and (target is None or call.is_constant(1))
+    if fixed and sizes and sizes[0] != 0:
+        return x.reshape(_for_all_clips(call, x, sizes))
     if not call.integer("allowzero", 0):
         sizes = [x.shape[d] if s == 0 else s for d, s in enumerate(sizes)]
     return x.reshape(sizes)
+
+
+def _for_all_clips(call: NodeCall, x: Tensor, sizes: list[int]) -> list[int]:
+    """A shape that is written for one clip, for several: the batch is the outermost dim. Whether so is tried later."""
+    sizes = [x.shape[d] if s == 0 else s for d, s in enumerate(sizes)]
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 not in sizes and known == x.numel():
+        return sizes
+    sizes = [x.numel() // call.clips // known if s == -1 else s for s in sizes]
+    return [sizes[0] * call.clips, *sizes[1:]]
 
 
 @reads("Flatten")
@@ -78,8 +93,13 @@ def unsqueeze(call: NodeCall, x: Tensor, axes: Value = None) -> Tensor:
 
 @reads("Concat")
 def concat(call: NodeCall, *xs: Tensor) -> Tensor:
-    """Joins along a dim."""
-    return torch.cat(xs, call.integer("axis", 1))
+    """Joins along a dim. A constant that is written for one clip stands beside each of several."""
+    axis = call.integer("axis", 1)
+    if call.clips > 1 and axis % xs[0].dim():
+        rows = max(x.shape[0] for x in xs)
+        fixed = [call.is_constant(i) and x.shape[0] * call.clips == rows for i, x in enumerate(xs)]
+        xs = tuple(torch.cat([x] * call.clips) if f else x for x, f in zip(xs, fixed, strict=True))
+    return torch.cat(xs, axis)
 
 
 @reads("Split", host=(1,))
@@ -137,7 +157,8 @@ def slice_(
         entries = x.shape[dim]
         if step < 0:
             wanted = list(range(entries))[slice(start, None if end < -entries else end, step)]
-            x = x.index_select(dim, torch.tensor(wanted, dtype=torch.int64))
+            turned = wanted == list(reversed(range(entries)))
+            x = x.flip(dim) if turned else x.index_select(dim, torch.tensor(wanted, dtype=torch.int64))
         else:
             x = torch.ops.aten.slice.Tensor(x, dim, start, min(end, INT64_MAX), step)
     return x

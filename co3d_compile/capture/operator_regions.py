@@ -1,0 +1,137 @@
+"""Regions of a captured graph that compute something of one tensor, and what they compute of numbers given to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.aten_operators import SAME
+from co3d_compile.ir.node_reading import operand, operands
+from co3d_compile.ir.program import Program
+
+MOST = 16  # operators; an activation or a norm written out has fewer
+
+
+class Constants:
+    """The values of all nodes of a graph that depend on no input, in float64 where they are floats."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._values: dict[Node, Tensor] = {}
+        self._varying: set[Node] = set()
+
+    def value(self, node: Node) -> Tensor | None:
+        """The value of a constant; None for what depends on an input."""
+        if node in self._varying:
+            return None
+        if node not in self._values:
+            found = self._computed(node)
+            if found is None:
+                self._varying.add(node)
+                return None
+            self._values[node] = found
+        return self._values[node]
+
+    def _computed(self, node: Node) -> Tensor | None:
+        if node.op == "get_attr":
+            return widened(self.program.constant(node))
+        chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if node.op != "call_function" or chance:
+            return None
+        values = {n: self.value(n) for n in operands(node)}
+        if any(v is None for v in values.values()):
+            return None
+        result = run_in_float64(node, values)
+        return result if isinstance(result, Tensor) else None
+
+
+def widened(value: Tensor) -> Tensor:
+    """A tensor in float64, if its numbers are floats."""
+    return value.double() if value.is_floating_point() else value
+
+
+def run_in_float64(node: Node, values: dict[Node, Tensor | None]) -> Tensor:
+    """Runs one operator on values in float64."""
+    assert callable(node.target)
+    args = [map_arg(a, values.__getitem__) for a in node.args]
+    kwargs = {name: map_arg(a, values.__getitem__) for name, a in node.kwargs.items()}
+    dtype = kwargs.get("dtype")
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        kwargs["dtype"] = torch.float64
+    result: Tensor = node.target(*args, **kwargs)
+    return result
+
+
+def without_effect(node: Node) -> Node:
+    """A node behind what does nothing in inference, and is read by nobody else."""
+    while node.target in SAME and len(node.users) == 1:
+        node = operand(node)
+    return node
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is computed of one tensor.
+
+    Attributes:
+        source: The tensor.
+        result: The node whose value the region computes.
+        nodes: The operators, in the order of the graph; no other operator reads those before the result.
+        constants: The constants that they read.
+    """
+
+    source: Node
+    result: Node
+    nodes: tuple[Node, ...]
+    constants: Constants
+
+    @cached_property
+    def values(self) -> dict[Node, Tensor]:
+        """The value of each constant that the region reads."""
+        read = {n for node in self.nodes for n in operands(node) if n not in self.nodes and n is not self.source}
+        return {n: v for n in read if (v := self.constants.value(n)) is not None}
+
+    def numbers(self) -> set[float]:
+        """All single numbers that stand in the region."""
+        found = {float(v) for v in self.values.values() if v.numel() == 1}
+        for node in self.nodes:
+            found |= {float(a) for a in node.args if isinstance(a, (int, float))}
+        return found
+
+    def run(self, x: Tensor) -> Tensor:
+        """What the region computes of a tensor, in float64."""
+        values: dict[Node, Tensor | None] = {**self.values, self.source: x}
+        for node in self.nodes:
+            values[node] = run_in_float64(node, values)
+        result = values[self.result]
+        assert result is not None
+        return result
+
+
+def regions(
+    result: Node, order: dict[Node, int], constants: Constants, may: Callable[[Node], bool]
+) -> Iterator[Region]:
+    """The regions that end in a node and start from one tensor, the smallest first.
+
+    Args:
+        result: The last node.
+        order: The place of each node in the graph.
+        constants: The constants of the graph.
+        may: Whether an operator may be part of a region.
+    """
+    inside = {result}
+    while len(inside) <= MOST:
+        outside = {n for node in inside for n in operands(node) if n not in inside and constants.value(n) is None}
+        if not outside:
+            return
+        if len(outside) == 1:
+            yield Region(next(iter(outside)), result, tuple(sorted(inside, key=order.__getitem__)), constants)
+        latest = max(outside, key=order.__getitem__)
+        if not may(latest) or any(user not in inside for user in latest.users):
+            return
+        inside.add(latest)

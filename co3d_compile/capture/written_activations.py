@@ -1,0 +1,72 @@
+"""Activations that are written out in smaller operators, as one operator again: found by the numbers they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from co3d_compile.capture.operator_regions import Constants, Region, regions
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.program import Program
+from co3d_compile.rules import is_pointwise
+
+aten = torch.ops.aten
+Activation = tuple[Callable[..., Tensor], dict[str, str]]
+ACTIVATIONS: list[Activation] = [
+    (aten.sigmoid.default, {}),
+    (aten.silu.default, {}),
+    (aten.gelu.default, {}),
+    (aten.gelu.default, {"approximate": "tanh"}),
+    (aten.hardsigmoid.default, {}),
+    (aten.hardswish.default, {}),
+    (aten.softplus.default, {}),
+    (aten.mish.default, {}),
+]
+"""What is looked for: functions of one number, without settings that could be any number."""
+
+FAR = torch.tensor([-60.0, -30.0, -16.0, 16.0, 30.0, 60.0], dtype=torch.float64)
+POINTS = torch.cat([torch.linspace(-8, 8, 161, dtype=torch.float64), FAR])
+SAME = 1e-6  # of a number, or of 1: constants such as the root of 2 were rounded to float32
+
+
+def join_activations(program: Program) -> None:
+    """``x * 0.5 * (1 + erf(x / sqrt(2)))`` to ``gelu(x)``, and the like for the other activations of the table."""
+    constants = Constants(program)
+    known = [target(POINTS, **settings) for target, settings in ACTIVATIONS]
+    order = {n: i for i, n in enumerate(program.graph.nodes)}
+    for node in list(program.graph.nodes):
+        found = _activation(node, order, constants, known) if _may(node) else None
+        if found is not None:
+            region, (target, settings) = found
+            new = insert(program, node, target, region.source, **settings)
+            order[new] = order[node]
+            replace(node, new)
+
+
+def _may(node: Node) -> bool:
+    return node.op == "call_function" and is_pointwise(node.target) and node.meta["val"].is_floating_point()
+
+
+def _activation(
+    node: Node, order: dict[Node, int], constants: Constants, known: list[Tensor]
+) -> tuple[Region, Activation] | None:
+    """The activation that a node is the result of, with the region that computes it."""
+    for region in regions(node, order, constants, _may):
+        if not _is_of_numbers(region):
+            return None
+        if len(region.nodes) > 1 and region.source.meta["val"].dtype == node.meta["val"].dtype:
+            values = region.run(POINTS)
+            for activation, expected in zip(ACTIVATIONS, known, strict=True):
+                if torch.allclose(values, expected, rtol=SAME, atol=SAME):
+                    return region, activation
+    return None
+
+
+def _is_of_numbers(region: Region) -> bool:
+    """Whether it computes each number by itself, with single numbers for constants."""
+    same = shape_of(region.source) == shape_of(region.result)
+    return same and all(v.numel() == 1 for v in region.values.values())

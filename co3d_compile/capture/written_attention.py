@@ -1,0 +1,158 @@
+"""Attention that is written out as two products and a softmax, as one operator again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from co3d_compile.capture.operator_regions import Constants, without_effect
+from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+
+
+@dataclass
+class _Scores:
+    """``scale * (q @ k.permute(order)) + mask`` as it was found, from the softmax backwards."""
+
+    q: Node
+    k: Node
+    order: list[int]
+    scale: float
+    mask: Tensor | None
+
+
+def join_attention(program: Program) -> None:
+    """``softmax(q @ k.T * scale + mask) @ v`` to ``scaled_dot_product_attention``."""
+    constants = Constants(program)
+    for node in list(program.graph.nodes):
+        if node.target not in PRODUCTS or not isinstance(node.args[0], Node):
+            continue
+        softmax, v = _unguarded(without_effect(operand(node)), constants), operand(node, 1)
+        if softmax.target not in SOFTMAX or Arguments(softmax).dim(softmax) != rank_of(softmax) - 1:
+            continue
+        found = _scores(operand(softmax), constants)
+        if found is not None and _fits(found, v, node):
+            _join(program, node, found, v)
+
+
+def _unguarded(node: Node, constants: Constants) -> Node:
+    """The softmax in ``where(isnan(softmax), 0, softmax)``, which is 0 where a mask hides everything."""
+    if node.target is not aten.where.self or not isinstance(node.args[2], Node):
+        return node
+    asked, softmax, zero = operand(node), node.args[2], constants.value(operand(node, 1))
+    is_guard = asked.target is aten.isnan.default and asked.args[0] is softmax
+    is_zero = zero is not None and not bool(zero.any())
+    return softmax if is_guard and is_zero and set(softmax.users) == {asked, node} else node
+
+
+def _scores(node: Node, constants: Constants) -> _Scores | None:
+    """What goes into a softmax, taken apart: masks and scales down to the product of matrices."""
+    scale, mask = 1.0, None
+    while node.target not in PRODUCTS:
+        node = without_effect(node)
+        if len(node.users) != 1 or not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        number = _factor(node, constants)
+        if number is not None:
+            scale, node = scale * number[0], number[1]
+            continue
+        added = _added(node, constants) if scale == 1.0 else None
+        if added is None:
+            return None
+        value, node = added
+        mask = value if mask is None else mask + value
+    if len(node.users) != 1:
+        return None
+    of_q, q = _factor(operand(node), constants) or (1.0, operand(node))
+    of_product, transposed = _factor(operand(node, 1), constants) or (1.0, operand(node, 1))
+    order, turned = _turned(transposed)
+    of_k, k = _factor(turned, constants) or (1.0, turned)
+    return _Scores(q, k, order, scale * of_q * of_product * of_k, mask)
+
+
+def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
+    """A multiplication with, or a division by, a single number: the factor, and what is multiplied."""
+    divides = node.target in (aten.div.Tensor, aten.div.Scalar)
+    if not divides and node.target not in (aten.mul.Tensor, aten.mul.Scalar):
+        return None
+    for x, other in _both_ways(node)[: 1 if divides else 2]:
+        value = constants.value(other) if isinstance(other, Node) else other
+        if isinstance(value, Tensor):
+            value = float(value) if value.numel() == 1 else None
+        if isinstance(value, (int, float)) and value and _is_scores(x, node, constants):
+            return (1 / value if divides else value), x
+    return None
+
+
+def _both_ways(node: Node) -> list[tuple[Node, Argument]]:
+    """Either operand of an operator beside the other one."""
+    a, b = node.args[:2]
+    return [(x, other) for x, other in ((a, b), (b, a)) if isinstance(x, Node)]
+
+
+def _is_scores(x: Node, node: Node, constants: Constants) -> bool:
+    return shape_of(x) == shape_of(node) and constants.value(x) is None
+
+
+def _added(node: Node, constants: Constants) -> tuple[Tensor, Node] | None:
+    """A constant that is added to scores, or fills some of them in: as numbers to add, and the scores."""
+    if node.target is aten.add.Tensor and argument(node, 2, "alpha", 1) == 1:
+        for x, other in _both_ways(node):
+            value = constants.value(other) if isinstance(other, Node) else None
+            if value is not None and _is_scores(x, node, constants):
+                return value, x
+    if node.target not in (aten.masked_fill.Scalar, aten.where.self):
+        return None
+    filled = node.target is aten.masked_fill.Scalar
+    scores, fill = node.args[0 if filled else 1], node.args[2]
+    hidden = constants.value(operand(node, 1 if filled else 0))
+    number = constants.value(fill) if isinstance(fill, Node) else fill
+    if hidden is None or not isinstance(scores, Node) or not isinstance(number, (Tensor, int, float)):
+        return None
+    hidden = hidden if filled else ~hidden
+    if float(torch.as_tensor(number).max()) != -torch.inf or not _is_scores(scores, node, constants):
+        return None
+    return torch.zeros(hidden.shape, dtype=torch.float64).masked_fill(hidden, -torch.inf), scores
+
+
+def _fits(found: _Scores, v: Node, node: Node) -> bool:
+    """Whether the operands have the shapes that attention takes, and no row of the mask hides everything."""
+    q, k = shape_of(found.q), [shape_of(found.k)[d] for d in found.order]
+    same = q[:-2] == tuple(k[:-2]) == shape_of(v)[:-2] and len(q) == len(shape_of(node)) and len(q) >= 3
+    hidden = found.mask is not None and bool((found.mask == -torch.inf).all(-1).any())
+    return same and not hidden
+
+
+def _join(program: Program, node: Node, found: _Scores, v: Node) -> None:
+    order = [*found.order[:-2], found.order[-1], found.order[-2]]
+    keys = found.k if order == sorted(order) else insert(program, node, aten.permute.default, found.k, order)
+    mask = None
+    if found.mask is not None:
+        value = found.mask.to(node.meta["val"].dtype)
+        hides = bool(((value == 0) | (value == -torch.inf)).all())
+        mask = insert_constant(program, node, f"{node.name}_mask", value == 0 if hides else value)
+    target = aten.scaled_dot_product_attention.default
+    replace(node, insert(program, node, target, found.q, keys, v, mask, scale=found.scale))
+
+
+def _turned(node: Node) -> tuple[list[int], Node]:
+    """The order of dims that a node puts a tensor in, and the tensor; where it is no such step, the node itself."""
+    rank, order = rank_of(node), list(range(rank_of(node)))
+    if node.target is aten.permute.default:
+        return [d % rank for d in Arguments(node).integers("dims")], operand(node)
+    if node.target is aten.transpose.int:
+        values = Arguments(node)
+        a, b = values.dim(node, "dim0"), values.dim(node, "dim1")
+        order[a], order[b] = order[b], order[a]
+        return order, operand(node)
+    return order, node

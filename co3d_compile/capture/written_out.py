@@ -1,0 +1,26 @@
+"""Operators that were written out in smaller ones, by hand or by an exporter, as one operator again.
+
+What is looked for is arithmetic: names, modules and the order of operators do not matter. The rules know what a norm or
+attention does to time; of its pieces they know less, and would compute more on windows.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from co3d_compile.capture.written_activations import join_activations
+from co3d_compile.capture.written_attention import join_attention
+from co3d_compile.capture.written_group_norms import join_group_norms
+from co3d_compile.capture.written_norms import join_norms
+from co3d_compile.ir.program import Program
+
+
+def join_written_out(program: Program) -> None:
+    """Joins what was written out. A program that leaves its sizes open stays as it is."""
+    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
+        return
+    for join in (join_activations, join_norms, join_group_norms, join_attention):
+        before = {n.name for n in program.graph.nodes}
+        join(program)
+        if {n.name for n in program.graph.nodes} != before:
+            program.graph.eliminate_dead_code()
