@@ -10,6 +10,7 @@ from co3d_compile.passes.canonicalize import Canonicalize
 from co3d_compile.passes.continual_convolutions import Continual
 from co3d_compile.passes.delay_residuals import DelayResiduals
 from co3d_compile.passes.fold_batch_norm import FoldBatchNorm
+from co3d_compile.passes.join_starts import JoinStarts
 from co3d_compile.passes.lower import Lower
 from co3d_compile.passes.mark_ends import MarkEnds
 from co3d_compile.passes.strip_temporal_padding import StripTemporalPadding
@@ -24,6 +25,7 @@ def default_passes() -> PassList:
             Canonicalize(),
             FoldBatchNorm(),
             AnnotateTime(),
+            JoinStarts(),
             StripTemporalPadding(),
             Continual(),
             WindowsAndGates(),
@@ -43,6 +45,7 @@ __all__ = [
     "Continual",
     "DelayResiduals",
     "FoldBatchNorm",
+    "JoinStarts",
     "Lower",
     "MarkEnds",
     "Output",

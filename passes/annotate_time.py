@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from torch.fx import Node
 
+from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import insert_marker
@@ -18,6 +19,8 @@ from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Fallback, Program, Region, bytes_of
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
 
 
@@ -47,7 +50,7 @@ class AnnotateTime(Pass):
             if found == decisions:
                 break
             write_again(program, found.written - decisions.written)
-            decisions = found
+            decisions = separate_starts(program, found, found.starts - decisions.starts)
         for node, operands in walk.waiting.items():
             hold_back(program, node, operands)
         fix_pulse(program)
@@ -94,6 +97,16 @@ def write_again(program: Program, names: frozenset[str]) -> None:
     """Writes operators as the model has them, instead of in their canonical form."""
     for node in [n for n in program.graph.nodes if n.name in names]:
         program.originals.pop(node).write(node)
+
+
+def separate_starts(program: Program, decisions: Decisions, names: frozenset[str]) -> Decisions:
+    """Gives each of these concatenations a start of its own, and adds to the decisions what computes it."""
+    firsts = decisions.firsts
+    for node in [n for n in program.graph.nodes if n.name in names]:
+        rule = rule_for(node.target)
+        assert isinstance(rule, Concatenation)
+        firsts |= separate(program, node, start_of(node, rule))
+    return replace(decisions, firsts=firsts)
 
 
 def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> None:

@@ -20,7 +20,7 @@ from co3d_compile.ir.node_reading import argument, module_path, operand, operato
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program, RegionRun
 from co3d_compile.ir.stored_constants import delete_unused_constants
-from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, own_of
+from co3d_compile.ir.time_facts import Kind, fact_of, is_start, is_stream, is_window, own_of
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.local_region import pasts, run_entries
@@ -100,7 +100,7 @@ class Lower(Pass):
             low.streams[node] = self._marker(low, node)
         elif is_stream(node):
             self._stream(low, node)
-        elif fact_of(node).kind is Kind.WINDOW and not pool(low, node) and not follow(low, node):
+        elif is_start(node) or (is_window(node) and not pool(low, node) and not follow(low, node)):
             self._on_window(low, node)
 
     def _holders(self, low: StepGraph, program: Program) -> None:

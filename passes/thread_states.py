@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.markers import carry, counter, fifo, previous, store
+from co3d_compile.ir.graph_edits import fake_mode, replace
+from co3d_compile.ir.markers import carry, counter, fifo, previous, settled, store
 from co3d_compile.ir.node_reading import argument, module_path, operand, whole
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
@@ -20,6 +20,8 @@ class ThreadStates(Pass):
     1. ``previous(x)`` to the state; its next value is ``x``. A chain of them is a shift register;
     2. ``fifo(x, n)`` to ``cat([state, x])``; the next value is its last n entries;
     3. ``carry`` and ``counter`` to the state; its next value is what ``store(state, value)`` gives it.
+
+    What is ``settled`` is from here on what it is of.
     """
 
     requires = frozenset({"lowered"})
@@ -33,6 +35,8 @@ class ThreadStates(Pass):
         replaced: dict[Node, Node] = {}
         names: dict[str, int] = {}
         for node in list(graph.nodes):
+            if node.target is settled:
+                replace(node, operand(node))
             if node.target not in (previous, fifo, carry, counter):
                 continue
             path = module_path(node) or "model"

@@ -268,12 +268,12 @@ def run(session: Any, clips: list[Tensor], steps: int, hold: Callable[[int], Non
     return results
 
 
-def streams(module: nn.Module, expected: nn.Module, lengths: list[int], **options: Any) -> None:
+def streams(module: nn.Module, expected: nn.Module, lengths: list[int], clip_frames: int = 8, **options: Any) -> None:
     """N streams that end when they like: each output entry of each is the clip model's on that clip alone."""
     shape = next(p.shape for p in module.parameters() if p.dim() > 2)
     space = [4, 4] if len(shape) == 5 else []
     torch.manual_seed(3)
-    compiled = co3d.compile(module, (torch.randn(1, 4, 8, *space),), boundary="exact", **options)
+    compiled = co3d.compile(module, (torch.randn(1, 4, clip_frames, *space),), boundary="exact", **options)
     session = open_session(compiled, len(lengths))
     clips = [torch.randn(1, 4, n, *space) for n in lengths]
     pulse = next(iter(session.info.frames_per_step.values()))

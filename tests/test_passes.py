@@ -29,6 +29,7 @@ NAMES = [
     "canonicalize",
     "fold_batch_norm",
     "annotate_time",
+    "join_starts",
     "strip_temporal_padding",
     "continual",
     "windows_and_gates",
@@ -275,7 +276,7 @@ def test_the_culprit_that_broke_a_promise_is_named() -> None:
 
 
 def test_a_promise_that_is_renewed_holds() -> None:
-    passes = co3d.default_passes().before("strip_temporal_padding", Forgetful())
+    passes = co3d.default_passes().before("join_starts", Forgetful())
     compiles(passes.after("forgetful", passes[passes.position("annotate_time")]))
 
 

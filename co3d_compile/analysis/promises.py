@@ -13,6 +13,7 @@ from co3d_compile.analysis.window_groups import meeting_windows, newest
 from co3d_compile.ir.aten_operators import BATCH_NORMS, CHECKS, SAME, VIEWS
 from co3d_compile.ir.markers import (
     MARKERS,
+    begin,
     carry,
     counter,
     fifo,
@@ -25,7 +26,7 @@ from co3d_compile.ir.markers import (
 )
 from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, fact_of, is_stream, is_window, kernel_of, own_of
+from co3d_compile.ir.time_facts import KEY, fact_of, is_start, is_stream, is_window, kernel_of, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.pool import Pool
@@ -70,6 +71,14 @@ def time(program: Program) -> str | None:
             if fact.pulse.denominator != 1 or fact.pulse < 1:
                 return f"{named(n)} has {fact.pulse} entries per step"
     return None
+
+
+def joined(program: Program) -> str | None:
+    """What is computed from the first entries alone meets a stream through a marker."""
+    met = (
+        n for n in filter(is_stream, calls(program)) if n.target is not begin and any(map(is_start, n.all_input_nodes))
+    )
+    return next((f"{named(n)} reads first entries and is no marker" for n in met), None)
 
 
 def unpadded(program: Program) -> str | None:
@@ -171,5 +180,17 @@ def threaded(program: Program) -> str | None:
 
 PROMISES: dict[str, Check] = {
     check.__name__: check
-    for check in (canonical, no_batch_norm, time, unpadded, continual, windowed, aligned, ends, lowered, threaded)
+    for check in (
+        canonical,
+        no_batch_norm,
+        time,
+        joined,
+        unpadded,
+        continual,
+        windowed,
+        aligned,
+        ends,
+        lowered,
+        threaded,
+    )
 }

@@ -6,12 +6,12 @@ Read off the graph that ``lower`` wrote, so the numbers are as tight as what is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous
+from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, settled
 from co3d_compile.ir.node_reading import argument, operand, operand_list, whole
 
 aten = torch.ops.aten
@@ -80,6 +80,9 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = Dependence() if argument(node, 2, "of_ends", False) else Dependence(0, None, 0)
         elif node.target is expand_batch:  # of the other operand it reads the size alone
             result = found[node.args[0]]
+        elif node.target is settled:
+            stream = found[operand(node, 1)]
+            result = replace(stream, steps=max(stream.steps, whole(node, 2)))
         elif node.target is previous:
             result = result.earlier(1, frames)
         elif node.target is fifo:

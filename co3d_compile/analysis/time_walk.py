@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from co3d_compile.analysis.gate_dependence import forgets_entry
+from co3d_compile.analysis.starts import start_fact, start_of
 from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
@@ -17,6 +18,7 @@ from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, sh
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, NoExtension, Own, fact_of, is_stream, is_window
 from co3d_compile.rules import Rule, rule_for
+from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import waiting_operands
 from co3d_compile.rules.failures import blaming
 
@@ -31,11 +33,15 @@ class Decisions:
         gates: Pools whose results meet the stream again: they are computed for each of its entries.
         windows: Pools that remain windows: as gates nothing of the entry would be left, or all would end in a window.
         written: Operators that are to be as the model has them, instead of in their canonical form.
+        starts: Concatenations over time that begin with a start of its own.
+        firsts: What computes such starts, from the first entries alone.
     """
 
     gates: Names = frozenset()
     windows: Names = frozenset()
     written: Names = frozenset()
+    starts: Names = frozenset()
+    firsts: Names = frozenset()
 
 
 @dataclass
@@ -81,6 +87,9 @@ class TimeWalk:
         if rule is not None and node in self.program.originals and rule.resamples_again(node):
             self._decide(written=frozenset({node.name}))
             return
+        if isinstance(rule, Concatenation) and node.name not in self.decisions.starts and start_of(node, rule):
+            self._decide(starts=frozenset({node.name}))
+            return
         fact, reason = self._fact(node, rule)
         if waiting := self._wait(node, fact):
             with _facts(waiting):
@@ -114,6 +123,8 @@ class TimeWalk:
         kinds = {f.kind for f in facts}
         if kinds <= {Kind.STATIC}:
             return STATIC, None
+        if node.name in self.decisions.firsts:
+            return start_fact(node, rule), None
         if Kind.WINDOW in kinds:  # a single entry (a selection, or a head behind its time axis) is no stream here
             if all(f.single for f in facts if f.kind is Kind.STREAM):
                 return window_fact(node, rule), None

@@ -66,6 +66,19 @@ def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period:
     raise RuntimeError("co3d.region is a marker: the pass lower replaces it")
 
 
+def opening(x: Tensor, dim: int, n: int) -> Tensor:
+    """The first ``n`` entries of a stream: what is computed of them is right in the one step where they are there."""
+    return x.narrow(dim, 0, n)
+
+
+def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
+    """A stream whose first entries are ``first``, and those of ``x`` come behind them.
+
+    ``opened`` is the step, from 0, in which ``first`` is right.
+    """
+    raise RuntimeError("co3d.begin is a marker: the pass lower replaces it")
+
+
 def previous(x: Tensor, initial: float = 0.0) -> Tensor:
     """The value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
     raise RuntimeError("co3d.previous is a marker: the pass thread_states replaces it")
@@ -106,6 +119,11 @@ def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
     shape = list(x.shape)
     shape[x_dim] = like.shape[like_dim]
     return x.expand(shape)
+
+
+def settled(x: Tensor, stream: Tensor, steps: int) -> Tensor:
+    """``x``, which is ``stream`` from a step on: what it is in the first ``steps`` steps is of the start alone."""
+    return x
 
 
 MARKERS = (history, take, shift, outside, window)

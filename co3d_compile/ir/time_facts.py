@@ -29,6 +29,7 @@ class Kind(Enum):
     STATIC = "static"  # not at all: a constant
     STREAM = "stream"  # new entries at every step
     WINDOW = "window"  # computed afresh at every step from the newest entries
+    START = "start"  # computed from the first entries alone, as many as the clip takes
 
 
 class NoExtension(Exception):
@@ -79,6 +80,7 @@ class Fact:
         tail: Last entries that are copies of the one before them.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
+        due: Frames of the first input until all entries have come that it is computed from (START only).
         own: What is known of the operator itself.
     """
 
@@ -97,6 +99,7 @@ class Fact:
     pooled: tuple[int, int, int] | None = None
     lead: int = 0
     tail: int = 0
+    due: Fraction = Fraction(0)
     own: Own = Own()
 
     @property
@@ -161,6 +164,10 @@ class Fact:
         lead = _copies(self.lead if carried else 0, kernel.p, edges[0])
         tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
         return replace(moved, delay=max(waits), lead=lead, tail=tail)
+
+    def no_sooner(self, due: Fraction) -> Fact:
+        """The fact where the first entry must not come before so many frames have."""
+        return replace(self, delay=max(self.delay, ceil(due / self.rate) - 1))
 
     def scaled(self, factor: Fraction) -> Fact:
         """The fact where a step is ``factor`` times as long."""
@@ -245,6 +252,10 @@ def is_stream(node: object) -> bool:
 
 def is_window(node: object) -> bool:
     return isinstance(node, Node) and fact_of(node).kind is Kind.WINDOW
+
+
+def is_start(node: object) -> bool:
+    return isinstance(node, Node) and fact_of(node).kind is Kind.START
 
 
 def _joint_crop(streams: Sequence[Fact]) -> int:

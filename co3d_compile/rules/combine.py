@@ -8,9 +8,20 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import argument, shape_of
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known, own_of
+from co3d_compile.ir.time_facts import (
+    Fact,
+    Kind,
+    NoExtension,
+    combine,
+    constant_of,
+    fact_of,
+    is_start,
+    is_stream,
+    known,
+    own_of,
+)
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -40,6 +51,8 @@ class Concatenation(Rule):
 
     def layout(self, node: Node) -> Layout:
         parts, dim = self.parts(node)
+        if any(map(is_start, parts)):
+            return known(self.main(node)).resize_dim(dim, shape_of(node)[dim])
         dynamic = [p for p in parts if fact_of(p).kind is not Kind.STATIC]
         others = [known(p).replace(dim, ()) for p in dynamic]
         own = [[a for a in known(p).dims[dim] if a != Axis(TIME, 1)] for p in dynamic]
@@ -85,7 +98,9 @@ class Concatenation(Rule):
         assert kernel is not None
         fact = fact_of(main)
         front, back = self.outside(node)
-        return fact.through(kernel, known(main), (front == EDGE, back == EDGE))
+        joined = fact.through(kernel, known(main), (front == EDGE, back == EDGE))
+        due = max((fact_of(p).due for p in parts if is_start(p)), default=None)
+        return joined if due is None or fact.end is None else joined.no_sooner(due)
 
     def main(self, node: Node) -> Node:
         """The part that is the stream; the others only fill the ends.
@@ -99,7 +114,7 @@ class Concatenation(Rule):
         for p in parts:
             if p is main:
                 continue
-            filling = constant_of(p).filling if not is_stream(p) else _root(p) is _root(main)
+            filling = _root(p, dim) is _root(main, dim) if is_stream(p) else constant_of(p).filling or is_start(p)
             if not filling or 2 * shape_of(main)[dim] < shape_of(node)[dim]:
                 raise NoExtension("joins several sequences along time")
         return main
@@ -118,7 +133,8 @@ class Concatenation(Rule):
         main = self.main(node)
         at = parts.index(main)
         first, last = span(main, dim)
-        return common(parts[:at], dim, first), common(parts[at + 1 :], dim, last)
+        front = None if any(map(is_start, parts[:at])) else common(parts[:at], dim, first)
+        return front, common(parts[at + 1 :], dim, last)
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         parts, dim = self.parts(node)
@@ -159,6 +175,11 @@ class Concatenation(Rule):
         return "joins several sequences along time"
 
 
+def repeats_edge(front: list[Node], main: Node, dim: int) -> bool:
+    """Whether what stands in front of a stream is its first entry, repeated: a pad that is written as ``cat``."""
+    return all(_root(p, dim) is _root(main, dim) for p in front) and common(front, dim, span(main, dim)[0]) == EDGE
+
+
 def common(parts: list[Node], dim: int, edge: int) -> Outside:
     """What all parts at one end of a concatenation are: one number, or the entry at the edge."""
     values: set[Outside] = set()
@@ -175,18 +196,30 @@ def span(part: Node, dim: int) -> tuple[int, int]:
     """First and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
     if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
         return span(part.all_input_nodes[0], dim)
-    if part.target is aten.cat.default:
-        spans = {span(p, dim) for p in part.all_input_nodes}
-        return spans.pop() if len(spans) == 1 else (-1, -2)
+    if part.target is aten.cat.default and _repeats(part, dim):
+        return span(part.all_input_nodes[0], dim)
+    if part.target is aten.unsqueeze.default and operand(part).target is aten.select.int:
+        select = operand(part)
+        x, index = operand(select), argument(select, 2, "index") % shape_of(operand(select))[dim]
+        alike = argument(part, 1, "dim") % rank_of(part) == argument(select, 1, "dim") % rank_of(x) == dim
+        first, last = span(x, dim)
+        return (first + index, first + index) if alike and last >= first else (-1, -2)
     if part.target is aten.slice.Tensor and argument(part, 4, "step", 1) == 1:
         x, own, start, end, _ = sliced(part)
         first, last = span(x, dim)
         return (first + start, first + end - 1) if own == dim and last >= first else (-1, -2)
-    return (-1, -2) if part.target in CROPS else (0, shape_of(part)[dim] - 1)
+    cropped = part.target in CROPS and part.target is not aten.cat.default
+    return (-1, -2) if cropped else (0, shape_of(part)[dim] - 1)
 
 
-def _root(node: Node) -> Node:
+def _repeats(node: Node, dim: int) -> bool:
+    """Whether a concatenation joins the same entries again and again."""
+    along = argument(node, 1, "dim", 0) % rank_of(node)
+    return along == dim and len({(span(p, dim), _root(p, dim)) for p in node.all_input_nodes}) == 1
+
+
+def _root(node: Node, dim: int) -> Node:
     """The tensor that a chain of crops and repeats starts from."""
-    while node.target in CROPS and node.all_input_nodes:
+    while node.target in CROPS and (node.target is not aten.cat.default or _repeats(node, dim)):
         node = node.all_input_nodes[0]
     return node

@@ -147,6 +147,15 @@ class StreamEnds:
         first, restore = self.low.batch_first(x, layout)
         return restore(self.choose(flag, first, value))
 
+    def kept(self, x: Node, step: int) -> Node:
+        """What a tensor, the batch alone in front, was in one step, counted from 0: in that step and all later ones."""
+        low = self.low
+        state = low.carry(x, low.features(x), of_ends=True)
+        came = low.call(aten.ge.Scalar, self.steps, step + 2)
+        last = self.choose(came, low.call(aten.reshape.default, state, [-1, *low.sizes(x)[1:]]), x)
+        low.call(store, state, low.call(aten.reshape.default, last, [-1, low.features(x)]))
+        return last
+
     def _hold(self, entries: Sequence[Node], fact: Fact, first: int, tail: int = 0) -> list[Node]:
         """Entries from the index ``first`` on, of which the last one within the range stays."""
         low, results = self.low, []

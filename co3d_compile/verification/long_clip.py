@@ -178,6 +178,8 @@ class LongClip(Interpreter):
         claim = self._claim(n)
         if not kinds & {Stream, Windows, Entries}:
             return call(n, args, kwargs)
+        if claim.kind is Kind.START:  # of the first entries alone, however many there are
+            return _on_clip(n, args, kwargs)
         if n.target is operator.getitem:
             value, i = args
             if isinstance(value, Entries):
@@ -220,15 +222,7 @@ class LongClip(Interpreter):
 
     def _constant(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The operator on a single clip, where the compiler says that its values do not matter."""
-        if self._claim(n).kind is not Kind.STATIC:
-            return None
-
-        def on_clip(v: Value) -> Value:
-            if not isinstance(v, Stream):
-                return v
-            return v.constant if v.constant is not None else v.span(0, v.claim.length)
-
-        return call(n, *pytree.tree_map(on_clip, (args, kwargs)))
+        return _on_clip(n, args, kwargs) if self._claim(n).kind is Kind.STATIC else None
 
     def _extended(self, v: Value, stream: Stream) -> Value:
         """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
@@ -361,6 +355,17 @@ class LongClip(Interpreter):
         if clip == actual and n.target not in VIEWS:
             return call(n, args, kwargs)
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
+
+
+def _on_clip(n: Node, args: Arguments, kwargs: Named) -> Value:
+    """The operator on the first clip."""
+
+    def cut(v: Value) -> Value:
+        if not isinstance(v, Stream):
+            return v
+        return v.constant if v.constant is not None else v.span(0, v.claim.length)
+
+    return call(n, *pytree.tree_map(cut, (args, kwargs)))
 
 
 def _one_by_one(n: Node, args: Arguments) -> bool:

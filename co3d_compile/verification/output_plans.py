@@ -73,7 +73,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
         return "stream" if n.name in timed else "static"
     own = {sorts[a] for a in n.all_input_nodes}
     claim = claim_of(n, claims)
-    if n.op != "call_function" or own <= {"static"}:
+    if n.op != "call_function" or own <= {"static"} or claim.kind is Kind.START:  # the same wherever the stream is
         return "static"
     if n.target is operator.getitem:
         source, item = n.args

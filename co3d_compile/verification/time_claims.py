@@ -62,7 +62,8 @@ class Claim:
     def single(self) -> bool:
         """A streaming tensor that is one entry of each clip, without a dim for time: one result per position."""
         place = self.place
-        return place is not None and place.size == 1 and self.length == 1 and not place.alone
+        one = place is not None and place.size == 1 and self.length == 1 and not place.alone
+        return one and self.kind is not Kind.START
 
     @property
     def one(self) -> bool:
