@@ -164,7 +164,6 @@ NO_START: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "three chunks": lambda m, x: torch.cat([torch.tanh(m.b(p)) for p in x.split(5, 2)], 2),
     "of all entries": lambda m, x: torch.cat([x.mean(2, keepdim=True), x], 2),
     "of the last ones": lambda m, x: torch.cat([x[:, :, -2:] * 2, x], 2),
-    "learned": lambda m, x: torch.cat([m.b.bias.view(1, 4, 1), x], 2),
     "joined to a window": lambda m, x: torch.cat([x[:, :, :1] * 2, x.softmax(2)[:, :, 1:]], 2),
     "met by a window": lambda m, x: torch.cat([x[:, :, :1] * x.flip(2)[:, :, :1], x[:, :, 1:]], 2),
 }
