@@ -19,7 +19,7 @@ from co3d_compile.runtime.open_model import Provider, Serializable, device_of, r
 from co3d_compile.runtime.running_model import Layout, Opener
 from co3d_compile.runtime.snapshot import pack, unpack
 from co3d_compile.runtime.states import States
-from co3d_compile.runtime.step_bindings import StepBindings
+from co3d_compile.runtime.step_bindings import NO_GRAPH, StepBindings, graph_options
 from co3d_compile.runtime.step_profile import Profile
 from co3d_compile.support.readable_numbers import plural
 
@@ -33,7 +33,7 @@ class StreamSession:
         model: Path of an ONNX file, its bytes, or a compiled model. A file with external data only by its path.
         batch: Number of streams N.
         providers: onnxruntime execution providers by falling priority, as for ``onnxruntime.InferenceSession``.
-            Default: the CPU.
+            Default: the CPU. With ``enable_cuda_graph`` in the options of CUDA's, steps run as CUDA graphs.
         threads: CPU threads that one step may use. Default: onnxruntime's choice, one per core.
         finite: What to do when a step spoils a stream: NaN in an output, NaN or infinity in a state of unbounded memory
             (a recurrent layer's), which would stay there for good. "ignore": nothing; "reset": put that stream back to
@@ -244,7 +244,7 @@ class StreamSession:
                 fit = fit and type(array) is np.ndarray and array.shape == shape and array.dtype is dtype
             bindings.take(arrays if fit else self._inputs.checked(frames, valid, self.batch), binding, bound)
         try:
-            self._ort.run_with_iobinding(binding)
+            self._ort.run_with_iobinding(binding, bindings.run_options[states.phase])
         except Exception as error:
             raise _ort_failed(error) from error
         states.phase = (states.phase + 1) % states.period
@@ -287,7 +287,7 @@ class StreamSession:
         outputs = [output.name for output in self.info.outputs]
         names = outputs + self._states.outputs()
         try:
-            values |= zip(names, self._ort.run(names, values), strict=True)
+            values |= zip(names, self._ort.run(names, values, graph_options(NO_GRAPH)), strict=True)
         except Exception as error:
             raise _ort_failed(error) from error
         if self._profile is not None:

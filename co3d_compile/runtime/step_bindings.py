@@ -14,6 +14,7 @@ from co3d_compile.runtime.states import States
 
 MAX_KEPT = 16  # bindings that each hold on to a frame; more take copies, but of frames that come in one array
 NOTHING: Array = np.empty(0)  # an array that nobody else has
+NO_GRAPH = -1  # onnxruntime's number for a run that is neither captured nor played back
 
 
 class StepBindings:
@@ -23,6 +24,8 @@ class StepBindings:
         each: The bindings, by the phase of the states.
         bound: For each binding the arrays whose memory it reads.
         results: One for each output, in model order.
+        run_options: For each binding what onnxruntime runs it with: as a CUDA graph of its own, where the provider asks
+            for these (``enable_cuda_graph``). A graph reads and writes the addresses that it was captured with.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class StepBindings:
         device: tuple[str, int],
     ) -> None:
         self._names = [name for name, _, _ in inputs.tensors]
-        self._outputs = [Buffer(resolve(s.shape, batch), s.dtype, CPU) for s in info.outputs]
+        graphs = captures_graphs(session)
+        self._outputs = [Buffer(resolve(s.shape, batch), s.dtype, device if graphs else CPU) for s in info.outputs]
         self.results = [Results(buffer) for buffer in self._outputs]
-        self._here = device == CPU
+        self._here = device == CPU and not graphs
         own = not self._here or states.period > MAX_KEPT
         self._buffers = [Buffer(shape, dtype, device) for _, shape, dtype in inputs.tensors] if own else []
         self.each = [self._bind(session, info, states, phase) for phase in range(states.period)]
+        self.run_options = [graph_options(phase) if graphs else None for phase in range(states.period)]
         self.bound = [[NOTHING] * len(self._names) for _ in self.each]
         self._last: Sequence[Array] = [NOTHING] * len(self._names)  # the arrays of the step before
 
@@ -76,4 +81,16 @@ class StepBindings:
         return binding
 
 
-__all__ = ["StepBindings"]
+def captures_graphs(session: ort.InferenceSession) -> bool:
+    """Whether a provider of this session captures the step as a CUDA graph and plays that back."""
+    return any(str(each.get("enable_cuda_graph", "0")) == "1" for each in session.get_provider_options().values())
+
+
+def graph_options(graph: int) -> ort.RunOptions:
+    """Options of a run that is the graph of this number; -1: of one that is no graph."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+__all__ = ["NO_GRAPH", "StepBindings", "captures_graphs", "graph_options"]
