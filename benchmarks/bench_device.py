@@ -162,7 +162,7 @@ def error(path: Path, providers: list[Provider], streams: int) -> float:
         generator = np.random.default_rng(0)
         pairs = []
         for _ in range(there.info.warmup_steps + COMPARED):
-            frame = generator.standard_normal(frame_of(there).shape).astype(np.float32)
+            frame = np.asarray(generator.standard_normal(frame_of(there).shape), np.float32)
             pairs.append((np.asarray(here.step(frame)), np.asarray(there.step(frame))))
     one, other = (np.stack(side) for side in zip(*pairs[-COMPARED:], strict=True))
     return float(np.abs(one - other).max() / other.std())
