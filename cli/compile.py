@@ -78,6 +78,14 @@ Examples:
     group=OUTPUT,
     help="renamed: states that only move by a slot are not copied.",
 )
+@option(
+    "--also",
+    multiple=True,
+    group=OUTPUT,
+    metavar="MODULE",
+    help="Give the result of this part of the network too, such as blocks.4; may be repeated. co3d run --features "
+    "writes it.",
+)
 @precision_options
 @option(
     "--native",

@@ -12,6 +12,7 @@ import click
 from co3d_compile.cli.common import (
     COUNT,
     FILE,
+    FOLDER,
     OUTPUT,
     SOURCE,
     Command,
@@ -27,6 +28,7 @@ from co3d_compile.cli.common import (
     verbose_option,
 )
 from co3d_compile.cli.event_options import event_options, take_events
+from co3d_compile.cli.feature_run import run_features
 from co3d_compile.cli.output_file import keep_apart
 from co3d_compile.cli.picture_options import picture_options, take_pictures
 from co3d_compile.cli.prediction_sinks import Sinks
@@ -114,6 +116,15 @@ Exit codes:
     metavar="FILE.json",
     help="Write ONNX Runtime's profile of the first 100 steps, for co3d inspect --profile.",
 )
+@option(
+    "--features",
+    type=FOLDER,
+    group=OUTPUT,
+    metavar="FOLDER",
+    help="Write the outputs of co3d-compile --also (or all) for every frame into numbered files, instead of class "
+    "scores. The same command goes on with a run that was broken off.",
+)
+@option("--every", type=COUNT, default=1, group=OUTPUT, metavar="K", help="--features of each K-th frame.")
 @option("--show", is_flag=True, group=OUTPUT, help="Open a window.")
 @option(
     "--top",
@@ -153,6 +164,10 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     Times are those of the frames that a result speaks of: the model's delay is taken off.
     """
     del verbose
+    if options["features"] is not None:
+        if stopped := run_features(model, options, as_json):
+            raise Stopped(stopped[0], "the parts that are written are whole")
+        return
     _check(model, options)
     finder = take_events(options)
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
+from co3d_compile.capture.also_outputs import add_outputs
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift, with_free_names
 from co3d_compile.capture.frame_loops import roll
@@ -48,6 +49,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         exported = with_free_names(exported).run_decompositions(decompositions())
     module, outputs, learned = unlift(exported)
     check_operators(module)
+    outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
     roll(program)

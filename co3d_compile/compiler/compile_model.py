@@ -52,6 +52,7 @@ def compile(
     unsupported: str = "window",
     state_io: str = "paired",
     time_dim: int | Sequence[int | None] | None = None,
+    also: Sequence[str] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     passes: Sequence[Pass] | None = None,
     tune: bool = False,
@@ -79,6 +80,7 @@ def compile(
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
+        also: Paths of modules whose results are outputs too, such as ``["trunk"]``, each with its own delay.
         example_kwargs: The arguments of one clip that the network takes by keyword alone. To verify such a file, give
             ``torch.export.export(module, example_inputs, example_kwargs)`` for the network.
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
@@ -99,7 +101,7 @@ def compile(
     check_kinds(module, example_inputs)
     network: nn.Module | ExportedProgram = module
     dims = DEFAULT if time_dim is None else time_dim
-    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, dims)
+    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, dims, also)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None

@@ -46,6 +46,8 @@ def describe(program: Program) -> metadata.Contract:
         k: getattr(program.options, k)
         for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")
     }
+    if program.options.also:
+        options["also"] = list(program.options.also)
     field = program.step.receptive_field
     options["time_dim"] = [i.time_dim for i in program.inputs]
     return metadata.Contract(

@@ -20,13 +20,13 @@ def module_path(node: Node) -> str:
     """Dotted path of the module that a node came from (empty for the model itself)."""
     if "path" in node.meta:
         return str(node.meta["path"])
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    for prefix in ("L['self'].", "L['self']"):
-        path = path.removeprefix(prefix)
-    return path
+    return list(module_calls(node).values() or [""])[-1]
+
+
+def module_calls(node: Node) -> dict[str, str]:
+    """By a name for each call of a module that a node came from its dotted path, the outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return {str(call): str(entry[0]).removeprefix("L['self']").removeprefix(".") for call, entry in stack.items()}
 
 
 def overloads(operator: Any) -> list[Any]:

@@ -29,6 +29,7 @@ class Options:
     unsupported: str = "window"
     state_io: str = "paired"
     time_dim: int | Sequence[int | None] = 2
+    also: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -41,6 +42,10 @@ class Options:
                 raise UsageError(f"{name} must be a positive whole number of frames, not {value!r}.")
             if value is not None and value > MOST_FRAMES:  # would fill the memory long before it fails
                 raise UsageError(f"{name}={value} makes no sense: at most {MOST_FRAMES} frames.")
+        if isinstance(self.also, str) or not all(isinstance(path, str) for path in self.also):
+            raise UsageError(f"also={self.also!r} is no list of module paths.", hint="Give a list, such as ['trunk'].")
+        if len(set(self.also)) < len(self.also):
+            raise UsageError("A module is named twice in also.", hint="Name each once.")
         dims = [self.time_dim] if self.time_dim is None or isinstance(self.time_dim, int) else self.time_dim
         if not isinstance(dims, Sequence) or any(not isinstance(d, int | None) for d in dims):
             what = f"time_dim={self.time_dim!r} is neither a dim nor a list of them."

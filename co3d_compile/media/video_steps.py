@@ -6,7 +6,7 @@ Needs numpy, and PyAV for pictures that must be resized; nothing here imports to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.media.preprocess import Settings, stored_preprocess
@@ -96,6 +96,14 @@ class Rate:
         self.restarts = 0
         self._next: float | None = None
         self._last = -math.inf
+
+    def state(self) -> tuple[float | None, float | None]:
+        """Where it is, as JSON data, for ``restore``."""
+        return self._next, self._last if math.isfinite(self._last) else None
+
+    def restore(self, state: Sequence[float | None]) -> None:
+        """Puts back what ``state`` gave."""
+        self._next, self._last = state[0], -math.inf if state[1] is None else state[1]
 
     def __call__(self, seconds: float) -> int:
         jumped = self._next is not None and not -1e-6 <= seconds - self._last <= max(self.LONGEST, 2 / (self.fps or 1))

@@ -84,7 +84,10 @@ class SlidingWindow:
             args, kwargs = pytree.tree_unflatten(self._clip(frames), self._structure)
             results = self._model(*args, **kwargs)
         self.milliseconds.append((time.perf_counter() - start) * 1e3)
-        found = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+        found: list[Tensor] = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+        if self._scores.index >= len(found):
+            what = f"{self._scores.spec.name} is no output of the clip model."
+            raise UsageError(what, hint="Compare one of its own outputs.")
         return self._read(found[self._scores.index][:1].float().numpy(), middle)
 
     def _clip(self, frames: Sequence[Sequence[Array]]) -> list[Any]:

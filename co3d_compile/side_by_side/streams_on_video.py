@@ -153,6 +153,6 @@ def _run(
 
 def same_options(info: Contract) -> dict[str, Any]:
     """The options by which the file can be compiled again with another window."""
-    names = ("pool_scope", "stride_mode", "unsupported", "frames_per_step")
+    names = ("pool_scope", "stride_mode", "unsupported", "frames_per_step", "also")
     options = {name: info.options[name] for name in names if name in info.options}
     return {**options, "boundary": info.boundary, "time_dim": [spec.time_dim for spec in info.inputs]}

@@ -131,15 +131,19 @@ class Reference:
         clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-        with eager(), evaluated(model) as module:
+        with eager(), evaluated(model) as module, _results_inside(module, self.program.options.also) as inside:
             wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
             got = Interpreter(self.program.module).run(*[v.clone() for v in leaves if isinstance(v, Tensor)])
-        for a, b in zip(got, wanted, strict=True):
-            scale = float(b.double().std(correction=0)) or 1.0
-            if a.shape != b.shape or not bool(((a - b).abs() <= SAME * scale + 1e-30).all()):
+        count = len(wanted) if self.program.options.also else len(got)
+        if not all(_alike(a, b) for a, b in zip(got[:count], wanted, strict=True)):
+            raise VerificationError(
+                "The captured graph does not compute what the model does.",
+                hint="Does the model depend on the values of its input, or on chance?",
+            )
+        for name, a in zip([o.name for o in self.program.outputs[len(wanted) :]], got[len(wanted) :], strict=True):
+            if inside and not any(_alike(a, b) for b in inside):
                 raise VerificationError(
-                    "The captured graph does not compute what the model does.",
-                    hint="Does the model depend on the values of its input, or on chance?",
+                    f"The output '{name}' is not what that module returns.", hint="Name another module in also."
                 )
 
     # --- the long clip
@@ -311,6 +315,30 @@ class Reference:
                 if finite and finite.start > 0 and finite.stop < len(own):
                     field = end - begin + 2 - (len(finite) + 1) * every * claim.rate
                     self.fields.append(int(field + beyond))
+
+
+@contextmanager
+def _results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator[list[Tensor]]:
+    """What these modules return while the model runs; nothing, of a program that has no modules any more."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, result: Any) -> None:
+        found.extend(t.clone() for t in pytree.tree_leaves(result) if isinstance(t, Tensor))
+
+    known = dict(module.named_modules()) if isinstance(module, nn.Module) else {}
+    hooks = [known[path].register_forward_hook(keep) for path in paths if path in known]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    scale = float(b.double().std(correction=0)) or 1.0
+    return bool(((a - b).abs() <= SAME * scale + 1e-30).all())
 
 
 def _longest(flags: Sequence[bool]) -> range:
