@@ -56,11 +56,13 @@ time_options = together(
     stride_mode_option,
     choice("--boundary", ("stream", "exact"),
            "exact: the ends of a video are padded as in the clip model (a further input, valid)."),
+    choice("--recurrence", ("state", "window"),
+           "Recurrent layers, and loops that hand values on, run on with the stream, or start again with each window."),
     choice("--unsupported", ("window", "error"),
            "What to do where an operator has no meaning on a stream: run it again on a window, or refuse."),
     time_dim_option,
 )  # fmt: skip
-NAMES = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported")
+NAMES = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported", "recurrence")
 
 
 def refuse_options(model: str) -> None:

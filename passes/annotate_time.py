@@ -12,6 +12,7 @@ from torch.fx import Node
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UnsupportedError, UsageError
+from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import hold, region
@@ -177,6 +178,9 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
         values = [n.meta["val"] for n in node.all_input_nodes if is_stream(n)]
         size = sum(bytes_of(tuple(v.shape), v.dtype) for v in values if v.dim())
         program.notes.recomputed.append(Fallback(operator_name(node.target), module_path(node), why, size))
+    program.notes.loops += [
+        _loop_text(n) for n in program.graph.nodes if is_loop(n) and is_stream(n) and loop_of(n).states
+    ]
     for node in program.graph.nodes:
         if scope := own_of(node).gate:
             program.notes.gates.append((module_path(node), scope))
@@ -189,3 +193,14 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
         program.step.window = wanted or first_timed(program)[1]
     elif wanted is not None:
         program.notes.warnings.append("window has no effect: the model has no operator over the whole time axis.")
+
+
+def _loop_text(node: Node) -> str:
+    """What a loop over frames hands on, and for how long."""
+    loop = loop_of(node)
+    values = "1 value" if loop.states == 1 else f"{loop.states} values"
+    if loop.memory is None:
+        lasts = "and runs on for longer than a clip"
+    else:
+        lasts = f"forgotten after {loop.memory} {'turn' if loop.memory == 1 else 'turns'}"
+    return f"in {module_path(node) or 'the model'}: {values} handed on, {lasts}"

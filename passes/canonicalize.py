@@ -10,6 +10,7 @@ from torch.fx import Node
 from co3d_compile.canonical.operator_forms import GATHERS, REWRITES
 from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
+from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand
 from co3d_compile.ir.pass_manager import Pass
@@ -62,6 +63,8 @@ class Canonicalize(Pass):
             if node.target in GATHERS:
                 GATHERS[node.target](program, node)
         program.graph.eliminate_dead_code()
+        for body in loop_bodies(program):
+            self.run(body)
         delete_unused_constants(program.module)
         return len(program.graph.nodes) != before
 

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS
+from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of
 from co3d_compile.ir.pass_manager import Pass
@@ -39,6 +40,8 @@ class FoldBatchNorm(Pass):
                     replace(user, result)
             replace(node, result)
         program.graph.eliminate_dead_code()
+        for body in loop_bodies(program):
+            self.run(body)
         delete_unused_constants(program.module)
         return bool(norms)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.graph_edits import fake_mode, replace
 from co3d_compile.ir.markers import carry, counter, fifo, previous, settled, store
@@ -12,6 +13,7 @@ from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
 
 aten = torch.ops.aten
+INITIAL: dict[Target, int] = {previous: 1, fifo: 2, carry: 3}  # where the value at the start is among the arguments
 
 
 class ThreadStates(Pass):
@@ -48,8 +50,10 @@ class ThreadStates(Pass):
             state.meta["path"] = path
             replaced[node], value = self._threaded(program, node, state)
             values.append(stored[node] if node.target in (carry, counter) else value)
-            initial = 0.0 if node in stored else argument(node, 2 if node.target is fifo else 1, "initial", 0.0)
-            shape, dtype, unbounded = _shape(state), state.meta["val"].dtype, node.target is carry
+            at = INITIAL.get(node.target)
+            initial = 0.0 if at is None else argument(node, at, "initial", 0.0)
+            unbounded = node.target is carry and argument(node, 4, "memory") is None
+            shape, dtype = _shape(state), state.meta["val"].dtype
             program.step.states.append(State(name, f"next.{name}", shape, dtype, initial, unbounded))
         output = next(n for n in graph.nodes if n.op == "output")
         final = [replaced.get(v, v) for v in values]
@@ -63,8 +67,11 @@ class ThreadStates(Pass):
 
     def _threaded(self, program: Program, node: Node, state: Node) -> tuple[Node, Node]:
         """Gives the state its shape. Returns what replaces the node, and the state's next value."""
-        x = operand(node)
         graph = program.graph
+        if node.target in (carry, counter):
+            state.meta["val"] = node.meta["val"]
+            return state, state
+        x = operand(node)
         if node.target is fifo:
             n = whole(node, 1)
             new = int(x.meta["val"].shape[1])

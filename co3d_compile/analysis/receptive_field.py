@@ -77,7 +77,7 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
         elif node.target is counter:  # speaks of the ends alone
             result = Dependence()
         elif node.target is carry:
-            result = Dependence() if argument(node, 2, "of_ends", False) else Dependence(0, None, 0)
+            result = _carried(node, found, frames)
         elif node.target is expand_batch:  # of the other operand it reads the size alone
             result = found[node.args[0]]
         elif node.target is settled:
@@ -94,6 +94,20 @@ def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependen
             result = union(queues[source][slice(node.args[2], node.args[3], node.args[4] if len(node.args) > 4 else 1)])
         found[node] = result
     return found
+
+
+def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependence:
+    """What a state depends on that is handed on from turn to turn: of all turns, or of the last that it remembers."""
+    memory = argument(node, 4, "memory")
+    if argument(node, 2, "of_ends", False):
+        return Dependence()
+    if memory is None:
+        return Dependence(0, None, 0)
+    reads = node.args[0]
+    assert isinstance(reads, (list, tuple))
+    turns = [union(found[n] for n in turn) for turn in reads]  # type: ignore[union-attr, index]
+    backs = range(1, memory + 1)
+    return union(turns[-1 - (back - 1) % len(turns)].earlier(-(-back // len(turns)), frames) for back in backs)
 
 
 def _queue(node: Node, found: dict[Node, Dependence], frames: int) -> list[Dependence]:

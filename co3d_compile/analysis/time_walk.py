@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from co3d_compile.analysis.gate_dependence import forgets_entry
+from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.analysis.starts import start_fact, start_of
 from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
+from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.layout import LayoutLost
 from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
 from co3d_compile.ir.program import Program
@@ -90,6 +92,8 @@ class TimeWalk:
         if isinstance(rule, Concatenation) and node.name not in self.decisions.starts and start_of(node, rule):
             self._decide(starts=frozenset({node.name}))
             return
+        if is_loop(node):
+            annotate_body(node)
         fact, reason = self._fact(node, rule)
         if waiting := self._wait(node, fact):
             with _facts(waiting):
@@ -137,6 +141,8 @@ class TimeWalk:
                 gate = rule.gate(node, self.program.options.pool_scope)
                 assert gate is not None
                 return self._gate(node, gate)
+            if self.program.options.recurrence == "window" and rule.remembers_all(node):
+                raise NoExtension("starts again with each window (recurrence='window')")
             fact = rule.flow(node)
             several = isinstance(node.meta["val"], (tuple, list))
             return replace(fact, own=Own(items=tuple(rule.items(node, fact)) if several else ())), None

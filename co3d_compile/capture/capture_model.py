@@ -16,6 +16,7 @@ from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
+from co3d_compile.capture.rolled_loops import roll_loops
 from co3d_compile.capture.tracer import Clip, Model, export, tensors_of
 from co3d_compile.capture.written_out import join_written_out
 from co3d_compile.errors import UsageError
@@ -52,6 +53,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
+    roll_loops(program)
     roll(program)
     join_written_out(program)
     program.follow()

@@ -51,6 +51,7 @@ def compile(
     boundary: str = "stream",
     unsupported: str = "window",
     state_io: str = "paired",
+    recurrence: str = "state",
     time_dim: int | Sequence[int | None] | None = None,
     also: Sequence[str] = (),
     example_kwargs: Mapping[str, Any] | None = None,
@@ -78,6 +79,8 @@ def compile(
         boundary: ``"stream"``: no start and no end. ``"exact"``: both ends as the clip model has them (docs/ends.md).
         unsupported: ``"window"``: operators without an extension run again on a window. ``"error"``: refused.
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
+        recurrence: ``"state"``: recurrent layers, and loops that hand values on, run on for as long as the stream.
+            ``"window"``: where they never forget, they start again with each window, as the clip does.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
         also: Paths of modules whose results are outputs too, such as ``["trunk"]``, each with its own delay.
@@ -101,7 +104,8 @@ def compile(
     check_kinds(module, example_inputs)
     network: nn.Module | ExportedProgram = module
     dims = DEFAULT if time_dim is None else time_dim
-    options = Options(window, frames_per_step, pool_scope, stride_mode, boundary, unsupported, state_io, dims, also)
+    treated = pool_scope, stride_mode, boundary, unsupported, state_io
+    options = Options(window, frames_per_step, *treated, dims, also, recurrence)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None

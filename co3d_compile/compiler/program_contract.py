@@ -44,7 +44,7 @@ def describe(program: Program) -> metadata.Contract:
     )
     options = {
         k: getattr(program.options, k)
-        for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step")
+        for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "recurrence")
     }
     if program.options.also:
         options["also"] = list(program.options.also)

@@ -61,6 +61,7 @@ def report_of(
         gates=[{"module_path": path, "scope": scope} for path, scope in program.notes.gates],
         warnings=warnings,
         seconds=seconds,
+        loops=list(program.notes.loops),
     )
     why = nothing_gained(report.to_dict())
     return replace(report, warnings=[*warnings, f"{why[0].upper()}{why[1:]}."]) if why else report

@@ -92,10 +92,15 @@ def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
     raise RuntimeError("co3d.fifo is a marker: the pass thread_states replaces it")
 
 
-def carry(like: Tensor, features: int, of_ends: bool = False) -> Tensor:
-    """The hidden state (batch, features) of a recurrent layer; ``store`` gives it its next value.
+def carry(reads: Any, shape: Any, of_ends: bool = False, initial: float = 0.0, memory: int | None = None) -> Tensor:
+    """A state of a recurrent layer, (batch, *shape); ``store`` gives it its next value.
 
-    With ``of_ends`` it keeps the last entry of a stream behind its end: no entry depends on it that is within it.
+    Args:
+        reads: What it is made of: for each turn of a step the entries that the turn reads.
+        shape: Of one stream.
+        of_ends: Whether it keeps the last entry of a stream behind its end: no entry depends on it that is within it.
+        initial: Its value at the start.
+        memory: Turns after which nothing is left of a value; None: it never forgets.
     """
     raise RuntimeError("co3d.carry is a marker: the pass thread_states replaces it")
 

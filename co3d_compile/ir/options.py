@@ -13,6 +13,7 @@ CHOICES = {
     "boundary": ("stream", "exact"),
     "unsupported": ("window", "error"),
     "state_io": ("paired", "renamed"),
+    "recurrence": ("state", "window"),
 }
 MOST_FRAMES = 100_000  # of a window or a step
 
@@ -30,6 +31,7 @@ class Options:
     state_io: str = "paired"
     time_dim: int | Sequence[int | None] = 2
     also: Sequence[str] = ()
+    recurrence: str = "state"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

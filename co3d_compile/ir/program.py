@@ -162,6 +162,7 @@ class Notes:
         regions: What is local in time, and so runs on a few entries at each step.
         gates: Module path and scope of each gate.
         not_local: Why the region that an operator starts is a window, by the name of its node.
+        loops: What became of loops over frames that hand values on, for people.
         warnings: Sentences for people.
         survey: What is known of each operator, before time leaves the graph.
         captured: Names of the nodes as they were captured.
@@ -175,6 +176,7 @@ class Notes:
     regions: list[RegionRun] = field(default_factory=list)
     gates: list[tuple[str, str]] = field(default_factory=list)
     not_local: dict[str, str] = field(default_factory=dict)
+    loops: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     survey: list[Operator] = field(default_factory=list)
     captured: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from co3d_compile.report.facts import Fact, JsonObject, cost_facts, region_name, region_text, stream_facts
 from co3d_compile.support.readable_numbers import plural
@@ -35,6 +35,7 @@ class Report:
     gates: list[dict[str, str]]
     warnings: list[str]
     seconds: dict[str, float]
+    loops: list[str] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
         """The report as plain JSON data."""
@@ -49,6 +50,7 @@ class Report:
             *((name.lower(), text) for name, text in [*stream_facts(data), *cost_facts(data)]),
             *((f"local in time: {region_name(item)}", region_text(item)) for item in self.regions),
             ("recomputed on a window", again or "nothing"),
+            *(("loop over frames", text) for text in self.loops),
             *(("note", text) for text in self.warnings),
         ]
 

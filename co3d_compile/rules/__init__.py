@@ -6,13 +6,13 @@ from importlib import import_module
 from torch.fx import Node
 
 from co3d_compile.ir.time_facts import own_of
-from co3d_compile.rules.base import RULES, Rule, register
+from co3d_compile.rules.base import RULES, Rule, in_table, register
 from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
 
 
 def rule_for(target: object) -> Rule | None:
     """The rule of an operator, or None: it is applied to a window."""
-    rule = RULES.get(target)
+    rule = in_table(target)
     if rule is None and is_pointwise(target):
         return POINTWISE
     return rule

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside
-from co3d_compile.ir.layout import TIME, Layout
+from co3d_compile.ir.layout import TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, own_of, touches_time
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -91,6 +91,14 @@ class Rule:
         """Whether, for an expansion, the model's own up-sampling finds more than the clip's one entry in a stream."""
         return False
 
+    def layouts(self, node: Node) -> list[Layout]:
+        """Where the dims of each output come from, of an operator that has several.
+
+        Raises:
+            LayoutLost: Nothing is known of them.
+        """
+        raise LayoutLost
+
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of the outputs of an operator that has several.
 
@@ -140,6 +148,11 @@ def register(*operators: Any) -> Callable[[R], R]:
         return cls
 
     return add
+
+
+def in_table(target: object) -> Rule | None:
+    """The rule in the table for an operator, or for the class of operators that it is of."""
+    return RULES.get(target) or RULES.get(type(target))
 
 
 def refuse_dense(node: Node) -> None:

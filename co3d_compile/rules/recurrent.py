@@ -24,7 +24,7 @@ from co3d_compile.ir.time_facts import (
     own_of,
     touches_time,
 )
-from co3d_compile.rules.base import RULES, Rule, one_entry, register
+from co3d_compile.rules.base import Rule, in_table, one_entry, register
 from co3d_compile.rules.reduce import AlongDims
 from co3d_compile.step_graph.recurrent_layers import Layers, over_sequence
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -240,17 +240,21 @@ class Item(Rule):
 
     def layout(self, node: Node) -> Layout:
         source, index = operand(node), node.args[1]
-        rule = RULES.get(source.target)
-        if not isinstance(rule, Recurrent) or not isinstance(index, int):
+        rule = in_table(source.target)
+        if rule is None or not isinstance(index, int):
             raise LayoutLost
         layout = rule.layouts(source)[index]
-        return layout.without(TIME) if index and not rule.over_rows(source) else layout
+        if isinstance(rule, Recurrent):
+            return layout.without(TIME) if index and not rule.over_rows(source) else layout
+        return layout
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         source, index = node.args[0], node.args[1]
         assert isinstance(source, Node) and isinstance(index, int)
         if source not in low.tuples:
-            low.tuples[source] = RULES[source.target].lower_items(source, low)
+            rule = in_table(source.target)
+            assert rule is not None
+            low.tuples[source] = rule.lower_items(source, low)
         return low.tuples[source][index]
 
     def window(self, node: Node, low: StepGraph) -> Node:

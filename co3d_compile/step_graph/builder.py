@@ -125,11 +125,25 @@ class Builder:
 
     def carry(self, like: Node, features: int, of_ends: bool = False) -> Node:
         """A state of (batch, features); whoever makes it stores its next value."""
-        node = self.graph.call_function(carry, (like, features, of_ends))
-        node.meta = {
-            "path": self.path,
-            "val": self.empty((like.meta["val"].shape[0], features), like.meta["val"].dtype),
-        }
+        return self._state([[like]], like, [features], of_ends)
+
+    def carry_value(
+        self, turns: Sequence[Sequence[Node]], like: Node, initial: float = 0.0, memory: int | None = None
+    ) -> Node:
+        """A state in the shape of a node, the batch in front; whoever makes it stores its next value.
+
+        Args:
+            turns: For each turn of a step the entries that it is made of.
+            like: A node of that shape.
+            initial: Its value at the start.
+            memory: Turns after which nothing is left of a value; None: it never forgets.
+        """
+        return self._state(turns, like, self.sizes(like)[1:], False, initial, memory)
+
+    def _state(self, turns: Sequence[Sequence[Node]], like: Node, shape: list[int], *rest: float | None) -> Node:
+        node = self.graph.call_function(carry, ([list(turn) for turn in turns], shape, *rest))
+        rows, dtype = like.meta["val"].shape[0], like.meta["val"].dtype
+        node.meta = {"path": self.path, "val": self.empty((rows, *shape), dtype)}
         return node
 
     def resolve(self, ref: Entry) -> Node:

@@ -71,7 +71,8 @@ class ValuesBeforeStart:
         if node.op == "get_attr":
             return get_constant(self.module, str(node.target))
         if node.op == "placeholder" or node.target is carry:
-            return torch.zeros(tuple(node.meta["val"].shape), dtype=node.meta["val"].dtype)
+            number = argument(node, 3, "initial", 0.0) if node.target is carry else 0
+            return torch.full(tuple(node.meta["val"].shape), number, dtype=node.meta["val"].dtype)
         if node.target is previous:
             return self._known[operand(node), t + 1]
         if node.target is fifo:

@@ -19,6 +19,7 @@ from torch.fx.node import Argument
 
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
+from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.program import Program
@@ -166,6 +167,8 @@ def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
 
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
     """Whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
+    if isinstance(n.target, FrameLoop):
+        return n.target.memory is None and claim_of(n, claims).kind is Kind.STREAM
     if is_recurrent(n):
         return claim_of(n, claims).kind is Kind.STREAM and runs_over_time(n, claims)
     if n.target is not aten.cumsum.default:

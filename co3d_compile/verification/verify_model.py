@@ -37,7 +37,7 @@ from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
 
 Progress = Callable[[str, int, int], None]
-AGAIN = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim", "also")
+AGAIN = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim", "also", "recurrence")
 PERTURBED = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
 TOLERANCE = 1e-4
 # What is not exact, and how far off it may be: float16 states put X3D-S, at full size with random weights, 4e-2 off.
@@ -331,6 +331,7 @@ def _options(info: Contract) -> Options:
         stride_mode=said.get("stride_mode", "step"),
         time_dim=dims,
         also=tuple(said.get("also", ())),
+        recurrence=said.get("recurrence", "state"),
     )
 
 

@@ -1,0 +1,169 @@
+"""Writes the body of a loop: one copy of its operators, with placeholders for what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node, map_arg
+
+from co3d_compile.capture.loop_copies import Copies, Earlier, Edge, Frames, Inner, Walk
+from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
+from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+
+
+class Body:
+    """The graph of one turn, ``(*entries, *states, *fixed) -> (*next states, *outputs)``.
+
+    Args:
+        program: Has the copies.
+        copies: The loop as it was captured.
+        outputs: The operators that are read outside of the loop.
+
+    Attributes:
+        walked: For each entry that the body takes: the walk, and which of its entries.
+        states: What is handed on: operators by their place in the body, and how many turns before.
+        fixed: Nodes outside that are the same for each turn.
+    """
+
+    def __init__(self, program: Program, copies: Copies, outputs: list[int]) -> None:
+        self.program, self.copies = program, copies
+        self.mode = fake_mode(program)
+        self.graph = Graph()
+        self.needed = needed(copies, outputs)
+        self.walked: dict[tuple[Walk, int], Node] = {}
+        self.states: dict[tuple[int, int], Node] = {}
+        self.fixed: dict[Node, Node] = {}
+        self.values: dict[int, Node] = {}
+        self._fixed: dict[Hashable, Node] = {}
+        self._windows: dict[Walk, Node] = {}
+        self._placeholders()
+        for at in sorted(self.needed):
+            self.values[at] = self._operator(at)
+
+    def _placeholders(self) -> None:
+        edges = [(at, k, e) for at in sorted(self.needed) for k, e in enumerate(self.copies.edges[at])]
+        walks = dict.fromkeys(walk for at, k, _ in edges if (walk := self._walk(at, k)) is not None)
+        kept = [self.copies.walk_of(e.at) for _, _, e in edges if isinstance(e, Earlier)]
+        walks.update(dict.fromkeys(walk for walk in kept if walk is not None))
+        for walk in walks:
+            for i in range(walk.entries):
+                root = walk.root.meta["val"]
+                shape = [s for d, s in enumerate(root.shape) if d != walk.dim]
+                self.walked[walk, i] = self._placeholder(f"entry_{len(self.walked)}", shape, root.dtype)
+        lags: dict[int, int] = {}
+        for _, _, e in edges:
+            if isinstance(e, Earlier):
+                lags[e.at] = max(e.lag, lags.get(e.at, 0))
+        for at, lag in lags.items():
+            for back in range(1, lag + 1):
+                value = self.copies.body[at].meta["val"]
+                self.states[at, back] = self._placeholder(f"state_{len(self.states)}", value.shape, value.dtype)
+        for at, k, e in edges:
+            outer = self._outer(at, k, e)
+            if outer is not None and self._key(e, outer) not in self._fixed:
+                value = outer.meta["val"]
+                inner = self._placeholder(f"fixed_{len(self.fixed)}", value.shape, value.dtype)
+                self._fixed[self._key(e, outer)] = self.fixed[outer] = inner
+
+    def _walk(self, at: int, k: int) -> Walk | None:
+        """The walk that an operand is, in the copy or outside of it."""
+        edge = self.copies.edges[at][k]
+        return self.copies.walk_of(edge.at) if isinstance(edge, Inner) else self.copies.walks.get((at, k))
+
+    def _outer(self, at: int, k: int, edge: Edge) -> Node | None:
+        """The node outside of the loop that an operand is, if it is the same for each turn."""
+        if isinstance(edge, (Earlier, Frames)) or self._walk(at, k) is not None:
+            return None
+        if isinstance(edge, Inner):
+            return self.copies.body[edge.at] if edge.at in self.copies.invariant else None
+        return edge.node
+
+    def _key(self, edge: Edge, outer: Node) -> Hashable:
+        return outer if isinstance(edge, (Inner, Earlier, Frames)) else edge.key
+
+    def _placeholder(self, name: str, shape: Any, dtype: torch.dtype) -> Node:
+        node = self.graph.placeholder(name)
+        with self.mode:
+            node.meta["val"] = torch.empty([int(s) for s in shape], dtype=dtype)
+        return node
+
+    def call(self, path: str, target: Any, *args: Any) -> Node:
+        """An operator of the body that the copies do not have."""
+        node = self.graph.call_function(target, args)
+        node.meta = {"val": shape_of_call(self.mode, target, args, {}), "path": path}
+        return node
+
+    def _operator(self, at: int) -> Node:
+        node = self.copies.body[at]
+        operands = iter([self._operand(at, k, e) for k, e in enumerate(self.copies.edges[at])])
+        args, kwargs = map_arg((node.args, node.kwargs), lambda _: next(operands))
+        new = self.graph.create_node("call_function", node.target, args, kwargs)
+        new.meta = {"val": node.meta["val"], "path": module_path(node)}
+        return new
+
+    def _operand(self, at: int, k: int, edge: Edge) -> Node:
+        walk = self._walk(at, k)
+        if walk is not None:
+            return self._frames(walk)
+        outer = self._outer(at, k, edge)
+        if outer is not None:
+            return self._fixed[self._key(edge, outer)]
+        if isinstance(edge, Earlier):
+            return self.states[edge.at, edge.lag]
+        assert isinstance(edge, Inner)
+        return self.values[edge.at]
+
+    def _frames(self, walk: Walk) -> Node:
+        """What a turn takes of a walk: an entry, or several of them with their dim."""
+        if walk.length is None:
+            return self.walked[walk, 0]
+        if walk not in self._windows:
+            path = module_path(walk.root)
+            rows = [self.call(path, aten.unsqueeze.default, self.walked[walk, i], walk.dim) for i in range(walk.length)]
+            self._windows[walk] = rows[0] if len(rows) == 1 else self.call(path, aten.cat.default, rows, walk.dim)
+        return self._windows[walk]
+
+    def _now(self, at: int) -> Node:
+        """What an operator of the body has computed, or the frames that it has taken, in this turn."""
+        walk = self.copies.walk_of(at)
+        return self.values[at] if walk is None else self._frames(walk)
+
+    def entry_of(self, at: int, dim: int, index: int) -> Node:
+        """One entry of an output that has several, or one with a dim of its own."""
+        return self.call(module_path(self.copies.body[at]), aten.select.int, self.values[at], dim, index)
+
+    def close(self, outputs: list[Node]) -> GraphModule:
+        """The finished body."""
+        handed = [self._now(at) if back == 1 else self.states[at, back - 1] for at, back in self.states]
+        self.graph.output((*handed, *outputs))
+        self.graph.lint()
+        return GraphModule({}, self.graph)
+
+
+def needed(copies: Copies, outputs: list[int]) -> set[int]:
+    """The operators that outputs depend on, in this turn or an earlier one; frames and what is the same left out."""
+    found: set[int] = set()
+    stack = list(outputs)
+    while stack:
+        at = stack.pop()
+        if at in found or at in copies.invariant or copies.walk_of(at) is not None:
+            continue
+        found.add(at)
+        stack += [e.at for e in copies.edges[at] if isinstance(e, (Inner, Earlier))]
+    return found
+
+
+def common_path(nodes: list[Node]) -> str:
+    """The module that all of these lie in."""
+    paths = [module_path(n).split(".") for n in nodes]
+    shared = []
+    for atoms in zip(*paths, strict=False):
+        if len(set(atoms)) > 1:
+            break
+        shared.append(atoms[0])
+    return ".".join(shared)

@@ -1,0 +1,183 @@
+"""Turns of a loop that do not lie beside the others: a last one that lacks parts, a first one that lies among others.
+
+What nobody reads is not captured, so the last copy may lack operators. In front of the first copy there may be one more
+whose operators lie among others, such as those that make the first state (``if h is None: h = …``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer, alike
+from co3d_compile.capture.loop_tokens import Tokens, frame_of, leaves, taken, whole
+from co3d_compile.ir.node_reading import shape_of
+
+
+class Extension:
+    """Finds further turns of a loop, by what their operators must read.
+
+    Args:
+        tokens: Of the graph.
+        copies: Found so far; turns are added to it.
+    """
+
+    def __init__(self, tokens: Tokens, copies: Copies) -> None:
+        self.tokens, self.copies = tokens, copies
+        used = {n for turn in copies.turns for n in turn.values()}
+        self.found: dict[Hashable, Node] = {}
+        self.frames: dict[Hashable, Node] = {}
+        for node in tokens.nodes:
+            if node in used:
+                continue
+            self.found.setdefault(self._key(node), node)
+            take = frame_of(node)
+            if take is not None:
+                self.frames.setdefault((take.root, take.dim, take.start, take.length), node)
+
+    def run(self) -> None:
+        """Adds what there is in front, and one turn behind."""
+        while self._front():
+            pass
+        while self._behind():
+            pass
+
+    # --- one more turn at the end
+
+    def _behind(self) -> bool:
+        """Adds a turn; whether there may be another one."""
+        turn = self._completed({}, len(self.copies.turns), self.copies.turns)
+        if turn is None or not self._computes(turn):
+            return False
+        self.copies.turns.append(turn)
+        return len(turn) == len(self.copies.body)
+
+    def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:
+        """A turn with all its operators that there are; None where frames are missing."""
+        for walk in self.copies.walks.values():
+            if walk.start + index * walk.step + walk.entries > shape_of(walk.root)[walk.dim]:
+                return None
+            if walk.start + index * walk.step < 0:
+                return None
+        for at, node in self.copies.body.items():
+            if at in turn:
+                continue
+            read = [self._operand(turn, at, k, index, before) for k in range(len(self.copies.edges[at]))]
+            operands = [x for x in read if x is not None]
+            if len(operands) == len(read):
+                found = self.found.get(self._key(node, operands, self._start(at, index)))
+                if found is not None:
+                    turn[at] = found
+        return turn
+
+    def _operand(
+        self, turn: dict[int, Node], at: int, k: int, index: int, before: list[dict[int, Node]]
+    ) -> Node | None:
+        edge = self.copies.edges[at][k]
+        if isinstance(edge, Inner):
+            return turn.get(edge.at)
+        if isinstance(edge, Earlier):
+            if edge.lag > len(before):
+                return self.copies.starts.get((edge.at, edge.lag - len(before)))
+            return before[-edge.lag].get(edge.at)
+        if isinstance(edge, Outer):
+            return edge.node
+        walk = self.copies.walks[at, k]
+        return self.frames.get((walk.root, walk.dim, walk.start + index * walk.step, walk.length))
+
+    def _start(self, at: int, index: int) -> int | None:
+        """The index at which an operator takes frames in a turn."""
+        walk = self.copies.walk_of(at)
+        if walk is not None:
+            return walk.start + index * walk.step
+        take = taken(self.copies.body[at])
+        return take.start if take is not None else None
+
+    def _computes(self, turn: Iterable[int]) -> bool:
+        """Whether a turn is more than frames that are taken, and what is the same in each."""
+        return any(at not in self.copies.invariant and self.copies.walk_of(at) is None for at in turn)
+
+    def _key(self, node: Node, operands: list[Node] | None = None, start: int | None = None) -> Hashable:
+        """What a node computes from which operands; the same key is the same value."""
+        inputs = iter(leaves(node) if operands is None else operands)
+        take = taken(node)
+        if take is not None:
+            at = take.start if operands is None else start
+            return (node.target, self.tokens.constant(whole(next(inputs))), take.dim, at, take.length)
+        parts: list[Hashable] = [node.target]
+        for value in pytree.tree_leaves((node.args, node.kwargs)):
+            parts.append(self._leaf(value, inputs))
+        return tuple(parts)
+
+    def _leaf(self, value: Any, inputs: Any) -> Hashable:
+        if isinstance(value, Node):
+            return self.tokens.constant(next(inputs))
+        return (type(value), str(value))
+
+    # --- one more turn in front
+
+    def _front(self) -> bool:
+        """Adds the turn that has computed what the first one starts from, if there is one."""
+        copies = self.copies
+        handed = {at for at, lag in copies.starts if lag == 1}
+        if not handed:
+            return False
+        turn: dict[int, Node] = {}
+        starts: dict[tuple[int, int], Node] = {}
+        if not all(self._match(at, copies.starts[at, 1], turn, starts) for at in handed):
+            return False
+        for at, lag in copies.starts:
+            before = copies.starts.get((at, lag + 1))
+            if before is not None and starts.setdefault((at, lag), before) is not before:
+                return False
+        if set(starts) != set(copies.starts) or not self._computes(turn):
+            return False
+        if not all(alike(node, copies.body[at]) for (at, _), node in starts.items()):
+            return False
+        kept, copies.starts = copies.starts, starts
+        whole = self._completed(turn, -1, [])
+        if whole is None:
+            copies.starts = kept
+            return False
+        copies.turns.insert(0, whole)
+        copies.walks = {place: walk.moved(-1) for place, walk in copies.walks.items()}
+        return True
+
+    def _match(self, at: int, node: Node, turn: dict[int, Node], starts: dict[tuple[int, int], Node]) -> bool:
+        """Whether a node is operator ``at`` of the turn in front; notes what that turn reads from before itself."""
+        if at in turn:
+            return turn[at] is node
+        own = self.copies.body[at]
+        if node.op != "call_function" or self._token(node) != self._token(own):
+            return False
+        if (take := taken(node)) is not None and take.start != self._start(at, -1):
+            return False
+        turn[at] = node
+        operands = leaves(node)
+        if len(operands) != len(self.copies.edges[at]):
+            return False
+        for k, (edge, x) in enumerate(zip(self.copies.edges[at], operands, strict=True)):
+            if isinstance(edge, Inner):
+                if not self._match(edge.at, x, turn, starts):
+                    return False
+            elif isinstance(edge, Earlier):
+                if starts.setdefault((edge.at, edge.lag), x) is not x:
+                    return False
+            elif isinstance(edge, Outer):
+                if self.tokens.constant(x) != edge.key:
+                    return False
+            elif not self._is_frame(x, edge, (at, k)):
+                return False
+        return True
+
+    def _is_frame(self, x: Node, edge: Frames, place: tuple[int, int]) -> bool:
+        take, walk = frame_of(x), self.copies.walks[place]
+        return take is not None and (take.root, take.dim, take.start, take.length) == (
+            edge.root, edge.dim, walk.start - walk.step, edge.length
+        )  # fmt: skip
+
+    def _token(self, node: Node) -> int:
+        return int(self.tokens.ids[self.tokens.place[node]])

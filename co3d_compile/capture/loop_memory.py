@@ -1,0 +1,101 @@
+"""How long a loop remembers: after so many turns nothing depends on what it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.ir.random_runs import random_tensor
+
+aten = torch.ops.aten
+MOST = 100  # turns: what remembers longer counts as if it never forgot
+PATIENCE = 4  # turns in which no number was forgotten
+
+
+def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node, Tensor]) -> int | None:
+    """The turns that a start lives on for; None if it does for good, or may.
+
+    Where no value is made of itself, the graph says it: a cache of the last frames, one value a frame. Else the loop
+    is run from NaN until none is left: a cache in one tensor that is cut and appended to.
+
+    Args:
+        body: ``(*entries, *states, *fixed) -> (*next states, *outputs)``.
+        states: Its placeholders of values that are handed on.
+        constants: Real values of placeholders; others are drawn at random.
+    """
+    results = next(n for n in body.graph.nodes if n.op == "output").args[0]
+    reads = [_read(result, set(states)) for result in results[: len(states)]]
+    depths = _depths([{states.index(s) for s in found if s in states} for found in reads])
+    if depths is not None:
+        return max(depths, default=0)
+    if any(_hides(node) for found in reads for node in found):
+        return None
+    return _turns_until_forgotten(body, states, constants)
+
+
+def _read(result: Node, states: set[Node]) -> set[Node]:
+    """The nodes between a result and the states that it depends on, these among them."""
+    order: list[Node] = []
+    stack, seen = [result], set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            order.append(node)
+            stack += node.all_input_nodes
+    depends: set[Node] = set()
+    for node in result.graph.nodes:
+        if node in seen and (node in states or any(n in depends for n in node.all_input_nodes)):
+            depends.add(node)
+    return depends
+
+
+def _depths(reads: list[set[int]]) -> list[int] | None:
+    """For each state the turns until nothing of a start is left in it; None where one is made of itself."""
+    known: dict[int, int] = {}
+
+    def depth(i: int, way: frozenset[int]) -> int | None:
+        if i in way:
+            return None
+        if i not in known:
+            below = [depth(j, way | {i}) for j in reads[i]]
+            if any(d is None for d in below):
+                return None
+            known[i] = 1 + max((d for d in below if d is not None), default=0)
+        return known[i]
+
+    depths = [depth(i, frozenset()) for i in range(len(reads))]
+    return None if any(d is None for d in depths) else [d for d in depths if d is not None]
+
+
+def _hides(node: Node) -> bool:
+    """Whether what depends on NaN may be a number again: a comparison, an index."""
+    values = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)]
+    return node.target is aten.nan_to_num.default or not all(v.is_floating_point() for v in values)
+
+
+def _turns_until_forgotten(body: GraphModule, states: Sequence[Node], constants: Mapping[Node, Tensor]) -> int | None:
+    generator = torch.Generator().manual_seed(0)
+    given: dict[Node, Tensor] = {}
+    for node in body.graph.nodes:
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            drawn = constants[node] if node in constants else random_tensor(value.shape, value.dtype, generator)
+            given[node] = torch.full_like(drawn, torch.nan) if node in states else drawn
+    left, waited = None, 0
+    with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
+        for turn in range(1, MOST + 1):
+            results = body(*given.values())
+            given.update(zip(states, results, strict=False))
+            count = sum(int(given[s].isnan().sum()) for s in states)
+            if not count:
+                return turn
+            waited = waited + 1 if count == left else 0
+            left = count
+            if waited == PATIENCE:
+                break
+    return None

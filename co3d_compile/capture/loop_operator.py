@@ -1,0 +1,255 @@
+"""Replaces the copies of a loop by one operator, and what read them by what reads its outputs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from co3d_compile.capture.loop_body import Body, common_path, needed
+from co3d_compile.capture.loop_copies import Copies
+from co3d_compile.capture.loop_memory import memory_of
+from co3d_compile.capture.loop_time import TimeDims
+from co3d_compile.ir.frame_loop import FrameLoop
+from co3d_compile.ir.graph_edits import fake_mode, insert, replace
+from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How a concatenation collects an output of the turns: along which dim, and whether that was made for it."""
+
+    at: int
+    dim: int
+    entries: int | None  # None: each turn's value was given the dim
+
+
+class LoopWriter:
+    """Writes a loop as an operator.
+
+    Args:
+        program: Has the copies.
+        copies: Of the loop.
+        times: Where time is in the program.
+    """
+
+    def __init__(self, program: Program, copies: Copies, times: TimeDims) -> None:
+        self.program, self.copies, self.times = program, copies, times
+        self.turn_of = {n: (t, at) for t, turn in enumerate(copies.turns) for at, n in turn.items()}
+        self.outputs = self._outputs()
+        self.order = {n: i for i, n in enumerate(program.graph.nodes)}
+
+    def _outputs(self) -> list[int]:
+        """The operators of the body that something outside reads."""
+        found = set()
+        for node, (_, at) in self.turn_of.items():
+            if any(user not in self.turn_of for user in node.users):
+                found.add(at)
+        return sorted(needed(self.copies, list(found)) & found)
+
+    def write(self, with_state: bool) -> bool:
+        """Writes the operator; whether the copies are a loop over frames.
+
+        Args:
+            with_state: Whether it must hand values on; else it must hand on none.
+        """
+        if not self.outputs or not self._over_frames(with_state):
+            return False
+        cats = list(self._cats())
+        if not with_state and any(len(Arguments(cat).tensors("tensors")) > groups[0][-1] for cat, groups in cats):
+            return False  # the first or last ones are others: frame_loops takes them
+        alone = [at for at in self.outputs if self._read_alone(at, cats)]
+        variants = list(dict.fromkeys(c for _, groups in cats for c, *_ in groups))
+        for at in alone:
+            if all(c.at != at for c in variants):
+                variants.append(Collected(at, 1 if len(shape_of(self.copies.body[at])) else 0, None))
+        loop, stacks = self._loop(variants)
+        for cat, groups in cats:
+            self._join(cat, groups, stacks)
+        self._select_the_rest(variants, stacks)
+        sort(self.program)
+        self.program.graph.eliminate_dead_code()
+        self.program.record(loop, "loop over frames")
+        return True
+
+    # --- whether it is a loop over frames
+
+    def _over_frames(self, with_state: bool) -> bool:
+        body = Body(self.program, self.copies, self.outputs)
+        if bool(body.states) != with_state:
+            return False
+        if any(at in self.copies.invariant for at, _ in body.states):
+            return False
+        walks = {walk for walk, _ in body.walked}
+        turns = len(self.copies.turns)
+        if not walks or not all(self.times.is_time(w.root, w.dim) for w in walks):
+            return False
+        if any(2 * w.step * turns < shape_of(w.root)[w.dim] for w in walks):
+            return False
+        if any(node in self.times.timed for node in body.fixed):
+            return False
+        starts = {key: self.copies.starts.get(key) for key in body.states}
+        return not any(node is None or node in self.times.timed for node in starts.values())
+
+    # --- the operator
+
+    def _loop(self, variants: list[Collected]) -> tuple[Node, dict[tuple[Collected, int], Node]]:
+        """The loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
+        body, turns = Body(self.program, self.copies, self.outputs), len(self.copies.turns)
+        keys = [(c, i) for c in variants for i in range(c.entries or 1)]
+        results = [body.values[c.at] if c.entries is None else body.entry_of(c.at, c.dim, i) for c, i in keys]
+        module = body.close(results)
+        fixed = list(body.fixed)
+        constants = {body.fixed[n]: self.program.constant(n) for n in fixed if n.op == "get_attr"}
+        memory = memory_of(module, list(body.states.values()), constants)
+        walked = list(body.walked)
+        loop = FrameLoop(
+            module, tuple(w.dim for w, _ in walked), len(body.states), tuple(c.dim for c, _ in keys), memory
+        )
+        starts = [self.copies.starts[key] for key in body.states]
+        last = max([*fixed, *starts, *(w.root for w, _ in walked)], key=lambda n: self.order[n])
+        anchor = last.next
+        while anchor.op in ("placeholder", "get_attr"):
+            anchor = anchor.next
+        operands = []
+        for walk, i in walked:
+            first, end = walk.start + i, walk.start + i + (turns - 1) * walk.step + 1
+            whole = (first, end, walk.step) == (0, shape_of(walk.root)[walk.dim], 1)
+            args = (walk.dim, first, end, walk.step)
+            operands.append(walk.root if whole else insert(self.program, anchor, aten.slice.Tensor, walk.root, *args))
+        with self.program.graph.inserting_before(anchor):
+            node = self.program.graph.call_function(loop, (*operands, *starts, *fixed))
+        node.meta["path"] = common_path([self.copies.body[at] for at in body.needed])
+        node.meta["val"] = tuple(self._stacked(result, c.dim) for result, (c, _) in zip(results, keys, strict=True))
+        stacks = {}
+        for i, key in enumerate(keys):
+            stacks[key] = insert(self.program, anchor, operator.getitem, node, i)
+            stacks[key].meta["path"] = node.meta["path"]
+        return node, stacks
+
+    def _stacked(self, result: Node, dim: int) -> Tensor:
+        """A tensor in the shape of an output of all turns."""
+        value = result.meta["val"]
+        shape = list(value.shape)
+        shape.insert(dim, len(self.copies.turns))
+        with fake_mode(self.program):
+            return torch.empty(shape, dtype=value.dtype)
+
+    # --- what reads it
+
+    def _cats(self) -> Iterator[tuple[Node, list[tuple[Collected, int, int, int]]]]:
+        """Concatenations outside that collect turns: for each the groups (how, first turn, first part, parts)."""
+        for cat in [n for n in self.program.graph.nodes if n.target is aten.cat.default and n not in self.turn_of]:
+            parts = Arguments(cat).tensors("tensors")
+            dim = Arguments(cat).dim(cat)
+            groups: list[tuple[Collected, int, int, int]] = []
+            for i, part in enumerate(parts):
+                found = self._collected(part, dim)
+                if found is None:
+                    continue
+                how, turn = found
+                if groups:
+                    last, first, start, count = groups[-1]
+                    if last == how and (first + count, start + count) == (turn, i):
+                        groups[-1] = (last, first, start, count + 1)
+                        continue
+                groups.append((how, turn, i, 1))
+            groups = [g for g in groups if g[3] > 1]
+            if groups:
+                yield cat, groups
+
+    def _collected(self, part: Node, dim: int) -> tuple[Collected, int] | None:
+        if part in self.turn_of:
+            turn, at = self.turn_of[part]
+            return (Collected(at, dim, shape_of(part)[dim]), turn) if at in self.outputs else None
+        if part.target is aten.unsqueeze.default and part.args[0] in self.turn_of:
+            turn, at = self.turn_of[part.args[0]]  # type: ignore[index]
+            made = Arguments(part).integer("dim") % len(shape_of(part)) == dim
+            return (Collected(at, dim, None), turn) if made and at in self.outputs else None
+        return None
+
+    def _read_alone(self, at: int, cats: list[tuple[Node, list[tuple[Collected, int, int, int]]]]) -> bool:
+        collecting = {cat for cat, groups in cats}
+        for node, (_, own) in self.turn_of.items():
+            if own == at:
+                for user in node.users:
+                    through = user.users if user.target is aten.unsqueeze.default else [user]
+                    if user not in self.turn_of and not all(u in collecting for u in through):
+                        return True
+        return False
+
+    def _join(
+        self, cat: Node, groups: list[tuple[Collected, int, int, int]], stacks: dict[tuple[Collected, int], Node]
+    ) -> None:
+        parts, dim = Arguments(cat).tensors("tensors"), Arguments(cat).dim(cat)
+        joined: list[Node] = []
+        done = 0
+        for how, turn, start, count in groups:
+            joined += parts[done:start]
+            done = start + count
+            size = how.entries or 1
+            whole = self._sequence(cat, how, stacks)
+            if (turn, count) != (0, len(self.copies.turns)):
+                args = (dim, turn * size, (turn + count) * size)
+                whole = insert(self.program, cat, aten.slice.Tensor, whole, *args)
+            joined.append(whole)
+        joined += parts[done:]
+        new = joined[0] if len(joined) == 1 else insert(self.program, cat, aten.cat.default, joined, dim)
+        replace(cat, new)
+
+    def _sequence(self, before: Node, how: Collected, stacks: dict[tuple[Collected, int], Node]) -> Node:
+        """An output of all turns, one behind the other."""
+        if how.entries in (None, 1):
+            return stacks[how, 0]
+        rows = [
+            insert(self.program, before, aten.unsqueeze.default, stacks[how, i], how.dim + 1)
+            for i in range(how.entries or 1)
+        ]
+        apart = insert(self.program, before, aten.cat.default, rows, how.dim + 1)
+        shape = list(shape_of(stacks[how, 0]))
+        shape[how.dim] *= len(rows)
+        return insert(self.program, before, aten.reshape.default, apart, shape)
+
+    def _select_the_rest(self, variants: list[Collected], stacks: dict[tuple[Collected, int], Node]) -> None:
+        """What reads the value of one turn reads that turn's entry of the output."""
+        for node, (turn, at) in self.turn_of.items():
+            users = [u for u in node.users if u not in self.turn_of and (u.users or u.op == "output")]
+            if at not in self.outputs or not users:
+                continue
+            how = next(c for c in variants if c.at == at)
+            for user in users:
+                if how.entries is None:
+                    value = insert(self.program, user, aten.select.int, stacks[how, 0], how.dim, turn)
+                else:
+                    every = self._sequence(user, how, stacks)
+                    args = (how.dim, turn * how.entries, (turn + 1) * how.entries)
+                    value = insert(self.program, user, aten.slice.Tensor, every, *args)
+                user.replace_input_with(node, value)
+
+
+def sort(program: Program) -> None:
+    """Puts each node behind all that it reads; the order of others stays."""
+    placed: set[Node] = set()
+    nodes = list(program.graph.nodes)
+    last = nodes[0]
+    for node in nodes:
+        stack = [node]
+        while stack:
+            missing = [n for n in stack[-1].all_input_nodes if n not in placed]
+            if missing and stack[-1] not in placed:
+                stack += missing
+                continue
+            at = stack.pop()
+            if at not in placed:
+                placed.add(at)
+                if at is not last:
+                    last.append(at)
+                last = at

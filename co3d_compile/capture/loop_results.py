@@ -1,0 +1,89 @@
+"""What loops collect their results in, one by one: written as one concatenation behind all of them."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.capture.loop_copies import alike
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+Written = tuple[int, int, Node]  # first index, how many, and what is written there
+
+
+def join_results(program: Program) -> None:
+    """Rewrites:
+
+    1. ``cat([cat([a, b]), c])`` to ``cat([a, b, c])``;
+    2. ``y[:, 0] = a; y[:, 1] = b`` to ``stack([a, b])`` where all of y is written; ``y[:, 0]`` behind it to ``a``.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is aten.cat.default:
+            _flatten(node)
+        elif node.target is aten.select.int:
+            _forward(program, node)
+    for node in reversed(list(program.graph.nodes)):
+        written = node.target in (aten.select_scatter.default, aten.slice_scatter.default)
+        if written and any(user.target is not node.target for user in node.users):
+            _stack(program, node)
+
+
+def _flatten(node: Node) -> None:
+    dim = Arguments(node).dim(node)
+    parts: list[Node] = []
+    for part in Arguments(node).tensors("tensors"):
+        inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim and len(part.users) == 1
+        parts += Arguments(part).tensors("tensors") if inner else [part]
+    node.args = (parts, dim)
+
+
+def _forward(program: Program, node: Node) -> None:
+    """What was just written to an index is read there."""
+    x, dim = operand(node), Arguments(node).dim(operand(node))
+    index = Arguments(node).integer("index") % shape_of(x)[dim]
+    while x.target is aten.select_scatter.default and Arguments(x).dim(x) == dim:
+        start, _, value = _write(x, dim)
+        if start == index:
+            if shape_of(value) == shape_of(node):
+                replace(node, value)
+            return
+        x = Arguments(x).tensor()
+    node.args = (x, *node.args[1:])
+
+
+def _stack(program: Program, node: Node) -> None:
+    dim = Arguments(node).dim(node)
+    at: dict[int, tuple[int, Node]] = {}
+    size, x = shape_of(node)[dim], node
+    while x.target is node.target and Arguments(x).dim(x) == dim:
+        start, count, value = _write(x, dim)
+        if any(start < first + n and first < start + count for first, (n, _) in at.items()) and start not in at:
+            return  # some of it is written over in part
+        at.setdefault(start, (count, value))
+        x = Arguments(x).tensor()
+    if sum(count for count, _ in at.values()) != size or len(at) < 2:
+        return
+    parts = [at[start][1] for start in sorted(at)]
+    if node.target is aten.select_scatter.default:
+        parts = [insert(program, node, aten.unsqueeze.default, part, dim) for part in parts]
+    if len({(*shape_of(p)[:dim], *shape_of(p)[dim + 1 :]) for p in [node, *parts]}) == 1:
+        replace(node, insert(program, node, aten.cat.default, parts, dim))
+
+
+def _write(node: Node, dim: int) -> Written:
+    """Where a scatter writes, and what."""
+    given = Arguments(node)
+    value = given.tensor("src")
+    copied = value.args[1] if value.target is aten.copy.default else None
+    if isinstance(copied, Node) and alike(copied, value):
+        value = copied
+    size = shape_of(node)[dim]
+    if node.target is aten.select_scatter.default:
+        return given.integer("index") % size, 1, value
+    start = given.given("start") or 0
+    assert isinstance(start, int)
+    return start % size if start < 0 else start, shape_of(value)[dim], value

@@ -1,0 +1,83 @@
+"""Where time is in a captured graph, as far as loops ask: which tensors come from frames, and along which dim."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fx import Node
+
+from co3d_compile.analysis.loop_layouts import annotate_body
+from co3d_compile.ir.aten_operators import SAME
+from co3d_compile.ir.frame_loop import is_loop
+from co3d_compile.ir.layout import Layout, LayoutLost
+from co3d_compile.ir.node_reading import operands, shape_of
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of
+from co3d_compile.rules import rule_for
+
+
+class TimeDims:
+    """The dims of frames, found by the layouts that rules give. What is found lies on the nodes until it is forgotten.
+
+    Args:
+        program: As captured.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        dims = {i.name: i.time_dim for i in program.inputs}
+        self.timed: set[Node] = set()
+        self._known: set[Node] = set()
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                dim = dims[node.name]
+                self._note(node, Layout.of(shape_of(node), 0, dim))
+                if dim is not None:
+                    self.timed.add(node)
+            elif any(n in self.timed for n in node.all_input_nodes):
+                self.timed.add(node)
+
+    def is_time(self, node: Node, dim: int) -> bool:
+        """Whether a dim counts frames, and nothing else."""
+        layout = self._layout(node)
+        place = layout.time if layout is not None else None
+        return place is not None and place.alone and place.dim == dim
+
+    def forget(self) -> None:
+        """Takes what was found off the nodes."""
+        for node in self.program.graph.nodes:
+            node.meta.pop(KEY, None)
+
+    def _layout(self, node: Node) -> Layout | None:
+        stack = [node]
+        while stack:
+            missing = [n for n in stack[-1].all_input_nodes if n in self.timed and n not in self._known]
+            if missing and stack[-1] not in self._known:
+                stack += missing
+                continue
+            at = stack.pop()
+            if at not in self._known:
+                self._note(at, self._of(at))
+        return fact_of(node).layout
+
+    def _note(self, node: Node, layout: Layout | None) -> None:
+        self._known.add(node)
+        if layout is not None:
+            node.meta[KEY] = Fact(Kind.STREAM, layout)
+
+    def _of(self, node: Node) -> Layout | None:
+        """The layout of a node whose operands have theirs."""
+        read = operands(node)
+        if is_loop(node):
+            annotate_body(node)
+            return None
+        if any(fact_of(n).layout is None for n in read if n in self.timed and not is_loop(n)):
+            return None
+        if node.target in SAME:
+            return fact_of(read[0]).layout
+        rule = rule_for(node.target)
+        try:
+            layout = rule.layout(node) if rule is not None else None
+        except (LayoutLost, NoExtension, AssertionError, IndexError, TypeError, AttributeError, StopIteration):
+            return None
+        alike = isinstance(node.meta["val"], Tensor) and layout is not None and layout.shape == shape_of(node)
+        return layout if alike else None

@@ -1,0 +1,165 @@
+"""Where a captured graph repeats itself: a token for each operator, and runs of tokens that come again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+from torch.utils import _pytree as pytree
+
+from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
+SMALL = 64  # numbers: two constants with so many at most are the same if their numbers are
+PERIODS = 24  # looked at for each length of a phrase
+IN_PLACE_OF_A_TENSOR = "tensor"
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Take:
+    """Entries that are taken out of a tensor along one dim; ``length`` None: a single one, without that dim."""
+
+    root: Node
+    dim: int
+    start: int
+    length: int | None
+
+
+def taken(node: Node) -> Take | None:
+    """What a selection, a slice without steps, or an item of a split takes."""
+    if node.target is aten.select.int:
+        x, given = operand(node), Arguments(node)
+        dim = given.dim(x)
+        return Take(whole(x), dim, given.integer("index") % shape_of(x)[dim], None)
+    if node.target is aten.slice.Tensor:
+        x, dim, start, end, step = sliced(node)
+        return Take(whole(x), dim, start, end - start) if step == 1 and end - start < shape_of(x)[dim] else None
+    if node.target is operator.getitem and isinstance(node.args[1], int):
+        return _item(operand(node), node.args[1])
+    return None
+
+
+def frame_of(node: Node) -> Take | None:
+    """The same behind a slice of one entry that has lost its dim: another way to write a selection."""
+    if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
+        return taken(node)
+    x = operand(node)
+    take, dims = taken(x), norm_dims(node.args[1], rank_of(x))  # type: ignore[arg-type]
+    return replace(take, length=None) if take is not None and take.length == 1 and dims == [take.dim] else None
+
+
+def _item(split: Node, index: int) -> Take | None:
+    """An item of ``unbind`` or ``split``."""
+    if split.target is not aten.unbind.int and split.target not in SPLITS:
+        return None
+    x = operand(split)
+    dim = Arguments(split).dim(x)
+    if split.target is aten.unbind.int:
+        return Take(whole(x), dim, index % shape_of(x)[dim], None)
+    sizes = [int(part.shape[dim]) for part in split.meta["val"]]
+    return Take(whole(x), dim, sum(sizes[:index]), sizes[index])
+
+
+def whole(node: Node) -> Node:
+    """The tensor behind slices that leave nothing out."""
+    while node.target is aten.slice.Tensor and shape_of(node) == shape_of(operand(node)):
+        node = operand(node)
+    return node
+
+
+def leaves(node: Node) -> list[Node]:
+    """The operands of a node, each as often and in the order in which it is read."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+class Tokens:
+    """The operators of a graph, and for each a number: equal ones do the same to whatever they are given.
+
+    Where a selection or a slice begins is left out of it, and so are operands that are no constants.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+        self.place = {n: i for i, n in enumerate(self.nodes)}
+        self._constants: dict[Node, Hashable] = {}
+        known: dict[Hashable, int] = {}
+        self.ids = np.array([known.setdefault(self._token(n), len(known)) for n in self.nodes], dtype=np.int64)
+
+    def constant(self, node: Node) -> Hashable:
+        """What stands for a node outside of a loop: constants with the same numbers are the same."""
+        if node.op != "get_attr":
+            return node
+        if node not in self._constants:
+            value = self.program.constant(node)
+            small = value.numel() <= SMALL and str(node.target) not in self.program.learned
+            key = (tuple(value.shape), value.dtype, tuple(value.flatten().tolist()))
+            self._constants[node] = key if small else str(node.target)
+        return self._constants[node]
+
+    def _token(self, node: Node) -> Hashable:
+        values = pytree.tree_leaves((node.args, node.kwargs))
+        take = taken(node)
+        if take is not None:
+            values = [node.args[0], take.dim]
+        parts = [self._leaf(v) for v in values]
+        value = node.meta["val"]
+        shapes = [(tuple(v.shape), v.dtype) for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        return (node.target, *parts, *shapes)
+
+    def _leaf(self, value: Any) -> Hashable:
+        if isinstance(value, Node):
+            return self.constant(value) if value.op == "get_attr" else IN_PLACE_OF_A_TENSOR
+        return (type(value), str(value))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens from ``start`` to ``stop`` that come again after ``period`` others."""
+
+    period: int
+    start: int
+    stop: int
+
+
+def runs(ids: Numbers, minimum: int) -> list[Run]:
+    """The runs in which tokens come ``minimum`` times or more: the longest first, of equal ones the least period."""
+    found = []
+    for period in sorted(_periods(ids)):
+        same = np.concatenate([[False], ids[period:] == ids[:-period], [False]])
+        edges = np.flatnonzero(same[1:] != same[:-1])
+        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            if stop - start >= (minimum - 1) * period:
+                found.append(Run(period, start, stop + period))
+    return sorted(found, key=lambda run: (run.start - run.stop, run.period))
+
+
+def _periods(ids: Numbers) -> set[int]:
+    """Distances at which phrases of tokens come again, of one token, of two, of four, and so on."""
+    periods: set[int] = set()
+    length = 1
+    while len(ids) > length:
+        order = np.argsort(ids, kind="stable")
+        gaps = np.diff(order)[ids[order][1:] == ids[order][:-1]]
+        values, counts = np.unique(gaps, return_counts=True)
+        periods.update(values[np.argsort(-counts, kind="stable")][:PERIODS].tolist())
+        if not len(gaps):
+            break
+        pairs = ids[:-length] * (ids.max() + 1) + ids[length:]
+        _, ids = np.unique(pairs, return_inverse=True)
+        length *= 2
+    return periods

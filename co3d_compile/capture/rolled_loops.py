@@ -1,0 +1,60 @@
+"""Loops over frames, which are captured as one copy of their body per frame, as one operator each."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from co3d_compile.capture.loop_copies import copies_of
+from co3d_compile.capture.loop_extension import Extension
+from co3d_compile.capture.loop_operator import LoopWriter
+from co3d_compile.capture.loop_results import join_results
+from co3d_compile.capture.loop_time import TimeDims
+from co3d_compile.capture.loop_tokens import Tokens, runs
+from co3d_compile.ir.aten_operators import CHECKS
+from co3d_compile.ir.program import Program
+
+log = logging.getLogger(__name__)
+FEWEST = 2  # copies that lie one behind the other
+RUNS = 40  # of tokens that are looked at for each loop
+
+
+def roll_loops(program: Program) -> None:
+    """``for t in range(T): h = cell(x[:, t], h); out.append(h)`` to one operator, :class:`FrameLoop`.
+
+    Copies are found by what they are: the same operators again and again, which read the same, or what the copy before
+    has computed, or frames at indices that walk. Whatever the loop looks like in Python is gone by then.
+    """
+    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
+        return  # the program leaves its sizes open
+    _tidy(program)
+    while _one(program):
+        pass
+
+
+def _one(program: Program) -> bool:
+    """Writes one loop as an operator; whether there was one."""
+    times = TimeDims(program)
+    try:
+        tokens = Tokens(program)
+        found = runs(tokens.ids, FEWEST)[:RUNS]
+        for with_state in (True, False):
+            for run in found:
+                for copies in copies_of(tokens, run):
+                    Extension(tokens, copies).run()
+                    if LoopWriter(program, copies, times).write(with_state):
+                        return True
+    finally:
+        times.forget()
+    return False
+
+
+def _tidy(program: Program) -> None:
+    """Takes out what stands between copies: assertions, and results that are joined one by one."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target in CHECKS:
+            graph.erase_node(node)
+    join_results(program)
+    graph.eliminate_dead_code()

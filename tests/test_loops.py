@@ -1,0 +1,92 @@
+"""Loops over frames written by hand: layers with state, exact from the first frame and for as long as a stream runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_nets import CASES, Case, Network
+from torch import nn
+
+import co3d_compile as co3d
+
+FRAMES = 20  # three times a clip
+
+
+def build(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    return Network(case.forward).eval()
+
+
+def stream(compiled: co3d.CompiledModel, x: torch.Tensor) -> tuple[np.ndarray, Any]:
+    """The result of each step, on a new first dim, and the session."""
+    session = co3d.StreamSession(compiled, batch=x.shape[0], threads=1)
+    (pulse,) = session.info.frames_per_step.values()
+    steps = [session.step(x[:, j : j + pulse].numpy()) for j in range(0, x.shape[1], pulse)]
+    steps += session.flush() if session.info.boundary == "exact" else []
+    return np.stack(steps), session
+
+
+def check(case: Case, net: nn.Module, compiled: co3d.CompiledModel, batch: int = 2) -> None:
+    """Compares a stream with the untouched network on one long clip."""
+    x = torch.randn(batch, FRAMES, *case.shape[2:])
+    results, session = stream(compiled, x)
+    (delay,), (pulse,) = session.info.delays.values(), session.info.frames_per_step.values()
+    exact = session.info.boundary == "exact"
+    with torch.inference_mode():
+        if case.last:
+            expected = torch.stack([net(x[:, : (j + 1) * pulse]) for j in range(len(results))]).numpy()
+        else:
+            expected = net(x).movedim(case.dim, 0).numpy()
+            results = results if pulse == 1 else np.concatenate(np.moveaxis(results, case.dim + 1, 1))
+            results = results[delay : delay + FRAMES]
+            first = 0 if exact else max(0, session.info.warmup_steps * pulse - delay)
+            results, expected = results[first:], expected[first : FRAMES if exact else FRAMES - 2 * delay]
+    np.testing.assert_allclose(results[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+    assert not exact or len(results) == len(expected) == FRAMES
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loop_is_a_layer_with_state(name: str) -> None:
+    case = CASES[name]
+    net = build(case)
+    compiled = co3d.compile(net, (torch.randn(case.shape),), time_dim=1)
+    report = compiled.report()
+    assert not report.recomputed and len(compiled.info.states) == case.states
+    assert compiled.info.receptive_field == case.field
+    assert report.gmac_step < 0.3 * report.gmac_clip
+    check(case, net, compiled)
+
+
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("pulse", [1, 4])
+@pytest.mark.parametrize("name", ["conv_lstm", "last_of_lstm_cell", "learned_start", "behind_a_look_ahead"])
+def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: str) -> None:
+    case = CASES[name]
+    net = build(case)
+    compiled = co3d.compile(net, (torch.randn(case.shape),), time_dim=1, frames_per_step=pulse, boundary=boundary)
+    assert not compiled.report().recomputed
+    if not (case.last and boundary == "exact"):
+        check(case, net, compiled, batch=3)
+
+
+@pytest.mark.parametrize("name", ["gru_cell", "last_of_gru_cell", "conv_lstm"])
+def test_a_loop_starts_again_with_each_window(name: str) -> None:
+    case = CASES[name]
+    net = build(case)
+    compiled = co3d.compile(net, (torch.randn(case.shape),), time_dim=1, recurrence="window")
+    x = torch.randn(2, FRAMES, *case.shape[2:])
+    results, session = stream(compiled, x)
+    assert [r.operator for r in session.info.recomputed] == ["frame_loop"] and session.info.receptive_field == 6
+    with torch.inference_mode():
+        expected = torch.stack([net(x[:, t - 5 : t + 1]) for t in range(5, FRAMES)])
+    np.testing.assert_allclose(results[5:], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_report_says_that_a_state_runs_on() -> None:
+    case = CASES["layers_in_a_list"]
+    report = co3d.compile(build(case), (torch.randn(case.shape),), time_dim=1).report()
+    text = "in layers: 2 values handed on, and runs on for longer than a clip"
+    assert report.loops == [text] and ("loop over frames", text) in report.facts()
