@@ -17,7 +17,7 @@ PATIENCE = 4  # turns in which no number was forgotten
 
 
 def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node, Tensor]) -> int | None:
-    """The turns that a start lives on for; None if it does for good, or may.
+    """The turns whose outputs a start has a part in; None if it has for good, or may.
 
     Where no value is made of itself, the graph says it: a cache of the last frames, one value a frame. Else the loop
     is run from NaN until none is left: a cache in one tensor that is cut and appended to.
@@ -28,10 +28,11 @@ def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node
         constants: Real values of placeholders; others are drawn at random.
     """
     results = next(n for n in body.graph.nodes if n.op == "output").args[0]
-    reads = [_read(result, set(states)) for result in results[: len(states)]]
-    depths = _depths([{states.index(s) for s in found if s in states} for found in reads])
+    reads = [_read(result, set(states)) for result in results]
+    sources = [{states.index(s) for s in found if s in states} for found in reads]
+    depths = _depths(sources[: len(states)])
     if depths is not None:
-        return max(depths, default=0)
+        return max((depths[i] for read in sources[len(states) :] for i in read), default=0)
     if any(_hides(node) for found in reads for node in found):
         return None
     return _turns_until_forgotten(body, states, constants)
@@ -86,14 +87,16 @@ def _turns_until_forgotten(body: GraphModule, states: Sequence[Node], constants:
             value = node.meta["val"]
             drawn = constants[node] if node in constants else random_tensor(value.shape, value.dtype, generator)
             given[node] = torch.full_like(drawn, torch.nan) if node in states else drawn
-    left, waited = None, 0
+    left, waited, last = None, 0, 0
     with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):
         for turn in range(1, MOST + 1):
             results = body(*given.values())
             given.update(zip(states, results, strict=False))
+            if any(bool(result.isnan().any()) for result in results[len(states) :]):
+                last = turn
             count = sum(int(given[s].isnan().sum()) for s in states)
             if not count:
-                return turn
+                return last
             waited = waited + 1 if count == left else 0
             left = count
             if waited == PATIENCE:
