@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -41,11 +41,14 @@ def roll(program: Program) -> None:
     generator = torch.Generator().manual_seed(0)
     clips = [random_tensor(clip.shape, clip.dtype, generator) for clip in clips]
     before: list[Tensor] = []
-    for node in reversed(loops):  # what is collected step by step ends in the last concatenation
-        new = _rolled(program, node) if node.users else None
+    collected: dict[Node, int] = {}
+    # What is collected step by step ends in the last concatenation. A loop over what another collects comes after it.
+    for node in [*reversed(loops), *loops]:
+        new = _rolled(program, node, collected) if node.users else None
         if new is not None:
             before = before or _results(program, clips)
             readers = list(node.users)
+            collected[new] = Arguments(node).dim(node)
             node.replace_all_uses_with(new)
             pairs = zip(_results(program, clips), before, strict=True)
             if not all(equal(after, wanted, SAME) for after, wanted in pairs):
@@ -54,9 +57,9 @@ def roll(program: Program) -> None:
             graph.eliminate_dead_code()
 
 
-def _rolled(program: Program, node: Node) -> Node | None:
+def _rolled(program: Program, node: Node, collected: dict[Node, int]) -> Node | None:
     """What takes the place of a concatenation, or of the last write, if it collects a loop over frames."""
-    loop = _Loop(program, node)
+    loop = _Loop(program, node, collected)
     if len(loop.parts) < 3:
         return None
     try:
@@ -69,8 +72,8 @@ def _rolled(program: Program, node: Node) -> Node | None:
 class _Loop:
     """One concatenation of what a loop collects, or the last of its writes."""
 
-    def __init__(self, program: Program, node: Node) -> None:
-        self.program, self.node = program, node
+    def __init__(self, program: Program, node: Node, collected: dict[Node, int]) -> None:
+        self.program, self.node, self.collected = program, node, collected
         self.rows = shape_of(program.placeholders()[0])[0]
         written = node.target is aten.select_scatter.default
         self.dim = Arguments(node).dim(node)
@@ -103,10 +106,12 @@ class _Loop:
         if len(taken) != len(copies) or len({t[:2] for t in taken}) != 1:
             return None
         x, dim, _ = taken[0]
-        if dim == 0 or dim != time_dim(self.program, x) or shape_of(x)[0] != self.rows:
+        batch = 0 if dim else 1  # (T, N, …)
+        selected = rank_of(copies[0]) < rank_of(x)
+        if dim != time_dim(self.program, x, self.collected) or shape_of(x)[batch] != self.rows or not (dim or selected):
             return None
         frames = self._frames(x, dim, [index for _, _, index in taken])
-        order = [0, dim, *(d for d in range(1, rank_of(x)) if d != dim)]
+        order = [batch, dim, *(d for d in range(rank_of(x)) if d not in (batch, dim))]
         first = insert(self.program, self.node, aten.permute.default, frames, order)
         sizes = [self.rows * len(copies), *shape_of(copies[0])[1:]]
         return insert(self.program, self.node, aten.reshape.default, first, sizes), True
@@ -204,6 +209,9 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
 
 def _taken(node: Node) -> tuple[Node, int, int] | None:
     """The tensor, dim and index of a single entry that is selected, or cut out."""
+    if node.target is aten.squeeze.dims and operand(node).target is aten.slice.Tensor:
+        cut = _taken(operand(node))
+        return cut if cut is not None and Arguments(node).dims(operand(node)) == [cut[1]] else None
     if node.target is aten.select.int:
         x, dim, index = operand(node), Arguments(node).integer("dim"), Arguments(node).integer("index")
     elif node.target is operator.getitem and operand(node).target is aten.unbind.int:
@@ -224,12 +232,24 @@ def _whole(node: Node) -> Node:
     return node
 
 
-def time_dim(program: Program, node: Node) -> int | None:
-    """Where time is, behind operators that leave each dim in its place or say where they move it; else None."""
+def time_dim(program: Program, node: Node, collected: Mapping[Node, int]) -> int | None:
+    """Where time is, behind operators that leave each dim in its place or say where they move it; else None.
+
+    Args:
+        program: What the node is in.
+        node: The tensor.
+        collected: The dim of the frames in what other loops have collected.
+    """
     chain = [node]
-    while chain[-1].op == "call_function" and chain[-1].args and isinstance(chain[-1].args[0], Node):
+    while (
+        chain[-1] not in collected
+        and chain[-1].op == "call_function"
+        and chain[-1].args
+        and isinstance(chain[-1].args[0], Node)
+    ):
         chain.append(chain[-1].args[0])
-    dim = {i.name: i.time_dim for i in program.inputs}.get(chain.pop().name)
+    first = chain.pop()
+    dim = collected.get(first, {i.name: i.time_dim for i in program.inputs}.get(first.name))
     for moving in reversed(chain):
         dim = _moved(moving, dim) if dim is not None else None
     return dim

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from co3d_compile.capture.transposes import cancel_transposes
 from co3d_compile.capture.written_activations import join_activations
 from co3d_compile.capture.written_attention import join_attention
 from co3d_compile.capture.written_group_norms import join_group_norms
@@ -19,7 +20,7 @@ def join_written_out(program: Program) -> None:
     """Joins what was written out. A program that leaves its sizes open stays as it is."""
     if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return
-    for join in (join_activations, join_norms, join_group_norms, join_attention):
+    for join in (cancel_transposes, join_activations, join_norms, join_group_norms, join_attention):
         before = {n.name for n in program.graph.nodes}
         join(program)
         if {n.name for n in program.graph.nodes} != before:

@@ -26,7 +26,7 @@ from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.local_regions import stream_regions
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
-from co3d_compile.compiler.time_dim_check import DEFAULT, check_time_dim
+from co3d_compile.compiler.time_dim_check import check_time_dim, usual_dims
 from co3d_compile.compiler.tune_forms import tuned
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
@@ -83,6 +83,7 @@ def compile(
             ``"window"``: where they never forget, they start again with each window, as the clip does.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
+            The first convolution of an ONNX file says it: 1 for channels last, (N, T, H, W, C).
         also: Paths of modules whose results are outputs too, such as ``["trunk"]``, each with its own delay.
         example_kwargs: The arguments of one clip that the network takes by keyword alone. To verify such a file, give
             ``torch.export.export(module, example_inputs, example_kwargs)`` for the network.
@@ -103,7 +104,7 @@ def compile(
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
     check_kinds(module, example_inputs)
     network: nn.Module | ExportedProgram = module
-    dims = DEFAULT if time_dim is None else time_dim
+    dims = usual_dims(network) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
     options = Options(window, frames_per_step, *treated, dims, also, recurrence)
     pipeline = list(default_passes() if passes is None else passes)

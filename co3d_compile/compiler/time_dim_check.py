@@ -10,6 +10,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
+from co3d_compile.capture.onnx_reader.time_dims import time_dims
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import run_passes
@@ -20,6 +22,17 @@ DEFAULT = 2
 """The dim that counts the frames in (N, C, T, H, W) and in (N, C, T)."""
 OVER_CHANNELS = ("conv", "batch_norm", "lstm", "gru", "rnn")
 """Operators that never compute over all of time, but over all channels or features: named by how their names begin."""
+
+
+def usual_dims(network: nn.Module | ExportedProgram) -> int | list[int | None]:
+    """The dims that count frames where nobody says it: as the first layers of an ONNX file have it, else dim 2."""
+    if not isinstance(network, OnnxModule):
+        return DEFAULT
+    found = time_dims(network.onnx_graph)
+    if all(dim is None for dim in found):
+        return DEFAULT
+    ranks = [len(v.shape) if v.shape is not None else 0 for v in network.onnx_graph.inputs]
+    return [DEFAULT if dim is None and rank > DEFAULT else dim for dim, rank in zip(found, ranks, strict=True)]
 
 
 def check_time_dim(

@@ -1,0 +1,66 @@
+"""Where time is in the inputs of an ONNX file, as the first layer that slides over frames takes them.
+
+Convolutions of ONNX take (N, C, T, H, W) or (N, C, T). In files from TensorFlow and Keras the input is (N, T, H, W, C),
+and a Transpose stands in front of them.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from co3d_compile.capture.onnx_reader.elementwise_operators import BINARY, UNARY
+from co3d_compile.errors import UsageError
+
+SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "BatchNormalization", "InstanceNormalization")
+SAME_SHAPE = {*UNARY, *BINARY, "Cast", "Div", "Pow", "Clip", "Pad", "QuantizeLinear", "DequantizeLinear"}
+FOLDING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather")
+
+
+def time_dims(graph: ir.Graph) -> list[int | None]:
+    """The dim of each input that counts frames; None where the file does not say.
+
+    Raises:
+        UsageError: An input has its channels last, and no layer says which of its other dims is time.
+    """
+    return [_time_dim(value) for value in graph.inputs]
+
+
+def _time_dim(source: ir.Value) -> int | None:
+    """Follows an input to the first layer that slides over it, and reads where that layer's first dim comes from."""
+    rank = len(source.shape) if source.shape is not None else 0
+    found: set[int] = set()
+    waiting: list[tuple[ir.Value, list[int] | None, bool]] = [(source, list(range(rank)), False)]
+    seen: set[ir.Value] = set()
+    turned = False
+    while waiting and rank >= 3:
+        value, dims, moved = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for node, position in value.uses():
+            if node.op_type in SLIDING and position == 0:
+                turned |= moved
+                if dims is not None and len(dims) == rank and dims[0] == 0:
+                    found.add(dims[2])
+            elif node.op_type == "Transpose":
+                order = _order(node, len(dims) if dims is not None else 0)
+                last = order[1:2] == [len(order) - 1] and len(order) > 2
+                waiting.append((node.outputs[0], [dims[d] for d in order] if dims else None, moved or last))
+            elif node.op_type in SAME_SHAPE:
+                waiting.append((node.outputs[0], dims, moved))
+            elif node.op_type in FOLDING:
+                waiting += [(output, None, moved) for output in node.outputs]
+    if len(found) == 1:
+        return found.pop()
+    if turned and rank >= 4:
+        raise UsageError(
+            f"The input {source.name} has its channels last, and the file does not say which of its dims is time.",
+            hint="Give the dim that counts the frames, for (N, T, H, W, C) that is 1 (--time-dim 1).",
+        )
+    return None
+
+
+def _order(node: ir.Node, rank: int) -> list[int]:
+    """The order of a Transpose; without ``perm`` the opposite one."""
+    given = node.attributes.get("perm")
+    return list(given.as_ints()) if given is not None else list(reversed(range(rank)))
