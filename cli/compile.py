@@ -51,6 +51,8 @@ Examples:
     co3d-compile model.pt2 -o step.pt2
   Trained on 16 frames, run with a memory of 64:
     co3d-compile model.pt2 -o model.onnx --window 64
+  Answers at most half a second late, at the price of another network:
+    co3d-compile model.pt2 -o model.onnx --max-delay 0.5s --fps 10
   With all that co3d run needs to know:
     co3d-compile model.pt2 -o model.onnx --size 182 --mean 0.45 --std 0.225 --labels names.txt
 
@@ -156,7 +158,7 @@ def run(model: str, path: Path, verbose: int, options: Options) -> Report:
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
-        compiled = _compile(loaded, options, progress)
+        compiled = _compile(loaded, options, progress, (preprocess or {}).get("fps"))
         if native:
             progress("native")
             compiled = compiled.to_native()
@@ -188,10 +190,10 @@ def run(model: str, path: Path, verbose: int, options: Options) -> Report:
     return summary
 
 
-def _compile(loaded: Loaded, options: Options, progress: Progress) -> Any:
+def _compile(loaded: Loaded, options: Options, progress: Progress, fps: float | None) -> Any:
     import co3d_compile as co3d
 
-    how = take_time(options)
+    how = take_time(options, fps)
     return co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **how, **options)
 
 

@@ -98,7 +98,7 @@ def command(
     if profile is not None and is_source(model):
         raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
     if is_source(model):
-        contract, report = _compiled(model, options, verbose)
+        contract, report = _compiled(model, options, verbose, fps)
     else:
         contract, report = read_stored(Path(model))
         refuse_options(model)
@@ -127,14 +127,14 @@ def command(
     )
 
 
-def _compiled(model: str, options: Options, verbose: int) -> Stored:
+def _compiled(model: str, options: Options, verbose: int, fps: float | None) -> Stored:
     with Progress(verbose) as progress:
         progress("load")
         loaded = load_model(model, options)
         import co3d_compile as co3d
         from co3d_compile.compiler.program_report import details
 
-        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options))
+        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options, fps))
     return compiled.info, details(compiled.report(), compiled.program.notes.survey)
 
 

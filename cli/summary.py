@@ -58,6 +58,7 @@ def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
         _facts(report),
         _actions(report["actions"]) if report["actions"] else None,
         delays(report["delays"], report["fps"], None if verbose else 10),
+        _limited(report["limited"]) if report.get("limited") else None,
         gates if report["gates"] and verbose else None,
         _regions(report["regions"]) if report.get("regions") else None,
         _recomputed(report["recomputed"], None if verbose else 10) if report["recomputed"] else None,
@@ -129,6 +130,14 @@ def _regions(rows: list[Report]) -> Table:
     table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
     for row in rows:
         table.add_row(region_name(row), region_text(row))
+    return table
+
+
+def _limited(rows: list[Report]) -> Table:
+    table = rows_table("Reads less of the future", "operator", "module", "how", "weights concerned")
+    for row in rows:
+        how = f"{plural(row['later'], 'frame')} later" if row["later"] else f"without {plural(row['dropped'], 'tap')}"
+        table.add_row(row["operator"], row["module_path"] or "the model", how, f"{row['share']:.0%}")
     return table
 
 

@@ -26,6 +26,35 @@ class TimeDimType(click.ParamType[Any]):
             self.fail(f"{value!r} is neither a dim (2 for N, C, T, H, W) nor none.", param, ctx)
 
 
+class DelayType(click.ParamType[Any]):
+    """``14`` frames, or ``0.5s``."""
+
+    name = "delay"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("s")) if text.endswith("s") else int(text)
+            if number >= 0:
+                return text if text.endswith("s") else int(number)
+        except ValueError:
+            pass
+        self.fail(f"{value!r} is neither a number of frames, such as 14, nor seconds, such as 0.5s.", param, ctx)
+
+
+def frames_of(delay: int | str | None, fps: float | None) -> int | None:
+    """A delay in frames, rounded down.
+
+    Raises:
+        UsageError: It is in seconds, and nothing says how long a frame is.
+    """
+    if not isinstance(delay, str):
+        return delay
+    if fps is None:
+        raise UsageError(f"--max-delay {delay} is in seconds, and no rate is given.", hint="Give --fps, or frames.")
+    return int(float(delay.removesuffix("s")) * fps + 1e-6)
+
+
 def choice(name: str, values: Sequence[str], help: str) -> Callable[[F], F]:
     """An option with a few values, the first of which is the default."""
     return option(name, type=click.Choice(values), default=values[0], show_default=True, group=TIME, help=help)
@@ -54,6 +83,11 @@ time_options = together(
            "What gates (squeeze-and-excitation, norms over time) pool over: the one frame, the newest window, or the "
            "window with all that follows computed again."),
     stride_mode_option,
+    option("--max-delay", type=DelayType(), group=TIME, metavar="N|SECONDSs",
+           help="Frames that an answer may be late, or seconds such as 0.5s where --fps is given: layers read less of "
+                "the future until it is so. [default: the network's own delay]"),
+    choice("--delay-by", ("shift", "drop", "fold"),
+           "How they do: their kernels stand later, leave out taps, or add these to the last one."),
     choice("--boundary", ("stream", "exact"),
            "exact: the ends of a video are padded as in the clip model (a further input, valid)."),
     choice("--recurrence", ("state", "window"),
@@ -62,7 +96,8 @@ time_options = together(
            "What to do where an operator has no meaning on a stream: run it again on a window, or refuse."),
     time_dim_option,
 )  # fmt: skip
-NAMES = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported", "recurrence")
+_HOW = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported", "recurrence")
+NAMES = (*_HOW, "max_delay", "delay_by")
 
 
 def refuse_options(model: str) -> None:
@@ -80,8 +115,16 @@ def refuse_options(model: str) -> None:
             raise UsageError(what, hint="Give the model that it was compiled from.")
 
 
-def take_time(options: Options) -> Report:
-    """The arguments of ``co3d.compile`` that these options give; takes the options out of ``options``."""
+def take_time(options: Options, fps: float | None = None) -> Report:
+    """The arguments of ``co3d.compile`` that these options give; takes the options out of ``options``.
+
+    Args:
+        options: Those of the command line.
+        fps: Frames per second, if that is known.
+    """
     dims: tuple[int | None, ...] = options.pop("time_dims")
     time_dim = list(dims) or None if len(dims) != 1 or dims[0] is None else dims[0]
-    return {"time_dim": time_dim, **{name: options.pop(name) for name in NAMES if name in options}}
+    given = {name: options.pop(name) for name in NAMES if name in options}
+    if "max_delay" in given:
+        given["max_delay"] = frames_of(given["max_delay"], fps)
+    return {"time_dim": time_dim, **given}

@@ -11,6 +11,7 @@ from co3d_compile.passes.continual_convolutions import Continual
 from co3d_compile.passes.delay_residuals import DelayResiduals
 from co3d_compile.passes.fold_batch_norm import FoldBatchNorm
 from co3d_compile.passes.join_starts import JoinStarts
+from co3d_compile.passes.limit_delay import LimitDelay
 from co3d_compile.passes.lower import Lower
 from co3d_compile.passes.mark_ends import MarkEnds
 from co3d_compile.passes.strip_temporal_padding import StripTemporalPadding
@@ -24,6 +25,7 @@ def default_passes() -> PassList:
         [
             Canonicalize(),
             FoldBatchNorm(),
+            LimitDelay(),
             AnnotateTime(),
             JoinStarts(),
             StripTemporalPadding(),
@@ -46,6 +48,7 @@ __all__ = [
     "DelayResiduals",
     "FoldBatchNorm",
     "JoinStarts",
+    "LimitDelay",
     "Lower",
     "MarkEnds",
     "Output",

@@ -86,6 +86,7 @@ class FoldBatchNorm(Pass):
             *conv.args[3:],
             **{k: v for k, v in conv.kwargs.items() if k not in ("weight", "bias")},
         )
+        program.notes.kernels[new.name] = program.notes.kernels.get(conv.name, conv.name)
         node.append(new)
         new.meta.update({k: v for k, v in conv.meta.items() if k == "nn_module_stack"})
         return new

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from oracle import Array, Check, Comparison, run_stream
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import Entry
 from zoo.longclip import as_tuple, eager
 
 
-def check_boundary(what: Entry, *, clips: int = 1, tol: float = 1e-4, options: Mapping[str, Any] | None = None) -> None:
+def check_boundary(
+    what: Entry,
+    *,
+    clips: int = 1,
+    tol: float = 1e-4,
+    options: Mapping[str, Any] | None = None,
+    replaced: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> None:
     """With `boundary="exact"` the streamed and flushed sequence is the model's own output on the whole clip.
 
     Args:
         what: an entry whose outputs keep their time axis, or whose windows give one result per clip.
         clips: length of the sequence, in clips; 1 where the model has a window.
+        replaced: makes of the model the network that the file computes.
     """
     entry = replace(what, options={**what.options, **(options or {}), "boundary": "exact"})
     run = Check(entry, 1, 0)
@@ -28,7 +36,7 @@ def check_boundary(what: Entry, *, clips: int = 1, tol: float = 1e-4, options: M
     frames = run.random(lengths[0] // run.pulses[0], 11)
     results = run_stream(run.session, frames, run.dims)
     results += [tuple(np.array(value) for value in as_tuple(result)) for result in run.session.flush()]
-    module = entry.build()
+    module = replaced(entry.build())
     with eager():
         whole = as_tuple(module([t.clone() for t in frames]) if entry.as_list else module(*(t.clone() for t in frames)))
     comparison = Comparison(len(whole))

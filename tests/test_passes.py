@@ -28,6 +28,7 @@ from co3d_compile.passes import insert
 NAMES = [
     "canonicalize",
     "fold_batch_norm",
+    "limit_delay",
     "annotate_time",
     "join_starts",
     "strip_temporal_padding",
@@ -153,13 +154,13 @@ def test_the_default_list_is_the_documented_one_and_new_each_time() -> None:
 
 
 EDITS: list[tuple[Any, list[str]]] = [
-    (lambda p: p.before("lower", Nothing()), [*NAMES[:9], "nothing", *NAMES[9:]]),
-    (lambda p: p.after("lower", Nothing()), [*NAMES[:10], "nothing", *NAMES[10:]]),
+    (lambda p: p.before("lower", Nothing()), [*NAMES[:10], "nothing", *NAMES[10:]]),
+    (lambda p: p.after("lower", Nothing()), [*NAMES[:11], "nothing", *NAMES[11:]]),
     (lambda p: p.before("canonicalize", Nothing()), ["nothing", *NAMES]),
     (lambda p: p.after("thread_states", Nothing()), [*NAMES, "nothing"]),
     (lambda p: p.replace("fold_batch_norm", Nothing()), [NAMES[0], "nothing", *NAMES[2:]]),
     (lambda p: p.without("fold_batch_norm"), [NAMES[0], *NAMES[2:]]),
-    (lambda p: p.before("lower", Nothing()).without("lower"), [*NAMES[:9], "nothing", *NAMES[10:]]),
+    (lambda p: p.before("lower", Nothing()).without("lower"), [*NAMES[:10], "nothing", *NAMES[11:]]),
     (lambda p: [*p, Nothing()], [*NAMES, "nothing"]),
 ]
 
@@ -367,7 +368,7 @@ def test_a_pass_reports_whether_it_changed_anything() -> None:
     passes = co3d.default_passes()
     for p in passes:
         program.promises |= p.requires
-        changed = p.name not in ("join_starts", "mark_ends")  # it has no start of its own, and no ends
+        changed = p.name not in ("limit_delay", "join_starts", "mark_ends")  # no budget, no start of its own, no ends
         assert run_one(program, p) is changed, f"{p.name} has something to do in this network"
         program.promises |= p.ensures
 
@@ -407,18 +408,18 @@ def test_a_dump_names_the_module_and_the_shape(dump: Path) -> None:
 
 def test_a_dump_shows_the_facts_once_they_are_known(dump: Path) -> None:
     assert "stream" not in line(dump, "03_fold_batch_norm.txt", r"aten\.conv3d\(")
-    assert "stream (N2, 18, T8, 6, 6) pulse=1 delay=1" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
+    assert "stream (N2, 18, T8, 6, 6) pulse=1 delay=1" in line(dump, "05_annotate_time.txt", r"aten\.conv3d\(")
 
 
 def test_a_dump_shows_each_step(dump: Path) -> None:
-    assert "[1, 1, 1]" in line(dump, "04_annotate_time.txt", r"aten\.conv3d\(")
-    assert "[0, 1, 1]" in line(dump, "06_strip_temporal_padding.txt", r"aten\.conv3d\(")
-    assert "history" in (dump / "07_continual.txt").read_text()
-    assert "window" in (dump / "08_windows_and_gates.txt").read_text()
-    before, after = ((dump / name).read_text() for name in ("08_windows_and_gates.txt", "09_delay_residuals.txt"))
+    assert "[1, 1, 1]" in line(dump, "05_annotate_time.txt", r"aten\.conv3d\(")
+    assert "[0, 1, 1]" in line(dump, "07_strip_temporal_padding.txt", r"aten\.conv3d\(")
+    assert "history" in (dump / "08_continual.txt").read_text()
+    assert "window" in (dump / "09_windows_and_gates.txt").read_text()
+    before, after = ((dump / name).read_text() for name in ("09_windows_and_gates.txt", "10_delay_residuals.txt"))
     assert after.count("= history(") == before.count("= history(") + 1, "the residual is held back by one entry"
-    assert "conv3d" not in (dump / "11_lower.txt").read_text()
-    assert "placeholder state_0" in (dump / "13_thread_states.txt").read_text()
+    assert "conv3d" not in (dump / "12_lower.txt").read_text()
+    assert "placeholder state_0" in (dump / "14_thread_states.txt").read_text()
 
 
 def test_every_table_of_the_exporter_is_read() -> None:

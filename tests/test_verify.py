@@ -31,7 +31,7 @@ from co3d_compile.support.machine import block_channels
 from co3d_compile.verification.compared_steps import Step, Timeline, random_frames
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.reference import Reference
-from co3d_compile.verification.replaced_pools import ReplacedPools
+from co3d_compile.verification.replaced_parts import ReplacedParts
 from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
 from co3d_compile.verification.verify_model import verify
@@ -326,7 +326,7 @@ def test_results_that_do_not_depend_on_the_input(still: bool, answers: str) -> N
     numbers = np.random.default_rng(0).random((timeline.stop, 1, 4), np.float32) * (answers == "numbers")
     run = [Step(first if still else next(frames), (each,)) for each in numbers]
     segment = next(timeline.segments(run))
-    pools = ReplacedPools(reference, info)
+    pools = ReplacedParts(reference, info)
     pools.look(segment, segment.results)
     wrong = answers == "nothing" and not still
     assert pools.constant == (["output"] if wrong else [])

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from co3d_compile.analysis import promises
+from co3d_compile.analysis.delay_budget import late_error
+from co3d_compile.analysis.delay_model import frames_late
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture, captured_again, check_kinds
@@ -26,12 +28,14 @@ from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.local_regions import stream_regions
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
+from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.compiler.time_dim_check import check_time_dim, usual_dims
 from co3d_compile.compiler.tune_forms import tuned
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import Pass, Progress, check_passes, run_passes
+from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.export_program import export
 from co3d_compile.passes import default_passes
 from co3d_compile.rules.failures import RuleFailure
@@ -52,6 +56,8 @@ def compile(
     unsupported: str = "window",
     state_io: str = "paired",
     recurrence: str = "state",
+    max_delay: int | None = None,
+    delay_by: str = "shift",
     time_dim: int | Sequence[int | None] | None = None,
     also: Sequence[str] = (),
     example_kwargs: Mapping[str, Any] | None = None,
@@ -81,6 +87,11 @@ def compile(
         state_io: ``"paired"``: each state has its output. ``"renamed"``: states that only move have none.
         recurrence: ``"state"``: recurrent layers, and loops that hand values on, run on for as long as the stream.
             ``"window"``: where they never forget, they start again with each window, as the clip does.
+        max_delay: Frames by which an answer may be late. What the network's own delay is more is saved by convolutions
+            and pools over time that read less of the future: another network, which the report names
+            (docs/latency.md).
+        delay_by: How these read less of it: ``"shift"`` stands the whole kernel later, ``"drop"`` leaves its last taps
+            out, ``"fold"`` adds them to the last one that is left.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
             The first convolution of an ONNX file says it: 1 for channels last, (N, T, H, W, C).
@@ -106,7 +117,7 @@ def compile(
     network: nn.Module | ExportedProgram = module
     dims = usual_dims(network) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
-    options = Options(window, frames_per_step, *treated, dims, also, recurrence)
+    options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None
@@ -136,6 +147,7 @@ def compile(
     compiled = tuned(build, layer, progress) if tune else build()
     if time_dim is None:
         check_time_dim(compiled.program, network, example_inputs, options)
+    compiled.source = ClipNetwork(network, example_inputs, dict(example_kwargs or {}))
     compiled.describe(preprocess, labels)
     for message in [*notes, *compiled.report().warnings]:
         warnings.warn(message, Co3dWarning, stacklevel=2)
@@ -201,6 +213,7 @@ def _attempt(
         raise PassError("No pass has made inputs and outputs of the states.", hint=hint)
     start = time.perf_counter()
     shown("export", len(pipeline), len(pipeline))
+    _check_delay(program)
     model = export(program)
     info = describe(program)
     seconds["export"] = time.perf_counter() - start
@@ -212,3 +225,11 @@ def _attempt(
     compiled = CompiledModel(program, model, info, report)
     compiled.check_opens()
     return compiled
+
+
+def _check_delay(program: Program) -> None:
+    """Raises UnsupportedError where an output is later than ``max_delay``, by what the budget does not see."""
+    budget = program.options.max_delay
+    late = max((frames_late(o.delay, o.rate) for o in program.outputs), default=0)
+    if budget is not None and late > budget:
+        raise late_error(budget, late, [])

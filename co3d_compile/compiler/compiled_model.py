@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from co3d_compile.compiler.program_report import details
+from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.contract.weights_digest import weights_digest
 from co3d_compile.errors import OutputError, UnsupportedError, UsageError
@@ -41,7 +43,10 @@ class CompiledModel:
         program: The program after the last pass; ``program.graph`` is the step graph.
         model: The ONNX model (``onnx_ir``).
         info: The contract that is stored in the file (``docs/contract.md``), with the digest of the weights.
+        source: What was compiled; None for what another compiled model was made into.
     """
+
+    source: ClipNetwork | None = None
 
     def __init__(self, program: Program, model: ir.Model, info: metadata.Contract, report: Report) -> None:
         self.program = program
@@ -154,6 +159,21 @@ class CompiledModel:
         """
         self._wide("to_native")
         return self._converted("native")
+
+    def replaced_module(self) -> nn.Module:
+        """The clip network that this model computes, in PyTorch: with ``max_delay`` that with the replaced kernels.
+
+        Its parameters are copies, under the network's own names, so that it can be fine-tuned on clips (with the batch
+        norms as in eval mode), compiled again without ``max_delay``, and its ``state_dict`` be loaded into the network.
+        Gates are the pools that the network has; they become gates again.
+
+        Raises:
+            UsageError: It is not what :func:`compile` returned.
+        """
+        if self.source is None:
+            hint = "Call it on what co3d.compile returned."
+            raise UsageError("A model that was made of another one has no clip network.", hint=hint)
+        return self.source.replaced(self.program.notes.limited, self.program.options.delay_by == "fold")
 
     def to_module(self) -> StepModule:
         """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 
@@ -50,6 +51,9 @@ def describe(program: Program) -> metadata.Contract:
         options["also"] = list(program.options.also)
     field = program.step.receptive_field
     options["time_dim"] = [i.time_dim for i in program.inputs]
+    if program.options.max_delay is not None:
+        options |= {name: getattr(program.options, name) for name in ("max_delay", "delay_by")}
+        options["limited"] = [asdict(row) for row in program.notes.limited]
     return metadata.Contract(
         compiler_version=__version__,
         inputs=inputs,

@@ -58,6 +58,7 @@ def report_of(
         delays=delay_rows(as_rows(program.notes.survey)),
         recomputed=[asdict(r) for r in program.notes.recomputed],
         regions=[asdict(r) for r in info.regions],
+        limited=[asdict(row) for row in program.notes.limited],
         gates=[{"module_path": path, "scope": scope} for path, scope in program.notes.gates],
         warnings=warnings,
         seconds=seconds,

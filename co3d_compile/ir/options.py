@@ -14,6 +14,7 @@ CHOICES = {
     "unsupported": ("window", "error"),
     "state_io": ("paired", "renamed"),
     "recurrence": ("state", "window"),
+    "delay_by": ("shift", "drop", "fold"),
 }
 MOST_FRAMES = 100_000  # of a window or a step
 
@@ -32,6 +33,8 @@ class Options:
     time_dim: int | Sequence[int | None] = 2
     also: Sequence[str] = ()
     recurrence: str = "state"
+    max_delay: int | None = None
+    delay_by: str = "shift"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -48,6 +51,10 @@ class Options:
             raise UsageError(f"also={self.also!r} is no list of module paths.", hint="Give a list, such as ['trunk'].")
         if len(set(self.also)) < len(self.also):
             raise UsageError("A module is named twice in also.", hint="Name each once.")
+        if self.max_delay is not None and (isinstance(self.max_delay, bool) or not isinstance(self.max_delay, int)):
+            raise UsageError(f"max_delay must be a whole number of frames, not {self.max_delay!r}.")
+        if self.max_delay is not None and self.max_delay < 0:
+            raise UsageError(f"max_delay={self.max_delay}: nothing is known of frames that have not come yet.")
         dims = [self.time_dim] if self.time_dim is None or isinstance(self.time_dim, int) else self.time_dim
         if not isinstance(dims, Sequence) or any(not isinstance(d, int | None) for d in dims):
             what = f"time_dim={self.time_dim!r} is neither a dim nor a list of them."

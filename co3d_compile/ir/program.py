@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,29 @@ class RegionRun:
 
 
 @dataclass(frozen=True)
+class Limited:
+    """A convolution or pool over time that reads less of the future than the model's own (``max_delay``).
+
+    Args:
+        node: Its name in the captured graph.
+        time_dim: The dim of its operand that is time.
+        later: Entries by which the whole kernel stands later.
+        dropped: Taps that are left out at its end, or folded into the last one that is left.
+        future: Entries of its future that it still reads.
+        share: The share of its weights that read entries of the future which it reads no more.
+    """
+
+    node: str
+    operator: str
+    module_path: str
+    time_dim: int
+    later: int
+    dropped: int
+    future: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Original:
     """An operator as the model has it, where ``canonicalize`` has written it in another way.
 
@@ -163,10 +186,12 @@ class Notes:
         gates: Module path and scope of each gate.
         not_local: Why the region that an operator starts is a window, by the name of its node.
         loops: What became of loops over frames that hand values on, for people.
+        limited: What reads less of the future than in the model, in order.
         warnings: Sentences for people.
         survey: What is known of each operator, before time leaves the graph.
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
+        kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
         holders: By node of the step graph: the results whose entries it holds, as (name, entry).
         values: The ONNX value of entry i of a node, by (name, i).
     """
@@ -177,10 +202,12 @@ class Notes:
     gates: list[tuple[str, str]] = field(default_factory=list)
     not_local: dict[str, str] = field(default_factory=dict)
     loops: list[str] = field(default_factory=list)
+    limited: list[Limited] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     survey: list[Operator] = field(default_factory=list)
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
     holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
     values: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -245,6 +272,29 @@ class Program:
         for name in names:
             names += [old for old, new in self.notes.became.items() if new == name and old not in names]
         return names
+
+    def captured_name(self, node: Node) -> str:
+        """The name that a convolution or pool had when it was captured."""
+        name = self.notes.kernels.get(node.name, node.name)
+        while name not in self.notes.captured:
+            name = next(old for old, new in self.notes.became.items() if new == name)
+        return name
+
+    def copied(self) -> Program:
+        """The same program with a graph of its own, to be annotated or tried on: nodes keep their names."""
+        graph = torch.fx.Graph()
+        env: dict[Node, Node] = {}
+        graph.output(graph.graph_copy(self.graph, env))
+        return replace(
+            self,
+            module=GraphModule(self.module, graph),
+            inputs=[replace(i) for i in self.inputs],
+            outputs=[replace(o) for o in self.outputs],
+            originals={env[n]: original for n, original in self.originals.items() if n in env},
+            written={env[n] for n in self.written if n in env},
+            step=Step(),
+            notes=Notes(),
+        )
 
     @property
     def graph(self) -> torch.fx.Graph:

@@ -33,6 +33,7 @@ class Report:
     recomputed: list[JsonObject]
     regions: list[JsonObject]
     gates: list[dict[str, str]]
+    limited: list[JsonObject]
     warnings: list[str]
     seconds: dict[str, float]
     loops: list[str] = field(default_factory=list)
@@ -44,11 +45,13 @@ class Report:
     def facts(self) -> list[Fact]:
         """What a reader wants first: names, and what is so."""
         data = self.to_dict()
+        limited = ", ".join(f"{row['operator']} {row['module_path']}".strip() for row in self.limited)
         again = ", ".join(f"{r['operator']} {r['module_path']}".strip() for r in self.recomputed)
         return [
             ("model", f"{self.model}, {plural(self.operators, 'operator')}"),
             *((name.lower(), text) for name, text in [*stream_facts(data), *cost_facts(data)]),
             *((f"local in time: {region_name(item)}", region_text(item)) for item in self.regions),
+            *([("reads less of the future", limited)] if limited else []),
             ("recomputed on a window", again or "nothing"),
             *(("loop over frames", text) for text in self.loops),
             *(("note", text) for text in self.warnings),

@@ -22,6 +22,7 @@ from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_regions import LongRegion
+from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     SCATTERS,
     VIEWS,
@@ -120,6 +121,7 @@ class LongClip(Interpreter):
         super().__init__(program.module, garbage_collect_values=True)
         self.claims, self.starts, self.offset, self.done = claims, starts, offset, done
         self.timed = {i.name: i.time_dim is not None for i in program.inputs}
+        self.kernels: Mapping[str, ReplacedKernel] = {}
         self.double = False
         self.whole_windows = True  # what a gate gives before its window is whole is not known
         self.finite: dict[str, list[bool]] = {}
@@ -214,7 +216,8 @@ class LongClip(Interpreter):
         args = for_rows(n, args) if is_recurrent(n) else args
         if is_recurrent(n) and runs_over_time(n, self.claims):
             return self._recurrent(n, args, kwargs)
-        result = self._apply(n, args, kwargs)
+        kernel = self.kernels.get(n.name)
+        result = self._apply(n, args, kwargs) if kernel is None else kernel.apply(n, args, kwargs)
         if isinstance(result, (tuple, list)):
             items = {u.args[1]: self._claim(u) for u in n.users}
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby
 from math import ceil, lcm
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -27,11 +28,13 @@ from co3d_compile.ir.options import Options
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
+from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
 Model: TypeAlias = nn.Module | ExportedProgram
 Example: TypeAlias = Sequence[Any] | None  # the arguments of one clip; None: those of the exported program
 Clip: TypeAlias = Sequence[Tensor]  # one tensor per input
+NONE: Mapping[str, ReplacedKernel] = MappingProxyType({})
 SAME = 1e-5  # in standard deviations: two eager runs of the same clip
 
 
@@ -50,16 +53,24 @@ class Reference:
         example_inputs: The arguments of one clip; None for a program that carries its own.
         options: As the model was compiled.
         regions: What the file says is local in time.
+        kernels: What reads less of the future than in the model, by the name of its node.
 
     Raises:
         VerificationError: The captured graph does not compute what the model does.
     """
 
     def __init__(
-        self, model: Model, example_inputs: Example, options: Options, regions: Sequence[LocalRegion] = ()
+        self,
+        model: Model,
+        example_inputs: Example,
+        options: Options,
+        regions: Sequence[LocalRegion] = (),
+        kernels: Mapping[str, ReplacedKernel] = NONE,
     ) -> None:
         self.program = capture(model, example_inputs, options, two=False)
         self.regions = LongRegions(model, example_inputs, options, self.program, regions)
+        self.kernels = kernels
+        check_places(kernels, {n.name: n for n in self.program.graph.nodes})
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program, regions)
@@ -207,7 +218,7 @@ class Reference:
         for phase in sorted({p for index in indices for p in self._phases(index)} or {0}):
             starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
-            run.double = self._double
+            run.double, run.kernels = self._double, self.kernels
             run.regions = self.regions.at(self.shapes(total), self._double)
             run.inside = self.regions.inside - self.claims.keys()
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
@@ -251,7 +262,13 @@ class Reference:
         return ordered[-1:] if place is None else [torch.cat(ordered, place.dim)]
 
     def clips(self, frames: Clip, front: int, indices: Sequence[ResultIndex]) -> dict[ResultIndex, list[Tensor]]:
-        """Results of the untouched model, each on one clip: right where nothing pads time."""
+        """Results of the untouched model, each on one clip: right where nothing pads time.
+
+        Raises:
+            VerificationError: Kernels are replaced, so that it is not what the file computes.
+        """
+        if self.kernels:
+            raise VerificationError("The model cannot be run on a long clip, and on a clip it has other kernels.")
         results: dict[ResultIndex, list[Tensor]] = {}
         for index in indices:
             claim = self.plans[index.output].claim
@@ -275,13 +292,13 @@ class Reference:
             return list(self.program.module(*clip))
 
     def replaced(self, clip: Clip) -> list[Tensor]:
-        """The results on one clip of the model with its gates; the first entries' windows have what there is.
+        """The results on one clip of the model as it is replaced; the first entries' windows have what there is.
 
         Raises:
             NoReference: An operator cannot be run so.
         """
         run = LongClip(self.program, self.claims, [Fraction(0)], 0)
-        run.whole_windows = False
+        run.whole_windows, run.kernels = False, self.kernels
         with eager():
             outputs = run.run(*clip)
         results = []

@@ -31,13 +31,17 @@ from co3d_compile.verification.input_check import check_inputs, check_outputs
 from co3d_compile.verification.onnx_reading import read_clip_model
 from co3d_compile.verification.output_plans import ResultIndex
 from co3d_compile.verification.reference import Example, Model, Reference, batch_of, tensors_of
-from co3d_compile.verification.replaced_pools import ReplacedPools
+from co3d_compile.verification.replaced_kernels import replaced_kernels
+from co3d_compile.verification.replaced_parts import ReplacedParts
 from co3d_compile.verification.streamed_run import StreamedRun
 from co3d_compile.verification.time_claims import NoReference
 from co3d_compile.verification.verification import Verification
 
 Progress = Callable[[str, int, int], None]
-AGAIN = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim", "also", "recurrence")
+AGAIN = (  # as compiled
+    *("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim", "also", "recurrence"),
+    *("max_delay", "delay_by"),
+)
 PERTURBED = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
 TOLERANCE = 1e-4
 # What is not exact, and how far off it may be: float16 states put X3D-S, at full size with random weights, 4e-2 off.
@@ -136,7 +140,8 @@ class _Check:
     ) -> None:
         self.info, self.progress = session.info, progress
         check_inputs(self.info, tensors_of(program, example_inputs))
-        self.reference = Reference(program, example_inputs, _options(self.info), self.info.regions)
+        kernels = replaced_kernels(self.info)
+        self.reference = Reference(program, example_inputs, _options(self.info), self.info.regions, kernels)
         check_outputs(self.info, len(self.reference.plans))
         self.timeline = Timeline(self.reference, self.info, steps)
         self.streamed = StreamedRun(session, self.reference.recurrent_paths())
@@ -144,7 +149,7 @@ class _Check:
         most = max((most for _, most in self.reduced), default=TOLERANCE)
         self.tolerance = most if tolerance is None else tolerance
         self.notes = [f"{what}, so the file is not exact: up to {self.tolerance:g} passes." for what, _ in self.reduced]
-        self.pools = ReplacedPools(self.reference, self.info)
+        self.replaced = ReplacedParts(self.reference, self.info)
         self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
         self.own_rounding = 0.0
@@ -174,7 +179,7 @@ class _Check:
             self.results |= segment.results
             self.memory.append(process_memory())
         if self.first_segment is not None:
-            self.pools.look(self.first_segment, self.results)
+            self.replaced.look(self.first_segment, self.results)
         if self.exact is not None:
             own = f"the untouched model itself is off by {self.own_rounding:.1g} in float32"
             self.notes.append(f"Reference in float64: {own}, and up to four times that is rounding.")
@@ -284,7 +289,7 @@ class _Check:
             return f"The receptive field is at least {field} frames, the file says {limit}.", False
         if self.changed:
             return f"{CHANGED}, by the digest in its metadata (weights_sha256).", False
-        return self.pools.reason, False
+        return self.replaced.reason, False
 
     def _depends_on_start(self) -> int | None:
         """The last step of the first segment that depends on what the states held at the start."""
@@ -316,8 +321,8 @@ class _Check:
             finite_from=self.streamed.finite_from,
             memory=(first, last) if first is not None and last is not None else None,
             bisection=self.bisection,
-            compared_with=self.pools.compared_with,
-            replaced_distance=self.pools.distance,
+            compared_with=self.replaced.compared_with,
+            replaced_distance=self.replaced.distance,
         )
 
 

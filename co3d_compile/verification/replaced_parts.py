@@ -1,7 +1,8 @@
-"""What gates put in the place of pools over time, and what that makes of the network.
+"""What a file computes in place of the network's own pools and kernels, and what that makes of the network.
 
-A file with gates is compared with the network that has the same gates: so what the gates themselves change is looked at
-here, beside the untouched network on the same clips.
+A file with gates is compared with the network that has the same gates, and one of which kernels read less of the future
+with the network that has these kernels: so what they themselves change is looked at here, beside the untouched network
+on the same clips.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ DIFFERENT = 1e-3  # standard deviations: two results that differ by more are not
 Results: TypeAlias = Mapping[int, tuple[Array, ...]]
 
 
-class ReplacedPools:
-    """The gates of a network.
+class ReplacedParts:
+    """The gates of a network, and its kernels that read less of the future.
 
     Args:
         reference: The network.
@@ -37,18 +38,21 @@ class ReplacedPools:
     Attributes:
         compared_with: What a file is compared with, in words.
         distance: The largest difference from the untouched network on the same clips, in standard deviations of its
-            output; None without gates, and where it cannot be told.
+            output; None where nothing is replaced, and where it cannot be told.
         constant: Outputs that do not depend on the input, where those of the untouched network do.
     """
 
     def __init__(self, reference: Reference, info: Contract) -> None:
         self.reference, self.info = reference, info
-        self.count = len(reference.gates())
+        gates, kernels = len(reference.gates()), len(reference.kernels)
         self.distance: float | None = None
         self.constant: list[str] = []
-        scope = str(info.options.get("pool_scope", "frame"))
-        gates = f"the network with {plural(self.count, 'gate')} over one {scope} (pool_scope={scope})"
-        self.compared_with = gates if self.count else UNTOUCHED
+        scope, budget, by = (info.options.get(name) for name in ("pool_scope", "max_delay", "delay_by"))
+        parts = [f"{plural(gates, 'gate')} over one {scope} (pool_scope={scope})"] if gates else []
+        if kernels:
+            parts.append(f"less of the future in {plural(kernels, 'kernel')} (max_delay={budget}, delay_by={by})")
+        self.gates, self.any = gates, bool(parts)
+        self.compared_with = f"the network with {' and '.join(parts)}" if parts else UNTOUCHED
 
     def look(self, segment: Segment, results: Results) -> None:
         """Compares with the untouched network on clips of the frames that were streamed.
@@ -57,7 +61,7 @@ class ReplacedPools:
             segment: The first steps that were compared.
             results: The results of the file at all steps that were compared.
         """
-        if not self.count:
+        if not self.any:
             return
         clips = [self._clip(segment, offset) for offset in (0, len(segment.steps) // 2)]
         untouched = [self.reference.untouched(clip) for clip in clips]
@@ -100,11 +104,12 @@ class ReplacedPools:
             return ""
         names = ", ".join(f"'{name}'" for name in self.constant)
         what = f"Output {names} does not depend on the input, and that of the untouched network does"
-        return f"{what}: {self.compared_with} is another network. Compile with pool_scope='window' or 'recompute'."
+        way = "pool_scope='window' or 'recompute'" if self.gates else "a larger max_delay, or another delay_by"
+        return f"{what}: {self.compared_with} is another network. Compile with {way}."
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
 
-__all__ = ["UNTOUCHED", "ReplacedPools"]
+__all__ = ["UNTOUCHED", "ReplacedParts"]
