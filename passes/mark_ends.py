@@ -15,7 +15,7 @@ from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, n
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE, Outside
-from co3d_compile.ir.markers import chain, history, outside, region, take, window
+from co3d_compile.ir.markers import chain, history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
@@ -69,8 +69,6 @@ class MarkEnds(Pass):
     def _node(self, program: Program, node: Node) -> None:
         rule = rule_for(node.target)
         slides = own_of(node).slides
-        if node.target is region and self._back:
-            raise refused(node, "is local in time, and what it gives at the ends of a clip is not streamed")
         if node.target is history and not self._back and fact_of(operand(node)).delay < 0:
             x = operand(node)  # its first entries, made of padding alone, have come before the first frame
             node.replace_input_with(x, self._outside(program, x, node, None, None))

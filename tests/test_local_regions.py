@@ -66,6 +66,25 @@ def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) ->
     assert largest_difference(net, model) < 1e-5
 
 
+@pytest.mark.parametrize("frames_per_step", [1, 3])
+@pytest.mark.parametrize("name", ["band", "mask -1e9", "mask -inf"])
+def test_both_ends_are_those_of_the_whole_clip(name: str, frames_per_step: int) -> None:
+    net, model = compiled(name, boundary="exact", frames_per_step=frames_per_step)
+    assert len(model.info.regions) == 1
+    session, pulse, delay = co3d.StreamSession(model), frames_per_step, model.info.outputs[0].delay
+    for length in (30, 16, 11):
+        session.reset()
+        x = torch.randn(1, CHANNELS, length + -length % pulse, generator=torch.Generator().manual_seed(length))
+        results = []
+        for j in range(0, x.shape[2], pulse):
+            frames = x[:, :, j : j + pulse].numpy()
+            results.append(session.step(frames, valid=np.array([[j + i < length for i in range(pulse)]])))
+        results += session.flush()
+        got = np.concatenate([np.reshape(r, (1, 2, pulse)) for r in results], 2)[:, :, delay : delay + length]
+        with torch.no_grad():
+            assert np.abs(got - net(x[:, :, :length]).numpy()).max() < 1e-5
+
+
 def test_a_region_is_verified_against_the_network_on_a_long_clip() -> None:
     net, model = compiled("mask -1e9")
     found = co3d.verify(model, net, CLIP)

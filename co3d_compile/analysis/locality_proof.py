@@ -133,6 +133,47 @@ def _holds(
     return True
 
 
+def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
+    """Confirms that the first and the last entries are those of a short clip that begins, or ends, where they do.
+
+    Behind the reach of the first ones, and in front of that of the last ones, a step has nothing yet, or nothing any more.
+
+    Raises:
+        NotLocal: They read beyond their reach.
+    """
+    if reach.period > 1:
+        raise NotLocal("blocks of several entries have no exact ends yet")
+    whole, step = in_float64(part.at(entries)), in_float64(part.at(length))
+    generator = torch.Generator().manual_seed(1)
+    clips = part.inputs(entries, generator)
+    wanted = _run(whole, clips)
+    for i in range(length - 1 - reach.after):
+        come = min(length, i + reach.after + 1)
+        got = _run(step, _partly(part, clips, range(come), length, 0, generator))
+        _check_end(got.select(part.dim, i), wanted.select(part.dim, i))
+    for i in range(1, reach.after + 1):
+        left = min(length, i + reach.before)
+        near = _partly(part, clips, range(entries - left, entries), length, length - left, generator)
+        got = _run(step, near)
+        rows = got.shape[part.dim] - i, wanted.shape[part.dim] - i
+        _check_end(got.select(part.dim, rows[0]), wanted.select(part.dim, rows[1]))
+
+
+def _partly(
+    part: Part, clips: Sequence[Tensor], kept: range, length: int, at: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Short clips that have some entries of long ones, and else anything."""
+    short = part.inputs(length, generator, 3.0)
+    for x, clip, dim in zip(short, clips, part.dims, strict=True):
+        x.narrow(dim, at, len(kept)).copy_(clip.narrow(dim, kept.start, len(kept)))
+    return short
+
+
+def _check_end(got: Tensor, wanted: Tensor) -> None:
+    if not _equal(got, wanted):
+        raise NotLocal("at the ends of a clip it reads beyond its reach, and they are to be exact")
+
+
 def _block(result: Tensor, dim: int, start: int, period: int) -> Tensor:
     return result.narrow(dim, start, period)
 

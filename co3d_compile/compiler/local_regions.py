@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from co3d_compile.analysis.locality import Reach, dependences, reach_of, spread
-from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm
+from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm, confirm_ends
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
@@ -36,8 +36,6 @@ Again = Callable[[int, bool], Program | None]
 
 def stream_regions(program: Program, again: Again) -> None:
     """Replaces what is shown to be local by one operator each; of the rest it is noted why it is not."""
-    if program.options.boundary == "exact":
-        return
     facts = facts_of(program)
     if facts is None:
         return
@@ -275,6 +273,11 @@ class _Search:
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
+    def _note_ends(self, length: int) -> None:
+        text = f"Both ends are exact for sequences of {length} entries or more of what is local in time."
+        if text not in self.program.notes.warnings:
+            self.program.notes.warnings.append(text)
+
     def _proved(self, part: Part) -> Reach:
         """The reach of a part.
 
@@ -292,7 +295,10 @@ class _Search:
                 module, clips = in_float64(part.at(entries)), part.inputs(entries, generator)
                 reach = reach_of(dependences(module, clips, part.dims, part.dim))
                 if reach is not None:
-                    confirm(part, reach, entries, torch.inf)
+                    length = confirm(part, reach, entries, torch.inf)
+                    if self.program.options.boundary == "exact":
+                        confirm_ends(part, reach, entries, length)
+                        self._note_ends(length)
                     return reach
         raise NotLocal("what each entry depends on differs from entry to entry")
 

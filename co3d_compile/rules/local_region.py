@@ -17,6 +17,7 @@ from co3d_compile.ir.time_facts import Fact, NoExtension, Own, combine, fact_of,
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.region_body import write_body
 from co3d_compile.step_graph.step_graph import StepGraph
+from co3d_compile.step_graph.stream_ends import StreamEnds
 
 aten = torch.ops.aten
 
@@ -75,10 +76,40 @@ class LocalRegion(Rule):
             entries = low.with_past(x, max(0, -oldest))
             at = len(entries) - low.pulse(x) + oldest
             clips.append(low.as_clip([entries[at + i * spacing] for i in range(length)], known(x)))
-        batch, time = known(operand_list(node)[0]).batch, self.layout(node).time
+        places = [(known(x).batch, known(x).time) for x in operand_list(node)]
+        batch, time = places[0][0], self.layout(node).time
         assert batch is not None and time is not None
+        moved = None if low.ends is None else _moved_by(node, low.ends, front, length, block)
+        if moved is not None:
+            for i, (own, over) in enumerate(places):
+                assert own is not None and over is not None
+                clips[i] = low.from_rows(clips[i], own.dim, over.dim, moved, range(length))
         result = write_body(low, captures, length, clips, batch.dim)
-        return [low.call(aten.select.int, result, time.dim, front + i) for i in range(block)]
+        rows = range(front, front + block)
+        if moved is None:
+            return [low.call(aten.select.int, result, time.dim, i) for i in rows]
+        back = low.call(aten.neg.default, moved)
+        own_rows = low.from_rows(result, 0, time.dim, back, rows)
+        return [low.call(aten.select.int, own_rows, time.dim, i) for i in range(block)]
+
+
+def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int) -> Node:
+    """By how many entries the clip that a step runs on begins later than else, at the ends of a stream: (batch, 1).
+
+    At its front it begins with the stream, and at its end it ends with it, so that its rows there are those of a clip.
+    """
+    low, fact, x = ends.low, fact_of(node), fact_of(operand_list(node)[0])
+    assert ends.late is not None and x.end is not None
+    start = low.call(aten.mul.Tensor, ends.steps, block)
+    start = low.call(aten.sub.Tensor, start, block + fact.delay + front)
+    frames = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, ends.steps, ends.frames), ends.late)
+    entries = low.call(aten.sub.Tensor, frames, int(x.end) - int(x.rate) + 1)
+    entries = low.call(aten.div.Tensor_mode, entries, int(x.rate), rounding_mode="floor") if x.rate > 1 else entries
+    sooner = low.call(aten.sub.Tensor, low.call(aten.add.Tensor, start, length), entries)
+    over = low.call(aten._to_copy.default, low.call(aten.gt.Scalar, ends.late, 0), dtype=torch.int64)
+    sooner = low.call(aten.mul.Tensor, low.call(aten.clamp.default, sooner, 0), over)
+    later = low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
+    return low.call(aten.sub.Tensor, later, sooner)
 
 
 def _oldest(node: Node, x: Node, first: int, front: int) -> int:

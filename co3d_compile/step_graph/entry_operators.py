@@ -114,6 +114,18 @@ class EntryOperators(Builder):
         step = steps.pop()
         return (positions[0], step) if not steps and step > 0 else None
 
+    def from_rows(self, x: Node, batch_dim: int, dim: int, by: Node, rows: Sequence[int]) -> Node:
+        """Rows of a dim, which lie ``by`` (batch, 1) farther on for each stream; beyond an end the last one."""
+        sizes = self.sizes(x)
+        index = self.call(aten.add.Tensor, by, self.new_constant(torch.tensor(list(rows)).view(1, -1)))
+        index = self.call(aten.clamp.default, index, 0, sizes[dim] - 1)
+        index = self.call(aten.reshape.default, index, [-1, len(rows)])
+        index = index if batch_dim < dim else self.call(aten.permute.default, index, [1, 0])
+        shape = [-1 if d == batch_dim else len(rows) if d == dim else 1 for d in range(len(sizes))]
+        whole = [-1 if d == batch_dim else len(rows) if d == dim else size for d, size in enumerate(sizes)]
+        index = self.call(aten.expand.default, self.call(aten.reshape.default, index, shape), whole)
+        return self.call(aten.gather.default, x, dim, index)
+
     def sum(self, parts: Sequence[Node]) -> Node:
         """The sum of tensors."""
         total = parts[0]

