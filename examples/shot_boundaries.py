@@ -105,9 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made")
     parser.add_argument("--frames", type=int, help="frames of the video; default all")
-    parser.add_argument(
-        "--official", action="store_true", help="compare with windows of 100 frames, which takes minutes"
-    )
+    parser.add_argument("--official", action="store_true", help="compare with windows of 100 frames (minutes)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     network, clip = trained_network(), torch.zeros(1, CLIP, SIZE[1], SIZE[0], 3, dtype=torch.uint8)

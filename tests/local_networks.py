@@ -139,6 +139,15 @@ class Histogram(Part):
         return counts.view(n, t, 8).transpose(1, 2)
 
 
+class MaskedBlocks(Part):
+    """Attention within blocks of four frames, by a mask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees those of its block."""
+        block = torch.arange(x.shape[2]) // 4
+        return self.attend(x, self.scores(x) + torch.where(block[:, None] == block[None], 0.0, -1e9))
+
+
 class Global(Part):
     """Parts whose every entry depends on all frames, or on where it is."""
 
@@ -179,6 +188,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "local variance": (Variance, []),  # operators that have a rule, all of them
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),
+    "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
 }
 """Before, after and period of each region."""
 GLOBAL = (

@@ -136,7 +136,7 @@ def _holds(
 def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
     """Confirms that the first and the last entries are those of a short clip that begins, or ends, where they do.
 
-    Behind the reach of the first ones, and in front of that of the last ones, a step has nothing yet, or nothing any more.
+    Behind the reach of the first ones a step has nothing yet, in front of that of the last ones nothing any more.
 
     Raises:
         NotLocal: They read beyond their reach.

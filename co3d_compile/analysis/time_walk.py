@@ -145,7 +145,8 @@ class TimeWalk:
                 raise NoExtension("starts again with each window (recurrence='window')")
             fact = rule.flow(node)
             several = isinstance(node.meta["val"], (tuple, list))
-            return replace(fact, own=Own(items=tuple(rule.items(node, fact)) if several else ())), None
+            items = tuple(rule.items(node, fact)) if several else ()
+            return replace(fact, own=Own(items=items, block=rule.block(node))), None
         except LayoutLost:
             return window_fact(node, rule), "moves time in a way that cannot be followed"
         except NoExtension as why:

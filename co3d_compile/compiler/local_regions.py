@@ -126,11 +126,13 @@ class _Search:
         return any(facts.get(x.name, STATIC).kind is Kind.STREAM for x in node.all_input_nodes)
 
     def _results(self, start: Node, facts: Mapping[str, Fact]) -> list[Node]:
-        """The first results behind an operator with one dim that grows with the clip.
+        """The first results behind an operator with one dim that grows with the clip, as much as what it reads.
 
         What meets, farther behind, that which it was computed from comes last: one region has less delay than two.
         """
         behind, given_up, found = {start}, set[Node](), list[Node]()
+        streams = [x for x in start.all_input_nodes if facts.get(x.name, STATIC).kind is Kind.STREAM]
+        growth = max(self._grows(x) for x in streams)
         for node in self.nodes[self.order[start] : self.order[start] + FAR]:
             if len(given_up.intersection(found)) == TRIES:
                 break
@@ -140,7 +142,7 @@ class _Search:
             behind.add(node)
             if node is not start and all(x in given_up for x in sources):
                 given_up.add(node)
-            elif node.op == "call_function" and self._time_dim(node) is not None and node not in self.tried:
+            elif node.op == "call_function" and self._grows(node) == growth and node not in self.tried:
                 given_up |= set() if self._meets(node, behind) else {node}
                 found.append(node)
         found.sort(key=lambda node: node not in given_up)
@@ -164,6 +166,11 @@ class _Search:
         if module not in self.lists:
             self.lists[module] = list(module.graph.nodes)
         return self.lists[module][self.order[node]]
+
+    def _grows(self, node: Node) -> int:
+        """By how many entries a tensor is longer for the longer clip, in its one dim that is."""
+        dim = self._time_dim(node)
+        return 0 if dim is None else shape_of(self._same(node, self.long))[dim] - shape_of(node)[dim]
 
     def _time_dim(self, node: Node) -> int | None:
         """The dim of a result that grows with the clip, if there is one, and the batch is in front."""
@@ -275,7 +282,7 @@ class _Search:
 
     def _note_ends(self, length: int) -> None:
         text = f"Both ends are exact for sequences of {length} entries or more of what is local in time."
-        if text not in self.program.notes.warnings:
+        if length > 1 and text not in self.program.notes.warnings:
             self.program.notes.warnings.append(text)
 
     def _proved(self, part: Part) -> Reach:

@@ -36,6 +36,10 @@ class Rule:
         """Entries of the past that it reads by itself, where no kernel says so."""
         return 0
 
+    def block(self, node: Node) -> int:
+        """Entries that it computes at once: a step takes whole blocks."""
+        return 1
+
     def begins(self, node: Node) -> bool:
         """Whether, in a stream with ends, it cannot run on the padding in front of the first frame."""
         return self.remembers_all(node) or own_of(node).gate == "window"

@@ -49,12 +49,15 @@ class LocalRegion(Rule):
             lead=0,
             tail=0,
             crop=0,
-            own=Own(block=period),
+            own=Own(),
         )
 
     def layout(self, node: Node) -> Layout:
         batch = known(operand_list(node)[0]).batch
         return Layout.of(shape_of(node), 0 if batch is not None else None, whole(node, 5))
+
+    def block(self, node: Node) -> int:
+        return reach(node)[2]
 
     def past(self, node: Node) -> int:
         before, after, _ = reach(node)
@@ -141,6 +144,7 @@ def step_length(captures: Captures, before: int, after: int, period: int, block:
     Raises:
         NotResizable: There is none.
     """
+    assert block % period == 0, "a step computes whole blocks"
     front = -(-before // period) * period
     for more in range(0, 256 * period, period):
         try:
