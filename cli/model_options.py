@@ -28,6 +28,22 @@ class ShapeType(click.ParamType[Any]):
         return tuple(int(size) for size in sizes)
 
 
+class NamedShapeType(click.ParamType[Any]):
+    """``NAME=1x3x16x224x224``"""
+
+    name = "named shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, shape = value.partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is no named shape such as video=1x3x16x224x224.", param, ctx)
+        return name, ShapeType().convert(shape, param, ctx)
+
+
 def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> Report | None:
     """The callback of ``--kwargs``."""
     if value is None:
@@ -45,6 +61,8 @@ def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) 
 model_options = together(
     option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
            help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
+    option("--input", "named", type=NamedShapeType(), multiple=True, group=MODEL, metavar="NAME=SHAPE",
+           help="Shape of one clip that a factory's model takes by keyword alone. Once per such input."),
     option("--weights", type=FILE, group=MODEL, metavar="FILE",
            help="State dict for a factory's model: torch.save or safetensors."),
     option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
@@ -59,7 +77,7 @@ def load_model(model: str, options: Options) -> Loaded:
     from co3d_compile.capture.load_model import load
 
     names = ("shapes", "weights", "kwargs", "trust_pickle")
-    return load(model, **{name: options.pop(name) for name in names})
+    return load(model, named=dict(options.pop("named")), **{name: options.pop(name) for name in names})
 
 
 def is_source(model: str) -> bool:

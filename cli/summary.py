@@ -9,7 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from co3d_compile.cli.common import Report, join
-from co3d_compile.report.facts import cost_facts, region_name, region_text, stream_facts, verification_text
+from co3d_compile.report.facts import (
+    cost_facts,
+    region_name,
+    region_text,
+    stream_facts,
+    time_facts,
+    verification_text,
+)
 from co3d_compile.report.latency import seconds_text
 from co3d_compile.support.readable_numbers import bytes_text, plural
 
@@ -94,6 +101,7 @@ def _facts(report: Report) -> Table:
     spent = join([f"{stage} {value:.1f}" for stage, value in seconds.items() if value >= 0.05])
     file = f"{report['output']}, {bytes_text(report['file_bytes'])}" if report["output"] else "none"
     return facts_table(
+        *time_facts(report),
         ("Model", f"{source['model']} ({source['kind']}), {plural(report['operators'], 'operator')}"),
         *stream_facts(report, report["fps"]),
         *cost_facts(report),

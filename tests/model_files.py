@@ -63,6 +63,13 @@ class Flip(nn.Module):
     def forward(self, x):
         return self.conv(x).flip(2)
 
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+    def forward(self, *, video):
+        return self.conv(video).relu()
+
 class DataDependent(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

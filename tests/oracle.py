@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from compiled import compiled
 from torch import Tensor, nn
-from zoo import Entry, Reference
+from zoo import Entry, Reference, random_tensor
 from zoo.longclip import LongClip, as_tuple, values_at
 
 Array = npt.NDArray[Any]
@@ -143,10 +143,11 @@ class Check:
         self.untouched.double()
         self.precise = True
         self.clip = self._long_clip()
+        self.outputs = self.clip.reference.outputs
 
     def _long_clip(self) -> LongClip:
         make = self.entry.reference or (lambda m: Reference(m, time_dims=(self.entry.time_dims()[0],)))
-        clip = [x.double() if self.precise else x for x in self._clip()]
+        clip = [x.double() if self.precise and x.is_floating_point() else x for x in self._clip()]
         return LongClip(make(self.untouched), clip, self.dims, self.entry.as_list, self._dense())
 
     def random(self, steps: int, seed: int) -> list[Tensor]:
@@ -156,7 +157,8 @@ class Check:
             [self.batch, *(pulse * steps if k == dim else n for k, n in enumerate(shape) if k > 0)]
             for shape, dim, pulse in zip(self.entry.shapes, self.dims, self.pulses, strict=True)
         ]
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        dtypes = self.entry.all_dtypes()
+        return [random_tensor(tuple(s), dtype, generator) for s, dtype in zip(shapes, dtypes, strict=True)]
 
     def margin(self) -> int:
         """Steps of other frames before and after the stream."""
@@ -166,7 +168,7 @@ class Check:
         """Runs the untouched trunk on the stream with other frames around it, so many times as large."""
         front, back = self.random(max(before, 1), seed), self.random(max(after, 1), seed + 1)
         parts = [
-            [scale * a.narrow(dim, 0, before * pulse), x, b.narrow(dim, 0, after * pulse)]
+            [a.narrow(dim, 0, before * pulse) * (scale if scale != 1.0 else 1), x, b.narrow(dim, 0, after * pulse)]
             for a, x, b, dim, pulse in zip(front, frames, back, self.dims, self.pulses, strict=True)
         ]
         long = [torch.cat(part, dim) for part, dim in zip(parts, self.dims, strict=True)]
@@ -214,7 +216,7 @@ class Check:
             [n if k == dim else size for k, size in enumerate(shape)]
             for shape, dim, n in zip(self.entry.shapes, self.dims, scaled, strict=True)
         ]
-        return [torch.zeros(shape) for shape in shapes]
+        return [torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, self.entry.all_dtypes(), strict=True)]
 
 
 def check(

@@ -40,6 +40,7 @@ REPORT = {
     "window": None,
     "state_count": 1,
     "state_bytes": 1536,
+    "taken_for_time": "",
     "gmac_clip": 8.3e-5,
     "gmac_step": 2.1e-5,
     "gmac_frame": 2.1e-5,

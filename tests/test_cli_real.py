@@ -52,6 +52,7 @@ SOURCES: dict[str, tuple[Callable[[], str], list[str]]] = {
     "script": (save_script, SHAPE),
     "pickle": (save_pickle, [*SHAPE, "--trust-pickle"]),
     "factory": (lambda: f"{FACTORY}:tiny", SHAPE),
+    "keyword": (lambda: f"{FACTORY}:ByKeyword", ["--input", f"video={SHAPE[1]}"]),
 }
 
 

@@ -40,6 +40,7 @@ from co3d_compile.capture.model_factory import (
     with_torchvision,
 )
 from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
+from co3d_compile.capture.tracer import export
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
 
 Shape = tuple[int, ...]
@@ -54,13 +55,14 @@ class Loaded:
 
     Attributes:
         program: The module in eval mode, or the exported program.
-        example_inputs: The positional arguments of one clip; a model that takes one list has one list here.
+        example_inputs: The positional arguments of one clip; a model that takes one list has one list here. None for an
+            exported program that has its own.
         kind: Where it came from, in words.
         notes: What was done to it that the user should know.
     """
 
     program: nn.Module | ExportedProgram
-    example_inputs: tuple[Any, ...]
+    example_inputs: tuple[Any, ...] | None
     kind: str
     notes: list[str] = field(default_factory=list)
 
@@ -69,6 +71,7 @@ def load(
     model: str,
     *,
     shapes: Sequence[Shape] = (),
+    named: Mapping[str, Shape] | None = None,
     weights: Path | None = None,
     kwargs: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
@@ -80,6 +83,7 @@ def load(
             ``package.module:factory``. The kind of a file is found from its content. The current directory is
             importable.
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
+        named: Shape of each clip that a factory's model takes by keyword alone.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
         kwargs: Keyword arguments of the factory.
         trust_pickle: Unpickle models and checkpoints, which runs whatever code the file holds.
@@ -89,16 +93,17 @@ def load(
         CaptureError: The model refuses a clip of these shapes.
         UsageError: A shape is missing or absurd, or an option does not belong to this kind of model.
     """
-    for shape in shapes:
+    for shape in (*shapes, *(named or {}).values()):
         if min(shape, default=0) < 1 or math.prod(shape) > MAX_CLIP_ELEMENTS:
             raise UsageError(f"A clip of shape {show_shape(shape)} makes no sense: sizes are from 1, 4 GiB in all.")
     path = Path(model)
     if path.exists():
-        if weights is not None or kwargs:
-            raise UsageError("--weights and --kwargs belong to a package.module:factory; this model is a file.")
+        if weights is not None or kwargs or named:
+            what = "--weights, --kwargs and --input belong to a package.module:factory; this model is a file."
+            raise UsageError(what)
         return _load_file(path, shapes, trust_pickle)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
-        return _load_factory(model, shapes, weights, kwargs or {}, trust_pickle)
+        return _load_factory(model, shapes, named or {}, weights, kwargs or {}, trust_pickle)
     raise LoadError(f"There is no file {model}.", hint="To build a model from code give package.module:factory.")
 
 
@@ -190,7 +195,12 @@ READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
 
 
 def _load_factory(
-    model: str, shapes: Sequence[Shape], weights: Path | None, kwargs: Mapping[str, Any], trust_pickle: bool
+    model: str,
+    shapes: Sequence[Shape],
+    named: Mapping[str, Shape],
+    weights: Path | None,
+    kwargs: Mapping[str, Any],
+    trust_pickle: bool,
 ) -> Loaded:
     target = import_target(model)
     built = target
@@ -208,6 +218,8 @@ def _load_factory(
         raise LoadError(f"{model} gave a {type(built).__name__}, not a torch.nn.Module.")
     if weights is not None:
         notes += load_weights(built, weights, trust_pickle)
+    if named:
+        return _by_keyword(built, shapes, named, kind, notes)
     return _from_module(built, shapes, kind, notes)
 
 
@@ -231,7 +243,7 @@ def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, 
 def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
     notes += _to_eval(script)
     _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
-    inputs: tuple[Any, ...] = _example_inputs(shapes)
+    inputs: tuple[Any, ...] = _example_inputs(shapes, script)
     schema = script.forward.schema  # type: ignore[attr-defined]
     wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
     if [a.type.kind() for a in wanted] == ["ListType"]:
@@ -247,7 +259,7 @@ def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: l
         return _from_script(module, shapes, kind, notes)
     notes += _to_eval(module)
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
-    one_by_one, *in_a_list = _calls(module, _example_inputs(shapes))
+    one_by_one, *in_a_list = _calls(module, _example_inputs(shapes, module))
     try:
         _try(module, one_by_one)
     except CaptureError:
@@ -259,11 +271,25 @@ def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: l
     return Loaded(module, one_by_one, kind, notes)
 
 
-def _example_inputs(shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+def _by_keyword(
+    module: nn.Module, shapes: Sequence[Shape], named: Mapping[str, Shape], kind: str, notes: list[str]
+) -> Loaded:
+    """A network with clips that it takes by keyword alone: it is exported with them."""
+    notes += _to_eval(module)
+    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
+    clips = _example_inputs([*shapes, *named.values()], module)
+    program = export(module, clips[: len(shapes)], True, dict(zip(named, clips[len(shapes) :], strict=True)))
+    return Loaded(program, None, kind, notes)
+
+
+def _example_inputs(shapes: Sequence[Shape], module: nn.Module | None = None) -> tuple[Tensor, ...]:
+    """Random clips, in float64 for a network that has no other numbers."""
     if not shapes:
         raise UsageError("The clip shape is not known.", hint="Give --shape, such as --shape 1x3x16x224x224.")
     generator = torch.Generator().manual_seed(SEED)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    kinds = {p.dtype for p in module.parameters()} if module is not None else set()
+    dtype = torch.float64 if kinds == {torch.float64} else torch.float32
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
 def _calls(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
@@ -332,9 +358,10 @@ def _check_tensors(tensors: Iterable[tuple[str, Any]], weights: Container[str]) 
         if tensor.device.type != "cpu":
             hint = "Give it its weights first." if tensor.device.type == "meta" else "Move it with model.cpu()."
             raise LoadError(f"{name} is on device {tensor.device}, not on the CPU.", hint=f"{hint} Then save again.")
-        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
+        real = tensor.dtype in (torch.float32, torch.float64)
+        if (tensor.is_floating_point() or tensor.is_complex()) and not real:
             raise LoadError(
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; only float32 models compile.",
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; only float32 and float64 models compile.",
                 hint="Convert it with model.float() and save or export it again.",
             )
         if tensor.nbytes > max(ALWAYS_ALLOWED, MAX_INFLATION * tensor.untyped_storage().nbytes()):

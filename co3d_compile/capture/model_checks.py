@@ -18,8 +18,6 @@ NO_NUMBERS = {
     torch.complex128: _REAL,
 }
 """Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
-CONVOLUTIONS = [f"{name}{n}d" for name in ("conv", "conv_transpose") for n in (1, 2, 3)]
-"""Operators that ONNX Runtime does not compute in double precision."""
 
 
 def check_parameters(exported: ExportedProgram) -> None:
@@ -53,8 +51,6 @@ def check_operators(module: GraphModule) -> None:
             )
         value = node.meta.get("val")
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
-        if getattr(node.target, "_opname", None) in CONVOLUTIONS and value.dtype == torch.float64:
-            way_out = "Convert the model first: model.float()."
         if way_out is not None:
             raise CaptureError(
                 f"The model computes in {value.dtype} here.",

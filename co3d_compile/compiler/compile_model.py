@@ -96,8 +96,7 @@ def compile(
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
             The first convolution of an ONNX file says it: 1 for channels last, (N, T, H, W, C).
         also: Paths of modules whose results are outputs too, such as ``["trunk"]``, each with its own delay.
-        example_kwargs: The arguments of one clip that the network takes by keyword alone. To verify such a file, give
-            ``torch.export.export(module, example_inputs, example_kwargs)`` for the network.
+        example_kwargs: The arguments of one clip that the network takes by keyword alone.
         passes: The pipeline; default :func:`co3d_compile.default_passes`.
         tune: Measure on this machine which form of each continual convolution is fastest, instead of estimating it.
         dump: A directory to write the graph to, before and after each pass.
@@ -117,7 +116,8 @@ def compile(
     network: nn.Module | ExportedProgram = module
     dims = usual_dims(network) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
-    options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by)
+    said = time_dim is not None or dims != DEFAULT
+    options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by, said)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     folder = Path(dump) if dump is not None else None

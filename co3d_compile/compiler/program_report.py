@@ -12,6 +12,7 @@ from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.report.facts import nothing_gained
 from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report import Report
+from co3d_compile.support.readable_numbers import plural
 
 
 def report_of(
@@ -23,7 +24,11 @@ def report_of(
     warnings = list(program.notes.warnings)
     if not program.step.states:
         warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
+    timed = next(i for i in program.inputs if i.time_dim is not None)
+    dim = timed.time_dim or 0
+    taken = f"dim {dim} of {timed.name}, {plural(timed.shape[dim], 'frame')} in a clip"
     report = Report(
+        taken_for_time="" if program.options.time_said else taken,
         model=program.name,
         operators=operators,
         inputs=[

@@ -21,7 +21,7 @@ MOST_FRAMES = 100_000  # of a window or a step
 
 @dataclass(frozen=True)
 class Options:
-    """The options of :func:`co3d_compile.compile`; see there."""
+    """The options of :func:`co3d_compile.compile`; see there. ``time_said``: somebody said which dim is time."""
 
     window: int | None = None
     frames_per_step: int | None = None
@@ -35,6 +35,7 @@ class Options:
     recurrence: str = "state"
     max_delay: int | None = None
     delay_by: str = "shift"
+    time_said: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

@@ -33,6 +33,14 @@ Operand: TypeAlias = "ir.Value | Node | Sequence[int] | None"
 """What an ONNX operator takes: a value, a node of the step graph, or whole numbers as a constant."""
 Attribute: TypeAlias = "int | float | str | Sequence[int] | Sequence[str]"
 Emitted: TypeAlias = "ir.Value | list[ir.Value]"
+SINGLE = {
+    *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf"),
+    *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Softplus", "Softsign"),
+    *("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "ThresholdedRelu"),
+    *("Col2Im", "Conv", "ConvTranspose", "GRU", "LSTM", "RNN", "Resize"),
+}
+"""Operators that ONNX Runtime computes in float32, and not in float64."""
+FIRST_ALONE = {"Col2Im", "Resize"}  # whose other operands are sizes
 FLOATS = {"alpha", "beta", "epsilon"}  # attributes of ONNX that are floats, also where the number is whole
 EVERY: Mapping[str, float] = {}
 
@@ -47,6 +55,8 @@ class Emitter:
         self.initializers: dict[str, ir.Value] = {}
         self.larger = at_another_batch(program)
         self.scope = ""
+        self.single: set[str] = set()
+        self._double = False
         self._count: dict[str, int] = {}
 
     # --- what translations use
@@ -61,6 +71,22 @@ class Emitter:
         while operands and operands[-1] is None:
             operands.pop()
         attributes.update({name: float(attributes[name]) for name in FLOATS & attributes.keys()})  # type: ignore
+        if self._double and operator in SINGLE:
+            self.single.add(operator)
+            operands = self._cast(operands, operator, ir.DataType.FLOAT)
+            return [self._append(1, "Cast", [y], {"to": int(ir.DataType.DOUBLE)})[0]
+                    for y in self._append(count, operator, operands, attributes)]  # fmt: skip
+        return self._append(count, operator, operands, attributes)
+
+    def _cast(self, operands: list[ir.Value | None], operator: str, to: ir.DataType) -> list[ir.Value | None]:
+        """The operands that are no sizes, in another precision."""
+        data = operands[:1] if operator in FIRST_ALONE else operands
+        cast = [x if x is None else self._append(1, "Cast", [x], {"to": int(to)})[0] for x in data]
+        return [*cast, *operands[len(data) :]]
+
+    def _append(
+        self, count: int, operator: str, operands: Sequence[ir.Value | None], attributes: Mapping[str, Attribute]
+    ) -> list[ir.Value]:
         node = ir.node(operator, operands, attributes, num_outputs=count, name=self.unique(operator))
         for i, value in enumerate(node.outputs):
             value.name = f"{node.name}.out{i or ''}"
@@ -147,6 +173,8 @@ class Emitter:
             assert isinstance(several, list)
             self.values[node] = several[index]
             return
+        values = [v.meta["val"] for v in (node, *node.all_input_nodes)]
+        self._double = any(isinstance(v, torch.Tensor) and v.dtype is torch.float64 for v in values)
         translation = TABLE.get(node.target)
         result = translation(self, node) if translation is not None else None
         if result is None:
@@ -172,10 +200,12 @@ class Emitter:
             assert value.const_value is not None
             mapping[value] = self.initializer(f"{node.name}.{value.name}", value.const_value.numpy())
         for inner in model.graph:
+            operands = [mapping[v] if v is not None else None for v in inner.inputs]
+            single = self._double and inner.op_type in SINGLE
             copy = ir.Node(
                 inner.domain,
                 inner.op_type,
-                [mapping[v] if v is not None else None for v in inner.inputs],
+                self._cast(operands, inner.op_type, ir.DataType.FLOAT) if single else operands,
                 list(inner.attributes.values()),
                 num_outputs=len(inner.outputs),
                 overload=inner.overload,
@@ -185,6 +215,10 @@ class Emitter:
                 new.name = f"{copy.name}.{old.name}"
                 mapping[old] = new
             self.nodes.append(copy)
+            if single:
+                self.single.add(inner.op_type)
+                for old in inner.outputs:
+                    mapping[old] = self._append(1, "Cast", [mapping[old]], {"to": int(ir.DataType.DOUBLE)})[0]
         results = [mapping[v] for v in model.graph.outputs]
         return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
 

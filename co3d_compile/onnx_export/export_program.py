@@ -37,6 +37,11 @@ def export(program: Program) -> ir.Model:
     for node in program.graph.nodes:
         if node.op == "call_function":
             emitter.emit(node)
+    if emitter.single:
+        single = ", ".join(sorted(emitter.single))
+        program.notes.warnings.append(
+            f"ONNX Runtime computes {single} in float32 alone: casts stand around them, and all else stays in float64."
+        )
     results = _outputs(program, emitter, list(output.args[0]))
     program.notes.values = emitter.holders()
     graph = ir.Graph(

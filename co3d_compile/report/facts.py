@@ -15,6 +15,12 @@ from co3d_compile.support.readable_numbers import bytes_text, number_text, plura
 Fact: TypeAlias = tuple[str, str]
 
 
+def time_facts(report: JsonObject) -> list[Fact]:
+    """What was taken for time, where nobody said it."""
+    taken = report.get("taken_for_time")
+    return [("Time", f"{taken} (no dim was given)")] if taken else []
+
+
 def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
     """What goes in and comes out, and when; ``data``: a report or a contract; ``fps``: frames per second, if known."""
     facts = [("Input", _input(item)) for item in data["inputs"]]

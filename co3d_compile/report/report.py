@@ -6,14 +6,26 @@ import html
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from co3d_compile.report.facts import Fact, JsonObject, cost_facts, region_name, region_text, stream_facts
+from co3d_compile.report.facts import (
+    Fact,
+    JsonObject,
+    cost_facts,
+    region_name,
+    region_text,
+    stream_facts,
+    time_facts,
+)
 from co3d_compile.support.readable_numbers import plural
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``co3d-compile`` prints, as data. GMAC are multiply-adds of convolutions and matrix products, times 1e-9."""
+    """What ``co3d-compile`` prints, as data. GMAC are multiply-adds of convolutions and matrix products, times 1e-9.
 
+    ``taken_for_time`` says what was, where nobody said which dim is time; else it is empty.
+    """
+
+    taken_for_time: str
     model: str
     operators: int
     inputs: list[JsonObject]
@@ -48,6 +60,7 @@ class Report:
         limited = ", ".join(f"{row['operator']} {row['module_path']}".strip() for row in self.limited)
         again = ", ".join(f"{r['operator']} {r['module_path']}".strip() for r in self.recomputed)
         return [
+            *((name.lower(), text) for name, text in time_facts(data)),
             ("model", f"{self.model}, {plural(self.operators, 'operator')}"),
             *((name.lower(), text) for name, text in [*stream_facts(data), *cost_facts(data)]),
             *((f"local in time: {region_name(item)}", region_text(item)) for item in self.regions),

@@ -73,9 +73,6 @@ class Pointwise(Rule):
         layout = broadcast([known(n) for n in operands(node) if is_stream(n)])
         place = layout.time
         if place is not None:
-            for fact in (fact_of(n) for n in operands(node) if is_stream(n)):
-                if fact.clip == 1 and not fact.per_entry and place.size > 1:
-                    raise NoExtension("spreads a single entry over the whole time axis")
             right = layout.rank - place.dim
             for n in operands(node):
                 filling = constant_of(n).filling or _counted(n, layout) or _same(n, layout)

@@ -6,6 +6,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby
@@ -20,11 +21,12 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
-from co3d_compile.capture.tracer import evaluated
+from co3d_compile.capture.tracer import evaluated, export
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
+from co3d_compile.ir.random_runs import equal
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
@@ -376,6 +378,21 @@ def _example(model: Model, example_inputs: Example) -> tuple[Any, Any]:
     raise UsageError("example_inputs is needed: the arguments of one clip.")
 
 
+def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
+    """A network that takes arguments by keyword alone, with the example that it is verified on.
+
+    Raises:
+        VerificationError: What was exported computes something else than the network on these arguments.
+    """
+    program = export(model, args, False, kwargs)
+    with eager(), evaluated(model) as module:
+        wanted = pytree.tree_leaves(module(*deepcopy(tuple(args)), **deepcopy(dict(kwargs))))
+        got = pytree.tree_leaves(program.module()(*args, **kwargs))
+    if not all(equal(a, b, SAME) for a, b in zip(got, wanted, strict=True) if isinstance(b, Tensor)):
+        raise VerificationError("The exported network does not compute what the network does.")
+    return program
+
+
 def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
     """The tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
@@ -387,4 +404,4 @@ def batch_of(model: Model, example_inputs: Example) -> int:
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
-__all__ = ["Example", "Model", "Reference", "batch_of", "tensors_of"]
+__all__ = ["Example", "Model", "Reference", "batch_of", "by_keyword", "tensors_of"]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
 from co3d_compile.verification.onnx_reading import read_clip_model
 from co3d_compile.verification.output_plans import ResultIndex
-from co3d_compile.verification.reference import Example, Model, Reference, batch_of, tensors_of
+from co3d_compile.verification.reference import Example, Model, Reference, batch_of, by_keyword, tensors_of
 from co3d_compile.verification.replaced_kernels import replaced_kernels
 from co3d_compile.verification.replaced_parts import ReplacedParts
 from co3d_compile.verification.streamed_run import StreamedRun
@@ -55,6 +55,7 @@ def verify(
     program: nn.Module | ExportedProgram | OnnxSource,
     example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     steps: int | None = None,
     frames: Iterable[Any] | None = None,
     seed: int = 0,
@@ -72,6 +73,7 @@ def verify(
         compiled: A compiled model, or the path of its ONNX file.
         program: The model that it was compiled from: what ``compile`` takes.
         example_inputs: The arguments of one clip, as for ``compile``.
+        example_kwargs: The arguments of one clip that the network takes by keyword alone, as for ``compile``.
         steps: Steps to run behind the warm-up; default a few, with ``frames`` 32. Up to 32 are all compared, of more
             nine segments from the first to the last, in memory that does not grow with them.
         frames: What ``StreamSession.step`` takes, step by step, such as the frames of a video; default random ones.
@@ -89,6 +91,8 @@ def verify(
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}.", hint="Compare at least one step.")
     program, example_inputs, reading = read_clip_model(program, example_inputs)
+    if example_kwargs and not isinstance(program, ExportedProgram):
+        program, example_inputs = by_keyword(program, example_inputs or (), example_kwargs), None
     with _file(compiled) as path:
         with StreamSession(path, batch=batch_of(program, example_inputs), layout="plain") as session:
             count = steps if frames is None else steps or WHOLE

@@ -24,6 +24,13 @@ Expect = Literal["streams", "window", "recompute"]
 Shape = tuple[int, ...]
 
 
+def random_tensor(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Random numbers of a dtype: whole ones are from 0 to 7."""
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+    return torch.randint(0, 8, shape, generator=generator).to(dtype)
+
+
 @dataclass(frozen=True)
 class Window:
     """A model output that `fn` computes on the newest entries of the trunk's tensors in `reads`.
@@ -74,6 +81,8 @@ class Entry:
         nan_start: whether all states may start at NaN (recurrent layers may not).
         as_list: the model takes its inputs as one list.
         tight: whether one frame's influence is large enough to be seen at the far end of the receptive field.
+        dtypes: of the inputs; none where all are float32.
+        captured: the batch of the example clip.
     """
 
     name: str
@@ -87,15 +96,24 @@ class Entry:
     nan_start: bool = True
     as_list: bool = False
     tight: bool = False
+    dtypes: tuple[torch.dtype, ...] = ()
+    captured: int = 1
 
     def time_dims(self) -> tuple[int, ...]:
         """The time dim of each input."""
         return self.time_dim if isinstance(self.time_dim, tuple) else (self.time_dim,) * len(self.shapes)
 
+    def all_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtype of each input."""
+        return self.dtypes or (torch.float32,) * len(self.shapes)
+
     def examples(self, batch: int = 1, seed: int = 1) -> tuple[Any, ...]:
         """One random clip, as the arguments of the module's forward."""
         generator = torch.Generator().manual_seed(seed)
-        clips = [torch.randn(batch, *shape[1:], generator=generator) for shape in self.shapes]
+        clips = [
+            random_tensor((max(batch, self.captured), *shape[1:]), dtype, generator)
+            for shape, dtype in zip(self.shapes, self.all_dtypes(), strict=True)
+        ]
         return (clips,) if self.as_list else tuple(clips)
 
 
