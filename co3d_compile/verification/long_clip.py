@@ -30,6 +30,7 @@ from co3d_compile.verification.resized_arguments import (
     as_many,
     banded,
     call,
+    computes_over,
     filled,
     for_rows,
     resized,
@@ -379,15 +380,7 @@ def _one_by_one(n: Node, args: Arguments) -> bool:
     x = args[0]
     if not isinstance(x, Stream) or x.claim.place is None or (x.claim.place.size, x.claim.length) != (1, 1):
         return False
-    name, dim, rank = operator_name(n.target).removeprefix("aten."), x.claim.place.dim, x.value.dim()
-    if name in ("group_norm", "instance_norm"):
-        return dim >= 2
-    if name == "layer_norm":
-        return dim >= rank - len(args[1])
-    if name in ("mean", "sum", "amax", "amin", "softmax"):
-        dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
-        return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
-    return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
+    return computes_over(n, args, x.claim.place.dim, x.value.dim())
 
 
 def _pointwise(n: Node) -> bool:

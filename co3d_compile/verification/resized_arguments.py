@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME
+from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoReference, Value
 
@@ -219,3 +220,16 @@ def banded(mask: Tensor, entries: int) -> Tensor:
     newest = mask.shape[-1] - 1
     index = torch.arange(entries)
     return line[..., (index[:, None] - index[None, :]).clamp(-newest, newest) + newest]
+
+
+def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
+    """Whether an operator computes over a dim, as over channels or what it reduces."""
+    name = operator_name(n.target).removeprefix("aten.")
+    if name in ("group_norm", "instance_norm"):
+        return dim >= 2
+    if name == "layer_norm":
+        return dim >= rank - len(args[1])
+    if name in ("mean", "sum", "amax", "amin", "softmax"):
+        dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
+        return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
