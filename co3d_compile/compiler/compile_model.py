@@ -116,7 +116,7 @@ def compile(
     network: nn.Module | ExportedProgram = module
     dims = usual_dims(network) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
-    said = time_dim is not None or dims != DEFAULT
+    said = time_dim is not None or not isinstance(dims, int)  # the operators of an ONNX file tell
     options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by, said)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)

@@ -32,6 +32,7 @@ from co3d_compile.verification.resized_arguments import (
     call,
     computes_over,
     filled,
+    fixes_time,
     for_rows,
     resized,
     scatter,
@@ -296,7 +297,7 @@ class LongClip(Interpreter):
         def result(i: int) -> Value:
             if claim.gate == "frame":
                 piece = x.claim.cut(x.value, i, 1)
-                if _fixes_time(n):  # the same entry as often as its kernel asks for
+                if fixes_time(n):  # the same entry as often as its kernel asks for
                     piece = piece.repeat_interleave(place.size, place.dim)
             else:
                 first = max(0, i - length + 1)
@@ -396,9 +397,3 @@ def _beside(n: Node, claim: Claim) -> bool:
 
 def _unknown(x: Tensor) -> Tensor:
     return torch.full_like(x, torch.nan) if x.is_floating_point() else x
-
-
-def _fixes_time(n: Node) -> bool:
-    """Whether a gate's arguments say how long the clip is."""
-    name = str(n.target)
-    return ("_pool" in name and "adaptive" not in name) or n.target is aten.layer_norm.default

@@ -233,3 +233,9 @@ def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
         dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
         return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
     return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
+
+
+def fixes_time(n: Node) -> bool:
+    """Whether a gate's arguments say how long the clip is."""
+    name = str(n.target)
+    return ("_pool" in name and "adaptive" not in name) or n.target is aten.layer_norm.default
