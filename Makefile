@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.co3d-installed
+# Where there is an environment for developers already, the demo runs there.
+DEMO ?= $(if $(wildcard $(STAMP)),$(VENV),.venv-demo)
 
 # Versions come from one file, for what is installed and for what builds it (older and newer pip read one or the other).
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -30,8 +32,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --progress-bar off -e ".[dev]"
 	touch $@
 
-demo: $(STAMP)
-	$(PY) examples/demo.py --out demo
+# The demo has an environment of its own: what developers need on top would take minutes more.
+demo: $(DEMO)/.co3d-demo
+	$(DEMO)/bin/python examples/demo.py --out demo
+
+$(DEMO)/.co3d-demo: pyproject.toml constraints.txt
+	@echo "1 of 2: PyTorch, ONNX Runtime and what else the demo needs, into $(DEMO)"
+	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	set -o pipefail; $(DEMO)/bin/python -m pip install --progress-bar off -e ".[demo]" | sed -un "/^\(Collecting\|Installing\|Successfully\)/p"
+	touch $@
+	@echo "2 of 2: the demo"
 
 # Two workers, one thread each: the suite is many small computations. Tests say by their marks where they belong.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
@@ -67,5 +77,5 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) docs/build_site.py
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-demo build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -137,6 +137,12 @@ def _show(result: Report) -> None:
         *((f"No {join(names)}", text) for text, names in why.items()),
         ("Machine", f"{box['cpu']}, {plural(box['threads'], 'thread')} of {plural(box['cores'], 'core')}"),
         ("Versions", join([f"{name} {number}" for name, number in box["versions"].items()])),
+        (
+            "Columns",
+            "median: half of all calls were faster; quartiles: a quarter was, three quarters were; "
+            "of floor: how near to the least that a step could take; memory: of the process, over an empty one",
+        ),
+        ("Sides", join([f"{name}: {SIDES[name]}" for name in result["sides"] if name in SIDES])),
         ("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s"),
     )
     show(stdout(), rows, facts)

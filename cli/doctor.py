@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import platform
 from importlib import metadata
@@ -66,13 +66,19 @@ def examine() -> Report:
         "co3d_compile": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "providers": _providers(),
         "features": features,
     }
     needed = [package for feature in features[:2] for package in feature["missing"]]
     report["self_test"] = {"passed": None, "result": f"skipped: needs {join(needed)}"} if needed else _tested(report)
     return report
+
+
+def _cores() -> int:
+    """The processors that this process may use, as far as the system says it."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _tested(report: Report) -> Report:
@@ -84,12 +90,12 @@ def _tested(report: Report) -> Report:
 
 
 def _version(package: str, distributions: list[str] | None) -> str | None:
-    """The version of what can be found for import, and not only among the names of what was installed."""
+    """The version of what can be imported; a package that is there and does not import counts as missing."""
     try:
-        found = importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        found = False
-    return metadata.version(distributions[0]) if found and distributions else None
+        importlib.import_module(package)
+    except Exception:
+        return None
+    return metadata.version(distributions[0]) if distributions else None
 
 
 def _providers() -> list[str]:

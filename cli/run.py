@@ -24,6 +24,7 @@ from co3d_compile.cli.common import (
     option,
     plain_option,
     print_json,
+    stderr,
     stdout,
     verbose_option,
 )
@@ -260,6 +261,8 @@ def stopping(source: Source) -> Iterator[list[int]]:
         source.stop()
         if len(seen) > 1:
             raise Stopped(number)
+        with contextlib.suppress(OSError):
+            click.echo("finishing … (again: end without files)", file=stderr())
 
     with on_signals(stop):
         yield seen

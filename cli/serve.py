@@ -92,6 +92,7 @@ def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS,
 @option("--token-file", type=FILE, group=LIMITS, metavar="FILE",
         help="A file with the token that every request must carry. [default: the variable CO3D_TOKEN, or none]",
 )  # fmt: skip
+@option("--open-metrics", is_flag=True, group=LIMITS, help="/metrics, for Prometheus, needs no token.")
 @plain_option
 @json_option
 @verbose_option
@@ -136,7 +137,8 @@ def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: Serv
         room = f"{plural(replicas, 'replica')} for {plural(replicas * settings.max_streams, 'stream')}"
         where = f"snapshots in {settings.state_dir}" if settings.state_dir else "no snapshots"
         click.echo(f"Serving at {url}: {room}, {where}.", file=stdout())
-        click.echo(f"Prometheus metrics at {prometheus}. Stop with Ctrl-C.", file=stdout())
+        click.echo(f"Prometheus metrics at {url}/metrics, and of Ray itself at {prometheus}.", file=stdout())
+        click.echo("Stop with Ctrl-C.", file=stdout())
     stdout().flush()
 
 

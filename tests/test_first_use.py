@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -18,6 +19,7 @@ from co3d_compile.contract.model_contract import InputSpec
 from co3d_compile.errors import UsageError
 from co3d_compile.media.predictor import Prediction
 from co3d_compile.media.preprocess import check_names, preprocess_for, stored_preprocess
+from co3d_compile.media.video import resize
 from co3d_compile.support import install_hint
 from co3d_compile.support.install_hint import install_command
 
@@ -122,3 +124,59 @@ def test_objects_are_short_to_look_at() -> None:
 def test_verify_is_one_function_under_both_paths() -> None:
     code = "from co3d_compile.verify import verify; import co3d_compile as co3d; print(co3d.verify is verify)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_pictures_of_any_size_are_pushed_without_pyav(tmp_path: Path) -> None:
+    """On a robot the camera gives arrays, and nothing decodes a video."""
+    from film import compiled
+
+    (tmp_path / "m.onnx").write_bytes(compiled(preprocess={"size": 20}))
+    code = (
+        "import numpy as np, co3d_compile as co3d\n"
+        "from co3d_compile.media.video import VideoFrame\n"
+        "predictor = co3d.Predictor('m.onnx')\n"
+        "for n in range(12):\n"
+        "    for p in predictor.push(VideoFrame(np.full((48, 64, 3), 204, np.uint8), n / 20, n)): pass\n"
+        "print(round(float(p.scores[0] / (p.scores[0] + p.scores[1])), 2), 'av' in __import__('sys').modules)"
+    )
+    done = on_a_robot(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0.8 False\n"), done.stderr
+
+
+def test_numpy_resizes_as_ffmpeg_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[0:97, 0:131]
+    image = np.stack([128 + 100 * np.sin(x / 9), 128 + 100 * np.cos(y / 7), x + y], -1).astype(np.uint8)
+    for height, width in ((40, 60), (160, 200), (97, 60), (33, 131)):
+        by_ffmpeg = resize(image, height, width).astype(int)
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "av", None)
+            by_numpy = resize(image, height, width).astype(int)
+        assert by_numpy.shape == by_ffmpeg.shape and np.abs(by_numpy - by_ffmpeg).mean() < 2
+
+
+@pytest.mark.parametrize("name", ["co3d", "co3d-compile"])
+def test_the_shell_completes_commands(name: str) -> None:
+    variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
+    program = Path(sys.executable).with_name(name)
+    environment = {**os.environ, variable: "bash_source"}
+    done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert variable in done.stdout and "complete" in done.stdout, done.stderr
+
+
+def test_paths_that_every_system_runs_import_nothing_of_posix_alone() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('resource', 'fcntl', 'pwd', 'grp', 'termios', 'pty'): sys.modules[name] = None\n"
+        "import os, co3d_compile as co3d\n"
+        "if hasattr(os, 'sched_getaffinity'): del os.sched_getaffinity\n"
+        "from co3d_compile.support.memory import peak_memory\n"
+        "from co3d_compile.cli import bench, doctor, inspect, run\n"
+        "print(doctor._cores() > 0, peak_memory() >= 0, co3d.StreamSession.__name__, co3d.Predictor.__name__)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, click, numpy, onnxruntime, rich.console; sys.platform = 'win32'\n" + code,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True True StreamSession Predictor\n"), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -157,3 +158,62 @@ def test_one_shard_that_is_ill_makes_the_server_ill() -> None:
         assert found == [503, 200]
 
     run(work)
+
+
+def get(path: str, shards: Held, given: str | None = None, **options: Any) -> tuple[int, str]:
+    """The status and the text of a GET."""
+    sent: list[Reply] = []
+
+    async def work() -> None:
+        headers = [] if given is None else [(b"authorization", f"Bearer {given}".encode())]
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
+
+        async def receive() -> Reply:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Reply) -> None:
+            sent.append(message)
+
+        await Gateway(shards, ServeOptions(**options)).app()(scope, receive, send)
+
+    run(work)
+    return sent[0]["status"], b"".join(each.get("body", b"") for each in sent).decode()
+
+
+class Counted(Held):
+    """One shard that has counted, and one that does not answer."""
+
+    async def all(self, method: str) -> list[Reply]:
+        counted = {
+            "streams": 3,
+            "max_streams": 64,
+            "waiting": 1,
+            "counts": {"frames": 12345678},
+            "refused": {"full": 2},
+        }
+        latency = {"latency_ms": {"p50": 1.5, "p99": None}, "batch_fill": {"p50": 2.0, "mean": 1.9}}
+        up = {"shard": "shard-0", "healthy": True, **counted, **latency}
+        return [up, {"shard": 'shard-"1"', "healthy": False}]
+
+
+def test_metrics_for_prometheus() -> None:
+    status, text = get("/metrics", Counted())
+    assert status == 200
+    for line in (
+        'co3d_up{shard="shard-0"} 1',
+        'co3d_up{shard="shard-\\"1\\""} 0',
+        'co3d_streams{shard="shard-0"} 3',
+        'co3d_events_total{shard="shard-0",what="frames"} 12345678',
+        'co3d_refused_total{shard="shard-0",code="full"} 2',
+        'co3d_latency_ms{shard="shard-0",quantile="0.50"} 1.5',
+    ):
+        assert line in text.splitlines(), text
+    assert "mean" not in text and "None" not in text
+
+
+def test_metrics_want_the_token_unless_told_otherwise() -> None:
+    digest = hashlib.sha256(b"secret").hexdigest()
+    assert get("/metrics", Counted(), token=digest)[0] == 401
+    assert get("/metrics", Counted(), "wrong", token=digest)[0] == 401
+    assert get("/metrics", Counted(), "secret", token=digest)[0] == 200
+    assert get("/metrics", Counted(), token=digest, open_metrics=True)[0] == 200

@@ -1,6 +1,6 @@
 """From frames of a video to predictions: frame rate, preprocessing, steps of a compiled model, times of the results.
 
-Needs numpy and onnxruntime, and PyAV for pictures that must be resized; nothing here imports torch.
+Needs numpy and onnxruntime; nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a picture becomes a model's frame: size, crop, value range, mean and std, layout (docs/contract.md, Preprocess).
 
-Needs numpy, and PyAV where a picture is resized; nothing here imports torch.
+Needs numpy alone.
 """
 
 from __future__ import annotations

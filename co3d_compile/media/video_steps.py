@@ -1,6 +1,6 @@
 """From pictures of a video to the frames of each step, as a compiled model's file says: frame rate, size, value range.
 
-Needs numpy, and PyAV for pictures that must be resized; nothing here imports torch.
+Needs numpy alone.
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from co3d_compile.serve.engine import RGB, TENSOR
 from co3d_compile.serve.options import MAX_NAME, ServeOptions
+from co3d_compile.serve.prometheus import prometheus_text
 from co3d_compile.serve.stream import Frame, Refused, Reply
 
 KINDS = {"jpeg": "image/jpeg", "png": "image/png", "rgb": RGB, "tensor": TENSOR}
 Work: TypeAlias = Callable[[Request], Awaitable[Reply]]
 HEADER = 8  # bytes before each frame on a WebSocket: its number, big-endian
 MAX_TOP = 100
+WANTS_TOKEN = "This server wants a token: Authorization: Bearer …."
 SPILL = 4  # times the limit that is still read of a frame too large: who is cut off while sending hears no answer
 # Close codes of a WebSocket, from the range for applications: 4000 and the HTTP status.
 DROPPED, WINDOW = 4408, 4429
@@ -54,6 +56,7 @@ class Gateway:
             routes=[
                 Route("/v1/health", self._health),
                 Route("/v1/metrics", self._guarded(self._metrics)),
+                Route("/metrics", self._prometheus),
                 Route("/v1/model", self._guarded(self._model)),
                 Route("/v1/streams/{name}", self._guarded(self._of_stream("status")), methods=["GET"]),
                 Route("/v1/streams/{name}", self._guarded(self._of_stream("end")), methods=["DELETE"]),
@@ -68,7 +71,7 @@ class Gateway:
         async def route(request: Request) -> Response:
             try:
                 if not self._allowed(request):
-                    raise Refused(401, "token", "This server wants a token: Authorization: Bearer ….")
+                    raise Refused(401, "token", WANTS_TOKEN)
                 return _response(await work(request))
             except Refused as refused:
                 return _response(refused.reply)
@@ -84,6 +87,13 @@ class Gateway:
         shards = await self._shards.all("metrics")
         total = {key: sum(shard.get(key, 0) for shard in shards) for key in ("streams", "max_streams", "waiting")}
         return {"status": 200, **total, "shards": shards}
+
+    async def _prometheus(self, request: Request) -> Response:
+        """The metrics as Prometheus reads them."""
+        if not (self._options.open_metrics or self._allowed(request)):
+            return _response(Refused(401, "token", WANTS_TOKEN).reply)
+        text = prometheus_text(await self._shards.all("metrics"))
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _model(self, request: Request) -> Reply:
         return await self._shards.call("", "model")

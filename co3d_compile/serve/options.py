@@ -33,6 +33,7 @@ class ServeOptions:
         providers: ONNX Runtime execution providers by falling priority; empty: the CPU.
         layout: As for ``StreamSession``.
         token: SHA-256, in hexadecimal, of the token that every request must carry; None: no token.
+        open_metrics: Whether ``/metrics`` needs no token.
 
     Raises:
         UsageError: A value that makes no sense.
@@ -54,6 +55,7 @@ class ServeOptions:
     providers: tuple[str, ...] = ()
     layout: Layout = "auto"
     token: str | None = None
+    open_metrics: bool = False
 
     def __post_init__(self) -> None:
         whole = ("max_streams", "max_batch", "queue", "max_bytes", "max_pixels", "snapshot_every", "threads")

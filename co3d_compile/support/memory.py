@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 
 from co3d_compile.support.linux_facts import linux_bytes
@@ -20,10 +19,16 @@ def memory_left() -> float:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that the process has had."""
+    """The most bytes of memory that the process has had; 0 where the system does not say."""
     # rusage also counts what the parent had before this program was loaded.
     said = linux_bytes("self/status", "VmHWM")
-    return said or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if said is not None:
+        return said
+    try:
+        import resource  # POSIX alone has it
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 __all__ = ["memory_left", "peak_memory", "process_memory"]
