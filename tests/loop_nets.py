@@ -30,6 +30,7 @@ class Network(nn.Module):
         self.decay = nn.Parameter(-torch.rand(4, 3))
         self.to_b, self.to_c, self.to_d = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 4)
         self.cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.places = nn.Parameter(torch.randn(6, 4))
         self.look = nn.Conv1d(4, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -280,6 +281,74 @@ def caches_of_two_layers(m: Any, x: Tensor) -> Tensor:
         out.append(m.mix(torch.cat([second[:, 0], y], -1)))
         second = torch.stack([second[:, 1], y], 1)
     return torch.stack(out, 1)
+
+
+# Near misses: what a clip has of these is no layer with state, or none that a stream could go on with.
+
+
+def backwards(m: Any, x: Tensor) -> Tensor:
+    h, out = zeros(x, 5), []
+    for t in reversed(range(x.shape[1])):
+        h = m.gru(x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def discounted_by_its_index(m: Any, x: Tensor) -> Tensor:
+    h = zeros(x, 5)
+    for t in range(x.shape[1]):
+        h = m.gru(x[:, t] * 0.9**t, h)
+    return h
+
+
+def started_by_all_frames(m: Any, x: Tensor) -> Tensor:
+    h = m.embed(x.mean(1))
+    for t in range(x.shape[1]):
+        h = m.layers[0](x[:, t], h)
+    return h
+
+
+def summed(m: Any, x: Tensor) -> Tensor:
+    total = zeros(x, 4)
+    for t in range(x.shape[1]):
+        total = total + m.embed(x[:, t]).relu()
+    return total / x.shape[1]
+
+
+def largest(m: Any, x: Tensor) -> Tensor:
+    h, best = zeros(x, 4), zeros(x, 4)
+    for t in range(x.shape[1]):
+        h = torch.tanh(m.mix(torch.cat([x[:, t], x[:, t]], -1)))
+        best = torch.maximum(best, h)
+    return best
+
+
+def refined(m: Any, x: Tensor) -> Tensor:
+    y = x.mean(1)
+    for _ in range(6):
+        y = y + torch.tanh(m.embed(y))
+    return y
+
+
+def positions(m: Any, x: Tensor) -> Tensor:
+    h = zeros(x, 4)
+    for t in range(x.shape[1]):
+        h = m.layers[0](x[:, t] + m.places[t], h)
+    return h
+
+
+NEAR_MISSES = {
+    f.__name__: f
+    for f in (
+        backwards,
+        discounted_by_its_index,
+        started_by_all_frames,
+        summed,
+        largest,
+        refined,
+        positions,
+    )
+}
 
 
 @dataclass(frozen=True)

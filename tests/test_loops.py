@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_nets import CASES, Case, Network
+from loop_nets import CASES, NEAR_MISSES, SERIES, Case, Network
 from torch import nn
 
 import co3d_compile as co3d
@@ -90,3 +90,16 @@ def test_the_report_says_that_a_state_runs_on() -> None:
     report = co3d.compile(build(case), (torch.randn(case.shape),), time_dim=1).report()
     text = "in layers: 2 values handed on, and runs on for longer than a clip"
     assert report.loops == [text] and ("loop over frames", text) in report.facts()
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_what_is_no_layer_with_state_stays_a_window(name: str) -> None:
+    torch.manual_seed(0)
+    net = Network(NEAR_MISSES[name]).eval()
+    x = torch.randn(2, FRAMES, 4)
+    compiled = co3d.compile(net, (torch.randn(SERIES),), time_dim=1)
+    results, session = stream(compiled, x)
+    assert session.info.receptive_field == 6 and not compiled.report().loops
+    with torch.inference_mode():
+        expected = torch.stack([net(x[:, t - 5 : t + 1]) for t in range(5, FRAMES)])
+    np.testing.assert_allclose(results[5:].reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

@@ -14,6 +14,14 @@ from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
+POOLING = {
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.maximum.default,
+    aten.minimum.default,
+    aten.logical_or.default,
+    aten.logical_and.default,
+}
 
 
 class Body:
@@ -167,3 +175,26 @@ def common_path(nodes: list[Node]) -> str:
             break
         shared.append(atoms[0])
     return ".".join(shared)
+
+
+def leave_pools(copies: Copies) -> None:
+    """Leaves out of a loop what only pools over its turns: a sum or a maximum of which the last value alone is read.
+
+    A clip has one such value, so that it is a window over what is pooled, and no state: a sum would grow without end.
+    """
+    last = copies.turns[-1]
+    inside = {n for turn in copies.turns for n in turn.values()}
+    for at, node in list(copies.body.items()):
+        operands = copies.edges[at]
+        others = [e for e in operands if e != Earlier(at, 1)]
+        if node.target not in POOLING or len(others) != 1 or isinstance(others[0], Earlier):
+            continue
+        reads = [
+            k for k, edges in enumerate(copies.edges) for e in edges if isinstance(e, (Inner, Earlier)) and e.at == at
+        ]
+        early = [
+            u for turn in copies.turns if turn is not last and at in turn for u in turn[at].users if u not in inside
+        ]
+        if reads == [at] and not early and at not in copies.invariant:
+            for turn in copies.turns:
+                turn.pop(at, None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_body import Body, common_path, needed
+from co3d_compile.capture.loop_body import Body, common_path, leave_pools, needed
 from co3d_compile.capture.loop_copies import Copies
 from co3d_compile.capture.loop_memory import memory_of
 from co3d_compile.capture.loop_time import TimeDims
@@ -43,6 +43,7 @@ class LoopWriter:
 
     def __init__(self, program: Program, copies: Copies, times: TimeDims) -> None:
         self.program, self.copies, self.times = program, copies, times
+        leave_pools(copies)
         self.turn_of = {n: (t, at) for t, turn in enumerate(copies.turns) for at, n in turn.items()}
         self.outputs = self._outputs()
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
