@@ -398,6 +398,7 @@ CASES = {
         Case(behind_a_look_ahead, states=6),
         Case(per_pixel, PICTURES),
         Case(attention_to_the_last_state),
+        Case(last_frames_in_a_list, states=2, field=3),
         Case(difference_to_the_frame_before, field=2),
         Case(last_frames_in_a_tensor, field=3),
         Case(caches_of_two_layers, states=2, field=5),

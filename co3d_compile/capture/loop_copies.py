@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Run, Tokens, frame_of, leaves, taken
+from co3d_compile.capture.loop_tokens import Numbers, Run, Tokens, frame_of, leaves, taken
 
 ROTATIONS = 3  # of a run: where its copies may begin
 FARTHEST = 16  # copies back that a copy may read
@@ -117,8 +117,8 @@ class _Signature:
 
 
 def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
-    """The loops that a run of tokens may be, the likeliest first."""
-    for first in _rotations(tokens, run)[:ROTATIONS]:
+    """The loops that a run of tokens may be, one for each place where copies may begin."""
+    for first in _rotations(tokens, run):
         count = (run.stop - first) // run.period
         if count > 1:
             found = _Reading(tokens, first, run.period, count).copies()
@@ -127,20 +127,35 @@ def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
 
 
 def _rotations(tokens: Tokens, run: Run) -> list[int]:
-    """Where the first copy may begin: where least is handed on to the next one, and that is read least often."""
+    """Where the first copy may begin: where least is handed on to the next one, and that is read least often.
+
+    Once counted with the frames that copies take, once without: each copy can take those that it needs.
+    """
+    size = run.stop - run.start
+    middle = max(1, size // run.period // 2) * run.period
+    found: dict[int, None] = {}
+    for with_frames in (True, False):
+        values, reads = _crossing(tokens, run, with_frames)
+        ways = [(values[middle + r], reads[middle + r], -((size - r) // run.period), r) for r in range(run.period)
+                if middle + r <= size]  # fmt: skip
+        found.update(dict.fromkeys(run.start + r for *_, r in sorted(ways)[:ROTATIONS]))
+    return list(found)
+
+
+def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Numbers]:
+    """For each place of a run how many values from before it are read behind it, and how often."""
     size = run.stop - run.start
     values, reads = np.zeros(size + 1, dtype=np.int64), np.zeros(size + 1, dtype=np.int64)
     for i, node in enumerate(tokens.nodes[run.start : run.stop]):
+        frame = taken(node) is not None and tokens.place.get(node.all_input_nodes[0], -1) < run.start
+        if frame and not with_frames:
+            continue
         places = [tokens.place.get(user, run.stop) - run.start for user in node.users]
         places = [place for place in places if place < size]
         for counted, ends in ((values, [max(places, default=i)]), (reads, places)):
             counted[i + 1] += len(ends)
             np.subtract.at(counted, [end + 1 for end in ends], 1)
-    values, reads = np.cumsum(values), np.cumsum(reads)
-    middle = max(1, size // run.period // 2) * run.period
-    ways = [r for r in range(run.period) if middle + r <= size]
-    ways.sort(key=lambda r: (values[middle + r], reads[middle + r], -((size - r) // run.period), r))
-    return [run.start + r for r in ways]
+    return np.cumsum(values), np.cumsum(reads)
 
 
 class _Reading:

@@ -41,8 +41,11 @@ def _one(program: Program) -> bool:
         found = runs(tokens.ids, FEWEST)[:RUNS]
         for with_state in (True, False):
             for run in found:
-                for copies in copies_of(tokens, run):
+                ways = list(copies_of(tokens, run))
+                for copies in ways:
                     Extension(tokens, copies).run()
+                ways.sort(key=lambda c: (-sum(map(len, c.turns)), len(c.starts)))
+                for copies in ways:
                     if LoopWriter(program, copies, times).write(with_state):
                         return True
     finally:
