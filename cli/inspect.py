@@ -27,14 +27,14 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.model_options import is_source, load_model, model_options
+from co3d_compile.cli.model_options import is_plain_onnx, is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import delays, facts_table, rows_table, show
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
-from co3d_compile.errors import UsageError
+from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.media.class_labels import clean_labels
 from co3d_compile.report.facts import region_name, region_text, shape_text, state_text, stream_facts
 from co3d_compile.report.latency import delay_rows
@@ -98,7 +98,13 @@ def command(
     if profile is not None and is_source(model):
         raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
     if is_source(model):
-        contract, report = _compiled(model, options, verbose, fps)
+        try:
+            contract, report = _compiled(model, options, verbose, fps)
+        except Co3dError as error:
+            if not is_plain_onnx(Path(model)):
+                raise
+            _describe(model, error, as_json)
+            return
     else:
         contract, report = read_stored(Path(model))
         refuse_options(model)
@@ -136,6 +142,35 @@ def _compiled(model: str, options: Options, verbose: int, fps: float | None) -> 
 
         compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options, fps))
     return compiled.info, details(compiled.report(), compiled.program.notes.survey)
+
+
+def _describe(model: str, why: Co3dError, as_json: bool) -> None:
+    """What an ONNX file that does not compile takes and gives, and why it does not.
+
+    Raises:
+        Co3dError: ONNX Runtime does not open it either; it is the reason that was given.
+    """
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(4)
+    try:
+        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    except Exception:
+        raise why from None
+    nodes = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    sides = {
+        side: [{"name": node.name, "shape": list(node.shape), "type": node.type} for node in each]
+        for side, each in nodes.items()
+    }
+    if as_json:
+        print_json({"model": model, "compiles": False, "reason": str(why), **sides})
+        return
+    rows = [
+        (title, f"{node['name']} ({', '.join(map(str, node['shape']))}) {node['type']}")
+        for title, side in (("Input", "inputs"), ("Output", "outputs"))
+        for node in sides[side]
+    ]
+    show(stdout(), facts_table(("Model", f"{model}, ONNX, not compiled"), *rows, ("Compiles", f"no: {why}")))
 
 
 def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:

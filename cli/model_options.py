@@ -80,6 +80,16 @@ def load_model(model: str, options: Options) -> Loaded:
     return load(model, named=dict(options.pop("named")), **{name: options.pop(name) for name in names})
 
 
+def is_plain_onnx(path: Path) -> bool:
+    """Whether this is an ONNX file that the compiler has not written."""
+    from co3d_compile.runtime.stored_metadata import is_compiled
+
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"\x08" and not is_compiled(path)
+
+
 def is_source(model: str) -> bool:
     """Whether this is a model that is still to be compiled: a factory, an archive, a pickle or an ONNX clip model."""
     path = Path(model)

@@ -153,7 +153,7 @@ def test_doctor() -> None:
 def test_doctor_knows_every_extra() -> None:
     extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     told = {install.rpartition("[")[2].removesuffix("]") for _, _, install in FEATURES if "[" in install}
-    assert told == set(extras) - {"docs", "test", "dev"}
+    assert told == set(extras) - {"demo", "docs", "test", "dev"}
 
 
 def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

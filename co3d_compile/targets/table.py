@@ -77,7 +77,7 @@ TARGETS = {
             "native",
             "convert to this machine's layout",
             ("onnxruntime", "onnx_ir"),
-            "co3d-compile[compile]",
+            "co3d-compile[native]",
             convert="native.native_layout:to_native",
         ),
         Target(
