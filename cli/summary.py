@@ -144,7 +144,8 @@ def _regions(rows: list[Report]) -> Table:
 def _limited(rows: list[Report]) -> Table:
     table = rows_table("Reads less of the future", "operator", "module", "how", "weights concerned")
     for row in rows:
-        how = f"{plural(row['later'], 'frame')} later" if row["later"] else f"without {plural(row['dropped'], 'tap')}"
+        later, dropped = row["later"], row["dropped"]
+        how = f"stands later by {later}" if later else f"without its last {plural(dropped, 'tap')}"
         table.add_row(row["operator"], row["module_path"] or "the model", how, f"{row['share']:.0%}")
     return table
 

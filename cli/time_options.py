@@ -86,8 +86,8 @@ time_options = together(
     option("--max-delay", type=DelayType(), group=TIME, metavar="N|SECONDSs",
            help="Frames that an answer may be late, or seconds such as 0.5s where --fps is given: layers read less of "
                 "the future until it is so. [default: the network's own delay]"),
-    choice("--delay-by", ("shift", "drop", "fold"),
-           "How they do: their kernels stand later, leave out taps, or add these to the last one."),
+    choice("--delay-by", ("fold", "shift", "drop"),
+           "How they do: last taps are added to the last one left, kernels stand later, or taps are left out."),
     choice("--boundary", ("stream", "exact"),
            "exact: the ends of a video are padded as in the clip model (a further input, valid)."),
     choice("--recurrence", ("state", "window"),

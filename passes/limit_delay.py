@@ -24,10 +24,10 @@ from co3d_compile.ir.stored_constants import delete_unused_constants
 class LimitDelay(Pass):
     """Rewrites as few of what slides over time as ``max_delay`` needs, those first whose future weighs least:
 
-    1. ``conv3d(x, w, padding=[1, 1, 1])`` to ``conv3d(pad(x, front=2), w, padding=[0, 1, 1])`` with
-       ``delay_by="shift"``: the whole kernel stands in the past, its weights are the same;
-    2. to ``conv3d(pad(x, front=1), w[:, :, :2], padding=[0, 1, 1])`` with ``"drop"``: the taps of the future are left
-       out; with ``"fold"`` they are added to the last one that is left.
+    1. ``conv3d(x, w, padding=[1, 1, 1])`` to ``conv3d(pad(x, front=1), w[:, :, :2], padding=[0, 1, 1])`` with
+       ``delay_by="drop"``: the taps of the future are left out; with ``"fold"`` they are added to the last one left;
+    2. to ``conv3d(pad(x, front=2), w, padding=[0, 1, 1])`` with ``"shift"``: the whole kernel stands in the past, its
+       weights are the same.
 
     It looks at the delays of a copy that it annotates. What it writes is another clip network; all passes behind it
     take it for the model's own, and the report names what was changed.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zoo import Entry, Graph, Reference, Window, randomise
 
 import co3d_compile as co3d
+from co3d_compile.cli.time_options import frames_of
 
 CLIP = (1, 4, 24)
 Rows = Sequence[Mapping[str, Any]]
@@ -246,7 +247,7 @@ def test_the_clip_network_is_fine_tuned_and_compiled_again(by: str) -> None:
 
 def test_what_is_said_of_it() -> None:
     network, clip = video(), (torch.randn(1, 2, 8, 5, 5),)
-    model = co3d.compile(network, clip, max_delay=0)
+    model = co3d.compile(network, clip, max_delay=0, delay_by="shift")
     assert [row["module_path"] for row in model.report().to_dict()["limited"]] == ["a", "b"]
     assert dict(model.report().facts())["reads less of the future"] == "aten.conv3d a, aten.conv3d b"
     result = co3d.verify(model, network, clip)
@@ -262,6 +263,12 @@ def test_what_is_said_of_it() -> None:
 def test_budgets_that_are_none(given: Any) -> None:
     with pytest.raises(co3d.UsageError, match="max_delay"):
         co3d.compile(conv().eval(), (torch.randn(CLIP),), max_delay=given)
+
+
+def test_seconds_on_the_command_line() -> None:
+    assert [frames_of(delay, 10) for delay in (3, "0.5s", "0.19s", None)] == [3, 5, 1, None]
+    with pytest.raises(co3d.UsageError, match="no rate is given"):
+        frames_of("0.5s", None)
 
 
 def test_the_future_that_weighs_least_goes_first() -> None:
@@ -285,5 +292,5 @@ def test_the_future_that_weighs_least_goes_first() -> None:
 
 def test_no_more_than_the_budget_needs() -> None:
     """A kernel over seven frames is left two frames of its future where one must go."""
-    model = co3d.compile(conv(7).eval(), (torch.randn(CLIP),), max_delay=2)
+    model = co3d.compile(conv(7).eval(), (torch.randn(CLIP),), max_delay=2, delay_by="shift")
     assert [(row["later"], row["future"]) for row in model.info.options["limited"]] == [(1, 2)]

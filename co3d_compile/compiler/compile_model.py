@@ -57,7 +57,7 @@ def compile(
     state_io: str = "paired",
     recurrence: str = "state",
     max_delay: int | None = None,
-    delay_by: str = "shift",
+    delay_by: str = "fold",
     time_dim: int | Sequence[int | None] | None = None,
     also: Sequence[str] = (),
     example_kwargs: Mapping[str, Any] | None = None,
@@ -90,8 +90,8 @@ def compile(
         max_delay: Frames by which an answer may be late. What the network's own delay is more is saved by convolutions
             and pools over time that read less of the future: another network, which the report names
             (docs/latency.md).
-        delay_by: How these read less of it: ``"shift"`` stands the whole kernel later, ``"drop"`` leaves its last taps
-            out, ``"fold"`` adds them to the last one that is left.
+        delay_by: How these read less of it: ``"fold"`` adds the last taps of a kernel to the last one that is left,
+            ``"shift"`` stands the whole kernel later, ``"drop"`` leaves its last taps out.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
             The first convolution of an ONNX file says it: 1 for channels last, (N, T, H, W, C).

@@ -14,7 +14,7 @@ CHOICES = {
     "unsupported": ("window", "error"),
     "state_io": ("paired", "renamed"),
     "recurrence": ("state", "window"),
-    "delay_by": ("shift", "drop", "fold"),
+    "delay_by": ("fold", "shift", "drop"),
 }
 MOST_FRAMES = 100_000  # of a window or a step
 
@@ -34,7 +34,7 @@ class Options:
     also: Sequence[str] = ()
     recurrence: str = "state"
     max_delay: int | None = None
-    delay_by: str = "shift"
+    delay_by: str = "fold"
     time_said: bool = True
 
     def __post_init__(self) -> None:
