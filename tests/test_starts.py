@@ -15,6 +15,7 @@ from test_ends import streams
 from test_semantics import conv, fn, row, up
 from torch import Tensor, nn
 from zoo import Entry
+from zoo.autoencoders import AUTOENCODERS
 
 import co3d_compile as co3d
 
@@ -176,3 +177,12 @@ def test_what_is_no_start_is_a_window(name: str, boundary: str) -> None:
     compiled = co3d.compile(module, (torch.randn(1, 4, CLIP),), boundary=boundary)
     assert compiled.report().recomputed
     assert co3d.verify(compiled, module, (torch.randn(1, 4, CLIP),)).passed
+
+
+@pytest.mark.parametrize("entry", AUTOENCODERS, ids=lambda entry: entry.name)
+def test_causal_autoencoders_stream(entry: Entry) -> None:
+    facts = check(entry, steps=None)
+    assert not facts.recomputed
+    report = co3d.compile(entry.build(), entry.examples()).report()
+    latents = entry.shapes[0][2] if "decoder" in entry.name else (entry.shapes[0][2] + 3) // 4
+    assert report.gmac_step <= 1.5 * report.gmac_clip / latents

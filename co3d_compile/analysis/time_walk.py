@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch.fx import Node
 
 from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.loop_layouts import annotate_body
+from co3d_compile.analysis.regrouping import Regrouping, folded, regroupings
 from co3d_compile.analysis.starts import start_fact, start_of
 from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.errors import UsageError
@@ -18,7 +18,18 @@ from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.layout import LayoutLost
 from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, NoExtension, Own, fact_of, is_stream, is_window
+from co3d_compile.ir.time_facts import (
+    KEY,
+    STATIC,
+    Fact,
+    Kind,
+    NoExtension,
+    Own,
+    fact_of,
+    facts_as,
+    is_stream,
+    is_window,
+)
 from co3d_compile.rules import Rule, rule_for
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import waiting_operands
@@ -37,6 +48,7 @@ class Decisions:
         written: Operators that are to be as the model has them, instead of in their canonical form.
         starts: Concatenations over time that begin with a start of its own.
         firsts: What computes such starts, from the first entries alone.
+        regrouped: Operands of which several entries are made one, or one several.
     """
 
     gates: Names = frozenset()
@@ -44,6 +56,7 @@ class Decisions:
     written: Names = frozenset()
     starts: Names = frozenset()
     firsts: Names = frozenset()
+    regrouped: frozenset[Regrouping] = frozenset()
 
 
 @dataclass
@@ -96,7 +109,7 @@ class TimeWalk:
             annotate_body(node)
         fact, reason = self._fact(node, rule)
         if waiting := self._wait(node, fact):
-            with _facts(waiting):
+            with facts_as(waiting):
                 fact, reason = self._fact(node, rule)
         if fact.layout is None and fact.kind is Kind.STREAM and not fact.own.items:
             raise AssertionError(f"{node.name} streams without a layout")
@@ -138,6 +151,8 @@ class TimeWalk:
             return window_fact(node, rule), "has a rule that failed" if node.name in self._decreed else "has no rule"
         try:
             if node.name in self.decisions.gates:
+                if folded(node):
+                    self._regroup(node, rule)
                 gate = rule.gate(node, self.program.options.pool_scope)
                 assert gate is not None
                 return self._gate(node, gate)
@@ -148,9 +163,20 @@ class TimeWalk:
             items = tuple(rule.items(node, fact)) if several else ()
             return replace(fact, own=Own(items=items, block=rule.block(node))), None
         except LayoutLost:
+            self._regroup(node, rule)
             return window_fact(node, rule), "moves time in a way that cannot be followed"
         except NoExtension as why:
+            if self._regroup(node, rule):
+                return window_fact(node, rule), str(why)
             return self._without_extension(node, rule, str(why))
+
+    def _regroup(self, node: Node, rule: Rule) -> bool:
+        """Whether the operator streams once entries are regrouped, which is then decided."""
+        if not self.program.torn.isdisjoint(self.program.names_of(node)):
+            return False
+        found = regroupings(node, rule, self.program.options.pool_scope)
+        self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)
+        return bool(found)
 
     def _gate(self, node: Node, fact: Fact) -> tuple[Fact, None]:
         return replace(fact, own=Own(gate=self.program.options.pool_scope)), None
@@ -196,19 +222,6 @@ class TimeWalk:
             return rule.gate(node, scope) is not None
         except LayoutLost:
             return False
-
-
-@contextmanager
-def _facts(facts: Mapping[Node, Fact]) -> Iterator[None]:
-    """Inside, some nodes have other facts."""
-    own = {node: fact_of(node) for node in facts}
-    try:
-        for node, fact in facts.items():
-            node.meta[KEY] = fact
-        yield
-    finally:
-        for node, fact in own.items():
-            node.meta[KEY] = fact
 
 
 def _as_long(node: Node, pools: Sequence[Node]) -> bool:

@@ -22,6 +22,7 @@ from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture, captured_again, check_kinds
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
+from co3d_compile.capture.torn_views import torn_views
 from co3d_compile.capture.tracer import doubled
 from co3d_compile.capture.tracer import export as exported
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -154,6 +155,14 @@ def compile(
     return compiled
 
 
+class _Torn(Exception):
+    """Views that were taken for blocks of time split it into as many parts, however long the clip is."""
+
+    def __init__(self, views: frozenset[str]) -> None:
+        super().__init__(", ".join(sorted(views)))
+        self.views = views
+
+
 def _compile(
     module: nn.Module | ExportedProgram,
     example_inputs: Sequence[Any] | None,
@@ -166,9 +175,12 @@ def _compile(
 ) -> CompiledModel:
     """Compiles; where a rule of the compiler fails, again from the captured graph, with that operator on a window."""
     failures: list[RuleFailure] = []
+    torn: frozenset[str] = frozenset()
     while True:
         try:
-            return _attempt(module, example_inputs, options, pipeline, dump, progress, failures, two=two)
+            return _attempt(module, example_inputs, options, pipeline, dump, progress, failures, torn, two=two)
+        except _Torn as found:
+            torn |= found.views
         except RuleFailure as failure:
             if len(failures) == RESTARTS:
                 raise
@@ -184,6 +196,7 @@ def _attempt(
     dump: Path | None,
     progress: Progress | None,
     failures: Sequence[RuleFailure],
+    torn: frozenset[str],
     *,
     two: bool,
 ) -> CompiledModel:
@@ -192,14 +205,15 @@ def _attempt(
     if progress is not None:
         progress("capture", 0, len(pipeline) + 2)
     program = capture(module, example_inputs, options, two=two)
-    program.decreed = [failure.names for failure in failures]
+    program.decreed, program.torn = [failure.names for failure in failures], torn
+    again = partial(captured_again, module, example_inputs, options, two, program)
     program.notes.warnings += [failure.warning for failure in failures]
     seconds = {"capture": time.perf_counter() - start}
     operators = sum(n.op == "call_function" for n in program.graph.nodes)
     log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])
     clip = costs(program)
     start = time.perf_counter()
-    stream_regions(program, partial(captured_again, module, example_inputs, options, two, program))
+    stream_regions(program, again)
     seconds["regions"] = time.perf_counter() - start
 
     def shown(stage: str, done: int, total: int) -> None:
@@ -208,6 +222,8 @@ def _attempt(
 
     checks = promises.PROMISES if dump is not None or promises.always else {}
     seconds.update(run_passes(program, pipeline, dump=dump, progress=shown, checks=checks))
+    if views := torn_views(program, again):
+        raise _Torn(views)
     if "threaded" not in program.promises:
         hint = "Start from co3d.default_passes(), which ends with thread_states."
         raise PassError("No pass has made inputs and outputs of the states.", hint=hint)

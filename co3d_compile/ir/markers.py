@@ -71,6 +71,16 @@ def opening(x: Tensor, dim: int, n: int) -> Tensor:
     return x.narrow(dim, 0, n)
 
 
+def blocks(x: Tensor, k: int) -> Tensor:
+    """``x``, of which ``k`` entries are one: a view that splits time gives each block a row."""
+    return x
+
+
+def unblocked(x: Tensor) -> Tensor:
+    """``x``, of whose entries each place in the dim of time is one: rows of blocks are frames again."""
+    return x
+
+
 def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
     """A stream whose first entries are ``first``, and those of ``x`` come behind them.
 

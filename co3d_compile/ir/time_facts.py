@@ -6,7 +6,8 @@ is ``(j + 1) * pulse - 1 - delay``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -218,6 +219,19 @@ STATIC = Fact(Kind.STATIC)
 def fact_of(node: Node) -> Fact:
     """The fact attached to a node; a node without one is a constant."""
     return node.meta.get(KEY, STATIC)
+
+
+@contextmanager
+def facts_as(facts: Mapping[Node, Fact]) -> Iterator[None]:
+    """Inside, some nodes have other facts."""
+    own = {node: fact_of(node) for node in facts}
+    try:
+        for node, fact in facts.items():
+            node.meta[KEY] = fact
+        yield
+    finally:
+        for node, fact in own.items():
+            node.meta[KEY] = fact
 
 
 def amend(node: Node, **changes: Any) -> None:

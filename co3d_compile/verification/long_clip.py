@@ -34,6 +34,7 @@ from co3d_compile.verification.resized_arguments import (
     filled,
     fixes_time,
     for_rows,
+    pointwise,
     resized,
     scatter,
 )
@@ -206,7 +207,7 @@ class LongClip(Interpreter):
     def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
         constant = self._constant(n, args, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
-        if together or _pointwise(n):
+        if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), (args, kwargs))
@@ -325,7 +326,7 @@ class LongClip(Interpreter):
         streams = [v for v in leaves if isinstance(v, Stream)]
         totals = [len(v.values) for v in leaves if isinstance(v, Entries)]
         place = streams[0].claim.place if streams and totals else None
-        right = streams[0].value.dim() - place.dim if place is not None and place.alone and _pointwise(n) else 0
+        right = streams[0].value.dim() - place.dim if place is not None and place.alone and pointwise(n) else 0
 
         def operand(v: Value, i: int) -> Value:
             if isinstance(v, Stream):
@@ -347,7 +348,7 @@ class LongClip(Interpreter):
     def _apply(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The operator on tensors; what was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
-        before = self._claim(source) if isinstance(source, Node) else NOTHING
+        before = self.claims.get(f"{source}>{n}", self._claim(source) if isinstance(source, Node) else NOTHING)
         x = args[0]
         if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
             sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)
@@ -382,10 +383,6 @@ def _one_by_one(n: Node, args: Arguments) -> bool:
     if not isinstance(x, Stream) or x.claim.place is None or (x.claim.place.size, x.claim.length) != (1, 1):
         return False
     return computes_over(n, args, x.claim.place.dim, x.value.dim())
-
-
-def _pointwise(n: Node) -> bool:
-    return torch.Tag.pointwise in getattr(n.target, "tags", ())
 
 
 def _beside(n: Node, claim: Claim) -> bool:

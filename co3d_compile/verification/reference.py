@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 from math import ceil, lcm
 from types import MappingProxyType
@@ -20,7 +21,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.capture_model import capture, captured_again
+from co3d_compile.capture.torn_views import torn_views
 from co3d_compile.capture.tracer import evaluated, export
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import UsageError, VerificationError
@@ -76,6 +78,10 @@ class Reference:
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program, regions)
+        again = partial(captured_again, model, example_inputs, options, False, self.program)
+        if views := torn_views(self.program, again):
+            self.program.torn = views
+            self.claims = claims_of(self.program, regions)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))

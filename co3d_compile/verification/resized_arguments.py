@@ -239,3 +239,7 @@ def fixes_time(n: Node) -> bool:
     """Whether a gate's arguments say how long the clip is."""
     name = str(n.target)
     return ("_pool" in name and "adaptive" not in name) or n.target is aten.layer_norm.default
+
+
+def pointwise(n: Node) -> bool:
+    return torch.Tag.pointwise in getattr(n.target, "tags", ())

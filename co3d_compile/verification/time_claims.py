@@ -21,7 +21,7 @@ from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.layout import Layout, Place
-from co3d_compile.ir.markers import region
+from co3d_compile.ir.markers import blocks, chain, region, unblocked
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, STATIC, Kind
 from co3d_compile.passes import default_passes
@@ -101,6 +101,7 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
     nodes = {n.name: n for n in graph.nodes}
     module = GraphModule(program.module, graph)
     copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
+    copied.torn = program.torn
     copied.follow()
     for part in regions:
         _call_region(copied, nodes, part)
@@ -113,6 +114,20 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
     for captured, name in copied.places().items():  # behind a gate comes what was left out: a dropout is no gate itself
         claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
         gates |= {name} if found[name].gate is not None else set()
+    program.notes.split_views = copied.notes.split_views
+    return claims | _regrouped(copied)
+
+
+def _regrouped(program: Program) -> dict[str, Claim]:
+    """The claims on operands whose entries are regrouped for one reader, by the names of both."""
+    claims = {}
+    for node in program.graph.nodes:
+        readers = [r for r in node.users if r.target not in (blocks, unblocked)]
+        if node.target in (blocks, unblocked) and readers:
+            *_, x = chain(node, blocks, unblocked)
+            for reader in readers:
+                pairs = ((a, b) for a in program.names_of(x) for b in program.names_of(reader))
+                claims.update({f"{a}>{b}": _claim(node) for a, b in pairs})
     return claims
 
 
