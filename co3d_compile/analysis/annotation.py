@@ -70,6 +70,11 @@ def annotate_inputs(program: Program) -> None:
     for node, spec in zip(program.placeholders(), program.inputs, strict=True):
         layout = Layout.of(spec.shape, 0, spec.time_dim)
         if spec.time_dim is None:  # one value per step: it belongs to each entry
+            if layout.rank == 0:
+                raise UsageError(
+                    f"The input {spec.name} is a single number, without a dim for the batch.",
+                    hint="Write the number into the model before it is compiled.",
+                )
             layout = Layout(((*layout.dims[0], Axis(TIME, 1)), *layout.dims[1:]))
             node.meta[KEY] = replace(single, layout=layout)
             continue

@@ -18,7 +18,7 @@ from co3d_compile.capture.onnx_reader.node_call import torch_dtype
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, has_half_precision, is_quantized
 from co3d_compile.capture.onnx_reader.several_clips import is_right_for_several
 from co3d_compile.contract.model_contract import METADATA_KEY
-from co3d_compile.errors import LoadError, UsageError
+from co3d_compile.errors import Co3dError, LoadError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -68,8 +68,14 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
             "This file takes frames one at a time already: it is a compiled model.",
             hint="Give the clip model that it was compiled from.",
         )
-    module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
-    example = _example(model.graph, shapes)
+    try:
+        module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
+        example = _example(model.graph, shapes)
+    except Co3dError:
+        raise
+    except Exception as error:  # ONNX's own tools, on a file that does not fit together
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LoadError(f"This cannot be read as an ONNX model: {first}.") from error
     module.is_for_several = is_right_for_several(module, example)
     return OnnxClipModel(module, example, _notes(model.graph))
 

@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
 from co3d_compile.capture.onnx_reader.constants import core, counted
 from co3d_compile.capture.onnx_reader.control_flow import CONTROL, Values, controlled
 from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, NodeCall, Result, Value, as_tensor
-from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
+from co3d_compile.errors import Co3dError, LoadError, UnsupportedError, UsageError
 
 SHAPE_LIKE = 1 << 20  # whole numbers, at most so many, may be shapes or indices; more are data
 
@@ -93,7 +94,11 @@ class OnnxModule(nn.Module):
         if str(array.dtype) in ("float16", "bfloat16"):
             array = array.astype(np.float32)
         whole = array.dtype.kind in "iub" and array.size <= SHAPE_LIKE
-        if whole or (self.reads_numbers(value) and array.ndim <= 1) or array.dtype.kind not in "fiub":
+        if (
+            whole
+            or (array.ndim <= 1 and any(_wants_host(*use) for use in value.uses()))
+            or array.dtype.kind not in "fiub"
+        ):
             self._host[value] = array
             return
         if counted(array) is not None:
@@ -167,18 +172,34 @@ class OnnxModule(nn.Module):
             return values[value]
         if value in self._host:
             return self._host[value]
+        if value not in self._names:
+            raise LoadError(f"The ONNX file reads the value {value.name!r}, which nothing computes.")
         found: Tensor = self.get_buffer(self._names[value])
         return found if found.shape == self._shapes[value] else found.expand(self._shapes[value])
 
     def _node(self, node: ir.Node, values: Values) -> Sequence[Value]:
-        inputs = [self._value(v, values) for v in node.inputs]
-        host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
-        call = NodeCall(node, self.onnx_opset, host, self.onnx_clips)
-        if node.op_type in CONTROL:
+        """Runs one node. Whatever is wrong with it is said of this node."""
+        call = NodeCall(node, self.onnx_opset, (), self.onnx_clips)
+        try:
+            inputs = [self._value(v, values) for v in node.inputs]
+            host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
+            return self._results(replace(call, host=host), inputs, values)
+        except Co3dError:
+            raise
+        except WRONG as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise call.refuse(f"cannot be computed: {first}") from error
+
+    def _results(self, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:
+        if call.node.op_type in CONTROL:
             return controlled(self.run, call, inputs, values)
-        if inputs and all(v is None or isinstance(v, np.ndarray) for v in inputs) and _stays_small(node, host):
-            return reference(call, host)
-        reader = TABLE[node.op_type]
+        if (
+            inputs
+            and all(v is None or isinstance(v, np.ndarray) for v in inputs)
+            and _stays_small(call.node, call.host)
+        ):
+            return reference(call, call.host)
+        reader = TABLE[call.node.op_type]
         arguments: list[Value] = []
         for i, v in enumerate(inputs):
             if i in reader.host and isinstance(v, Tensor):
@@ -186,13 +207,7 @@ class OnnxModule(nn.Module):
             arguments.append(as_tensor(v) if isinstance(v, np.ndarray) and i not in reader.host else v)
         while arguments and arguments[-1] is None:
             arguments.pop()
-        try:
-            result = self._compute(reader.compute, call, arguments)
-        except Co3dError:
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AssertionError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise call.refuse(f"cannot be computed: {first}") from error
+        result = self._compute(reader.compute, call, arguments)
         call.check_attributes()
         return result if isinstance(result, tuple) else (result,)
 
@@ -205,6 +220,10 @@ class OnnxModule(nn.Module):
         return result
 
 
+WRONG = (
+    RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+)  # fmt: skip
+"""What PyTorch, numpy and ONNX raise of operators that do not fit their operands."""
 LARGE = ("ConstantOfShape", "Expand", "Tile")
 """Operators that make something large of few numbers: computed with tensors, so that they can be followed."""
 
