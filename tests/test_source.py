@@ -192,3 +192,11 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         with Source(path) as source:
             next(iter(source))
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+
+
+def test_a_server_that_keeps_silent_is_told_of_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("co3d_compile.media.frame_source.SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/film.mp4"
+        with pytest.raises(LoadError, match=r"nothing came for 0\.3 seconds"):
+            Source(url)

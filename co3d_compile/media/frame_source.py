@@ -142,7 +142,7 @@ class Source:
                 hint = "A pipe needs a format that can be read from front to back, such as MPEG-TS or Matroska."
             elif "://" in self.name:
                 hint = "Is the address right, and does it answer from here?"
-            raise LoadError(f"{self.name} cannot be read as a video: {reason(error)}.", hint=hint) from error
+            raise LoadError(f"{self.name} cannot be read as a video: {_why(error)}.", hint=hint) from error
         if not container.streams.video:
             container.close()
             raise LoadError(f"{self.name} has no video stream.")
@@ -160,7 +160,7 @@ class Source:
         except LoadError as error:
             end = error
         except Exception as error:  # whatever the decoder meets belongs to the reader of this source
-            end = LoadError(f"{self.name} broke off: {reason(error)}.")
+            end = LoadError(f"{self.name} broke off: {_why(error)}.")
         finally:
             with suppress(Exception):
                 if self._container is not None:
@@ -268,6 +268,13 @@ class _Channel:
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+
+def _why(error: BaseException) -> str:
+    """What happened, in words: FFmpeg says "Immediate exit requested" where its time was up."""
+    if isinstance(error, getattr(pyav().error, "ExitError", ())):
+        return f"nothing came for {SECONDS:g} seconds"
+    return reason(error)
 
 
 def _aside(call: Callable[[], T]) -> T:
