@@ -41,7 +41,6 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         if found == decisions:
             break
         write_again(program, found.written - decisions.written)
-        regroup(program, found.regrouped - decisions.regrouped)
         decisions = separate_starts(program, found, found.starts - decisions.starts)
     for node, operands in walk.waiting.items():
         hold_back(program, node, operands)
@@ -94,17 +93,6 @@ def write_again(program: Program, names: frozenset[str]) -> None:
     """Writes operators as the model has them, instead of in their canonical form."""
     for node in [n for n in program.graph.nodes if n.name in names]:
         program.originals.pop(node).write(node)
-
-
-def regroup(program: Program, regrouped: frozenset[Regrouping]) -> None:
-    """Makes one entry of several, or several of one, in front of operators that read time so."""
-    nodes = {n.name: n for n in program.graph.nodes}
-    for reader, name, steps in sorted(regrouped):
-        node, x = nodes[reader], nodes[name]
-        for k in steps:
-            marker = insert_marker(program, node, *((blocks, x, k) if k else (unblocked, x)), like=x)
-            node.replace_input_with(x, marker)
-            x = marker
 
 
 def separate_starts(program: Program, decisions: Decisions, names: frozenset[str]) -> Decisions:
