@@ -34,14 +34,17 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         UsageError: An option has no meaning for the model's inputs or rates.
     """
     annotate_inputs(program)
-    decisions = Decisions()
+    walk = TimeWalk(program, Decisions())
     while True:
-        walk = TimeWalk(program, decisions)
+        before = walk.decisions
         found = walk.run()
-        if found == decisions:
+        if found == before:
             break
-        write_again(program, found.written - decisions.written)
-        decisions = separate_starts(program, found, found.starts - decisions.starts)
+        written, starts = found.written - before.written, found.starts - before.starts
+        write_again(program, written)
+        earlier, walk = walk, TimeWalk(program, separate_starts(program, found, starts))
+        if not written and not starts:
+            walk.go_on(earlier)
     for node, operands in walk.waiting.items():
         hold_back(program, node, operands)
     fix_pulse(program)

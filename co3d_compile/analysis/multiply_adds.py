@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from torch.fx import Interpreter, Node
+from torch._ops import OpOverload
+from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.ir.resized_graph import Captures
+from co3d_compile.rules import is_pointwise
 
 
 @dataclass
@@ -28,22 +30,26 @@ class Costs:
 
 
 def costs(program: Program) -> Costs:
-    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter."""
+    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter.
+
+    Of operators of one kind one is counted.
+    """
     mode = next(n.meta["val"].fake_mode for n in program.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
-    nodes = program.placeholders()
-    batch = max(1, int(nodes[0].meta["val"].shape[0]))
+    batch = max(1, int(program.placeholders()[0].meta["val"].shape[0]))
     found: Counter[str] = Counter()
+    counted: dict[Kind, int] = {}
     with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
-
-        class Counting(Interpreter):
-            def run_node(self, n: Node) -> Any:
-                before = counter.get_total_flops() if n.op == "call_function" else 0
-                result = super().run_node(n)
-                if n.op == "call_function" and (more := counter.get_total_flops() - before):
-                    found[module_path(n)] += more
-                return result
-
-        Counting(program.module).run(*[torch.empty(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes])
+        for node in program.graph.nodes:
+            if not isinstance(node.target, OpOverload) or is_pointwise(node.target):
+                continue
+            kind = kind_of(node)
+            if kind not in counted:
+                before = counter.get_total_flops()
+                arguments = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+                node.target(*arguments[0], **arguments[1])
+                counted[kind] = counter.get_total_flops() - before
+            if counted[kind]:
+                found[module_path(node)] += counted[kind]
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
 
 

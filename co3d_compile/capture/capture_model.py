@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.also_outputs import add_outputs
+from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
-from co3d_compile.capture.exported_graph import unlift, with_free_names
+from co3d_compile.capture.exported_graph import with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.rolled_loops import roll_loops
@@ -47,8 +48,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
         exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
         check_parameters(exported)
-        exported = with_free_names(exported).run_decompositions(decompositions())
-    module, outputs, learned = unlift(exported)
+        module, outputs, learned = decomposed(with_free_names(exported), decompositions())
     check_operators(module)
     outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from co3d_compile.capture.torchscript import DECIDE
 from co3d_compile.errors import CaptureError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.stored_constants import set_constant
+
+Unlifted: TypeAlias = tuple[GraphModule, list[str], frozenset[str]]
 
 
 def with_free_names(exported: ExportedProgram) -> ExportedProgram:
@@ -53,7 +56,7 @@ def with_free_names(exported: ExportedProgram) -> ExportedProgram:
     )
 
 
-def unlift(exported: ExportedProgram) -> tuple[GraphModule, list[str], frozenset[str]]:
+def unlift(exported: ExportedProgram) -> Unlifted:
     """A graph module with parameters and buffers as attributes and the user's inputs and outputs alone.
 
     Returns:
