@@ -57,8 +57,9 @@ def _functional(target: OpOverload) -> OpOverload | None:
 def _is_own(operand: Node, node: Node) -> bool:
     """Whether an operand shares its memory with nothing, and the result is a tensor like it."""
     value, result = operand.meta.get("val"), node.meta.get("val")
-    alike = isinstance(value, torch.Tensor) and isinstance(result, torch.Tensor)
-    if not alike or (value.shape, value.dtype, value.stride()) != (result.shape, result.dtype, result.stride()):
+    if not isinstance(value, torch.Tensor) or not isinstance(result, torch.Tensor):
+        return False
+    if (value.shape, value.dtype, value.stride()) != (result.shape, result.dtype, result.stride()):
         return False
     if any(isinstance(each, Node) and each is operand for each in node.all_input_nodes[1:]):
         return False
