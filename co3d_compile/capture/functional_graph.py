@@ -61,8 +61,6 @@ def _is_own(operand: Node, node: Node) -> bool:
         return False
     if (value.shape, value.dtype, value.stride()) != (result.shape, result.dtype, result.stride()):
         return False
-    if any(isinstance(each, Node) and each is operand for each in node.all_input_nodes[1:]):
-        return False
     others = [user for user in operand.users if user is not node]
     return all(isinstance(each.target, OpOverload) and not _may_alias(each.target) for each in (operand, *others))
 

@@ -12,7 +12,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.stored_constants import set_constant
+from co3d_compile.ir.stored_constants import is_taken, set_constant
 from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
 
 
@@ -51,9 +51,8 @@ def insert_marker(program: Program, before: Node, target: Any, *args: Any, like:
 
 def insert_constant(program: Program, before: Node, name: str, value: torch.Tensor) -> Node:
     """Puts a constant in front of a node, under a name that is still free."""
-    used = {n for n, _ in program.module.named_buffers()}
     unique, i = name, 0
-    while unique in used or hasattr(program.module, unique):
+    while is_taken(program.module, unique):
         i += 1
         unique = f"{name}_{i}"
     set_constant(program.module, unique, value)

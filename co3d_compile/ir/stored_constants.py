@@ -17,6 +17,16 @@ def get_constant(root: nn.Module, target: str) -> torch.Tensor:
     return value.detach()
 
 
+def is_taken(root: nn.Module, target: str) -> bool:
+    """Whether there is something under a dotted name."""
+    value: Any = root
+    for atom in target.split("."):
+        if not hasattr(value, atom):
+            return False
+        value = getattr(value, atom)
+    return True
+
+
 def set_constant(root: nn.Module, target: str, value: torch.Tensor) -> None:
     """Registers a tensor under a dotted name, making the modules on the way."""
     *path, last = target.split(".")

@@ -1,0 +1,101 @@
+"""Operators decomposed once for each kind: what PyTorch's own way gives for the whole program, and the same numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from zoo.small import SMALL
+
+from co3d_compile.capture.decompose import decomposed
+from co3d_compile.capture.decompositions import decompositions
+from co3d_compile.capture.exported_graph import unlift
+from co3d_compile.capture.tracer import export
+
+CLIP = (1, 3, 4, 5, 5)
+
+
+class Net(nn.Module):
+    """A convolution, a norm, and a body that may write into its operands."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.body = nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.norm(self.conv(x)))
+
+
+def read_after(x: Tensor) -> Tensor:
+    y = x.relu_()
+    return y.add_(x)
+
+
+def read_before(x: Tensor) -> Tensor:
+    before = x.sigmoid()
+    return before * x.relu_()
+
+
+def a_view_sees_it(x: Tensor) -> Tensor:
+    part = x[:, :2]
+    x.relu_()
+    return part + x[:, 2:]
+
+
+def into_a_view(x: Tensor) -> Tensor:
+    x[:, :2].mul_(3)
+    return x + 1
+
+
+def with_itself(x: Tensor) -> Tensor:
+    return x.mul_(x)
+
+
+def several_results(x: Tensor) -> Tensor:
+    a, b = x.unbind(1)[:2]
+    return torch.einsum("nthw,nthw->nt", a, b)
+
+
+BODIES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {  # and whether it needs PyTorch's own way
+    "in place": (nn.ReLU(inplace=True), False),
+    "read after": (read_after, False),
+    "read before": (read_before, False),
+    "several results": (several_results, False),
+    "a view sees it": (a_view_sees_it, True),
+    "into a view": (into_a_view, True),
+    "with itself": (with_itself, False),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, whole = BODIES[name]
+    torch.manual_seed(0)
+    network = Net(body).eval()
+    program = export(network, (torch.rand(CLIP),))
+    sizes: list[int] = []
+    own = ExportedProgram.run_decompositions
+
+    def counted(self: ExportedProgram, *args: object, **kwargs: object) -> ExportedProgram:
+        sizes.append(sum(node.op == "placeholder" and node.name == "p_conv_weight" for node in self.graph.nodes))
+        return own(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    module, _, _ = decomposed(program, decompositions())
+    assert (sizes == [1]) == whole
+    x = torch.rand(2, *CLIP[1:])
+    torch.testing.assert_close(module(x.clone())[0], network(x.clone()))
+
+
+@pytest.mark.parametrize("network", ["c3d", "p3d", "st_gcn", "cnn_lstm", "se_mean-frame", "causal_attention", "ms_tcn"])
+def test_the_same_operators_as_by_pytorch(network: str) -> None:
+    entry = SMALL[network]
+    program = export(entry.build().eval(), entry.examples())
+    expected, _, _ = unlift(program.run_decompositions(decompositions()))
+    found, _, _ = decomposed(program, decompositions())
+    kinds = [Counter(str(n.target) for n in m.graph.nodes if n.op == "call_function") for m in (expected, found)]
+    assert kinds[0] == kinds[1]
