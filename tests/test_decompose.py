@@ -97,5 +97,6 @@ def test_the_same_operators_as_by_pytorch(network: str) -> None:
     program = export(entry.build().eval(), entry.examples())
     expected, _, _ = unlift(program.run_decompositions(decompositions()))
     found, _, _ = decomposed(program, decompositions())
+    expected.graph.eliminate_dead_code()  # not all weights are read
     kinds = [Counter(str(n.target) for n in m.graph.nodes if n.op == "call_function") for m in (expected, found)]
     assert kinds[0] == kinds[1]

@@ -58,6 +58,7 @@ def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
         module, names, learned = unlift(exported)
         if written_apart(module.graph):
             _decompose(module, table)
+            module.graph.eliminate_dead_code()
             module.graph.lint()
             module.recompile()
             return module, names, learned
