@@ -40,10 +40,10 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         found = walk.run()
         if found == before:
             break
-        written, starts = found.written - before.written, found.starts - before.starts
-        write_again(program, written)
-        earlier, walk = walk, TimeWalk(program, separate_starts(program, found, starts))
-        if not written and not starts:
+        write_again(program, found.written - before.written)
+        decisions = separate_starts(program, found, found.starts - before.starts)
+        earlier, walk = walk, TimeWalk(program, decisions)
+        if (decisions.written, decisions.starts, decisions.firsts) == (before.written, before.starts, before.firsts):
             walk.go_on(earlier)
     for node, operands in walk.waiting.items():
         hold_back(program, node, operands)
