@@ -82,19 +82,12 @@ def agreement(found: list[int], wanted: list[int]) -> tuple[int, float]:
     return hits, 2 * hits / (len(wanted) + hits + len(found) - right) if found or wanted else 1.0
 
 
-def draw(path: Path, scores: Array, found: list[int], frames: npt.NDArray[np.uint8]) -> None:
-    """A picture of the answers over time, with the first frames of shots above them."""
-    shown = found[:: max(1, len(found) // 10)]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 3.2), sharex=True, height_ratios=[1, 1.4])
-    above.set_axis_off()
-    above.set_ylim(0, 1)
-    width = len(scores) / 13
-    for cut in shown:
-        picture = frames[min(cut + 2, len(frames) - 1)]
-        above.imshow(picture, extent=(cut, cut + width, 0, 1), aspect="auto", interpolation="nearest")
-    below.plot(scores, color="#3465a4", linewidth=0.8)
-    below.plot(found, [1.05] * len(found), "v", color="#cc0000", markersize=4)
-    below.set(xlim=(0, len(scores)), ylim=(0, 1.12), xlabel="frame", ylabel="probability of a boundary")
+def draw(path: Path, scores: Array, found: list[int]) -> None:
+    """A picture of the answers over time, with the boundaries marked."""
+    figure, axes = plt.subplots(figsize=(11, 2.4))
+    axes.plot(scores, color="#3465a4", linewidth=0.8)
+    axes.plot(found, [1.06] * len(found), "v", color="#cc0000", markersize=4)
+    axes.set(xlim=(0, len(scores)), ylim=(0, 1.14), xlabel="frame", ylabel="probability of a boundary")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -115,7 +108,7 @@ def main() -> None:
     scores, milliseconds = stream(model, frames)
     found = boundaries(scores)
     (args.out / "shot_boundaries.json").write_text(json.dumps(found))
-    draw(args.out / "shot_boundaries.png", scores, found, frames)
+    draw(args.out / "shot_boundaries.png", scores, found)
     delay = compiled.info.outputs[0].delay
     console.print(f"{len(frames)} frames, {len(found)} boundaries, each known {delay} frames later")
     console.print(

@@ -13,6 +13,8 @@ from torch import nn
 
 import co3d_compile as co3d
 from co3d_compile import CompiledModel
+from co3d_compile.analysis.locality import Reach
+from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm
 
 CLIP = (torch.zeros(1, CHANNELS, LENGTH),)
 
@@ -89,6 +91,17 @@ def test_a_region_is_verified_against_the_network_on_a_long_clip() -> None:
     net, model = compiled("mask -1e9")
     found = co3d.verify(model, net, CLIP)
     assert found.passed and found.relative_error < 1e-5, found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"), [("band", (2, 3)), ("band", (3, 2)), ("mask -1e9", (2, 0)), ("mask -inf", (1, 1))]
+)
+def test_a_claim_of_less_than_the_reach_is_caught(name: str, lie: tuple[int, int]) -> None:
+    part = next(iter(compiled(name)[1].program.regions.values()))
+    claimed = Part(part.captures, part.dims, (torch.float32,) * len(part.dims), part.dim)
+    confirm(claimed, Reach(part.before, part.after, part.period), 64, torch.inf)
+    with pytest.raises(NotLocal):
+        confirm(claimed, Reach(*lie, part.period), 64, torch.inf)
 
 
 def test_a_region_is_refused_where_everything_must_stream() -> None:

@@ -29,6 +29,8 @@ class _Scores:
     order: list[int]
     scale: float
     mask: Tensor | None
+    source: tuple[str, Node] | None = None
+    """Where there is one mask: what the network adds, hides or shows."""
 
 
 def join_attention(program: Program) -> None:
@@ -57,7 +59,7 @@ def _unguarded(node: Node, constants: Constants) -> Node:
 
 def _scores(node: Node, constants: Constants) -> _Scores | None:
     """What goes into a softmax, taken apart: masks and scales down to the product of matrices."""
-    scale, mask = 1.0, None
+    scale, mask, source, several = 1.0, None, None, False
     while node.target not in PRODUCTS:
         node = without_effect(node)
         if len(node.users) != 1 or not isinstance(node.target, torch._ops.OpOverload):
@@ -69,7 +71,8 @@ def _scores(node: Node, constants: Constants) -> _Scores | None:
         added = _added(node, constants) if scale == 1.0 else None
         if added is None:
             return None
-        value, node = added
+        several = mask is not None
+        value, node, source = added
         mask = value if mask is None else mask + value
     if len(node.users) != 1:
         return None
@@ -77,7 +80,7 @@ def _scores(node: Node, constants: Constants) -> _Scores | None:
     of_product, transposed = _factor(operand(node, 1), constants) or (1.0, operand(node, 1))
     order, turned = _turned(transposed)
     of_k, k = _factor(turned, constants) or (1.0, turned)
-    return _Scores(q, k, order, scale * of_q * of_product * of_k, mask)
+    return _Scores(q, k, order, scale * of_q * of_product * of_k, mask, None if several else source)
 
 
 def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
@@ -104,25 +107,33 @@ def _is_scores(x: Node, node: Node, constants: Constants) -> bool:
     return shape_of(x) == shape_of(node) and constants.value(x) is None
 
 
-def _added(node: Node, constants: Constants) -> tuple[Tensor, Node] | None:
-    """A constant that is added to scores, or fills some of them in: as numbers to add, and the scores."""
+def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, Node]] | None:
+    """A constant that is added to scores, or fills some of them in: as numbers to add, the scores, and what it is."""
     if node.target is aten.add.Tensor and argument(node, 2, "alpha", 1) == 1:
         for x, other in _both_ways(node):
             value = constants.value(other) if isinstance(other, Node) else None
-            if value is not None and _is_scores(x, node, constants):
-                return value, x
+            if value is not None and isinstance(other, Node) and _is_scores(x, node, constants):
+                return value, x, ("adds", other)
     if node.target not in (aten.masked_fill.Scalar, aten.where.self):
         return None
     filled = node.target is aten.masked_fill.Scalar
     scores, fill = node.args[0 if filled else 1], node.args[2]
-    hidden = constants.value(operand(node, 1 if filled else 0))
+    given = operand(node, 1 if filled else 0)
+    hidden = constants.value(given)
     number = constants.value(fill) if isinstance(fill, Node) else fill
     if hidden is None or not isinstance(scores, Node) or not isinstance(number, (Tensor, int, float)):
         return None
     hidden = hidden if filled else ~hidden
     if float(torch.as_tensor(number).max()) != -torch.inf or not _is_scores(scores, node, constants):
         return None
-    return torch.zeros(hidden.shape, dtype=torch.float64).masked_fill(hidden, -torch.inf), scores
+    return (
+        torch.zeros(hidden.shape, dtype=torch.float64).masked_fill(hidden, -torch.inf),
+        scores,
+        (
+            "hides" if filled else "shows",
+            given,
+        ),
+    )
 
 
 def _fits(found: _Scores, v: Node, node: Node) -> bool:
@@ -140,9 +151,23 @@ def _join(program: Program, node: Node, found: _Scores, v: Node) -> None:
     if found.mask is not None:
         value = found.mask.to(node.meta["val"].dtype)
         hides = bool(((value == 0) | (value == -torch.inf)).all())
-        mask = insert_constant(program, node, f"{node.name}_mask", value == 0 if hides else value)
+        mask = _mask(program, node, found.source, hides)
+        if mask is None:
+            mask = insert_constant(program, node, f"{node.name}_mask", value == 0 if hides else value)
     target = aten.scaled_dot_product_attention.default
     replace(node, insert(program, node, target, found.q, keys, v, mask, scale=found.scale))
+
+
+def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: bool) -> Node | None:
+    """The one mask as the network computes it, so that it can be computed for clips of another length."""
+    if source is None:
+        return None
+    how, mask = source
+    if how == "hides":
+        return insert(program, node, aten.logical_not.default, mask)
+    if how == "adds" and hides:
+        return insert(program, node, aten.eq.Scalar, mask, 0)
+    return mask if how == "shows" or mask.meta["val"].dtype is node.meta["val"].dtype else None
 
 
 def _turned(node: Node) -> tuple[list[int], Node]:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from co3d_compile.analysis.locality import Reach, dependences, reach_of, spread
 from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm, confirm_ends
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
+from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
 from co3d_compile.ir.program import Program, Region
@@ -250,7 +251,7 @@ class _Search:
             new = graph.call_function(region, (operands, result.name, *numbers))
         new.meta = {**old.meta, "path": module_path(start)}
         old.replace_all_uses_with(new)
-        graph.eliminate_dead_code()
+        erase_unused(old)
         self.program.module.recompile()
 
     def _part(self, result: Node, inputs: list[Node], facts: Mapping[str, Fact], wide: bool) -> Part:

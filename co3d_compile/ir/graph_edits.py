@@ -69,6 +69,20 @@ def replace(old: Node, new: Node) -> None:
     old.graph.erase_node(old)
 
 
+def erase_unused(node: Node) -> None:
+    """Erases what nothing reads any more: an operator, and what it alone has read.
+
+    PyTorch's own elimination keeps operators that may draw random numbers, such as attention with its dropout.
+    """
+    stack = [node]
+    while stack:
+        last = stack.pop()
+        if last.op in ("call_function", "get_attr") and not last.users and not last._erased:
+            operands = last.all_input_nodes
+            last.graph.erase_node(last)
+            stack += operands
+
+
 def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
     """``x``, ``entries`` entries later."""
     past = insert_marker(program, before, history, x, entries, like=x)

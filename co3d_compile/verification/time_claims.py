@@ -20,6 +20,7 @@ from torch.fx.node import Argument
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
 from co3d_compile.ir.frame_loop import FrameLoop
+from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import blocks, chain, region, unblocked
 from co3d_compile.ir.program import Program
@@ -145,7 +146,7 @@ def _call_region(program: Program, nodes: dict[str, Node], part: LocalRegion) ->
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
     nodes[part.result] = new
-    program.graph.eliminate_dead_code()
+    erase_unused(old)
 
 
 def _claim(node: Node) -> Claim:
