@@ -13,13 +13,13 @@ from fractions import Fraction
 
 from torch.fx import Node
 
-from co3d_compile.analysis.regrouping import Regrouping, split_views
+from co3d_compile.analysis.regrouping import split_views
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.markers import blocks, hold, unblocked
+from co3d_compile.ir.markers import hold
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for
