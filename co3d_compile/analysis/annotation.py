@@ -13,13 +13,13 @@ from fractions import Fraction
 
 from torch.fx import Node
 
-from co3d_compile.analysis.regrouping import split_views
+from co3d_compile.analysis.regrouping import Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.markers import hold
+from co3d_compile.ir.markers import blocks, hold, unblocked
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for
@@ -34,17 +34,15 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         UsageError: An option has no meaning for the model's inputs or rates.
     """
     annotate_inputs(program)
-    walk = TimeWalk(program, Decisions())
+    decisions = Decisions()
     while True:
-        before = walk.decisions
+        walk = TimeWalk(program, decisions)
         found = walk.run()
-        if found == before:
+        if found == decisions:
             break
-        write_again(program, found.written - before.written)
-        decisions = separate_starts(program, found, found.starts - before.starts)
-        earlier, walk = walk, TimeWalk(program, decisions)
-        if (decisions.written, decisions.starts, decisions.firsts) == (before.written, before.starts, before.firsts):
-            walk.go_on(earlier)
+        write_again(program, found.written - decisions.written)
+        regroup(program, found.regrouped - decisions.regrouped)
+        decisions = separate_starts(program, found, found.starts - decisions.starts)
     for node, operands in walk.waiting.items():
         hold_back(program, node, operands)
     fix_pulse(program)
@@ -96,6 +94,17 @@ def write_again(program: Program, names: frozenset[str]) -> None:
     """Writes operators as the model has them, instead of in their canonical form."""
     for node in [n for n in program.graph.nodes if n.name in names]:
         program.originals.pop(node).write(node)
+
+
+def regroup(program: Program, regrouped: frozenset[Regrouping]) -> None:
+    """Makes one entry of several, or several of one, in front of operators that read time so."""
+    nodes = {n.name: n for n in program.graph.nodes}
+    for reader, name, steps in sorted(regrouped):
+        node, x = nodes[reader], nodes[name]
+        for k in steps:
+            marker = insert_marker(program, node, *((blocks, x, k) if k else (unblocked, x)), like=x)
+            node.replace_input_with(x, marker)
+            x = marker
 
 
 def separate_starts(program: Program, decisions: Decisions, names: frozenset[str]) -> Decisions:
