@@ -265,7 +265,8 @@ class _Search:
         parts = [self._cut(m, inputs, result) for m in modules]
         check_same(parts)
         dim = self._time_dim(result)
-        assert dim is not None
+        if dim is None:
+            raise NotResizable("its result has no dim that grows with the clip")
         sizes = [[shape_of(self._same(x, m))[d] for x, d in zip(inputs, dims, strict=True)] for m in modules[:2]]
         rows = [shape_of(self._same(result, m))[dim] for m in modules[:2]]
         steps = {b - a for a, b in zip([*sizes[0], rows[0]], [*sizes[1], rows[1]], strict=True)}
