@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
+from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.operator_row import Operator
@@ -40,7 +41,7 @@ def costs(program: Program) -> Costs:
     counted: dict[Kind, int] = {}
     with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
         for node in program.graph.nodes:
-            if not isinstance(node.target, OpOverload) or is_pointwise(node.target):
+            if not isinstance(node.target, OpOverload | FrameLoop) or is_pointwise(node.target):
                 continue
             kind = kind_of(node)
             if kind not in counted:
