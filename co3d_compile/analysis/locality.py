@@ -117,6 +117,13 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
     return None
 
 
+def is_wrapped(found: Sequence[Dependence], reach: Reach) -> bool:
+    """Whether entries at one end depend on entries beyond the reach, such as those at the other end (``roll``)."""
+    most = reach.before + reach.after + reach.period
+    rows = [d.row(n) for d in found for n in range(d.rows)]
+    return any(abs(distance) > most for row in rows for distance in row)
+
+
 def _completed(d: Dependence) -> Dependence | None:
     """All columns, where some were marked: the others are the one in the middle, moved."""
     if len(d.columns) == d.rows:
@@ -157,4 +164,4 @@ def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Ite
                 yield min(row) + i, max(row) + i
 
 
-__all__ = ["Dependence", "Reach", "dependences", "reach_of", "spread"]
+__all__ = ["Dependence", "Reach", "dependences", "is_wrapped", "reach_of", "spread"]

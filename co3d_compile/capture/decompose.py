@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch._export.utils import _collect_all_valid_cia_ops
 from torch._ops import OpOverload
@@ -66,13 +67,20 @@ def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether all is known of a node by itself: an operator from tensors to tensors."""
+    """Whether all is known of a node by itself: an operator from tensors to tensors, of sizes that are numbers."""
+    values = pytree.tree_leaves((node.meta.get("val"), node.args, node.kwargs))
+    if any(isinstance(v, torch.SymInt) for v in values) or not all(map(_is_sized, values)):
+        return False
     if node.op in ("placeholder", "output"):
         return True
     if node.op != "call_function" or not (isinstance(node.target, OpOverload) or node.target is operator.getitem):
         return False
     value = node.meta.get("val")
     return value is None or all(isinstance(v, Tensor) for v in pytree.tree_leaves(value))
+
+
+def _is_sized(value: object) -> bool:
+    return not isinstance(value, Tensor) or all(isinstance(size, int) for size in value.shape)
 
 
 def _decompose(module: GraphModule, table: Table) -> None:

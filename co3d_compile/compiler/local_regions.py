@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch.fx import GraphModule, Node
 
-from co3d_compile.analysis.locality import Reach, dependences, reach_of, spread
+from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
 from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm, confirm_ends
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused
@@ -302,8 +302,11 @@ class _Search:
         for entries in range(long, longest + 1, long - short):
             if entries > extent + 1:
                 module, clips = in_float64(part.at(entries)), part.inputs(entries, generator)
-                reach = reach_of(dependences(module, clips, part.dims, part.dim))
+                found = dependences(module, clips, part.dims, part.dim)
+                reach = reach_of(found)
                 if reach is not None:
+                    if is_wrapped(found, reach):
+                        raise NotLocal("entries at one end depend on entries at the other")
                     length = confirm(part, reach, entries, torch.inf)
                     if self.program.options.boundary == "exact":
                         confirm_ends(part, reach, entries, length)

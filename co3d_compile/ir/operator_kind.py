@@ -21,12 +21,21 @@ def kind_of(node: Node) -> Kind:
 
 def _leaf(leaf: object, places: Mapping[Node, int]) -> Hashable:
     if not isinstance(leaf, Node):
-        return type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf)
+        return type(leaf), _key(leaf)
     value = leaf.meta.get("val")
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
         return places[leaf], leaf
     shape = (tuple(value.shape), value.stride(), value.storage_offset(), value.dtype, value.device)
     return places[leaf], shape, isinstance(value, nn.Parameter)
+
+
+def _key(value: object) -> Hashable:
+    """A value to compare by; of what cannot be hashed, such as a size that is not known yet, the object itself."""
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return value if isinstance(value, Hashable) else id(value)
 
 
 __all__ = ["Kind", "kind_of"]

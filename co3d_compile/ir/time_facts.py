@@ -283,14 +283,15 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
     """The fact of an operator that reads several streaming operands at equal index: the largest delay wins.
 
     Raises:
-        NoExtension: The operands have different rates or lengths, or one is a single entry, of which each clip has one.
+        NoExtension: The operands have different rates or lengths, or one is a single entry, of which each clip has one,
+            and another is not.
     """
     streams = [f for f in facts if f.kind is Kind.STREAM]
     first = streams[0]
     if any((f.pulse, f.spacing) != (first.pulse, first.spacing) for f in streams):
         raise NoExtension("operands with different numbers of entries per step")
     several = layout is not None and layout.time is not None and layout.time.size > 1
-    if several and any(f.clip == 1 and not f.per_entry for f in streams):
+    if several and any(f.clip > 1 for f in streams) and any(f.clip == 1 and not f.per_entry for f in streams):
         raise NoExtension("spreads a single entry over the whole time axis")
     last = max(streams, key=lambda f: f.delay)
     alike = len({(f.delay, f.lead, f.tail) for f in streams}) == 1
