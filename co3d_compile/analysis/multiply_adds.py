@@ -48,7 +48,7 @@ def costs(program: Program) -> Costs:
                 before = counter.get_total_flops()
                 arguments = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
                 node.target(*arguments[0], **arguments[1])
-                counted[kind] = counter.get_total_flops() - before
+                counted[kind] = int(counter.get_total_flops() - before)  # sizes of TorchScript may be symbols
             if counted[kind]:
                 found[module_path(node)] += counted[kind]
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))

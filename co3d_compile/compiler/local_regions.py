@@ -143,7 +143,7 @@ class _Search:
             behind.add(node)
             if node is not start and all(x in given_up for x in sources):
                 given_up.add(node)
-            elif node.op == "call_function" and self._grows(node) == growth and node not in self.tried:
+            elif node.op == "call_function" and self._follows(node, growth) and node not in self.tried:
                 given_up |= set() if self._meets(node, behind) else {node}
                 found.append(node)
         found.sort(key=lambda node: node not in given_up)
@@ -172,6 +172,11 @@ class _Search:
         """By how many entries a tensor is longer for the longer clip, in its one dim that is."""
         dim = self._time_dim(node)
         return 0 if dim is None else shape_of(self._same(node, self.long))[dim] - shape_of(node)[dim]
+
+    def _follows(self, node: Node, growth: int) -> bool:
+        """Whether a tensor grows with the clip, as much as what is read; 0: by how much that grows is not known."""
+        own = self._grows(node)
+        return own > 0 and growth in (0, own)
 
     def _time_dim(self, node: Node) -> int | None:
         """The dim of a result that grows with the clip, if there is one, and the batch is in front."""

@@ -196,8 +196,9 @@ def span(part: Node, dim: int) -> tuple[int, int]:
     """First and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
     if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
         return span(part.all_input_nodes[0], dim)
-    if part.target is aten.cat.default and _repeats(part, dim):
-        return span(part.all_input_nodes[0], dim)
+    if part.target is aten.cat.default and (_repeats(part, dim) or _padded(part, dim) is not None):
+        spans = {span(p, dim) for p in part.all_input_nodes}
+        return spans.pop() if len(spans) == 1 else (-1, -2)
     if part.target is aten.unsqueeze.default and operand(part).target is aten.select.int:
         select = operand(part)
         x, index = operand(select), argument(select, 2, "index") % shape_of(operand(select))[dim]
@@ -220,6 +221,16 @@ def _repeats(node: Node, dim: int) -> bool:
 
 def _root(node: Node, dim: int) -> Node:
     """The tensor that a chain of crops and repeats starts from."""
-    while node.target in CROPS and (node.target is not aten.cat.default or _repeats(node, dim)):
-        node = node.all_input_nodes[0]
+    while node.target in CROPS:
+        inner = node.all_input_nodes[0] if node.target is not aten.cat.default else _padded(node, dim)
+        if inner is None:
+            break
+        node = inner
     return node
+
+
+def _padded(node: Node, dim: int) -> Node | None:
+    """The tensor that a concatenation only adds constants or its own entries to; None: it joins more than that."""
+    main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
+    more = [p for p in others if fact_of(p).kind is not Kind.STATIC]
+    return main if all(_root(p, dim) is _root(main, dim) for p in more) else None
