@@ -14,7 +14,6 @@ from co3d_compile.analysis.entry_dependence import Tracker
 LONGEST_PERIOD = 64
 MANY = 3e8
 """Numbers to be marked, of all entries together: where there are more, some entries speak for the others."""
-Pattern = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)

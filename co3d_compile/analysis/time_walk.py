@@ -78,29 +78,14 @@ class TimeWalk:
     waiting: dict[Node, Mapping[Node, Fact]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.decided_from = self.decisions
         there = {n.name for n in self.program.graph.nodes}
         decrees = [[name for name in names if name in there] for names in self.program.decreed]
         self._decreed = {names[0] for names in decrees if names}
-        self._walked: set[Node] = set()
-
-    def go_on(self, earlier: TimeWalk) -> None:
-        """Takes over what an earlier walk found before the first operator about which something else is decided."""
-        before, now = earlier.decided_from, self.decisions
-        changed = (before.gates ^ now.gates) | (before.windows ^ now.windows)
-        for node in self.program.graph.nodes:
-            if node.name in changed:
-                break
-            self._walked.add(node)
-        self.fallbacks = [(node, why) for node, why in earlier.fallbacks if node in self._walked]
-        self.waiting = {node: facts for node, facts in earlier.waiting.items() if node in self._walked}
 
     def run(self) -> Decisions:
         """Walks; the result is equal to the decisions given if nothing is left to be decided."""
         given = self.decisions
         for node in self.program.graph.nodes:
-            if node in self._walked:
-                continue
             if node.op == "get_attr":
                 node.meta.setdefault(KEY, STATIC)  # of a constant more may be known
             elif node.op == "call_function":
