@@ -196,7 +196,7 @@ def span(part: Node, dim: int) -> tuple[int, int]:
     """First and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
     if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
         return span(part.all_input_nodes[0], dim)
-    if part.target is aten.cat.default and (_repeats(part, dim) or _padded(part, dim) is not None):
+    if part.target is aten.cat.default and _common_root(part, dim) is not None:
         spans = {span(p, dim) for p in part.all_input_nodes}
         return spans.pop() if len(spans) == 1 else (-1, -2)
     if part.target is aten.unsqueeze.default and operand(part).target is aten.select.int:
@@ -213,24 +213,17 @@ def span(part: Node, dim: int) -> tuple[int, int]:
     return (-1, -2) if cropped else (0, shape_of(part)[dim] - 1)
 
 
-def _repeats(node: Node, dim: int) -> bool:
-    """Whether a concatenation joins the same entries again and again."""
-    along = argument(node, 1, "dim", 0) % rank_of(node)
-    return along == dim and len({(span(p, dim), _root(p, dim)) for p in node.all_input_nodes}) == 1
-
-
 def _root(node: Node, dim: int) -> Node:
-    """The tensor that a chain of crops and repeats starts from."""
-    while node.target in CROPS:
-        inner = node.all_input_nodes[0] if node.target is not aten.cat.default else _padded(node, dim)
-        if inner is None:
-            break
-        node = inner
-    return node
+    """The tensor that a chain of crops, repeats and pads starts from."""
+    while node.target in CROPS and node.target is not aten.cat.default:
+        node = node.all_input_nodes[0]
+    common_root = _common_root(node, dim) if node.target is aten.cat.default else None
+    return node if common_root is None else common_root
 
 
-def _padded(node: Node, dim: int) -> Node | None:
-    """The tensor that a concatenation only adds constants or its own entries to; None: it joins more than that."""
+def _common_root(node: Node, dim: int) -> Node | None:
+    """The root of what a concatenation only adds constants or its own entries to; None: it joins more than that."""
     main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
+    root = _root(main, dim)
     more = [p for p in others if fact_of(p).kind is not Kind.STATIC]
-    return main if all(_root(p, dim) is _root(main, dim) for p in more) else None
+    return root if all(_root(p, dim) is root for p in more) else None
