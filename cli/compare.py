@@ -13,7 +13,6 @@ import click
 from co3d_compile.cli.common import (
     COUNT,
     FILE,
-    MODEL,
     OUTPUT,
     SOURCE,
     TIME,
@@ -27,7 +26,7 @@ from co3d_compile.cli.common import (
     stdout,
     verbose_option,
 )
-from co3d_compile.cli.model_options import load_model, model_options
+from co3d_compile.cli.model_options import against_option, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import facts_table, rows_table, show
@@ -67,13 +66,7 @@ Exit codes:
 
 @click.command(cls=Command, name="compare", epilog=EPILOG, context_settings={"max_content_width": 100})
 @click.argument("compiled", metavar="MODEL.onnx", type=FILE)
-@option(
-    "--against",
-    required=True,
-    metavar="MODEL",
-    group=MODEL,
-    help="The model it was compiled from: a file, or package.module:factory.",
-)
+@against_option
 @model_options
 @option("--source", required=True, group=SOURCE, metavar="VIDEO", help="A video file, as for co3d run.")
 @option(

@@ -71,6 +71,15 @@ model_options = together(
            help="Open a pickled module. This runs whatever code the file holds."),
 )  # fmt: skip
 
+# The model that a compiled file stands beside.
+against_option = option(
+    "--against",
+    required=True,
+    metavar="MODEL",
+    group=MODEL,
+    help="The model it was compiled from: a file, or package.module:factory.",
+)
+
 
 def load_model(model: str, options: Options) -> Loaded:
     """Loads a model as `model_options` say; takes those options out of ``options``."""

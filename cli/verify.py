@@ -13,7 +13,6 @@ from rich.text import Text
 from co3d_compile.cli.common import (
     COUNT,
     FILE,
-    MODEL,
     OUTPUT,
     SOURCE,
     Command,
@@ -26,7 +25,7 @@ from co3d_compile.cli.common import (
     verbose_option,
 )
 from co3d_compile.cli.error_chart import errors_chart
-from co3d_compile.cli.model_options import load_model, model_options
+from co3d_compile.cli.model_options import against_option, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart
 from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import facts_table, reason, show, verification
@@ -68,13 +67,7 @@ Exit codes:
 
 @click.command(cls=Command, name="verify", epilog=EPILOG, context_settings={"max_content_width": 110})
 @click.argument("compiled", metavar="MODEL.onnx", type=FILE)
-@option(
-    "--against",
-    required=True,
-    metavar="MODEL",
-    group=MODEL,
-    help="The model it was compiled from: a file, or package.module:factory.",
-)
+@against_option
 @model_options
 @option(
     "--video",
