@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from zoo.small import SMALL
+from target_rows import TARGET_ROWS, compiled_row
 
 import co3d_compile as co3d
 from co3d_compile.capture.onnx_reader.onnx_file import prepared
@@ -22,27 +21,6 @@ from co3d_compile.targets.litert_graph import PASSES_ON, separated
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "litert"
 there = pytest.mark.skipif(importlib.util.find_spec("litert_torch") is None, reason="litert-torch is not installed")
-# Network, options, streams.
-ROWS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "past entries": ("p3d", {}, 1),
-    "states that only move": ("p3d", {"state_io": "renamed"}, 1),
-    "a batch": ("p3d", {}, 3),
-    "flags and counters": ("p3d", {"boundary": "exact"}, 1),
-    "pasts of minus infinity": ("resnext3d", {"boundary": "exact"}, 1),
-    "queues": ("wavenet_small", {}, 1),
-    "recurrent": ("cnn_lstm", {}, 2),
-    "several frames a step": ("unet_linear", {}, 1),
-    "several rates": ("audio_visual", {}, 1),
-    "several outputs": ("two_heads", {}, 1),
-    "recomputed window": ("transformer", {}, 1),
-}
-
-
-@cache
-def compiled_row(row: str) -> co3d.CompiledModel:
-    name, options, _ = ROWS[row]
-    entry = SMALL[name]
-    return co3d.compile(entry.build(), entry.examples(), time_dim=entry.time_dim, **{**entry.options, **options})
 
 
 def export(*arguments: object) -> Any:
@@ -50,9 +28,9 @@ def export(*arguments: object) -> Any:
 
 
 @there
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", TARGET_ROWS)
 def test_the_reader_gives_what_the_session_gives(row: str, tmp_path: Path) -> None:
-    compiled, batch = compiled_row(row), ROWS[row][2]
+    compiled, batch = compiled_row(row), TARGET_ROWS[row][2]
     path = compiled.save(tmp_path / "model.onnx")
     result = export(path, "--litert", tmp_path / "model.tflite", "--batch", batch, "--tensors", "channels-last")
     assert result.exit_code == 0, result.output
@@ -75,7 +53,7 @@ def test_the_reader_gives_what_the_session_gives(row: str, tmp_path: Path) -> No
     assert all(map(np.array_equal, first, Stream(str(tmp_path / "model.tflite")).step(*again)))
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", TARGET_ROWS)
 def test_no_output_is_an_input_or_used_or_a_sum_with_a_state(row: str, tmp_path: Path) -> None:
     compiled = compiled_row(row)
     model = prepared(ir.load(compiled.save(tmp_path / "model.onnx")))
