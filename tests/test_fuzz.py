@@ -27,7 +27,8 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 import co3d_compile as co3d
-from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, parse
+from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, SessionError
 from co3d_compile.report.web_page import page

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import co3d_compile as co3d
 from co3d_compile.cli.compile import main as compile_command
 from co3d_compile.cli.main import main as group
-from co3d_compile.contract.model_contract import REPORT_KEY, parse
+from co3d_compile.contract.model_contract import REPORT_KEY
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import ContractError
 from co3d_compile.report.web_page import page

@@ -30,7 +30,7 @@ from hand_made import (
 )
 from layouts import session_layout  # noqa: F401  all tests here run in both
 
-from co3d_compile.contract.model_contract import parse
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError, SessionError, UsageError
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.runtime.stored_metadata import read_contract

@@ -25,7 +25,8 @@ from zoo import Graph, randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
-from co3d_compile.contract.model_contract import METADATA_KEY, parse
+from co3d_compile.contract.model_contract import METADATA_KEY
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.ir.options import Options
 from co3d_compile.support.machine import block_channels
 from co3d_compile.verification.compared_steps import Step, Timeline, random_frames

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import time
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from co3d_compile.analysis import promises
-from co3d_compile.analysis.delay_budget import late_error
-from co3d_compile.analysis.delay_model import frames_late
-from co3d_compile.analysis.multiply_adds import costs, with_costs
-from co3d_compile.analysis.operator_survey import with_values
-from co3d_compile.capture.capture_model import capture, captured_again, check_kinds
+from co3d_compile.capture.capture_model import check_kinds
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
-from co3d_compile.capture.torn_views import torn_views
-from co3d_compile.capture.tracer import doubled
-from co3d_compile.capture.tracer import export as exported
+from co3d_compile.compiler.build_model import Build
 from co3d_compile.compiler.compiled_model import CompiledModel
-from co3d_compile.compiler.local_regions import stream_regions
-from co3d_compile.compiler.program_contract import describe
-from co3d_compile.compiler.program_report import details, report_of
 from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.compiler.time_dim_check import check_time_dim, usual_dims
 from co3d_compile.compiler.tune_forms import tuned
-from co3d_compile.contract import model_contract as metadata
-from co3d_compile.errors import Co3dWarning, PassError, UnsupportedError
+from co3d_compile.errors import Co3dWarning
 from co3d_compile.ir.options import Options
-from co3d_compile.ir.pass_manager import Pass, Progress, check_passes, run_passes
-from co3d_compile.ir.program import Program
-from co3d_compile.onnx_export.export_program import export
+from co3d_compile.ir.pass_manager import Pass, Progress, check_passes
 from co3d_compile.passes import default_passes
-from co3d_compile.rules.failures import RuleFailure
-
-log = logging.getLogger(__name__)
-RESTARTS = 3  # a rule that fails at one operator may fail at others of its kind
 
 
 def compile(
@@ -114,138 +93,24 @@ def compile(
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
     check_kinds(module, example_inputs)
-    network: nn.Module | ExportedProgram = module
-    dims = usual_dims(network) if time_dim is None else time_dim
+    source = ClipNetwork(module, example_inputs, dict(example_kwargs or {}))
+    dims = usual_dims(module) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
     said = time_dim is not None or not isinstance(dims, int)  # the operators of an ONNX file tell
     options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by, said)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
-    folder = Path(dump) if dump is not None else None
-
-    def given(two: bool) -> nn.Module | ExportedProgram:
-        if isinstance(network, ExportedProgram) or not example_kwargs:
-            return network
-        return exported(network, example_inputs or (), two, example_kwargs)
-
-    def build() -> CompiledModel:
-        whole = isinstance(network, ExportedProgram) or example_inputs is None
-        both = not whole and doubled((tuple(example_inputs or ()), dict(example_kwargs or {})))
-        try:
-            compiled = _compile(given(two=True), example_inputs, options, pipeline, folder, progress, two=True)
-        except (UnsupportedError, PassError):
-            if not both:
-                raise
-        else:
-            if not both or not compiled.program.step.fixed_batch:
-                return compiled
-        # The model is for one clip at a time: two of them are not what it was made for.
-        return _compile(given(two=False), example_inputs, options, pipeline, folder, progress, two=False)
-
-    def layer(network: nn.Module, clip: Tensor) -> CompiledModel:
-        return compile(network, (clip,), state_io="renamed")
-
-    compiled = tuned(build, layer, progress) if tune else build()
+    build = Build(source, options, pipeline, Path(dump) if dump is not None else None, progress)
+    compiled = tuned(build.model, _compiled_layer, progress) if tune else build.model()
     if time_dim is None:
-        check_time_dim(compiled.program, network, example_inputs, options)
-    compiled.source = ClipNetwork(network, example_inputs, dict(example_kwargs or {}))
+        check_time_dim(compiled.program, source.network, example_inputs, options)
+    compiled.source = source
     compiled.describe(preprocess, labels)
     for message in [*notes, *compiled.report().warnings]:
         warnings.warn(message, Co3dWarning, stacklevel=2)
     return compiled
 
 
-class _Torn(Exception):
-    """Views that were taken for blocks of time split it into as many parts, however long the clip is."""
-
-    def __init__(self, views: frozenset[str]) -> None:
-        super().__init__(", ".join(sorted(views)))
-        self.views = views
-
-
-def _compile(
-    module: nn.Module | ExportedProgram,
-    example_inputs: Sequence[Any] | None,
-    options: Options,
-    pipeline: list[Pass],
-    dump: Path | None,
-    progress: Progress | None,
-    *,
-    two: bool,
-) -> CompiledModel:
-    """Compiles; where a rule of the compiler fails, again from the captured graph, with that operator on a window."""
-    failures: list[RuleFailure] = []
-    torn: frozenset[str] = frozenset()
-    while True:
-        try:
-            return _attempt(module, example_inputs, options, pipeline, dump, progress, failures, torn, two=two)
-        except _Torn as found:
-            torn |= found.views
-        except RuleFailure as failure:
-            if len(failures) == RESTARTS:
-                raise
-            log.warning("%s", failure.warning)
-            failures.append(failure)
-
-
-def _attempt(
-    module: nn.Module | ExportedProgram,
-    example_inputs: Sequence[Any] | None,
-    options: Options,
-    pipeline: list[Pass],
-    dump: Path | None,
-    progress: Progress | None,
-    failures: Sequence[RuleFailure],
-    torn: frozenset[str],
-    *,
-    two: bool,
-) -> CompiledModel:
-    """Captures, runs the passes, exports and reports."""
-    start = time.perf_counter()
-    if progress is not None:
-        progress("capture", 0, len(pipeline) + 2)
-    program = capture(module, example_inputs, options, two=two)
-    program.decreed, program.torn = [failure.names for failure in failures], torn
-    again = partial(captured_again, module, example_inputs, options, two, program)
-    program.notes.warnings += [failure.warning for failure in failures]
-    seconds = {"capture": time.perf_counter() - start}
-    operators = sum(n.op == "call_function" for n in program.graph.nodes)
-    log.info("captured %s, %d operators: %.3f s", program.name, operators, seconds["capture"])
-    clip = costs(program)
-    start = time.perf_counter()
-    stream_regions(program, again)
-    seconds["regions"] = time.perf_counter() - start
-
-    def shown(stage: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done + 1, total + 2)
-
-    checks = promises.PROMISES if dump is not None or promises.always else {}
-    seconds.update(run_passes(program, pipeline, dump=dump, progress=shown, checks=checks))
-    if views := torn_views(program, again):
-        raise _Torn(views)
-    if "threaded" not in program.promises:
-        hint = "Start from co3d.default_passes(), which ends with thread_states."
-        raise PassError("No pass has made inputs and outputs of the states.", hint=hint)
-    start = time.perf_counter()
-    shown("export", len(pipeline), len(pipeline))
-    _check_delay(program)
-    model = export(program)
-    info = describe(program)
-    seconds["export"] = time.perf_counter() - start
-    log.info("exported %d nodes, %d states: %.3f s", len(model.graph), len(program.step.states), seconds["export"])
-    step = costs(program)
-    report = report_of(program, info, operators, clip.total, step.total, seconds)
-    program.notes.survey = with_values(with_costs(program.notes.survey, clip, step, program), program)
-    model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.notes.survey))
-    compiled = CompiledModel(program, model, info, report)
-    compiled.check_opens()
-    return compiled
-
-
-def _check_delay(program: Program) -> None:
-    """Raises UnsupportedError where an output is later than ``max_delay``, by what the budget does not see."""
-    budget = program.options.max_delay
-    late = max((frames_late(o.delay, o.rate) for o in program.outputs), default=0)
-    if budget is not None and late > budget:
-        raise late_error(budget, late, [])
+def _compiled_layer(network: nn.Module, clip: Tensor) -> CompiledModel:
+    """Compiles one layer, to be timed."""
+    return compile(network, (clip,), state_io="renamed")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec, parse, resolve
+from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec, resolve
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError
 
 RUNNING_KEY = "co3d_running"

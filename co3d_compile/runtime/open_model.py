@@ -9,7 +9,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import METADATA_KEY, Contract, check_graph, parse
+from co3d_compile.contract.model_contract import METADATA_KEY, Contract, check_graph
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.runtime.buffers import CPU
 from co3d_compile.runtime.stored_metadata import properties

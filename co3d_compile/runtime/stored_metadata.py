@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from co3d_compile.contract.json_readers import HINT
-from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, Contract, parse
+from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, Contract
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import ContractError, LoadError, not_onnx
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from co3d_compile.contract.model_contract import METADATA_KEY, Contract, parse, resolve
+from co3d_compile.contract.model_contract import METADATA_KEY, Contract, resolve
+from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError, LoadError
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.verification.comparison import absolute_difference
