@@ -17,7 +17,7 @@ from co3d_compile.media.frame_source import Source
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.readable_numbers import plural
 
-ALONE = ("save_path", "csv_path", "jsonl_path", "events_path", "profile", "show")
+ALONE = ("save_path", "csv_path", "jsonl_path", "events_path", "profile", "show", "reconnect")
 EVERY = 1.0  # seconds between two lines
 
 

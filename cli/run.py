@@ -76,6 +76,14 @@ Exit codes:
     help="Pictures per second of a folder. [default: the model's rate, or 30]",
 )
 @option("--frames", type=COUNT, group=SOURCE, metavar="N", help="Stop after N frames of the source.")
+@option(
+    "--reconnect",
+    type=click.FloatRange(min=0, min_open=True),
+    group=SOURCE,
+    metavar="SECONDS",
+    help="Try a camera or URL that ends or breaks off again for so long. The states are kept if it comes back before "
+    "an answer has forgotten what was there; else the stream begins anew.",
+)
 @picture_options
 @option(
     "--save",
@@ -178,7 +186,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
             source_fps = predictor.fps or 30.0
         files = {name: options[f"{name}_path"] for name in ("save", "csv", "jsonl", "events")}
         sinks = stack.enter_context(Sinks(files, options["show"], options["top"], finder))
-        source = stack.enter_context(Source(options["source"], source_fps))
+        source = stack.enter_context(Source(options["source"], source_fps, reconnect=options["reconnect"]))
         sinks.begin(source, predictor)
         on_stdout = as_json or sinks.on_stdout
         live = stack.enter_context(Live(source, predictor, options["top"], options["frames"], silent=on_stdout))

@@ -39,16 +39,18 @@ class Live:
     """
 
     def __init__(self, source: Source, predictor: Predictor, top: int, limit: int | None, *, silent: bool) -> None:
-        self.frames = self.predictions = self.warmup = self.resizes = 0
-        self.seconds = 0.0
+        self.frames = self.predictions = self.warmup = self.resizes = self.returns = 0
+        self.seconds = self.away = 0.0
         self.classes: Counter[str] = Counter()
         self.steps: deque[float] = deque(maxlen=REMEMBERED)
         self._source, self._predictor, self._top, self._silent = source, predictor, top, silent
         self._shape: tuple[int, ...] | None = None
         self._last: Prediction | None = None
+        self._at = 0.0  # seconds of the newest frame
         self._start = self._said = time.perf_counter()
         self._counted, self._noted, self._resets = 0, -EVERY, 0
         self._bars, self._task = self._bar(source, limit)
+        source.when_lost = lambda what: self._tell(f"{clock(self._at)}  {what}")
 
     def _bar(self, source: Source, limit: int | None) -> tuple[Progress | None, Any]:
         total = min((n for n in (source.total, limit) if n is not None), default=None)
@@ -88,6 +90,9 @@ class Live:
             return
         self.frames += 1
         self._look_at(frame)
+        if frame.away:
+            self._returned(frame)
+        self._at = frame.time
         if self._predictor.resets > self._resets:
             self._resets = self._predictor.resets
             self._note(f"{clock(frame.time)}  {self._predictor.spoilt}: the stream starts anew and warms up again")
@@ -105,11 +110,25 @@ class Live:
                 self._note(f"{clock(frame.time)}  the pictures are now {shape[1]}x{shape[0]} pixels")
         self._shape = shape
 
+    def _returned(self, frame: VideoFrame) -> None:
+        """Says that a live source is back, and what has become of the states."""
+        self.returns += 1
+        self.away += frame.away
+        missed, memory = self._predictor.missed, self._predictor.memory
+        kept = f"the states are kept: {missed:.0f} of the {plural(memory, 'frame')} that an answer sees are missing"
+        sees = f"an answer sees {plural(memory, 'frame')}" if memory else "its memory has no end"
+        new = f"the stream begins anew and warms up again: {sees}"
+        self._tell(f"{clock(frame.time)}  back after {frame.away:.1f} s; {new if self._predictor.anew else kept}")
+
     def _note(self, text: str) -> None:
-        """Says what has happened, once a second at most; on stderr where standard output holds something else."""
+        """Says what may happen often, once a second at most."""
         if time.perf_counter() - self._noted < EVERY:
             return
         self._noted = time.perf_counter()
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """Says what has happened; on stderr where standard output holds something else."""
         if self._silent:
             click.echo(text, file=stderr())
         else:
@@ -175,6 +194,8 @@ def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sin
         "clock_jumps": predictor.restarts,
         "not_finite": predictor.resets,
         "size_changes": live.resizes,
+        "returns": live.returns,
+        "seconds_away": live.away,
         "layout": predictor.session.layout,
         "predictions": live.predictions,
         "warmup_predictions": live.warmup,
@@ -230,6 +251,7 @@ def _frames(result: Report) -> str:
         if result[f"frames_{name}"]:
             text += f"; {result[f'frames_{name}']} {what}"
     text += f"; {result['damaged']} damaged" if result["damaged"] else ""
+    text += f"; away for {result['seconds_away']:.1f} s" if result["returns"] else ""
     for name, what in (
         ("clock_jumps", "jump{} in time"),
         ("size_changes", "change{} of size"),

@@ -21,6 +21,7 @@ static int camera = -1, queue[BUFFERS], queued, given;
 
 static int opened(void) {
     camera = memfd_create("camera", 0); /* its memory is what FFmpeg maps */
+    queued = given = 0;
     return ftruncate(camera, PAGE * BUFFERS) ? -1 : camera;
 }
 

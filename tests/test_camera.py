@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -54,6 +55,20 @@ def test_a_camera_that_is_unplugged(source: str, camera: dict[str, str], model: 
         seconds = [float(row["time"]) for row in csv.DictReader(file)]
     assert len(seconds) > 20 and seconds == sorted(seconds)
     assert len(list(read_frames(tmp_path / "out.mp4"))) >= len(seconds)
+
+
+def test_a_camera_that_is_plugged_in_again(camera: dict[str, str], model: Path, tmp_path: Path) -> None:
+    """The states are kept: it was away for less than an answer sees."""
+    call = command(model, "7", "--reconnect", "20", "--frames", "100", "--fps", "2", "--json")
+    done = subprocess.run(call, cwd=tmp_path, env={**camera, "CAMERA_FRAMES": "60"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lost, back = done.stderr.splitlines()
+    assert "camera 7 was lost: No such device; trying again for 20 seconds" in lost
+    assert (
+        "back after 0." in back and "the states are kept" in back and "frames that an answer sees are missing" in back
+    )
+    said = json.loads(done.stdout)
+    assert (said["frames"], said["returns"]) == (100, 1) and 0 < said["seconds_away"] < 1
 
 
 def test_ctrl_c_ends_a_camera(camera: dict[str, str], model: Path, tmp_path: Path) -> None:

@@ -137,6 +137,26 @@ def test_lost_frames_are_filled_and_jumps_start_the_clock_again(at_ten: co3d.Pre
     assert at_ten.restarts == 2
 
 
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize(("away", "anew"), [(0.2, False), (5.0, True)])
+def test_a_live_source_that_comes_back_begins_anew_where_the_gap_is_longer_than_an_answer_sees(
+    away: float, anew: bool, boundary: str
+) -> None:
+    """Behind a long gap answers are those of a new stream; behind a short one those of a stream that went on."""
+    video = [VideoFrame(f.image, f.time + away * (f.index >= 20), f.index, away * (f.index == 20)) for f in frames()]
+    with co3d.Predictor(compiled(Brightness(dense=True), boundary=boundary)) as predictor:
+        found = list(predictor.predict(video))
+        assert (predictor.anew, round(predictor.missed)) == (anew, round(20 * away))
+        parts = [video[:20], video[20:]] if anew else [[VideoFrame(f.image, f.time, f.index) for f in video]]
+        wanted = []
+        for part in parts:
+            predictor.reset()
+            wanted += list(predictor.predict(VideoFrame(f.image, f.time, f.index) for f in part))
+    for name in ("frame", "time", "newest_frame", "warmup"):
+        assert [getattr(p, name) for p in found] == [getattr(p, name) for p in wanted]
+    np.testing.assert_array_equal([p.scores for p in found], [p.scores for p in wanted])
+
+
 def test_logits_become_probabilities_and_distributions_stay() -> None:
     model = compiled(nn.Sequential(nn.Conv3d(3, 3, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten()))
     with co3d.Predictor(model) as auto, co3d.Predictor(model, activation="none") as raw:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,51 @@ def test_a_late_reader_of_a_live_stream_loses_the_oldest_frames() -> None:
         sender.join()
 
 
+@pytest.mark.slow
+def test_a_live_stream_that_comes_back_goes_on_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("co3d_compile.media.frame_source.SECONDS", 0.5)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    lost: list[str] = []
+    ends: list[threading.Event] = []
+
+    def begin() -> None:
+        ends.append(threading.Event())
+        threading.Thread(target=send, args=(port, ends[-1]), daemon=True).start()
+
+    begin()
+    try:
+        with Source(f"udp://127.0.0.1:{port}", reconnect=60) as source:
+            source.when_lost = lambda what: (lost.append(what), begin())[0]
+            found = []
+            for frame in source:
+                found.append(frame)
+                if len(found) == 5:
+                    ends[0].set()
+                if frame.away:
+                    source.stop()
+    finally:
+        for end in ends:
+            end.set()
+    assert len(lost) == 1 and "nothing came for 0.5 seconds; trying again for 60 seconds" in lost[0]
+    last, back = next((a, b) for a, b in pairwise(found) if b.away)
+    assert back.away >= 0.5 and back.time - last.time == pytest.approx(back.away, abs=0.2)
+
+
+def test_a_live_stream_that_stays_away_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("co3d_compile.media.frame_source.SECONDS", 0.3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    enough = threading.Event()
+    threading.Thread(target=send, args=(port, enough), daemon=True).start()
+    with Source(f"udp://127.0.0.1:{port}", reconnect=0.5) as source:
+        enough.set()
+        with pytest.raises(LoadError, match=r"nothing came for 0\.3 seconds. It did not come back in 0\.5 seconds"):
+            list(source)
+
+
 def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for what must come, however slow the machine; ``seconds``: until it is taken for lost."""
     until = time.monotonic() + seconds
@@ -160,6 +206,8 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         Source("63")
     with pytest.raises(UsageError, match="folder"):
         Source(video(tmp_path / "v.mp4"), fps=3)
+    with pytest.raises(UsageError, match="no live source"):
+        Source(tmp_path / "v.mp4", reconnect=3)
 
 
 def test_stop_ends_a_source_that_is_in_the_middle(tmp_path: Path) -> None:

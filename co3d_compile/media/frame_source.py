@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +30,7 @@ PUSHING = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"}  # what
 CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 WAITING = 4  # decoded frames that wait for the model
 SECONDS = 10.0  # that a URL may keep silent
+AGAIN = 1.0  # seconds between two tries to get a source back
 
 
 class Source:
@@ -41,6 +43,8 @@ class Source:
         source: A video file, a folder of pictures (in the order of their names), a URL, the number of a camera, or
             ``-`` for a video on standard input.
         fps: Pictures per second of a folder.
+        reconnect: Seconds for which a live source that ends or breaks off is tried again. The first frame behind that
+            says how long it was away (``VideoFrame.away``), and its time goes on by as much.
 
     Attributes:
         name: What to call it in messages.
@@ -50,22 +54,31 @@ class Source:
         dropped: Frames dropped as the reader was late.
         damaged: Packets or pictures that could not be decoded and were left out.
         while_waiting: Called ten times a second, in the thread that iterates, while no frame comes.
+        when_lost: Called there with what happened, in words, when a live source is lost and tried again.
 
     Raises:
-        LoadError: It cannot be opened, or has no video; while iterating: it broke off.
+        LoadError: It cannot be opened, or has no video; while iterating: it broke off, and did not come back.
+        UsageError: ``reconnect`` for a source that is not live.
     """
 
-    def __init__(self, source: str | Path, fps: float | None = None) -> None:
+    def __init__(self, source: str | Path, fps: float | None = None, *, reconnect: float | None = None) -> None:
         self.name = "standard input" if str(source) == "-" else str(source)
         self.fps: float | None = None
         self.total: int | None = None
         self.damaged = 0
         self.while_waiting: Callable[[], None] | None = None
+        self.when_lost: Callable[[str], None] | None = None
+        self._reconnect = reconnect
+        self._lost: deque[str] = deque()
         self._av = pyav()
         self._folder: list[Path] = []
         self._container: InputContainer | None = None
         self._stopped = False
+        self._how: tuple[str | FileIO, dict[str, Any]] = str(source), {}
         self.live = self._open(str(source), fps)
+        if reconnect is not None and not self.live:
+            self._let_go()
+            raise UsageError(f"{self.name} is no live source: it cannot come back when it has ended.")
         self._channel = _Channel(WAITING, drops=self.live)
         self._thread = threading.Thread(target=self._work, name=f"decoder of {self.name}", daemon=True)
         self._thread.start()
@@ -75,10 +88,14 @@ class Source:
         return self._channel.dropped
 
     def __iter__(self) -> Iterator[VideoFrame]:
+        away = 0.0
         while True:
             item = self._channel.get(0.1)
+            while self._lost and self.when_lost is not None:
+                self.when_lost(self._lost.popleft())
             if isinstance(item, VideoFrame):
-                yield item
+                yield replace(item, away=item.away - away)
+                away = item.away
             elif isinstance(item, BaseException):
                 raise item
             elif item is _END or self._stopped:
@@ -120,9 +137,9 @@ class Source:
             file = _standard_input()
         elif scheme and scheme != "file":
             how = {"options": {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}, "timeout": SECONDS}
+        self._how = file, how
         self._container = container = self._open_container(file, how)
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.total = _claimed_frames(container, stream)
         return camera != source or _is_device(path) or scheme in PUSHING or (bool(scheme) and self.total is None)
@@ -146,14 +163,15 @@ class Source:
         if not container.streams.video:
             container.close()
             raise LoadError(f"{self.name} has no video stream.")
+        container.streams.video[0].thread_type = "AUTO"
         return container
 
     def _work(self) -> None:
         """The thread: decodes until the end, the first error or ``stop``."""
         end: object = _END
         try:
-            for index, (image, seconds) in enumerate(self._pictures()):
-                if not self._channel.put(VideoFrame(image, seconds, index), lambda: self._stopped):
+            for index, (image, seconds, away) in enumerate(self._pictures()):
+                if not self._channel.put(VideoFrame(image, seconds, index, away), lambda: self._stopped):
                     break
             else:
                 end = self._verdict()
@@ -162,9 +180,7 @@ class Source:
         except Exception as error:  # whatever the decoder meets belongs to the reader of this source
             end = LoadError(f"{self.name} broke off: {_why(error)}.")
         finally:
-            with suppress(Exception):
-                if self._container is not None:
-                    self._container.close()
+            self._let_go()
             self._channel.end(end)
 
     def _verdict(self) -> object:
@@ -173,8 +189,52 @@ class Source:
         problem = "nothing in it could be decoded" if self.damaged else "it has no frames"
         return LoadError(f"{self.name} cannot be read as a video: {problem}.")
 
-    def _pictures(self) -> Iterator[tuple[Image, float]]:
-        return self._decode_folder() if self._folder else self._decode()
+    def _pictures(self) -> Iterator[tuple[Image, float, float]]:
+        """Pictures, seconds from the first one, and the seconds in which a live source was away up to there, in all."""
+        clock, away, before = _Clock(self.fps or 30), 0.0, 0.0
+        here = until = time.monotonic()
+        while True:
+            lost = "it has ended"
+            try:
+                for image, seconds in self._decode_folder() if self._folder else self._decode(clock):
+                    yield image, seconds, before + away
+                    before, away, here = before + away, 0.0, time.monotonic()
+            except Exception as error:
+                if self._reconnect is None:
+                    raise
+                lost = _why(error)
+            if self._reconnect is None or self._stopped:
+                return
+            if not away:
+                until = time.monotonic() + self._reconnect
+                self._lost.append(f"{self.name} was lost: {lost}; trying again for {self._reconnect:g} seconds")
+            if not self._open_again(lost, until):
+                return
+            away = time.monotonic() - here
+            clock = clock.behind(away)
+
+    def _open_again(self, lost: str, until: float) -> bool:
+        """Opens a live source that was lost, once it is there again; returns False where the source is stopped.
+
+        Raises:
+            LoadError: It did not come back in time.
+        """
+        self._let_go()
+        file, how = self._how
+        while not self._stopped:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise LoadError(f"{self.name} broke off: {lost}. It did not come back in {self._reconnect:g} seconds.")
+            with suppress(LoadError):
+                self._container = self._open_container(file, {**how, "timeout": (min(SECONDS, left), SECONDS)})
+                return True
+            time.sleep(min(AGAIN, left))
+        return False
+
+    def _let_go(self) -> None:
+        with suppress(Exception):
+            if self._container is not None:
+                self._container.close()
 
     def _decode_folder(self) -> Iterator[tuple[Image, float]]:
         for index, path in enumerate(self._folder):
@@ -184,10 +244,9 @@ class Source:
             except (self._av.error.FFmpegError, OSError, StopIteration, IndexError):
                 self.damaged += 1
 
-    def _decode(self) -> Iterator[tuple[Image, float]]:
-        """Pictures with seconds from the first one."""
+    def _decode(self, clock: _Clock) -> Iterator[tuple[Image, float]]:
+        """Pictures with their seconds by this clock."""
         assert self._container is not None
-        clock = _Clock(self.fps or 30)
         stream = self._container.streams.video[0]
         for packet in self._container.demux(stream):
             try:
@@ -224,6 +283,12 @@ class _Clock:
                 self.start = seconds - max(self.last + self.interval, 0.0)
             self.last = seconds - self.start
         return self.last
+
+    def behind(self, away: float) -> _Clock:
+        """Goes on so many seconds behind the last frame, whatever the source calls its next one."""
+        clock = _Clock(1 / self.interval)
+        clock.last = max(self.last, 0.0) + away - self.interval
+        return clock
 
 
 class _Channel:

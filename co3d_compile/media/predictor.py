@@ -93,6 +93,10 @@ class Predictor:
         restarts: Times at which the video's clock jumped, and the frame rate was counted afresh.
         spoilt: What was not finite in the last step, if anything was: the stream has started anew.
         resets: How often that was.
+        missed: How many frames were missing in the last gap of the source (``VideoFrame.away``), by the model's rate,
+            or else by that of the frames taken.
+        anew: Whether the stream began anew behind that gap, as it had as many frames as an answer sees. The states stay
+            as they are behind a shorter one.
         left_over: Frames at the end that were too few for a step.
 
     Raises:
@@ -128,6 +132,7 @@ class Predictor:
         self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
         self.frames = self.repeated = self.skipped = self.left_over = self.resets = 0
         self.spoilt = ""
+        self.missed, self.anew = 0.0, False
         self.reset()
 
     @property
@@ -162,7 +167,8 @@ class Predictor:
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
         """Take the next frame of the source; return the predictions that are there now, often none or one."""
-        before, results = self.frames, []
+        results = self._behind_gap(frame) if frame.away else []
+        before = self.frames
         for full in self._feed.add(frame):
             self._taken.append((frame.index, frame.time))
             self.frames += 1
@@ -182,6 +188,26 @@ class Predictor:
         for _ in range(self.info.flush_steps):
             results += self._step()
         self.left_over = 0
+        return results
+
+    @property
+    def memory(self) -> int:
+        """Frames that an answer sees; where that has no end, those of the warm-up and the window, which may be none."""
+        warmup = self.info.warmup_steps * self._pulse
+        return self.info.receptive_field or max(warmup, self.info.window or 0)
+
+    def _behind_gap(self, frame: VideoFrame) -> list[Prediction]:
+        """Begins anew where a gap is too long for the states; what was still due before it is returned."""
+        times = [seconds for _, seconds in self._taken]
+        seen = (len(times) - 1) / (times[-1] - times[0]) if times and times[-1] > times[0] else math.inf
+        self.missed = frame.away * (self.fps or seen)
+        self.anew = self.missed >= self.memory
+        if not self.anew:
+            return []
+        results = self.finish()
+        self.session.reset()
+        self._feed.reset()
+        self._begin()
         return results
 
     def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:

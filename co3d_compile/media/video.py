@@ -39,11 +39,13 @@ class VideoFrame:
         image: (height, width, 3), uint8, RGB.
         time: Presentation time in seconds from the start of the file's clock.
         index: Position in the stream, from 0.
+        away: Seconds before it in which a live source was away (``Source(reconnect=…)``); 0: it follows the one before.
     """
 
     image: Image
     time: float
     index: int
+    away: float = 0.0
 
 
 def read_frames(source: str | Path) -> Iterator[VideoFrame]:
