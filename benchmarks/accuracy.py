@@ -149,8 +149,12 @@ def streamed(model: co3d.CompiledModel, frames: Tensor, clip: int, folder: Path)
     return np.stack([np.asarray(s).argmax(1) for s in scores[clip - 1 :]], 1)
 
 
-def measured(answers: Array, labels: Array, clip: int) -> dict[str, float]:
-    """Accuracy per frame, and frames from a change of labels to the first right answer (or to the next change)."""
+def measured(answers: Array, labels: Array, clip: int, late: int = 0) -> dict[str, float]:
+    """Accuracy per frame, and frames from a change of labels to the first right answer (or to the next change).
+
+    ``own`` is the accuracy about the newest frame that an answer has seen all of: the delay is taken off.
+    """
+    own = labels[:, np.maximum(np.arange(clip - 1, labels.shape[1]) - late, 0)]
     labels = labels[:, clip - 1 :]
     waits = []
     for found, row in zip(answers == labels, labels, strict=True):
@@ -158,7 +162,8 @@ def measured(answers: Array, labels: Array, clip: int) -> dict[str, float]:
         for begin, end in pairwise(changes):
             right = np.flatnonzero(found[begin:end])
             waits.append(int(right[0]) if len(right) else int(end - begin))
-    return {"accuracy": float((answers == labels).mean()), "wait": statistics.mean(waits)}
+    shares = {"accuracy": float((answers == labels).mean()), "own": float((answers == own).mean())}
+    return {**shares, "wait": statistics.mean(waits)}
 
 
 def runs(data: Recordings, seed: int, folder: Path) -> dict[str, dict[str, float]]:
@@ -171,7 +176,8 @@ def runs(data: Recordings, seed: int, folder: Path) -> dict[str, dict[str, float
 
     def stream(name: str, network: nn.Module, **options: Any) -> co3d.CompiledModel:
         model = co3d.compile(network, example, **options)
-        found[name] = measured(streamed(model, frames, clip, folder), labels, clip)
+        late = max(0, model.info.outputs[0].delay)
+        found[name] = measured(streamed(model, frames, clip, folder), labels, clip, late)
         return model
 
     network = Network(channels, data.classes)
@@ -202,10 +208,15 @@ def runs(data: Recordings, seed: int, folder: Path) -> dict[str, dict[str, float
 
 def table(name: str, results: Sequence[dict[str, dict[str, float]]]) -> str:
     """Means and spreads over seeds, as Markdown."""
-    lines = [f"### {name}", "", "| side | accuracy | frames to the right answer |", "| --- | --- | --- |"]
+    columns = {
+        "accuracy": ("now", 100, " %"),
+        "own": ("delay taken off", 100, " %"),
+        "wait": ("frames to right", 1, ""),
+    }
+    lines = [f"### {name}", "", f"| side | {' | '.join(c[0] for c in columns.values())} |", "| --- " * 4 + "|"]
     for side in results[0]:
         cells = []
-        for key, scale, unit in (("accuracy", 100, " %"), ("wait", 1, "")):
+        for key, (_, scale, unit) in columns.items():
             values = [scale * r[side][key] for r in results]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}{unit}")
@@ -233,11 +244,15 @@ def plot(path: Path, results: dict[str, list[dict[str, dict[str, float]]]]) -> N
         for (way, tuned), points in curves.items():
             xs = sorted(points)
             ys = [statistics.mean(points[x]) for x in xs]
-            color = f"C{WAYS.index(way)}"
-            panel.plot(xs, ys, "o-" if tuned else "o--", color=color, label=f"{way}{', tuned' if tuned else ''}")
+            spread = [statistics.stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in xs]
+            at = [x + 0.12 * (WAYS.index(way) - 1) for x in xs]  # beside each other, so that all spreads are seen
+            style = {"fmt": "o-" if tuned else "o--", "color": f"C{WAYS.index(way)}", "capsize": 2, "markersize": 4}
+            panel.errorbar(at, ys, spread, label=f"{way}{', tuned' if tuned else ''}", **style)
+        window = statistics.mean(100 * found["sliding window"]["accuracy"] for found in seeds)
+        panel.axhline(window, color="#888", linewidth=1, linestyle=":", label="sliding window")
         panel.set(title=name, xlabel="frames late", ylabel="accuracy now, %")
         panel.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+    figure.axes[0].legend(fontsize=7, handlelength=4)
     figure.savefig(path)
 
 

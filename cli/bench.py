@@ -81,7 +81,7 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
     drawing = _drawing(chart)
     timing = {key: options.pop(key) for key in ("rounds", "seconds", "threads")}
     how = take_time(options)
-    with Progress(verbose) as progress:
+    with Progress(verbose, announced=True) as progress:
         progress("load")
         if is_source(model):
             loaded = load_model(model, options)

@@ -131,8 +131,9 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
 
 def _compare(compiled: Path, info: Any, loaded: Any, given: Options, progress: Progress) -> Comparison:
     import co3d_compile as co3d
-    from co3d_compile.side_by_side.streams_on_video import run_side_by_side, same_options
+    from co3d_compile.side_by_side.streams_on_video import run_side_by_side
     from co3d_compile.verification.onnx_reading import read_clip_model
+    from co3d_compile.verification.verify_model import same_options
 
     network, examples, _ = read_clip_model(loaded.program, loaded.example_inputs)
     models: dict[str, Any] = {f"stream, window {info.window}" if info.window else "stream": str(compiled)}

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, nothing otherwise; with -v one line per stage."""
+"""Progress on stderr: a bar on a terminal, else nothing or a line where a stage begins; with -v one where it ends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from co3d_compile.cli.common import stderr
 
 
 class Progress:
-    """Called with ``(stage, done, total)``; keeps the seconds of each stage."""
+    """Called with ``(stage, done, total)``; keeps the seconds of each stage.
 
-    def __init__(self, verbose: int) -> None:
+    Args:
+        verbose: As often as -v was given.
+        announced: Whether each stage is said when it begins, where there is no terminal for a bar.
+    """
+
+    def __init__(self, verbose: int, *, announced: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self._lines = verbose > 0
+        self._announced = announced and not stderr().isatty()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._stage: str | None = None
@@ -51,6 +57,8 @@ class Progress:
         if stage != self._stage:
             self._close()
             self._stage, self._started = stage, time.perf_counter()
+            if self._announced:
+                click.echo(stage if not total or total == 1 else f"{stage} ({done + 1} of {total})", file=stderr())
             if self._bars:
                 self._task = self._bars.add_task(stage, total=total or None)
         if self._bars and self._task is not None:

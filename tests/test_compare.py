@@ -101,6 +101,17 @@ def test_labels_say_how_often_each_is_right() -> None:
     assert (runs[1]["segments_right"], runs[1]["segments"]) == (3, 4) and 0.7 < runs[1]["frames_right"] < 0.9
 
 
+def test_another_window_is_compiled_as_the_file_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = made(without_padding(taps=3), "--max-delay", "0", "--delay-by", "shift", "--recurrence", "window")
+    seen: list[dict[str, object]] = []
+    compile_as_before = co3d.compile
+    monkeypatch.setattr(co3d, "compile", lambda *args, **how: seen.append(how) or compile_as_before(*args, **how))
+    result = compare(archive, "--json", "--window", "16", "--frames", "40")
+    assert result.exit_code == 0, result.output
+    (how,) = seen
+    assert (how["window"], how["max_delay"], how["delay_by"], how["recurrence"]) == (16, 0, "shift", "window")
+
+
 def test_windows_side_by_side() -> None:
     archive = made(without_padding(taps=3))
     runs = json.loads(compare(archive, "--json", "--window", "8", "--window", "16", "--frames", "60").stdout)["runs"]

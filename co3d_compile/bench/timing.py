@@ -119,7 +119,7 @@ def time_in_turns(
     turns: dict[str, list[Turn]] = {name: [] for name in files}
     failed = dict(left_out or {})
     for i, (name, (kind, path)) in enumerate(list(files.items()) * rounds):
-        say("time", i, rounds * len(files))
+        say(f"time {name}", i, rounds * len(files))
         if name in failed:
             continue
         try:

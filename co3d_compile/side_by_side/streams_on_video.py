@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
 
-from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError
 from co3d_compile.media.predictor import Prediction, Predictor
 from co3d_compile.media.preprocess import Settings
@@ -149,10 +148,3 @@ def _run(
             if scores is not None:
                 clips[at] = scores
     return clips
-
-
-def same_options(info: Contract) -> dict[str, Any]:
-    """The options by which the file can be compiled again with another window."""
-    names = ("pool_scope", "stride_mode", "unsupported", "frames_per_step", "also")
-    options = {name: info.options[name] for name in names if name in info.options}
-    return {**options, "boundary": info.boundary, "time_dim": [spec.time_dim for spec in info.inputs]}

@@ -123,11 +123,16 @@ def _bisect(path: str, check: _Check, program: Model, example: Example) -> Bisec
     from co3d_compile.verification.first_difference import Bisect
 
     info = check.info
-    options = {name: info.options[name] for name in AGAIN if name in info.options}
-    again = partial(compile, program, example, window=info.window, boundary=info.boundary, **options)
+    again = partial(compile, program, example, window=info.window, **same_options(info))
     assert check.worst_segment is not None
     search = Bisect(path, info, again, check.reference, check.timeline, check.worst_segment)
     return search.run(lambda done, total: check.progress("bisect", done, total))
+
+
+def same_options(info: Contract) -> dict[str, Any]:
+    """The options by which a file can be compiled again, with its window or another one."""
+    options = {name: info.options[name] for name in AGAIN if name in info.options}
+    return {"time_dim": [spec.time_dim for spec in info.inputs], "boundary": info.boundary, **options}
 
 
 class _Check:
