@@ -62,6 +62,8 @@ class OpenVINOStream:
         if not model.has_rt_info(["framework", "co3d"]):
             raise ValueError(f"{path} was not compiled by co3d-compile.")
         self.info: dict[str, Any] = json.loads(model.get_rt_info(["framework", "co3d"]).astype(str))
+        if self.info["version"] != 1:
+            raise ValueError(f"Contract version {self.info['version']} is not known here.")
         states = self.info["states"]
         if {s["output"] for s in states} & {s["input"] for s in states}:
             raise ValueError("OpenVINO wants an output per state: compile with --state-io paired.")

@@ -23,7 +23,7 @@ from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import Kind, fact_of, is_start, is_stream, is_window, own_of
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
-from co3d_compile.rules.local_region import pasts, run_entries
+from co3d_compile.rules.local_region import least_frames, pasts, run_entries
 from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.step_graph.stream_ends import StreamEnds
@@ -81,7 +81,8 @@ class Lower(Pass):
         for node in program.graph.nodes:
             if node.target is region:
                 part, entries = program.regions[str(node.args[1])], run_entries(node, program)
-                program.notes.regions.append(RegionRun(part, entries, region_costs(part.captures, entries)))
+                costs, least = region_costs(part.captures, entries), least_frames(node, program)
+                program.notes.regions.append(RegionRun(part, entries, costs, least))
                 program.record(node, f"local in time: run on {entries} entries")
 
     def _input(self, low: StepGraph, node: Node, spec: Input) -> None:

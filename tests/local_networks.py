@@ -191,6 +191,11 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
 }
 """Before, after and period of each region."""
+RESIZED: dict[str, Callable[[], nn.Module]] = {
+    "band behind a stride": lambda: nn.Sequential(nn.MaxPool1d(2), Band()),
+    "band behind up-sampling": lambda: nn.Sequential(nn.Upsample(scale_factor=2), Band()),
+}
+"""Regions at another rate than the frames'."""
 GLOBAL = (
     "compared with the mean",
     "saturated gate",

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, Global, network
+from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, RESIZED, Global, network
 from torch import nn
+from torch.nn import functional as F
 
 import co3d_compile as co3d
 from co3d_compile import CompiledModel
@@ -22,7 +23,8 @@ CLIP = (torch.zeros(1, CHANNELS, LENGTH),)
 @cache
 def compiled(name: str, **options: Any) -> tuple[nn.Module, CompiledModel]:
     """A network of the table, and what it compiles to."""
-    net = network(LOCAL[name][0]() if name in LOCAL else Global(name))
+    part = LOCAL[name][0] if name in LOCAL else RESIZED.get(name, lambda: Global(name))
+    net = network(part())
     return net, co3d.compile(net, CLIP, **options)
 
 
@@ -68,23 +70,61 @@ def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) ->
     assert largest_difference(net, model) < 1e-5
 
 
-@pytest.mark.parametrize("frames_per_step", [1, 3])
-@pytest.mark.parametrize("name", ["band", "mask -1e9", "mask -inf"])
+def whole_sequence(model: CompiledModel, x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The stream's results for a whole clip, from the first frame to the last."""
+    session, pulse, out = co3d.StreamSession(model), model.info.frames_per_step["x"], model.info.outputs[0]
+    length = x.shape[2]
+    frames = F.pad(x, (0, -length % pulse)).numpy()
+    results = []
+    for j in range(0, length, pulse):
+        flags = np.array([[j + i < length for i in range(pulse)]])
+        results.append(session.step(frames[:, :, j : j + pulse], valid=flags))
+    results += session.flush()
+    entries = [np.reshape(r, (1, 2, out.entries_per_step)) for r in results]
+    return np.concatenate(entries, 2)[:, :, out.delay :]
+
+
+ENDS = {
+    ("band", 1): 7,
+    ("band", 3): 9,
+    ("mask -1e9", 1): 0,
+    ("mask -1e9", 3): 0,
+    ("mask -inf", 1): 4,
+    ("mask -inf", 3): 6,
+    ("band behind a stride", 6): 18,
+    ("band behind up-sampling", 1): 4,
+}
+"""The least length of a stream with exact ends, by network and frames per step."""
+
+
+@pytest.mark.parametrize(("name", "frames_per_step"), ENDS)
 def test_both_ends_are_those_of_the_whole_clip(name: str, frames_per_step: int) -> None:
     net, model = compiled(name, boundary="exact", frames_per_step=frames_per_step)
-    assert len(model.info.regions) == 1
-    session, pulse, delay = co3d.StreamSession(model), frames_per_step, model.info.outputs[0].delay
-    for length in (30, 16, 11):
-        session.reset()
-        x = torch.randn(1, CHANNELS, length + -length % pulse, generator=torch.Generator().manual_seed(length))
-        results = []
-        for j in range(0, x.shape[2], pulse):
-            frames = x[:, :, j : j + pulse].numpy()
-            results.append(session.step(frames, valid=np.array([[j + i < length for i in range(pulse)]])))
-        results += session.flush()
-        got = np.concatenate([np.reshape(r, (1, 2, pulse)) for r in results], 2)[:, :, delay : delay + length]
+    least = ENDS[name, frames_per_step]
+    assert [part.least_frames for part in model.info.regions] == [least]
+    assert model.info.version == (2 if least else 1)
+    for length in {30, 19, max(1, least)}:
+        x = torch.randn(1, CHANNELS, length, generator=torch.Generator().manual_seed(length))
         with torch.no_grad():
-            assert np.abs(got - net(x[:, :, :length]).numpy()).max() < 1e-5
+            wanted = net(x).numpy()
+        assert np.abs(whole_sequence(model, x)[:, :, : wanted.shape[2]] - wanted).max() < 1e-5
+    for length in {1, least - 1} if least else ():
+        with pytest.raises(co3d.SessionError, match=rf"in part.* is local .* streams of {least} frames or more"):
+            whole_sequence(model, torch.zeros(1, CHANNELS, length))
+
+
+def test_a_stream_that_is_too_short_is_found_wherever_it_has_come_from() -> None:
+    model = compiled("mask -inf", boundary="exact", frames_per_step=3)[1]
+    one, other = co3d.StreamSession(model), co3d.StreamSession(model, batch=2)
+    frames = np.zeros((1, CHANNELS, 3), np.float32)
+    one.step(frames)
+    other.restore(one.snapshot(), stream=1)
+    ended = np.array([[False] * 3])
+    with pytest.raises(co3d.SessionError, match="Stream 1 ends after 3 frames"):
+        other.step(frames, valid=ended, streams=[1])
+    other.step(frames, streams=[1])
+    other.step(frames, valid=ended, streams=[1])
+    other.flush()  # stream 0 has not begun
 
 
 def test_a_region_is_verified_against_the_network_on_a_long_clip() -> None:

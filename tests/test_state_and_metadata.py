@@ -177,7 +177,8 @@ def test_infinite_values_are_strict_json() -> None:
 
 
 BAD_METADATA = {
-    "version 2": ("version", 2, "contract version 2; this reader knows 1"),
+    "version 3": ("version", 3, "contract version 3; this reader knows 1 and 2"),
+    "counters that are no states": ("counters", ["a", "b"], "counters names two states"),
     "no version": ("version", ..., "contract version None"),
     "missing key": ("states", ..., "metadata.states is missing"),
     "wrong type": ("inputs", {}, r"metadata.inputs must be list, not dict \{\}"),

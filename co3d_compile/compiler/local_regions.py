@@ -231,7 +231,7 @@ class _Search:
         try:
             inputs = self._inputs(result, facts)
             part = self._part(result, inputs, facts, wide=False)
-            found = self._proved(part)
+            found, shortest = self._proved(part)
             captures = self._part(result, inputs, facts, wide=True).captures
         except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
             log.info("%s in %s is no region: %s", operator_name(start.target), module_path(start) or "the model", why)
@@ -242,7 +242,9 @@ class _Search:
         reach = found.before, found.after, found.period
         where = operator_name(start.target), module_path(start)
         names = tuple(n.name for n in inputs)
-        self.program.regions[result.name] = Region(result.name, *where, captures, names, part.dims, part.dim, *reach)
+        self.program.regions[result.name] = Region(
+            result.name, *where, captures, names, part.dims, part.dim, *reach, shortest
+        )
         self._replace(start, result, inputs, (*reach, part.dim))
         return True
 
@@ -287,13 +289,8 @@ class _Search:
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
-    def _note_ends(self, length: int) -> None:
-        text = f"Both ends are exact for sequences of {length} entries or more of what is local in time."
-        if length > 1 and text not in self.program.notes.warnings:
-            self.program.notes.warnings.append(text)
-
-    def _proved(self, part: Part) -> Reach:
-        """The reach of a part.
+    def _proved(self, part: Part) -> tuple[Reach, int]:
+        """The reach of a part, and the entries of the shortest clip of which a block is right.
 
         Raises:
             NotLocal: It is not local.
@@ -315,8 +312,7 @@ class _Search:
                     length = confirm(part, reach, entries, torch.inf)
                     if self.program.options.boundary == "exact":
                         confirm_ends(part, reach, entries, length)
-                        self._note_ends(length)
-                    return reach
+                    return reach, length
         raise NotLocal("what each entry depends on differs from entry to entry")
 
 

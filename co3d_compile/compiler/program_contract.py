@@ -69,13 +69,16 @@ def describe(program: Program) -> metadata.Contract:
         boundary=program.options.boundary,  # type: ignore[arg-type]
         valid=program.step.valid,
         flush_steps=program.step.flush_steps,
+        counters=tuple(program.step.counters),
+        version=metadata.NEWEST if any(run.least_frames for run in program.notes.regions) else metadata.VERSION,
     )
 
 
 def _region(run: RegionRun) -> metadata.LocalRegion:
     part = run.region
     reach = (part.before, part.after, part.period, run.entries, run.multiply_adds)
-    return metadata.LocalRegion(part.operator, part.module_path, *reach, part.name, part.inputs, part.dim)
+    names = part.name, part.inputs, part.dim
+    return metadata.LocalRegion(part.operator, part.module_path, *reach, *names, run.least_frames)
 
 
 def _shape(program: Program, shape: Sequence[int | str]) -> Shape:

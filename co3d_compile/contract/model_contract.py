@@ -25,6 +25,8 @@ from co3d_compile.support.readable_numbers import plural
 METADATA_KEY = "co3d"
 REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
 VERSION = 1
+NEWEST = 2
+"""Of a file that a reader of version 1 would misread: a sequence may be too short for it."""
 T = TypeVar("T")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)
@@ -89,7 +91,8 @@ class LocalRegion:
     """A part of the network that has no extension on a stream, but is local in time: a step runs it on a few entries.
 
     Each block of ``period`` entries depends on its own ones, ``before`` in front of them and ``after`` behind them.
-    ``result`` and ``inputs`` are names in the captured graph, ``time_dim`` is that of the result.
+    ``result`` and ``inputs`` are names in the captured graph, ``time_dim`` is that of the result. ``least_frames`` is
+    how long, in frames of the first input, a stream must be for its ends to be exact; 0: any length does.
     """
 
     operator: str
@@ -102,6 +105,12 @@ class LocalRegion:
     result: str
     inputs: tuple[str, ...]
     time_dim: int
+    least_frames: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where it begins, for people."""
+        return f"{self.operator} in {self.module_path or 'the model'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -126,6 +135,7 @@ class Contract:
     boundary: Literal["stream", "exact"] = "stream"
     valid: str | None = None
     flush_steps: int = 0
+    counters: tuple[str, ...] = ()
     preprocess: Mapping[str, Any] | None = None
     labels: tuple[Any, ...] | None = None
     native: int | None = None
@@ -145,6 +155,11 @@ class Contract:
     def delays(self) -> dict[str, int]:
         """Delay of every output, in entries of that output."""
         return {output.name: output.delay for output in self.outputs}
+
+    @property
+    def shortest(self) -> LocalRegion | None:
+        """The region that needs the longest stream for exact ends, if one needs any length."""
+        return max((part for part in self.regions if part.least_frames), key=lambda p: p.least_frames, default=None)
 
     def chains(self) -> list[tuple[StateSpec, ...]]:
         """States grouped by the ONNX output that feeds them, each group in the order in which a value moves.
@@ -251,6 +266,11 @@ def _check_names(contract: Contract) -> None:
     valid = [contract.valid] if contract.valid else []
     _check_unique("input", [item.name for item in contract.inputs] + valid + state_inputs)
     own = {state.output for state in contract.states} - set(state_inputs)
+    lost = set(contract.counters) - set(state_inputs)
+    forbid(
+        bool(lost) or (contract.shortest is not None and len(contract.counters) != 2),
+        "counters names two states where streams have a least length",
+    )
     _check_unique("output", [item.name for item in contract.outputs] + sorted(own))
 
 

@@ -25,6 +25,7 @@ from co3d_compile.contract.json_readers import (
 )
 from co3d_compile.contract.model_contract import (
     DTYPES,
+    NEWEST,
     VERSION,
     Contract,
     InputSpec,
@@ -49,9 +50,10 @@ def parse(text: str) -> Contract:
     except (TypeError, ValueError, RecursionError) as error:
         raise ContractError(f"The co3d metadata is not JSON: {str(error)[:200]}.", hint=HINT) from error
     version = data.get("version") if isinstance(data, dict) else None
-    if version != VERSION:
+    if version not in (VERSION, NEWEST):
+        known = f"this reader knows {VERSION} and {NEWEST}"
         raise ContractError(
-            f"The co3d metadata has contract version {reprlib.repr(version)}; this reader knows {VERSION}.",
+            f"The co3d metadata has contract version {reprlib.repr(version)}; {known}.",
             hint="Install the co3d-compile that wrote the file, or compile the model again.",
         )
     return record(Contract, data, "metadata")
@@ -109,6 +111,7 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "result": text(),
         "inputs": each(text()),
         "time_dim": whole(0),
+        "least_frames": whole(0),
     },
     Contract: {
         "compiler_version": text(),
@@ -125,6 +128,7 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "boundary": text("stream", "exact"),
         "valid": or_null(text()),
         "flush_steps": whole(0),
+        "counters": each(text()),
         "preprocess": or_null(typed(dict)),
         "labels": or_null(each(lambda value, where: value)),
         "native": or_null(whole(2)),

@@ -87,6 +87,7 @@ class Region:
         before: Entries that it reads in front of a block.
         after: Entries that it reads behind a block.
         period: Entries of a block, which are computed at once.
+        shortest: Entries of the shortest clip of which one block was confirmed.
     """
 
     name: str
@@ -99,15 +100,20 @@ class Region:
     before: int
     after: int
     period: int
+    shortest: int
 
 
 @dataclass(frozen=True)
 class RegionRun:
-    """A region as a step runs it: on ``entries`` entries, with so many multiply-adds for one stream."""
+    """A region as a step runs it: on ``entries`` entries, with so many multiply-adds for one stream.
+
+    Where its ends are exact, they are so for streams of ``least_frames`` frames or more.
+    """
 
     region: Region
     entries: int
     multiply_adds: int
+    least_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class Step:
         states: Written by the last pass.
         valid: Name of the input for valid flags (``boundary="exact"``).
         flush_steps: Steps after the last frame until no result is due any more.
+        counters: Of a stream with exact ends: the states that hold its steps so far, and the frames that these lacked.
         receptive_field: In frames of the first input; None: without bound.
         warmup_steps: Steps until no result depends any more on what the states held at the start.
         window: Frames of a window, where the model has one.
@@ -169,6 +176,7 @@ class Step:
     states: list[State] = field(default_factory=list)
     valid: str | None = None
     flush_steps: int = 0
+    counters: list[str] = field(default_factory=list)
     receptive_field: int | None = 1
     warmup_steps: int = 0
     window: int | None = None

@@ -61,7 +61,9 @@ def region_text(item: JsonObject) -> str:
     what = "each entry" if period == 1 else f"each block of {period} entries"
     entries = f"{item['entries']} {'entry' if item['entries'] == 1 else 'entries'}"
     cost = f"{number_text(item['multiply_adds'])} multiply-adds"
-    return f"{what} reads {before} before and {after} after; run on {entries}, {cost}"
+    least = item.get("least_frames")  # an older report has none
+    ends = f"; exact ends in streams of {least} frames or more" if least else ""
+    return f"{what} reads {before} before and {after} after; run on {entries}, {cost}{ends}"
 
 
 def region_name(item: JsonObject) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
+from math import floor
 
 import torch
 from torch.fx import Node
@@ -11,10 +13,11 @@ from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
-from co3d_compile.ir.program import Program
-from co3d_compile.ir.resized_graph import Captures, NotResizable
+from co3d_compile.ir.program import Program, Region
+from co3d_compile.ir.resized_graph import NotResizable
 from co3d_compile.ir.time_facts import Fact, NoExtension, Own, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
+from co3d_compile.step_graph.builder import Builder
 from co3d_compile.step_graph.region_body import write_body
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.step_graph.stream_ends import StreamEnds
@@ -66,14 +69,13 @@ class LocalRegion(Rule):
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         part, fact, block = low.program.regions[str(node.args[1])], fact_of(node), low.pulse(node)
         if fact.spacing == 1:
-            return self._block(node, low, part.captures, 0, block)
-        return [self._block(node, low, part.captures, i, 1)[0] for i in range(block)]
+            return self._block(node, low, part, 0, block)
+        return [self._block(node, low, part, i, 1)[0] for i in range(block)]
 
-    def _block(self, node: Node, low: StepGraph, captures: Captures, first: int, block: int) -> list[Node]:
+    def _block(self, node: Node, low: StepGraph, part: Region, first: int, block: int) -> list[Node]:
         """So many entries, computed at once, of which the first is new entry ``first``."""
-        before, after, period = reach(node)
-        length, spacing = step_length(captures, before, after, period, block), fact_of(node).spacing
-        front, clips = length - block - after, []
+        length, spacing = step_length(part, block), fact_of(node).spacing
+        front, clips = length - block - part.after, []
         for x in operand_list(node):
             oldest = _oldest(node, x, first, front)
             entries = low.with_past(x, max(0, -oldest))
@@ -87,7 +89,7 @@ class LocalRegion(Rule):
             for i, (own, over) in enumerate(places):
                 assert own is not None and over is not None
                 clips[i] = low.from_rows(clips[i], own.dim, over.dim, moved, range(length))
-        result = write_body(low, captures, length, clips, batch.dim)
+        result = write_body(low, part.captures, length, clips, batch.dim)
         rows = range(front, front + block)
         if moved is None:
             return [low.call(aten.select.int, result, time.dim, i) for i in rows]
@@ -100,19 +102,40 @@ def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int)
     """By how many entries the clip that a step runs on begins later than else, at the ends of a stream: (batch, 1).
 
     At its front it begins with the stream, and at its end it ends with it, so that its rows there are those of a clip.
+    What reads nothing behind its own entries needs no end.
     """
     low, fact, x = ends.low, fact_of(node), fact_of(operand_list(node)[0])
     assert ends.late is not None and x.end is not None
     start = low.call(aten.mul.Tensor, ends.steps, block)
     start = low.call(aten.sub.Tensor, start, block + fact.delay + front)
+    if not reach(node)[1]:
+        return low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
     frames = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, ends.steps, ends.frames), ends.late)
-    entries = low.call(aten.sub.Tensor, frames, int(x.end) - int(x.rate) + 1)
-    entries = low.call(aten.div.Tensor_mode, entries, int(x.rate), rounding_mode="floor") if x.rate > 1 else entries
+    entries = _entries_of(low, frames, Fraction(x.rate), Fraction(x.end))
     sooner = low.call(aten.sub.Tensor, low.call(aten.add.Tensor, start, length), entries)
     over = low.call(aten._to_copy.default, low.call(aten.gt.Scalar, ends.late, 0), dtype=torch.int64)
     sooner = low.call(aten.mul.Tensor, low.call(aten.clamp.default, sooner, 0), over)
     later = low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
     return low.call(aten.sub.Tensor, later, sooner)
+
+
+def _entries_of(low: Builder, frames: Node, rate: Fraction, end: Fraction) -> Node:
+    """How many entries a tensor has, of so many frames: those n for which ``n * rate + end`` is below their number."""
+    whole_end = end.denominator
+    entries = (
+        low.call(aten.mul.Tensor, frames, whole_end * rate.denominator) if whole_end * rate.denominator > 1 else frames
+    )
+    divisor = rate.numerator * whole_end
+    entries = low.call(aten.sub.Tensor, entries, int(end * whole_end) * rate.denominator - divisor + 1)
+    return low.call(aten.div.Tensor_mode, entries, divisor, rounding_mode="floor") if divisor > 1 else entries
+
+
+def least_frames(node: Node, program: Program) -> int:
+    """How many frames a stream must have for exact ends: as many as fill the clip that a step runs on; 0: any."""
+    x = fact_of(operand_list(node)[0])
+    if x.end is None or not reach(node)[1]:
+        return 0
+    return floor((run_entries(node, program) - 1) * x.rate + x.end) + 1
 
 
 def _oldest(node: Node, x: Node, first: int, front: int) -> int:
@@ -123,7 +146,7 @@ def _oldest(node: Node, x: Node, first: int, front: int) -> int:
 def run_entries(node: Node, program: Program) -> int:
     """On how many entries a step runs a region at once."""
     block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
-    return step_length(program.regions[str(node.args[1])].captures, *reach(node), block)
+    return step_length(program.regions[str(node.args[1])], block)
 
 
 def pasts(node: Node, program: Program) -> list[tuple[Node, int]]:
@@ -138,21 +161,21 @@ def reach(node: Node) -> tuple[int, int, int]:
     return whole(node, 2), whole(node, 3), whole(node, 4)
 
 
-def step_length(captures: Captures, before: int, after: int, period: int, block: int) -> int:
-    """The least number of entries at which a block has its reach, from a whole period on, and which the part takes.
+def step_length(part: Region, block: int) -> int:
+    """The least number of entries, of those confirmed, at which a block has its reach, from a whole period on.
 
     Raises:
         NotResizable: There is none.
     """
-    assert block % period == 0, "a step computes whole blocks"
-    front = -(-before // period) * period
-    for more in range(0, 256 * period, period):
+    assert block % part.period == 0, "a step computes whole blocks"
+    least = part.shortest - part.period + block
+    for length in range(least, least + 256 * part.period, part.period):
         try:
-            captures.at(front + more + block + after)
+            part.captures.at(length)
         except NotResizable:
             continue
-        return front + more + block + after
+        return length
     raise NotResizable("it takes no clips as short as its reach")
 
 
-__all__ = ["LocalRegion", "pasts", "reach", "run_entries", "step_length"]
+__all__ = ["LocalRegion", "least_frames", "pasts", "reach", "run_entries"]

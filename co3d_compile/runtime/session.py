@@ -21,6 +21,7 @@ from co3d_compile.runtime.snapshot import pack, unpack
 from co3d_compile.runtime.states import States
 from co3d_compile.runtime.step_bindings import NO_GRAPH, StepBindings, graph_options
 from co3d_compile.runtime.step_profile import Profile
+from co3d_compile.runtime.stream_lengths import StreamLengths
 from co3d_compile.support.readable_numbers import plural
 
 
@@ -86,6 +87,7 @@ class StreamSession:
         if device == CPU:
             check_memory(running.form.contract, self.batch)
         self._inputs = StepInputs(self.info, self.batch)
+        self._lengths = None if self.info.shortest is None else StreamLengths(self.info)
         try:
             self._states = States(self.info, running.form, self.batch, device)
             self._bindings = StepBindings(self._ort, self.info, self._inputs, self._states, self.batch, device)
@@ -113,7 +115,8 @@ class StreamSession:
             one output. At one frame per step they have no time dim.
 
         Raises:
-            SessionError: Wrong number of inputs, shape or dtype, or onnxruntime failed. The state stays as it was.
+            SessionError: Wrong number of inputs, shape or dtype; a stream ends that is too short for exact ends; or
+                onnxruntime failed. The state stays as it was.
         """
         arrays = frames[0] if len(frames) == 1 and isinstance(frames[0], (tuple, list)) else frames
         turn = self._guard.turn  # as `with self._guard` does, without its two calls
@@ -158,7 +161,8 @@ class StreamSession:
     def flush(self) -> list[Array | tuple[Array, ...]]:
         """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
 
-        Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``.
+        Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``, and for a
+        stream that is too short for exact ends.
         """
         if self.info.valid is None:
             raise SessionError("This model has no valid flags to flush with.", hint=NO_VALID)
@@ -237,7 +241,10 @@ class StreamSession:
         binding, bound = bindings.each[states.phase], bindings.bound[states.phase]
         arrays = [*frames, *self._inputs.all_valid] if self._inputs.all_valid else frames
         if valid is not None or len(arrays) != len(bound):
-            bindings.take(self._inputs.checked(frames, valid, self.batch), binding, bound)
+            checked = self._inputs.checked(frames, valid, self.batch)
+            if self._lengths is not None:
+                self._lengths.check(checked[-1], self._states.values(self.info.counters))
+            bindings.take(checked, binding, bound)
         elif arrays[0] is not bound[0] or (len(bound) > 1 and not all(map(is_, arrays, bound))):
             fit = True
             for array, (_, shape, dtype) in zip(arrays, self._inputs.tensors, strict=True):
@@ -284,6 +291,8 @@ class StreamSession:
         arrays = self._inputs.checked(frames, valid, count)
         values = {name: array for (name, _, _), array in zip(self._inputs.tensors, arrays, strict=True)}
         values |= self._states.gathered(index)
+        if self._lengths is not None:
+            self._lengths.check(arrays[-1], values, range(self.batch)[index] if isinstance(index, slice) else index)
         outputs = [output.name for output in self.info.outputs]
         names = outputs + self._states.outputs()
         try:

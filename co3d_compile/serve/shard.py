@@ -99,8 +99,12 @@ class Shard:
                 if stream is None:
                     raise self._missing(name)
                 await _drained(stream)
-                flushed = await self._runner.flush(stream) if why == "ended" else []
-                await self._drop(stream, why)
+                try:
+                    flushed = await self._runner.flush(stream) if why == "ended" else []
+                except SessionError as error:  # too short a stream for exact ends
+                    raise Refused(422, "no_end", str(error), last=stream.next - 1) from error
+                finally:
+                    await self._drop(stream, why)
         except Refused as refused:
             return refused.reply
         return {"status": 200, "stream": name, "code": why, "last": stream.next - 1, "flushed": flushed}

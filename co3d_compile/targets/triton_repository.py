@@ -135,6 +135,13 @@ def _check(contract: Contract) -> bool:
             "States that only move have no output of their own, and Triton needs one per state.",
             hint="Compile with --state-io paired.",
         )
+    part = contract.shortest
+    if part is not None:
+        raise UnsupportedError(
+            f"What begins with {part.place} has exact ends only in streams of {part.least_frames} frames or more, and "
+            "Triton does not count them.",
+            hint="Compile it with boundary='stream'.",
+        )
     states = [state.shape for state in contract.states]
     shapes = [*(i.shape for i in contract.inputs), *(o.shape for o in contract.outputs), *states]
     batched = all(shape and shape[0] == "N" for shape in shapes)

@@ -34,6 +34,8 @@ class Stream:
         with open(path, "rb") as file:
             content = file.read()
         self.info, self.options = contract(content), Options(cpu_options=CpuOptions(num_threads=threads))
+        if self.info["version"] != 1:
+            raise ValueError(f"Contract version {self.info['version']} is not known here.")
         self.model = CompiledModel.from_buffer(content, options=self.options)
         key = self.info["signature"]
         given, made = self.model.get_input_tensor_details(key), self.model.get_output_tensor_details(key)
