@@ -8,7 +8,10 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from co3d_compile.cli.common import (
     option,
     plain_option,
     print_json,
+    stderr,
     stdout,
     stoppable,
     verbose_option,
@@ -119,7 +123,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
                     gateways=options["gateways"], address=options["address"],
                 )  # fmt: skip
             _say(as_json, f"http://{options['host']}:{port}", prometheus, options["replicas"], settings)
-            with stoppable():  # Ray has set signal handlers of its own
+            with _watching(options["replicas"]), stoppable():  # Ray has set signal handlers of its own
                 while True:
                     time.sleep(1)  # not signal.pause: it would miss a signal that comes right before it
         except (Stopped, SystemExit) as stopped:  # Ray's own handler of SIGTERM leaves by SystemExit
@@ -127,6 +131,28 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
             raise Stopped(number, "the streams are saved" if options["state_dir"] else "it has ended") from None
         finally:
             cluster.stop()
+
+
+@contextlib.contextmanager
+def _watching(replicas: int) -> Iterator[None]:
+    """Says on stderr what becomes of the shards, from a thread: the main one hears signals."""
+    from co3d_compile.serve import cluster
+    from co3d_compile.serve.watch import Watch
+
+    end, file = threading.Event(), stderr()
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            click.echo(f"{time.strftime('%H:%M:%S')}  {line}", file=file)
+
+    work = partial(Watch().work, lambda: cluster.watched(replicas), say, end)
+    thread = threading.Thread(target=work, name="watches the shards", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(cluster.LOOK)
 
 
 def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: ServeOptions) -> None:

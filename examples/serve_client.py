@@ -30,11 +30,13 @@ def jpegs(source: str) -> Iterator[bytes]:
 async def run(url: str, name: str, source: str) -> None:
     token = os.environ.get("CO3D_TOKEN")
     async for message in client.stream(url, name, jpegs(source), token=token, top=1, values=0):
-        if message["type"] == "answer" and not message["warm"]:
+        if message["type"] == "answer" and message["about"] is None:
+            print(f"frame {message['frame']}: no result yet")
+        elif message["type"] == "answer" and not message["warm"]:
             print(f"frame {message['frame']}: warming up")
         elif message["type"] == "answer":
             best = message["top"][0]
-            print(f"frame {message['frame']}: {best['label']} {best['score']:.2f}")
+            print(f"frame {message['about']}: {best['label']} {best['score']:.2f}")
         else:
             print({key: message[key] for key in ("type", "frame", "reason", "last") if key in message})
 

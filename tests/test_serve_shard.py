@@ -20,6 +20,7 @@ from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.shard import Shard
 from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame
+from co3d_compile.serve.watch import Watch
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,11 @@ def test_each_stream_gives_what_it_gives_alone(row: str) -> None:
             warmup = engine.info.warmup_steps
             assert [reply["warm"] for reply in steps] == [step >= warmup for step in range(len(steps))]
             assert {reply["status"] for reply in replies if reply not in steps} <= {202}
+            late = engine.info.outputs[0].delay
+            if engine.pulse.frames == 1 and engine.info.outputs[0].frames_per_entry in (None, 1):
+                assert [reply["about"] for reply in steps] == [
+                    step - late if step >= late else None for step in range(len(steps))
+                ]
             ended = await shard.end(f"s{seed}")
             same(steps + ended["flushed"], alone(row, engine, films))
 
@@ -377,3 +383,16 @@ def test_a_frame_that_is_not_finite_starts_its_stream_anew(caplog: pytest.LogCap
         assert any("stream door" in record.getMessage() for record in caplog.records)
 
     with_shard("recurrent, renamed", work)
+
+
+def test_what_becomes_of_the_shards_is_said_once() -> None:
+    door = {"shard": "shard-0", "pid": 7, "streams": ["door", "hall"]}
+    watch, silent, back = Watch(), {"shard": "shard-0"}, {**door, "pid": 9, "streams": []}
+    looks = [[door], [silent], [door], [silent], [silent], [silent], [back], [back], [silent], [silent], [back]]
+    said = [line for shards in looks for line in watch.look(shards)]
+    assert said == [
+        "shard-0 does not answer (process 7); its streams wait: door, hall",
+        "shard-0 died and is back as process 9, before 7; what goes on from snapshots: door, hall",
+        "shard-0 does not answer (process 9); it had no streams",
+        "shard-0 answers again",
+    ]

@@ -21,7 +21,7 @@ from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess, Settings
 from co3d_compile.media.video import VideoFrame
-from co3d_compile.media.video_steps import Feed
+from co3d_compile.media.video_steps import Feed, frame_about, frames_per_entry
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.finite_values import Finite
 from co3d_compile.runtime.open_model import Provider, Serializable
@@ -127,7 +127,7 @@ class Predictor:
         self._spec, self.labels = self._scores.spec, self._scores.labels
         self._names = [spec.name for spec in self.info.inputs]
         self._pulse, self._first_pulse = self._feed.pulse.frames, self._feed.pulse.first
-        self._per_entry = self._spec.frames_per_entry or self._first_pulse / max(1, self._spec.entries_per_step)
+        self._per_entry = frames_per_entry(self.info, self._spec)
         per_step = self._spec.entries_per_step * self._per_entry
         self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
         self.frames = self.repeated = self.skipped = self.left_over = self.resets = 0
@@ -274,11 +274,7 @@ class Predictor:
 
         None: an entry before the first frame or behind the last one.
         """
-        steps = self._steps - self._begun
-        seen = (steps + 1) * self._first_pulse
-        entry = seen / self._per_entry - 1 - self._spec.delay - before
-        scale = self._pulse // self._first_pulse
-        frame = math.floor(entry * self._per_entry + 1e-6) * scale
+        frame = frame_about(self.info, self._spec, self._steps - self._begun + 1, before)
         taken = self.frames - self._first
         exact = self.info.boundary == "exact"
         if frame < 0 or (exact and frame >= taken):

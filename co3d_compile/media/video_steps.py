@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.media.preprocess import Settings, stored_preprocess
 from co3d_compile.media.video import Image, VideoFrame
 from co3d_compile.runtime.buffers import Array
@@ -80,6 +80,24 @@ class Feed:
             for full in self.add(frame):
                 if full:
                     yield tuple(self.take()[0])
+
+
+def frame_about(info: Contract, spec: OutputSpec, steps: int, before: int = 0) -> int:
+    """The frame, from 0, that an entry of an output is about: the delay is taken off. Below 0: it is before the start.
+
+    Args:
+        steps: That were run.
+        before: By how many entries it lies before the newest one.
+    """
+    pulse = Pulse(info)
+    each = frames_per_entry(info, spec)
+    entry = steps * pulse.first / each - 1 - spec.delay - before
+    return math.floor(entry * each + 1e-6) * (pulse.frames // pulse.first)
+
+
+def frames_per_entry(info: Contract, spec: OutputSpec) -> float:
+    """Frames of the first input for each entry of an output."""
+    return spec.frames_per_entry or Pulse(info).first / max(1, spec.entries_per_step)
 
 
 class Rate:

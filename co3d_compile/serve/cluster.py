@@ -44,6 +44,7 @@ except ImportError as error:
 APP = "co3d"
 CALLS = 2  # to one shard at a time: one is worked on, one is on its way
 MOST = 64  # frames in one call
+LOOK = 3.0  # seconds that a shard has to say that it is there
 RETRY = 1.0  # seconds that a client shall wait while a shard starts again
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers
@@ -90,6 +91,8 @@ class ShardReplica:
             }
         if method == "metrics":
             return {**self._shard.metrics(), "pid": os.getpid()}
+        if method == "streams":
+            return {"shard": self._shard.name, "pid": os.getpid(), "streams": self._shard.names()}
         return await getattr(self._shard, method)(*arguments)
 
     def check_health(self) -> None:
@@ -230,6 +233,19 @@ class _Lane:
         except (RayError, RayServeException) as error:
             message = f"{name} was lost on the way: it starts again, and then says which frame it wants."
             raise Refused(503, "lost", message, retry_after=RETRY) from error
+
+
+def watched(replicas: int) -> list[Reply]:
+    """Process and streams of each shard, for ``Watch``; of one that does not answer, its name."""
+
+    def one(name: str) -> Reply:
+        try:
+            reply: Reply = serve.get_deployment_handle(name, APP).call.remote("streams").result(timeout_s=LOOK)
+            return reply
+        except (RayError, RayServeException, TimeoutError, RuntimeError):  # RuntimeError: Ray is on its way down
+            return {"shard": name}
+
+    return [one(shard_name(index)) for index in range(replicas)]
 
 
 def shard_name(index: int) -> str:

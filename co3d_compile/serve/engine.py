@@ -13,7 +13,7 @@ import numpy as np
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 from co3d_compile.media.class_scores import ClassScores, best_classes
 from co3d_compile.media.video import Image
-from co3d_compile.media.video_steps import Pictures
+from co3d_compile.media.video_steps import Pictures, frame_about
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.open_model import Serializable
 from co3d_compile.runtime.session import StreamSession
@@ -166,6 +166,10 @@ class Engine:
     def warm(self, step: int) -> bool:
         """Whether the results of this step, from 0, no longer depend on what the states held at the start."""
         return step >= self.info.warmup_steps
+
+    def about(self, steps: int) -> int:
+        """The frame, from 0, that the newest result is about after so many steps; below 0: there is none yet."""
+        return frame_about(self.info, self._scores.spec if self._scores else self.info.outputs[0], steps)
 
     def top(self, outputs: list[Array], count: int) -> list[dict[str, int | str | float]] | None:
         """The classes with the highest scores of the newest entry, best first; None if the model scores no classes."""

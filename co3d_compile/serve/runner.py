@@ -183,12 +183,14 @@ class Runner:
 
     def _label(self, stream: Stream, number: int) -> Reply:
         about = stream.about() | {"saved": stream.saved, "shard": self._shard}
-        return {"stream": stream.name, "frame": number, **about, "step": None, "warm": False}
+        return {"stream": stream.name, "frame": number, **about, "step": None, "warm": False, "about": None}
 
     def _reply(self, stream: Stream, number: int, outputs: list[Array], top: int, values: bool) -> Reply:
         """What a client gets of a step: its label, the outputs, the best classes."""
         reply = self._label(stream, number) | {"status": 200, "step": stream.steps}
         reply["warm"] = self._engine.warm(stream.steps)
+        about = self._engine.about(stream.steps + 1)
+        reply["about"] = stream.started + about if 0 <= about <= number - stream.started else None
         if values:
             pairs = zip(self._engine.info.outputs, outputs, strict=True)
             reply["outputs"] = {spec.name: _plain(value) for spec, value in pairs}

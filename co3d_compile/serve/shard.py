@@ -109,6 +109,10 @@ class Shard:
             return refused.reply
         return {"status": 200, "stream": name, "code": why, "last": stream.next - 1, "flushed": flushed}
 
+    def names(self) -> list[str]:
+        """The streams that are there."""
+        return list(self._streams)
+
     def metrics(self) -> Reply:
         """Counts, percentiles and what is there now."""
         waiting = sum(len(stream.busy) for stream in self._streams.values())
