@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import shutil
 import tempfile
+import typing
 from collections.abc import Generator
 
 import pytest
 import torch
+import torch._export.utils as torch_export
+import torch._ops
 import zoo  # noqa: F401  makes torchvision importable beside a CPU build of torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -24,6 +28,11 @@ os.environ["CO3D_STRICT_RULES"] = "1"  # a rule that fails is a bug to be seen (
 # Exports make millions of objects that stay for long: looking through them again and again was 40 % of the time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
+
+# What PyTorch does anew at each export, though nothing changes in between, was a third to half of the time of a test:
+# it looks up all composite operators in each namespace, and makes the types of 5,000 nested functions.
+torch_export._materialize_cpp_cia_ops = functools.cache(torch_export._materialize_cpp_cia_ops)
+torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]  # the one that remembers what it has made
 
 # Each example compiles a network and opens a session: health checks and deadlines for quick functions do not apply.
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
