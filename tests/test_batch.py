@@ -120,3 +120,21 @@ def test_a_constant_may_be_returned() -> None:
     module = head(lambda m, x: (m.a(x), torch.ones(5)))
     compiled = co3d.compile(module, (torch.zeros(CLIP),))
     assert compiled.info.outputs[1].shape == (5,) and verify(compiled, module, (torch.zeros(CLIP),)).passed
+
+
+def shifted(m: Any, x: Tensor) -> Tensor:
+    """A temporal shift of what 2D layers make of a single clip's frames."""
+    y = m.a(x[0])
+    y = y.view(1, *y.shape)
+    z = torch.zeros_like(y)
+    z[:, :-1, :2], z[:, 1:, 2:] = y[:, 1:, :2], y[:, :-1, 2:]
+    return z.view(y.shape[1:])
+
+
+def test_a_single_clip_streams_by_its_index_equations() -> None:
+    """``view(1, T, …)`` makes a clip of its frames again, as ``x[0][None]`` does: no region, the next frame's delay."""
+    clip = torch.randn(1, 8, 4, 6, 6)
+    module = randomise(Graph(shifted, a=nn.Conv2d(4, 4, 3, padding=1)), clip)
+    compiled = co3d.compile(module, (clip,), time_dim=1)
+    assert (compiled.info.regions, compiled.info.recomputed, compiled.info.delays) == ((), (), {"output": 1})
+    assert verify(compiled, module, (clip,)).passed

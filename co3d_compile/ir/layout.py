@@ -141,7 +141,14 @@ class Layout:
         ]:  # of size one, without a dim of their own: they belong to each row of the batch
             if axis.label and dims:
                 dims[0].append(axis)
-        return Layout(tuple(_tidy(d) for d in dims))
+        return Layout(tuple(_tidy(d) for d in dims)).as_clip()
+
+    def as_clip(self) -> Layout:
+        """The layout with a single clip's batch in the free dim in front: ``x[0]`` became ``x[0][None]``."""
+        batch = self.batch
+        if batch is None or batch.size != 1 or batch.alone or not self.dims or self.dims[0]:
+            return self
+        return self.without(BATCH).replace(0, [Axis(BATCH, 1)])
 
     def entry_dims(self) -> list[int | None]:
         """For each dim its index in one entry (time removed): None for the dim that was time alone."""

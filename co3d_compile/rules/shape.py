@@ -57,11 +57,7 @@ class View(Reshaping):
         lay = known(x)
         if node.target == aten.unsqueeze.default:
             d = argument(node, 1, "dim") % (lay.rank + 1)
-            batch = lay.batch
-            out = lay.insert(d)
-            if d == 0 and batch is not None and batch.size == 1 and not batch.alone:  # x[0] became x[0][None]
-                out = out.without(BATCH).replace(0, [Axis(BATCH, 1)])
-            return out
+            return lay.insert(d).as_clip()
         if node.target in (aten.squeeze.dim, aten.squeeze.dims):
             dims = norm_dims(argument(node, 1, "dim"), lay.rank)
             return lay.remove([d for d in dims if lay.shape[d] == 1])
