@@ -88,6 +88,8 @@ time_options = together(
                 "the future until it is so. [default: the network's own delay]"),
     choice("--delay-by", ("fold", "shift", "drop"),
            "How they do: last taps are added to the last one left, kernels stand later, or taps are left out."),
+    choice("--box-frame", ("middle", "newest"),
+           "Which entry boxes belong to of the window whose features they are cut out of."),
     choice("--boundary", ("stream", "exact"),
            "exact: the ends of a video are padded as in the clip model (a further input, valid)."),
     choice("--recurrence", ("state", "window"),
@@ -97,7 +99,7 @@ time_options = together(
     time_dim_option,
 )  # fmt: skip
 _HOW = ("window", "frames_per_step", "pool_scope", "stride_mode", "boundary", "unsupported", "recurrence")
-NAMES = (*_HOW, "max_delay", "delay_by")
+NAMES = (*_HOW, "max_delay", "delay_by", "box_frame")
 
 
 def refuse_options(model: str) -> None:

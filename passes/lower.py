@@ -88,6 +88,8 @@ class Lower(Pass):
     def _input(self, low: StepGraph, node: Node, spec: Input) -> None:
         """A model input: at one entry per step without its time dim."""
         new = low.graph.placeholder(node.name)
+        if spec.boxes is not None:
+            low.boxes.add(new)
         new.meta["val"] = low.empty(spec.step_shape, node.meta["val"].dtype)
         if spec.time_dim is not None and spec.pulse > 1:
             low.streams[node] = [low.call(aten.select.int, new, spec.time_dim, i) for i in range(spec.pulse)]
@@ -207,11 +209,15 @@ class Lower(Pass):
 
     def _dependence(self, low: StepGraph, program: Program, parts: list[Node]) -> None:
         """Receptive field and warm-up, entry by entry."""
-        first = program.inputs[0]
-        found = dependences(low.graph, max(1, first.pulse), first.time_dim or 0)
+        first, nodes = program.inputs[0], [n for n in low.graph.nodes if n.op == "placeholder"]
+        found = dependences(low.graph, nodes[0], max(1, first.pulse), first.time_dim or 0)
         fields = [found[p].field for p in parts]
         program.step.receptive_field = None if None in fields else max((f for f in fields if f is not None), default=0)
         program.step.warmup_steps = max((found[p].steps for p in parts), default=0)
+        for node, spec in zip(nodes, program.inputs, strict=False):
+            if spec.boxes is not None:
+                rows = dependences(low.graph, node)
+                spec.waits = max((-(rows[p].low or 0) for p in parts), default=0)
 
 
 def _count_places(spec: Output, time: Place) -> None:

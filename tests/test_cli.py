@@ -158,11 +158,12 @@ def test_options_reach_the_compiler(core: FakeCore) -> None:
     options = ["--window", "8", "--frames-per-step", "2", "--pool-scope", "window", "--stride-mode", "dense"]
     more = ["--boundary", "exact", "--unsupported", "error", "--state-io", "renamed", "--time-dim", "1", "--tune"]
     more += ["--dump", "d", "--recurrence", "window", "--max-delay", "3", "--delay-by", "shift", "--also", "a.b"]
+    more += ["--box-frame", "newest"]
     assert call(save_export(), *OUT, *options, *more).exit_code == 0
     assert core.calls[0] == {
         "window": 8, "frames_per_step": 2, "pool_scope": "window", "stride_mode": "dense", "boundary": "exact",
         "unsupported": "error", "state_io": "renamed", "time_dim": 1, "dump": Path("d"), "tune": True,
-        "recurrence": "window", "max_delay": 3, "delay_by": "shift", "also": ("a.b",),
+        "recurrence": "window", "max_delay": 3, "delay_by": "shift", "also": ("a.b",), "box_frame": "newest",
     }  # fmt: skip
     call(save_export(), *OUT, "--time-dim", "2", "--time-dim", "none")
     assert core.calls[1]["time_dim"] == [2, None]

@@ -61,6 +61,10 @@ def annotate_inputs(program: Program) -> None:
         raise UsageError(
             "stride_mode='dense' has no meaning for inputs at several rates.", hint="Use stride_mode='step'."
         )
+    boxes = next((i.name for i in program.inputs if i.boxes is not None), None)
+    if boxes is not None and options.boundary == "exact":
+        what = f"boundary='exact' has no meaning for the input {boxes}: which boxes lie beyond an end is not known."
+        raise UsageError(what, hint="Use boundary='stream'.")
     base = Fact(
         Kind.STREAM,
         dense=options.stride_mode == "dense",

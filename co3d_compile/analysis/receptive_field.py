@@ -56,17 +56,17 @@ def union(parts: Iterable[Dependence]) -> Dependence:
     return Dependence(steps, low, max(p.high for p in parts))
 
 
-def dependences(graph: Graph, frames: int, time_dim: int) -> dict[Node, Dependence]:
+def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -> dict[Node, Dependence]:
     """The dependence of every node of a lowered graph.
 
     Args:
         graph: As ``lower`` wrote it.
-        frames: New frames of the first input per step.
+        first: The input whose frames are counted.
+        frames: Its new frames per step.
         time_dim: Its time dim, present if there is more than one frame.
     """
     found: dict[Node, Dependence] = {}
     queues: dict[Node, list[Dependence]] = {}
-    first = next(n for n in graph.nodes if n.op == "placeholder")
     for node in graph.nodes:
         result = union(found[n] for n in node.all_input_nodes)
         source = node.args[0] if node.args and isinstance(node.args[0], Node) else None

@@ -50,8 +50,10 @@ def follow(low: StepGraph, node: Node) -> bool:
     singles = [n for n in node.all_input_nodes if n in low.window_facts]
     if not singles:
         return False
-    rule = rule_of(node)
-    if _treats_as_batch(rule, node) and not any(is_window(n) for n in node.all_input_nodes):
+    rule, beside = rule_of(node), {n: low.window_entries[n] for n in node.all_input_nodes if n.target is window}
+    several = any(is_window(n) for n in node.all_input_nodes) or any(len(e) > 1 for e in beside.values())
+    if _treats_as_batch(rule, node) and not several:
+        low.streams.update(beside)
         assert rule is not None
         try:
             fact = rule.flow(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 
 from torch.fx import Node
 
@@ -36,6 +37,17 @@ def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Nod
         elif fact(n).kind is Kind.WINDOW:
             stack.extend(n.all_input_nodes)
     return found
+
+
+def frames_to_box(features: Node, newest_one: bool) -> Fraction:
+    """Frames of the first input from the start of the clip to the entry that boxes belong to.
+
+    Args:
+        features: What the boxes are cut out of.
+        newest_one: Whether that is the newest entry of the window from which the features come, not its middle one.
+    """
+    read = [fact_of(operand(m)) for m in windows_of(features)] or [fact_of(features)]
+    return max((f.crop + (f.length - 1 if newest_one else f.length // 2) * f.spacing) * f.rate for f in read)
 
 
 def first_to_end(group: list[Node]) -> Node:

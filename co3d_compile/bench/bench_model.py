@@ -21,6 +21,7 @@ from co3d_compile.bench.timing import SIDES, JsonObject, Progress, time_in_turns
 from co3d_compile.capture.tracer import export
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
+from co3d_compile.contract.model_contract import refuse_free_rows
 from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
 from co3d_compile.report.facts import work_text
 from co3d_compile.support.install_hint import install_command
@@ -70,6 +71,7 @@ def bench(
         start = time.perf_counter()
         say("compile", 0, 1)
         compiled = compile(model, example_inputs, **options)
+        refuse_free_rows(compiled.info, "A timing")
         facts = {"compile_seconds": time.perf_counter() - start, **_facts(compiled)}
         maker = _Maker(model, example_inputs, compiled, Path(folder), options)
         files, left_out = maker.files(sides, say)

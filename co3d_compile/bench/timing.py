@@ -195,7 +195,9 @@ def _step(path: str, threads: int, take: int, layout: Layout = "auto") -> Call:
     from co3d_compile.runtime.session import StreamSession
 
     session = StreamSession(path, threads=threads, layout=layout)
-    frames = tuple(_noise([1 if d == "N" else d for d in spec.shape], spec.dtype) for spec in session.info.inputs)
+    frames = tuple(
+        _noise([d if isinstance(d, int) else 1 for d in spec.shape], spec.dtype) for spec in session.info.inputs
+    )
     return lambda: session.step(frames)
 
 

@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.also_outputs import add_outputs
+from co3d_compile.capture.boxes import box_inputs, one_box
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
-from co3d_compile.capture.exported_graph import with_free_names
+from co3d_compile.capture.exported_graph import Unlifted, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.rolled_loops import roll_loops
+from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export, tensors_of
 from co3d_compile.capture.written_out import join_written_out
 from co3d_compile.errors import UsageError
@@ -44,12 +46,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     """
     check_kinds(model, clip)
     name = _class_name(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
-        exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
-        check_parameters(exported)
-        module, outputs, learned = decomposed(with_free_names(exported), decompositions())
-    check_operators(module)
+    module, outputs, learned = _captured(model, clip, two)
     outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
@@ -58,6 +55,31 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     join_written_out(program)
     program.follow()
     return program
+
+
+def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
+    """The graph of a network. With boxes there are as many of them in it as clips: any number takes their place."""
+    with warnings.catch_warnings(), without_compiled_part():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
+        exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
+        check_parameters(exported)
+        module, outputs, learned = decomposed(with_free_names(exported), decompositions())
+    check_operators(module)
+    use_own_operators(module.graph)
+    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    rows = [n in box_inputs(module.graph) for n in nodes]
+    if not any(rows):
+        return module, outputs, learned
+    sizes = {n.meta["val"].shape[0] for n in nodes}
+    if len(sizes) == 1:
+        return module, outputs, learned
+    fitted = None if isinstance(model, ExportedProgram) or clip is None else one_box(clip, rows)
+    if fitted is None or len({t.shape[0] for t in tensors_of(fitted)}) > 1:
+        raise UsageError(
+            "A network that takes boxes is compiled for one clip and one box, which stands for any number of them.",
+            hint="Give the module with one clip at once, or export it with one box.",
+        )
+    return _captured(model, fitted, two)
 
 
 def captured_again(
@@ -127,8 +149,8 @@ def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
         UsageError: A time dim that an input does not have.
     """
     nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
-    dims = options.time_dim
-    per_input = [dims] * len(nodes) if dims is None or isinstance(dims, int) else list(dims)
+    dims, boxes = options.time_dim, box_inputs(module.graph)
+    per_input = [None if n in boxes else dims for n in nodes] if dims is None or isinstance(dims, int) else list(dims)
     if len(per_input) != len(nodes):
         raise UsageError(f"time_dim names {len(per_input)} inputs, but the model has {len(nodes)}.")
     inputs = []
@@ -141,7 +163,7 @@ def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
                     hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch.",
                 )
             dim %= len(shape)
-        inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim))
+        inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim, boxes=boxes.get(node)))
     if all(i.time_dim is None for i in inputs):
         raise UsageError("No input has a time dim.")
     return inputs

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T
 from co3d_compile.capture.torchscript import DECIDE, exported_script
+from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError
 from co3d_compile.support.silence_torch import quiet
 
@@ -40,7 +41,8 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
     except NotImplementedError:  # the module of an exported program refuses; its operators are those of eval mode
         training = []
     try:
-        yield model
+        with without_compiled_part():
+            yield model
     finally:
         for m in training:
             m.training = True

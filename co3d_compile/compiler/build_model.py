@@ -76,7 +76,8 @@ class Build:
             if not two:
                 raise
         else:
-            if not two or not compiled.program.step.fixed_batch:
+            boxes = any(i.boxes is not None for i in compiled.program.inputs)
+            if not two or boxes or not compiled.program.step.fixed_batch:
                 return compiled
         return self._restarted(two=False)
 

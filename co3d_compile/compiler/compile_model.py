@@ -38,6 +38,7 @@ def compile(
     recurrence: str = "state",
     max_delay: int | None = None,
     delay_by: str = "fold",
+    box_frame: str = "middle",
     time_dim: int | Sequence[int | None] | None = None,
     also: Sequence[str] = (),
     example_kwargs: Mapping[str, Any] | None = None,
@@ -72,6 +73,8 @@ def compile(
             (docs/latency.md).
         delay_by: How these read less of it: ``"fold"`` adds the last taps of a kernel to the last one that is left,
             ``"shift"`` stands the whole kernel later, ``"drop"`` leaves its last taps out.
+        box_frame: Which entry boxes belong to of the window whose features they are cut out of: ``"middle"``, entry
+            T // 2, or ``"newest"``, its last one.
         time_dim: The dim of the inputs that counts frames; a list gives it per input (None in it: no time). Default 2,
             unless the network itself takes dim 1 for its sequence, which is refused; a dim that is given is obeyed.
             The first convolution of an ONNX file says it: 1 for channels last, (N, T, H, W, C).
@@ -97,7 +100,7 @@ def compile(
     dims = usual_dims(module) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
     said = time_dim is not None or not isinstance(dims, int)  # the operators of an ONNX file tell
-    options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by, said)
+    options = Options(window, frames_per_step, *treated, dims, also, recurrence, max_delay, delay_by, said, box_frame)
     pipeline = list(default_passes() if passes is None else passes)
     check_passes(pipeline)
     build = Build(source, options, pipeline, Path(dump) if dump is not None else None, progress)

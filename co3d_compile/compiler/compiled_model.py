@@ -213,6 +213,7 @@ class CompiledModel:
 
     def _converted(self, name: str, *more: Iterable[Any]) -> CompiledModel:
         """The same program as a row of the table of targets converts it; the report says if that is not exact."""
+        metadata.refuse_free_rows(self.info, f"The form '{name}'")
         target, report = TARGETS[name], self._report
         model, info = target.converter()(self.model, self.info, *more)
         if target.inexact:
@@ -258,6 +259,7 @@ class CompiledModel:
         return f"<CompiledModel {facts['model']}; receptive field {facts['receptive field']}; state {facts['state']}>"
 
     def _wide(self, what: str) -> None:
+        metadata.refuse_free_rows(self.info, what)
         if self.info.options.get("state_dtype") == "float16" or self.info.options.get("int8"):
             raise UsageError(f"{what} needs a model in full precision.", hint="Call it on the model as it was before.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import cast
 
 import torch
 
@@ -19,10 +20,12 @@ def describe(program: Program) -> metadata.Contract:
     inputs = tuple(
         metadata.InputSpec(
             i.name,
-            _shape(program, ["N", *(int(s) for s in n.meta["val"].shape[1:])]),
+            _shape(program, ["N" if i.boxes is None else "K", *(int(s) for s in n.meta["val"].shape[1:])]),
             _name(i.dtype),
             i.pulse if i.time_dim is not None else None,
             i.time_dim,
+            i.waits if i.boxes is not None else None,
+            0 if i.boxes else None,
         )
         for i, n in zip(program.inputs, nodes, strict=True)
     )
@@ -49,6 +52,9 @@ def describe(program: Program) -> metadata.Contract:
     }
     if program.options.also:
         options["also"] = list(program.options.also)
+    boxes = any(i.boxes is not None for i in program.inputs)
+    if boxes:
+        options["box_frame"] = program.options.box_frame
     field = program.step.receptive_field
     options["time_dim"] = [i.time_dim for i in program.inputs]
     if program.options.max_delay is not None:
@@ -70,7 +76,9 @@ def describe(program: Program) -> metadata.Contract:
         valid=program.step.valid,
         flush_steps=program.step.flush_steps,
         counters=tuple(program.step.counters),
-        version=metadata.NEWEST if any(run.least_frames for run in program.notes.regions) else metadata.VERSION,
+        version=metadata.NEWEST
+        if boxes or any(run.least_frames for run in program.notes.regions)
+        else metadata.VERSION,
     )
 
 
@@ -82,7 +90,7 @@ def _region(run: RegionRun) -> metadata.LocalRegion:
 
 
 def _shape(program: Program, shape: Sequence[int | str]) -> Shape:
-    return tuple("N" if isinstance(s, str) else s for s in program.shape(shape))
+    return tuple(cast(Shape, program.shape(shape)))
 
 
 def _name(dtype: torch.dtype) -> str:

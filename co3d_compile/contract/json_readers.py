@@ -14,7 +14,7 @@ from co3d_compile.errors import ContractError
 T = TypeVar("T")
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Reader: TypeAlias = Callable[[Json, str], T]
-Dim: TypeAlias = int | Literal["N"]
+Dim: TypeAlias = int | Literal["N", "K"]
 Shape: TypeAlias = tuple[Dim, ...]
 
 MAX_ELEMENTS = 2**32  # of all tensors of one stream together: 16 GiB of float32, more is damage
@@ -84,11 +84,11 @@ def text(*choices: str) -> Reader[str]:
 
 
 def shape(value: Json, where: str) -> Shape:
-    """A list of sizes, the batch as ``"N"``."""
+    """A list of sizes, the batch as ``"N"``, as many as there are rows at a step as ``"K"``."""
     dims = typed(list)(value, where)
     if len(dims) > MAX_RANK:
         fail(f"{where} has {len(dims)} dims")
-    return tuple("N" if dim == "N" else whole(1)(dim, where) for dim in dims)
+    return tuple(dim if dim in ("N", "K") else whole(1)(dim, where) for dim in dims)
 
 
 def number(value: Json, where: str) -> float:

@@ -19,14 +19,14 @@ from co3d_compile.contract.json_readers import (
     fail,
     forbid,
 )
-from co3d_compile.errors import ContractError
+from co3d_compile.errors import ContractError, UnsupportedError
 from co3d_compile.support.readable_numbers import plural
 
 METADATA_KEY = "co3d"
 REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
 VERSION = 1
 NEWEST = 2
-"""Of a file that a reader of version 1 would misread: a sequence may be too short for it."""
+"""Of a file that a reader of version 1 would misread: a sequence may be too short for it, or it takes boxes."""
 T = TypeVar("T")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)
@@ -38,6 +38,9 @@ class InputSpec:
 
     ``shape`` is the shape of the ONNX input. ``time_dim`` is where time is in the clip model's layout: at
     ``frames_per_step`` 1 the ONNX input lacks that dim. Both are None for an input without time.
+
+    One whose shape begins with "K" has rows of its own at each step, any number of them: boxes. ``waits`` is after how
+    many steps they are answered, ``stream_column`` the column that says of which stream a row is, if one does.
     """
 
     name: str
@@ -45,6 +48,8 @@ class InputSpec:
     dtype: str
     frames_per_step: int | None
     time_dim: int | None
+    waits: int | None = None
+    stream_column: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,11 @@ class Contract:
         return f"<Contract: {contract_text(self)}>"
 
     @property
+    def free_rows(self) -> str | None:
+        """The name of an input with rows of its own at each step, any number of them; None: no input has."""
+        return next((spec.name for spec in self.inputs if "K" in spec.shape), None)
+
+    @property
     def delays(self) -> dict[str, int]:
         """Delay of every output, in entries of that output."""
         return {output.name: output.delay for output in self.outputs}
@@ -186,6 +196,9 @@ class Contract:
     def to_json(self) -> str:
         """The metadata as strict JSON: an infinite or NaN initial value is a string, ``"-inf"`` or ``"nan"``."""
         data = {**_as_dict(self), "states": [_as_dict(state) for state in self.states]}
+        if self.free_rows is None:
+            unknown = ("waits", "stream_column")
+            data["inputs"] = [{k: v for k, v in _as_dict(i).items() if k not in unknown} for i in self.inputs]
         for state in data["states"]:
             if not state["unbounded"]:
                 del state["unbounded"]
@@ -240,8 +253,17 @@ def contract_text(contract: Contract) -> str:
 
 
 def resolve(shape: Shape, batch: int) -> tuple[int, ...]:
-    """The shape with ``"N"`` replaced by the number of streams."""
-    return tuple(batch if dim == "N" else dim for dim in shape)
+    """The shape with ``"N"`` replaced by the number of streams, and no rows where any number may be."""
+    return tuple(batch if dim == "N" else 0 if dim == "K" else dim for dim in shape)
+
+
+def refuse_free_rows(contract: Contract, what: str) -> None:
+    """Raises UnsupportedError for what has no place for rows of their own at each step."""
+    if contract.free_rows is not None:
+        raise UnsupportedError(
+            f"{what} has no place for the input '{contract.free_rows}', of which each step has any number of rows.",
+            hint="Run it with StreamSession, or by the loop of the contract.",
+        )
 
 
 def _as_dict(item: object) -> dict[str, Any]:
@@ -314,6 +336,7 @@ def _check_time(contract: Contract) -> None:
 
 
 def _check_shapes(contract: Contract) -> None:
+    forbid(contract.free_rows is not None and contract.version == VERSION, f"version {VERSION} has no shape with a 'K'")
     by_input = {state.input: state for state in contract.states}
     for state in contract.states:
         forbid(

@@ -81,6 +81,8 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         **_TENSOR,
         "frames_per_step": or_null(whole(1)),
         "time_dim": or_null(whole(0)),
+        "waits": or_null(whole(0)),
+        "stream_column": or_null(whole(0)),
     },
     OutputSpec: {
         "name": text(),

@@ -15,6 +15,7 @@ CHOICES = {
     "state_io": ("paired", "renamed"),
     "recurrence": ("state", "window"),
     "delay_by": ("fold", "shift", "drop"),
+    "box_frame": ("middle", "newest"),
 }
 MOST_FRAMES = 100_000  # of a window or a step
 
@@ -36,6 +37,7 @@ class Options:
     max_delay: int | None = None
     delay_by: str = "fold"
     time_said: bool = True
+    box_frame: str = "middle"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

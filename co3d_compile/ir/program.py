@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Input:
-    """A model input: its name, its shape in the clip, and the dim that is time (None: no time)."""
+    """A model input: its name, its shape in the clip, and the dim that is time (None: no time).
+
+    ``boxes``: it has rows of its own in each step, any number of them; whether the first column of these is the index
+    in the batch. ``waits``: steps after which such rows are used.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     time_dim: int | None
     pulse: int = 0
+    boxes: bool | None = None
+    waits: int = 0
 
     @property
     def step_shape(self) -> list[int]:
@@ -317,8 +323,8 @@ class Program:
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:
-        """A shape of the step model: the batch is N, or the number that the model fixes."""
-        return [self.step.fixed_batch or "N" if isinstance(s, str) else s for s in shape]
+        """A shape of the step model: the batch is N, or the number that the model fixes; rows of an input are K."""
+        return [self.step.fixed_batch or s if s == "N" else s for s in shape]
 
     def record(self, node: Node, action: str) -> None:
         """Counts what was done to an operator, for the report."""

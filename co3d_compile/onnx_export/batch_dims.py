@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 from torch.utils._pytree import PyTree
 
+from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import fake_mode
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
@@ -30,6 +31,8 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
     mix: ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
     """
     values: dict[Node, Value] = {}
+    if any(i.boxes is not None for i in program.inputs):
+        program.step.fixed_batch = 1
     for node in program.graph.nodes:
         if node.op == "output":
             break
@@ -38,7 +41,7 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
             _fix(program, f"at {operator_name(node.target)} in {module_path(node) or 'the model'}")
             return {}
-    if program.inputs[0].shape[0] == 1 and _streams_mix(program, values):
+    if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
         _fix(program, "it was captured for one clip, and does not say which of its dims of size one is the batch")
         return {}
     if not all(_per_stream(program, node, values) for node in _results(program)[: len(program.outputs)]):
@@ -92,6 +95,8 @@ def _rank(value: Value) -> int:
 
 
 def _fix(program: Program, why: str) -> None:
+    if program.step.fixed_batch:  # with boxes there is one stream, and :func:`free_rows` says what is wrong
+        return
     rows = program.step.fixed_batch = program.inputs[0].shape[0]
     program.notes.warnings.append(f"The model fixes its batch at {rows} ({why}): run it with batch={rows}.")
 
@@ -124,3 +129,49 @@ def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:
         return []
     sizes = zip(node.meta["val"].shape, value.shape, strict=True)
     return [d for d, (old, new) in enumerate(sizes) if old != new]
+
+
+def free_rows(program: Program) -> dict[Node, list[int]]:
+    """Of a step on one stream with boxes: the dims of each input, state and result that are as many as there are boxes.
+
+    Each state may have another number of them than the boxes of its step.
+
+    Raises:
+        UnsupportedError: An operator fixes how many boxes there are.
+    """
+    states = program.placeholders()[len(program.inputs) :]
+    rows = {n for n, spec in zip(program.placeholders(), program.inputs, strict=False) if spec.boxes is not None}
+    while True:
+        few, many = (_with_rows(program, rows, count) for count in (3, 5))
+        found = {
+            n: [d for d, (a, b) in enumerate(zip(few[n].shape, many[n].shape, strict=True)) if a != b] for n in few
+        }
+        nexts = _results(program)[len(program.outputs) :]
+        more = {state for state, value in zip(states, nexts, strict=True) if found[value]} - rows
+        if not more:
+            return found
+        rows |= more
+
+
+def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tensor]:
+    """The fake value of each input and result where there is one stream, and so many of what are rows."""
+    values: dict[Node, Value] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            break
+        value = node.meta["val"]
+        if node.op == "placeholder":
+            with fake_mode(program):
+                values[node] = torch.empty(count if node in rows else 1, *value.shape[1:], dtype=value.dtype)
+            continue
+        try:
+            values[node] = _value(program, node, values)
+        except Exception as error:  # whatever a meta kernel raises for sizes that do not fit
+            raise UnsupportedError(
+                "It fixes how many boxes there are.",
+                operator=operator_name(node.target),
+                module_path=module_path(node),
+                hint="Let it take any number of rows: x.flatten(1) or x.reshape(len(boxes), -1), for example.",
+            ) from error
+    wanted = [*program.placeholders(), *_results(program)]
+    return {n: value for n in wanted if isinstance(value := values[n], Tensor)}

@@ -37,11 +37,16 @@ SINGLE = {
     *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan", "Erf"),
     *("Celu", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Softplus", "Softsign"),
     *("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "ThresholdedRelu"),
-    *("Col2Im", "Conv", "ConvTranspose", "GRU", "LSTM", "RNN", "Resize"),
+    *("Col2Im", "Conv", "ConvTranspose", "GRU", "LSTM", "MaxRoiPool", "RNN", "Resize"),
 }
 """Operators that ONNX Runtime computes in float32, and not in float64."""
 FIRST_ALONE = {"Col2Im", "Resize"}  # whose other operands are sizes
-FLOATS = {"alpha", "beta", "epsilon"}  # attributes of ONNX that are floats, also where the number is whole
+FLOATS = {
+    "alpha",
+    "beta",
+    "epsilon",
+    "spatial_scale",
+}  # attributes of ONNX that are floats, also where the number is whole
 EVERY: Mapping[str, float] = {}
 
 

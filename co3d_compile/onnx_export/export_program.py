@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile import onnx_export
 from co3d_compile.ir.program import Program
-from co3d_compile.onnx_export.batch_dims import grown_dims
+from co3d_compile.onnx_export.batch_dims import free_rows, grown_dims
 from co3d_compile.onnx_export.by_torch_exporter import OPSET
 from co3d_compile.onnx_export.emitter import DTYPES, Emitter
 
@@ -24,13 +25,15 @@ def export(program: Program) -> ir.Model:
 
     Inputs are the model's own, then one per state; outputs the model's own, then the next states.
     """
-    emitter = Emitter(program)
-    inputs = []
+    emitter, inputs = Emitter(program), []
+    rows = free_rows(program) if any(i.boxes is not None for i in program.inputs) else {}
     valid = [program.step.valid] if program.step.valid is not None else []
     names = [i.name for i in program.inputs] + valid + [s.input for s in program.step.states]
     for node, name in zip(program.placeholders(), names, strict=True):
-        shape = program.shape(["N", *node.meta["val"].shape[1:]])
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype]))
+        shape = ["K" if rows.get(node) else "N", *node.meta["val"].shape[1:]]
+        value = ir.Value(
+            name=name, shape=_shape(program, name, shape), type=ir.TensorType(DTYPES[node.meta["val"].dtype])
+        )
         emitter.values[node] = value
         inputs.append(value)
     output = next(n for n in program.graph.nodes if n.op == "output")
@@ -42,7 +45,10 @@ def export(program: Program) -> ir.Model:
         program.notes.warnings.append(
             f"ONNX Runtime computes {single} in float32 alone: casts stand around them, and all else stays in float64."
         )
-    results = _outputs(program, emitter, list(output.args[0]))
+    states = program.placeholders()[len(names) - len(program.step.states) :]
+    for node, state in zip(states, program.step.states, strict=True):
+        state.shape[0] = "K" if rows.get(node) else state.shape[0]
+    results = _outputs(program, emitter, list(output.args[0]), rows)
     program.notes.values = emitter.holders()
     graph = ir.Graph(
         inputs,
@@ -55,12 +61,18 @@ def export(program: Program) -> ir.Model:
     return ir.Model(graph, ir_version=10, producer_name="co3d-compile")
 
 
-def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.Value]:
+def _shape(program: Program, name: str, shape: Sequence[int | str]) -> ir.Shape:
+    """A shape as ONNX has it. Two sizes of one name would be one size: each tensor has a number of boxes of its own."""
+    return ir.Shape([f"K.{name}" if size == "K" else size for size in program.shape(shape)])
+
+
+def _outputs(program: Program, emitter: Emitter, nodes: list[Node], rows: Mapping[Node, list[int]]) -> list[ir.Value]:
     """Graph outputs under their names; a value that already has another name goes through an Identity."""
     names = [o.name for o in program.outputs] + [s.output for s in program.step.states]
     for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
         grown = grown_dims(node, emitter.larger)
-        result.shape = ["N" if d in grown else int(size) for d, size in enumerate(node.meta["val"].shape)]
+        free = dict.fromkeys(grown, "N") | dict.fromkeys(rows.get(node, ()), "K")
+        result.shape = [free.get(d, int(size)) for d, size in enumerate(node.meta["val"].shape)]
     shapes = [o.shape for o in program.outputs] + [s.shape for s in program.step.states]
     results: list[ir.Value] = []
     placeholders = program.placeholders()
@@ -81,7 +93,7 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node]) -> list[ir.V
             value = emitter.op("Identity", value)
         value.name = name
         value.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
-        value.shape = ir.Shape(program.shape(shape))
+        value.shape = _shape(program, name, shape)
         results.append(value)
     return results
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from co3d_compile.contract.json_readers import Shape
 from co3d_compile.contract.model_contract import Contract, InputSpec, resolve
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.runtime.buffers import Array
 
+Sizes: TypeAlias = tuple[int | str, ...]
 NO_VALID = 'Compile it with boundary="exact".'
 
 
@@ -37,7 +39,7 @@ class StepInputs:
         if len(frames) != len(specs):
             names = ", ".join(spec.name for spec in specs)
             raise SessionError(f"Got {len(frames)} inputs, expected {len(specs)}.", hint=f"In this order: {names}.")
-        arrays = [_frames(spec, frame, resolve(spec.shape, count)) for spec, frame in zip(specs, frames, strict=True)]
+        arrays = [_frames(spec, frame, expected(spec.shape, count)) for spec, frame in zip(specs, frames, strict=True)]
         if self._info.valid is None:
             if valid is not None:
                 raise SessionError("This model takes no valid flags.", hint=NO_VALID)
@@ -59,14 +61,19 @@ def whole_number(name: str, value: int, least: int, most: float = math.inf) -> i
     raise UsageError(f"{name} is {value!r}.", hint=f"It must be a whole number from {least}{top}.")
 
 
-def checked_array(what: str, name: str, array: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def expected(shape: Shape, batch: int) -> Sizes:
+    """The shape of so many streams; "K" stands for any number of rows."""
+    return tuple(batch if dim == "N" else dim for dim in shape)
+
+
+def checked_array(what: str, name: str, array: object, shape: Sizes, dtype: np.dtype[Any]) -> Array:
     """The array itself. Raises SessionError if it has another shape or dtype."""
     if not isinstance(array, np.ndarray):
         problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
     elif array.dtype != dtype:
         problem = f"has dtype {array.dtype}, expected {dtype}"
         hint = f"Convert it with .astype('{dtype}'), frames with the scale and mean of the training."
-    elif array.shape != shape:
+    elif array.shape != shape and (array.shape[1:] != shape[1:] or shape[:1] != ("K",)):
         problem = f"has shape {array.shape}, expected {shape}"
         hint = "A step takes one row for each stream that advances."
     else:
@@ -74,12 +81,17 @@ def checked_array(what: str, name: str, array: object, shape: tuple[int, ...], d
     raise SessionError(f"{what} '{name}' {problem}.", hint=hint)
 
 
-def _frames(spec: InputSpec, frame: object, shape: tuple[int, ...]) -> Array:
-    """The array for the ONNX input: without the time dim at one frame per step."""
+def _frames(spec: InputSpec, frame: object, shape: Sizes) -> Array:
+    """The array for the ONNX input: without the time dim at one frame per step, all rows of the one stream."""
     if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(shape) + 1:
         dim = spec.time_dim
         frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame
-    return checked_array("Input", spec.name, frame, shape, np.dtype(spec.dtype))
+    array = checked_array("Input", spec.name, frame, shape, np.dtype(spec.dtype))
+    if (column := spec.stream_column) is not None and array[:, column].any():
+        row = int(np.flatnonzero(array[:, column])[0])
+        what = f"Row {row} of input '{spec.name}' is of stream {array[row, column]:g}, and there is stream 0 alone"
+        raise SessionError(f"{what}.", hint="Give each stream a session of its own.")
+    return array
 
 
-__all__ = ["NO_VALID", "StepInputs", "checked_array", "whole_number"]
+__all__ = ["NO_VALID", "StepInputs", "checked_array", "expected", "whole_number"]

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import onnxruntime as ort
 
-from co3d_compile.contract.model_contract import METADATA_KEY, Contract, check_graph
+from co3d_compile.contract.model_contract import METADATA_KEY, Contract, check_graph, refuse_free_rows
 from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError, LoadError, UsageError, not_onnx
 from co3d_compile.runtime.buffers import CPU
@@ -97,8 +97,10 @@ def check_contract(session: ort.InferenceSession, contract: Contract, batch: int
     if contract.native not in (None, block_channels()):
         what = f"The model was compiled with --native for blocks of {contract.native} channels"
         raise UsageError(f"{what}; this machine has blocks of {block_channels()}.", hint="Compile it here, or without.")
+    if batch != 1:
+        refuse_free_rows(contract, f"A batch of {batch} streams")
     rows = [state.shape[state.batch_dim] for state in contract.states]
     for fixed in [*rows, *(spec.shape[0] for spec in contract.inputs if spec.shape)]:
-        if fixed not in ("N", batch):
+        if fixed not in ("N", "K", batch):
             raise UsageError(f"The model was compiled for a batch of {fixed}, not {batch}.", hint=f"Use batch={fixed}.")
     check_graph(contract, session.get_inputs(), session.get_outputs(), batch)

@@ -12,10 +12,12 @@ import numpy as np
 from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.contract.weights_digest import check_weights
 from co3d_compile.errors import SessionError, UsageError
-from co3d_compile.runtime.buffers import CPU, Array, Guard, check_memory, no_memory
-from co3d_compile.runtime.checked_arrays import NO_VALID, StepInputs, checked_array, whole_number
+from co3d_compile.native.running_form import RunningForm
+from co3d_compile.runtime.buffers import CPU, Array, Guard, Results, check_memory, no_memory
+from co3d_compile.runtime.checked_arrays import NO_VALID, StepInputs, checked_array, expected, whole_number
 from co3d_compile.runtime.finite_values import CHOICES, Finite, FiniteCheck
 from co3d_compile.runtime.open_model import Provider, Serializable, device_of, read_source, session_options
+from co3d_compile.runtime.row_states import RowStates
 from co3d_compile.runtime.running_model import Layout, Opener
 from co3d_compile.runtime.snapshot import pack, unpack
 from co3d_compile.runtime.states import States
@@ -88,14 +90,23 @@ class StreamSession:
             check_memory(running.form.contract, self.batch)
         self._inputs = StepInputs(self.info, self.batch)
         self._lengths = None if self.info.shortest is None else StreamLengths(self.info)
+        self._only: Results | None = None
+        self._rows = self.info.free_rows is not None
+        if self._rows:
+            self._states: States = RowStates(self.info)
+        else:
+            self._bind(running.form, device)
+        self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
+        self.reset()
+
+    def _bind(self, form: RunningForm, device: tuple[str, int]) -> None:
+        """Makes the memory of the states and results, and has onnxruntime read and write there."""
         try:
-            self._states = States(self.info, running.form, self.batch, device)
+            self._states = States(self.info, form, self.batch, device)
             self._bindings = StepBindings(self._ort, self.info, self._inputs, self._states, self.batch, device)
         except (MemoryError, ValueError) as error:  # ValueError: beyond the address space
             raise no_memory() from error
         self._only = self._bindings.results[0] if len(self._bindings.results) == 1 else None
-        self._fixed = any(state.shape[state.batch_dim] != "N" for state in self.info.states)
-        self.reset()
 
     def step(
         self, *frames: Array | Sequence[Array], valid: Array | None = None, streams: Sequence[int] | None = None
@@ -125,9 +136,9 @@ class StreamSession:
         except IndexError:
             raise self._guard.refusal() from None
         try:
-            if streams is None or list(streams) == list(range(self.batch)):
+            if not self._rows and (streams is None or list(streams) == list(range(self.batch))):
                 return self._step(arrays, valid) if self._check is None else self._checked_step(arrays, valid)
-            return self._step_some(arrays, valid, self._indices(streams))
+            return self._step_some(arrays, valid, self._indices([0] if streams is None else streams))
         finally:
             turn.append(None)
 
@@ -188,8 +199,9 @@ class StreamSession:
             hint = "Give all that get_state() returns, and no others."
             raise SessionError(f"These are not the states of this model: {', '.join(odd[:5])}.", hint=hint)
         with self._guard:
-            for name, (shape, dtype) in self._states.shapes().items():
-                checked_array("State", name, values[name], shape, dtype)
+            for state in self.info.states:
+                shape, dtype = expected(state.shape, self.batch), np.dtype(state.dtype)
+                checked_array("State", state.input, values[state.input], shape, dtype)
             self._states.write(values)
             if self._check is not None:
                 self._check.begin(slice(None), warm=True)
@@ -222,7 +234,8 @@ class StreamSession:
                 self._profile.finish(self._ort)
             self._guard.closed = True
             self._only = None
-            del self._bindings, self._states, self._ort
+            for name in ("_bindings", "_states", "_ort"):
+                self.__dict__.pop(name, None)
 
     def __repr__(self) -> str:
         streams = "closed" if self._guard.closed else plural(self.batch, "stream")

@@ -19,8 +19,11 @@ def pack(fingerprint: bytes, streams: int, states: Sequence[bytes]) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def unpack(blob: object, fingerprint: bytes, streams: int, size: int) -> memoryview:
-    """The ``size`` state bytes of an undamaged snapshot of this model. Raises SessionError if it is anything else."""
+def unpack(blob: object, fingerprint: bytes, streams: int, size: int | None) -> memoryview:
+    """The state bytes of an undamaged snapshot of this model: ``size`` of them, None for as many as there are.
+
+    Raises SessionError if it is anything else.
+    """
     blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else b""
     body, digest = blob[:-32], blob[-32:]
     if len(body) < _HEADER.size or not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
@@ -30,6 +33,6 @@ def unpack(blob: object, fingerprint: bytes, streams: int, size: int) -> memoryv
         raise SessionError("The snapshot is of another model.", hint="Restore it with the file that it was taken with.")
     if count != streams:
         raise SessionError(f"The snapshot holds {count} streams, not {streams}.", hint=f"Open it with batch={count}.")
-    if len(body) != _HEADER.size + size:
+    if size is not None and len(body) != _HEADER.size + size:
         raise SessionError("The snapshot is damaged.", hint=_DAMAGED)
     return memoryview(body)[_HEADER.size :]

@@ -53,10 +53,6 @@ class States:
         wanted = [(s, buffer) for s, buffer in self._current() if names is None or s.input in names]
         return {s.input: self._form.to_given(s, buffer.read()) for s, buffer in wanted}
 
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-        """Shape and dtype of each state."""
-        return {s.input: (resolve(s.shape, self._batch), np.dtype(s.dtype)) for s in self._info.states}
-
     def write(self, values: Mapping[str, Array]) -> None:
         """Take over all states."""
         for state, buffer in self._current():
@@ -67,8 +63,8 @@ class States:
         parts = [(state, buffer.take(index, state.batch_dim, Scratch())) for state, buffer in self._current()]
         return [self._form.to_given(state, part).tobytes() for state, part in parts]
 
-    def size(self, count: int) -> int:
-        """How many bytes the states of so many streams are."""
+    def size(self, count: int) -> int | None:
+        """How many bytes the states of so many streams are, if that is known beforehand."""
         return sum(math.prod(resolve(s.shape, count)) * np.dtype(s.dtype).itemsize for s in self._info.states)
 
     def unpack(self, packed: memoryview, index: slice) -> None:

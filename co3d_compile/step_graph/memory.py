@@ -24,6 +24,7 @@ class Memory(EntryOperators):
 
     Attributes:
         ends: The flags of both ends of the stream; None with ``boundary="stream"``.
+        boxes: Inputs with rows of their own in each step.
     """
 
     def __init__(self, program: Program) -> None:
@@ -31,6 +32,7 @@ class Memory(EntryOperators):
         self.ends: StreamEnds | None = None
         self._start: StreamEnds | None = None
         self._capacity: dict[Node, int] = {}
+        self.boxes: set[Node] = set()
 
     @property
     def start(self) -> StreamEnds:
@@ -70,7 +72,7 @@ class Memory(EntryOperators):
         """
         first = self.resolve(new[0])
         capacity = max(n, self._capacity.get(source, 0)) if source is not None else n
-        first_dim = layout is None or leading(layout)
+        first_dim = (layout is None or leading(layout)) and not self._of_boxes(first)
         if self.ends is not None and source is not None:
             start = self.ends.start(source, new, n)
         elif source is not None and source.target is outside:
@@ -79,6 +81,16 @@ class Memory(EntryOperators):
             return PastEntries(self, list(new), n, layout, None, start)
         queue = self.queue([self.resolve(x) for x in new], capacity, (start and start.number) or 0.0)
         return PastEntries(self, list(new), n, layout, queue)
+
+    def _of_boxes(self, node: Node) -> bool:
+        """Whether an entry is made of boxes, and so may have more rows than the next one: they have no common queue."""
+        stack, seen = [node] if self.boxes else [], set()
+        while stack:
+            n = stack.pop()
+            if n not in seen:
+                seen.add(n)
+                stack += n.all_input_nodes
+        return not self.boxes.isdisjoint(seen)
 
     def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> PastEntries:
         """Past and new entries with a number in place of those before the first."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from co3d_compile.contract.model_contract import METADATA_KEY, Contract
+from co3d_compile.contract.model_contract import METADATA_KEY, Contract, refuse_free_rows
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.support.atomic_file import whole_file
 from co3d_compile.support.install_hint import install_command
@@ -67,6 +67,7 @@ def write_tflite(
         VerificationError: LiteRT gives other results here than ONNX Runtime.
         OutputError: The path cannot be written.
     """
+    refuse_free_rows(contract, "LiteRT")
     options = options or Options()
     _check(contract, options)
     with _packages():

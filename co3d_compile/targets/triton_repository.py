@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from co3d_compile.contract.model_contract import Contract, StateSpec
+from co3d_compile.contract.model_contract import Contract, StateSpec, refuse_free_rows
 from co3d_compile.errors import OutputError, UnsupportedError, UsageError
 from co3d_compile.targets.settings import Settings, setting
 
@@ -68,6 +68,7 @@ def write_repository(
         UnsupportedError: The model has states or a batch that Triton cannot hold.
         UsageError: The name is no folder name. OutputError: The folder is there, or cannot be written.
     """
+    refuse_free_rows(contract, "Triton")
     source, root = Path(model), Path(repository)
     name = source.stem if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from math import ceil
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError
 from co3d_compile.verification.contract_loop import Array
+from co3d_compile.verification.long_boxes import all_boxes
 from co3d_compile.verification.output_plans import Plan, ResultIndex
 from co3d_compile.verification.reference import Reference
 
@@ -187,7 +189,9 @@ class Timeline:
         before = self.reference.random(self.reference.shapes(inside.start), generator)
         behind = self.reference.random(self.reference.shapes(total - inside.stop), generator)
         clip = [
-            items[0].frames[k]
+            all_boxes([item.frames[k] for item in items])
+            if i.boxes is not None
+            else items[0].frames[k]
             if i.time_dim is None
             else torch.cat([x, *(item.frames[k] for item in items), y], i.time_dim)
             for k, (i, x, y) in enumerate(zip(self.reference.inputs, before, behind, strict=True))
@@ -197,12 +201,17 @@ class Timeline:
 
 
 def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frames]:
-    """Random frames of every input, step by step; an input without time stays the same."""
-    generator = torch.Generator().manual_seed(seed)
-    first = frames = reference.random(reference.shapes(pulse), generator)
-    while True:
-        yield [x if i.time_dim is not None else y for i, x, y in zip(reference.inputs, frames, first, strict=True)]
-        frames = reference.random(reference.shapes(pulse), generator)
+    """Random frames of every input, step by step, and one to three boxes; an input without time stays the same."""
+    generator, first = torch.Generator().manual_seed(seed), None
+    for step in count(1):
+        shapes = [
+            [1 + step % 3, *shape[1:]] if i.boxes is not None else shape
+            for i, shape in zip(reference.inputs, reference.shapes(pulse), strict=True)
+        ]
+        frames = reference.random(shapes, generator)
+        first = first or frames
+        moves = [i.time_dim is not None or i.boxes is not None for i in reference.inputs]
+        yield [x if new else y for new, x, y in zip(moves, frames, first, strict=True)]
 
 
 def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iterator[Frames]:
@@ -220,6 +229,8 @@ def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iter
         for spec, shape, array in zip(reference.inputs, shapes, arrays, strict=True):
             x = torch.from_numpy(np.array(array))  # a copy: whoever gives frames may use the memory again
             x = x.unsqueeze(spec.time_dim) if x.dim() == len(shape) - 1 and spec.time_dim is not None else x
+            if spec.boxes is not None:
+                shape = list(x.shape[:1]) + shape[1:]
             if [*x.shape[1:]] != shape[1:] or x.shape[0] not in (1, shape[0]) or x.dtype != spec.dtype:
                 raise UsageError(
                     f"Step {number}: the frames for '{spec.name}' are {x.dtype} {np.shape(array)}, "

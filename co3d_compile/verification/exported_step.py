@@ -47,7 +47,7 @@ def verify_step(path: str | os.PathLike[str], model: str | os.PathLike[str], fou
     """Steps the archive beside the ONNX file, whose own verification is ``found``, and returns what holds of both."""
     module, info = load_step(path)
     sizes = (state.shape[state.batch_dim] for state in info.states)
-    batch = next((size for size in sizes if size != "N"), 1)
+    batch = next((size for size in sizes if isinstance(size, int)), 1)
     generator = np.random.default_rng(0)
     shapes = [(resolve(spec.shape, batch), spec.dtype) for spec in info.inputs]
     steps = [

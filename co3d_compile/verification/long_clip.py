@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
+from co3d_compile.verification.long_boxes import LongBoxes
 from co3d_compile.verification.long_regions import LongRegion
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
@@ -130,6 +131,7 @@ class LongClip(Interpreter):
         self.finite: dict[str, list[bool]] = {}
         self.watched: set[str] = set()
         self.regions: Mapping[str, LongRegion] = {}
+        self.boxes: Mapping[str, LongBoxes] = {}
         self.inside: Set[str] = frozenset()  # nodes of regions that nothing else reads
         self._read: dict[str, Value] = {}
 
@@ -156,6 +158,8 @@ class LongClip(Interpreter):
     def _node(self, n: Node) -> Value:
         if n.op == "placeholder":
             x = super().run_node(n)
+            if n.name in self.boxes:
+                return Windows([self.boxes[n.name].of_clip(start) for start in self.starts])
             return self._seen(n, Stream(x, self.claims[n.name])) if self.timed[n.name] else x
         if n.op != "call_function":
             return super().run_node(n)
@@ -348,6 +352,9 @@ class LongClip(Interpreter):
     def _apply(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The operator on tensors; what was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
+        layout = self._claim(n).layout
+        if self.boxes and n.target in VIEWS and layout is not None:  # there may be any number of boxes
+            args = (args[0], layout.sizes())
         before = self.claims.get(f"{source}>{n}", self._claim(source) if isinstance(source, Node) else NOTHING)
         x = args[0]
         if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):

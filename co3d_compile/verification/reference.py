@@ -29,6 +29,7 @@ from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.random_runs import equal
+from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
@@ -171,7 +172,9 @@ class Reference:
         """Random inputs of these shapes."""
         results = []
         for spec, shape in zip(self.inputs, shapes, strict=True):
-            if spec.dtype.is_floating_point:
+            if spec.boxes is not None:
+                x = random_boxes(self.inputs, spec, shape[0], generator)
+            elif spec.dtype.is_floating_point:
                 x = torch.randn(*shape, generator=generator)
             else:
                 x = torch.randint(0, 2, list(shape), generator=generator)
@@ -222,11 +225,13 @@ class Reference:
         pairs = zip(self.inputs, frames, strict=True)
         total = next(x.shape[i.time_dim] for i, x in pairs if i.time_dim is not None)
         total -= self.unit - 1 if self.dense else 0
+        ahead = frames_ahead(self.plans, self.program.options.box_frame == "newest")
+        boxes = boxes_of(self.inputs, frames, inside.start - front, len(inside), ahead)
         found: dict[ResultIndex, dict[Fraction | None, Tensor]] = {index: {} for index in indices}
         for phase in sorted({p for index in indices for p in self._phases(index)} or {0}):
             starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
-            run.double, run.kernels = self._double, self.kernels
+            run.double, run.kernels, run.boxes = self._double, self.kernels, boxes
             run.regions = self.regions.at(self.shapes(total), self._double)
             run.inside = self.regions.inside - self.claims.keys()
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
@@ -275,8 +280,9 @@ class Reference:
         Raises:
             VerificationError: Kernels are replaced, so that it is not what the file computes.
         """
-        if self.kernels:
-            raise VerificationError("The model cannot be run on a long clip, and on a clip it has other kernels.")
+        if self.kernels or any(i.boxes is not None for i in self.inputs):
+            what = "it has other kernels" if self.kernels else "boxes belong to one frame of it"
+            raise VerificationError(f"The model cannot be run on a long clip, and on a clip {what}.")
         results: dict[ResultIndex, list[Tensor]] = {}
         for index in indices:
             claim = self.plans[index.output].claim

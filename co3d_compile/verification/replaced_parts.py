@@ -61,7 +61,7 @@ class ReplacedParts:
             segment: The first steps that were compared.
             results: The results of the file at all steps that were compared.
         """
-        if not self.any:
+        if not self.any or self.info.free_rows is not None:
             return
         clips = [self._clip(segment, offset) for offset in (0, len(segment.steps) // 2)]
         untouched = [self.reference.untouched(clip) for clip in clips]

@@ -28,6 +28,7 @@ from co3d_compile.verification.comparison import Expected, LargestError, largest
 from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
+from co3d_compile.verification.long_boxes import rows_of
 from co3d_compile.verification.onnx_reading import read_clip_model
 from co3d_compile.verification.output_plans import ResultIndex
 from co3d_compile.verification.reference import Example, Model, Reference, batch_of, by_keyword, tensors_of
@@ -40,7 +41,7 @@ from co3d_compile.verification.verification import Verification
 Progress = Callable[[str, int, int], None]
 AGAIN = (  # as compiled
     *("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "time_dim", "also", "recurrence"),
-    *("max_delay", "delay_by"),
+    *("max_delay", "delay_by", "box_frame"),
 )
 PERTURBED = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
 TOLERANCE = 1e-4
@@ -102,7 +103,7 @@ def verify(
             check.run(
                 random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
             )
-        if bisect and check.differs and not check.reduced:
+        if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, program, example_inputs)
         result = check.result()
     return dataclasses.replace(result, notes=(*reading, *result.notes))
@@ -302,12 +303,15 @@ class _Check:
 
     def _depends_on_start(self) -> int | None:
         """The last step of the first segment that depends on what the states held at the start."""
-        segment, pulse = self.first_segment, self.timeline.pulse
+        segment = self.first_segment
         assert segment is not None
-        begins = (segment.front + step * pulse for step in range(segment.steps.stop))
-        return self.streamed.depends_on_start(
-            segment, (self.reference.cut(segment.clip, begin, pulse) for begin in begins)
-        )
+        return self.streamed.depends_on_start(segment, map(partial(self._frames, segment), range(segment.steps.stop)))
+
+    def _frames(self, segment: Segment, step: int) -> Frames:
+        """The frames that a step took."""
+        frames = self.reference.cut(segment.clip, segment.front + step * self.timeline.pulse, self.timeline.pulse)
+        pairs = zip(self.reference.inputs, frames, strict=True)
+        return [rows_of(x[step - segment.base]) if i.boxes is not None else x for i, x in pairs]
 
     def result(self) -> Verification:
         """What was found."""
@@ -346,6 +350,7 @@ def _options(info: Contract) -> Options:
         time_dim=dims,
         also=tuple(said.get("also", ())),
         recurrence=said.get("recurrence", "state"),
+        box_frame=said.get("box_frame", "middle"),
     )
 
 
