@@ -116,16 +116,16 @@ def _check_compiled(model: str, sides: str | None) -> None:
 def _show(result: Report) -> None:
     whole = next((name for name in ("clip", "pytorch") if name in result["sides"]), "clip")
     clip, floor = (result["sides"].get(name, {}).get("median") for name in (whole, "floor"))
-    faster = f"faster than {whole}"
-    rows = rows_table("Milliseconds per frame", "side", "median", "quartiles", faster, "of floor", "memory")
+    compared = [f"faster than {whole}"] * bool(clip) + ["of floor"] * bool(floor)
+    rows = rows_table("Milliseconds per frame", "side", "median", "quartiles", *compared, "memory")
     for name, side in result["sides"].items():
         low, high = side["quartiles"]
         rows.add_row(
             name,
             f"{side['median']:.2f}",
             f"{low:.2f} to {high:.2f}",
-            f"{clip / side['median']:.1f}x" if clip and name not in (whole, "floor") else "",
-            f"{side['median'] / floor:.2f}" if floor and name in COMPILED else "",
+            *([f"{clip / side['median']:.1f}x" if name not in (whole, "floor") else ""] if clip else []),
+            *([f"{side['median'] / floor:.2f}" if name in COMPILED else ""] if floor else []),
             bytes_text(side["memory"]),
         )
     box, left_out = result["machine"], result["left_out"]
@@ -140,7 +140,8 @@ def _show(result: Report) -> None:
         (
             "Columns",
             "median: half of all calls were faster; quartiles: a quarter was, three quarters were; "
-            "of floor: how near to the least that a step could take; memory: of the process, over an empty one",
+            f"{'of floor: how near to the least that a step could take; ' if floor else ''}"
+            "memory: of the process, over an empty one",
         ),
         ("Sides", join([f"{name}: {SIDES[name]}" for name in result["sides"] if name in SIDES])),
         ("Timed", f"{plural(result['rounds'], 'round')} of {result['seconds']:g} s"),

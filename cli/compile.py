@@ -46,7 +46,8 @@ Examples:
     co3d-compile model.ts -o model.onnx --shape 1x3x16x224x224
   A model from code, with its weights:
     co3d-compile pytorchvideo.models.hub:x3d_s -o x3d_s.onnx \\
-        --kwargs '{{"pretrained": false}}' --weights X3D_S.pyth --shape 1x3x13x160x160
+        --kwargs '{{"pretrained": false}}' --weights X3D_S.pyth \\
+        --shape 1x3x13x160x160
   The step as a torch.export program, for AOTInductor or ExecuTorch:
     co3d-compile model.pt2 -o step.pt2
   Trained on 16 frames, run with a memory of 64:
@@ -54,7 +55,8 @@ Examples:
   Answers at most half a second late, at the price of another network:
     co3d-compile model.pt2 -o model.onnx --max-delay 0.5s --fps 10
   With all that co3d run needs to know:
-    co3d-compile model.pt2 -o model.onnx --size 182 --mean 0.45 --std 0.225 --labels names.txt
+    co3d-compile model.pt2 -o model.onnx --size 182 --mean 0.45 --std 0.225 \\
+        --labels names.txt
 
 {EXIT_CODES}"""
 

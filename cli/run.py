@@ -42,17 +42,17 @@ EPILOG = """\b
 Examples:
     co3d run model.onnx --source video.mp4
     co3d run model.onnx --source 0 --show
-    co3d run model.onnx --source rtsp://camera/stream --jsonl - | jq .top[0].label
-    co3d run model.onnx --source video.mp4 --save annotated.mp4 --csv predictions.csv
-    co3d run model.onnx --source video.mp4 --events events.csv --on 0.6 --shortest 0.5 --gap 1
+    co3d run model.onnx --source rtsp://camera/stream --reconnect 60 --jsonl -
+    co3d run model.onnx --source video.mp4 --save annotated.mp4 --csv all.csv
+    co3d run model.onnx --source video.mp4 --events seen.csv --on 0.6 --gap 1
     ffmpeg -i video.avi -f mpegts - | co3d run model.onnx --source -
 
 \b
 Exit codes:
   0    the source has ended, or --frames were taken
   1    a package is missing, or a bug
-  2    wrong use of the command; a file without pictures as input or class scores as output
-  4    the model or the source cannot be read, or the source broke off: files hold what came before
+  2    wrong use of the command
+  4    the model or the source cannot be read, or the source broke off
   5    the model takes no pictures, or gives no class scores
   6    an output cannot be written
   130  stopped with Ctrl-C: files are complete up to there (143: with SIGTERM)"""

@@ -158,9 +158,9 @@ class Live:
         if not stdout().isatty():
             click.echo(text.plain.rstrip(), file=stdout())
         elif self._bars:  # one terminal: the bar stays below
-            self._bars.console.print(text, soft_wrap=True)
+            self._bars.console.print(text)
         else:
-            console_for(stdout()).print(text, soft_wrap=True)
+            console_for(stdout()).print(text)
 
     def _late(self) -> str:
         """How late an answer is; the model's rate counts, where it has one."""

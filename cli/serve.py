@@ -43,12 +43,14 @@ from co3d_compile.support.readable_numbers import plural
 EPILOG = """\b
 Examples:
     co3d serve model.onnx --replicas 2
-    co3d serve model.onnx --replicas 8 --address auto --state-dir /mnt/shared/states --token-file token.txt
-    curl -H 'Content-Type: image/jpeg' --data-binary @frame.jpg localhost:8000/v1/streams/door/frames/0?top=3
+    co3d serve model.onnx --replicas 8 --address auto \\
+        --state-dir /mnt/shared/states --token-file token.txt
+    curl -H 'Content-Type: image/jpeg' --data-binary @frame.jpg \\
+        localhost:8000/v1/streams/door/frames/0?top=3
 
 \b
 Exit codes:
-  1    a package is missing, or a bug; Ray does not start, or did not stop in time and was killed
+  1    a package is missing, or a bug; Ray does not start, or was killed
   2    wrong use of the command; the port is taken; there is no such cluster
   4    the model cannot be read
   5    the model's streams cannot share a run

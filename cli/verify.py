@@ -37,19 +37,22 @@ from co3d_compile.support.readable_numbers import bytes_text, plural
 LONG = 10_000
 EPILOG = """\b
 What is checked:
-  States start at NaN. From the step on that the file names as warmed up, every value must be finite and equal
-  to what the model itself gives at that place of one long clip; errors are in standard deviations of the output.
-  If values are wrong, intermediate results are compared too, until the first operator is found whose inputs are
-  right and whose result is not.
+  States start at NaN. From the step on that the file names as warmed up,
+  every value must be finite and equal to what the model itself gives at that
+  place of one long clip; errors are in standard deviations of the output. If
+  values are wrong, intermediate results are compared too, until the first
+  operator is found whose inputs are right and whose result is not.
 
 \b
 Examples:
   Random frames:
     co3d verify model.onnx --against model.pt2
   A model from code, with its weights:
-    co3d verify model.onnx --against package.module:factory --weights weights.pth --shape 1x3x16x224x224
+    co3d verify model.onnx --against package.module:factory \\
+        --weights weights.pth --shape 1x3x16x224x224
   The frames that co3d run would feed, and the error over time as a picture:
-    co3d verify model.onnx --against model.pt2 --video video.mp4 --plot errors.svg
+    co3d verify model.onnx --against model.pt2 --video video.mp4 \\
+        --plot errors.svg
   Does anything build up over time?
     co3d verify model.onnx --against model.pt2 --long
 
@@ -57,7 +60,7 @@ Examples:
 Exit codes:
   0    it agrees
   1    a package is missing, or a bug
-  2    wrong use of the command; the file was not compiled from this model; a video that is too short
+  2    wrong use; the file is of another model; the video is too short
   3    it differs, or there is nothing to compare with
   4    the file, the model or the video cannot be read
   5    --video, and the model takes no pictures
