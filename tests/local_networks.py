@@ -148,6 +148,32 @@ class MaskedBlocks(Part):
         return self.attend(x, self.scores(x) + torch.where(block[:, None] == block[None], 0.0, -1e9))
 
 
+class Gradient(Part):
+    """Central differences, by differences of its own at both ends."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As long as x."""
+        return torch.gradient(x, dim=2)[0]
+
+
+class Rolled(Part):
+    """Each frame less the one before; what ``roll`` takes from the other end is written over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As long as x."""
+        before = torch.roll(x, 1, 2)
+        before[:, :, 0] = 0
+        return x - before
+
+
+class RolledMasked(Part):
+    """The frame before; what ``roll`` takes from the other end is multiplied by zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As long as x."""
+        return torch.roll(x, 1, 2) * (torch.arange(x.shape[2]) > 0)
+
+
 class Global(Part):
     """Parts whose every entry depends on all frames, or on where it is."""
 
@@ -165,6 +191,8 @@ class Global(Part):
             return self.attend(x * torch.sigmoid(60 + self.scores(x).mean((1, 2))).view(-1, 1, 1), self.scores(x))
         if self.kind == "softmax":
             return self.attend(x, self.scores(x))
+        if self.kind == "rolled":
+            return torch.roll(x, 2, 2) + x
         if self.kind == "sort":
             return x.sort(2).values
         if self.kind == "less the mean":
@@ -189,6 +217,9 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
+    "gradient": (Gradient, [(1, 1, 1)]),
+    "rolled, written over": (Rolled, [(1, 0, 1)]),
+    "rolled, masked": (RolledMasked, [(1, 0, 1)]),
 }
 """Before, after and period of each region."""
 RESIZED: dict[str, Callable[[], nn.Module]] = {
@@ -200,6 +231,7 @@ GLOBAL = (
     "compared with the mean",
     "saturated gate",
     "softmax",
+    "rolled",
     "sort",
     "less the mean",
     "by distance",

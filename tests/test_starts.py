@@ -166,6 +166,7 @@ NO_START: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "of all entries": lambda m, x: torch.cat([x.mean(2, keepdim=True), x], 2),
     "of the last ones": lambda m, x: torch.cat([x[:, :, -2:] * 2, x], 2),
     "joined to a window": lambda m, x: torch.cat([x[:, :, :1] * 2, x.softmax(2)[:, :, 1:]], 2),
+    "before a window and an end": lambda m, x: torch.cat([x[:, :, :1] * 2, x.softmax(2)[:, :, 1:], x[:, :, -1:]], 2),
     "met by a window": lambda m, x: torch.cat([x[:, :, :1] * x.flip(2)[:, :, :1], x[:, :, 1:]], 2),
 }
 

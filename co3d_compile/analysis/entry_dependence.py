@@ -25,6 +25,7 @@ from co3d_compile.analysis.operator_families import (
     PRODUCTS,
     REDUCTIONS,
     SCATTERS,
+    SHAPE_ONLY,
     TWO_SOURCES,
     is_pointwise,
     keeps_dims,
@@ -170,7 +171,7 @@ class Tracker:
         if name == "masked_fill" and node.args[1] in static:
             return (self._as(node.args[0], shape) & ~static[node.args[1]].bool()).expand(shape)  # type: ignore[index]
         found = torch.zeros(shape, dtype=torch.bool)
-        for n in node.all_input_nodes[:1] if "batch_norm" in name else node.all_input_nodes:
+        for n in _read(node, name):
             found = found | self.mark(n)
         return found & ~zero(node)
 
@@ -222,6 +223,13 @@ class Tracker:
             seen = seen & torch.ones_like(seen).tril()
         marked = (q.unsqueeze(-1) | k.unsqueeze(-2) | v.unsqueeze(-2)) & seen
         return marked.any(-1, keepdim=True).expand(self.structure.shape(node))
+
+
+def _read(node: Node, name: str) -> list[Node]:
+    """The operands of a pointwise operator whose numbers have a part in the result."""
+    if "batch_norm" in name:
+        return node.all_input_nodes[:1]
+    return [n for n in node.args[1:] if isinstance(n, Node)] if name in SHAPE_ONLY else node.all_input_nodes
 
 
 def _within(marked: Tensor, bounds: tuple[Tensor, Tensor], dim: int, size: int, shape: tuple[int, ...]) -> Tensor:

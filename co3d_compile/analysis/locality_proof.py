@@ -24,6 +24,10 @@ class NotLocal(Exception):
     """A claim of locality does not hold. The message is the reason."""
 
 
+class Wrapped(NotLocal):
+    """Entries at one end depend on entries at the other."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a network whose locality is claimed.

@@ -11,7 +11,7 @@ from co3d_compile.analysis.window_facts import window_layout
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import Fact, Kind, constant_of, fact_of, is_stream
+from co3d_compile.ir.time_facts import Fact, Kind, constant_of, fact_of, is_start, is_stream
 from co3d_compile.rules import Rule
 from co3d_compile.rules.combine import Concatenation, repeats_edge
 
@@ -87,6 +87,17 @@ def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
         if all(known[x] for x in inner):
             stack += inner
     return [n for n in ends[0].graph.nodes if n in found]
+
+
+def starts_behind(node: Node) -> frozenset[str]:
+    """The names of what computes the start that a node reads."""
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        new = [x for x in stack.pop().all_input_nodes if is_start(x) and x not in found]
+        found.update(new)
+        stack += new
+    return frozenset(n.name for n in found)
 
 
 def separate(program: Program, node: Node, start: list[Node]) -> frozenset[str]:

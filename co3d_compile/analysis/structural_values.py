@@ -84,8 +84,7 @@ class Structure(Interpreter):
 
     def _find_zero(self, node: Node) -> Tensor:
         if node in self.static:
-            value = self.static[node]
-            return NO if value.dtype is torch.bool else value == 0
+            return self.static[node] == 0
         if node.op != "call_function" or node not in self.dtypes:
             return NO
         name, args = name_of(node), node.args

@@ -10,7 +10,7 @@ from torch.fx import Node
 from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.analysis.regrouping import Regrouping, folded, regroupings
-from co3d_compile.analysis.starts import start_fact, start_of
+from co3d_compile.analysis.starts import start_fact, start_of, starts_behind
 from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
@@ -47,7 +47,7 @@ class Decisions:
         windows: Pools that remain windows: as gates nothing of the entry would be left, or all would end in a window.
         written: Operators that are to be as the model has them, instead of in their canonical form.
         starts: Concatenations over time that begin with a start of its own.
-        firsts: What computes such starts, from the first entries alone.
+        firsts: What computes such starts, from the first entries alone; not where the concatenation is a window.
         regrouped: Operands of which several entries are made one, or one several.
     """
 
@@ -111,6 +111,9 @@ class TimeWalk:
         if waiting := self._wait(node, fact):
             with facts_as(waiting):
                 fact, reason = self._fact(node, rule)
+        if fact.kind is Kind.WINDOW and (start := starts_behind(node)):
+            self.decisions = replace(self.decisions, firsts=self.decisions.firsts - start)
+            return
         if fact.layout is None and fact.kind is Kind.STREAM and not fact.own.items:
             raise AssertionError(f"{node.name} streams without a layout")
         by_decree = node.name in self._decreed and fact.kind is Kind.WINDOW

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
-from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm, confirm_ends
+from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confirm, confirm_ends
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.markers import region
@@ -79,6 +79,7 @@ class _Search:
         self.nodes = list(self.short.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.tried: set[Node] = set()
+        self.wrapped: set[Node] = set()
         self.lists: dict[GraphModule, list[Node]] = {}
 
     @cached_property
@@ -112,11 +113,24 @@ class _Search:
             if start.op != "call_function" or not self._starts(start, facts):
                 continue
             try:
-                for result in self._results(start, facts):
-                    if self._streams(start, result, facts):
-                        return True
+                if self._any(start, facts):
+                    return True
             except NotResizable as why:
                 self.program.notes.not_local[start.name] = str(why)
+        return False
+
+    def _any(self, start: Node, facts: Mapping[str, Fact]) -> bool:
+        """Whether one of the results behind an operator streams.
+
+        Where both ends of one meet, as behind ``roll``, those farther behind are looked at: what wraps around may be
+        overwritten.
+        """
+        for _ in range(TRIES):
+            results = self._results(start, facts)
+            if any(self._streams(start, result, facts) for result in results):
+                return True
+            if self.wrapped.isdisjoint(results):
+                return False
         return False
 
     def _starts(self, node: Node, facts: Mapping[str, Fact]) -> bool:
@@ -205,7 +219,7 @@ class _Search:
             seen.add(node)
             fact = facts.get(node.name, STATIC)
             streams = node is not result and fact.kind is Kind.STREAM
-            if streams and not self._passed(node, fact):
+            if streams and not self._passed(node, fact, shape_of(result)[self._time_dim(result) or 0]):
                 found.add(node)
             elif node.op == "placeholder":
                 raise NotResizable("it reads an input without time")
@@ -213,17 +227,22 @@ class _Search:
                 stack += node.all_input_nodes
         return sorted(found, key=self.order.__getitem__)
 
-    def _passed(self, node: Node, fact: Fact) -> bool:
-        """Whether a region begins before a stream: it only moves its numbers, or has time folded into another dim."""
+    def _passed(self, node: Node, fact: Fact, entries: int) -> bool:
+        """Whether a region begins before a stream.
+
+        It does where the stream only moves its numbers, is a crop or a pad of ``entries``, as many as the result has,
+        or has time folded into another dim.
+        """
         if node.op == "placeholder":
             return False
         if name_of(node) in REORDERED:
             return True
         place = fact.layout.time if fact.layout is not None else None
         alone = fact.layout is not None and place is not None and place.alone and fact.layout.shape == shape_of(node)
-        if not alone and not (name_of(node) in MOVES or is_pointwise(node)):
+        plain = name_of(node) in MOVES or is_pointwise(node)
+        if not alone and not plain:
             raise NotResizable("time is folded into another dim of what it reads")
-        return not alone
+        return not alone or (plain and place is not None and place.size != entries)
 
     def _streams(self, start: Node, result: Node, facts: Mapping[str, Fact]) -> bool:
         """Replaces what computes a result by one operator, if it is shown to be local."""
@@ -235,6 +254,7 @@ class _Search:
             captures = self._part(result, inputs, facts, wide=True).captures
         except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
             log.info("%s in %s is no region: %s", operator_name(start.target), module_path(start) or "the model", why)
+            self.wrapped |= {result} if isinstance(why, Wrapped) else set()
             known = isinstance(why, (NotLocal, NotResizable))
             text = str(why) if known else "it cannot be run at other lengths"
             self.program.notes.not_local.setdefault(start.name, text)
@@ -308,7 +328,7 @@ class _Search:
                 reach = reach_of(found)
                 if reach is not None:
                     if is_wrapped(found, reach):
-                        raise NotLocal("entries at one end depend on entries at the other")
+                        raise Wrapped("entries at one end depend on entries at the other")
                     length = confirm(part, reach, entries, torch.inf)
                     if self.program.options.boundary == "exact":
                         confirm_ends(part, reach, entries, length)

@@ -18,6 +18,8 @@ from torch.fx.node import Argument
 from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.stored_constants import get_constant
 
+aten = torch.ops.aten
+
 
 class NotResizable(Exception):
     """The captures do not say what the graph is at another length. The message is the reason."""
@@ -125,17 +127,28 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
         node = stack.pop()
         if node not in wanted:
             wanted.add(node)
-            stack += [] if node in inputs else node.all_input_nodes
+            stack += [] if node in inputs else node.all_input_nodes[-1:] if _copies(node) else node.all_input_nodes
     graph = Graph()
     made: dict[Node, Node] = {}
     for node in [*inputs, *sorted(wanted - set(inputs), key=order.__getitem__)]:
         if node in inputs:
             made[node] = graph.placeholder(node.name)
             made[node].meta = dict(node.meta)
+        elif _copies(node):
+            value = node.meta["val"]
+            source = graph.call_function(
+                aten._to_copy.default, (made[node.all_input_nodes[-1]],), {"dtype": value.dtype}
+            )
+            made[node] = graph.call_function(aten.expand.default, (source, list(value.shape)))
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(made[result])
     return GraphModule(module, graph)
+
+
+def _copies(node: Node) -> bool:
+    """Whether an operator gives one tensor in the shape and dtype of another."""
+    return node.target is aten.copy.default
 
 
 def in_float64(module: GraphModule) -> GraphModule:
