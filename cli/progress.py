@@ -57,8 +57,8 @@ class Progress:
         if stage != self._stage:
             self._close()
             self._stage, self._started = stage, time.perf_counter()
-            if self._announced:
-                click.echo(stage if not total or total == 1 else f"{stage} ({done + 1} of {total})", file=stderr())
+            if self._announced and total:  # what has no total is over at once, or ends with an error
+                click.echo(stage if total == 1 else f"{stage} ({done + 1} of {total})", file=stderr())
             if self._bars:
                 self._task = self._bars.add_task(stage, total=total or None)
         if self._bars and self._task is not None:
