@@ -36,7 +36,7 @@ from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.report.facts import region_name, region_text, shape_text, state_text, stream_facts
+from co3d_compile.report.facts import operator_place, region_text, shape_text, state_text, stream_facts
 from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
@@ -247,7 +247,7 @@ def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> T
 def _regions(contract: Contract) -> Table:
     local = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
     for item in map(asdict, contract.regions):
-        local.add_row(region_name(item), region_text(item))
+        local.add_row(operator_place(item), region_text(item))
     return local
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from co3d_compile.cli.common import Report, join
 from co3d_compile.report.facts import (
     cost_facts,
-    region_name,
+    operator_place,
     region_text,
     stream_facts,
     time_facts,
@@ -137,7 +137,7 @@ def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | 
 def _regions(rows: list[Report]) -> Table:
     table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
     for row in rows:
-        table.add_row(region_name(row), region_text(row))
+        table.add_row(operator_place(row), region_text(row))
     return table
 
 

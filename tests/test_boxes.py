@@ -19,10 +19,10 @@ from torchvision.ops import roi_align, roi_pool
 
 import co3d_compile as co3d
 from co3d_compile.capture.torchvision_operators import without_compiled_part
+from co3d_compile.contract.reader_loop import stepped
 from co3d_compile.errors import Co3dError, SessionError, UnsupportedError, UsageError
 from co3d_compile.targets.litert import write_tflite
 from co3d_compile.targets.triton_repository import write_repository
-from co3d_compile.verification.contract_loop import stepped
 
 T, SIZE = 6, 12
 COUNTS = (2, 3, 0, 1, 4)  # boxes that come with one frame and the next

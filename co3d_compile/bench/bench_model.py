@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +81,7 @@ def bench(
 
 
 class _Maker:
-    """Writes the files of the sides."""
+    """A writer of the files of the sides."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Maker:
         for done, side in enumerate(wanted):
             say(f"write {side}", done, len(wanted))
             try:
-                made[side] = getattr(self, f"_{side}")()
+                made[side] = (KINDS.get(side, side), FILES[side](self))
             except Co3dError as error:
                 left_out[side] = str(error)
         return made, left_out
@@ -113,12 +113,14 @@ class _Maker:
             return self.model
         return export(self.model, self.examples, two=False)
 
-    def _pytorch(self) -> tuple[str, Path]:
+    def archive(self) -> Path:
+        """The clip model as a torch.export archive."""
         path = self.folder / "clip.pt2"
         torch.export.save(self._program, path)
-        return "pytorch", path
+        return path
 
-    def _clip(self) -> tuple[str, Path]:
+    def clip(self) -> Path:
+        """The clip model as an ONNX file."""
         path = self.folder / "clip.onnx"
         if not path.exists():
             try:
@@ -127,34 +129,45 @@ class _Maker:
             except torch.onnx.errors.OnnxExporterError as error:
                 what = f"PyTorch's exporter does not take the clip model: {_first_cause(error)}."
                 raise UnsupportedError(what, hint="Nothing else needs it: it stays out of the comparison.") from error
-        return "clip", path
+        return path
 
-    def _window(self) -> tuple[str, Path]:
+    def window(self) -> Path:
+        """The same, where a window of frames can be moved over its input."""
         if any(i.time_dim not in (None, 2) for i in self.compiled.info.inputs) or len(self.compiled.info.inputs) > 1:
             raise UsageError("A moving window is timed for one input with time at dim 2.")
-        return "window", self._clip()[1]
+        return self.clip()
 
-    def _openvino(self) -> tuple[str, Path]:
+    def openvino(self) -> Path:
+        """The same, where OpenVINO is there to run it."""
         if find_spec("openvino") is None:
             raise UsageError("OpenVINO is not installed.", hint=install_command("co3d-compile[openvino]"))
-        return "openvino", self._clip()[1]
+        return self.clip()
 
-    def _openvino32(self) -> tuple[str, Path]:
-        return "openvino32", self._openvino()[1]
-
-    def _step(self) -> tuple[str, Path]:
+    def step(self) -> Path:
+        """The compiled file."""
         path = self.folder / "step.onnx"
-        return "step", path if path.exists() else self.compiled.save(path)
+        return path if path.exists() else self.compiled.save(path)
 
-    def _plain(self) -> tuple[str, Path]:
-        return "plain", self._step()[1]
-
-    def _floor(self) -> tuple[str, Path]:
+    def floor(self) -> Path:
+        """The compiled file of the network without its taps over time."""
         options = {"window": 1, **self.options, "passes": floor_passes()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Co3dWarning)  # that nothing is remembered is what a floor is for
             floor = compile(self.model, self.examples, **options)
-        return "step", floor.save(self.folder / "floor.onnx")
+        return floor.save(self.folder / "floor.onnx")
+
+
+KINDS = {"floor": "step"}  # of the turns of a side, where it is not called like the side
+FILES: dict[str, Callable[[_Maker], Path]] = {
+    "pytorch": _Maker.archive,
+    "clip": _Maker.clip,
+    "window": _Maker.window,
+    "openvino": _Maker.openvino,
+    "openvino32": _Maker.openvino,
+    "step": _Maker.step,
+    "plain": _Maker.step,
+    "floor": _Maker.floor,
+}
 
 
 def _first_cause(error: BaseException) -> str:
@@ -176,6 +189,3 @@ def _facts(compiled: CompiledModel) -> JsonObject:
         "frames_per_step",
     )
     return {"work": work_text(report), **{key: report[key] for key in keys}}
-
-
-__all__ = ["bench"]

@@ -90,6 +90,3 @@ def _check_length(node: Node, x: Node, axis: int, axes: int, stride: int) -> Non
 def floor_passes() -> PassList:
     """The pipeline that compiles a network's floor."""
     return default_passes().after("annotate_time", OneTap()).after("one_tap", AnnotateTime())
-
-
-__all__ = ["OneTap", "floor_passes"]

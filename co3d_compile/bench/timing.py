@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.runtime.running_model import Layout
+from co3d_compile.support.cpu_session import cpu_session
 from co3d_compile.support.machine import block_channels, cpu_name
 from co3d_compile.support.memory import peak_memory
 
@@ -244,10 +245,7 @@ def _pytorch(path: str, threads: int, take: int) -> Call:
 
 
 def _plain(path: str, threads: int) -> tuple[ort.InferenceSession, Feeds]:
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(path, threads=threads)
     dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(int64)": "int64"}
     feeds = {
         i.name: _noise([d if isinstance(d, int) else 1 for d in i.shape], dtypes[i.type]) for i in session.get_inputs()

@@ -29,7 +29,7 @@ BAR, GROUND, TEXT, DIM = (64, 156, 255), (16, 18, 22), (245, 246, 248), (165, 17
 
 
 class AnnotatedVideo:
-    """Writes the frames of a source to a video file, each with the prediction that speaks of it.
+    """A video file with the frames of a source, each with the prediction that speaks of it.
 
     A prediction comes later than its frame by the model's delay, so frames wait until theirs is there. All pictures
     have the size of the first one: of another size (a stream may change it) they are fitted in, with bars.
@@ -51,7 +51,7 @@ class AnnotatedVideo:
         self._size: tuple[int, int] | None = None
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> None:
-        """Take the next frame (None: there is none any more) and the predictions that it brought."""
+        """Takes the next frame (None: there is none any more) and the predictions that it brought."""
         if frame is not None:
             self._size = self._size or video_size(*frame.image.shape[:2])
             self._waiting.append(VideoFrame(fitted(frame.image, *self._size), frame.time, frame.index))
@@ -62,7 +62,7 @@ class AnnotatedVideo:
                 self._events += self._finder.add(prediction)
 
     def close(self) -> None:
-        """Write what waits and finish the file."""
+        """Writes what waits, and finishes the file."""
         try:
             self._write_before(None)
         finally:

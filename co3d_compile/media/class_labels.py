@@ -13,7 +13,7 @@ MAX_LENGTH = 200  # characters of one name
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Read the names of the classes, in the order of the model's scores.
+    """Reads the names of the classes, in the order of the model's scores.
 
     Args:
         path: A text file with one name per line; or JSON: a list of names, or an object from names to numbers or from

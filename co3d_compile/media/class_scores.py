@@ -56,7 +56,7 @@ def find_class(name: str | int, count: int, labels: Sequence[str]) -> int:
 
 
 class ClassScores:
-    """Reads one output as scores of classes.
+    """A reader of one output as scores of classes.
 
     Args:
         output: Name of the output. Default: the first.

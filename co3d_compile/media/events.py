@@ -49,7 +49,7 @@ class Event:
 
 
 class EventFinder:
-    """Finds events in predictions as they come.
+    """A finder of events in predictions as they come.
 
     Args:
         on: The score at which an event begins.
@@ -106,9 +106,8 @@ class EventFinder:
 
     def finish(self) -> list[Event]:
         """Ends what goes on, at the end of the stream; returns these events."""
-        end = self._last + (self._interval or 0.0)
-        runs, self._runs = self._runs, {}
-        return [event for index, run in runs.items() if (event := self._event(index, run, end))]
+        found, self._runs = self.now(), {}
+        return found
 
     def now(self) -> list[Event]:
         """The events that are not over for certain, up to the last prediction."""
@@ -185,7 +184,7 @@ def events(
     gap: float = 0.0,
     classes: Sequence[str | int] | Mapping[str | int, Thresholds | None] | None = None,
 ) -> list[Event]:
-    """Find what was seen from when to when, ordered by begin. Arguments and errors: those of ``EventFinder``.
+    """Finds what was seen from when to when, ordered by begin. Arguments and errors: those of ``EventFinder``.
 
     An event begins where the score of a class reaches ``on`` and ends where it falls below ``off``. Results of the
     warm-up belong to no event.

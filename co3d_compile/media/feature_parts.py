@@ -18,7 +18,7 @@ from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.errors import OutputError, UsageError
 from co3d_compile.media.preprocess import Settings
 from co3d_compile.media.video import VideoFrame
-from co3d_compile.media.video_steps import Feed
+from co3d_compile.media.video_steps import Feed, frame_about, frames_per_entry
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.atomic_file import whole_file
@@ -132,26 +132,19 @@ class FeatureRun:
 
     def _entries(self, spec: OutputSpec, values: Array) -> list[tuple[Array, int]]:
         """The entries of a step's result, each with the frame that it is about, counted among those taken."""
-        each = self._each(spec)
-        streams = spec.has_time and math.isclose(spec.entries_per_step * each, self._feed.pulse.first)
+        pulse = self._feed.pulse
+        each = frames_per_entry(self.session.info, spec)
+        streams = spec.has_time and math.isclose(spec.entries_per_step * each, pulse.first)
         apart = streams and spec.entries_per_step > 1 and spec.time_dim is not None
         parts = list(np.moveaxis(values, spec.time_dim or 0, 0)) if apart else [values]
-        newest = (self._steps + 1) * self._feed.pulse.first / each - 1 - spec.delay
-        scale = self._feed.pulse.frames // self._feed.pulse.first
-        found = []
-        for place, part in enumerate(parts):
-            frame = math.floor((newest - (len(parts) - 1 - place)) * each + 1e-6) * scale
-            if 0 <= frame < self._frames:
-                found.append((part[0].copy(), frame))
-        return found
-
-    def _each(self, spec: OutputSpec) -> float:
-        return spec.frames_per_entry or self._feed.pulse.first / max(1, spec.entries_per_step)
+        frames = [frame_about(self.session.info, spec, self._steps + 1, k) for k in reversed(range(len(parts)))]
+        return [(part[0].copy(), at) for part, at in zip(parts, frames, strict=True) if 0 <= at < self._frames]
 
     def _reach(self, spec: OutputSpec) -> int:
         """Frames from the newest one back to the oldest that an entry of a step is about, at most."""
-        scale = self._feed.pulse.frames // self._feed.pulse.first
-        return math.ceil((1 + max(0, spec.delay) + spec.entries_per_step) * self._each(spec)) * scale
+        pulse = self._feed.pulse
+        entries = 1 + max(0, spec.delay) + spec.entries_per_step
+        return math.ceil(entries * frames_per_entry(self.session.info, spec)) * (pulse.frames // pulse.first)
 
     # --- the folder
 

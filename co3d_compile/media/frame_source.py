@@ -36,7 +36,7 @@ AGAIN = 1.0  # seconds between two tries to get a source back
 class Source:
     """Frames of a video, decoded ahead in a thread. Iterate over it once; use it in a ``with`` block.
 
-    A file or pipe waits for its reader. A camera or network stream does not: when the reader is late the oldest
+    A file or pipe waits for its reader. A camera or network stream does not: when the reader is slow the oldest
     frame that waits is dropped and counted, so that what comes next is always near the present.
 
     Args:
@@ -51,7 +51,7 @@ class Source:
         live: Whether frames come by themselves, at their own pace.
         fps: Frames per second, as far as the source says; None otherwise.
         total: How many frames there should be, as the file claims; None if it does not say. Only for display.
-        dropped: Frames dropped as the reader was late.
+        dropped: Frames dropped because the reader was slow.
         damaged: Packets or pictures that could not be decoded and were left out.
         while_waiting: Called ten times a second, in the thread that iterates, while no frame comes.
         when_lost: Called there with what happened, in words, when a live source is lost and tried again.
@@ -104,11 +104,11 @@ class Source:
                 self.while_waiting()
 
     def stop(self) -> None:
-        """End the iteration after the current frame. May be called from a signal handler or another thread."""
+        """Ends the iteration after the current frame. May be called from a signal handler or another thread."""
         self._stopped = True
 
     def close(self) -> None:
-        """Stop, and wait a moment for the decoder to let go of the source."""
+        """Stops, and waits a moment for the decoder to close the source."""
         self.stop()
         self._thread.join(1.0)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from co3d_compile.contract.model_contract import Contract, OutputSpec, contract_text
+from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess, Settings
@@ -123,13 +123,13 @@ class Predictor:
         )
         self.info: Contract = self.session.info
         self._feed = Feed(self.info, preprocess)
-        self._scores = ClassScores(self.info, output, labels, activation)
-        self._spec, self.labels = self._scores.spec, self._scores.labels
+        self.scores = ClassScores(self.info, output, labels, activation)
+        self.output, self.labels = self.scores.spec, self.scores.labels
         self._names = [spec.name for spec in self.info.inputs]
-        self._pulse, self._first_pulse = self._feed.pulse.frames, self._feed.pulse.first
-        self._per_entry = frames_per_entry(self.info, self._spec)
-        per_step = self._spec.entries_per_step * self._per_entry
-        self._window = self._spec.has_time and per_step != self._first_pulse  # every step returns all of it
+        self._pulse = self._feed.pulse
+        self._per_entry = frames_per_entry(self.info, self.output)
+        per_step = self.output.entries_per_step * self._per_entry
+        self._window = self.output.has_time and per_step != self._pulse.first  # every step returns all of it
         self.frames = self.repeated = self.skipped = self.left_over = self.resets = 0
         self.spoilt = ""
         self.missed, self.anew = 0.0, False
@@ -138,16 +138,6 @@ class Predictor:
     @property
     def preprocess(self) -> list[Preprocess]:
         return self._feed.pictures.preprocess
-
-    @property
-    def scores(self) -> ClassScores:
-        """What makes scores of that output."""
-        return self._scores
-
-    @property
-    def output(self) -> OutputSpec:
-        """The output that is read."""
-        return self._spec
 
     @property
     def fps(self) -> float | None:
@@ -159,14 +149,14 @@ class Predictor:
         return self._feed.rate.restarts
 
     def reset(self) -> None:
-        """Forget the stream: before another video."""
+        """Forgets the stream: before another video."""
         self.session.reset()
         self._feed.reset()
         self._steps = 0
         self._begin()
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
-        """Take the next frame of the source; return the predictions that are there now, often none or one."""
+        """Takes the next frame of the source. Returns the predictions that are there now, often none or one."""
         results = self._behind_gap(frame) if frame.away else []
         before = self.frames
         for full in self._feed.add(frame):
@@ -193,7 +183,7 @@ class Predictor:
     @property
     def memory(self) -> int:
         """Frames that an answer sees; where that has no end, those of the warm-up and the window, which may be none."""
-        warmup = self.info.warmup_steps * self._pulse
+        warmup = self.info.warmup_steps * self._pulse.frames
         return self.info.receptive_field or max(warmup, self.info.window or 0)
 
     def _behind_gap(self, frame: VideoFrame) -> list[Prediction]:
@@ -219,11 +209,11 @@ class Predictor:
         yield from self.finish()
 
     def close(self) -> None:
-        """Free the model."""
+        """Frees the model."""
         self.session.close()
 
     def __repr__(self) -> str:
-        return f"<Predictor: {self._scores.classes} classes from {self._spec.name}; {contract_text(self.info)}>"
+        return f"<Predictor: {self.scores.classes} classes from {self.output.name}; {contract_text(self.info)}>"
 
     def __enter__(self) -> Predictor:
         return self
@@ -232,20 +222,20 @@ class Predictor:
         self.close()
 
     def _begin(self) -> None:
-        """Count frames from here: the states are at their start."""
+        """Counts frames from here: the states are at their start."""
         self._begun, self._warm_from = self._steps, self._steps + self.info.warmup_steps
-        span = self._pulse * (2 + math.ceil(max(0, self._spec.delay) * self._per_entry / self._first_pulse))
+        span = self._pulse.frames * (2 + math.ceil(max(0, self.output.delay) * self._per_entry / self._pulse.first))
         self._first = self.frames
-        self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse * (1 + self.info.flush_steps))
+        self._taken: deque[tuple[int, float]] = deque(maxlen=span + self._pulse.frames * (1 + self.info.flush_steps))
 
     def _step(self) -> list[Prediction]:
-        """Run the model on what is pending, filled up with frames that are not there."""
+        """Runs the model on what is pending, filled up with frames that are not there."""
         arrays, valid = self._feed.take()
         start = time.perf_counter()
         results = self.session.run(dict(zip(self._names, arrays, strict=True)), valid=valid)
         milliseconds = (time.perf_counter() - start) * 1e3
         self.spoilt = self.session.spoilt.get(0, "")
-        found = self._predictions(results[self._spec.name], milliseconds)
+        found = self._predictions(results[self.output.name], milliseconds)
         self._steps += 1
         if self.spoilt:
             self.resets += 1
@@ -255,8 +245,8 @@ class Predictor:
         return found
 
     def _predictions(self, values: Array, milliseconds: float) -> list[Prediction]:
-        entries = self._scores.entries(values)
-        scores = self._scores.of(entries[-1:] if self._window else entries)
+        entries = self.scores.entries(values)
+        scores = self.scores.of(entries[-1:] if self._window else entries)
         results = []
         for place, score in enumerate(scores):
             where = self._place(len(scores) - 1 - place)
@@ -274,12 +264,12 @@ class Predictor:
 
         None: an entry before the first frame or behind the last one.
         """
-        frame = frame_about(self.info, self._spec, self._steps - self._begun + 1, before)
+        frame = frame_about(self.info, self.output, self._steps - self._begun + 1, before)
         taken = self.frames - self._first
         exact = self.info.boundary == "exact"
         if frame < 0 or (exact and frame >= taken):
             return None
-        warming = self._steps < self._warm_from and not (exact and self._spec.has_time)
+        warming = self._steps < self._warm_from and not (exact and self.output.has_time)
         oldest = taken - len(self._taken)
         return min(max(frame, oldest), taken - 1) - oldest, warming or bool(self.spoilt)
 

@@ -33,7 +33,7 @@ LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns a picture of any size into one frame of a model.
+    """The way from a picture of any size to one frame of a model.
 
     Attributes:
         crop: Height and width of the result, cut from the middle; one number for both.

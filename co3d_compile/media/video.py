@@ -49,7 +49,7 @@ class VideoFrame:
 
 
 def read_frames(source: str | Path) -> Iterator[VideoFrame]:
-    """Decode the first video stream of a file or URL, frame by frame, in presentation order.
+    """Decodes the first video stream of a file or URL, frame by frame, in presentation order.
 
     The length that the file declares is not believed: frames are decoded until there are no more.
 
@@ -82,7 +82,7 @@ def picture(frame: Decoded) -> Image:
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Resize one picture, bilinear: with FFmpeg's scaler, or where PyAV is missing by the same weights in numpy."""
+    """Resizes one picture, bilinear: with FFmpeg's scaler, or where PyAV is missing by the same weights in numpy."""
     if image.shape[:2] == (height, width):
         return image
     try:
@@ -105,13 +105,13 @@ def _weights(size: int, wanted: int) -> npt.NDArray[np.float32]:
 
 
 def center_crop(image: Image, height: int, width: int) -> Image:
-    """Cut the middle ``height`` x ``width`` pixels out of a picture that is at least that large."""
+    """Cuts the middle ``height`` x ``width`` pixels out of a picture that is at least that large."""
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
 
 class VideoWriter:
-    """Write pictures to a video file, as H.264 where the encoder is there and MPEG-4 otherwise.
+    """A video file in the making, as H.264 where the encoder is there and MPEG-4 otherwise.
 
     The file is complete once ``close`` or the end of the ``with`` block is reached, also after an exception.
     """
@@ -129,7 +129,7 @@ class VideoWriter:
             self._container = self._av.open(str(path), mode="w")
 
     def write(self, image: Image, time: float | None = None) -> None:
-        """Append one picture.
+        """Appends one picture.
 
         Args:
             image: (height, width, 3), uint8, RGB, both sides even and the same for all pictures.
@@ -173,7 +173,7 @@ class VideoWriter:
 
     @contextmanager
     def _output_errors(self) -> Iterator[None]:
-        """FFmpeg opens the file late, so any call can be the one that fails."""
+        """FFmpeg opens the file at the first picture or later, so any call can be the one that fails."""
         try:
             yield
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
@@ -182,7 +182,7 @@ class VideoWriter:
 
 
 def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) -> Path:
-    """Encode pictures, (height, width, 3), uint8, RGB, into one file and return its path."""
+    """Encodes pictures, (height, width, 3), uint8, RGB, into one file. Returns its path."""
     with VideoWriter(path, fps) as writer:
         for image in images:
             writer.write(image)

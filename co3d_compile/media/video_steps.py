@@ -16,7 +16,7 @@ from co3d_compile.runtime.step_inputs import Pulse
 
 
 class Pictures:
-    """Turns a picture into one frame of each input of a model, as the model's file says.
+    """The way from a picture to one frame of each input of a model, as the model's file says.
 
     Args:
         info: The contract in the file.
@@ -56,12 +56,12 @@ class Feed:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the stream: before another video."""
+        """Forgets the stream: before another video."""
         self.rate = Rate(self.pictures.preprocess[0].fps)
         self.pending.clear()
 
     def add(self, frame: VideoFrame) -> Iterator[bool]:
-        """Take a frame as often as the rate says. Says after each time whether there are frames for a step."""
+        """Takes a frame as often as the rate says. Yields after each time whether there are frames for a step."""
         times = self.rate(frame.time)
         made = self.pictures(frame.image) if times else []
         for _ in range(times):
@@ -101,7 +101,7 @@ def frames_per_entry(info: Contract, spec: OutputSpec) -> float:
 
 
 class Rate:
-    """Says how many times each frame of a video is taken, so that a model gets its own frame rate.
+    """The number of times that each frame of a video is taken, so that a model gets its own frame rate.
 
     For each tick k / fps the first frame at or after it is taken; a frame that ends a gap fills the ticks in it. After
     a gap of over a second, or a jump back, the ticks are counted afresh.

@@ -91,6 +91,3 @@ def _is_number(v: ir.Value) -> bool:
 def _fit(shapes: Sequence[ir.Shape | None]) -> bool:
     """Whether images are of one shape; to multiply blocks with a gate takes longer than to reorder them."""
     return all(s is not None and _is_image(s) and s[1:] == shapes[0][1:] for s in shapes)  # type: ignore[index]
-
-
-__all__ = ["BLOCKED", "in_blocks", "keep_blocked"]

@@ -37,6 +37,3 @@ def convert(content: bytes, contract: Contract) -> bytes:
     model.metadata_props[RUNNING_KEY] = RunningForm(running, blocked).to_json()
     file: bytes = ir.to_proto(model).SerializeToString()
     return file
-
-
-__all__ = ["NothingGained", "convert"]

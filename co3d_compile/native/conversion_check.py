@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from co3d_compile.contract.model_contract import Contract, resolve
+from co3d_compile.contract.reader_loop import Array, stepped
 from co3d_compile.native.running_form import RunningForm
+from co3d_compile.support.cpu_session import by_name
 
-Array = NDArray[Any]
 STEPS, STREAMS = 3, 2
 # Largest difference, by the largest value: where the given file rounds to 8 or 16 bits a last bit may turn.
 FULL, HALF, EIGHT_BITS = 1e-3, 1e-2, 5e-2
@@ -31,30 +28,17 @@ def difference(given: ort.InferenceSession, converted: ort.InferenceSession, inf
     chance = np.random.default_rng(0)
     states = {s.input: _start(chance, resolve(s.shape, streams), s.dtype, s.initial) for s in info.states}
     own = {s.input: form.from_given(s, states[s.input]) for s in info.states}
-    for step in range(STEPS):
-        frames = {i.name: _noise(chance, resolve(i.shape, streams), i.dtype) for i in info.inputs}
-        if info.valid:
-            frames[info.valid] = np.ones((streams, info.inputs[0].frames_per_step or 1), np.bool_)
-        results, states = _stepped(given, info, frames, states)
-        others, own = _stepped(converted, form.contract, frames, own)
-        for state in info.states:
-            results[state.input] = states[state.input]
-            others[state.input] = form.to_given(state, own[state.input])
-        for name, value in results.items():
-            if not _agree(value, others[name], _tolerance(info)):
+    steps = [[_noise(chance, resolve(i.shape, streams), i.dtype) for i in info.inputs] for _ in range(STEPS)]
+    ours = stepped(form.contract, streams, steps, by_name(converted), own)
+    theirs = stepped(info, streams, steps, by_name(given), states)
+    for step, (right, found) in enumerate(zip(theirs, ours, strict=True)):
+        pairs = [(output.name, right[output.name], found[output.name]) for output in info.outputs]
+        for state, same in zip(info.states, form.contract.states, strict=True):
+            pairs.append((state.input, right[state.output], form.to_given(state, found[same.output])))
+        for name, value, other in pairs:
+            if not _agree(value, other, _tolerance(info)):
                 return f"'{name}' in step {step}"
     return ""
-
-
-def _stepped(
-    session: ort.InferenceSession, info: Contract, frames: Mapping[str, Array], states: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The results of a step, and the next states."""
-    values = {**frames, **states}
-    names = [output.name for output in session.get_outputs()]
-    values |= zip(names, session.run(names, values), strict=True)
-    results = {output.name: values[output.name] for output in info.outputs}
-    return results, {state.input: values[state.output] for state in info.states}
 
 
 def _agree(one: Array, other: Array, tolerance: float) -> bool:
@@ -82,6 +66,3 @@ def _noise(chance: np.random.Generator, shape: tuple[int, ...], dtype: str) -> A
 
 def _start(chance: np.random.Generator, shape: tuple[int, ...], dtype: str, initial: float) -> Array:
     return _noise(chance, shape, dtype) if dtype.startswith("float") else np.full(shape, initial, dtype)
-
-
-__all__ = ["difference"]

@@ -186,6 +186,3 @@ def _remove(path: Path) -> None:
     for file in path.iterdir():
         file.unlink()
     path.rmdir()
-
-
-__all__ = ["VARIABLE", "FormCache", "cache_folder"]

@@ -226,6 +226,3 @@ def _producer(value: ir.Value | None) -> ir.Node:
     node = value.producer()
     assert node is not None, value
     return node
-
-
-__all__ = ["in_native_layout", "to_native"]

@@ -53,6 +53,3 @@ def _can_take(state: StateSpec, source: StateSpec, takes: dict[str, str]) -> boo
             return False
         before = takes.get(before)
     return True
-
-
-__all__ = ["rename_states"]

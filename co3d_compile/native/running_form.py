@@ -89,6 +89,3 @@ def why_plain(contract: Contract) -> str:
 def state_bytes(contract: Contract) -> int:
     """What the states of one stream take."""
     return sum(math.prod(resolve(s.shape, 1)) * np.dtype(s.dtype).itemsize for s in contract.states)
-
-
-__all__ = ["RUNNING_KEY", "RunningForm", "running_form", "why_plain"]

@@ -51,7 +51,7 @@ EVERY: Mapping[str, float] = {}
 
 
 class Emitter:
-    """Writes ONNX nodes for the nodes of a step graph."""
+    """A writer of ONNX nodes for the nodes of a step graph."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

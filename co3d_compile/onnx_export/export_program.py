@@ -96,6 +96,3 @@ def _outputs(program: Program, emitter: Emitter, nodes: list[Node], rows: Mappin
         value.shape = _shape(program, name, shape)
         results.append(value)
     return results
-
-
-__all__ = ["export"]

@@ -66,8 +66,8 @@ def region_text(item: JsonObject) -> str:
     return f"{what} reads {before} before and {after} after; run on {entries}, {cost}{ends}"
 
 
-def region_name(item: JsonObject) -> str:
-    """Where a region begins."""
+def operator_place(item: JsonObject) -> str:
+    """Which operator of which module it is."""
     return f"{item['operator']} in {item['module_path'] or 'the model'}"
 
 
@@ -78,9 +78,8 @@ def nothing_gained(report: JsonObject) -> str:
     again, frames = report["recomputed"], max(report["frames_per_step"].values(), default=1)
     why = "no operator's work is shared by clips that follow each other"
     if again:
-        first = f"{again[0]['operator']} in {again[0]['module_path'] or 'the model'}"
         more = f" and {plural(len(again) - 1, 'other operator')}" if len(again) > 1 else ""
-        why = f"{first}{more} and what follows run again on a window at every step"
+        why = f"{operator_place(again[0])}{more} and what follows run again on a window at every step"
     elif frames > 1:
         why = f"a step takes {frames} frames at once"
     return f"nothing gained: a step computes {_times(report['gmac_step'] / report['gmac_clip'])} a clip, because {why}"
@@ -124,19 +123,3 @@ def _output(item: JsonObject) -> str:
     entries = item["entries_per_step"]
     time = f"{entries} {'entry' if entries == 1 else 'entries'} per step" if item["has_time"] else "newest window"
     return f"{item['name']} {shape_text(item['shape'])}, {time}, delay {item['delay']}"
-
-
-__all__ = [
-    "Fact",
-    "JsonObject",
-    "compared_text",
-    "cost_facts",
-    "field_text",
-    "region_name",
-    "region_text",
-    "shape_text",
-    "state_text",
-    "stream_facts",
-    "verification_text",
-    "work_text",
-]

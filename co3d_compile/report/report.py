@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 
 from co3d_compile.report.facts import (
     Fact,
-    JsonObject,
     cost_facts,
-    region_name,
+    operator_place,
     region_text,
     stream_facts,
     time_facts,
 )
+from co3d_compile.report.report_rows import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 
@@ -63,7 +63,7 @@ class Report:
             *((name.lower(), text) for name, text in time_facts(data)),
             ("model", f"{self.model}, {plural(self.operators, 'operator')}"),
             *((name.lower(), text) for name, text in [*stream_facts(data), *cost_facts(data)]),
-            *((f"local in time: {region_name(item)}", region_text(item)) for item in self.regions),
+            *((f"local in time: {operator_place(item)}", region_text(item)) for item in self.regions),
             *([("reads less of the future", limited)] if limited else []),
             ("recomputed on a window", again or "nothing"),
             *(("loop over frames", text) for text in self.loops),

@@ -11,9 +11,9 @@ from types import ModuleType
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.stored_report import damaged_report
 from co3d_compile.errors import Co3dError
-from co3d_compile.report.facts import JsonObject, nothing_gained, region_name, region_text, verification_text
+from co3d_compile.report.facts import nothing_gained, operator_place, region_text, verification_text
 from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
-from co3d_compile.report.report_rows import Row, table
+from co3d_compile.report.report_rows import JsonObject, Row, table
 from co3d_compile.report.time_drawing import draw
 from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
@@ -43,28 +43,8 @@ def page(
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
     """
     jinja2 = page_tools()
-    frames = max(info.frames_per_step.values(), default=1)
-    fps = fps or (info.preprocess or {}).get("fps")
     try:
-        rows = table(report, frames)
-        columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
-        context = {
-            "report": report,
-            "time": time,
-            "info": info,
-            "facts": _facts(report, info, fps),
-            "latency": latency_texts(json.loads(info.to_json()), fps),
-            "delays": [(f"{row['frames']:+}", row) for row in delay_rows(rows)],
-            "drawing": draw(rows),
-            "stages": _stages(rows, time),
-            "steps": _steps(rows),
-            "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
-            "verification": None if verification is None else verification_text(verification),
-            "passed": verification is not None and verification["passed"],
-            "warnings": [str(text) for text in report["warnings"]],
-            "recomputed": info.recomputed,
-            "regions": [(region_name(asdict(item)), region_text(asdict(item))) for item in info.regions],
-        }
+        context = _context(report, info, time, verification, fps or (info.preprocess or {}).get("fps"))
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("co3d_compile.report", "templates"),
             autoescape=True,
@@ -74,6 +54,31 @@ def page(
         return environment.get_template("report.html").render(context)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
         raise damaged_report(error) from error
+
+
+def _context(
+    report: JsonObject, info: Contract, time: JsonObject | None, verification: JsonObject | None, fps: float | None
+) -> JsonObject:
+    """What the template fills in. Arguments and errors: as for ``page``."""
+    rows = table(report, max(info.frames_per_step.values(), default=1))
+    columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
+    return {
+        "report": report,
+        "time": time,
+        "info": info,
+        "facts": _facts(report, info, fps),
+        "latency": latency_texts(json.loads(info.to_json()), fps),
+        "delays": [(f"{row['frames']:+}", row) for row in delay_rows(rows)],
+        "drawing": draw(rows),
+        "stages": _stages(rows, time),
+        "steps": _steps(rows),
+        "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
+        "verification": None if verification is None else verification_text(verification),
+        "passed": verification is not None and verification["passed"],
+        "warnings": [str(text) for text in report["warnings"]],
+        "recomputed": info.recomputed,
+        "regions": [(operator_place(asdict(item)), region_text(asdict(item))) for item in info.regions],
+    }
 
 
 def page_tools() -> ModuleType:

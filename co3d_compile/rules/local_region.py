@@ -105,15 +105,15 @@ def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int)
     What reads nothing behind its own entries needs no end.
     """
     low, fact, x = ends.low, fact_of(node), fact_of(operand_list(node)[0])
-    assert ends.late is not None and x.end is not None
+    assert ends.since_last is not None and x.end is not None
     start = low.call(aten.mul.Tensor, ends.steps, block)
     start = low.call(aten.sub.Tensor, start, block + fact.delay + front)
     if not reach(node)[1]:
         return low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
-    frames = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, ends.steps, ends.frames), ends.late)
+    frames = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, ends.steps, ends.frames), ends.since_last)
     entries = _entries_of(low, frames, Fraction(x.rate), Fraction(x.end))
     sooner = low.call(aten.sub.Tensor, low.call(aten.add.Tensor, start, length), entries)
-    over = low.call(aten._to_copy.default, low.call(aten.gt.Scalar, ends.late, 0), dtype=torch.int64)
+    over = low.call(aten._to_copy.default, low.call(aten.gt.Scalar, ends.since_last, 0), dtype=torch.int64)
     sooner = low.call(aten.mul.Tensor, low.call(aten.clamp.default, sooner, 0), over)
     later = low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
     return low.call(aten.sub.Tensor, later, sooner)

@@ -37,7 +37,7 @@ def check_memory(contract: Contract, batch: int) -> None:
 
 
 class Guard:
-    """Refuses a second caller while one is inside, and everyone once closed; waits for nobody.
+    """A guard that refuses a second caller while one is inside, and everyone once closed. It waits for nobody.
 
     Attributes:
         turn: Has one entry while nobody is inside. To pop it is a single call that cannot be interrupted, and behind a
@@ -84,14 +84,14 @@ class Buffer:
         return np.array(self.value.numpy()) if self.host is None else self.host.copy()
 
     def write(self, values: Array) -> None:
-        """Take over values of the same shape and dtype."""
+        """Takes over values of the same shape and dtype."""
         if self.host is None:
             self.value.update_inplace(np.ascontiguousarray(values))
         else:
             self.host[...] = values
 
     def put(self, values: float | Array, index: int | slice | Array, dim: int = 0) -> None:
-        """Set what lies at ``index`` of a dim: to one value, or to an array of that part's shape."""
+        """Sets what lies at ``index`` of a dim: to one value, or to an array of that part's shape."""
         part = (slice(None),) * dim + (index,)
         if self.host is None:
             whole = self.read()

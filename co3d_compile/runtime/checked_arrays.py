@@ -92,6 +92,3 @@ def _frames(spec: InputSpec, frame: object, shape: Sizes) -> Array:
         what = f"Row {row} of input '{spec.name}' is of stream {array[row, column]:g}, and there is stream 0 alone"
         raise SessionError(f"{what}.", hint="Give each stream a session of its own.")
     return array
-
-
-__all__ = ["NO_VALID", "StepInputs", "checked_array", "expected", "whole_number"]

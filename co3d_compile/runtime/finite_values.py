@@ -18,7 +18,7 @@ CHOICES: tuple[Finite, ...] = ("ignore", "reset", "raise")
 
 
 class FiniteCheck:
-    """Says which streams a step has spoilt.
+    """A check that says which streams a step has spoilt.
 
     Infinity in an output is no fault: minus infinity can be an answer. NaN in an output is one. During the warm-up it
     is not, where the model begins with infinity or reads behind the ends of the stream. A state of unbounded memory
@@ -41,7 +41,7 @@ class FiniteCheck:
         self.states = [state.input for state in self._states]
 
     def begin(self, index: slice | Array | int, warm: bool = False) -> None:
-        """Note that streams start, or that they come from elsewhere and are as good as warm."""
+        """Notes that streams start, or that they come from elsewhere and are as good as warm."""
         self._age[index] = self._info.warmup_steps if warm else 0
 
     def spoilt(self, outputs: Mapping[str, Array], states: Mapping[str, Array], index: slice | Array) -> dict[int, str]:

@@ -69,6 +69,3 @@ class RowStates(States):
 
     def _free(self) -> list[StateSpec]:
         return [state for state in self._info.states if "K" in state.shape]
-
-
-__all__ = ["RowStates"]

@@ -56,7 +56,7 @@ class Running:
 
 
 class Opener:
-    """Opens one model, as it is or in the form of this machine.
+    """An opener of one model, as it is or in the form of this machine.
 
     Args:
         source: Its path or its bytes, with the SHA-256 of these.
@@ -193,6 +193,3 @@ def _form_of(session: ort.InferenceSession) -> RunningForm:
     if form is None:
         raise ContractError("The file was not converted.")
     return form
-
-
-__all__ = ["LAYOUTS", "Layout", "Opener"]

@@ -111,7 +111,7 @@ class StreamSession:
     def step(
         self, *frames: Array | Sequence[Array], valid: Array | None = None, streams: Sequence[int] | None = None
     ) -> Array | tuple[Array, ...]:
-        """Advance all streams, or some of them, by one step.
+        """Advances all streams, or some of them, by one step.
 
         Args:
             frames: One array per model input, in model order, or one tuple or list of them. Shape: that of the ONNX
@@ -143,7 +143,7 @@ class StreamSession:
             turn.append(None)
 
     def step_one(self, frame: Array, *, valid: Array | None = None, streams: Sequence[int] | None = None) -> Array:
-        """Advance a model of one input and one output by one step: ``step`` with one array in and one array out.
+        """Advances a model of one input and one output by one step: ``step`` with one array in and one array out.
 
         Raises:
             SessionError: As ``step``; or the model has several inputs or outputs.
@@ -158,7 +158,7 @@ class StreamSession:
     def run(
         self, frames: Mapping[str, Array], *, valid: Array | None = None, streams: Sequence[int] | None = None
     ) -> dict[str, Array]:
-        """Advance by one step, with inputs and outputs by their names: ``step`` for models of any number of either.
+        """Advances by one step, with inputs and outputs by their names: ``step`` for models of any number of either.
 
         Raises:
             SessionError: As ``step``; or the names are not those of the inputs.
@@ -182,7 +182,7 @@ class StreamSession:
             return [self._step(nothing, none) for _ in range(self.info.flush_steps)]
 
     def reset(self, stream: int | None = None) -> None:
-        """Put the state back to its start, for all streams or for the one with this index in the batch."""
+        """Puts the state back to its start, for all streams or for the one with this index in the batch."""
         index = slice(None) if stream is None else whole_number("stream", stream, 0, self.batch - 1)
         with self._guard:
             self._begin(index)
@@ -193,7 +193,7 @@ class StreamSession:
             return self._states.values()
 
     def set_state(self, values: Mapping[str, Array]) -> None:
-        """Put back what ``get_state`` returned. Raises SessionError, and changes nothing, if any of it does not fit."""
+        """Puts back what ``get_state`` returned. Raises SessionError, and changes nothing, if a value does not fit."""
         odd = sorted(map(str, {state.input for state in self.info.states} ^ set(values)))
         if odd:
             hint = "Give all that get_state() returns, and no others."
@@ -217,7 +217,7 @@ class StreamSession:
             return pack(self._fingerprint, count, self._states.packed(index))
 
     def restore(self, blob: bytes, stream: int | None = None) -> None:
-        """Put back a snapshot: of all streams, or a snapshot of one as the one with this index.
+        """Puts back a snapshot: of all streams, or the snapshot of one stream as the stream with this index.
 
         Raises SessionError, and changes nothing, if it is damaged, of another model or of another number of streams.
         """
@@ -228,7 +228,7 @@ class StreamSession:
                 self._check.begin(index, warm=True)
 
     def close(self) -> None:
-        """Free the model and the state. Every later call raises SessionError."""
+        """Frees the model and the state. Every later call raises SessionError."""
         with self._guard:
             if self._profile is not None:
                 self._profile.finish(self._ort)
@@ -286,7 +286,7 @@ class StreamSession:
         return results
 
     def _restart(self, spoilt: dict[int, str]) -> None:
-        """Put streams back to their start, and remember why."""
+        """Puts streams back to their start, and remembers why."""
         self.spoilt = spoilt
         for stream in spoilt:
             self._begin(stream)

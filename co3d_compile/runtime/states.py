@@ -44,7 +44,7 @@ class States:
                 yield state.input, ring[(phase - 1 - age) % len(ring)]
 
     def begin(self, index: int | slice) -> None:
-        """Put the streams at ``index`` back to their start."""
+        """Puts the streams at ``index`` back to their start."""
         for state, buffer in self._current():
             buffer.put(state.initial, index, state.batch_dim)
 
@@ -54,7 +54,7 @@ class States:
         return {s.input: self._form.to_given(s, buffer.read()) for s, buffer in wanted}
 
     def write(self, values: Mapping[str, Array]) -> None:
-        """Take over all states."""
+        """Takes over all states."""
         for state, buffer in self._current():
             buffer.write(self._form.from_given(state, values[state.input]))
 
@@ -68,7 +68,7 @@ class States:
         return sum(math.prod(resolve(s.shape, count)) * np.dtype(s.dtype).itemsize for s in self._info.states)
 
     def unpack(self, packed: memoryview, index: slice) -> None:
-        """Take over ``packed`` as the states of the streams at ``index``."""
+        """Takes over ``packed`` as the states of the streams at ``index``."""
         for state, buffer in self._current():
             shape = resolve(state.shape, index.stop - index.start)
             size = math.prod(shape) * buffer.dtype.itemsize
@@ -89,7 +89,7 @@ class States:
         return {state.input: values[state.output] for chain, _ in self._rings for state in chain}
 
     def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:
-        """Put the next states of some streams, of what a step took and gave, in their place."""
+        """Puts the next states of some streams, of what a step took and gave, in their place."""
         buffers = {state.input: buffer for state, buffer in self._current()}
         for chain, _ in self._rings:
             for state in reversed(chain):  # the oldest first: what it takes may be the next one's own memory
@@ -99,6 +99,3 @@ class States:
         """Every state with the buffer that the next step reads it from, in the order of the metadata."""
         place = dict(self.read(self.phase))
         return [(state, place[state.input]) for state in self._info.states]
-
-
-__all__ = ["States"]

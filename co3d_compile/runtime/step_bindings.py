@@ -50,7 +50,7 @@ class StepBindings:
         self._last: Sequence[Array] = [NOTHING] * len(self._names)  # the arrays of the step before
 
     def take(self, arrays: Sequence[Array], binding: ort.IOBinding, bound: list[Array]) -> None:
-        """Have onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
+        """Lets onnxruntime read these arrays where they lie, or copies of them in the session's own memory.
 
         What it reads where it lies is remembered: the next frame in the same array needs no binding.
         """
@@ -68,7 +68,7 @@ class StepBindings:
         self._last = list(arrays)  # a list may be the caller's own, who puts the next frames into it
 
     def _bind(self, session: ort.InferenceSession, info: Contract, states: States, phase: int) -> ort.IOBinding:
-        """Bind all buffers as they lie at this phase."""
+        """Binds all buffers as they lie at this phase."""
         binding = session.io_binding()
         for name, buffer in zip(self._names, self._buffers, strict=False):
             binding.bind_ortvalue_input(name, buffer.value)
@@ -91,6 +91,3 @@ def graph_options(graph: int) -> ort.RunOptions:
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
-
-
-__all__ = ["NO_GRAPH", "StepBindings", "captures_graphs", "graph_options"]

@@ -16,7 +16,7 @@ STEPS = 100  # each takes some hundred kilobytes of the file
 
 
 class Profile:
-    """Records the first ``STEPS`` steps of one session; the file appears whole, with the last of them or at the end.
+    """A profile of the first ``STEPS`` steps of one session. Its file appears whole, with the last step or at the end.
 
     Args:
         path: The JSON file to write.

@@ -54,13 +54,13 @@ def read_stored(model: Path) -> Stored:
     """The contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
     import onnxruntime as ort
 
+    from co3d_compile.support.cpu_session import cpu_session
+
     if not model.is_file():
         raise LoadError(f"There is no file {model}.")
     ort.set_default_logger_severity(4)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = cpu_session(model, optimized=False)
     except Exception as error:
         what = f"{model} is no ONNX model that ONNX Runtime can open: {str(error)[:300].rstrip('.')}."
         raise LoadError(what, hint=not_onnx(model)) from error

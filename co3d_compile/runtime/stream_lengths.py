@@ -45,6 +45,3 @@ class StreamLengths:
             f"ends in streams of {least} frames or more.",
             hint="Reset this stream and drop its results; run so short a clip through the network itself.",
         )
-
-
-__all__ = ["StreamLengths"]

@@ -37,7 +37,7 @@ async def stream(
     patience: float = 60.0,
     **settings: Any,
 ) -> AsyncIterator[Message]:
-    """Send frames; give what the server says of them, in order, each frame once.
+    """Sends frames, and yields what the server says of them, in order, each frame once.
 
     Frames that no snapshot of the server covers yet are kept and sent again if it lost them. Messages by ``type``:
 
@@ -121,7 +121,7 @@ class _Sender:
             await socket.close()
 
     async def _connect(self) -> list[Message]:
-        """Connect and find out where the server stands."""
+        """Connects, and finds out where the server stands."""
         begun = time.monotonic()
         wait = BACKOFF[0]
         query = {**self._settings, **({"start": 1} if self._epoch is None else {})}
@@ -154,7 +154,7 @@ class _Sender:
         return self._go_back(hello["expected"])
 
     async def _send(self) -> None:
-        """Send what the window has room for; begin to draw the next frame if there is nothing else to send."""
+        """Sends what the window has room for; begins to draw the next frame if there is nothing else to send."""
         assert self._socket is not None
         if self._back is not None:
             return
@@ -216,7 +216,7 @@ class _Sender:
             self._back = message.get("expected", -1)
 
     def _go_back(self, expected: int) -> list[Message]:
-        """Send from this frame on. Answers of frames before it that did not come will not come."""
+        """Sends from this frame on. Answers to frames before it that have not come will not come."""
         self._back = None
         if expected not in self._kept and expected != self._drawn:
             raise _Lost("the server is further back than what is kept")
@@ -226,14 +226,14 @@ class _Sender:
         return missing
 
     def _forget(self, saved: int) -> None:
-        """Let go of answered frames that a snapshot covers, and of those that are more than is to be kept."""
+        """Forgets answered frames that a snapshot covers, and those that are more than is to be kept."""
         while self._kept and (number := next(iter(self._kept))) < self._due:
             if number > saved and len(self._kept) <= self._size:
                 break
             del self._kept[number]
 
     def _afresh(self, why: str) -> Message:
-        """Begin again with the first frame that has no answer."""
+        """Begins again with the first frame that has no answer."""
         self._epoch, self._next = None, self._due
         return {"type": "restarted", "frame": self._due, "reason": why}
 

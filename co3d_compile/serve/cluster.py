@@ -52,8 +52,18 @@ ENVIRONMENT = {
 }
 STOPPED = 75.0  # seconds; the limits that Ray does have, one after another, are about 50
 OBJECT_STORE = 100_000_000  # bytes; frames and answers mostly go past it
-FILL: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]  # streams
-HISTOGRAM: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]  # milliseconds
+STREAMS: list[float] = [1, 2, 4, 8, 16, 32, 64, 128]
+MILLISECONDS: list[float] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]
+# Names, what they count, and the tag beside the shard, or the boundaries.
+COUNTERS = (
+    ("events", "Frames, restarts, snapshots and the like.", "what"),
+    ("refused", "Frames that were not taken.", "code"),
+)
+HISTOGRAMS = (
+    ("latency_ms", "From arrival to answer.", MILLISECONDS),
+    ("run_ms", "One run of the model.", MILLISECONDS),
+    ("batch", "Streams in one run.", STREAMS),
+)
 
 
 class ShardReplica:
@@ -106,36 +116,24 @@ class ShardReplica:
 
 
 class ExportedStats(Stats):
-    """Counts for Prometheus too, by Ray's own exporter. ``shard`` is a tag of each."""
+    """Counts that Ray's own exporter gives to Prometheus, too. ``shard`` is a tag of each."""
 
     def __init__(self, shard: str) -> None:
         super().__init__()
-        keys = {"tag_keys": ("shard",)}
-        self._events = metrics.Counter("co3d_events", "Frames, restarts, snapshots and the like.",
-                                       tag_keys=("shard", "what"))  # fmt: skip
-        self._refusals = metrics.Counter("co3d_refused", "Frames that were not taken.", tag_keys=("shard", "code"))
-        self._latencies = metrics.Histogram("co3d_latency_ms", "From arrival to answer.", boundaries=HISTOGRAM, **keys)
-        self._runs = metrics.Histogram("co3d_run_ms", "One run of the model.", boundaries=HISTOGRAM, **keys)
-        self._fills = metrics.Histogram("co3d_batch", "Streams in one run.", boundaries=FILL, **keys)
-        for metric in (self._events, self._refusals, self._latencies, self._runs, self._fills):
+        self._metrics: dict[str, metrics.Counter | metrics.Histogram] = {
+            name: metrics.Counter(f"co3d_{name}", text, tag_keys=("shard", tag)) for name, text, tag in COUNTERS
+        }
+        for name, text, boundaries in HISTOGRAMS:
+            self._metrics[name] = metrics.Histogram(f"co3d_{name}", text, boundaries=boundaries, tag_keys=("shard",))
+        for metric in self._metrics.values():
             metric.set_default_tags({"shard": shard})
 
-    def count(self, what: str, number: int = 1) -> None:
-        super().count(what, number)
-        self._events.inc(number, {"what": what})
-
-    def refuse(self, code: str) -> None:
-        super().refuse(code)
-        self._refusals.inc(1, {"code": code})
-
-    def answer(self, milliseconds: float) -> None:
-        super().answer(milliseconds)
-        self._latencies.observe(milliseconds)
-
-    def batch(self, streams: int, milliseconds: float) -> None:
-        super().batch(streams, milliseconds)
-        self._runs.observe(milliseconds)
-        self._fills.observe(streams)
+    def export(self, name: str, value: float, **tags: str) -> None:
+        metric = self._metrics[name]
+        if isinstance(metric, metrics.Counter):
+            metric.inc(value, tags)
+        else:
+            metric.observe(value, tags)
 
 
 class GatewayReplica:
@@ -304,7 +302,7 @@ def start(
     gateways: int = 1,
     address: str | None = None,
 ) -> str:
-    """Serve until ``stop``. Returns when requests are answered, with the URL of the metrics for Prometheus.
+    """Serves until ``stop``. Returns when requests are answered, with the URL of the metrics for Prometheus.
 
     Args:
         address: Of a Ray cluster that runs; None: one is started on this machine, and ends with ``stop``.
@@ -335,7 +333,7 @@ def start(
 
 
 def _start_ray(address: str | None, cores: int) -> None:
-    """Connect to a cluster, or begin one on this machine with at least so many cores to give away."""
+    """Connects to a cluster, or starts one on this machine with at least so many cores to give away."""
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": APP}
     if address is None:
         cores = max(os.cpu_count() or 1, cores)
@@ -363,16 +361,16 @@ def _no_cluster(address: str) -> UsageError:
 
 
 def stop() -> None:
-    """Stop serving; streams are saved first. A cluster that ``start`` began ends too.
+    """Stops serving; streams are saved first. A cluster that ``start`` began ends too.
 
     Ray waits without end for a process of its own that does not answer. After ``STOPPED`` seconds all its processes
     that come from this one are killed, and this one ends with exit code 1.
     """
     if not ray.is_initialized():
         return
-    late = threading.Timer(STOPPED, _kill)  # not cancelled: Ray also waits when the interpreter ends
-    late.daemon = True
-    late.start()
+    limit = threading.Timer(STOPPED, _kill)  # not cancelled: Ray also waits when the interpreter ends
+    limit.daemon = True
+    limit.start()
     try:
         serve.shutdown()
     finally:

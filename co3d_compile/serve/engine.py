@@ -164,7 +164,7 @@ class Engine:
         return rows
 
     def warm(self, step: int) -> bool:
-        """Whether the results of this step, from 0, no longer depend on what the states held at the start."""
+        """Whether the results of this step, from 0, no longer depend on the states at the start."""
         return step >= self.info.warmup_steps
 
     def about(self, steps: int) -> int:

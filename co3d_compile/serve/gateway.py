@@ -181,7 +181,7 @@ class _Conversation:
                 task.cancel()
 
     async def _take(self, message: Mapping[str, Any]) -> bool:
-        """Handle one message; False ends the conversation."""
+        """Handles one message; False ends the conversation."""
         data = message.get("bytes")
         if data is None:
             if _json(message.get("text")) != {"type": "end"}:
@@ -228,7 +228,7 @@ class _Conversation:
 
 
 async def _close(socket: WebSocket, last: Reply, code: int) -> None:
-    """Say why, then close."""
+    """Says why, then closes."""
     await socket.send_text(json.dumps(last))
     await socket.close(code)
 

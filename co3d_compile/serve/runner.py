@@ -61,18 +61,18 @@ class Runner:
         self._thread.shutdown(wait=False)
 
     async def reset(self, slot: int) -> None:
-        """Put a slot's state to its start."""
+        """Puts the state of a slot back to its start."""
         await in_thread(self._thread, self._engine.session.reset, slot)
 
     async def restore(self, slot: int, blob: bytes) -> None:
-        """Put a snapshot into a slot. Raises SessionError if it does not fit the model."""
+        """Puts a snapshot into a slot. Raises SessionError if it does not fit the model."""
         await in_thread(self._thread, self._engine.session.restore, blob, slot)
 
     async def snapshot(self, stream: Stream) -> bytes:
         return await in_thread(self._thread, self._engine.session.snapshot, stream.slot)
 
     async def work(self) -> None:
-        """Run until cancelled."""
+        """Runs until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -108,7 +108,7 @@ class Runner:
         return [stream for stream, _ in ready[: self._options.max_batch]]
 
     def _ready(self) -> list[tuple[Stream, Ticket]]:
-        """Move decoded frames from the queues into steps."""
+        """Moves decoded frames from the queues into steps."""
         ready = []
         for stream in self._streams.values():
             while stream.due is None and stream.queue and stream.queue[0].arrays is not None:

@@ -59,7 +59,7 @@ class Shard:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
-        """Begin to work, in the running event loop."""
+        """Begins to work, in the running event loop."""
         self._spawn(self._runner.work())
         self._spawn(self._drop_idle())
 
@@ -68,7 +68,7 @@ class Shard:
         return self._runner.healthy
 
     async def frame(self, frame: Frame) -> Reply:
-        """Take one frame; the answer, or why there is none, as JSON data with a ``status`` as in HTTP.
+        """Takes one frame. Returns the answer, or why there is none, as JSON data with a ``status`` as in HTTP.
 
         A caller that goes away leaves a whole frame behind: what was taken is worked on and answered to nobody.
         """
@@ -82,9 +82,7 @@ class Shard:
         """Where a stream stands: its epoch, the number expected next, what a snapshot covers."""
         try:
             async with self._lock(name):
-                stream = self._streams.get(name) or await self._restored(name)
-                if stream is None:
-                    raise self._missing(name)
+                stream = await self._known(name)
                 warm = self._engine.warm(stream.steps)
                 more = {"expected": stream.next, "steps": stream.steps, "warm": warm, "saved": stream.saved}
                 return {"status": 200, "stream": name, "shard": self.name, **stream.about(), **more}
@@ -92,12 +90,10 @@ class Shard:
             return refused.reply
 
     async def end(self, name: str, why: str = "ended") -> Reply:
-        """Forget a stream once what was taken is answered. ``flushed``: what a model with exact ends still gives."""
+        """Forgets a stream once what was taken is answered. ``flushed``: what a model with exact ends still gives."""
         try:
             async with self._lock(name):
-                stream = self._streams.get(name) or await self._restored(name)
-                if stream is None:
-                    raise self._missing(name)
+                stream = await self._known(name)
                 await _drained(stream)
                 try:
                     flushed = await self._runner.flush(stream) if why == "ended" else []
@@ -120,7 +116,7 @@ class Shard:
         return {"shard": self.name, "healthy": self.healthy(), **now, **self.stats.read()}
 
     async def close(self) -> None:
-        """Save all streams and stop."""
+        """Saves all streams and stops."""
         for stream in list(self._streams.values()):
             async with self._lock(stream.name):
                 await _drained(stream)
@@ -162,7 +158,7 @@ class Shard:
         self._early.pop(key, None)
 
     def _take(self, stream: Stream, frame: Frame, arrival: float) -> Ticket:
-        """Put the frame into the stream's queue, if the limits allow it."""
+        """Puts the frame into the stream's queue, if the limits allow it."""
         options = self._options
         if len(stream.busy) >= options.queue:
             raise Refused(429, "queue", f"{options.queue} frames of this stream wait.",
@@ -245,8 +241,15 @@ class Shard:
         self._streams[stream.name] = stream
         return stream
 
+    async def _known(self, name: str) -> Stream:
+        """The stream, as it is here or in a snapshot. Raises Refused."""
+        stream = self._streams.get(name) or await self._restored(name)
+        if stream is None:
+            raise self._missing(name)
+        return stream
+
     async def _restored(self, name: str) -> Stream | None:
-        """The stream as a snapshot left it, if there is one: a replica that died held it, or a server before this."""
+        """The stream as a snapshot left it, if there is one: of a replica that died, or of a server before this one."""
         if self._store is None or name in self._gone:
             return None
         found = await in_thread(self._files, self._store.load, name)
@@ -282,7 +285,7 @@ class Shard:
         return Refused(410, "dropped", f"The stream was dropped ({gone['reason']}): begin it afresh.", **gone)
 
     async def _drop(self, stream: Stream, why: str) -> None:
-        """Give the slot back. Nothing of the stream waits, and its lock is held."""
+        """Gives the slot back. No frame of the stream waits, and the caller has its lock."""
         del self._streams[stream.name]
         heapq.heappush(self._free, stream.slot)
         if why == "idle":
@@ -294,7 +297,7 @@ class Shard:
             await in_thread(self._files, self._store.remove, stream.name)
 
     async def _drop_idle(self) -> None:
-        """Drop streams that are silent too long, and snapshots that nobody came for."""
+        """Drops streams that are silent too long, and snapshots that nobody came for."""
         idle, swept = self._options.idle, time.monotonic()
         while True:
             await asyncio.sleep(min(idle / 4, 5.0))
@@ -308,7 +311,7 @@ class Shard:
                 await in_thread(self._files, self._store.sweep, self._options.keep)
 
     async def _save(self, stream: Stream, about: Reply, blob: bytes) -> None:
-        """Write a snapshot, unless the stream has ended since, and say so in the answers that follow."""
+        """Writes a snapshot, unless the stream has ended since; the answers that follow say so."""
         if self._store is None or self._streams.get(stream.name) is not stream:
             return
         stream.saving = True
@@ -335,7 +338,7 @@ class Shard:
 
 
 async def _drained(stream: Stream) -> None:
-    """Wait until all that was taken is answered."""
+    """Waits until all that was taken is answered."""
     while busy := stream.busy:
         await asyncio.wait([ticket.answer for ticket in busy])
 

@@ -26,21 +26,29 @@ class Stats:
     def count(self, what: str, number: int = 1) -> None:
         """Frames, answers, restarts, snapshots, …"""
         self.counts[what] += number
+        self.export("events", number, what=what)
 
     def refuse(self, code: str) -> None:
         """One frame that was not taken."""
         self.refused[code] += 1
+        self.export("refused", 1, code=code)
 
     def answer(self, milliseconds: float) -> None:
         """From a frame's arrival at the shard to its answer."""
         self._latency.append(milliseconds)
         self.counts["answers"] += 1
+        self.export("latency_ms", milliseconds)
 
     def batch(self, streams: int, milliseconds: float) -> None:
         """One run of the model."""
         self._fill.append(streams)
         self._step.append(milliseconds)
         self.counts["runs"] += 1
+        self.export("run_ms", milliseconds)
+        self.export("batch", streams)
+
+    def export(self, name: str, value: float, **tags: str) -> None:
+        """Hands a value on to another collector of metrics: here to none."""
 
     def read(self) -> Reply:
         """All of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""

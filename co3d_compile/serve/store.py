@@ -37,7 +37,7 @@ class SnapshotStore:
             raise OutputError(f"Snapshots cannot be kept in {folder}: {error.strerror}.") from error
 
     def save(self, name: str, about: Reply, blob: bytes) -> None:
-        """Keep the newest snapshot of a stream. ``about``: JSON data. Raises OutputError, and the one before stays."""
+        """Saves the newest snapshot of a stream. ``about``: JSON data. Raises OutputError, and the one before stays."""
         line = json.dumps({**about, "name": name, "blob": blob[-32:].hex()}).encode()
         with whole_file(self._path(name)) as file:
             file.write_bytes(b"\n".join([hashlib.sha256(line).hexdigest().encode(), line, blob]))
@@ -56,11 +56,11 @@ class SnapshotStore:
         return (about, blob) if about["name"] == name and about["blob"] == blob[-32:].hex() else None
 
     def remove(self, name: str) -> None:
-        """Forget a stream."""
+        """Forgets a stream."""
         self._path(name).unlink(missing_ok=True)
 
     def sweep(self, seconds: float) -> int:
-        """Remove what was written longer ago than this, half-written files too; says how many."""
+        """Removes what was written longer ago than this, half-written files too. Returns how many files that were."""
         count = 0
         for path in self.folder.iterdir():
             try:
@@ -77,7 +77,7 @@ class SnapshotStore:
 
 
 def _remove(path: Path) -> None:
-    """Remove a snapshot, or the folder in which one was written when its process died."""
+    """Removes a snapshot, or the folder in which one was written when its process died."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -109,7 +109,7 @@ class Stream:
         self.epoch, self.started, self.restart, self.steps = new_epoch(), self.done + 1, why, 0
 
     def rewind(self, ticket: Ticket, number: int, refused: Refused) -> None:
-        """Refuse a frame that was taken and all behind it: ``number`` is expected again."""
+        """Refuses a frame that was taken and all behind it: ``number`` is expected again."""
         if ticket not in self.queue:
             return
         place = self.queue.index(ticket)

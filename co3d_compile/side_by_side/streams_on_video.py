@@ -16,8 +16,9 @@ from co3d_compile.errors import UsageError
 from co3d_compile.media.predictor import Prediction, Predictor
 from co3d_compile.media.preprocess import Settings
 from co3d_compile.media.video import VideoFrame
-from co3d_compile.media.video_steps import Pictures, Rate
+from co3d_compile.media.video_steps import Pictures, Rate, frames_per_entry
 from co3d_compile.runtime.open_model import Serializable
+from co3d_compile.runtime.step_inputs import Pulse
 from co3d_compile.side_by_side.comparison import Comparison, Scores, Track
 from co3d_compile.side_by_side.segments import Segment
 from co3d_compile.side_by_side.sliding_window import SlidingWindow
@@ -31,11 +32,10 @@ class _Stream:
     answers: dict[int, Prediction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        info, output = self.predictor.info, self.predictor.output
-        first, most = next(iter(info.frames_per_step.values())), max(info.frames_per_step.values())
-        each = output.frames_per_entry or first / max(1, output.entries_per_step)
-        self.every = max(1, round(each * most / first))  # frames of the video for an entry
-        self.whole = output.has_time and not math.isclose(output.entries_per_step * each, first)
+        pulse, output = Pulse(self.predictor.info), self.predictor.output
+        each = frames_per_entry(self.predictor.info, output)
+        self.every = max(1, round(each * pulse.frames / pulse.first))  # frames of the video for an entry
+        self.whole = output.has_time and not math.isclose(output.entries_per_step * each, pulse.first)
         self.middle = output.has_time and not self.whole
         self.delay = max(0, (output.delay + 1) * self.every)
 
@@ -95,13 +95,16 @@ def run_side_by_side(
             "The video is too short: no answer behind the warm-up has a whole clip to compare with.",
             hint=f"A clip has {window.length} frames, and the warm-up {first.info.warmup_steps} steps.",
         )
-    tracks = [Track("sliding window", np.stack([clips[at] for at in common]), float(np.median(window.milliseconds)))]
-    for name, stream in streams.items():
-        chosen = [stream.answers[at] for at in common]
-        milliseconds = float(np.median([each.milliseconds for each in chosen]))
-        tracks.append(Track(name, np.stack([each.scores for each in chosen]), milliseconds))
+    slid = Track("sliding window", np.stack([clips[at] for at in common]), float(np.median(window.milliseconds)))
+    tracks = [_track(name, [stream.answers[at] for at in common]) for name, stream in streams.items()]
     times = np.array([next(iter(streams.values())).answers[at].time for at in common])
-    return Comparison(times, tuple(tracks), first.labels, tuple(truth))
+    return Comparison(times, (slid, *tracks), first.labels, tuple(truth))
+
+
+def _track(name: str, answers: Sequence[Prediction]) -> Track:
+    """The answers of one stream."""
+    milliseconds = float(np.median([answer.milliseconds for answer in answers]))
+    return Track(name, np.stack([answer.scores for answer in answers]), milliseconds)
 
 
 def _taken(

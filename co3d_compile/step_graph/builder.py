@@ -31,7 +31,7 @@ Entry = Node | Slot
 
 
 class Builder:
-    """Builds a new graph beside a program's own."""
+    """A builder of a new graph beside a program's own."""
 
     def __init__(self, program: Program) -> None:
         self.program = program

@@ -97,7 +97,7 @@ class EntryOperators(Builder):
         return self.rows([self.resolve(r) for r in refs])
 
     def _run(self, refs: Sequence[Entry], queue: Node) -> tuple[int, int] | None:
-        """Start and step of entries that lie evenly in one queue (the new ones are at its end)."""
+        """Returns start and step of entries that lie evenly in one queue (the new ones are at its end)."""
         rows = operand(queue)
         new = operand_list(rows) if rows.target is aten.cat.default else [rows]
         place = {row: whole(queue, 1) + i for i, row in enumerate(new)}

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 class StepGraph(Memory):
-    """Builds the step graph node by node, and remembers what each node of the clip graph became.
+    """The step graph, built node by node, and what each node of the clip graph became.
 
     Attributes:
         windows: The results that are computed on windows.

@@ -41,7 +41,7 @@ class StreamEnds:
 
     def __init__(self, low: EntryOperators, name: str | None, frames: int) -> None:
         self.low, self.frames = low, frames
-        self.late: Node | None = None
+        self.since_last: Node | None = None
         if name is None:
             first = next(n for n in low.graph.nodes if n.op == "placeholder")
             self.before = low.counter(first, 1)
@@ -52,18 +52,18 @@ class StreamEnds:
         valid = low.graph.placeholder(name)
         valid.meta["val"] = low.empty([low.batch, frames], torch.bool)
         low.path = ""
-        self.before, late = low.count(valid), low.count(valid)
-        self.before.meta["of_ends"] = late.meta["of_ends"] = True
+        self.before, since_last = low.count(valid), low.count(valid)
+        self.before.meta["of_ends"] = since_last.meta["of_ends"] = True
         number = low.call(aten._to_copy.default, valid, dtype=torch.int64)
         number = number if frames == 1 else low.call(aten.sum.dim_IntList, number, [1], True)
         seen = low.call(aten.ge.Scalar, low.call(aten.add.Tensor, self.before, number), 1)
         runs = low.call(aten._to_copy.default, seen, dtype=torch.int64)
         self.steps = low.call(aten.add.Tensor, self.before, runs)
         lacking = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, runs, frames), number)
-        self.late = low.call(aten.add.Tensor, late, lacking)
+        self.since_last = low.call(aten.add.Tensor, since_last, lacking)
         low.call(store, self.before, self.steps)
-        low.call(store, late, self.late)
-        counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t, self.late: lambda t: 0}
+        low.call(store, since_last, self.since_last)
+        counters = {self.before: lambda t: -t, self.steps: lambda t: 1 - t, self.since_last: lambda t: 0}
         self.before_start = ValuesBeforeStart(low.program.module, counters)
 
     # --- which entries exist
@@ -79,7 +79,7 @@ class StreamEnds:
         least = 1 + ceil(Fraction(lead + fact.delay - i) / fact.pulse)
         if front:
             flags.append(low.call(aten.ge.Scalar, self.steps, least))
-        if back and self.late is not None:
+        if back and self.since_last is not None:
             assert fact.end is not None
             most = self.frames - floor((i - fact.delay + tail) * fact.rate + fact.end)
             if most < 1:
@@ -88,7 +88,7 @@ class StreamEnds:
                     module_path=low.path,
                     hint="Compile with boundary='stream'.",
                 )
-            flags.append(low.call(aten.lt.Scalar, self.late, most))
+            flags.append(low.call(aten.lt.Scalar, self.since_last, most))
         return low.call(aten.logical_and.default, *flags) if len(flags) == 2 else flags[0] if flags else None
 
     def exists(self, fact: Fact, i: int) -> Node:

@@ -47,6 +47,3 @@ def hidden_folder(target: Path, called: str) -> str:
         return tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent)
     except OSError as error:
         raise OutputError(f"{called} cannot be written: {error.strerror}.") from error
-
-
-__all__ = ["hidden_folder", "whole_file"]

@@ -33,6 +33,3 @@ def _origin() -> tuple[str, str, str]:
         return "", url2pathname(urlsplit(url).path), ""
     version_control = origin.get("vcs_info", {}).get("vcs")
     return "", PACKAGE, f" @ {version_control + '+' if version_control else ''}{url}" if url else ""
-
-
-__all__ = ["install_command"]

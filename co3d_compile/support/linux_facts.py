@@ -19,6 +19,3 @@ def linux_bytes(file: str, name: str) -> int | None:
     """A value in kB as bytes."""
     value = linux_fact(file, name)
     return None if value is None else int(value.split()[0]) * 1024
-
-
-__all__ = ["linux_bytes", "linux_fact"]

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import onnxruntime as ort
 
+from co3d_compile.support.cpu_session import cpu_session
 from co3d_compile.support.linux_facts import linux_fact
 
 # An ONNX model of one operator, ReorderInput of the domain com.microsoft.nchwc, from (1, 64, 1, 2) to the same.
@@ -24,11 +25,8 @@ def block_channels() -> int:
 
     16 with AVX-512, 8 with AVX2; 1 where there is no such layout. (``MlasNchwcGetBlockSize`` in ONNX Runtime's source.)
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(_REORDER, options, providers=["CPUExecutionProvider"])
     plain = np.arange(128, dtype=np.float32).reshape(1, 64, 1, 2)
-    (blocked,) = session.run(None, {"x": plain})
+    (blocked,) = cpu_session(_REORDER, threads=1).run(None, {"x": plain})
     # Side by side are the first pixels of so many channels: 0, 2, 4, ...
     return int((np.cumprod(blocked.ravel()[:64] == np.arange(0, 128, 2))).sum())
 
@@ -43,6 +41,3 @@ def kernels() -> str:
     extensions = linux_fact("cpuinfo", "flags") or linux_fact("cpuinfo", "Features") or ""
     facts = [ort.__version__, platform.system(), platform.machine(), cpu_name(), extensions, block_channels()]
     return "; ".join(map(str, facts))
-
-
-__all__ = ["block_channels", "cpu_name", "kernels"]

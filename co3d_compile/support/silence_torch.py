@@ -32,6 +32,3 @@ def quiet(stdout: bool = False) -> Iterator[None]:
         if stdout:
             stack.enter_context(contextlib.redirect_stdout(said))
         yield
-
-
-__all__ = ["quiet"]

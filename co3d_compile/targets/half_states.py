@@ -70,6 +70,3 @@ def _narrow_result(graph: ir.Graph, value: ir.Value, states: set[str]) -> None:
     narrow.shape, narrow.dtype = value.shape, HALF
     graph.append(cast)
     graph.outputs[index] = narrow
-
-
-__all__ = ["with_half_states"]

@@ -21,7 +21,7 @@ OPERATORS = ["Conv", "Gemm", "MatMul"]
 
 
 class StreamReader(CalibrationDataReader):
-    """Gives the calibration one step after the other, with the states as they are on that stream.
+    """A reader that gives the calibration one step after the other, with the states as they are on that stream.
 
     Args:
         path: The compiled file, which runs beside the calibration to know its states.
@@ -113,6 +113,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.root.removeFilter(drop)
-
-
-__all__ = ["StreamReader", "to_int8"]

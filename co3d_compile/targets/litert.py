@@ -114,6 +114,3 @@ def _check(contract: Contract, options: Options) -> None:
         why = f"Its batch is fixed at {min(fixed)}", f"Give batch={min(fixed)} (--batch)."
     if why is not None:
         raise UnsupportedError(f"This file cannot become a LiteRT file: {why[0]}.", hint=why[1])
-
-
-__all__ = ["Options", "write_tflite"]

@@ -57,6 +57,3 @@ def _results(content: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
             for i in range(operator.OutputsLength()):
                 tensor = graph.Tensors(operator.Outputs(i))
                 yield code, tuple(int(tensor.Shape(d)) for d in range(tensor.ShapeLength()))
-
-
-__all__ = ["signature_tensors", "transposed_bytes", "wide_shapes", "with_metadata"]

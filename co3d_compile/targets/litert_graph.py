@@ -93,6 +93,3 @@ def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
     copy.shape, copy.dtype = value.shape, dtype
     graph.append(node)
     return copy
-
-
-__all__ = ["separated"]

@@ -150,6 +150,3 @@ def _random(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) 
     if np.issubdtype(np.dtype(dtype), np.floating):
         return generator.standard_normal(shape).astype(dtype)
     return generator.integers(0, 2, shape).astype(dtype)
-
-
-__all__ = ["LiteRtStep", "compare"]

@@ -58,13 +58,8 @@ def rule(
     targets = overloads(getattr(operator, "_opoverload", operator))
     refuse(targets, sum(given), decomposition is None and onnx is None)
     unregister(operator)
-    if onnx is not None:
-        TRANSLATIONS.update(dict.fromkeys(targets, onnx))
     custom = CustomRule(pointwise, mixes, kernel, dim, decomposition, onnx is not None)
-    if any(given):
-        RULES.update(dict.fromkeys(targets, custom))
-    elif decomposition is not None:
-        DECOMPOSITIONS.update(dict.fromkeys(targets, decomposition))
+    _enter(targets, custom if any(given) else None, decomposition, onnx)
 
     def add(function: F) -> F:
         if not any(given):
@@ -75,6 +70,16 @@ def rule(
         return function
 
     return add
+
+
+def _enter(targets: list[Any], custom: CustomRule | None, decomposition: Function | None, onnx: Any) -> None:
+    """Enters what is said of an operator into the tables."""
+    if onnx is not None:
+        TRANSLATIONS.update(dict.fromkeys(targets, onnx))
+    if custom is not None:
+        RULES.update(dict.fromkeys(targets, custom))
+    elif decomposition is not None:
+        DECOMPOSITIONS.update(dict.fromkeys(targets, decomposition))
 
 
 def refuse(targets: list[Any], kinds: int, untranslated: bool) -> None:

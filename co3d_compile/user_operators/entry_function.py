@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node, map_arg
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift
@@ -63,13 +64,11 @@ class Call:
 
     def map(self, function: Callable[[Any], Any]) -> Call:
         """The same arguments with a function applied to each, inside of lists too."""
-        return Call(mapped(self.args, function), mapped(self.kwargs, function))
+        return Call(*pytree.tree_map(function, (self.args, self.kwargs)))
 
     def leaves(self) -> list[Any]:
         """All arguments, lists flattened."""
-        found: list[Any] = []
-        self.map(found.append)
-        return found
+        return pytree.tree_leaves((self.args, self.kwargs))
 
     def to(self, function: Function) -> Tensor:
         """What a function makes of these arguments."""
@@ -203,17 +202,7 @@ def any_batch(node: Node, inner: Node, tree: Any) -> Any:
             hint="Use sizes of -1, or broadcasting.",
         )
 
-    return mapped(tree, free)
-
-
-def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """A function applied to all leaves of nested lists, tuples and dicts."""
-    if isinstance(tree, (list, tuple)):
-        items = [mapped(x, function) for x in tree]
-        return tuple(items) if type(tree) is tuple else items
-    if isinstance(tree, dict):
-        return {k: mapped(x, function) for k, x in tree.items()}
-    return function(tree)
+    return pytree.tree_map(free, tree)
 
 
 def where(node: Node) -> dict[str, str]:

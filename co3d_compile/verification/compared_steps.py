@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.errors import UsageError
-from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.long_boxes import all_boxes
 from co3d_compile.verification.output_plans import Plan, ResultIndex
 from co3d_compile.verification.reference import Reference
@@ -239,6 +239,3 @@ def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iter
                 )
             frames.append(x.expand(shape).contiguous())
         yield frames
-
-
-__all__ = ["Frames", "Segment", "Step", "Timeline", "given_frames", "random_frames"]

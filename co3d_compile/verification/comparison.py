@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.verification.contract_loop import Array
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.verification.output_plans import ResultIndex
 
 Expected: TypeAlias = Mapping[ResultIndex, Sequence[Tensor]]
@@ -65,7 +65,7 @@ def _of_output(name: str, results: Mapping[int, tuple[Array, ...]], expected: Ex
     for index, values in expected.items():
         actual, where = results[index.step][index.output], f"output '{name}' at step {index.step}"
         right = values[candidate].numpy() if candidate < len(values) else None
-        if right is None or _without_ones(right) != _without_ones(actual):
+        if right is None or sizes_but_one(right) != sizes_but_one(actual):
             return LargestError(math.inf, math.inf, where, _missing(name, index, actual, right))
         difference = absolute_difference(actual.reshape(right.shape), right).reshape(actual.shape)
         at = np.unravel_index(int(difference.argmax()), difference.shape) if difference.size else ()
@@ -110,7 +110,8 @@ def rounding(in_float32: Expected, exact: Expected) -> float:
     return worst
 
 
-def _without_ones(array: Array) -> list[int]:
+def sizes_but_one(array: Array) -> list[int]:
+    """The sizes of the dims that have more than one row."""
     return [size for size in array.shape if size != 1]
 
 
@@ -121,6 +122,3 @@ def _missing(name: str, index: ResultIndex, actual: Array, expected: Array | Non
     entries = f"entries {index.entries[0]} to {index.entries[-1]}" if index.entries else ""
     where = entries or f"the clip from frame {starts} on"
     return f"Output '{name}' at step {index.step} would be {where}, which the model does not have: its delay is wrong."
-
-
-__all__ = ["Expected", "LargestError", "absolute_difference", "largest_error", "rounding", "spread"]

@@ -112,6 +112,3 @@ def _page(title: str, errors: tuple[StepError, ...], tolerance: float, said: Seq
         f"<table><tr><th>step<th>absolute<th>relative{rows}</table></html>\n"
     )
     return text.encode()
-
-
-__all__ = ["PICTURES", "check_plot", "runs", "save_plot"]

@@ -1,8 +1,9 @@
 """The first operator of a compiled file that does not compute what the model does.
 
-The report in the file says which of its values hold the entries of which operator of the captured graph, and how late
-they are. Some of them are made outputs of the file and compared with the same operator's result on the long clip; then
-some of what lies before the first that differs, until all that an operator reads agrees and its result does not.
+The report in the file says which of its values are the entries of which operator of the captured graph, and by how many
+entries each is delayed. The search makes some of these values outputs of the file, and compares them with the results
+of the same operators on the long clip. It goes on before the first operator that differs, until all that an operator
+reads agrees and its result does not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.json_readers import Json
 from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, LoadError
 from co3d_compile.ir.node_reading import module_path
@@ -27,8 +29,7 @@ from co3d_compile.native.blocked_tensors import BLOCKED
 from co3d_compile.report.report_rows import Row
 from co3d_compile.step_graph.convolution_forms import BLOCK
 from co3d_compile.verification.compared_steps import Frames, Segment, Timeline
-from co3d_compile.verification.comparison import Expected, absolute_difference, spread
-from co3d_compile.verification.contract_loop import Array
+from co3d_compile.verification.comparison import Expected, absolute_difference, sizes_but_one, spread
 from co3d_compile.verification.findings import Bisection, Difference
 from co3d_compile.verification.onnx_values import InnerValues
 from co3d_compile.verification.output_plans import ResultIndex
@@ -37,7 +38,7 @@ from co3d_compile.verification.time_claims import NoReference
 
 FACTOR = 10  # times the untouched model's own rounding at a place: more is a difference
 LEAST = 2e-6  # standard deviations: less never is
-BYTES = 500_000_000  # of results that are held at a time
+BYTES = 500_000_000  # of results that are in memory at a time
 MOST = 64  # operators that are looked at in one run
 TEXTS = ("operator", "module_path", "kind", "origin")
 
@@ -64,7 +65,7 @@ class Error:
 
 
 class Bisect:
-    """Looks for the operator.
+    """The search for the operator.
 
     Args:
         path: The compiled file.
@@ -337,15 +338,9 @@ def _alike(actual: Array, expected: Array) -> tuple[Array, Array] | None:
     A file's value may have zeros beyond the channels, or lack up to three, which are apart (passes/block_channels.py):
     what both have is compared.
     """
-    if expected.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1 and _bare(actual) != _bare(expected):
+    fits = sizes_but_one(actual) == sizes_but_one(expected)
+    if expected.ndim in (actual.ndim, actual.ndim + 1) and actual.ndim > 1 and not fits:
         channels = min(actual.shape[1], expected.shape[1])
         if expected.shape[1] - channels < BLOCK:
             actual, expected = actual[:, :channels], expected[:, :channels]
-    return (actual.reshape(expected.shape), expected) if _bare(actual) == _bare(expected) else None
-
-
-def _bare(array: Array) -> list[int]:
-    return [size for size in array.shape if size != 1]
-
-
-__all__ = ["Bisect"]
+    return (actual.reshape(expected.shape), expected) if sizes_but_one(actual) == sizes_but_one(expected) else None

@@ -104,7 +104,7 @@ class Entries:
 
 
 class LongClip(Interpreter):
-    """Runs the captured graph on a long clip.
+    """A run of the captured graph on a long clip.
 
     Args:
         program: As captured, untouched.

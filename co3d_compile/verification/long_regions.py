@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,13 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
-from co3d_compile.capture.tracer import Model
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, part_of
 from co3d_compile.support.silence_torch import quiet
+from co3d_compile.verification.clip_model import Example, Model
 from co3d_compile.verification.time_claims import NoReference
-
-Example = Sequence[Any] | None
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,3 @@ def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
             found.add(node)
             stack += node.all_input_nodes
     return {n for n in found if n.op == "call_function"}
-
-
-__all__ = ["LongRegion", "LongRegions"]

@@ -10,14 +10,14 @@ import os
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.errors import VerificationError
-from co3d_compile.verification.reference import Example, Model
+from co3d_compile.support.cpu_session import cpu_session
+from co3d_compile.verification.clip_model import Example, Model
 
 CLIPS = 3
 TOLERANCE = 1e-3
@@ -48,7 +48,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
     Raises:
         VerificationError: They differ, and nothing was left out that would explain it; names the first node.
     """
-    session = _session(os.fspath(source) if not isinstance(source, ir.Model) else _bytes(source))
+    session = cpu_session(_bytes(source) if isinstance(source, ir.Model) else source, optimized=False)
     generator = torch.Generator().manual_seed(1)
     worst = 0.0
     for _ in range(CLIPS):
@@ -64,12 +64,6 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
             hint="Please report the operator: it is read wrongly.",
         )
     return f"The network that was read is {worst:.0e} standard deviations from the ONNX file in ONNX Runtime."
-
-
-def _session(model: str | bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _bytes(model: ir.Model) -> bytes:
@@ -101,7 +95,7 @@ def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> st
     graph_outputs = list(model.graph.outputs)
     model.graph.outputs.extend(v for v in values if v not in graph_outputs)
     try:
-        session = _session(_bytes(model))
+        session = cpu_session(_bytes(model), optimized=False)
         feeds = {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)}
         found = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
     except Exception:  # a file may have outputs of kinds that ONNX Runtime cannot give

@@ -9,8 +9,9 @@ import onnx
 import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.reader_loop import Array, Values, stepped
 from co3d_compile.errors import LoadError
-from co3d_compile.verification.contract_loop import Array, Values, stepped
+from co3d_compile.support.cpu_session import by_name, cpu_session
 
 MOST = 2_000_000_000  # bytes of one ONNX file in memory
 
@@ -45,13 +46,7 @@ class InnerValues:
             keep: The steps whose values are returned.
             base: The number of the first step. States are as at the start of a stream.
         """
-        session = self._session(names)
-        outputs = [output.name for output in session.get_outputs()]
-
-        def run(given: Values) -> Values:
-            return dict(zip(outputs, session.run(outputs, given), strict=True))
-
-        values = enumerate(stepped(self.info, self.batch, frames, run), base)
+        values = enumerate(stepped(self.info, self.batch, frames, by_name(self._session(names))), base)
         return {step: {name: found[name] for name in names} for step, found in values if step in keep}
 
     def _session(self, names: Sequence[str]) -> ort.InferenceSession:
@@ -59,9 +54,4 @@ class InnerValues:
         model.CopyFrom(self.model)
         there = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in there)
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-__all__ = ["InnerValues"]
+        return cpu_session(model.SerializeToString())

@@ -144,6 +144,3 @@ def _not_written(n: Node, claim: Claim) -> list[int]:
     indices = [integer(i) if i is not None else None for i in rest[:3]]
     written = every[slice(*indices)] if n.target is not aten.select_scatter.default else [every[indices[0] or 0]]
     return [i for i in every if i not in written]
-
-
-__all__ = ["Plan", "Read", "ResultIndex", "plan_of", "sort_of"]

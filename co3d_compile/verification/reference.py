@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from itertools import groupby
 from math import ceil, lcm
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture, captured_again
 from co3d_compile.capture.torn_views import torn_views
-from co3d_compile.capture.tracer import evaluated, export
+from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
-from co3d_compile.errors import UsageError, VerificationError
+from co3d_compile.errors import VerificationError
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
-from co3d_compile.ir.random_runs import equal
+from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
 from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
 from co3d_compile.verification.long_regions import LongRegions
@@ -36,18 +33,8 @@ from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
-Model: TypeAlias = nn.Module | ExportedProgram
-Example: TypeAlias = Sequence[Any] | None  # the arguments of one clip; None: those of the exported program
 Clip: TypeAlias = Sequence[Tensor]  # one tensor per input
 NONE: Mapping[str, ReplacedKernel] = MappingProxyType({})
-SAME = 1e-5  # in standard deviations: two eager runs of the same clip
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Eager runs without gradients and without NNPACK, which smears NaN over a whole tensor."""
-    with torch.inference_mode(), torch.backends.nnpack.flags(enabled=False):
-        yield
 
 
 class Reference:
@@ -146,12 +133,12 @@ class Reference:
 
     def _check_capture(self, model: Model, example_inputs: Example) -> None:
         """The captured graph on one random clip, beside the model itself."""
-        args, kwargs = _example(model, example_inputs)
+        args, kwargs = example_of(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-        with eager(), evaluated(model) as module, _results_inside(module, self.program.options.also) as inside:
+        with eager(), evaluated(model) as module, results_inside(module, self.program.options.also) as inside:
             wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
             got = Interpreter(self.program.module).run(*[v.clone() for v in leaves if isinstance(v, Tensor)])
         count = len(wanted) if self.program.options.also else len(got)
@@ -348,23 +335,6 @@ class Reference:
                     self.fields.append(int(field + beyond))
 
 
-@contextmanager
-def _results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator[list[Tensor]]:
-    """What these modules return while the model runs; nothing, of a program that has no modules any more."""
-    found: list[Tensor] = []
-
-    def keep(_module: nn.Module, _args: Any, result: Any) -> None:
-        found.extend(t.clone() for t in pytree.tree_leaves(result) if isinstance(t, Tensor))
-
-    known = dict(module.named_modules()) if isinstance(module, nn.Module) else {}
-    hooks = [known[path].register_forward_hook(keep) for path in paths if path in known]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _alike(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
@@ -380,40 +350,3 @@ def _longest(flags: Sequence[bool]) -> range:
         if flag and len(run) > len(longest):
             longest = range(run[0], run[-1] + 1)
     return longest
-
-
-def _example(model: Model, example_inputs: Example) -> tuple[Any, Any]:
-    if example_inputs is not None:
-        return tuple(example_inputs), {}
-    if isinstance(model, ExportedProgram) and model.example_inputs is not None:
-        return model.example_inputs
-    raise UsageError("example_inputs is needed: the arguments of one clip.")
-
-
-def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """A network that takes arguments by keyword alone, with the example that it is verified on.
-
-    Raises:
-        VerificationError: What was exported computes something else than the network on these arguments.
-    """
-    program = export(model, args, False, kwargs)
-    with eager(), evaluated(model) as module:
-        wanted = pytree.tree_leaves(module(*deepcopy(tuple(args)), **deepcopy(dict(kwargs))))
-        got = pytree.tree_leaves(program.module()(*args, **kwargs))
-    if not all(equal(a, b, SAME) for a, b in zip(got, wanted, strict=True) if isinstance(b, Tensor)):
-        raise VerificationError("The exported network does not compute what the network does.")
-    return program
-
-
-def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
-    """The tensors of one clip, in the order in which the model takes them."""
-    return [t for t in pytree.tree_leaves(_example(model, example_inputs)) if isinstance(t, Tensor)]
-
-
-def batch_of(model: Model, example_inputs: Example) -> int:
-    """The batch of the example."""
-    tensors = tensors_of(model, example_inputs)
-    return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
-
-
-__all__ = ["Example", "Model", "Reference", "batch_of", "by_keyword", "tensors_of"]

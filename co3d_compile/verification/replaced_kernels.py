@@ -152,6 +152,3 @@ def check_places(kernels: Mapping[str, ReplacedKernel], nodes: Mapping[str, Node
                 "network has no such operator.",
                 hint="Give the network that it was compiled from.",
             )
-
-
-__all__ = ["ReplacedKernel", "check_places", "replaced_kernels"]

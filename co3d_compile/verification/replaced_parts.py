@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.support.readable_numbers import plural
 from co3d_compile.verification.compared_steps import Frames, Segment
 from co3d_compile.verification.comparison import spread
-from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.reference import Reference
 from co3d_compile.verification.time_claims import NoReference
 
@@ -110,6 +110,3 @@ class ReplacedParts:
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-
-
-__all__ = ["UNTOUCHED", "ReplacedParts"]

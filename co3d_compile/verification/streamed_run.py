@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.verification.compared_steps import Frames, Segment, Step
-from co3d_compile.verification.contract_loop import Array
 
 
 class StreamedRun:
-    """Runs a session.
+    """A run of a session.
 
     Args:
         session: At the start of a stream.
@@ -73,6 +73,3 @@ class StreamedRun:
 
 def _is_float(array: Array) -> bool:
     return np.issubdtype(array.dtype, np.floating)
-
-
-__all__ = ["StreamedRun"]

@@ -31,9 +31,9 @@ class Verification:
             difference in standard deviations of its output; None without gates, or where it cannot be told.
         errors: The error of every step that was compared, in order.
         streamed: How many steps were run.
-        nan_states: How many states held NaN at the start.
+        nan_states: How many states were NaN at the start.
         finite_from: The first step from which on all outputs were finite; None if even the last one was not.
-        memory: Bytes that the process held when the first and the last stretch of a long run were compared.
+        memory: Bytes of memory of the process when the first and the last stretch of a long run were compared.
         bisection: Which operator differs first; None if it passed, or was not asked for.
     """
 
@@ -74,6 +74,3 @@ class Verification:
         verdict = "passed" if self.passed else f"failed: {self.reason}"
         said = [verdict, *([self.bisection.message] if self.bisection else []), *self.notes]
         return save_plot(path, title, self.errors, self.tolerance, said)
-
-
-__all__ = ["Verification"]

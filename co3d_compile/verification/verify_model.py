@@ -18,20 +18,21 @@ from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.weights_digest import CHANGED, wrong_weights
 from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.options import Options
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
+from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, tensors_of
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
-from co3d_compile.verification.contract_loop import Array
 from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
 from co3d_compile.verification.long_boxes import rows_of
 from co3d_compile.verification.onnx_reading import read_clip_model
 from co3d_compile.verification.output_plans import ResultIndex
-from co3d_compile.verification.reference import Example, Model, Reference, batch_of, by_keyword, tensors_of
+from co3d_compile.verification.reference import Reference
 from co3d_compile.verification.replaced_kernels import replaced_kernels
 from co3d_compile.verification.replaced_parts import ReplacedParts
 from co3d_compile.verification.streamed_run import StreamedRun
@@ -74,11 +75,10 @@ def verify(
         compiled: A compiled model, or the path of its ONNX file.
         program: The model that it was compiled from: what ``compile`` takes.
         example_inputs: The arguments of one clip, as for ``compile``.
-        example_kwargs: The arguments of one clip that the network takes by keyword alone, as for ``compile``.
-        steps: Steps to run behind the warm-up; default a few, with ``frames`` 32. Up to 32 are all compared, of more
+        example_kwargs: Those that the network takes by keyword alone.
+        steps: Steps to run behind the warm-up; default a few, with ``frames`` 32. Up to 32 are all compared; of more,
             nine segments from the first to the last, in memory that does not grow with them.
         frames: What ``StreamSession.step`` takes, step by step, such as the frames of a video; default random ones.
-            Where they end early the run does.
         seed: Of the random frames.
         tolerance: Largest error, in standard deviations of what is expected; default 1e-4, with float16 states 0.1, in
             8 bits 1.
@@ -99,14 +99,17 @@ def verify(
             count = steps if frames is None else steps or WHOLE
             check = _Check(session, program, example_inputs, count, tolerance, progress or (lambda *_: None))
             check.look_at_weights(path)
-            reference, pulse = check.reference, check.timeline.pulse
-            check.run(
-                random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
-            )
+            check.run(_source(check, frames, seed))
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, program, example_inputs)
         result = check.result()
     return dataclasses.replace(result, notes=(*reading, *result.notes))
+
+
+def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[Frames]:
+    """The frames of each step: those given, or random ones."""
+    reference, pulse = check.reference, check.timeline.pulse
+    return random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
 
 
 @contextlib.contextmanager
@@ -302,7 +305,7 @@ class _Check:
         return self.replaced.reason, False
 
     def _depends_on_start(self) -> int | None:
-        """The last step of the first segment that depends on what the states held at the start."""
+        """The last step of the first segment that depends on the states at the start."""
         segment = self.first_segment
         assert segment is not None
         return self.streamed.depends_on_start(segment, map(partial(self._frames, segment), range(segment.steps.stop)))
@@ -356,6 +359,3 @@ def _options(info: Contract) -> Options:
 
 def _finite(values: Sequence[Tensor]) -> bool:
     return bool(values) and all(bool(v.isfinite().all()) for v in values)
-
-
-__all__ = ["Verification", "verify"]

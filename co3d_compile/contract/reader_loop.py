@@ -5,7 +5,7 @@ It shares nothing with ``StreamSession``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,17 +17,23 @@ Values: TypeAlias = dict[str, Array]
 
 
 def stepped(
-    info: Contract, batch: int, steps: Iterable[Sequence[Array]], run: Callable[[Values], Values]
+    info: Contract,
+    batch: int,
+    steps: Iterable[Sequence[Array]],
+    run: Callable[[Values], Values],
+    states: Mapping[str, Array] | None = None,
 ) -> Iterator[Values]:
-    """All values of each step by name, from the start of a stream on.
+    """Yields all values of each step by name.
 
     Args:
         info: The contract.
         batch: Streams.
         steps: The inputs of every step.
         run: Computes one step: from inputs, ``valid`` and states in the order of the contract to results and states.
+        states: What the first step reads. Default: the start of a stream.
     """
-    states = {s.input: np.full(resolve(s.shape, batch), s.initial, s.dtype) for s in info.states}
+    if states is None:
+        states = {s.input: np.full(resolve(s.shape, batch), s.initial, s.dtype) for s in info.states}
     flags = np.ones((batch, info.inputs[0].frames_per_step or 1), np.bool_)
     valid = {} if info.valid is None else {info.valid: flags}
     for arrays in steps:
@@ -35,6 +41,3 @@ def stepped(
         values = given | run(given)
         states = {state.input: values[state.output] for state in info.states}
         yield values
-
-
-__all__ = ["Array", "Values", "stepped"]
