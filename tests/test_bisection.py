@@ -12,8 +12,8 @@ import pytest
 import torch
 from compiled import compiled as zoo_compiled
 from onnx import numpy_helper
-from test_verify import MODELS, build, compiled, contract, rewrite, saved
 from torch import nn
+from verified_networks import MODELS, build, compiled, contract, rewrite, saved
 from zoo import Graph, randomise
 from zoo.real import REAL
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from zoo import Graph
 import co3d_compile as co3d
 from co3d_compile.capture.load_model import load
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UnsupportedError, UsageError
-from co3d_compile.verification.verify_model import verify
 
 
 @pytest.fixture(autouse=True)
@@ -337,107 +335,3 @@ def test_what_is_returned_beside_tensors_is_left_out() -> None:
     compiled = co3d.compile(Several().eval(), (torch.zeros(1, 3, 4, 8, 8),))
     assert [output.name for output in compiled.info.outputs] == ["logits", "stages_0"]
     assert [output.has_time for output in compiled.info.outputs] == [True, False]
-
-
-# --- networks as people hand them over --------------------------------------------------------------------------------
-
-
-@dataclass
-class Scores:
-    """What many code bases return: a record of tensors, some of them left out."""
-
-    logits: Tensor
-    features: Tensor | None = None
-
-
-class Shifted(nn.Module):
-    """A temporal shift on frames that are folded into the batch, with sizes that Python computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, t, h, w = x.shape
-        y = torch.relu(self.first(x.transpose(1, 2).reshape(n * t, c, h, w)))
-        frames = y.view(y.size(0) // 8, 8, *y.shape[1:])
-        shifted = torch.zeros_like(frames)
-        shifted[:, 1:, :2], shifted[:, :, 2:] = frames[:, :-1, :2], frames[:, :, 2:]
-        return self.fc(self.second(shifted.view_as(y)).mean((2, 3)).view(n, t, -1)).mean(1)
-
-
-class Late(nn.Module):
-    """A mask that is made at the first call, and kept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv3d(3, 4, 3, padding=1), nn.LazyLinear(2)
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mask is None:
-            self.mask = torch.linspace(0.5, 1.5, x.shape[-1])
-        return self.head((self.conv(x) * self.mask).mean((2, 3, 4)))
-
-
-class Recorded(nn.Module):
-    """A network that returns a dataclass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Scores:
-        features = self.conv(x)
-        return Scores(features.mean((2, 3, 4)), features)
-
-
-VIDEO = (1, 3, 8, 6, 6)
-CLOTHES: dict[str, Callable[[], nn.Module]] = {
-    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()),
-    "traced": lambda: torch.jit.trace(Shifted().eval(), torch.randn(VIDEO)),
-    "module of an exported program": lambda: torch.export.export(Shifted().eval(), (torch.randn(VIDEO),)).module(),
-    "made at the first call": lambda: Late().eval(),
-    "a dataclass": lambda: Recorded().eval(),
-}
-
-
-@pytest.mark.parametrize("make", CLOTHES.values(), ids=CLOTHES)
-def test_networks_in_the_clothes_that_people_give_them(make: Callable[[], nn.Module]) -> None:
-    torch.manual_seed(0)
-    model, clip = make(), (torch.randn(VIDEO),)
-    compiled = co3d.compile(model, clip)
-    assert not compiled.info.recomputed
-    result = verify(compiled, model, clip)
-    assert result.passed, result.reason
-
-
-def test_fields_of_a_dataclass_name_the_outputs() -> None:
-    compiled = co3d.compile(Recorded().eval(), (torch.randn(VIDEO),))
-    assert [output.name for output in compiled.info.outputs] == ["logits", "features"]
-
-
-def test_what_is_made_at_the_first_call_stays_usable() -> None:
-    model, clip = Late().eval(), torch.randn(VIDEO)
-    co3d.compile(model, (clip,))
-    assert model(clip).shape == (1, 2), "no stand-in of the tracer is left in the model"
-
-
-class ByKeyword(nn.Module):
-    """A network that takes a second clip by keyword alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 3, padding=1)
-
-    def forward(self, x: Tensor, *, beside: Tensor, scale: Tensor | None = None) -> Tensor:
-        result: Tensor = self.conv(x) + self.conv(beside)
-        return result if scale is None else result * scale
-
-
-def test_arguments_by_keyword_alone() -> None:
-    model, clip, more = ByKeyword().eval(), (torch.randn(VIDEO),), {"beside": torch.randn(VIDEO)}
-    compiled = co3d.compile(model, clip, example_kwargs=more)
-    assert [spec.name for spec in compiled.info.inputs] == ["x", "beside"] and compiled.program.step.fixed_batch is None
-    result = verify(compiled, torch.export.export(model, clip, more))
-    assert result.passed, result.reason

@@ -1,6 +1,6 @@
 """Random networks through the oracle: exact after the warm-up, with every number that is reported tight.
 
-``make test`` runs 100 graphs and ``make test-long`` 2,000 others, in parts that xdist can share, the same ones each
+``make test`` runs 50 graphs and ``make test-long`` 2,000 others, in parts that xdist can share, the same ones each
 time. By hand:
 
     pytest tests/test_random_graphs.py --hypothesis-profile thorough -n 1 [--hypothesis-seed 7]
@@ -21,7 +21,7 @@ from random_nets.measure import dependence
 
 TOLERANCE = 1e-4
 PARTS = {"networks": 84, "thorough": 400}  # of 25 and 50 graphs
-QUICK = 4  # the parts in make test
+QUICK = 2  # the parts in make test
 
 
 def verify(net: Net) -> None:

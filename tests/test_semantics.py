@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -360,37 +357,6 @@ def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[
     assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
 
 
-DENSE = [
-    entry("dense conv", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 1, 1))),
-    entry("dense pools", of(nn.MaxPool1d(3, 2, 1), conv(3, 1, 2, 1), nn.AvgPool1d(2))),
-    entry("dense shortcut", fn(lambda m, x: m.short(x) + m.conv(x), conv=lambda: conv(3, 1, 2, 1),
-                               short=lambda: conv(1, 1, 2))),
-    entry("dense crop", fn(lambda m, x: m.b(m.a(x)[:, :, 1:]), a=lambda: conv(3, 1, 2, 1), b=conv)),
-    entry("dense window", fn(lambda m, x: m.conv(x).mean(2), conv=lambda: conv(3, 1, 2, 1)), expect="window",
-          reference=lambda m: Reference(m.conv, (Window(lambda y: y.mean(2)),))),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name.replace(" ", "-"))
-@pytest.mark.parametrize("pulse", [1, 3])
-def test_dense_strides_equal_every_phase(case: Entry, pulse: int) -> None:
-    check(case, options={"stride_mode": "dense", "frames_per_step": pulse})
-
-
-PULSES = [(entry("stride 1", of(conv(3, 1, 1, 1), nn.ReLU(), conv(5, 2, 1, 4))), (1, 2, 3, 8)),
-          (entry("stride 4", of(conv(3, 1, 2, 1), nn.ReLU(), conv(3, 1, 2, 1))), (4, 8, 12)),
-          (entry("strided slice", fn(lambda m, x: m.conv(x[:, :, 1::2]), conv=conv)), (2, 4, 6)),
-          (entry("up and down", of(conv(4, 1, 2, 1), up(4, 2, 1))), (2, 4, 6))]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("case", "pulse"),
-    [pytest.param(case, pulse, id=f"{case.name}-{pulse}".replace(" ", "-")) for case, n in PULSES for pulse in n],
-)
-def test_any_pulse(case: Entry, pulse: int) -> None:
-    assert check(case, options={"frames_per_step": pulse}, batch=2).frames_per_step == (pulse,)
-
-
 def test_what_the_tracer_notes_about_a_cast_is_no_operator() -> None:
     cast = entry("cast", fn(lambda m, x: m.conv(torch.as_tensor(x).to(torch.float32)), conv=conv))
     assert check(cast).recomputed == ()
@@ -405,83 +371,3 @@ def test_entries_without_a_tap_read_nothing() -> None:
 
 def _sum(x: Tensor) -> Tensor:
     return x.sum(2)
-
-
-# The oracle itself: a filter streamed by hand must pass, and each way to be wrong must fail.
-
-
-class HandMade:
-    """y[o] = 1 x[o - 1] + 10 x[o] + 100 x[o + 1] in numpy, with the API of a compiled model and its session."""
-
-    def __init__(
-        self, delay: int = 1, warmup: int = 2, taps: tuple[float, ...] = (1, 10, 100), leak: float = 0
-    ) -> None:
-        self.taps, self.leak = np.array(taps, dtype=np.float32), leak
-        self.info = SimpleNamespace(
-            frames_per_step={"x": 1}, delays={"y": delay}, warmup_steps=warmup, receptive_field=3, recomputed=()
-        )
-        self.reset()
-
-    def save(self, path: str) -> None:
-        """Nothing: the session is the object itself."""
-
-    def reset(self) -> None:
-        self.state = np.zeros((1, 1, 3), dtype=np.float32)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"state": self.state}
-
-    def set_state(self, values: dict[str, Any]) -> None:
-        self.state = values["state"]
-
-    def step(self, frame: Any) -> Any:
-        window = np.concatenate([self.state[:, :, 1:], frame], 2)
-        result = (window * self.taps).sum(2, keepdims=True)
-        if self.leak:
-            result = result + self.leak * self.state[:, :, :1]
-        self.state = window
-        return result
-
-
-def _fir() -> nn.Module:
-    filter_ = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-    filter_.weight = nn.Parameter(torch.tensor([[[1.0, 10.0, 100.0]]]))
-    return filter_
-
-
-WRONG = {
-    "another delay": {"delay": 2},
-    "no delay": {"delay": 0},
-    "warm-up too short": {"warmup": 1},
-    "warm-up too long": {"warmup": 3},
-    "a tap that is a little off": {"taps": (1, 10, 100.5)},
-    "a state that outlives its use": {"leak": 1e-9},
-}
-
-
-@pytest.mark.parametrize("how", [None, *WRONG])
-def test_the_oracle_passes_what_is_right_and_nothing_else(how: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = HandMade(**WRONG[how]) if how else HandMade()
-    module = ModuleType("co3d_compile")
-    module.__dict__.update(compile=lambda *args, **options: made, StreamSession=lambda *args, **options: made)
-    monkeypatch.setitem(sys.modules, "co3d_compile", module)
-    fir = Entry("filter", _fir, ((1, 1, 16),), tight=True)
-    if how:
-        with pytest.raises(AssertionError):
-            check(fir)
-    else:
-        assert check(fir).error < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("model", "shapes"),
-    [
-        (nn.Upsample(scale_factor=2), [(1, 2, 8)]),
-        (nn.ConvTranspose1d(2, 2, 2, stride=2), [(1, 2, 8)]),
-        (Graph(lambda net, a, b: a.mean(2) + b.mean(2)), [(1, 2, 4), (1, 2, 8)]),
-    ],
-    ids=["nearest", "transposed", "two rates"],
-)
-def test_what_has_no_dense_form_is_refused(model: nn.Module, shapes: list[tuple[int, ...]]) -> None:
-    with pytest.raises(co3d.Co3dError, match="no meaning"):
-        co3d.compile(model, tuple(torch.zeros(s) for s in shapes), stride_mode="dense")

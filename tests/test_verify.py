@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import torch.nn.functional as F
 from compiled import compiled as zoo_compiled
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch._export.converter import TS2EPConverter
+from verified_networks import CLIP, MODELS, build, compiled, contract, conv, rewrite, saved
 from zoo import Graph, randomise
 from zoo.real import REAL
 
 import co3d_compile as co3d
-from co3d_compile.contract.model_contract import METADATA_KEY
-from co3d_compile.contract.read_contract import parse
 from co3d_compile.ir.options import Options
 from co3d_compile.support.machine import block_channels
 from co3d_compile.verification.compared_steps import Step, Timeline, random_frames
@@ -39,172 +36,6 @@ from co3d_compile.verification.verify_model import verify
 
 pytestmark = pytest.mark.slow
 
-CLIP = (1, 4, 8)
-VIDEO = (1, 3, 6, 5, 5)
-
-
-def conv(kernel: int = 3, padding: int = 1, stride: int = 1, channels: int = 4) -> nn.Conv1d:
-    return nn.Conv1d(channels, 4, kernel, stride, padding)
-
-
-def squeeze(pool: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A convolution gated by a pool over its whole clip, and one behind it."""
-    return Graph(
-        lambda m, x: m.b((y := F.relu(m.a(x))) * torch.sigmoid(m.f(pool(y)))),
-        a=nn.Conv3d(3, 4, 3, padding=1), b=nn.Conv3d(4, 4, 3, padding=1), f=nn.Conv3d(4, 4, 1),
-    )  # fmt: skip
-
-
-def squeeze_flat() -> nn.Module:
-    """The gate's pool without a dim for time."""
-    return Graph(
-        lambda m, x: m.b((y := m.a(x)) * m.f(F.adaptive_avg_pool3d(y, 1).flatten(1)).view(-1, 4, 1, 1, 1)),
-        a=nn.Conv3d(3, 4, 3, padding=1), b=nn.Conv3d(4, 4, 3, padding=1), f=nn.Linear(4, 4),
-    )  # fmt: skip
-
-
-def scale_and_shift() -> nn.Module:
-    """What one pool gives is split in two."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        scale, shift = m.f((y := m.a(x)).mean((2, 3, 4), True)).split(4, 1)
-        result: Tensor = m.b(y * scale + shift)
-        return result
-
-    a, b = nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
-    return Graph(forward, a=a, b=b, f=nn.Conv3d(4, 8, 1))
-
-
-def one_patch() -> nn.Module:
-    """One patch over the whole clip, whose time has no dim of its own for a while, up-sampled again."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        tokens = m.mix(m.patch(x).flatten(2).mT)
-        low = tokens.view(x.shape[0], 1, 5, 5, 4).permute(0, 4, 1, 2, 3)
-        result: Tensor = m.out(torch.cat([m.up(low), x], 1))
-        return result
-
-    patch, up = nn.Conv3d(3, 4, (6, 1, 1), (6, 1, 1)), nn.ConvTranspose3d(4, 3, (6, 1, 1), (6, 1, 1))
-    return Graph(forward, patch=patch, up=up, mix=nn.Linear(4, 4), out=nn.Conv3d(6, 3, 3, padding=1))
-
-
-def attend(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x).transpose(1, 2)
-    return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
-
-
-def counts(x: Tensor) -> Tensor:
-    """How many values of a frame fall into each of five bins: a window from the input on, and constants like it."""
-    bins = (2 * x + 2).long().clamp(0, 4)
-    return torch.zeros(*x.shape[:2], 5).scatter_add(2, bins, torch.ones_like(x))
-
-
-def moved(y: Tensor) -> Tensor:
-    """Half of the channels comes from the next frame, half from the one before, written into zeros."""
-    frames = y.unsqueeze(0)
-    result = torch.zeros_like(frames)
-    result[:, :-1, :2], result[:, 1:, 2:] = frames[:, 1:, :2], frames[:, :-1, 2:]
-    return result.flatten(0, 1)
-
-
-# name: factory, clip shapes, options
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
-    "residual": (lambda: Graph(lambda m, x: x + m.b(F.relu(m.a(x))), a=conv(), b=conv(5, 2)), (CLIP,), {}),
-    "batch norm": (
-        lambda: nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(3, 1, 1)),
-        (VIDEO,), {},
-    ),
-    "mean gate, frame": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {}),
-    "mean gate, window": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "window"}),
-    "mean gate, recompute": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "recompute"}),
-    "max gate, frame": (lambda: squeeze(lambda y: F.adaptive_max_pool3d(y, 1)), (VIDEO,), {}),
-    "max gate, window": (lambda: squeeze(lambda y: F.adaptive_max_pool3d(y, 1)), (VIDEO,), {"pool_scope": "window"}),
-    "whole kernel gate": (lambda: squeeze(lambda y: F.avg_pool3d(y, y.shape[2:])), (VIDEO,), {}),
-    "flat gate": (squeeze_flat, (VIDEO,), {}),
-    "scale and shift": (scale_and_shift, (VIDEO,), {}),
-    "one patch": (one_patch, (VIDEO,), {}),
-    "group norm, window": (
-        lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3)), ((1, 3, 8, 6, 6),),
-        {"pool_scope": "window"},
-    ),
-    "norm and dropout, window": (  # a gate and, behind it, what is left out of the graph
-        lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.InstanceNorm3d(4), nn.Dropout(), nn.Conv3d(4, 4, 3)),
-        ((1, 3, 8, 6, 6),), {"pool_scope": "window"},
-    ),
-    "strides": (
-        lambda: Graph(
-            lambda m, x: m.l((m.s(y := F.relu(m.a(x))) + m.b(y)).mean(2)),
-            a=conv(3, 1, 2), b=conv(3, 1, 2), s=conv(1, 0, 2), l=nn.Linear(4, 3),
-        ),
-        ((1, 4, 16),), {},
-    ),
-    "a pool of the two entries that are left, beside a stride": (
-        lambda: Graph(
-            lambda m, x: m.l(torch.cat([m.b(y := F.relu(m.a(x))), F.avg_pool1d(y, 2)], 1).mean(2)),
-            a=conv(3, 1, 2), b=conv(3, 1, 2), l=nn.Linear(8, 3),
-        ),
-        ((1, 4, 4),), {},
-    ),
-    "dense": (lambda: nn.Sequential(conv(3, 1, 2), nn.ReLU(), conv(3, 1, 2), conv()), ((1, 4, 16),),
-              {"stride_mode": "dense"}),
-    "dense head": (lambda: Graph(lambda m, x: m.a(x).mean(2), a=conv(3, 1, 2)), ((1, 4, 16),),
-                   {"stride_mode": "dense", "frames_per_step": 3}),
-    "mean head": (lambda: Graph(lambda m, x: m.l(m.a(x).mean(2)), a=conv(), l=nn.Linear(4, 3)), (CLIP,), {}),
-    "whole kernel head, window 20": (
-        lambda: Graph(lambda m, x: m.l(F.avg_pool1d(m.a(x), 8, 1).flatten(1)), a=conv(), l=nn.Linear(4, 3)), (CLIP,),
-        {"window": 20},
-    ),
-    "linear over time": (lambda: Graph(lambda m, x: m.l(m.a(x).flatten(1)), a=conv(), l=nn.Linear(32, 3)), (CLIP,), {}),
-    "attention": (lambda: Graph(attend, a=conv(), q=nn.Linear(4, 4), k=nn.Linear(4, 4)), (CLIP,), {}),
-    "two inputs": (lambda: Graph(lambda m, x, y: m.a(x) + y, a=conv()), (CLIP, CLIP), {}),
-    "the second input alone": (lambda: Graph(lambda m, x, y: m.a(y), a=conv()), (CLIP, CLIP), {}),
-    "two rates": (
-        lambda: Graph(lambda m, x, y: torch.cat([m.a(x).mean(2), m.b(y).mean(2)], 1), a=conv(), b=conv(5, 2)),
-        (CLIP, (1, 4, 32)), {},
-    ),
-    "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
-    "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
-    "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),
-    "lstm": (lambda: Graph(lambda m, x: m.r(x.transpose(1, 2))[0], r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {}),
-    "lstm, last hidden": (
-        lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],
-                      a=conv(3, 0), r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {},
-    ),
-    "cumulative sum": (lambda: Graph(lambda m, x: m.a(F.pad(x, (2, 0))).cumsum(2), a=conv(3, 0)), (CLIP,), {}),
-    "up and down": (
-        lambda: nn.Sequential(conv(4, 1, 2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="linear")), ((1, 4, 16),), {},
-    ),
-    "mean of what is up-sampled": (
-        lambda: Graph(lambda m, x: m.l((x + F.interpolate(F.max_pool1d(m.a(x), 4), scale_factor=4)).mean(2)),
-                      a=conv(), l=nn.Linear(4, 3)), ((1, 4, 16),), {},
-    ),
-    "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
-    "folded time": (
-        lambda: Graph(lambda m, x: m.a(m.l(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 8)).transpose(1, 2)),
-                      a=conv(), l=nn.Linear(4, 4)), ((2, 4, 8),), {},
-    ),
-    "four frames a step": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(5, 2)), (CLIP,), {"frames_per_step": 4}),
-    "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
-    "channels moved over time": (
-        lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),
-        ((1, 6, 4, 5, 5),), {"time_dim": 1},
-    ),
-    "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
-}  # fmt: skip
-
-
-def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
-    factory, shapes, options = MODELS[name]
-    generator = torch.Generator().manual_seed(3)
-    example = tuple(torch.randn(shape, generator=generator) for shape in shapes)
-    return randomise(factory(), *example), example, options
-
-
-@cache
-def compiled(name: str) -> co3d.CompiledModel:
-    module, example, options = build(name)
-    return co3d.compile(module, example, **options)
-
 
 @pytest.mark.parametrize("network", MODELS)
 def test_passes_what_is_right(network: str) -> None:
@@ -213,24 +44,6 @@ def test_passes_what_is_right(network: str) -> None:
     assert result.passed, result
     assert result.relative_error < 2e-5 and result.steps >= 3
     assert json.loads(json.dumps(result.to_dict()))["passed"]
-
-
-def saved(name: str, folder: Path) -> tuple[Path, nn.Module, tuple[Tensor, ...]]:
-    module, example, _ = build(name)
-    return compiled(name).save(folder / "model.onnx"), module, example
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    """Puts other claims into a file."""
-    model = onnx.load(path)
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = replace(parse(entry.value), **changes).to_json()
-    onnx.save(model, path)
-
-
-def contract(path: Path) -> Any:
-    return next(parse(e.value) for e in onnx.load(path).metadata_props if e.key == METADATA_KEY)
 
 
 WRONG = ["residual", "mean gate, window", "strides", "dense", "mean head", "attention", "two rates", "last entry"]

@@ -19,8 +19,8 @@ from compiled import compiled
 from film import Brightness, video
 from marks import long
 from onnx import numpy_helper
-from test_verify import build, contract, rewrite, saved
 from torch import nn
+from verified_networks import build, contract, rewrite, saved
 from zoo import randomise
 from zoo.real import REAL
 
