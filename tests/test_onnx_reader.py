@@ -29,6 +29,8 @@ NEW = {"dynamo": True, "opset_version": 18}
 EXPORTS = {"old exporter": OLD, "new exporter": NEW}
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
+FROM_NEW = ["fold_upright", "unfold_mean", "written"]
+"""What the new exporter writes as indices, and as blocks that overlap."""
 OTHERWISE = {
     "encoder_layer": "the heads of nn.MultiheadAttention are written for one clip",
     "transformer": "the heads of nn.MultiheadAttention are written for one clip",
@@ -57,9 +59,11 @@ def test_a_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Pat
     is_the_same(name, exporter, tmp_path)
 
 
-@pytest.mark.parametrize("name", FROM_OLD)
-def test_what_an_exporter_writes_out_is_found_again(name: str, tmp_path: Path) -> None:
-    is_the_same(name, "old exporter", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "exporter"), [*((n, "old exporter") for n in FROM_OLD), *((n, "new exporter") for n in FROM_NEW)]
+)
+def test_what_an_exporter_writes_out_is_found_again(name: str, exporter: str, tmp_path: Path) -> None:
+    is_the_same(name, exporter, tmp_path)
 
 
 @pytest.mark.long

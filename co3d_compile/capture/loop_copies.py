@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
-from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Numbers, Run, Tokens, frame_of, leaves, taken
+from co3d_compile.capture.loop_tokens import Numbers, Run, Tokens, alike, frame_of, leaves, taken
 
 ROTATIONS = 3  # of a run: where its copies may begin
 FARTHEST = 16  # copies back that a copy may read
@@ -280,12 +279,6 @@ def _is_at(node: Node, walk: Walk) -> bool:
         walk.start,
         walk.length,
     )
-
-
-def alike(start: Node, value: Node) -> bool:
-    """Whether two nodes have one shape, and numbers of one kind."""
-    a, b = start.meta["val"], value.meta["val"]
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _begins(first: list[list[Edge]], edges: list[list[Edge]]) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer, alike
-from co3d_compile.capture.loop_tokens import Tokens, frame_of, leaves, taken, whole
+from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
+from co3d_compile.capture.loop_tokens import Tokens, alike, frame_of, leaves, taken, whole
 from co3d_compile.ir.node_reading import shape_of
 
 

@@ -115,8 +115,8 @@ class LoopWriter:
         loop = FrameLoop(
             module, tuple(w.dim for w, _ in walked), len(body.states), tuple(c.dim for c, _ in keys), memory
         )
-        starts = [self.copies.starts[key] for key in body.states]
-        last = max([*fixed, *starts, *(w.root for w, _ in walked)], key=lambda n: self.order[n])
+        starts = {key: self.copies.starts[key] for key in body.states}
+        last = max([*fixed, *starts.values(), *(w.root for w, _ in walked)], key=lambda n: self.order[n])
         anchor = last.next
         while anchor.op in ("placeholder", "get_attr"):
             anchor = anchor.next
@@ -126,8 +126,9 @@ class LoopWriter:
             whole = (first, end, walk.step) == (0, shape_of(walk.root)[walk.dim], 1)
             args = (walk.dim, first, end, walk.step)
             operands.append(walk.root if whole else insert(self.program, anchor, aten.slice.Tensor, walk.root, *args))
+        operands += [self._of_shape(start, shape_of(self.copies.body[at]), anchor) for (at, _), start in starts.items()]
         with self.program.graph.inserting_before(anchor):
-            node = self.program.graph.call_function(loop, (*operands, *starts, *fixed))
+            node = self.program.graph.call_function(loop, (*operands, *fixed))
         node.meta["path"] = common_path([self.copies.body[at] for at in body.needed])
         node.meta["val"] = tuple(self._stacked(result, c.dim) for result, (c, _) in zip(results, keys, strict=True))
         stacks = {}
@@ -135,6 +136,10 @@ class LoopWriter:
             stacks[key] = insert(self.program, anchor, operator.getitem, node, i)
             stacks[key].meta["path"] = node.meta["path"]
         return node, stacks
+
+    def _of_shape(self, start: Node, shape: tuple[int, ...], before: Node) -> Node:
+        """A start that is the same for all clips, once for each."""
+        return start if shape_of(start) == shape else insert(self.program, before, aten.expand.default, start, shape)
 
     def _stacked(self, result: Node, dim: int) -> Tensor:
         """A tensor in the shape of an output of all turns."""

@@ -18,6 +18,7 @@ from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
+from co3d_compile.rules import is_pointwise
 
 aten = torch.ops.aten
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
@@ -79,6 +80,14 @@ def whole(node: Node) -> Node:
     return node
 
 
+def alike(start: Node, value: Node) -> bool:
+    """Whether two nodes have numbers of one kind, and the shape of the first broadcasts to that of the second."""
+    a, b = start.meta["val"], value.meta["val"]
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
+        return False
+    return a.dim() == b.dim() and all(x in (1, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
 def leaves(node: Node) -> list[Node]:
     """The operands of a node, each as often and in the order in which it is read."""
     found: list[Node] = []
@@ -116,10 +125,14 @@ class Tokens:
         take = taken(node)
         if take is not None:
             values = [node.args[0], take.dim]
-        parts = [self._leaf(v) for v in values]
+        # A constant may be what the first copy reads in place of an earlier one's value.
+        parts = [IN_PLACE_OF_A_TENSOR if self._is_start(node, v) else self._leaf(v) for v in values]
         value = node.meta["val"]
         shapes = [(tuple(v.shape), v.dtype) for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
         return (node.target, *parts, *shapes)
+
+    def _is_start(self, node: Node, value: Any) -> bool:
+        return isinstance(value, Node) and is_pointwise(node.target) and alike(value, node)
 
     def _leaf(self, value: Any) -> Hashable:
         if isinstance(value, Node):

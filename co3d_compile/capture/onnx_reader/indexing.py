@@ -2,50 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from co3d_compile.capture.onnx_reader.node_call import Host, NodeCall, Value, as_tensor, reads, whole_numbers
+from co3d_compile.capture.onnx_reader.node_call import (
+    Host,
+    NodeCall,
+    Value,
+    as_tensor,
+    even_padding,
+    reads,
+    whole_numbers,
+)
 
+INT64_MAX = 2**63 - 1
 REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 @reads("Gather")
 def gather(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     """Takes entries of a dim: one, some, or as many as a tensor of indices has."""
-    axis = call.integer("axis", 0) % x.dim()
-    constant = call.known(1)
-    if constant is not None and constant.ndim == 0:
-        return x.select(axis, int(constant))
-    indices = as_tensor(constant % x.shape[axis]) if constant is not None else indices
-    if constant is None:
-        indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    axis, constant = call.integer("axis", 0) % x.dim(), call.known(1)
+    if constant is not None and not call.is_constant(0):
+        return _taken(x, axis, constant)
+    indices = _from_front(call, 1, indices, x.shape[axis])
     if axis == 0 and x.dim() == 2 and call.is_constant(0):
         return F.embedding(indices, x)
-    if indices.dim() == 1:
-        return x.index_select(axis, indices)
-    rows = x.index_select(axis, indices.reshape(-1))
-    return rows.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
+    return _selected(x, axis, indices)
 
 
-def _from_front(indices: Tensor, size: int) -> Tensor:
+def _taken(x: Tensor, dim: int, indices: Host) -> Tensor:
+    """Entries of a dim that are known while the model is traced."""
+    indices = indices % x.shape[dim]
+    if indices.ndim == 0:
+        return x.select(dim, int(indices))
+    walked = _walked(x, dim, indices)
+    return walked if walked is not None else _selected(x, dim, as_tensor(indices))
+
+
+def _selected(x: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """As many entries of a dim as a tensor of indices has."""
+    rows = x.index_select(dim, indices.reshape(-1))
+    return rows if indices.dim() == 1 else rows.reshape([*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]])
+
+
+def _from_front(call: NodeCall, position: int, indices: Tensor, size: int) -> Tensor:
     """Indices that count from the end, counted from the front."""
+    known = call.known(position)
+    if known is not None:
+        return indices if (known >= 0).all() else as_tensor(known % size)
     return torch.where(indices < 0, indices + size, indices)
+
+
+def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
+    """What indices take that walk evenly along each of their own one or two dims: a slice, or windows that slide."""
+    if indices.ndim not in (1, 2) or indices.size < 2 or min(indices.shape) < 1:
+        return None
+    rows = indices.reshape(indices.shape[0], -1)
+    along, across = _even(rows[:, 0]), _even(rows[0])
+    if along is None or across is None or (rows - rows[:1] != rows[:, :1] - rows[0, 0]).any():
+        return None
+    first, step, inner, last = along.start, along.step, across.step, int(rows[-1, -1]) + 1
+    last = INT64_MAX if last + step > x.shape[dim] else last
+    if indices.ndim == 1:
+        return torch.ops.aten.slice.Tensor(x, dim, first, last, step)
+    part = x if (first, last) == (0, INT64_MAX) else torch.ops.aten.slice.Tensor(x, dim, first, last)
+    windows = part.unfold(dim, across.stop - across.start, step)
+    return windows[..., ::inner].movedim(-1, dim + 1)
 
 
 @reads("GatherElements")
 def gather_elements(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     """Takes an entry of a dim for each element of the result."""
     axis = call.integer("axis", 0)
-    return torch.gather(x, axis, _from_front(indices, x.shape[axis]).long())
+    return torch.gather(x, axis, _from_front(call, 1, indices, x.shape[axis]).long())
 
 
 @reads("GatherND")
 def gather_nd(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     """Takes slices by tuples of indices."""
-    batch = call.integer("batch_dims", 0)
+    batch, known = call.integer("batch_dims", 0), call.known(1)
+    if known is not None and known.shape[-1] == 1 and not batch:
+        return _taken(x, 0, known[..., 0])
     lead = [
         torch.arange(x.shape[d]).reshape([-1 if i == d else 1 for i in range(indices.dim() - 1)]) for d in range(batch)
     ]
@@ -55,11 +97,25 @@ def gather_nd(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
 @reads("ScatterElements", "Scatter")
 def scatter_elements(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     """Writes elements to places along a dim."""
-    axis, how = call.integer("axis", 0), call.text("reduction", "none")
-    indices = _from_front(indices, x.shape[axis]).long()
+    axis, how = call.integer("axis", 0) % x.dim(), call.text("reduction", "none")
+    known = call.known(1)
+    if known is not None and how == "none" and known.size:
+        line = np.moveaxis(known % x.shape[axis], axis, 0).reshape(known.shape[axis], -1)
+        walk = _even(line[:, 0]) if (line == line[:, :1]).all() else None
+        if walk is not None and all(_fills(call, x, known.shape, d) for d in range(x.dim()) if d != axis):
+            shape = [known.shape[axis] if d == axis else size for d, size in enumerate(x.shape)]
+            return torch.slice_scatter(x, updates.expand(shape), axis, walk.start, walk.stop, walk.step)
+    indices = _from_front(call, 1, indices, x.shape[axis]).long()
     if how == "none":
         return x.scatter(axis, indices, updates)
+    if how == "add":
+        return x.scatter_add(axis, indices, updates)
     return x.scatter_reduce(axis, indices, updates, REDUCTIONS[how])
+
+
+def _fills(call: NodeCall, x: Tensor, written: Sequence[int], dim: int) -> bool:
+    """Whether every entry of a dim is written to, in each clip where the file is written for one."""
+    return x.shape[dim] in (written[dim], written[dim] * call.clips)
 
 
 @reads("ScatterND")
@@ -70,7 +126,10 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
     box = _box(known, tuple(x.shape)) if known is not None and how == "none" else None
     if box is not None:
         return _written(x, box, updates)
-    places = tuple(_from_front(i, x.shape[d]).long() for d, i in enumerate(indices.unbind(-1)))
+    axes = [indices[..., d] for d in range(indices.shape[-1])]
+    if known is None or (known < 0).any():
+        axes = [torch.where(i < 0, i + x.shape[d], i) for d, i in enumerate(axes)]
+    places = tuple(i.long() for i in axes)
     if how in ("none", "add"):
         return x.index_put(places, updates, accumulate=how == "add")
     rank = indices.shape[-1]
@@ -91,12 +150,19 @@ def _box(indices: Host, shape: tuple[int, ...]) -> list[slice] | None:
     slices = []
     for d in range(rank):
         walk = np.moveaxis(indices[..., d] % shape[d], d, 0).reshape(indices.shape[d], -1)
-        first = walk[:, 0]
-        step = int(first[1] - first[0]) if len(first) > 1 else 1
-        if step < 1 or (walk != first[:, None]).any() or (np.diff(first) != step).any():
+        even = _even(walk[:, 0]) if (walk == walk[:, :1]).all() else None
+        if even is None:
             return None
-        slices.append(slice(int(first[0]), int(first[-1]) + 1, step))
+        slices.append(even)
     return slices
+
+
+def _even(line: Host) -> slice | None:
+    """The slice that names the same entries as a line of indices that grow evenly."""
+    step = int(line[1] - line[0]) if len(line) > 1 else 1
+    if step < 1 or (np.diff(line) != step).any():
+        return None
+    return slice(int(line[0]), int(line[-1]) + 1, step)
 
 
 def _written(x: Tensor, box: list[slice], updates: Tensor) -> Tensor:
@@ -154,3 +220,13 @@ def grid_sample(call: NodeCall, x: Tensor, grid: Tensor) -> Tensor:
         padding_mode=call.text("padding_mode", "zeros"),
         align_corners=bool(call.integer("align_corners", 0)),
     )
+
+
+@reads("Col2Im", host=(1, 2))
+def fold(call: NodeCall, x: Tensor, image: Value, block: Value) -> Tensor:
+    """Adds blocks that overlap to pictures."""
+    pads = even_padding(call.integers("pads") or [0] * 4)
+    if pads is None or len(pads) != 2:
+        raise call.refuse("folds no pictures, or pads their sides unevenly")
+    dilations, strides = call.integers("dilations", (1, 1)), call.integers("strides", (1, 1))
+    return F.fold(x, whole_numbers(image), whole_numbers(block), dilations, pads, strides)
