@@ -29,8 +29,8 @@ NEW = {"dynamo": True, "opset_version": 18}
 EXPORTS = {"old exporter": OLD, "new exporter": NEW}
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
-FROM_NEW = ["fold_upright", "unfold_mean", "written"]
-"""What the new exporter writes as indices, and as blocks that overlap."""
+FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unfold_mean", "written"]
+"""What the new exporter writes as indices, as blocks that overlap, or with sizes of one clip."""
 OTHERWISE = {
     "encoder_layer": "the heads of nn.MultiheadAttention are written for one clip",
     "transformer": "the heads of nn.MultiheadAttention are written for one clip",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_copies import alike
+from co3d_compile.capture.loop_tokens import alike
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments

@@ -54,15 +54,19 @@ def _from_front(call: NodeCall, position: int, indices: Tensor, size: int) -> Te
     """Indices that count from the end, counted from the front."""
     known = call.known(position)
     if known is not None:
-        return indices if (known >= 0).all() else as_tensor(known % size)
+        return as_tensor(known % size) if _has_negative(known) else indices
     return torch.where(indices < 0, indices + size, indices)
+
+
+def _has_negative(indices: Host) -> bool:
+    return bool(np.any(np.less(indices, 0)))
 
 
 def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
     """What indices take that walk evenly along each of their own one or two dims: a slice, or windows that slide."""
     if indices.ndim not in (1, 2) or indices.size < 2 or min(indices.shape) < 1:
         return None
-    rows = indices.reshape(indices.shape[0], -1)
+    rows = indices.astype(np.int64).reshape(indices.shape[0], -1)
     along, across = _even(rows[:, 0]), _even(rows[0])
     if along is None or across is None or (rows - rows[:1] != rows[:, :1] - rows[0, 0]).any():
         return None
@@ -127,7 +131,7 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
     if box is not None:
         return _written(x, box, updates)
     axes = [indices[..., d] for d in range(indices.shape[-1])]
-    if known is None or (known < 0).any():
+    if known is None or _has_negative(known):
         axes = [torch.where(i < 0, i + x.shape[d], i) for d, i in enumerate(axes)]
     places = tuple(i.long() for i in axes)
     if how in ("none", "add"):
@@ -228,5 +232,6 @@ def fold(call: NodeCall, x: Tensor, image: Value, block: Value) -> Tensor:
     pads = even_padding(call.integers("pads") or [0] * 4)
     if pads is None or len(pads) != 2:
         raise call.refuse("folds no pictures, or pads their sides unevenly")
-    dilations, strides = call.integers("dilations", (1, 1)), call.integers("strides", (1, 1))
-    return F.fold(x, whole_numbers(image), whole_numbers(block), dilations, pads, strides)
+    dilations, strides = call.integers("dilations", (1, 1)) or (), call.integers("strides", (1, 1)) or ()
+    sizes = [tuple(v) for v in (whole_numbers(image), whole_numbers(block), dilations, pads, strides)]
+    return F.fold(x, *sizes)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from co3d_compile.capture.onnx_reader.clip_places import Place
 from co3d_compile.capture.onnx_reader.constants import made
 from co3d_compile.errors import UnsupportedError
 
@@ -56,6 +57,8 @@ class NodeCall:
         opset: The version of the operator set that defines it.
         host: Of each input the value that is known while the model is traced, or None.
         clips: How many clips are run where the file is written for one.
+        place: Where the clips lie in the first output, if the file is written for one and that is known.
+        places: Where they lie in each input.
         asked: The attributes that were read so far.
     """
 
@@ -63,6 +66,8 @@ class NodeCall:
     opset: int
     host: tuple[Host | None, ...] = ()
     clips: int = 1
+    place: Place | None = None
+    places: tuple[Place | None, ...] = ()
     asked: set[str] = field(default_factory=set, compare=False)
 
     @property

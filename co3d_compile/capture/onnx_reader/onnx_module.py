@@ -32,6 +32,7 @@ from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     resizing,
     shape_operators,
 )
+from co3d_compile.capture.onnx_reader.clip_places import Place, for_all_clips
 from co3d_compile.capture.onnx_reader.constants import core, counted
 from co3d_compile.capture.onnx_reader.control_flow import CONTROL, Values, controlled
 from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, NodeCall, Result, Value, as_tensor
@@ -63,6 +64,7 @@ class OnnxModule(nn.Module):
         self.onnx_model, self.onnx_graph = model, model.graph
         self.onnx_source = source
         self.onnx_clips = 1
+        self.onnx_places: dict[ir.Value, Place] = {}
         self.is_for_several = True
         self.is_exact = not _approximates(model.graph)
         self.onnx_opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
@@ -159,7 +161,7 @@ class OnnxModule(nn.Module):
     def run(self, graph: ir.Graph, values: Values) -> list[Tensor | Host]:
         """Runs the nodes of a graph; ``values`` are its inputs, and what lies around it."""
         for node in graph:
-            results = self._node(node, values)
+            results = self.results_of(node, values)
             values.update(zip(node.outputs, results, strict=False))
         outputs = [self._value(v, values) for v in graph.outputs]
         assert all(v is not None for v in outputs)
@@ -177,9 +179,12 @@ class OnnxModule(nn.Module):
         found: Tensor = self.get_buffer(self._names[value])
         return found if found.shape == self._shapes[value] else found.expand(self._shapes[value])
 
-    def _node(self, node: ir.Node, values: Values) -> Sequence[Value]:
-        """Runs one node. Whatever is wrong with it is said of this node."""
+    def results_of(self, node: ir.Node, values: Values) -> Sequence[Value]:
+        """Runs one node of a graph. Whatever is wrong with it is said of this node."""
         call = NodeCall(node, self.onnx_opset, (), self.onnx_clips)
+        if self.onnx_clips > 1 and self.onnx_places:
+            places = tuple(None if v is None else self.onnx_places.get(v) for v in node.inputs)
+            call = replace(call, place=self.onnx_places.get(node.outputs[0]), places=places)
         try:
             inputs = [self._value(v, values) for v in node.inputs]
             host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
@@ -207,6 +212,9 @@ class OnnxModule(nn.Module):
             arguments.append(as_tensor(v) if isinstance(v, np.ndarray) and i not in reader.host else v)
         while arguments and arguments[-1] is None:
             arguments.pop()
+        if call.places:
+            axis = call.integer("axis", 0)
+            arguments = for_all_clips(call.node.op_type, axis, arguments, call.places, call.clips)
         result = self._compute(reader.compute, call, arguments)
         call.check_attributes()
         return result if isinstance(result, tuple) else (result,)
@@ -333,7 +341,17 @@ def _part(name: str) -> str:
     return f"{part}_" if taken and not part.isdigit() else part
 
 
-OWN = ("onnx_model", "onnx_graph", "onnx_source", "onnx_opset", "onnx_clips", "is_exact", "is_for_several", "training")
+OWN = (
+    "onnx_model",
+    "onnx_graph",
+    "onnx_source",
+    "onnx_opset",
+    "onnx_clips",
+    "onnx_places",
+    "is_exact",
+    "is_for_several",
+    "training",
+)
 """Attributes that a module has from its making on."""
 
 

@@ -1,44 +1,150 @@
-"""Whether a file that is written for one clip is right for several: its shapes are read for as many as there are."""
+"""Whether a file that is written for one clip is right for several, and where these lie in its tensors.
+
+Sizes that a file stores are those of one clip. Which of them counts the clips is tried: two clips are run together
+beside each by itself, and every value is compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from co3d_compile.capture.onnx_reader.clip_places import Place, behind, behind_a_view
+from co3d_compile.capture.onnx_reader.control_flow import Values
+from co3d_compile.capture.onnx_reader.node_call import Value
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.errors import Co3dError
 
 SAME = 1e-3  # of the largest number
+CLIPS = 2
+TRIES = 64  # places that are tried before it is given up
+STORED = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "ScatterElements": (0, 1), "ScatterND": (0, 1)}
+"""Operators that take a shape, or a tensor with the shape of a clip, and where."""
 
 
 def is_right_for_several(module: OnnxModule, clip: Sequence[Tensor]) -> bool:
-    """Runs two clips together and one by one, where the file reshapes to a batch that it fixes."""
-    if not any(_fixes_batch(module, i) for i in range(len(module.onnx_graph))):
+    """Runs two clips together and one by one, if the file stores shapes; the module then knows where clips lie."""
+    if not any(map(_stores_a_shape, module.onnx_graph)):
         return True
     other = [x.flip(-1) if x.is_floating_point() else x for x in clip]
     try:
         with torch.no_grad():
-            both = module(*(torch.cat([a, b]) for a, b in zip(clip, other, strict=True))).values()
-            apart = zip(module(*clip).values(), module(*other).values(), strict=True)
-            return all(_same(x, torch.cat(pair)) for x, pair in zip(both, apart, strict=True))
-    except (Co3dError, RuntimeError):
+            apart = [_values(module, c) for c in (clip, other)]
+            right = _Search(module, apart).run()
+    except (Co3dError, RuntimeError, ValueError):
+        right = False
+    if not right:
+        module.onnx_places = {}
+    return right
+
+
+def _values(module: OnnxModule, clip: Sequence[Tensor]) -> Values:
+    values: Values = dict(zip(module.onnx_graph.inputs, clip, strict=True))
+    module.onnx_clips = 1
+    module.run(module.onnx_graph, values)
+    return values
+
+
+def _stores_a_shape(node: ir.Node) -> bool:
+    every = range(len(node.inputs)) if node.op_type == "Concat" else STORED.get(node.op_type, ())
+    stored = [node.inputs[i] for i in every if i < len(node.inputs)]
+    as_attribute = node.op_type == "Reshape" and "shape" in node.attributes
+    return as_attribute or any(v is not None and v.const_value is not None for v in stored)
+
+
+class _Search:
+    """Runs two clips together, node by node; goes back to the last choice where a value is not that of each clip."""
+
+    def __init__(self, module: OnnxModule, apart: list[Values]) -> None:
+        self.module, self.apart = module, apart
+        self.nodes = list(module.onnx_graph)
+        self.values: Values = {}
+        module.onnx_places = {}
+        module.onnx_clips = CLIPS
+        for value in module.onnx_graph.inputs:
+            pair = [values[value] for values in apart]
+            assert isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor)
+            self.values[value] = torch.cat([x for x in pair if isinstance(x, Tensor)])
+            module.onnx_places[value] = Place(0, pair[0].shape[0])
+
+    def run(self) -> bool:
+        """Whether every value is found to be that of each clip."""
+        waiting: list[tuple[int, list[Place | None]]] = [(0, self._choices(self.nodes[0]))]
+        tries = 0
+        while waiting:
+            at, choices = waiting.pop()
+            choice, *rest = choices
+            if rest:
+                waiting.append((at, rest))
+            if not self._step(self.nodes[at], choice):
+                tries += 1
+                if tries > TRIES:
+                    return False
+                continue
+            if at + 1 == len(self.nodes):
+                return all(self.module.onnx_places.get(v) is not None for v in self.module.onnx_graph.outputs)
+            waiting.append((at + 1, self._choices(self.nodes[at + 1])))
         return False
 
+    def _choices(self, node: ir.Node) -> list[Place | None]:
+        """Where clips may lie behind a node, if a stored shape leaves that open."""
+        source = node.inputs[0] if node.inputs else None
+        place = self.module.onnx_places.get(source) if source is not None else None
+        if node.op_type != "Reshape" or place is None or source is None:
+            return [None]
+        shape = node.inputs[1] if len(node.inputs) > 1 else None
+        if shape is not None and shape in self.values:
+            one, both = self.apart[0].get(shape), self.values[shape]
+            if not isinstance(one, np.ndarray) or not isinstance(both, np.ndarray) or (one != both).any():
+                return [None]
+        found = behind_a_view(place, self._shape(source), self._shape(node.outputs[0]))
+        return [*found] or [None]
 
-def _fixes_batch(module: OnnxModule, index: int) -> bool:
-    node = module.onnx_graph[index]
-    if node.op_type != "Reshape":
-        return False
-    target = node.inputs[1] if len(node.inputs) > 1 else None
-    if target is None or target.const_value is None:
-        return target is None
-    sizes = target.const_value.numpy().reshape(-1)
-    return bool(sizes.size) and int(sizes[0]) > 0
+    def _shape(self, value: ir.Value) -> tuple[int, ...]:
+        found = self.apart[0][value]
+        assert found is not None
+        return tuple(found.shape)
+
+    def _step(self, node: ir.Node, choice: Place | None) -> bool:
+        """Runs a node; whether its results are those of each clip."""
+        places = self.module.onnx_places
+        for output in node.outputs:
+            places.pop(output, None)
+        if choice is not None:
+            places[node.outputs[0]] = choice
+        try:
+            results = self.module.results_of(node, self.values)
+            self.values.update(zip(node.outputs, results, strict=False))
+            for output, result in zip(node.outputs, results, strict=False):
+                if isinstance(result, Tensor):
+                    self._compare(node, output, result, choice)
+        except (Co3dError, ValueError):
+            return False
+        return True
+
+    def _compare(self, node: ir.Node, output: ir.Value, result: Tensor, choice: Place | None) -> None:
+        """Notes where clips lie in a result.
+
+        Raises:
+            ValueError: It is not what each clip gives by itself.
+        """
+        places = self.module.onnx_places
+        given = {p: self._shape(v)[p.dim] for v in node.inputs if v is not None and (p := places.get(v)) is not None}
+        place = choice or behind(given, self._shape(output), result.shape, CLIPS)
+        if place is not None:
+            places[output] = place
+        for i, values in enumerate(self.apart):
+            if not _same(result if place is None else place.clip(result, i, CLIPS), values[output]):
+                raise ValueError("two clips together do not give what each gives by itself")
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor, b: Value) -> bool:
+    if not isinstance(b, Tensor):
+        return b is not None and a.shape == b.shape
     if a.shape != b.shape or not a.is_floating_point():
         return torch.equal(a, b)
-    return bool(((a - b).abs() <= SAME * b.abs().max()).all())
+    return not a.numel() or bool(((a - b).abs() <= SAME * b.abs().max() + 1e-12).all()) or not bool(b.isfinite().all())

@@ -41,7 +41,7 @@ def reshape(call: NodeCall, x: Tensor, target: Value = None) -> Tensor:
     """Gives another shape: 0 keeps a size, -1 takes what is left."""
     sizes = whole_numbers(target) if target is not None else call.integers("shape", ()) or []
     fixed = call.clips > 1 and not call.is_constant(0) and (target is None or call.is_constant(1))
-    if fixed and sizes and sizes[0] != 0:
+    if call.place.is_stored if call.place is not None else fixed and not call.places and sizes[:1] != [0]:
         return x.reshape(_for_all_clips(call, x, sizes))
     if not call.integer("allowzero", 0):
         sizes = [x.shape[d] if s == 0 else s for d, s in enumerate(sizes)]
@@ -49,13 +49,14 @@ def reshape(call: NodeCall, x: Tensor, target: Value = None) -> Tensor:
 
 
 def _for_all_clips(call: NodeCall, x: Tensor, sizes: list[int]) -> list[int]:
-    """A shape that is written for one clip, for several: the batch is the outermost dim. Whether so is tried later."""
+    """A shape that is stored for one clip, for several; where nothing is known, the batch is the outermost dim."""
     sizes = [x.shape[d] if s == 0 else s for d, s in enumerate(sizes)]
     known = math.prod(s for s in sizes if s != -1)
     if -1 not in sizes and known == x.numel():
         return sizes
     sizes = [x.numel() // call.clips // known if s == -1 else s for s in sizes]
-    return [sizes[0] * call.clips, *sizes[1:]]
+    sizes[call.place.dim if call.place is not None else 0] *= call.clips
+    return sizes
 
 
 @reads("Flatten")
@@ -93,13 +94,8 @@ def unsqueeze(call: NodeCall, x: Tensor, axes: Value = None) -> Tensor:
 
 @reads("Concat")
 def concat(call: NodeCall, *xs: Tensor) -> Tensor:
-    """Joins along a dim. A constant that is written for one clip stands beside each of several."""
-    axis = call.integer("axis", 1)
-    if call.clips > 1 and axis % xs[0].dim():
-        rows = max(x.shape[0] for x in xs)
-        fixed = [call.is_constant(i) and x.shape[0] * call.clips == rows for i, x in enumerate(xs)]
-        xs = tuple(torch.cat([x] * call.clips) if f else x for x, f in zip(xs, fixed, strict=True))
-    return torch.cat(xs, axis)
+    """Joins along a dim."""
+    return torch.cat(xs, call.integer("axis", 1))
 
 
 @reads("Split", host=(1,))
@@ -117,7 +113,12 @@ def split(call: NodeCall, x: Tensor, sizes: Value = None) -> tuple[Tensor, ...]:
 @reads("Expand", host=(1,))
 def expand(call: NodeCall, x: Tensor, target: Value) -> Tensor:
     """Repeats along dims of size one, by the rules of broadcasting."""
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(whole_numbers(target))))
+    sizes, place = whole_numbers(target), call.places[0] if call.places else None
+    if place is not None:
+        dim = place.dim + len(sizes) - x.dim()
+        if dim >= 0 and sizes[dim] * call.clips == x.shape[place.dim]:
+            sizes[dim] = x.shape[place.dim]
+    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(sizes)))
 
 
 @reads("Tile", host=(1,))
