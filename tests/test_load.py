@@ -302,9 +302,10 @@ def in_half(x: Tensor) -> Tensor:
     ("function", "said"),
     [
         (in_half, r"computes in torch\.bfloat16 here\. .*autocast\('cpu', enabled=False\)"),
-        (lambda x: torch.fft.rfft2(x).abs(), r"computes in torch\.complex64 here\. .*real numbers"),
+        (lambda x: torch.fft.rfft2(x).tan().abs(), r"no form in real ones here\. \[aten\.tan\] Use Fourier transforms"),
+        (lambda x: torch.fft.rfft2(x), r"The output of the model is complex.* torch\.view_as_real"),
     ],
-    ids=["bfloat16", "complex64"],
+    ids=["bfloat16", "complex operator", "complex output"],
 )
 def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(CaptureError, match=said):

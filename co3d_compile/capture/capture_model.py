@@ -13,6 +13,7 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.also_outputs import add_outputs
 from co3d_compile.capture.boxes import box_inputs, one_box
+from co3d_compile.capture.complex_numbers import as_real_numbers
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
@@ -50,6 +51,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
+    as_real_numbers(program)
     roll_loops(program)
     roll(program)
     join_written_out(program)

@@ -11,11 +11,8 @@ from co3d_compile.ir.node_reading import module_path, operator_name
 
 aten = torch.ops.aten
 
-_REAL = "Write it with real numbers, such as two matrix products for the parts of a Fourier transform."
 NO_NUMBERS = {
     torch.bfloat16: "Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to bfloat16 out.",
-    torch.complex64: _REAL,
-    torch.complex128: _REAL,
 }
 """Kinds of numbers that ONNX runtimes have no kernels for, and the way out."""
 

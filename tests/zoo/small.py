@@ -5,11 +5,12 @@ from __future__ import annotations
 from .attention import ATTENTION, RECURRENT
 from .convnets import CONVNETS
 from .dual_path import DUAL_PATH
+from .fourier import FOURIER
 from .gated import GATED
 from .overlaps import OVERLAPS
 from .sequences import SEQUENCES
 from .slices import SLICES
 from .styles import STYLES
 
-_SEQUENCES = (*SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *OVERLAPS)
+_SEQUENCES = (*SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *OVERLAPS, *FOURIER)
 SMALL = {entry.name: entry for entry in (*CONVNETS, *_SEQUENCES, *GATED, *SLICES, *STYLES)}
