@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import check
-from test_ends import streams
 from test_semantics import conv, fn, row
 from torch import Tensor, nn
+from unlike_streams import streams
 from zoo import Entry
 
 import co3d_compile as co3d

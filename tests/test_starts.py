@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracle import check, open_session
-from test_ends import streams
 from test_semantics import conv, fn, row, up
 from torch import Tensor, nn
+from unlike_streams import streams
 from zoo import Entry
 from zoo.autoencoders import AUTOENCODERS
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -23,6 +22,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
 from co3d_compile.verification.long_regions import LongRegion
+from co3d_compile.verification.long_values import Entries, Stream, Windows
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     SCATTERS,
@@ -56,51 +56,6 @@ from co3d_compile.verification.time_claims import (
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A tensor on the long clip.
-
-    ``constant`` is what stands there in each single clip, if it depends on the clip's shape alone: ``zeros_like``.
-    """
-
-    value: Tensor
-    claim: Claim
-    constant: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """How many entries it has."""
-        return self.claim.entries(self.value)
-
-    def span(self, start: int | None, length: int) -> Tensor | None:
-        """Some entries; None where they are not all there."""
-        there = start is not None and start + length <= self.count
-        return self.claim.cut(self.value, start, length) if there and start is not None else None
-
-    def entry(self, index: int | None) -> Tensor | None:
-        """One entry; None where it is not there."""
-        return self.span(index, 1)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A result for each position of the clip in the long clip; None where the clip does not fit in."""
-
-    values: Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Results for each entry of the long clip that have no dim for time, such as those of a gate."""
-
-    values: Sequence[Tensor]
-    claim: Claim
-
-    def entry(self, index: int | None) -> Tensor | None:
-        """One result; None where it is not there."""
-        return self.values[index] if index is not None and index < len(self.values) else None
 
 
 class LongClip(Interpreter):

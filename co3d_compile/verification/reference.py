@@ -27,8 +27,9 @@ from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
-from co3d_compile.verification.long_clip import Entries, LongClip, Stream, Windows
+from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.long_regions import LongRegions
+from co3d_compile.verification.long_values import Entries, Stream, Windows
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
