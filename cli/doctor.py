@@ -71,7 +71,7 @@ def examine() -> Report:
         "features": features,
     }
     needed = [package for feature in features[:2] for package in feature["missing"]]
-    report["self_test"] = {"passed": None, "result": f"skipped: needs {join(needed)}"} if needed else _tested(report)
+    report["self_test"] = {"passed": None, "result": f"it needs {join(needed)}"} if needed else _tested(report)
     return report
 
 
@@ -143,7 +143,7 @@ def _print(report: Report) -> None:
     facts = facts_table(
         ("co3d-compile", report["co3d_compile"]),
         ("Python", f"{report['python']} on {report['platform']}"),
-        ("Cores", f"{report['cores']}, torch uses {report.get('threads', 'none')}"),
+        ("Cores", f"{report['cores']}" + (f", torch uses {report['threads']}" if "threads" in report else "")),
         ("ONNX Runtime providers", join(report["providers"]) or "none"),
         ("Self-test", Text.assemble(words[test["passed"]], f", {test['result']}")),
     )
@@ -152,5 +152,8 @@ def _print(report: Report) -> None:
         found = join([f"{name} {number}" for name, number in feature["packages"].items() if number])
         table.add_row(feature["feature"], found, join(feature["missing"]))
     lacking = [feature for feature in report["features"] if feature["missing"]]
-    how = [Text(f"{install_command(f['install'])}  # {f['feature']}", overflow="fold") for f in lacking]
+    ways: dict[str, list[str]] = {}
+    for feature in lacking:
+        ways.setdefault(feature["install"], []).append(feature["feature"])
+    how = [Text(f"{install_command(what)}  # {join(names)}", overflow="fold") for what, names in ways.items()]
     show(stdout(), facts, table, Group(Text("To get what is missing", "bold"), *how) if how else None)

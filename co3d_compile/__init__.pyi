@@ -25,6 +25,7 @@ from co3d_compile.media.predictor import Prediction as Prediction
 from co3d_compile.media.predictor import Predictor as Predictor
 from co3d_compile.media.predictor import predict as predict
 from co3d_compile.media.preprocess import Preprocess as Preprocess
+from co3d_compile.media.video import VideoFrame as VideoFrame
 from co3d_compile.passes import default_passes as default_passes
 from co3d_compile.runtime.session import StreamSession as StreamSession
 from co3d_compile.user_operators.declare_rule import rule as rule

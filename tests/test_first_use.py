@@ -9,9 +9,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from film import compiled as compiled_film
 from hand_made import fir, pair
 
 import co3d_compile as co3d
@@ -198,3 +201,52 @@ def test_any_onnx_file_is_inspected(tmp_path: Path) -> None:
     assert "Compiles  no: " in result.stdout
     data = json.loads(CliRunner().invoke(group, ["inspect", str(tmp_path / "plain.onnx"), "--json"]).stdout)
     assert data["compiles"] is False and data["outputs"][0]["name"] == "y"
+
+
+class Draws(torch.nn.Module):
+    """Functional dropout, which drops in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv1d(2, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(self.body(x), 0.5)
+
+
+CLIP = torch.zeros(1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"x": CLIP}, "example_inputs is a dict"),
+        ((CLIP.numpy(),), r"Give tensors: torch.from_numpy"),
+        (CLIP, "is a tensor"),
+        ((), "with inputs of shape none"),
+    ],
+    ids=["dict", "numpy", "tensor", "nothing"],
+)
+def test_what_is_given_in_place_of_a_clip(inputs: Any, says: str) -> None:
+    with pytest.raises(co3d.Co3dError, match=says):
+        co3d.compile(Draws().eval(), inputs)
+
+
+def test_a_network_that_draws_by_chance_is_told_where() -> None:
+    network = Draws().eval()
+    compiled = co3d.compile(network, (CLIP,))
+    with pytest.raises(co3d.VerificationError, match=r"aten\.\w*dropout in the model draws by chance"):
+        co3d.verify(compiled, network, (CLIP,))
+
+
+def test_reports_read_well() -> None:
+    network = torch.nn.Conv1d(2, 3, 3, padding=1).eval()
+    compiled = co3d.compile(network, (CLIP,))
+    assert "warm-up: 2 steps" in repr(compiled.report())
+    found = co3d.verify(compiled, network, (CLIP,))
+    assert repr(found).startswith("<Verification passed, relative error") and len(repr(found)) < 200
+
+
+def test_a_picture_alone_is_no_frame() -> None:
+    with pytest.raises(UsageError, match=r"Give co3d\.VideoFrame\(image"):
+        co3d.Predictor(compiled_film()).push(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]

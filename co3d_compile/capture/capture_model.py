@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -130,6 +132,11 @@ def check_kinds(model: PyTree, clip: PyTree) -> None:
     if not isinstance(model, (nn.Module, ExportedProgram)):
         hint = "Give a torch.nn.Module, or what torch.export.load has read."
         raise UsageError(f"A {type(model).__name__} is no model.", hint=hint)
+    if isinstance(clip, Mapping):
+        hint = "Write (clip,) where the model takes the dict itself, or example_kwargs=clip for arguments by keyword."
+        raise UsageError("example_inputs is a dict; the model would be called with its keys.", hint=hint)
+    if any(isinstance(value, np.ndarray) for value in pytree.tree_leaves(clip)):
+        raise UsageError("example_inputs holds a numpy array.", hint="Give tensors: torch.from_numpy(clip).")
     if isinstance(clip, torch.Tensor):
         hint = "Write (clip,): a tuple of the arguments of one clip."
         raise UsageError("example_inputs is a tensor; the model would be called with its rows.", hint=hint)

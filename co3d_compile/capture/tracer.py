@@ -90,7 +90,7 @@ def export(
         ) from error
     except Exception as error:
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call))
+        shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call)) or "none"
         raise CaptureError(
             f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message.rstrip('.:')}.",
             hint=_way_out(model),

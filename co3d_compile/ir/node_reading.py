@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -91,3 +91,11 @@ def spread(value: Any, n: int) -> list[int]:
         return [value] * n
     values = list(value)
     return values * n if len(values) == 1 else values
+
+
+def drawn_by_chance(nodes: Iterable[Node]) -> str:
+    """``: the operator and its module``, of the first one that draws numbers; empty: none does."""
+    for n in nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
+            return f": {operator_name(n.target)} in {module_path(n) or 'the model'} draws by chance"
+    return ""

@@ -157,6 +157,11 @@ class Predictor:
 
     def push(self, frame: VideoFrame) -> list[Prediction]:
         """Takes the next frame of the source. Returns the predictions that are there now, often none or one."""
+        if not isinstance(frame, VideoFrame):
+            raise UsageError(
+                f"push takes a VideoFrame, not a {type(frame).__name__}.",
+                hint="Give co3d.VideoFrame(image, time=seconds, index=number), or step a StreamSession with arrays.",
+            )
         results = self._behind_gap(frame) if frame.away else []
         before = self.frames
         for full in self._feed.add(frame):

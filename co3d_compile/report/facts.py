@@ -76,13 +76,16 @@ def nothing_gained(report: JsonObject) -> str:
     if not 0 < report["gmac_clip"] <= report["gmac_step"]:
         return ""
     again, frames = report["recomputed"], max(report["frames_per_step"].values(), default=1)
+    taken = report.get("taken_for_time")
     why = "no operator's work is shared by clips that follow each other"
     if again:
         more = f" and {plural(len(again) - 1, 'other operator')}" if len(again) > 1 else ""
         why = f"{operator_place(again[0])}{more} and what follows run again on a window at every step"
     elif frames > 1:
         why = f"a step takes {frames} frames at once"
-    return f"nothing gained: a step computes {_times(report['gmac_step'] / report['gmac_clip'])} a clip, because {why}"
+    times = _times(report["gmac_step"] / report["gmac_clip"])
+    said = f"; {taken} was taken for time: give time_dim if frames are elsewhere" if taken else ""
+    return f"nothing gained: a step computes {times} a clip, because {why}{said}"
 
 
 def _times(ratio: float) -> str:

@@ -18,7 +18,7 @@ from co3d_compile.report.report_rows import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What ``co3d-compile`` prints, as data. GMAC are multiply-adds of convolutions and matrix products, times 1e-9.
 
@@ -69,6 +69,9 @@ class Report:
             *(("loop over frames", text) for text in self.loops),
             *(("note", text) for text in self.warnings),
         ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {text}" for name, text in self.facts())
 
     def to_html(self) -> str:
         """A summary for notebooks: the facts, and what was done behind a fold."""

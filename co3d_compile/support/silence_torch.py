@@ -9,8 +9,12 @@ import warnings
 from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
-# A whole graph, or a traceback of a hundred lines, at each attempt that fails.
-LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+# A whole graph, or a traceback of a hundred lines, at each attempt that fails; lines on packages that are not there.
+LOGGERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._subclasses.fake_tensor",
+    "torch.onnx._internal.exporter._registration",
+)
 
 # A tensor that a module keeps for itself (recurrent layers, weight norm) is made anew by every call.
 MADE_ANEW = "The tensor attributes? "

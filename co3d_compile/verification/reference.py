@@ -23,7 +23,7 @@ from co3d_compile.capture.torn_views import torn_views
 from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import drawn_by_chance, module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
@@ -145,8 +145,9 @@ class Reference:
         count = len(wanted) if self.program.options.also else len(got)
         if not all(_alike(a, b) for a, b in zip(got[:count], wanted, strict=True)):
             raise VerificationError(
-                "The captured graph does not compute what the model does.",
-                hint="Does the model depend on the values of its input, or on chance?",
+                f"The captured graph does not compute what the model does{drawn_by_chance(self.program.graph.nodes)}.",
+                hint="Two calls of the model with the same clip must give the same: take out what draws by chance "
+                "(functional dropout: training=self.training), counts calls or changes its own buffers.",
             )
         for name, a in zip([o.name for o in self.program.outputs[len(wanted) :]], got[len(wanted) :], strict=True):
             if inside and not any(_alike(a, b) for b in inside):

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from co3d_compile.report.facts import verification_text
 from co3d_compile.verification.findings import Bisection, StepError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """What :func:`verify` found.
 
@@ -56,6 +57,9 @@ class Verification:
     bisection: Bisection | None = None
     compared_with: str = "the untouched network"
     replaced_distance: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Verification {'passed' if self.passed else 'FAILED'}, {verification_text(self.to_dict())}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data."""
