@@ -14,8 +14,8 @@ from torch.fx import Node, map_arg
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
-from co3d_compile.capture.exported_graph import unlift
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.node_reading import module_path, operator_name
@@ -177,7 +177,7 @@ def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dic
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's own deprecations
             exported = torch.export.export(Traced(), tuple(examples), strict=False)
-            module, _, learned = unlift(exported.run_decompositions(decompositions()))
+            module, _, learned = decomposed(exported, decompositions())
     except Exception as error:
         raise UsageError(
             f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)
