@@ -114,3 +114,25 @@ def test_layers_on_each_frame_are_one_layer() -> None:
     assert not compiled.info.recomputed and compiled.info.receptive_field == 3
     assert sum(node.op_type == "Conv" for node in compiled.model.graph) <= 4
     assert co3d.verify(compiled, network).passed
+
+
+def test_frames_of_one_clip_as_rows_of_a_batch() -> None:
+    """A single clip's batch goes with the dims of space that are reduced: an entry is a row all the same."""
+    nodes = [helper.make_node("Transpose", ["x"], ["frames"], perm=[1, 0, 4, 2, 3])]
+    for t in range(FRAMES):
+        nodes += [
+            helper.make_node("Gather", ["frames", f"{t}"], [f"frame{t}"], axis=0),
+            helper.make_node("Conv", [f"frame{t}", "w"], [f"conv{t}"]),
+            helper.make_node("Transpose", [f"conv{t}"], [f"row{t}"], perm=[0, 2, 3, 1]),
+        ]
+    nodes += [
+        helper.make_node("Concat", [f"row{t}" for t in range(FRAMES)], ["rows"], axis=0),
+        helper.make_node("ReduceMean", ["rows"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Gather", ["means", "first"], ["one"], axis=1),
+        helper.make_node("Concat", ["means", "one"], ["y"], axis=1),
+    ]
+    constants = weights(w=(4, 3, 3, 3)) | {f"{t}": np.array(t, np.int64) for t in range(FRAMES)}
+    network = model(nodes, constants | {"first": np.array([0], np.int64)}, [1, FRAMES, 4, 4, 3])
+    compiled = co3d.compile(network, time_dim=1)
+    assert not compiled.info.recomputed and compiled.info.receptive_field == 1
+    assert co3d.verify(compiled, network).passed

@@ -117,7 +117,7 @@ class Rule:
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         """The streaming entries of the output, time taken out of each."""
-        return [self.entry(node, low, i) for i in range(low.pulse(node))]
+        return [low.of_rank(self.entry(node, low, i), fact_of(node).layout) for i in range(low.pulse(node))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """Entry ``i`` of the output from entries ``i`` of the operands. Default: the operator on a time dim of one."""

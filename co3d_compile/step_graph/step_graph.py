@@ -62,6 +62,12 @@ class StepGraph(Memory):
         """Entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
+    def of_rank(self, x: Node, layout: Layout | None) -> Node:
+        """An entry with a dim of one for a single clip's batch, whose own dim is gone with those that were reduced."""
+        if layout is None or len(self.sizes(x)) == layout.entry().rank:
+            return x
+        return self.call(aten.reshape.default, x, layout.entry().sizes())
+
     def whole_entry(self, node: Node, i: int) -> Node:
         """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
         place, new = fact_of(node).time, self.entry(node, i)
