@@ -201,6 +201,8 @@ class Global(Part):
             return self.attend(x, self.scores(x) - 0.5 * distances(t).abs())
         if self.kind == "weak mask":
             return self.attend(x, self.scores(x) - 30.0 * (distances(t).abs() > 2))
+        if self.kind == "two rates":
+            return x + F.interpolate(x, scale_factor=2.0)[:, :, :t]
         assert self.kind == "learned positions"
         return Band.forward(self, x) + (self.places @ self.q.weight)[None, :, 0:1].transpose(1, 2)  # type: ignore
 
@@ -236,6 +238,7 @@ GLOBAL = (
     "less the mean",
     "by distance",
     "weak mask",
+    "two rates",
     "learned positions",
 )
 
