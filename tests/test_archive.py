@@ -15,6 +15,7 @@ import pytest
 import torch
 from model_files import FACTORY, SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
 
+import co3d_compile as co3d
 from co3d_compile.capture import archive_safety as archive
 from co3d_compile.capture.load_model import load
 from co3d_compile.errors import LoadError
@@ -129,6 +130,24 @@ def test_an_archive_with_a_dynamic_batch_loads() -> None:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     assert tuple(load(write(buffer.getvalue())).example_inputs[0].shape) == (2, 3, 4, 8, 8)
+
+
+class Pictures(torch.nn.Module):
+    """Takes bytes: the conversion leaves a check of the type in the program, which returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return self.body(clip.float() / 255).mean((2, 3, 4))
+
+
+def test_an_archive_with_checks_of_types_compiles() -> None:
+    network, clip = Pictures().eval(), torch.randint(0, 255, (1, 3, 6, 8, 8), dtype=torch.uint8)
+    torch.export.save(torch.export.export(network, (clip,)), "pictures.pt2")
+    program = torch.export.load("pictures.pt2")
+    assert co3d.verify(co3d.compile(program), network, (clip,)).passed
 
 
 @pytest.mark.parametrize("make", [save_export, save_script])

@@ -89,7 +89,7 @@ def _decompose(module: GraphModule, table: Table) -> None:
 
     def wanted(node: Node) -> bool:
         target = node.target
-        if not isinstance(target, OpOverload) or node.meta["val"] is None:
+        if not isinstance(target, OpOverload) or node.meta.get("val") is None:
             return False
         return target in table or (target._can_decompose() and target not in composite)
 

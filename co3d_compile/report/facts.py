@@ -84,7 +84,7 @@ def nothing_gained(report: JsonObject) -> str:
     elif frames > 1:
         why = f"a step takes {frames} frames at once"
     times = _times(report["gmac_step"] / report["gmac_clip"])
-    said = f"; {taken} was taken for time: give time_dim if frames are elsewhere" if taken else ""
+    said = f"; time was taken to be {taken}: give time_dim (--time-dim) if it is another dim" if taken else ""
     return f"nothing gained: a step computes {times} a clip, because {why}{said}"
 
 
