@@ -89,8 +89,8 @@ def test_the_floor_of_a_pool_keeps_its_space(frames: int) -> None:
 def test_a_clip_model_that_cannot_be_exported_is_named() -> None:
     """PyTorch's exporter has no adaptive pool that leaves a dim as it is."""
     model = nn.Sequential(network()[0], nn.AdaptiveAvgPool3d((None, 1, 1)))
-    result = bench(model, (CLIP,), sides=["pytorch", "clip", "step"], rounds=1, seconds=0.01, threads=1)
-    assert list(result["sides"]) == ["pytorch", "step"] and "pytorch/step" in result["ratios"]
+    result = bench(model, (CLIP,), sides=["clip", "step"], rounds=1, seconds=0.01, threads=1)
+    assert list(result["sides"]) == ["step"]
     assert "adaptive_avg_pool3d" in result["left_out"]["clip"]
 
 
