@@ -5,7 +5,6 @@ With ``boundary="exact"`` at both ends; else before the first entry alone, where
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from math import ceil
 
@@ -14,7 +13,7 @@ from torch.fx import Node
 from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, newest, set_newest
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
-from co3d_compile.ir.index_equation import EDGE, Outside
+from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
@@ -50,8 +49,7 @@ class MarkEnds(Pass):
         self._back = program.options.boundary == "exact"
         if not self._back:
             for node in _remembered(program):
-                # what is not supported remains as it is in a stream without ends
-                with contextlib.suppress(UnsupportedError), blaming(program, node):
+                with blaming(program, node):
                     self._node(program, node)
             return bool(self._marked)
         if program.inputs[0].time_dim is None:
@@ -77,7 +75,7 @@ class MarkEnds(Pass):
             kernel, (front, back) = slides.kernel, slides.outside
             reads = kernel.p > 0, self._back and (kernel.p_end > 0 or kernel.ceil)
             if any(read and value is None for read, value in zip(reads, (front, back), strict=True)):
-                raise refused(node, "reads entries from inside the clip at its ends (reflected, or of the other end)")
+                raise refused(node, slides, self._back)
             wanted = [v if read and v != EDGE else None for read, v in zip(reads, (front, back), strict=True)]
             if wanted != [None, None]:
                 self._mark(program, node, *wanted)
@@ -177,12 +175,14 @@ def _waits(reader: Node, x: Fact) -> bool:
     return began.own.slides is not None and began.delay // began.pulse >= first // x.pulse
 
 
-def refused(node: Node, why: str) -> UnsupportedError:
-    """The error of an operator whose clip form has no stream with ends."""
-    slides = own_of(node).slides
+def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:
+    """The error of an operator whose clip form has no stream with ends, or with a first entry."""
+    remembered = "" if back else ", and what remembers for good reads those in front"
     return UnsupportedError(
-        f"It {why}.",
-        operator=operator_name(slides.operator if slides is not None else node.target),
+        f"It reads entries from inside the clip at its ends (reflected, or of the other end){remembered}.",
+        operator=operator_name(slides.operator),
         module_path=module_path(node),
-        hint="Compile with boundary='stream'.",
+        hint="Compile with boundary='stream'."
+        if back
+        else "Pad with zeros or by repeating the edge, or compile with recurrence='window'.",
     )

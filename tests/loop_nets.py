@@ -181,7 +181,8 @@ def one_cell_for_both_loops(m: Any, x: Tensor) -> Tensor:
 
 def selective_scan(m: Any, x: Tensor) -> Tensor:
     s, out = zeros(x, 4, 3), []
-    b, c, d = m.to_b(x), m.to_c(x), torch.nn.functional.softplus(m.to_d(x))
+    b, c, d = torch.cat([m.to_b(x), m.to_c(x), torch.nn.functional.softplus(m.to_d(x))], -1).split([3, 3, 4], -1)
+    b = torch.stack([b, -b], 2).max(2).values
     for k in range(x.shape[1]):
         s = s * torch.exp(d[:, k, :, None] * m.decay) + d[:, k, :, None] * b[:, k, None] * x[:, k, :, None]
         out.append((s * c[:, k, None]).sum(-1))

@@ -79,6 +79,16 @@ def test_layers_in_front_begin_as_the_clip_does(before: str, kind: str) -> None:
         session.reset()
 
 
+def test_a_reflection_in_front_is_refused() -> None:
+    """It needs entries that come later, and the layer would never be right again."""
+    clip = torch.randn(1, 4, 12)
+    model = Recurrence("gru", nn.ReflectionPad1d((2, 0))).eval()
+    with pytest.raises(co3d.UnsupportedError, match=r"remembers for good.*\n?.*recurrence='window'"):
+        co3d.compile(model, (clip,))
+    compiled = co3d.compile(model, (clip,), recurrence="window")
+    assert co3d.verify(compiled, model, (clip,)).passed
+
+
 @pytest.mark.parametrize("pulse", [1, 2])
 @pytest.mark.parametrize("kind", ["lstm", "cumsum"])
 def test_a_first_entry_before_the_first_frame(kind: str, pulse: int) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
-import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.window_facts import window_layout
 from co3d_compile.ir.frame_loop import loop_of
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
-from co3d_compile.ir.node_reading import operand, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
 from co3d_compile.rules import rule_for
 
-aten = torch.ops.aten
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
 ROUNDS = 4  # of looking where the batch is in what is handed on: it is first guessed, then read off the body
 
 
@@ -55,10 +50,6 @@ def _rows(entries: Sequence[Node]) -> int:
 def _operator(node: Node) -> None:
     if all(fact_of(n).kind is Kind.STATIC for n in node.all_input_nodes):
         node.meta[KEY] = STATIC
-    elif node.target is operator.getitem and operand(node).target in SPLITS:  # as it is captured; later it is a slice
-        x = operand(operand(node))
-        layout = fact_of(x).layout
-        _note(node, layout and layout.sized(shape_of(node), [Arguments(operand(node)).dim(x)]))
     else:
         _note(node, window_layout(node, rule_for(node.target)))
 

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of
+from co3d_compile.ir.node_reading import argument, norm_dims, operand, operand_list, rank_of, shape_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -80,11 +80,14 @@ def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tup
 
 
 def reading(program: Program, node: Node) -> None:
-    """A slice of what was written piece by piece, as slices of the pieces: ``zeros`` that stay are seen as such."""
+    """A slice of what was written piece by piece, as slices of the pieces: ``zeros`` that stay are seen as such.
+
+    So too a slice of what was rolled: behind ``roll`` and zeros written to the end, it is seen as a shift.
+    """
     x, dim, start, end, step = sliced(node)
     if node.users and all(_into(user, n) for user in node.users for n in user.users):
         return  # it is written back as a whole
-    if step == 1 and x in program.written and end > start:
+    if step == 1 and end > start and (x in program.written or _unrolled(x, dim, start, end)[0] is not x):
         replace(node, _cut(program, node, x, dim, start, end))
 
 
@@ -92,6 +95,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
     """Entries ``start`` to ``end`` of a dim."""
     if (start, end) == (0, shape_of(x)[dim]):
         return x
+    x, start, end = _unrolled(x, dim, start, end)
     if x not in program.written:
         return insert(program, before, aten.slice.Tensor, x, dim, start, end)
     parts = operand_list(x)
@@ -106,6 +110,16 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
             pieces.append(_cut(program, before, part, dim, first, last))
         at += size
     return _joined(program, before, pieces, dim)
+
+
+def _unrolled(x: Node, dim: int, start: int, end: int) -> tuple[Node, int, int]:
+    """What a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
+    if x.target is not aten.roll.default or norm_dims(argument(x, 2, "dims", []), rank_of(x)) != [dim]:
+        return x, start, end
+    size = shape_of(x)[dim]
+    (shift,) = argument(x, 1, "shifts")
+    first = (start - shift) % size
+    return (operand(x), first, first + end - start) if first + end - start <= size else (x, start, end)
 
 
 def _joined(program: Program, before: Node, parts: list[Node], dim: int) -> Node:

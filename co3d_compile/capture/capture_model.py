@@ -169,7 +169,9 @@ def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
             if not -len(shape) <= dim < len(shape) or dim % len(shape) == 0:
                 raise UsageError(
                     f"time_dim={dim} is no time dim of the input {node.name} with shape {'x'.join(map(str, shape))}.",
-                    hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch.",
+                    hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch. "
+                    "For a network that takes its frames as rows, compile a module that takes (N, T, …) and calls it "
+                    "with x.flatten(0, 1).",
                 )
             dim %= len(shape)
         inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim, boxes=boxes.get(node)))

@@ -39,10 +39,19 @@ def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offse
     """``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
     In a step a tensor has other strides, so that the numbers it is called with would mean something else. There is none
-    where it walks from one dim into the next, or three times along one dim.
+    where it walks from one dim into one that does not lie beside it in memory, or three times along one dim.
     """
     if not all(isinstance(number, int) for number in (*x.shape, *x.stride(), *size, *stride)):
         return NotImplemented
+    result = _along_dims(x, size, stride, storage_offset)
+    for d in range(x.dim() - 1):
+        if result is NotImplemented and x.stride(d) == x.stride(d + 1) * x.shape[d + 1]:
+            result = _along_dims(x.flatten(d, d + 1), size, stride, storage_offset)
+    return result
+
+
+def _along_dims(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None) -> Any:
+    """The same where no walk goes from one dim into another."""
     start = 0 if storage_offset is None else storage_offset - int(x.storage_offset())
     strides: tuple[int, ...] = x.stride()
     walks: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # dim of x: dims of the result, entries, steps
@@ -71,7 +80,8 @@ def _walked(x: Tensor, starts: list[int], walks: dict[int, list[tuple[int, int, 
     places: list[int] = []  # the dim of the result that each dim of x has become
     behind: list[int] = []
     for d, start in enumerate(starts):
-        (place, entries, step), *more = sorted(walks[d], key=lambda walk: -walk[1]) or [(_NONE, 1, 1)]
+        farthest = sorted(walks[d], key=lambda walk: (1 - walk[1]) * walk[2])  # blocks reach farther than a block
+        (place, entries, step), *more = farthest or [(_NONE, 1, 1)]
         places.append(place)
         span = (entries - 1) * step + 1
         if more:

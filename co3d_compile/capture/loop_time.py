@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import Tensor
 from torch.fx import Node
 
@@ -9,7 +11,7 @@ from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.ir.aten_operators import SAME
 from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.layout import Layout, LayoutLost
-from co3d_compile.ir.node_reading import operands, shape_of
+from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of
 from co3d_compile.rules import rule_for
@@ -70,7 +72,8 @@ class TimeDims:
         if is_loop(node):
             annotate_body(node)
             return None
-        if any(fact_of(n).layout is None for n in read if n in self.timed and not is_loop(n)):
+        source = operand(node) if node.target is operator.getitem else node
+        if any(fact_of(n).layout is None for n in operands(source) if n in self.timed and not is_loop(source)):
             return None
         if node.target in SAME:
             return fact_of(read[0]).layout

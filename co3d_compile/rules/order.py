@@ -47,6 +47,9 @@ class Order(Rule):
             return known(x).replace(d, [*kept, Axis("", int(shape[d]))])
         return known(x).replace(d, kept).remove([d])
 
+    def layouts(self, node: Node) -> list[Layout]:
+        return [self.layout(node)] * len(node.meta["val"])
+
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """The facts of both outputs."""
         return [fact] * len(node.meta["val"])

@@ -141,7 +141,7 @@ def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
     places = torch.arange(place.inner) + (i - fact_of(node).delay) * place.inner
     offsets = (first + step * places).to(dtype)
     rank = len(layout.entry().dims)
-    value = low.call(aten.reshape.default, seen, [-1, *[1] * (rank - 1)])
+    value = _beside_rows(low, seen, layout.entry())
     value = low.call(aten.mul.Tensor, value, torch.tensor(step * place.inner).to(dtype).item())
     if place.inner == 1:
         value = low.call(aten.add.Tensor, value, offsets.item())
@@ -150,6 +150,16 @@ def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
         value = low.call(aten.add.Tensor, value, low.constant(f"{node.name}_counted_{i}", offsets))
     streamed = torch.broadcast_shapes(*(shape_of(n) for n in operands(node) if is_stream(n)))
     return value if streamed == shape_of(node) else low.call(aten.expand.default, value, layout.entry().sizes())
+
+
+def _beside_rows(low: StepGraph, seen: Node, layout: Layout) -> Node:
+    """A number for each stream, where the streams are in a tensor: once for each of the rows folded into the batch."""
+    batch = layout.batch
+    dim = batch.dim if batch is not None else 0
+    if batch is not None and batch.outer * batch.inner > 1:
+        seen = low.call(aten.reshape.default, seen, [1, -1, 1])
+        seen = low.call(aten.expand.default, seen, [batch.outer, -1, batch.inner])
+    return low.call(aten.reshape.default, seen, [*[1] * dim, -1, *[1] * (layout.rank - 1 - dim)])
 
 
 POINTWISE = Pointwise()

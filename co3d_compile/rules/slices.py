@@ -12,6 +12,7 @@ from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import hold
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.sliding import Renumbering
@@ -48,6 +49,18 @@ class Slice(Renumbering):
 
     def reason(self, node: Node) -> str:
         return "cuts a dim into which time is folded"
+
+
+@register(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+class Split(Rule):
+    """Parts of a tensor, as they are captured. The pass canonicalize writes them as slices and selections."""
+
+    def layouts(self, node: Node) -> list[Layout]:
+        x = operand(node)
+        dim, parts = Arguments(node).dim(x), [tuple(part.shape) for part in node.meta["val"]]
+        if node.target is aten.unbind.int:
+            return [known(x).remove([dim]) for _ in parts]
+        return [known(x).sized(shape, [dim]) for shape in parts]
 
 
 @register(aten.select.int)

@@ -225,6 +225,21 @@ def _two_heads_reference(model: Any) -> Reference:
     return Reference(trunk, (0, Window(lambda f: model.clip(f.mean(2)), (1,))), (2, 2))
 
 
+class RunningMean(nn.Module):
+    """Each frequency divided by the mean of all its frames so far: frequencies are folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=(1, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, f, t = x.shape
+        y = self.conv(F.pad(x, (2, 0))).permute(0, 2, 1, 3).reshape(n * f, 2, t)
+        total = torch.cumsum(y.abs().sum(1), -1)
+        count = torch.arange(2, 2 * t + 1, 2, dtype=x.dtype).reshape(1, t).expand_as(total)
+        return (y / (1 + total / count).reshape(n * f, 1, t)).reshape(n, f, 2, t)
+
+
 class Siamese(nn.Module):
     """Two inputs through the same weights, compared frame by frame."""
 
@@ -281,6 +296,8 @@ SEQUENCES = (
     _entry("unet_nearest", lambda: TemporalUNet("nearest"), (1, 4, 32)),
     _entry("unet_linear", lambda: TemporalUNet("linear"), (1, 4, 32)),
     _entry("two_heads", TwoHeads, _VIDEO, expect="window", reference=_two_heads_reference),
+    _entry("running_mean_per_frequency", RunningMean, (1, 1, 5, 8), time_dim=3, causal=True, nan_start=False,
+           reference=lambda m: Reference(m, time_dims=(3,))),
     _entry("siamese", Siamese, _VIDEO, _VIDEO, tight=True),
     _entry("audio_visual", AudioVisual, _VIDEO, (1, 5, 32), expect="window",
            reference=split(lambda m: m.fused, lambda m: lambda x: m.fc(x.mean(-1)))),

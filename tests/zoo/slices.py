@@ -53,6 +53,23 @@ def stack_taps(x: Tensor) -> Tensor:
     return torch.stack([padded.narrow(2, k, t) for k in range(3)]).amax(0)
 
 
+def roll_and_clear(x: Tensor) -> Tensor:
+    """A shift on, and one back, by ``roll``: what has come around the end is overwritten."""
+    on, back = torch.roll(x, -1, 2), torch.roll(x, (1,), dims=(2,))
+    on[:, :, -1] = 0
+    back[:, :, :1] = 0
+    return on + 2 * back
+
+
+def overlapping_blocks(x: Tensor) -> Tensor:
+    """Blocks of four frames that overlap by two, as strides in the memory of blocks that lie side by side."""
+    y = x.transpose(1, 2).contiguous()
+    n, t, c = y.shape
+    y = y.view(n, t // 4, 4, c)
+    a, b, *rest = y.stride()
+    return y.as_strided((n, t // 2 - 1, 4, c), (a, b // 2, *rest)).amax(2).transpose(1, 2)
+
+
 # Each keeps its time axis and extends: the module itself on a long clip is the reference.
 STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
@@ -70,6 +87,8 @@ STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "frame_difference": frame_difference,
     "join_neighbours": join_neighbours,
     "stack_taps": stack_taps,
+    "roll_and_clear": roll_and_clear,
+    "overlapping_blocks": overlapping_blocks,
     "concat_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], x.shape[1], 2), x], 2)[:, :, :-2],
 }
 
