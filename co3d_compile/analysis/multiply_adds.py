@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 from torch._ops import OpOverload
+from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from co3d_compile.ir.frame_loop import FrameLoop
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.ir.resized_graph import Captures
-from co3d_compile.rules import is_pointwise
+from co3d_compile.rules import is_pointwise, rule_for
+from co3d_compile.rules.recurrent import Recurrent
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Costs:
 
 
 def costs(program: Program) -> Costs:
-    """Multiply-adds of the graph's convolutions and matrix products at batch one, by PyTorch's own counter.
+    """Multiply-adds of convolutions, matrix products and recurrent layers at batch one, by PyTorch's own counter.
 
     Of operators of one kind one is counted.
     """
@@ -44,6 +48,8 @@ def costs(program: Program) -> Costs:
             if not isinstance(node.target, OpOverload | FrameLoop) or is_pointwise(node.target):
                 continue
             kind = kind_of(node)
+            if kind not in counted and isinstance(rule_for(node.target), Recurrent):
+                counted[kind] = 2 * _of_recurrent_layer(node)
             if kind not in counted:
                 before = counter.get_total_flops()
                 arguments = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
@@ -52,6 +58,12 @@ def costs(program: Program) -> Costs:
             if counted[kind]:
                 found[module_path(node)] += counted[kind]
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
+
+
+def _of_recurrent_layer(node: Node) -> int:
+    """Multiply-adds of an LSTM, a GRU or an RNN, of which PyTorch counts some as none: entries times weights."""
+    weights = [p.meta["val"] for p in Arguments(node).tensors("params")]
+    return prod(shape_of(operand(node))[:-1]) * sum(w.numel() for w in weights if w.dim() == 2)
 
 
 def region_costs(captures: Captures, entries: int) -> int:

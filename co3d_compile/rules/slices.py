@@ -51,16 +51,13 @@ class Slice(Renumbering):
         return "cuts a dim into which time is folded"
 
 
-@register(aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int)
+@register(aten.split_with_sizes.default)
 class Split(Rule):
-    """Parts of a tensor, as they are captured. The pass canonicalize writes them as slices and selections."""
+    """Parts of a tensor, as they are captured. The pass canonicalize writes them as slices."""
 
     def layouts(self, node: Node) -> list[Layout]:
         x = operand(node)
-        dim, parts = Arguments(node).dim(x), [tuple(part.shape) for part in node.meta["val"]]
-        if node.target is aten.unbind.int:
-            return [known(x).remove([dim]) for _ in parts]
-        return [known(x).sized(shape, [dim]) for shape in parts]
+        return [known(x).sized(tuple(part.shape), [Arguments(node).dim(x)]) for part in node.meta["val"]]
 
 
 @register(aten.select.int)
