@@ -11,6 +11,7 @@ from loop_nets import CASES, NEAR_MISSES, SERIES, Case, Network
 from torch import nn
 
 import co3d_compile as co3d
+from co3d_compile.capture.loop_memory import memory_of
 
 FRAMES = 20  # three times a clip
 
@@ -90,6 +91,19 @@ def test_the_report_says_that_a_state_runs_on() -> None:
     report = co3d.compile(build(case), (torch.randn(case.shape),), time_dim=1).report()
     text = "in layers: 2 values handed on, and runs on for longer than a clip"
     assert report.loops == [text] and ("loop over frames", text) in report.facts()
+
+
+def test_values_that_are_made_of_each_other_are_looked_at_once() -> None:
+    """There are more ways from one of thirty values to the next than anybody can follow."""
+    graph = torch.fx.Graph()
+    states = [graph.placeholder(f"state_{i}") for i in range(30)]
+    total = states[0]
+    for state in states[1:]:
+        total = graph.call_function(torch.ops.aten.add.Tensor, (total, state))
+    graph.output((*[total] * len(states), total))
+    for node in graph.nodes:
+        node.meta["val"] = torch.zeros(2)
+    assert memory_of(torch.fx.GraphModule({}, graph), states, {}) is None
 
 
 @pytest.mark.parametrize("name", NEAR_MISSES)

@@ -82,6 +82,8 @@ STARTS = [
          b=lambda: conv(padding=1), c=lambda: conv(2)), 3, 5),
     case("attention in the start", between(lambda m, x: torch.cat([F.scaled_dot_product_attention(
          *[x[:, :, :4].mT] * 3).mT, x[:, :, 4:]], 2)), 3, 6),
+    case("joined of several", between(lambda m, x: torch.cat([m.b(torch.cat([x[:, :, :1] * 2, x[:, :, 1:2] + 1], 2)),
+         x[:, :, 1:]], 2), b=lambda: conv(2)), 3, 4),
     case("zeros and a start", between(lambda m, x: torch.cat([x.new_zeros(x.shape[0], 4, 1), x[:, :, :2] * 2, x], 2)),
          0, 4),
     case("start and end", between(lambda m, x: torch.cat([x[:, :, :1] * 2, x, x[:, :, -1:]], 2)), 2, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 import torch
 from torch import Tensor
@@ -58,19 +59,12 @@ def _read(result: Node, states: set[Node]) -> set[Node]:
 def _depths(reads: list[set[int]]) -> list[int] | None:
     """For each state the turns until nothing of a start is left in it; None where one is made of itself."""
     known: dict[int, int] = {}
-
-    def depth(i: int, way: frozenset[int]) -> int | None:
-        if i in way:
-            return None
-        if i not in known:
-            below = [depth(j, way | {i}) for j in reads[i]]
-            if any(d is None for d in below):
-                return None
-            known[i] = 1 + max((d for d in below if d is not None), default=0)
-        return known[i]
-
-    depths = [depth(i, frozenset()) for i in range(len(reads))]
-    return None if any(d is None for d in depths) else [d for d in depths if d is not None]
+    try:
+        for i in TopologicalSorter(dict(enumerate(reads))).static_order():
+            known[i] = 1 + max((known[j] for j in reads[i]), default=0)
+    except CycleError:
+        return None
+    return [known[i] for i in range(len(reads))]
 
 
 def _hides(node: Node) -> bool:

@@ -51,7 +51,7 @@ class Concatenation(Rule):
 
     def layout(self, node: Node) -> Layout:
         parts, dim = self.parts(node)
-        if any(map(is_start, parts)):
+        if any(map(is_start, parts)) and any(map(is_stream, parts)):
             return known(self.main(node)).resize_dim(dim, shape_of(node)[dim])
         dynamic = [p for p in parts if fact_of(p).kind is not Kind.STATIC]
         others = [known(p).replace(dim, ()) for p in dynamic]
