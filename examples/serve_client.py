@@ -2,7 +2,8 @@
 
     python examples/serve_client.py video.mp4 --stream door
 
-What the server loses when one of its processes dies is sent again, and a stream that restarts says so.
+Frames go at the model's rate, as a server leaves none out. What the server loses when one of its processes dies is sent
+again, and a stream that restarts says so.
 """
 
 from __future__ import annotations
@@ -10,26 +11,42 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 import os
+import urllib.request
 from collections.abc import Iterator
 
 from PIL import Image
 
 import co3d_compile as co3d
+from co3d_compile.media.video_steps import Rate
 from co3d_compile.serve import client
 
 
-def jpegs(source: str) -> Iterator[bytes]:
-    """The frames of a video, one by one."""
+def jpegs(source: str, fps: float | None) -> Iterator[bytes]:
+    """The frames of a video at this rate; None: all of them."""
+    rate = Rate(fps)
     for frame in co3d.read_source(source):
         out = io.BytesIO()
         Image.fromarray(frame.image).save(out, "JPEG", quality=90)
-        yield out.getvalue()
+        for _ in range(rate(frame.time)):
+            yield out.getvalue()
+
+
+def frame_rate(url: str, token: str | None) -> float | None:
+    """Frames per second that the model wants."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{url.replace('ws', 'http', 1)}/v1/model", None, headers)
+    ) as found:
+        fps: float | None = json.load(found)["fps"]
+    return fps
 
 
 async def run(url: str, name: str, source: str) -> None:
     token = os.environ.get("CO3D_TOKEN")
-    async for message in client.stream(url, name, jpegs(source), token=token, top=1, values=0):
+    frames = jpegs(source, frame_rate(url, token))
+    async for message in client.stream(url, name, frames, token=token, top=1, values=0):
         if message["type"] == "answer" and message["about"] is None:
             print(f"frame {message['frame']}: no result yet")
         elif message["type"] == "answer" and not message["warm"]:
