@@ -246,7 +246,7 @@ def _frames(result: Report) -> str:
         ("skipped", "left out by the frame rate"),
         ("repeated", "taken more than once"),
         ("left_over", "too few for a last step"),
-        ("dropped", "dropped: the model is slower than the source"),
+        ("dropped", "dropped: they came faster than the model took them"),
     ):
         if result[f"frames_{name}"]:
             text += f"; {result[f'frames_{name}']} {what}"

@@ -30,6 +30,7 @@ PUSHING = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"}  # what
 CAMERAS = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 WAITING = 4  # decoded frames that wait for the model
 SECONDS = 10.0  # that a URL may keep silent
+RECENT = 64  # frames by which it is known when the next one is due
 AGAIN = 1.0  # seconds between two tries to get a source back
 
 
@@ -191,14 +192,16 @@ class Source:
 
     def _pictures(self) -> Iterator[tuple[Image, float, float]]:
         """Pictures, seconds from the first one, and the seconds in which a live source was away up to there, in all."""
-        clock, away, before = _Clock(self.fps or 30), 0.0, 0.0
-        here = until = time.monotonic()
+        clock, away, before, until = _Clock(self.fps or 30), 0.0, 0.0, 0.0
+        # When a frame of time 0 would have come: the last frame of a stream may come late, with the end of it.
+        begun: deque[float] = deque(maxlen=RECENT)
         while True:
             lost = "it has ended"
             try:
                 for image, seconds in self._decode_folder() if self._folder else self._decode(clock):
+                    begun.append(time.monotonic() - seconds)
                     yield image, seconds, before + away
-                    before, away, here = before + away, 0.0, time.monotonic()
+                    before, away = before + away, 0.0
             except Exception as error:
                 if self._reconnect is None:
                     raise
@@ -210,8 +213,9 @@ class Source:
                 self._lost.append(f"{self.name} was lost: {lost}; trying again for {self._reconnect:g} seconds")
             if not self._open_again(lost, until):
                 return
-            away = time.monotonic() - here
-            clock = clock.behind(away)
+            now = time.monotonic()
+            missing = max(0.0, now - min(begun, default=now) - clock.last)
+            away, clock = away + missing, clock.behind(missing)
 
     def _open_again(self, lost: str, until: float) -> bool:
         """Opens a live source that was lost, once it is there again; returns False where the source is stopped.
