@@ -197,6 +197,48 @@ def moving_average(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def smoothed_from_the_first_frame(m: Any, x: Tensor) -> Tensor:
+    """The first frame is the start, and the first result."""
+    y = m.embed(x)
+    h = y[:, 0]
+    out = [h]
+    for t in range(1, x.shape[1]):
+        h = 0.7 * h + 0.3 * y[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def less_the_background(m: Any, x: Tensor) -> Tensor:
+    """The first frame is the start, and is read by the first turn too."""
+    background, out = x[:, 0], []
+    for t in range(x.shape[1]):
+        out.append(m.embed(x[:, t] - background))
+        background = 0.9 * background + 0.1 * x[:, t]
+    return torch.stack(out, 1)
+
+
+def filter_of_order_two(m: Any, x: Tensor) -> Tensor:
+    """Two values before are handed on, which start from zeros in the shape of a frame."""
+    before = earlier = torch.zeros_like(x[:, 0])
+    out = []
+    for t in range(x.shape[1]):
+        y = x[:, t] + 0.3 * before - 0.2 * earlier
+        out.append(m.embed(y))
+        before, earlier = y, before
+    return torch.stack(out, 1)
+
+
+def spiking(m: Any, x: Tensor) -> Tensor:
+    """A leaky neuron; what it starts from is a number, so that the first turn has other operators."""
+    potential, out = 0.0, []
+    for t in range(x.shape[1]):
+        potential = potential + (m.embed(x[:, t]) - potential) / 2.0
+        spike = (potential >= 0.1).to(x.dtype)  # type: ignore[attr-defined]
+        potential = potential * (1 - spike)
+        out.append(spike)
+    return torch.stack(out, 1)
+
+
 def frames_of_a_network(m: Any, x: Tensor) -> Tensor:
     """Features of all frames at once, folded into the batch; then a cell."""
     y, h, out = m.cnn(x.flatten(0, 1)).unflatten(0, x.shape[:2]), zeros(x, 5), []
@@ -393,6 +435,10 @@ CASES = {
         Case(one_cell_for_both_loops, states=2),
         Case(selective_scan),
         Case(moving_average),
+        Case(smoothed_from_the_first_frame, states=3),  # the frame before, and one that tells the first frame
+        Case(less_the_background, states=2),
+        Case(filter_of_order_two, states=2),
+        Case(spiking),
         Case(frames_of_a_network, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),
         Case(list_of_features, PICTURES),

@@ -63,7 +63,9 @@ def test_a_loop_is_a_layer_with_state(name: str) -> None:
 
 @pytest.mark.parametrize("boundary", ["stream", "exact"])
 @pytest.mark.parametrize("pulse", [1, 4])
-@pytest.mark.parametrize("name", ["conv_lstm", "last_of_lstm_cell", "learned_start", "behind_a_look_ahead"])
+@pytest.mark.parametrize(
+    "name", ["conv_lstm", "last_of_lstm_cell", "learned_start", "behind_a_look_ahead", "smoothed_from_the_first_frame"]
+)
 def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: str) -> None:
     case = CASES[name]
     net = build(case)
@@ -73,7 +75,7 @@ def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: s
         check(case, net, compiled, batch=3)
 
 
-@pytest.mark.parametrize("name", ["gru_cell", "last_of_gru_cell", "conv_lstm"])
+@pytest.mark.parametrize("name", ["gru_cell", "last_of_gru_cell", "conv_lstm", "less_the_background"])
 def test_a_loop_starts_again_with_each_window(name: str) -> None:
     case = CASES[name]
     net = build(case)

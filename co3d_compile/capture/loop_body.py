@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Body:
         program: Has the copies.
         copies: The loop as it was captured.
         outputs: The operators that are read outside of the loop.
+        openings: Walks whose first entry is a start.
 
     Attributes:
         walked: For each entry that the body takes: the walk, and which of its entries.
@@ -38,8 +39,8 @@ class Body:
         fixed: Nodes outside that are the same for each turn.
     """
 
-    def __init__(self, program: Program, copies: Copies, outputs: list[int]) -> None:
-        self.program, self.copies = program, copies
+    def __init__(self, program: Program, copies: Copies, outputs: list[int], openings: Iterable[Walk] = ()) -> None:
+        self.program, self.copies, self.openings = program, copies, openings
         self.mode = fake_mode(program)
         self.graph = Graph()
         self.needed = needed(copies, outputs)
@@ -58,6 +59,7 @@ class Body:
         walks = dict.fromkeys(walk for at, k, _ in edges if (walk := self._walk(at, k)) is not None)
         kept = [self.copies.walk_of(e.at) for _, _, e in edges if isinstance(e, Earlier)]
         walks.update(dict.fromkeys(walk for walk in kept if walk is not None))
+        walks.update(dict.fromkeys(self.openings))
         for walk in walks:
             for i in range(walk.entries):
                 root = walk.root.meta["val"]

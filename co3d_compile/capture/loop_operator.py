@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.capture.loop_body import Body, common_path, leave_pools, needed
-from co3d_compile.capture.loop_copies import Copies
+from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.capture.loop_memory import memory_of
 from co3d_compile.capture.loop_time import TimeDims
+from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
-from co3d_compile.ir.graph_edits import fake_mode, insert, replace
+from co3d_compile.ir.graph_edits import fake_mode, insert, insert_constant, replace
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -45,6 +46,8 @@ class LoopWriter:
         self.program, self.copies, self.times = program, copies, times
         leave_pools(copies)
         self.turn_of = {n: (t, at) for t, turn in enumerate(copies.turns) for at, n in turn.items()}
+        self.openings: dict[tuple[int, int], Walk] = {}  # the starts that are frames
+        self.numbers: dict[tuple[int, int], float] = {}  # those of one number all over; of frames, zero
         self.outputs = self._outputs()
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
 
@@ -83,7 +86,11 @@ class LoopWriter:
 
     # --- whether it is a loop over frames
 
-    def _over_frames(self, with_state: bool) -> bool:
+    def begins_late(self) -> bool:
+        """Whether the turns were a loop, but for starts that are computed from frames."""
+        return self._over_frames(with_state=True, started=False)
+
+    def _over_frames(self, with_state: bool, started: bool = True) -> bool:
         body = Body(self.program, self.copies, self.outputs)
         if bool(body.states) != with_state:
             return False
@@ -97,14 +104,42 @@ class LoopWriter:
             return False
         if any(node in self.times.timed for node in body.fixed):
             return False
+        if not started:
+            return all(self.copies.starts.get(key) is not None for key in body.states)
         starts = {key: self.copies.starts.get(key) for key in body.states}
-        return not any(node is None or node in self.times.timed for node in starts.values())
+        steps = {w.step for w in walks}
+        for key, node in starts.items():
+            if node is None:
+                return False
+            if node in self.times.timed and not self._begins(key, node, steps):
+                return False
+        return True
+
+    def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
+        """Whether a start that is computed from frames is one, or has no more of them than the shape."""
+        number = _filling(start)
+        walk = self._opening(start, steps) if number is None else None
+        if walk is not None:
+            self.openings[key] = walk
+        if number is not None or walk is not None:
+            self.numbers[key] = number or 0.0
+        return key in self.numbers
+
+    def _opening(self, start: Node, steps: set[int]) -> Walk | None:
+        """The walk whose first entry is a start; None where the start is no frame, or frames end before the loop."""
+        take = frame_of(start)
+        if take is None or take.length is not None or len(steps) > 1 or not self.times.is_time(take.root, take.dim):
+            return None
+        walk = Walk(take.root, take.dim, take.start, next(iter(steps)), None)
+        last = take.start + (len(self.copies.turns) - 1) * walk.step
+        return walk if last < shape_of(take.root)[take.dim] else None
 
     # --- the operator
 
     def _loop(self, variants: list[Collected]) -> tuple[Node, dict[tuple[Collected, int], Node]]:
         """The loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
-        body, turns = Body(self.program, self.copies, self.outputs), len(self.copies.turns)
+        body = Body(self.program, self.copies, self.outputs, self.openings.values())
+        turns = len(self.copies.turns)
         keys = [(c, i) for c in variants for i in range(c.entries or 1)]
         results = [body.values[c.at] if c.entries is None else body.entry_of(c.at, c.dim, i) for c, i in keys]
         module = body.close(results)
@@ -112,11 +147,11 @@ class LoopWriter:
         constants = {body.fixed[n]: self.program.constant(n) for n in fixed if n.op == "get_attr"}
         memory = memory_of(module, list(body.states.values()), constants)
         walked = list(body.walked)
-        loop = FrameLoop(
-            module, tuple(w.dim for w, _ in walked), len(body.states), tuple(c.dim for c, _ in keys), memory
-        )
-        starts = {key: self.copies.starts[key] for key in body.states}
-        last = max([*fixed, *starts.values(), *(w.root for w, _ in walked)], key=lambda n: self.order[n])
+        dims = tuple(w.dim for w, _ in walked)
+        opened = tuple(walked.index((self.openings[key], 0)) if key in self.openings else None for key in body.states)
+        loop = FrameLoop(module, dims, len(body.states), tuple(c.dim for c, _ in keys), memory, opened)
+        starts = {key: self._start(key) for key in body.states}
+        last = max([*fixed, *starts.values(), *(w.root for w, _ in walked)], key=lambda n: self.order.get(n, -1))
         anchor = last.next
         while anchor.op in ("placeholder", "get_attr"):
             anchor = anchor.next
@@ -136,6 +171,15 @@ class LoopWriter:
             stacks[key] = insert(self.program, anchor, operator.getitem, node, i)
             stacks[key].meta["path"] = node.meta["path"]
         return node, stacks
+
+    def _start(self, key: tuple[int, int]) -> Node:
+        """What a value starts from; zero where an entry takes its place."""
+        if key not in self.numbers:
+            return self.copies.starts[key]
+        like = self.copies.body[key[0]].meta["val"]
+        first = next(n for n in self.program.graph.nodes if n.op == "call_function")
+        value = torch.full([1] * like.dim(), self.numbers[key], dtype=like.dtype)
+        return insert_constant(self.program, first, "start_of_loop", value)
 
     def _of_shape(self, start: Node, shape: tuple[int, ...], before: Node) -> Node:
         """A start that is the same for all clips, once for each."""
@@ -239,6 +283,13 @@ class LoopWriter:
                     args = (how.dim, turn * how.entries, (turn + 1) * how.entries)
                     value = insert(self.program, user, aten.slice.Tensor, every, *args)
                 user.replace_input_with(node, value)
+
+
+def _filling(node: Node) -> float | None:
+    """The number that fills a tensor which takes its shape from another one."""
+    if node.target is aten.full_like.default:
+        return Arguments(node).number("fill_value")
+    return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None
 
 
 def sort(program: Program) -> None:

@@ -6,12 +6,13 @@ import logging
 
 import torch
 
-from co3d_compile.capture.loop_copies import copies_of
+from co3d_compile.capture.loop_copies import Copies, copies_of
 from co3d_compile.capture.loop_extension import Extension
+from co3d_compile.capture.loop_first_turn import add_first_turn
 from co3d_compile.capture.loop_operator import LoopWriter
 from co3d_compile.capture.loop_results import join_results
 from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Tokens, runs
+from co3d_compile.capture.loop_tokens import Run, Tokens, runs
 from co3d_compile.ir.aten_operators import CHECKS
 from co3d_compile.ir.program import Program
 
@@ -41,17 +42,33 @@ def _one(program: Program) -> bool:
         found = runs(tokens.ids, FEWEST)[:RUNS]
         for with_state in (True, False):
             for run in found:
-                ways = list(copies_of(tokens, run))
-                for copies in ways:
-                    Extension(tokens, copies).run()
-                ways.sort(key=lambda c: (-sum(map(len, c.turns)), len(c.starts)))
-                for copies in ways:
+                writers: list[LoopWriter] = []
+                for copies in _ways(tokens, run):
                     if not with_state and any(walk.step > 1 for walk in copies.walks.values()):
                         continue  # parts of a clip that hand nothing on may be as many for any clip: heads of halves
-                    if LoopWriter(program, copies, times).write(with_state):
+                    writers.append(LoopWriter(program, copies, times))
+                    if writers[-1].write(with_state):
                         return True
+                if with_state and _with_first_turn(program, writers, times):
+                    return True
     finally:
         times.forget()
+    return False
+
+
+def _ways(tokens: Tokens, run: Run) -> list[Copies]:
+    """The loops that a run of tokens may be, those with most operators first."""
+    ways = list(copies_of(tokens, run))
+    for copies in ways:
+        Extension(tokens, copies).run()
+    return sorted(ways, key=lambda c: (-sum(map(len, c.turns)), len(c.starts)))
+
+
+def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDims) -> bool:
+    """Writes a loop whose first turn was captured as other operators; whether one of these is. Least is read of it."""
+    for writer in sorted(writers, key=lambda w: len(w.outputs)):
+        if writer.begins_late() and add_first_turn(program, writer.copies, writer.outputs):
+            return LoopWriter(program, writer.copies, times).write(with_state=True)
     return False
 
 

@@ -33,6 +33,8 @@ class FrameLoop:
         states: How many values are handed on.
         outputs: For each output the dim on which the turns are stacked.
         memory: Turns after which nothing depends on the starts any more; None: it never forgets.
+        opened: For each value that is handed on: which walked tensor's entry the first turn takes, as in ``h = x[0]``;
+            None: it takes the start.
     """
 
     body: GraphModule
@@ -40,6 +42,7 @@ class FrameLoop:
     states: int
     outputs: tuple[int, ...]
     memory: int | None
+    opened: tuple[int | None, ...]
 
     __name__ = "frame_loop"
 
@@ -49,12 +52,17 @@ class FrameLoop:
         rows = []
         for turn in range(walked[0].shape[self.walked[0]]):
             entries = [x.select(dim, turn) for x, dim in zip(walked, self.walked, strict=True)]
+            states = self.first(entries, states) if turn == 0 else states
             results = self.body(*entries, *states, *fixed)
             states, outputs = results[: self.states], results[self.states :]
             rows.append(outputs)
         return tuple(
             torch.stack(list(row), dim) for row, dim in zip(zip(*rows, strict=True), self.outputs, strict=True)
         )
+
+    def first(self, entries: Sequence[T], starts: Sequence[T]) -> Sequence[T]:
+        """What the first turn takes for the values that are handed on."""
+        return [start if at is None else entries[at] for at, start in zip(self.opened, starts, strict=True)]
 
     def parts(self, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
         """The operands, or the placeholders of the body: what is walked along, the states, what is fixed."""

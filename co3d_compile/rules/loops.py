@@ -76,7 +76,8 @@ class Loop(Rule):
             state.read(turns, loop.memory)
         results: list[list[Node]] = [[] for _ in loop.outputs]
         for i, entries in enumerate(turns):
-            values = [state.before(fact, i) for state in states]
+            rows_of = [None if at is None else entries[at] for at in loop.opened]
+            values = [state.before(fact, i, entry) for state, entry in zip(states, rows_of, strict=True)]
             handed, outputs = self._turn(node, low, entries, values, i)
             low.path = path
             for state, value in zip(states, handed, strict=True):
@@ -97,6 +98,7 @@ class Loop(Rule):
         rows: list[list[Node]] = [[] for _ in loop.outputs]
         for t in range(low.sizes(whole[0])[loop.walked[0]]):
             entries = [low.call(aten.select.int, x, dim, t) for x, dim in zip(whole, loop.walked, strict=True)]
+            values = list(loop.first(entries, values)) if t == 0 else values
             values, outputs = self._turn(node, low, entries, values, 0)
             for row, output, dim in zip(rows, outputs, loop.outputs, strict=True):
                 row.append(low.call(aten.unsqueeze.default, output, dim))

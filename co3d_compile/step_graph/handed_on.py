@@ -47,19 +47,21 @@ class HandedOn:
         self.state = low.carry_value(turns, first, number, memory)
         self.value = self.state
 
-    def before(self, fact: Fact, i: int) -> Node:
+    def before(self, fact: Fact, i: int, opening: Node | None = None) -> Node:
         """The value that turn ``i`` of a step takes: where its entry is the first of the stream, the start.
 
         Args:
             fact: Of what the loop walks along.
+            opening: An entry of this turn that is the start.
         """
         assert self.value is not None
         low = self.low
-        certain = low.ends is None and (i > fact.delay or (fact.delay <= 0 and isinstance(self.row, float)))
+        row = self.row if opening is None else low.batch_first(opening, self.layout)[0]
+        certain = low.ends is None and (i > fact.delay or (fact.delay <= 0 and isinstance(row, float)))
         if certain:
             return self.restore(self.value)
         flag = low.start.inside(fact, i - 1, back=False)
-        return self.restore(low.start.choose(flag, self.value, self.row))
+        return self.restore(low.start.choose(flag, self.value, row))
 
     def now(self, value: Node) -> None:
         """Notes the value that a turn has handed on."""
