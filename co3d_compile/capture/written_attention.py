@@ -17,6 +17,7 @@ from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
+LEAST = torch.finfo(torch.float32).min  # exporters add it in place of minus infinity
 SOFTMAX = {aten.softmax.int, aten._softmax.default}
 
 
@@ -113,7 +114,7 @@ def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, N
         for x, other in _both_ways(node):
             value = constants.value(other) if isinstance(other, Node) else None
             if value is not None and isinstance(other, Node) and _is_scores(x, node, constants):
-                return value, x, ("adds", other)
+                return value.masked_fill(value <= LEAST, -torch.inf), x, ("adds", other)
     if node.target not in (aten.masked_fill.Scalar, aten.where.self):
         return None
     filled = node.target is aten.masked_fill.Scalar

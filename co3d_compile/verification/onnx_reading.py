@@ -7,6 +7,7 @@ against that network, as for every model.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,7 +56,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
         clip = [_random(shape, i.type, generator) for shape, i in zip(shapes, session.get_inputs(), strict=True)]
         with torch.no_grad():
             read = [t.numpy() for t in module(*map(torch.from_numpy, clip)).values()]
-        expected = session.run(None, {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)})
+        expected = _run(session, clip)
         worst = max([worst, *(_distance(a, np.asarray(b)) for a, b in zip(read, expected, strict=True))])
     if worst > TOLERANCE and module.is_exact:
         where = _first_difference(module, clip)
@@ -66,15 +67,31 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
     return f"The network that was read is {worst:.0e} standard deviations from the ONNX file in ONNX Runtime."
 
 
+def _run(session: Any, clip: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    """What the file gives for a clip.
+
+    Raises:
+        VerificationError: ONNX Runtime cannot run it.
+    """
+    try:
+        results: list[NDArray[np.generic]] = session.run(
+            None, {i.name: x for i, x in zip(session.get_inputs(), clip, strict=True)}
+        )
+    except Exception as error:  # ONNX Runtime has no classes of errors to name
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise VerificationError(f"ONNX Runtime cannot run the clip model itself: {first}.") from error
+    return results
+
+
 def _bytes(model: ir.Model) -> bytes:
     content: bytes = ir.serde.serialize_model(model).SerializeToString()
     return content
 
 
 def _random(shape: torch.Size, kind: str, generator: torch.Generator) -> NDArray[np.generic]:
-    if kind in ("tensor(float)", "tensor(double)"):
-        values = torch.randn(shape, generator=generator)
-        return values.numpy().astype(np.float64 if "double" in kind else np.float32)
+    floats = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+    if kind in floats:
+        return torch.randn(shape, generator=generator).numpy().astype(floats[kind])
     whole = torch.randint(0, 2 if "bool" in kind else 100, shape, generator=generator).numpy()
     return whole.astype(kind.removeprefix("tensor(").removesuffix(")"))
 

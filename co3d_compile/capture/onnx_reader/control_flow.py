@@ -41,6 +41,7 @@ def _loop(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
     turns, going, *carried = inputs
     if turns is None or not isinstance(turns, np.ndarray) or isinstance(going, Tensor):
         raise call.refuse("ends when the values of frames say so")
+    carried = [_as_state(v) for v in carried]
     collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     for turn in range(int(turns.reshape(-1)[0])):
         if isinstance(going, np.ndarray) and not bool(going.reshape(-1)[0]):
@@ -61,7 +62,7 @@ def _scan(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
     if call.opset < 9:
         raise call.refuse("scans each clip of a batch by itself", "Export the model with opset 9 or newer.")
     scanned = call.integer("num_scan_inputs", 1)
-    states, series = inputs[: len(inputs) - scanned], inputs[len(inputs) - scanned :]
+    states, series = [_as_state(v) for v in inputs[: len(inputs) - scanned]], inputs[len(inputs) - scanned :]
     dims = call.integers("scan_input_axes") or [0] * scanned
     backwards = call.integers("scan_input_directions") or [0] * scanned
     collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - len(states))]
@@ -81,6 +82,11 @@ def _scan(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
     turned = call.integers("scan_output_directions") or [0] * len(collected)
     rows_of = [rows[::-1] if back else rows for rows, back in zip(collected, turned, strict=True)]
     return [*states, *(_stacked(call, rows, dim) for rows, dim in zip(rows_of, out, strict=True))]
+
+
+def _as_state(value: Value) -> Value:
+    """What a loop starts from: numbers as a tensor, so that the first turn is captured as the others are."""
+    return as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
 def _stacked(call: NodeCall, rows: Sequence[Tensor | Host], dim: int) -> Tensor | Host:

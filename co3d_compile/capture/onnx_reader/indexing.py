@@ -92,6 +92,11 @@ def gather_nd(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     batch, known = call.integer("batch_dims", 0), call.known(1)
     if known is not None and known.shape[-1] == 1 and not batch:
         return _taken(x, 0, known[..., 0])
+    lines = _lines(known) if known is not None and not batch else None
+    if lines is not None:
+        for d, line in enumerate(lines):
+            x = _taken(x, d, line)
+        return x
     lead = [
         torch.arange(x.shape[d]).reshape([-1 if i == d else 1 for i in range(indices.dim() - 1)]) for d in range(batch)
     ]
@@ -148,17 +153,9 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
 
 def _box(indices: Host, shape: tuple[int, ...]) -> list[slice] | None:
     """The slices that tuples of indices name, if each walks evenly along a dim of its own, in the order of the dims."""
-    rank = indices.shape[-1]
-    if indices.ndim != rank + 1 or indices.size == 0:
-        return None
-    slices = []
-    for d in range(rank):
-        walk = np.moveaxis(indices[..., d] % shape[d], d, 0).reshape(indices.shape[d], -1)
-        even = _even(walk[:, 0]) if (walk == walk[:, :1]).all() else None
-        if even is None:
-            return None
-        slices.append(even)
-    return slices
+    lines = _lines(indices)
+    slices = [_even(line % size) for line, size in zip(lines or [], shape, strict=False)]
+    return [s for s in slices if s is not None] if lines and None not in slices else None
 
 
 def _even(line: Host) -> slice | None:
@@ -167,6 +164,15 @@ def _even(line: Host) -> slice | None:
     if step < 1 or (np.diff(line) != step).any():
         return None
     return slice(int(line[0]), int(line[-1]) + 1, step)
+
+
+def _lines(indices: Host) -> list[Host] | None:
+    """The indices along each dim, if tuples of indices name all places where these cross."""
+    rank = indices.shape[-1]
+    if indices.ndim != rank + 1 or indices.size == 0:
+        return None
+    walks = [np.moveaxis(indices[..., d], d, 0).reshape(indices.shape[d], -1) for d in range(rank)]
+    return [w[:, 0] for w in walks] if all((w == w[:, :1]).all() for w in walks) else None
 
 
 def _written(x: Tensor, box: list[slice], updates: Tensor) -> Tensor:

@@ -129,13 +129,18 @@ class OnnxModule(nn.Module):
     # --- running
 
     def _run_model(self, *inputs: Tensor) -> dict[str, Tensor]:
-        values: Values = dict(zip(self.onnx_graph.inputs, inputs, strict=True))
+        values = self._given(inputs)
         self.onnx_clips = self._clips(inputs)
         if self.onnx_clips > 1 and not self.is_for_several:
             raise UsageError("The file is for one clip at a time.")
         results = self.run(self.onnx_graph, values)
         named = zip(self.onnx_graph.outputs, results, strict=True)
         return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
+
+    def _given(self, inputs: Sequence[Tensor]) -> Values:
+        """The inputs by what they are in the file. Those in half precision are converted, as weights are."""
+        whole = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
+        return dict(zip(self.onnx_graph.inputs, whole, strict=True))
 
     def _clips(self, inputs: Sequence[Tensor]) -> int:
         """How many clips are given for each one that the file is written for."""
@@ -148,7 +153,7 @@ class OnnxModule(nn.Module):
 
     def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
         """Every value of the outermost graph by its name, to find where two runs differ."""
-        values: Values = dict(zip(self.onnx_graph.inputs, inputs, strict=True))
+        values = self._given(inputs)
         with torch.no_grad():
             self.run(self.onnx_graph, values)
         named = {v.name or "": x for v, x in values.items() if x is not None}

@@ -1,0 +1,206 @@
+"""Forms that an ONNX file may have: control flow, functions, old versions, recurrent layers, half precision."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from marks import slow
+from onnx import TensorProto, helper
+from test_onnx_channels_last import model, weights
+
+import co3d_compile as co3d
+
+FRAMES, FEATURES = 6, 3
+SERIES: list[int | str] = ["N", FRAMES, FEATURES]
+SIZE = 4  # of the state of a recurrent layer
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def with_opset(network: onnx.ModelProto, opset: int, ir_version: int = 8) -> onnx.ModelProto:
+    network.opset_import[0].version = opset
+    network.ir_version = ir_version
+    return network
+
+
+def value(name: str, *shape: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape or None)
+
+
+def single(name: str, dtype: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, [])
+
+
+def convolution(series: str, result: str) -> list[onnx.NodeProto]:
+    """A causal convolution over the frames of (N, T, C), and back."""
+    return [
+        helper.make_node("Transpose", [series], [f"{result}_in"], perm=[0, 2, 1]),
+        helper.make_node("Conv", [f"{result}_in", "w"], [f"{result}_out"], pads=[2, 0]),
+        helper.make_node("Transpose", [f"{result}_out"], [result], perm=[0, 2, 1]),
+    ]
+
+
+def chosen() -> onnx.ModelProto:
+    """``If`` with a condition that is a constant; each branch reads what lies around it."""
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(op, ["a"], [name])], name, [], [value(name)])
+        for name, op in (("then", "Relu"), ("else", "Sigmoid"))
+    }
+    nodes = [*convolution("x", "a"), helper.make_node("If", ["yes"], ["y"], **branches)]
+    return model(nodes, {**weights(w=(5, 3, 3)), "yes": np.array(True)}, SERIES)
+
+
+def functions() -> onnx.ModelProto:
+    """A function of the file's own, called twice, the second time on what the first gave."""
+    network = model([helper.make_node("Twice", ["x", "w"], ["y"], domain="own")], weights(w=(3, 3, 3)), SERIES)
+    imports = [helper.make_opsetid("", 13), helper.make_opsetid("own", 1)]
+    once = helper.make_function("own", "Once", ["x", "w"], ["y"], convolution("x", "y"), imports)
+    calls = [helper.make_node("Once", ["x", "w"], ["a"], domain="own"),
+             helper.make_node("Once", ["a", "w"], ["y"], domain="own")]  # fmt: skip
+    network.functions.extend([once, helper.make_function("own", "Twice", ["x", "w"], ["y"], calls, imports)])
+    network.opset_import.append(imports[1])
+    return network
+
+
+def weights_as_inputs() -> onnx.ModelProto:
+    """IR version 3, in which every weight is an input, too."""
+    network = with_opset(model(convolution("x", "y"), weights(w=(5, 3, 3)), SERIES), 8, 3)
+    network.graph.input.append(value("w", 5, 3, 3))
+    return network
+
+
+def old_softmax() -> onnx.ModelProto:
+    """Before operator set 13 a softmax is over all dims from ``axis`` on: here over the features."""
+    nodes = [*convolution("x", "a"), helper.make_node("Softmax", ["a"], ["y"], axis=2)]
+    return with_opset(model(nodes, weights(w=(5, 3, 3)), SERIES), 11)
+
+
+START = [
+    helper.make_node("Shape", ["x"], ["shape"]),
+    helper.make_node("Gather", ["shape", "rows_and_features"], ["sizes"]),
+    helper.make_node("Expand", ["zero", "sizes"], ["start"]),
+]
+"""Zeros for each clip, as exporters write them."""
+CONSTANTS = {
+    "rows_and_features": np.array([0, 2]),
+    "zero": np.zeros((1, 1), np.float32),
+    "half": np.array(0.5, np.float32),
+}
+
+
+def looped() -> onnx.ModelProto:
+    """``Loop`` over frames: a running average, collected."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "turn"], ["frame"], axis=1),
+            helper.make_node("Mul", ["before", "half"], ["old"]),
+            helper.make_node("Add", ["old", "frame"], ["state"]),
+            helper.make_node("Tanh", ["state"], ["row"]),
+            helper.make_node("Identity", ["going"], ["on"]),
+        ],
+        "body",
+        [single("turn", TensorProto.INT64), single("going", TensorProto.BOOL), value("before")],
+        [single("on", TensorProto.BOOL), value("state"), value("row")],
+    )
+    nodes = [
+        *START,
+        helper.make_node("Loop", ["turns", "", "start"], ["last", "rows"], body=body),
+        helper.make_node("Transpose", ["rows"], ["y"], perm=[1, 0, 2]),
+    ]
+    return model(nodes, {**CONSTANTS, "turns": np.array(FRAMES)}, SERIES)
+
+
+def scanned() -> onnx.ModelProto:
+    """``Scan`` over frames: the same running average."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Mul", ["before", "half"], ["old"]),
+            helper.make_node("Add", ["old", "frame"], ["state"]),
+            helper.make_node("Tanh", ["state"], ["row"]),
+        ],
+        "body",
+        [value("before"), value("frame")],
+        [value("state"), value("row")],
+    )
+    axes = {"scan_input_axes": [1], "scan_output_axes": [1]}
+    nodes = [*START, helper.make_node("Scan", ["start", "x"], ["last", "y"], body=body, num_scan_inputs=1, **axes)]
+    return model(nodes, CONSTANTS, SERIES)
+
+
+FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], int | None]] = {
+    "If": (chosen, 3),
+    "functions": (functions, 5),
+    "IR 3": (weights_as_inputs, 3),
+    "Softmax of opset 11": (old_softmax, 3),
+    "Loop": (looped, None),
+    "Scan": (scanned, None),
+}
+"""What builds a file, and the receptive field of its network."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_of_file_streams(form: str) -> None:
+    build, receptive_field = FORMS[form]
+    network = build()
+    compiled = co3d.compile(network, time_dim=1)
+    assert compiled.info.receptive_field == receptive_field and not compiled.info.recomputed
+    assert co3d.verify(compiled, network).passed
+
+
+def test_a_softmax_over_features_and_time_is_a_window() -> None:
+    """In operator set 11 ``axis=1`` of (N, T, C) is over both."""
+    nodes = [*convolution("x", "a"), helper.make_node("Softmax", ["a"], ["y"], axis=1)]
+    network = with_opset(model(nodes, weights(w=(5, 3, 3)), SERIES), 11)
+    assert co3d.compile(network, time_dim=1).info.recomputed
+
+
+@pytest.mark.parametrize(
+    ("direction", "started"),
+    [("forward", False), slow("forward", True), slow("reverse", True), slow("bidirectional", True)],
+)
+@pytest.mark.parametrize("kind", GATES)
+def test_recurrent_layers(kind: str, direction: str, started: bool) -> None:
+    """One direction is a state; what comes from the end of a clip, or starts from numbers of its own, is a window."""
+    count, gates = 2 if direction == "bidirectional" else 1, GATES[kind]
+    shapes = {
+        "w": (count, gates * SIZE, FEATURES), "r": (count, gates * SIZE, SIZE), "b": (count, 2 * gates * SIZE),
+        "h": (count, 1, SIZE), "c": (count, 1, SIZE),
+    }  # fmt: skip
+    inputs = ["frames", "w", "r", "b", *(["", "h"] if started else []), *(["c"] if started and kind == "LSTM" else [])]
+    extra = {"linear_before_reset": 1} if kind == "GRU" else {}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["frames"], perm=[1, 0, 2]),
+        helper.make_node(kind, inputs, ["rows"], hidden_size=SIZE, direction=direction, **extra),
+        helper.make_node("ReduceSum", ["rows", "axis"], ["all"], keepdims=0),
+        helper.make_node("Transpose", ["all"], ["y"], perm=[1, 0, 2]),
+    ]
+    network = model(
+        nodes, {**weights(**{k: s for k, s in shapes.items() if k in inputs}), "axis": np.array([1])}, [1, *SERIES[1:]]
+    )
+    compiled = co3d.compile(network, time_dim=1)
+    assert bool(compiled.info.recomputed) == (started or direction != "forward")
+    assert co3d.verify(compiled, network).passed
+
+
+def test_weights_beside_the_file(tmp_path: Path) -> None:
+    network = model(convolution("x", "y"), weights(w=(5, 3, 3)), SERIES)
+    onnx.save(network, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    compiled = co3d.compile(tmp_path / "m.onnx", time_dim=1)
+    assert co3d.verify(compiled, tmp_path / "m.onnx").passed
+
+
+def test_half_precision_is_read_as_float32() -> None:
+    """Inputs, weights and casts."""
+    network = model(convolution("x", "y"), {"w": weights(w=(5, 3, 3))["w"].astype(np.float16)}, SERIES)
+    for v in (*network.graph.input, *network.graph.output):
+        v.type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.warns(co3d.Co3dWarning, match="half precision"):
+        compiled = co3d.compile(network, time_dim=1)
+    assert compiled.info.inputs[0].dtype == "float32"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert co3d.verify(compiled, network).passed
