@@ -135,6 +135,17 @@ def test_what_is_said_is_verified(name: str, boundary: str) -> None:
     assert co3d.verify(compiled, entry.build(), entry.examples()).passed
 
 
+def test_what_begins_behind_a_start_is_compared_behind_its_padding() -> None:
+    """A convolution on the frames from the second one on pads in front of that one."""
+    module = fn(
+        lambda m, x: m.c(torch.cat([m.a(x[:, :, :1]), m.b(x[:, :, 1:])], 2)),
+        a=lambda: conv(padding=1), b=lambda: conv(padding=1), c=lambda: conv(5, padding=2),
+    )().eval()  # fmt: skip
+    clip = (torch.randn(1, 4, CLIP),)
+    streams(module, module, [CLIP, CLIP + 3], CLIP)
+    assert co3d.verify(co3d.compile(module, clip, boundary="exact"), module, clip).passed
+
+
 def remembering(join: Callable[[Any, Tensor], Tensor]) -> nn.Module:
     def forward(m: Any, x: Tensor) -> Any:
         return m.lstm(join(m, m.a(F.pad(x, (1, 0)))).transpose(1, 2))[0].transpose(1, 2)

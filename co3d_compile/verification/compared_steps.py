@@ -98,6 +98,8 @@ class Timeline:
         self.pulse = next(f for i in info.inputs if (f := i.frames_per_step))
         self.few = max(3, 8 // self.pulse + 2)
         self._plans = [(plan, output.delay) for plan, output in zip(reference.plans, info.outputs, strict=True)]
+        if info.boundary == "exact":  # what begins later than the stream, behind a start of its own, has its end there
+            self.warmup += -(-reference.clip // self.pulse)
         begin, steps = self._first_whole_clip() if self.recurrent else self.warmup, steps or self.few
         if self.recurrent and steps > LONGEST:
             raise UsageError(
