@@ -239,6 +239,17 @@ def spiking(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def carried_along(m: Any, x: Tensor) -> Tensor:
+    """What is handed on is moved by two frames that follow each other, but for the first one."""
+    h, out = zeros(x, 4), []
+    for t in range(x.shape[1]):
+        if t > 0:
+            h = h + torch.tanh(m.embed(x[:, t] - x[:, t - 1]))
+        h = torch.tanh(m.mix(torch.cat([x[:, t], h], -1)))
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 def frames_of_a_network(m: Any, x: Tensor) -> Tensor:
     """Features of all frames at once, folded into the batch; then a cell."""
     y, h, out = m.cnn(x.flatten(0, 1)).unflatten(0, x.shape[:2]), zeros(x, 5), []
@@ -439,6 +450,7 @@ CASES = {
         Case(less_the_background, states=2),
         Case(filter_of_order_two, states=2),
         Case(spiking),
+        Case(carried_along, states=3),
         Case(frames_of_a_network, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),
         Case(list_of_features, PICTURES),

@@ -1,6 +1,7 @@
 """Turns of a loop that do not lie beside the others: a last one that lacks parts, a first one that lies among others.
 
-What nobody reads is not captured, so the last copy may lack operators. In front of the first copy there may be one more
+What nobody reads is not captured, so the last copy may lack operators: those that would read frames behind the clip's
+last one, where each turn looks ahead, among them. In front of the first copy there may be one more
 whose operators lie among others, such as those that make the first state (``if h is None: h = …``).
 """
 
@@ -14,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
 from co3d_compile.capture.loop_tokens import Tokens, alike, frame_of, leaves, taken, whole
-from co3d_compile.ir.node_reading import shape_of
 
 
 class Extension:
@@ -31,11 +31,9 @@ class Extension:
         self.found: dict[Hashable, Node] = {}
         self.frames: dict[Hashable, Node] = {}
         for node in tokens.nodes:
-            if node in used:
-                continue
-            self.found.setdefault(self._key(node), node)
-            take = frame_of(node)
-            if take is not None:
+            if node not in used:
+                self.found.setdefault(self._key(node), node)
+            if (take := frame_of(node)) is not None:  # several turns may read one node
                 self.frames.setdefault((take.root, take.dim, take.start, take.length), node)
 
     def run(self) -> None:
@@ -56,12 +54,9 @@ class Extension:
         return len(turn) == len(self.copies.body)
 
     def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:
-        """A turn with all its operators that there are; None where frames are missing."""
-        for walk in self.copies.walks.values():
-            if walk.start + index * walk.step + walk.entries > shape_of(walk.root)[walk.dim]:
-                return None
-            if walk.start + index * walk.step < 0:
-                return None
+        """A turn with all its operators that there are; None where it would begin before the first frame."""
+        if any(walk.start + index * walk.step < 0 for walk in self.copies.walks.values()):
+            return None
         for at, node in self.copies.body.items():
             if at in turn:
                 continue

@@ -25,13 +25,14 @@ TOLERANCE = 1e-5
 Draw = Callable[..., Tensor]
 
 
-def add_first_turn(program: Program, copies: Copies, outputs: list[int]) -> bool:
+def add_first_turn(program: Program, copies: Copies, outputs: list[int], whole: bool) -> bool:
     """Adds the turn in front of those that were found, if it is the body on zeros; whether it is.
 
     Args:
         program: Has the copies.
         copies: Of the loop.
         outputs: The operators of the body that something outside reads.
+        whole: Whether the turn must have all of them: else it only makes what the next turn reads.
     """
     body = Body(program, copies, outputs)
     keys = list(body.states)
@@ -54,6 +55,8 @@ def add_first_turn(program: Program, copies: Copies, outputs: list[int]) -> bool
         if not all(equal(values[n], result, TOLERANCE) for n, result in zip(firsts, handed, strict=True)):
             return False
         read = {at: n for at, n in read.items() if at in computed and equal(values[n], computed[at], TOLERANCE)}
+    if whole and not set(outputs) <= {*read, *(at for at, _ in keys)}:
+        return False
     copies.turns.insert(0, {**read, **{at: copies.starts[at, 1] for at, _ in keys}})
     copies.walks = walks
     first = next(n for n in program.graph.nodes if n.op == "call_function")

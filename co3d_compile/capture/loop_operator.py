@@ -158,9 +158,15 @@ class LoopWriter:
         operands = []
         for walk, i in walked:
             first, end = walk.start + i, walk.start + i + (turns - 1) * walk.step + 1
-            whole = (first, end, walk.step) == (0, shape_of(walk.root)[walk.dim], 1)
-            args = (walk.dim, first, end, walk.step)
-            operands.append(walk.root if whole else insert(self.program, anchor, aten.slice.Tensor, walk.root, *args))
+            size = shape_of(walk.root)[walk.dim]
+            args = (walk.dim, first, min(end, size), walk.step)
+            whole = args[1:] == (0, size, 1)
+            taken = walk.root if whole else insert(self.program, anchor, aten.slice.Tensor, walk.root, *args)
+            missing = turns - shape_of(taken)[walk.dim]
+            if missing:  # the last turn has no operator that reads them
+                pads = [0, 0] * (len(shape_of(taken)) - 1 - walk.dim) + [0, missing]
+                taken = insert(self.program, anchor, aten.constant_pad_nd.default, taken, pads)
+            operands.append(taken)
         operands += [self._of_shape(start, shape_of(self.copies.body[at]), anchor) for (at, _), start in starts.items()]
         with self.program.graph.inserting_before(anchor):
             node = self.program.graph.call_function(loop, (*operands, *fixed))
