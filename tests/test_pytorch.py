@@ -195,6 +195,16 @@ def test_a_trained_step_becomes_onnx_again(options: dict[str, Any]) -> None:
     assert all(bool((old == kept).all()) for old, kept in zip(before, compiled.to_module().parameters(), strict=True))
 
 
+def test_parameters_keep_the_network_s_names() -> None:
+    """A kernel that the step needs in another form is named after what it is made of."""
+    network = nn.Sequential(
+        nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+    step = co3d.compile(network, (torch.rand(1, 3, 8, 8, 8),)).to_module()
+    named = {name.removeprefix("graph.").partition("_as_")[0] for name, _ in step.named_parameters()}
+    assert named == {name for name, _ in network.named_parameters()}
+
+
 def test_gradients_are_those_of_the_network() -> None:
     """Each frame's share of a result is what the clip network's own gradient says."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,10 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant, set_constant
 
 aten = torch.ops.aten
+
+
+FORM = re.compile(r"_(tap|as)_\d+$")  # what follows a constant's name where it is one tap of it, or another form
+UNNAMED = "lowered.constant"
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,21 @@ class Builder:
         return node
 
     def _compute(self, target: Any, args: Any, kwargs: Any) -> Node:
+        names: set[str] = set()
+
         def value(n: Node) -> torch.Tensor:
+            names.add(FORM.sub("", self._constants[n]))
             return get_constant(self.program.module, self._constants[n])
 
         real_args, real_kwargs = map_arg((args, kwargs), value)
         with torch.no_grad():
             result = target(*real_args, **real_kwargs)
-        return self.new_constant(result)
+        return self.new_constant(result, names.pop() if len(names) == 1 else UNNAMED)
 
-    def new_constant(self, value: torch.Tensor) -> Node:
-        """A constant that has no name in the model."""
+    def new_constant(self, value: torch.Tensor, made_of: str = UNNAMED) -> Node:
+        """A constant that has no name in the model; ``made_of``: the one that it is another form of."""
         self._count += 1
-        return self.constant(f"lowered.constant_{self._count}", value.contiguous())
+        return self.constant(f"{made_of}_as_{self._count}", value.contiguous())
 
     def counter(self, like: Node, pulse: int) -> Node:
         """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
