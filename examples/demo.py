@@ -37,7 +37,7 @@ CLIP = 13
 FPS = 25
 THREADS = 2
 LEAST = 100  # frames of the video
-SHOT_FRAMES = 600  # of the 5,301 frames of the video with shots
+SHOT_FRAMES = 400  # of the 5,301 frames of the video with shots
 PREPROCESS = co3d.Preprocess(crop=160, size=182, mean=0.45, std=0.225)
 TOLERANCE = 1e-3
 """Largest difference of a probability: the video amplifies float32 rounding less than this, an error more."""
