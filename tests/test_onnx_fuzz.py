@@ -104,7 +104,10 @@ def change_a_weight(model: onnx.ModelProto, chance: random.Random) -> None:
 
 def change_numbers(model: onnx.ModelProto, chance: random.Random) -> None:
     weight = chance.choice(model.graph.initializer)
-    array = onnx.numpy_helper.to_array(weight).copy().reshape(-1)
+    try:
+        array = onnx.numpy_helper.to_array(weight).copy().reshape(-1)
+    except (ValueError, TypeError):  # an earlier change has made it unreadable
+        return
     if array.size:
         array[chance.randrange(array.size)] = chance.choice([0, -1, 3, 2**30])
         weight.CopyFrom(onnx.numpy_helper.from_array(array.reshape(tuple(weight.dims)), weight.name))

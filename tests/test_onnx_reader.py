@@ -56,7 +56,6 @@ OTHERWISE = {
         "rows_relu": "an RNN is written step by step",
         "rows_rnn": "an RNN is written step by step",
         "shift_in_place": "what is written over is stored for one clip: the compiled file is for one stream",
-        "tensor_unfold": "sliding windows are written with sizes of one clip",
         "tsm_resnet": "what is written over is stored for one clip: the compiled file is for one stream",
         "unet_linear": "a linear interpolation is written as indices of one clip",
     },
