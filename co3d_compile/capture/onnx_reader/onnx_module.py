@@ -169,7 +169,8 @@ class OnnxModule(nn.Module):
             results = self.results_of(node, values)
             values.update(zip(node.outputs, results, strict=False))
         outputs = [self._value(v, values) for v in graph.outputs]
-        assert all(v is not None for v in outputs)
+        if any(v is None for v in outputs):
+            raise LoadError("The ONNX file has an output that nothing computes.")
         return [v for v in outputs if v is not None]
 
     def _value(self, value: ir.Value | None, values: Mapping[ir.Value, Value]) -> Value:
