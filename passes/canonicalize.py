@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as with_fields
 from typing import Any
 
 import torch
@@ -93,7 +94,10 @@ class Canonicalize(Pass):
             value = values[node]
             if node.op == "call_function" and any(user not in values for user in node.users):
                 constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
-                amend_own(constant, constant=Constant.of(value, node in learned, computed=True))
+                known = Constant.of(value, node in learned, computed=True)
+                if not program.refuted.isdisjoint(program.names_of(node)):
+                    known = with_fields(known, progression=None, band=None)
+                amend_own(constant, constant=known)
                 node.replace_all_uses_with(constant)
             elif node.op == "get_attr":
                 amend_own(node, constant=Constant.of(value, node in learned, computed=False))

@@ -220,7 +220,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "histogram": (Histogram, [(0, 0, 1)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
     "gradient": (Gradient, [(1, 1, 1)]),
-    "rolled, written over": (Rolled, [(1, 0, 1)]),
+    "rolled, written over": (Rolled, []),  # an operator that has a rule
     "rolled, masked": (RolledMasked, [(1, 0, 1)]),
 }
 """Before, after and period of each region."""

@@ -220,6 +220,8 @@ WINDOWS = [
         reference=lambda m: Reference(m.conv, (Window(lambda x: x.mean(2)),))),
     windowed("rows of all clips numbered in one go", lambda x: (x.transpose(1, 2).flatten(0, 1) + torch.arange(
         x.shape[0] * x.shape[2])[:, None]).unflatten(0, (x.shape[0], -1)).transpose(1, 2), expect="recompute"),
+    windowed("share of the clip that is over", lambda x: x + torch.arange(x.shape[2]) / x.shape[2], expect="recompute"),
+    windowed("entries until the end", lambda x: x + (x.shape[2] - torch.arange(x.shape[2])), expect="recompute"),
     windowed("overlapping pool, up-sampled, meets its operand", lambda x: torch.cat([_spread_over_time(x), x], 1)),
 ]  # fmt: skip
 

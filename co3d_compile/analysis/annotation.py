@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 
+from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.regrouping import Regrouping, split_views
@@ -21,10 +22,11 @@ from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import blocks, hold, unblocked
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream, own_of
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_stream, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
+from co3d_compile.rules.pointwise import Pointwise, counts_on
 
 
 def annotate(program: Program) -> list[tuple[Node, str]]:
@@ -47,6 +49,7 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         hold_back(program, node, operands)
     fix_pulse(program)
     program.notes.split_views = split_views(program)
+    program.notes.goes_on = going_on(program)
     return walk.fallbacks
 
 
@@ -127,6 +130,24 @@ def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> No
         marker = insert_marker(program, node, hold, x, begins(node), like=x)
         marker.meta[KEY] = fact
         node.replace_input_with(x, marker)
+
+
+def going_on(program: Program) -> dict[str, tuple[tuple[int, ...], Tensor]]:
+    """The captured constants of streams that go on beyond the clip, with the dims that grow, and their values."""
+    captured = set(program.notes.captured)
+    found: dict[str, tuple[tuple[int, ...], Tensor]] = {}
+    for node in filter(is_stream, program.graph.nodes):
+        layout, pointwise = fact_of(node).layout, isinstance(rule_for(node.target), Pointwise)
+        for x in node.all_input_nodes:
+            line = constant_of(x).progression
+            dims: tuple[int, ...] = ()
+            if pointwise and line is not None and layout is not None and counts_on(x, layout):
+                dims = (line[0],)
+            elif not pointwise and constant_of(x).band is not None:
+                dims = (-2, -1)
+            if dims:
+                found.update({name: (dims, program.constant(x)) for name in program.names_of(x) if name in captured})
+    return found
 
 
 def fix_pulse(program: Program) -> None:

@@ -71,13 +71,13 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     Raises:
         NotLocal: Some block depends on what is outside of its reach.
     """
-    whole = in_float64(part.at(entries))
     length = run_length(part.captures, reach, reach.period)
-    blocks = entries // reach.period
-    first, last = -(-reach.before // reach.period), (entries - reach.after) // reach.period - 1
-    positions = sorted({first, (first + last) // 2, last} & set(range(blocks)))
-    for tried in range(length, length + LONGER * reach.period + 1, reach.period):
-        if _can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, positions, mask):
+    longest = length + LONGER * reach.period
+    while entries < 2 * longest:  # else a run of them would fit in one or two places alone
+        entries *= 2
+    whole = in_float64(part.at(entries))
+    for tried in range(length, longest + 1, reach.period):
+        if _can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, mask):
             return tried
     raise NotLocal("it depends on more than its operators say")
 
@@ -104,10 +104,12 @@ def _can_take(captures: Captures, entries: int) -> bool:
     return True
 
 
-def _holds(
-    part: Part, reach: Reach, whole: GraphModule, entries: int, length: int, positions: Sequence[int], mask: float
-) -> bool:
-    """Whether blocks of whole clips are what a step computes of their reach, whatever is outside of it."""
+def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: int, mask: float) -> bool:
+    """Whether blocks of whole clips are what a step computes of their reach, whatever is outside of it.
+
+    Looked at are the first block of which that can be told, the last one, and one between: what counts from an end of
+    the clip is not the same in all of them.
+    """
     try:
         step = in_float64(part.at(length))
     except NotResizable:
@@ -115,11 +117,10 @@ def _holds(
     generator = torch.Generator().manual_seed(0)
     front = length - reach.period - reach.after
     scales = [s for s in SCALES if s * 1e3 <= mask]
+    first, last = -(-front // reach.period), (entries - length + front) // reach.period
     for _ in range(DRAWS):
-        for m in positions:
+        for m in sorted({first, (first + last) // 2, last}):
             start = m * reach.period - front
-            if start < 0 or start + length > entries:
-                continue
             near = part.inputs(length, generator)
             try:
                 wanted = _block(_run(step, near), part.dim, front, reach.period)

@@ -175,7 +175,7 @@ class TimeWalk:
 
     def _regroup(self, node: Node, rule: Rule) -> bool:
         """Whether the operator streams once entries are regrouped, which is then decided."""
-        if not self.program.torn.isdisjoint(self.program.names_of(node)):
+        if not self.program.refuted.isdisjoint(self.program.names_of(node)):
             return False
         found = regroupings(node, rule, self.program.options.pool_scope)
         self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)

@@ -20,7 +20,7 @@ from co3d_compile.analysis.delay_model import frames_late
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture, captured_again
-from co3d_compile.capture.torn_views import torn_views
+from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.capture.tracer import doubled, export
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.local_regions import stream_regions
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 RESTARTS = 3  # a rule that fails at one operator may fail at others of its kind
 
 
-class _Torn(Exception):
-    """Views that were taken for blocks of time split it into as many parts, however long the clip is."""
+class _Refuted(Exception):
+    """A longer clip shows something else than was assumed of some captured nodes."""
 
-    def __init__(self, views: frozenset[str]) -> None:
-        super().__init__(", ".join(sorted(views)))
-        self.views = views
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__(", ".join(sorted(names)))
+        self.names = names
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Build:
         """Compiles; where a rule fails, again from the captured graph, with the operator of that rule on a window."""
         network = self._network(two)
         failures: list[RuleFailure] = []
-        torn: frozenset[str] = frozenset()
+        wrong: frozenset[str] = frozenset()
         while True:
-            attempt = _Attempt(self, network, two, failures, torn)
+            attempt = _Attempt(self, network, two, failures, wrong)
             try:
                 return attempt.model()
-            except _Torn as found:
-                torn |= found.views
+            except _Refuted as found:
+                wrong |= found.names
             except RuleFailure as failure:
                 if len(failures) == RESTARTS:
                     raise
@@ -115,14 +115,14 @@ class _Attempt:
         network: What is captured.
         two: Whether one clip may be captured as two, so that the batch can be told from other dims.
         failures: Rules that have failed before; their operators are on a window.
-        torn: Views that are no blocks of time.
+        wrong: Captured nodes of which a longer clip has shown something else than was assumed.
     """
 
     build: Build
     network: nn.Module | ExportedProgram
     two: bool
     failures: list[RuleFailure]
-    torn: frozenset[str]
+    wrong: frozenset[str]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def model(self) -> CompiledModel:
@@ -139,8 +139,8 @@ class _Attempt:
             stream_regions(program, partial(again, program))
         checks = promises.PROMISES if build.dump is not None or promises.always else {}
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
-        if views := torn_views(program, partial(again, program)):
-            raise _Torn(views)
+        if wrong := refuted(program, partial(again, program)):
+            raise _Refuted(wrong)
         _check_complete(program)
         self._show("export", len(build.pipeline), len(build.pipeline))
         with self._timed("export"):
@@ -158,7 +158,7 @@ class _Attempt:
     def _captured(self) -> Program:
         """Captures, and tells the program what earlier attempts have found."""
         program = capture(self.network, self.build.source.clip, self.build.options, two=self.two)
-        program.decreed, program.torn = [failure.names for failure in self.failures], self.torn
+        program.decreed, program.refuted = [failure.names for failure in self.failures], self.wrong
         program.notes.warnings += [failure.warning for failure in self.failures]
         return program
 

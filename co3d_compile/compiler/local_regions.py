@@ -50,7 +50,7 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
     module = GraphModule(program.module, copy.deepcopy(program.graph))
     options = replace(program.options, unsupported="window")
     tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
-    tried.decreed, tried.regions, tried.torn = program.decreed, program.regions, program.torn
+    tried.decreed, tried.regions, tried.refuted = program.decreed, program.regions, program.refuted
     tried.follow()
     passes = default_passes()
     try:

@@ -59,8 +59,9 @@ def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
     (dim,) = counted
     line = value.movedim(dim, 0).flatten(1)[:, 0].double() if value.dim() > 1 else value.double()
     steps = line[1:] - line[:-1]
-    even = len(line) > 2 and bool((steps - steps[0]).abs().max() <= 1e-9)
-    return (dim, float(line[0]), float(steps[0])) if even else None
+    rounding = 1e-9 + 4 * torch.finfo(value.dtype).eps * float(line.abs().max()) if value.is_floating_point() else 0
+    even = len(line) > 2 and bool((steps - steps.mean()).abs().max() <= rounding)
+    return (dim, float(line[0]), float(steps.mean())) if even else None
 
 
 def band(mask: torch.Tensor) -> tuple[int, int] | None:

@@ -204,6 +204,8 @@ class Notes:
         warnings: Sentences for people.
         survey: What is known of each operator, before time leaves the graph.
         split_views: Captured views that split time into blocks, and their shape for a clip twice as long.
+        goes_on: Captured constants that count frames, or say which frames see each other, with the dims that grow with
+            the clip, and their values.
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
         kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
@@ -221,6 +223,7 @@ class Notes:
     warnings: list[str] = field(default_factory=list)
     survey: list[Operator] = field(default_factory=list)
     split_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    goes_on: dict[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
@@ -242,7 +245,8 @@ class Program:
         decreed: Operators that are windows since their rules failed: for each the names of its node, the first that is
             there.
         learned: Names of the constants that are parameters of the model.
-        torn: Captured views that split time into as many parts, however long the clip is: they have no blocks.
+        refuted: Captured views that split time into as many parts, however long the clip is, and captured constants
+            that are other numbers for a longer clip: they make no blocks and count no frames.
         originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.
@@ -258,7 +262,7 @@ class Program:
     promises: set[str] = field(default_factory=set)
     decreed: list[tuple[str, ...]] = field(default_factory=list)
     learned: frozenset[str] = frozenset()
-    torn: frozenset[str] = frozenset()
+    refuted: frozenset[str] = frozenset()
     originals: dict[Node, Original] = field(default_factory=dict)
     written: set[Node] = field(default_factory=set)
     step: Step = field(default_factory=Step)

@@ -75,13 +75,13 @@ class Pointwise(Rule):
         if place is not None:
             right = layout.rank - place.dim
             for n in operands(node):
-                filling = constant_of(n).filling or _counted(n, layout) or _same(n, layout)
+                filling = constant_of(n).filling or counts_on(n, layout) or _same(n, layout)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
                     if time_here and place.size > 1:
                         raise NoExtension("meets a constant with a time axis")
         fact = combine([fact_of(n) for n in operands(node)], self.layout(node))
-        if any(_counted(n, layout) for n in operands(node)):
+        if any(counts_on(n, layout) for n in operands(node)):
             return replace(fact, lead=0, tail=0)  # copies of one entry differ by what is counted
         return fact
 
@@ -93,7 +93,7 @@ class Pointwise(Rule):
         def operand(arg: Any) -> Any:
             if not isinstance(arg, Node):
                 return arg
-            if not is_stream(arg) and _counted(arg, layout):
+            if not is_stream(arg) and counts_on(arg, layout):
                 return count(arg, node, low, i)
             if right and rank_of(arg) >= right and not is_stream(arg):
                 return low.one_of(arg, rank_of(arg) - right)
@@ -118,7 +118,7 @@ def _same(constant: Node, layout: Layout) -> bool:
     return dim >= 0 and (constant_of(constant).filling or dim in constant_of(constant).alike)
 
 
-def _counted(constant: Node, layout: Layout) -> bool:
+def counts_on(constant: Node, layout: Layout) -> bool:
     """Whether a constant counts the entries of what it meets (``arange``), so that it goes on beyond the clip.
 
     Nothing counts on where the rows of several clips are numbered in one go.

@@ -202,12 +202,14 @@ class LongClip(Interpreter):
             return v
         if place.size == 1:
             return v.repeat_interleave(entries, v.dim() - right)
-        steps = v.diff(dim=-right)
-        if not bool((steps == steps.narrow(-right, 0, 1)).all()):
+        exact = v.double()
+        step, rounding = exact.diff(dim=-right).mean(-right, keepdim=True), 4 * float(exact.abs().max())
+        rounding *= torch.finfo(v.dtype).eps if v.is_floating_point() else 0
+        if not bool(((exact.diff(dim=-right) - step).abs() <= rounding).all()):
             raise NoReference("a constant differs over time")
         first = (Fraction(-self.offset) / (stream.claim.rate * stream.claim.spacing)).numerator
         count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
-        return v.narrow(-right, 0, 1) + steps.narrow(-right, 0, 1) * count.to(v.dtype)
+        return (exact.narrow(-right, 0, 1) + step * count).to(v.dtype)
 
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """The sequence, and the last state after every position: the frames from the first on."""

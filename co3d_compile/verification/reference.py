@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture, captured_again
-from co3d_compile.capture.torn_views import torn_views
+from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
@@ -68,8 +68,8 @@ class Reference:
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program, regions)
         again = partial(captured_again, model, example_inputs, options, False, self.program)
-        if views := torn_views(self.program, again):
-            self.program.torn = views
+        if wrong := refuted(self.program, again):
+            self.program.refuted = wrong
             self.claims = claims_of(self.program, regions)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]

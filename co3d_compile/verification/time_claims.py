@@ -102,7 +102,7 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
     nodes = {n.name: n for n in graph.nodes}
     module = GraphModule(program.module, graph)
     copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
-    copied.torn = program.torn
+    copied.refuted = program.refuted
     copied.follow()
     for part in regions:
         _call_region(copied, nodes, part)
@@ -115,7 +115,7 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
     for captured, name in copied.places().items():  # behind a gate comes what was left out: a dropout is no gate itself
         claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
         gates |= {name} if found[name].gate is not None else set()
-    program.notes.split_views = copied.notes.split_views
+    program.notes.split_views, program.notes.goes_on = copied.notes.split_views, copied.notes.goes_on
     return claims | _regrouped(copied)
 
 

@@ -1,0 +1,86 @@
+"""What is assumed of longer clips is looked up in one: a clip of one length does not say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx import Node, map_arg
+
+from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.resized_graph import NotResizable
+from co3d_compile.ir.stored_constants import get_constant
+
+
+def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
+    """The captured nodes of an annotated program of which a longer clip shows something else than was assumed.
+
+    A view of 8 frames as (2, 4) may be two blocks of four, or two halves of any clip. Numbers that count frames may be
+    ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip.
+
+    Args:
+        program: What was assumed of it is noted.
+        again: Captures the network for clips so many times as long.
+    """
+    views, constants = program.notes.split_views, program.notes.goes_on
+    if not views and not constants:
+        return frozenset()
+    try:
+        longer = again(2, False)
+    except NotResizable as why:
+        _say(program, str(why))
+        return frozenset()
+    there = {n.name: n for n in longer.graph.nodes} if longer is not None else {}
+    wrong = {name for name, shape in views.items() if name not in there or shape_of(there[name])[1:] != shape[1:]}
+    for name, (dims, value) in constants.items():
+        found = _value(longer, there[name]) if longer is not None and name in there else None
+        if found is None or not _goes_on(value, found, dims):
+            wrong.add(name)
+    return frozenset(wrong) - program.refuted
+
+
+def _say(program: Program, why: str) -> None:
+    if program.notes.split_views:
+        program.notes.warnings.append(
+            f"A view splits time into blocks of frames; that they are as long in a longer clip is assumed: {why}."
+        )
+    usual = all(_is_usual(value, *dims) for dims, value in program.notes.goes_on.values())
+    if not usual:
+        program.notes.warnings.append(
+            f"A constant counts the frames; that it has the same numbers for them in a longer clip is assumed: {why}."
+        )
+
+
+def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
+    """Whether numbers count from 0 or 1 by ones, as no share of a clip does; masks are as long as they are."""
+    if others:
+        return True
+    first, second = value.select(dim, 0), value.select(dim, 1)
+    return bool(((second - first) == 1).all()) and bool(((first == 0) | (first == 1)).all())
+
+
+def _value(program: Program, node: Node) -> Tensor | None:
+    """The value of a node that depends on no input; None where it does."""
+    if node.op == "get_attr":
+        return get_constant(program.module, str(node.target))
+    if node.op != "call_function":
+        return None
+    operands = {n: _value(program, n) for n in node.all_input_nodes}
+    if any(value is None for value in operands.values()):
+        return None
+    args, kwargs = map_arg((node.args, node.kwargs), operands.__getitem__)
+    with torch.no_grad():
+        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result
+
+
+def _goes_on(value: Tensor, longer: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether the same numbers stand in front."""
+    if longer.dim() != value.dim() or any(longer.shape[d] < value.shape[d] for d in dims):
+        return False
+    front = longer
+    for d in dims:
+        front = front.narrow(d, 0, value.shape[d])
+    return front.shape == value.shape and torch.allclose(front.double(), value.double(), rtol=1e-6, atol=1e-9)
