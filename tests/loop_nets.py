@@ -1,45 +1,21 @@
-"""Networks with loops over frames written by hand, in many spellings, on (N, T, features) or (N, T, C, H, W)."""
+"""Networks with loops over frames written by hand, in many spellings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-Forward = Callable[[Any, Tensor], Tensor]
-PICTURES, SERIES = (1, 6, 3, 5, 5), (1, 6, 4)
-
-
-class Network(nn.Module):
-    """A few layers, and the lines of Python that join them."""
-
-    def __init__(self, forward: Forward) -> None:
-        super().__init__()
-        self._forward = forward
-        self.gates, self.out = nn.Conv2d(3 + 4, 16, 3, padding=1), nn.Conv2d(4, 2, 1)
-        self.norm = nn.BatchNorm2d(16)
-        self.peep = nn.Parameter(0.3 * torch.randn(4, 1, 1))
-        self.gru, self.lstm, self.second = nn.GRUCell(4, 5), nn.LSTMCell(4, 5), nn.GRUCell(5, 5)
-        self.rnn = nn.RNNCell(4, 5)
-        self.first = nn.Parameter(torch.randn(5))
-        self.head, self.mix, self.embed = nn.Linear(5, 2), nn.Linear(8, 4), nn.Linear(4, 4)
-        self.layers = nn.ModuleList([nn.GRUCell(4, 4), nn.GRUCell(4, 4)])
-        self.decay = nn.Parameter(-torch.rand(4, 3))
-        self.to_b, self.to_c, self.to_d = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 4)
-        self.cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.places = nn.Parameter(torch.randn(6, 4))
-        self.look = nn.Conv1d(4, 4, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the lines compute."""
-        return self._forward(self, x)
-
-
-def zeros(x: Tensor, *shape: int) -> Tensor:
-    return x.new_zeros(x.shape[0], *shape)
+from loop_filters import (
+    carried_along,
+    filter_of_order_two,
+    less_the_background,
+    moving_average,
+    smoothed_from_the_first_frame,
+    spiking,
+)
+from loop_network import PICTURES, SERIES, Forward, zeros
+from torch import Tensor
 
 
 def conv_lstm(m: Any, x: Tensor) -> Tensor:
@@ -189,67 +165,6 @@ def selective_scan(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-def moving_average(m: Any, x: Tensor) -> Tensor:
-    average, out = zeros(x, 4), []
-    for t in range(x.shape[1]):
-        average = 0.9 * average + 0.1 * x[:, t]
-        out.append(m.embed(x[:, t] - average))
-    return torch.stack(out, 1)
-
-
-def smoothed_from_the_first_frame(m: Any, x: Tensor) -> Tensor:
-    """The first frame is the start, and the first result."""
-    y = m.embed(x)
-    h = y[:, 0]
-    out = [h]
-    for t in range(1, x.shape[1]):
-        h = 0.7 * h + 0.3 * y[:, t]
-        out.append(h)
-    return torch.stack(out, 1)
-
-
-def less_the_background(m: Any, x: Tensor) -> Tensor:
-    """The first frame is the start, and is read by the first turn too."""
-    background, out = x[:, 0], []
-    for t in range(x.shape[1]):
-        out.append(m.embed(x[:, t] - background))
-        background = 0.9 * background + 0.1 * x[:, t]
-    return torch.stack(out, 1)
-
-
-def filter_of_order_two(m: Any, x: Tensor) -> Tensor:
-    """Two values before are handed on, which start from zeros in the shape of a frame."""
-    before = earlier = torch.zeros_like(x[:, 0])
-    out = []
-    for t in range(x.shape[1]):
-        y = x[:, t] + 0.3 * before - 0.2 * earlier
-        out.append(m.embed(y))
-        before, earlier = y, before
-    return torch.stack(out, 1)
-
-
-def spiking(m: Any, x: Tensor) -> Tensor:
-    """A leaky neuron; what it starts from is a number, so that the first turn has other operators."""
-    potential, out = 0.0, []
-    for t in range(x.shape[1]):
-        potential = potential + (m.embed(x[:, t]) - potential) / 2.0
-        spike = (potential >= 0.1).to(x.dtype)  # type: ignore[attr-defined]
-        potential = potential * (1 - spike)
-        out.append(spike)
-    return torch.stack(out, 1)
-
-
-def carried_along(m: Any, x: Tensor) -> Tensor:
-    """What is handed on is moved by two frames that follow each other, but for the first one."""
-    h, out = zeros(x, 4), []
-    for t in range(x.shape[1]):
-        if t > 0:
-            h = h + torch.tanh(m.embed(x[:, t] - x[:, t - 1]))
-        h = torch.tanh(m.mix(torch.cat([x[:, t], h], -1)))
-        out.append(h)
-    return torch.stack(out, 1)
-
-
 def frames_of_a_network(m: Any, x: Tensor) -> Tensor:
     """Features of all frames at once, folded into the batch; then a cell."""
     y, h, out = m.cnn(x.flatten(0, 1)).unflatten(0, x.shape[:2]), zeros(x, 5), []
@@ -338,71 +253,6 @@ def caches_of_two_layers(m: Any, x: Tensor) -> Tensor:
 
 
 # Near misses: what a clip has of these is no layer with state, or none that a stream could go on with.
-
-
-def backwards(m: Any, x: Tensor) -> Tensor:
-    h, out = zeros(x, 5), []
-    for t in reversed(range(x.shape[1])):
-        h = m.gru(x[:, t], h)
-        out.append(h)
-    return torch.stack(out, 1)
-
-
-def discounted_by_its_index(m: Any, x: Tensor) -> Tensor:
-    h = zeros(x, 5)
-    for t in range(x.shape[1]):
-        h = m.gru(x[:, t] * 0.9**t, h)
-    return h
-
-
-def started_by_all_frames(m: Any, x: Tensor) -> Tensor:
-    h = m.embed(x.mean(1))
-    for t in range(x.shape[1]):
-        h = m.layers[0](x[:, t], h)
-    return h
-
-
-def summed(m: Any, x: Tensor) -> Tensor:
-    total = zeros(x, 4)
-    for t in range(x.shape[1]):
-        total = total + m.embed(x[:, t]).relu()
-    return total / x.shape[1]
-
-
-def largest(m: Any, x: Tensor) -> Tensor:
-    h, best = zeros(x, 4), zeros(x, 4)
-    for t in range(x.shape[1]):
-        h = torch.tanh(m.mix(torch.cat([x[:, t], x[:, t]], -1)))
-        best = torch.maximum(best, h)
-    return best
-
-
-def refined(m: Any, x: Tensor) -> Tensor:
-    y = x.mean(1)
-    for _ in range(6):
-        y = y + torch.tanh(m.embed(y))
-    return y
-
-
-def positions(m: Any, x: Tensor) -> Tensor:
-    h = zeros(x, 4)
-    for t in range(x.shape[1]):
-        h = m.layers[0](x[:, t] + m.places[t], h)
-    return h
-
-
-NEAR_MISSES = {
-    f.__name__: f
-    for f in (
-        backwards,
-        discounted_by_its_index,
-        started_by_all_frames,
-        summed,
-        largest,
-        refined,
-        positions,
-    )
-}
 
 
 @dataclass(frozen=True)

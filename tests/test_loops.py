@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_nets import CASES, NEAR_MISSES, SERIES, Case, Network
+from loop_near_misses import NEAR_MISSES
+from loop_nets import CASES, Case
+from loop_network import SERIES, Network
 from torch import nn
 
 import co3d_compile as co3d

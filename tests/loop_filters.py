@@ -1,0 +1,70 @@
+"""Loops over frames that average, filter and carry along, with the starts that people give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from loop_network import zeros
+from torch import Tensor
+
+
+def moving_average(m: Any, x: Tensor) -> Tensor:
+    average, out = zeros(x, 4), []
+    for t in range(x.shape[1]):
+        average = 0.9 * average + 0.1 * x[:, t]
+        out.append(m.embed(x[:, t] - average))
+    return torch.stack(out, 1)
+
+
+def smoothed_from_the_first_frame(m: Any, x: Tensor) -> Tensor:
+    """The first frame is the start, and the first result."""
+    y = m.embed(x)
+    h = y[:, 0]
+    out = [h]
+    for t in range(1, x.shape[1]):
+        h = 0.7 * h + 0.3 * y[:, t]
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def less_the_background(m: Any, x: Tensor) -> Tensor:
+    """The first frame is the start, and is read by the first turn too."""
+    background, out = x[:, 0], []
+    for t in range(x.shape[1]):
+        out.append(m.embed(x[:, t] - background))
+        background = 0.9 * background + 0.1 * x[:, t]
+    return torch.stack(out, 1)
+
+
+def filter_of_order_two(m: Any, x: Tensor) -> Tensor:
+    """Two values before are handed on, which start from zeros in the shape of a frame."""
+    before = earlier = torch.zeros_like(x[:, 0])
+    out = []
+    for t in range(x.shape[1]):
+        y = x[:, t] + 0.3 * before - 0.2 * earlier
+        out.append(m.embed(y))
+        before, earlier = y, before
+    return torch.stack(out, 1)
+
+
+def spiking(m: Any, x: Tensor) -> Tensor:
+    """A leaky neuron; what it starts from is a number, so that the first turn has other operators."""
+    potential, out = 0.0, []
+    for t in range(x.shape[1]):
+        potential = potential + (m.embed(x[:, t]) - potential) / 2.0
+        spike = (potential >= 0.1).to(x.dtype)  # type: ignore[attr-defined]
+        potential = potential * (1 - spike)
+        out.append(spike)
+    return torch.stack(out, 1)
+
+
+def carried_along(m: Any, x: Tensor) -> Tensor:
+    """What is handed on is moved by two frames that follow each other, but for the first one."""
+    h, out = zeros(x, 4), []
+    for t in range(x.shape[1]):
+        if t > 0:
+            h = h + torch.tanh(m.embed(x[:, t] - x[:, t - 1]))
+        h = torch.tanh(m.mix(torch.cat([x[:, t], h], -1)))
+        out.append(h)
+    return torch.stack(out, 1)

@@ -1,0 +1,74 @@
+"""Loops over frames that are no layers with state: each answer depends on where its clip begins or ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from loop_network import zeros
+from torch import Tensor
+
+
+def backwards(m: Any, x: Tensor) -> Tensor:
+    h, out = zeros(x, 5), []
+    for t in reversed(range(x.shape[1])):
+        h = m.gru(x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def discounted_by_its_index(m: Any, x: Tensor) -> Tensor:
+    h = zeros(x, 5)
+    for t in range(x.shape[1]):
+        h = m.gru(x[:, t] * 0.9**t, h)
+    return h
+
+
+def started_by_all_frames(m: Any, x: Tensor) -> Tensor:
+    h = m.embed(x.mean(1))
+    for t in range(x.shape[1]):
+        h = m.layers[0](x[:, t], h)
+    return h
+
+
+def summed(m: Any, x: Tensor) -> Tensor:
+    total = zeros(x, 4)
+    for t in range(x.shape[1]):
+        total = total + m.embed(x[:, t]).relu()
+    return total / x.shape[1]
+
+
+def largest(m: Any, x: Tensor) -> Tensor:
+    h, best = zeros(x, 4), zeros(x, 4)
+    for t in range(x.shape[1]):
+        h = torch.tanh(m.mix(torch.cat([x[:, t], x[:, t]], -1)))
+        best = torch.maximum(best, h)
+    return best
+
+
+def refined(m: Any, x: Tensor) -> Tensor:
+    y = x.mean(1)
+    for _ in range(6):
+        y = y + torch.tanh(m.embed(y))
+    return y
+
+
+def positions(m: Any, x: Tensor) -> Tensor:
+    h = zeros(x, 4)
+    for t in range(x.shape[1]):
+        h = m.layers[0](x[:, t] + m.places[t], h)
+    return h
+
+
+NEAR_MISSES = {
+    f.__name__: f
+    for f in (
+        backwards,
+        discounted_by_its_index,
+        started_by_all_frames,
+        summed,
+        largest,
+        refined,
+        positions,
+    )
+}
