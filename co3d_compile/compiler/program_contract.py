@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -13,22 +13,12 @@ from co3d_compile.contract.json_readers import Shape
 from co3d_compile.ir.program import Program, RegionRun
 from co3d_compile.version import __version__
 
+STORED = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "recurrence")
+"""The options that every file names."""
+
 
 def describe(program: Program) -> metadata.Contract:
     """The contract of a threaded program."""
-    nodes = program.placeholders()[: len(program.inputs)]
-    inputs = tuple(
-        metadata.InputSpec(
-            i.name,
-            _shape(program, ["N" if i.boxes is None else "K", *(int(s) for s in n.meta["val"].shape[1:])]),
-            _name(i.dtype),
-            i.pulse if i.time_dim is not None else None,
-            i.time_dim,
-            i.waits if i.boxes is not None else None,
-            0 if i.boxes else None,
-        )
-        for i, n in zip(program.inputs, nodes, strict=True)
-    )
     outputs = tuple(
         metadata.OutputSpec(
             o.name,
@@ -46,23 +36,11 @@ def describe(program: Program) -> metadata.Contract:
         metadata.StateSpec(s.input, s.output, _shape(program, s.shape), _name(s.dtype), s.initial, 0, s.unbounded)
         for s in program.step.states
     )
-    options = {
-        k: getattr(program.options, k)
-        for k in ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "recurrence")
-    }
-    if program.options.also:
-        options["also"] = list(program.options.also)
-    boxes = any(i.boxes is not None for i in program.inputs)
-    if boxes:
-        options["box_frame"] = program.options.box_frame
-    field = program.step.receptive_field
-    options["time_dim"] = [i.time_dim for i in program.inputs]
-    if program.options.max_delay is not None:
-        options |= {name: getattr(program.options, name) for name in ("max_delay", "delay_by")}
-        options["limited"] = [asdict(row) for row in program.notes.limited]
+    field, regions = program.step.receptive_field, program.notes.regions
+    newest = _has_boxes(program) or any(run.least_frames for run in regions)
     return metadata.Contract(
         compiler_version=__version__,
-        inputs=inputs,
+        inputs=_inputs(program),
         outputs=outputs,
         states=states,
         frames_per_step={i.name: i.pulse for i in program.inputs if i.time_dim is not None},
@@ -70,16 +48,50 @@ def describe(program: Program) -> metadata.Contract:
         warmup_steps=program.step.warmup_steps,
         window=program.step.window,
         recomputed=tuple(metadata.Recomputed(r.operator, r.module_path, r.reason) for r in program.notes.recomputed),
-        regions=tuple(map(_region, program.notes.regions)),
-        options=options,
+        regions=tuple(map(_region, regions)),
+        options=_options(program),
         boundary=program.options.boundary,  # type: ignore[arg-type]
         valid=program.step.valid,
         flush_steps=program.step.flush_steps,
         counters=tuple(program.step.counters),
-        version=metadata.NEWEST
-        if boxes or any(run.least_frames for run in program.notes.regions)
-        else metadata.VERSION,
+        version=metadata.NEWEST if newest else metadata.VERSION,
     )
+
+
+def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
+    """The model's inputs; those with boxes have rows of their own, and wait for their features."""
+    nodes = program.placeholders()[: len(program.inputs)]
+    return tuple(
+        metadata.InputSpec(
+            i.name,
+            _shape(program, ["N" if i.boxes is None else "K", *(int(s) for s in n.meta["val"].shape[1:])]),
+            _name(i.dtype),
+            i.pulse if i.time_dim is not None else None,
+            i.time_dim,
+            i.waits if i.boxes is not None else None,
+            0 if i.boxes else None,
+        )
+        for i, n in zip(program.inputs, nodes, strict=True)
+    )
+
+
+def _options(program: Program) -> dict[str, Any]:
+    """The options that a reader may want to know; some only where they were asked for."""
+    given = program.options
+    options: dict[str, Any] = {name: getattr(given, name) for name in STORED}
+    if given.also:
+        options["also"] = list(given.also)
+    if _has_boxes(program):
+        options["box_frame"] = given.box_frame
+    options["time_dim"] = [i.time_dim for i in program.inputs]
+    if given.max_delay is not None:
+        options |= {"max_delay": given.max_delay, "delay_by": given.delay_by}
+        options["limited"] = [asdict(row) for row in program.notes.limited]
+    return options
+
+
+def _has_boxes(program: Program) -> bool:
+    return any(i.boxes is not None for i in program.inputs)
 
 
 def _region(run: RegionRun) -> metadata.LocalRegion:
