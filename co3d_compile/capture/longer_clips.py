@@ -77,10 +77,14 @@ def _value(program: Program, node: Node) -> Tensor | None:
 
 
 def _goes_on(value: Tensor, longer: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether the same numbers stand in front."""
+    """Whether the same numbers stand in front; along other dims, of which there may be more, they are the same."""
     if longer.dim() != value.dim() or any(longer.shape[d] < value.shape[d] for d in dims):
         return False
+    grown = {d % value.dim() for d in dims}
     front = longer
-    for d in dims:
-        front = front.narrow(d, 0, value.shape[d])
+    for d in range(value.dim()):
+        if d in grown:
+            front = front.narrow(d, 0, value.shape[d])
+        elif front.shape[d] != value.shape[d] and bool((front == front.narrow(d, 0, 1)).all()):
+            front, value = front.narrow(d, 0, 1), value.narrow(d, 0, 1)
     return front.shape == value.shape and torch.allclose(front.double(), value.double(), rtol=1e-6, atol=1e-9)

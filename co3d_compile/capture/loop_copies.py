@@ -106,6 +106,21 @@ class Copies:
         """The walk that an operator of the body is."""
         return self.walks.get((at, -1))
 
+    def remembers(self, at: int) -> bool:
+        """Whether an operator of the body reads what an earlier turn has computed, itself or by others of its turn.
+
+        What does not, and is handed on, is a piece of a turn that the next one reads: the copies begin elsewhere.
+        """
+        stack, seen = [at], set[int]()
+        while stack:
+            place = stack.pop()
+            if place not in seen:
+                seen.add(place)
+                if any(isinstance(edge, Earlier) for edge in self.edges[place]):
+                    return True
+                stack += [edge.at for edge in self.edges[place] if isinstance(edge, Inner)]
+        return False
+
 
 @dataclass
 class _Signature:

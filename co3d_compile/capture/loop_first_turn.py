@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from co3d_compile.capture.loop_body import Body
-from co3d_compile.capture.loop_copies import Copies, Earlier, Inner, Walk
+from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -39,7 +39,7 @@ def add_first_turn(program: Program, copies: Copies, outputs: list[int], whole: 
     walks = {place: walk.moved(-1) for place, walk in copies.walks.items()}
     if any(lag != 1 or (at, 1) not in copies.starts for at, lag in keys) or any(w.start < 0 for w in walks.values()):
         return False
-    if not all(_reads_a_state(copies, at) for at, _ in keys):
+    if not all(copies.remembers(at) for at, _ in keys):
         return False  # no more than a piece of a turn that is read by the next one
     entries, fixed, own = list(body.walked), list(body.fixed), list(body.values)
     module = body.close([body.values[at] for at in own])
@@ -70,19 +70,6 @@ def add_first_turn(program: Program, copies: Copies, outputs: list[int], whole: 
 def _zeros(node: Node) -> Tensor:
     value = node.meta["val"]
     return torch.zeros(tuple(value.shape), dtype=value.dtype)
-
-
-def _reads_a_state(copies: Copies, at: int) -> bool:
-    """Whether a value that is handed on is made of values that were."""
-    stack, seen = [at], set[int]()
-    while stack:
-        place = stack.pop()
-        if place not in seen:
-            seen.add(place)
-            if any(isinstance(edge, Earlier) for edge in copies.edges[place]):
-                return True
-            stack += [edge.at for edge in copies.edges[place] if isinstance(edge, Inner)]
-    return False
 
 
 def _entry(root: Tensor, walk: Walk, index: int) -> Tensor:

@@ -118,7 +118,7 @@ class LoopWriter:
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
         """Whether a start that is computed from frames is one, or has no more of them than the shape."""
         number = _filling(start)
-        walk = self._opening(start, steps) if number is None else None
+        walk = self._opening(start, steps) if number is None and self.copies.remembers(key[0]) else None
         if walk is not None:
             self.openings[key] = walk
         if number is not None or walk is not None:
