@@ -27,6 +27,7 @@ from co3d_compile.passes import default_passes
 
 log = logging.getLogger(__name__)
 TRIES = 6  # results behind one operator that are looked at
+FARTHER = 2  # times that results farther behind are looked at, where ends of the clip meet
 FAR = 300  # nodes behind it that are looked at
 LONGEST = 4  # times the clip's length, at which it must show
 REORDERED = {"permute", "transpose", "t", "clone", "detach", "alias", "contiguous", "_to_copy"}
@@ -125,7 +126,7 @@ class _Search:
         Where both ends of one meet, as behind ``roll``, those farther behind are looked at: what wraps around may be
         overwritten.
         """
-        for _ in range(TRIES):
+        for _ in range(1 + FARTHER):
             results = self._results(start, facts)
             if any(self._streams(start, result, facts) for result in results):
                 return True
