@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 
 import co3d_compile as co3d
+from co3d_compile.contract.model_contract import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 PROVIDER = "OpenVINOExecutionProvider"
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     steps = forms(arguments.model)
     with co3d.StreamSession(arguments.model) as session:
-        shapes = [tuple(1 if size == "N" else size for size in item.shape) for item in session.info.inputs]
+        shapes = [resolve(item.shape, 1) for item in session.info.inputs]
         warmup = session.info.warmup_steps
     errors = compare(steps, shapes, warmup + 3)
     spent: dict[str, list[float]] = {name: [] for name in steps}

@@ -28,7 +28,7 @@ import onnxruntime as ort
 import torch
 
 import co3d_compile as co3d
-from co3d_compile.contract.model_contract import Contract
+from co3d_compile.contract.model_contract import Contract, resolve
 from co3d_compile.verification.exported_step import load_step
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -89,7 +89,7 @@ def main() -> None:
     network = NETWORKS[arguments.network]
     compiled = co3d.compile(network.build().eval(), (torch.rand(network.clip_shape),))
     warmup = compiled.info.warmup_steps
-    shape = [1 if size == "N" else size for size in compiled.info.inputs[0].shape]
+    shape = resolve(compiled.info.inputs[0].shape, 1)
     generator = np.random.default_rng(0)
     frames = [generator.standard_normal(shape, dtype=np.float32) for _ in range(warmup + arguments.steps)]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -32,6 +32,7 @@ from torch import nn
 
 import co3d_compile as co3d
 from co3d_compile.bench.timing import machine
+from co3d_compile.contract.model_contract import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from networks import NETWORKS
@@ -128,7 +129,7 @@ def timed(call: Callable[[], object], count: int) -> list[float]:
 
 
 def noise(session: co3d.StreamSession) -> np.ndarray[Any, Any]:
-    shape = [session.batch if size == "N" else size for size in session.info.inputs[0].shape]
+    shape = resolve(session.info.inputs[0].shape, session.batch)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
