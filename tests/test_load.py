@@ -312,6 +312,19 @@ def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[T
         co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
 
 
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: torch.repeat_interleave(x, torch.full((4,), 2), dim=2), "repeat_interleave"),
+        (lambda x: x[x > 0], "index"),
+    ],
+    ids=["repeat_interleave", "mask"],
+)
+def test_sizes_that_values_decide_are_refused(function: Callable[[Tensor], Tensor], operator: str) -> None:
+    with pytest.raises(CaptureError, match=rf"depends on the values that it is given\. \[aten\.{operator}\]"):
+        co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
+
+
 def test_strides_from_one_dim_into_another_are_refused() -> None:
     model = Graph(lambda _, x: x.as_strided((x.shape[0], 7, 8, 8), (768, 100, 8, 1)))
     with pytest.raises(UnsupportedError, match=r"from one dim into another\. \[aten\.as_strided\] .*unfold"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from co3d_compile.errors import CaptureError, UnsupportedError
 from co3d_compile.ir.node_reading import module_path, operator_name
@@ -37,7 +38,7 @@ def check_parameters(exported: ExportedProgram) -> None:
 
 
 def check_operators(module: GraphModule) -> None:
-    """Refuses kinds of numbers that the operators of an ONNX runtime do not compute with, and what reads memory."""
+    """Refuses numbers that ONNX runtimes do not compute with, what reads memory, and sizes that values decide."""
     for node in module.graph.nodes:
         if node.target is aten.as_strided.default:  # what is left of it: a step has other strides
             raise UnsupportedError(
@@ -47,6 +48,13 @@ def check_operators(module: GraphModule) -> None:
                 hint="Write it with slices, unfold or reshape.",
             )
         value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
+            raise CaptureError(
+                "How large its result is depends on the values that it is given.",
+                operator=operator_name(node.target),
+                module_path=module_path(node),
+                hint="Compute sizes from shapes alone; repeat_interleave takes a number, or output_size.",
+            )
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
         if way_out is not None:
             raise CaptureError(
