@@ -52,7 +52,7 @@ class ThreadStates(Pass):
             values.append(stored[node] if node.target in (carry, counter) else value)
             at = INITIAL.get(node.target)
             initial = 0.0 if at is None else argument(node, at, "initial", 0.0)
-            if node.meta.get("of_ends"):
+            if node.target is counter and operand(node).target == program.step.valid:
                 program.step.counters.append(name)
             unbounded = node.target is carry and argument(node, 4, "memory") is None
             shape, dtype = _shape(state), state.meta["val"].dtype

@@ -71,7 +71,8 @@ def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
     check_operators(module)
     use_own_operators(module.graph)
     nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
-    rows = [n in box_inputs(module.graph) for n in nodes]
+    boxes = box_inputs(module.graph)
+    rows = [n in boxes for n in nodes]
     if not any(rows):
         return module, outputs, learned
     sizes = {n.meta["val"].shape[0] for n in nodes}

@@ -16,7 +16,7 @@ from co3d_compile.analysis.operator_families import GATHERS, MOVES, name_of
 from co3d_compile.capture.fourier import Fourier, Parts
 from co3d_compile.errors import CaptureError
 from co3d_compile.ir.aten_operators import VIEWS
-from co3d_compile.ir.graph_edits import fake_mode, insert_constant, shape_of_call
+from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.node_reading import module_path, operator_name, rank_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -27,7 +27,6 @@ LINEAR = MOVES | GATHERS.keys() | {"sum", "mean", "cumsum", "neg", "where", "zer
 """Do the same to both parts."""
 SAME = frozenset({"resolve_conj", "resolve_neg", "clone", "detach", "alias"})
 PRODUCTS = frozenset({"mul", "mm", "bmm", "matmul"})
-Operand = Parts | Node | float
 
 
 HINT = "Use Fourier transforms, sums, products, exp and views of complex numbers alone, or write it with real numbers."
@@ -59,7 +58,6 @@ class _Rewriting:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.mode = fake_mode(program)
         self.parts: dict[Node, Parts] = {}
         self.at = next(iter(program.graph.nodes))
         self.fourier = Fourier(self.apply, self._constant)
@@ -83,12 +81,7 @@ class _Rewriting:
 
     def apply(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Puts an operator in front of the one that is rewritten."""
-        with self.program.graph.inserting_before(self.at):
-            new = self.program.graph.call_function(target, args, kwargs)
-        new.meta = {"path": module_path(self.at), "val": shape_of_call(self.mode, target, args, kwargs)}
-        if (stack := self.at.meta.get("nn_module_stack")) is not None:
-            new.meta["nn_module_stack"] = stack
-        return new
+        return insert(self.program, self.at, target, *args, **kwargs)
 
     def _constant(self, name: str, value: Tensor) -> Node:
         first = next(n for n in self.program.graph.nodes if n.op != "get_attr")

@@ -34,8 +34,9 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         return frozenset()
     there = {n.name: n for n in longer.graph.nodes} if longer is not None else {}
     wrong = {name for name, shape in views.items() if name not in there or shape_of(there[name])[1:] != shape[1:]}
+    known: dict[Node, Tensor | None] = {}
     for name, (dims, value) in constants.items():
-        found = _value(longer, there[name]) if longer is not None and name in there else None
+        found = _value(longer, there[name], known) if longer is not None and name in there else None
         if found is None or not _goes_on(value, found, dims):
             wrong.add(name)
     return frozenset(wrong) - program.refuted
@@ -61,13 +62,19 @@ def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
     return bool(((second - first) == 1).all()) and bool(((first == 0) | (first == 1)).all())
 
 
-def _value(program: Program, node: Node) -> Tensor | None:
-    """The value of a node that depends on no input; None where it does."""
+def _value(program: Program, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
+    """The value of a node that depends on no input; None where it does. Each is computed once."""
+    if node not in known:
+        known[node] = _computed(program, node, known)
+    return known[node]
+
+
+def _computed(program: Program, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
     if node.op == "get_attr":
         return get_constant(program.module, str(node.target))
     if node.op != "call_function":
         return None
-    operands = {n: _value(program, n) for n in node.all_input_nodes}
+    operands = {n: _value(program, n, known) for n in node.all_input_nodes}
     if any(value is None for value in operands.values()):
         return None
     args, kwargs = map_arg((node.args, node.kwargs), operands.__getitem__)

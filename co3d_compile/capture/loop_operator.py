@@ -48,6 +48,7 @@ class LoopWriter:
         self.turn_of = {n: (t, at) for t, turn in enumerate(copies.turns) for at, n in turn.items()}
         self.openings: dict[tuple[int, int], Walk] = {}  # the starts that are frames
         self.numbers: dict[tuple[int, int], float] = {}  # those of one number all over; of frames, zero
+        self.begins_late = False  # whether the turns are a loop, but for starts that are computed from frames
         self.outputs = self._outputs()
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
 
@@ -86,11 +87,7 @@ class LoopWriter:
 
     # --- whether it is a loop over frames
 
-    def begins_late(self) -> bool:
-        """Whether the turns were a loop, but for starts that are computed from frames."""
-        return self._over_frames(with_state=True, started=False)
-
-    def _over_frames(self, with_state: bool, started: bool = True) -> bool:
+    def _over_frames(self, with_state: bool) -> bool:
         body = Body(self.program, self.copies, self.outputs)
         if bool(body.states) != with_state:
             return False
@@ -104,16 +101,13 @@ class LoopWriter:
             return False
         if any(node in self.times.timed for node in body.fixed):
             return False
-        if not started:
-            return all(self.copies.starts.get(key) is not None for key in body.states)
-        starts = {key: self.copies.starts.get(key) for key in body.states}
+        starts = {key: self.copies.starts[key] for key in body.states if key in self.copies.starts}
+        if len(starts) < len(body.states):
+            return False
         steps = {w.step for w in walks}
-        for key, node in starts.items():
-            if node is None:
-                return False
-            if node in self.times.timed and not self._begins(key, node, steps):
-                return False
-        return True
+        timed = [(key, node) for key, node in starts.items() if node in self.times.timed]
+        self.begins_late = not all(self._begins(key, node, steps) for key, node in timed)
+        return not self.begins_late
 
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
         """Whether a start that is computed from frames is one, or has no more of them than the shape."""

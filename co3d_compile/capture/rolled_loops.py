@@ -66,7 +66,7 @@ def _ways(tokens: Tokens, run: Run) -> list[Copies]:
 
 def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDims) -> bool:
     """Writes a loop whose first turn was captured as other operators; whether one of these is. Least is read of it."""
-    late = [w for w in sorted(writers, key=lambda w: len(w.outputs)) if w.begins_late()]
+    late = [w for w in sorted(writers, key=lambda w: len(w.outputs)) if w.begins_late]
     for whole in (True, False):
         for writer in late:
             if add_first_turn(program, writer.copies, writer.outputs, whole):

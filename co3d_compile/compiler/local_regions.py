@@ -213,6 +213,7 @@ class _Search:
             NotResizable: One of them is no clip with a dim for time.
         """
         found, stack, seen = set(), [result], set()
+        entries = shape_of(result)[self._time_dim(result) or 0]
         while stack:
             node = stack.pop()
             if node in seen:
@@ -220,7 +221,7 @@ class _Search:
             seen.add(node)
             fact = facts.get(node.name, STATIC)
             streams = node is not result and fact.kind is Kind.STREAM
-            if streams and not self._passed(node, fact, shape_of(result)[self._time_dim(result) or 0]):
+            if streams and not self._passed(node, fact, entries):
                 found.add(node)
             elif node.op == "placeholder":
                 raise NotResizable("it reads an input without time")

@@ -41,12 +41,8 @@ SINGLE = {
 }
 """Operators that ONNX Runtime computes in float32, and not in float64."""
 FIRST_ALONE = {"Col2Im", "Resize"}  # whose other operands are sizes
-FLOATS = {
-    "alpha",
-    "beta",
-    "epsilon",
-    "spatial_scale",
-}  # attributes of ONNX that are floats, also where the number is whole
+FLOATS = {"alpha", "beta", "epsilon", "spatial_scale"}
+"""Attributes of ONNX that are floats, also where the number is whole."""
 EVERY: Mapping[str, float] = {}
 
 

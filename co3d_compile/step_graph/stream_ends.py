@@ -53,7 +53,6 @@ class StreamEnds:
         valid.meta["val"] = low.empty([low.batch, frames], torch.bool)
         low.path = ""
         self.before, since_last = low.count(valid), low.count(valid)
-        self.before.meta["of_ends"] = since_last.meta["of_ends"] = True
         number = low.call(aten._to_copy.default, valid, dtype=torch.int64)
         number = number if frames == 1 else low.call(aten.sum.dim_IntList, number, [1], True)
         seen = low.call(aten.ge.Scalar, low.call(aten.add.Tensor, self.before, number), 1)
