@@ -36,15 +36,13 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         UsageError: An option has no meaning for the model's inputs or rates.
     """
     annotate_inputs(program)
-    decisions = Decisions()
-    while True:
-        walk = TimeWalk(program, decisions)
-        found = walk.run()
-        if found == decisions:
-            break
-        write_again(program, found.written - decisions.written)
-        regroup(program, found.regrouped - decisions.regrouped)
-        decisions = separate_starts(program, found, found.starts - decisions.starts)
+    given = Decisions()
+    walk = TimeWalk(program, given)
+    while (found := walk.run()) != given:
+        write_again(program, found.written - given.written)
+        regroup(program, found.regrouped - given.regrouped)
+        decisions = separate_starts(program, found, found.starts - given.starts)
+        walk, given = walk.next(given, decisions), decisions
     for node, operands in walk.waiting.items():
         hold_back(program, node, operands)
     fix_pulse(program)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 
 from torch.fx import Node
 
@@ -68,12 +69,14 @@ class TimeWalk:
     Args:
         program: Its inputs have their facts.
         decisions: What was decided before; in the end, what is decided now.
+        first: Where the walk begins, if nodes in front of it have their facts from the walk before.
         fallbacks: Nodes that are applied to a window, and why.
         waiting: The operands that a node cannot read as early as they come, with their facts once held back.
     """
 
     program: Program
     decisions: Decisions
+    first: Node | None = None
     fallbacks: list[tuple[Node, str]] = field(default_factory=list)
     waiting: dict[Node, Mapping[Node, Fact]] = field(default_factory=dict)
 
@@ -85,7 +88,7 @@ class TimeWalk:
     def run(self) -> Decisions:
         """Walks; the result is equal to the decisions given if nothing is left to be decided."""
         given = self.decisions
-        for node in self.program.graph.nodes:
+        for node in dropwhile(lambda n: n is not (self.first or n), self.program.graph.nodes):
             if node.op == "get_attr":
                 node.meta.setdefault(KEY, STATIC)  # of a constant more may be known
             elif node.op == "call_function":
@@ -96,6 +99,24 @@ class TimeWalk:
             if self.decisions != given:
                 break
         return self.decisions
+
+    def next(self, given: Decisions, decisions: Decisions) -> TimeWalk:
+        """The walk behind this one: what was found in front of the first node that is decided anew stays so.
+
+        Args:
+            given: What was decided when this walk began.
+            decisions: What is decided now.
+        """
+        walk = TimeWalk(self.program, decisions)
+        if decisions != replace(given, gates=decisions.gates, windows=decisions.windows):
+            return walk  # the graph has become another
+        anew = (given.gates ^ decisions.gates) | (given.windows ^ decisions.windows)
+        nodes = list(self.program.graph.nodes)
+        place = next(i for i, node in enumerate(nodes) if node.name in anew)
+        walk.first, known = nodes[place], set(nodes[:place])
+        walk.fallbacks = [(node, why) for node, why in self.fallbacks if node in known]
+        walk.waiting = {node: facts for node, facts in self.waiting.items() if node in known}
+        return walk
 
     def _operator(self, node: Node) -> None:
         rule = self._rule(node)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._export.utils import _collect_all_valid_cia_ops
+from torch._export.utils import _is_preservable_cia_op
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
@@ -85,13 +85,12 @@ def _is_sized(value: object) -> bool:
 
 def _decompose(module: GraphModule, table: Table) -> None:
     """Replaces the operators that the table has, and those of which PyTorch keeps none."""
-    composite = set(_collect_all_valid_cia_ops())
 
     def wanted(node: Node) -> bool:
         target = node.target
         if not isinstance(target, OpOverload) or node.meta.get("val") is None:
             return False
-        return target in table or (target._can_decompose() and target not in composite)
+        return target in table or (target._can_decompose() and not _is_preservable_cia_op(target))
 
     nodes: dict[Kind, list[Node]] = {}
     for node in module.graph.nodes:

@@ -169,7 +169,8 @@ def run_one(program: Program, p: Pass) -> bool:
                 f"The pass {p.name} left nodes without a shape: {', '.join(bare[:3])}.",
                 hint="Insert nodes with co3d_compile.graph.insert, which computes it.",
             )
-        program.module.recompile()
+        if modified is not False:  # who says nothing may have changed it
+            program.module.recompile()
     except Co3dError:
         raise
     except Exception as error:
