@@ -24,9 +24,13 @@ from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
 PAGE = Path(__file__).parents[1] / "docs" / "onnx.md"
 SHARE = 0.95  # of ONNX's own tests of the operators that are claimed
 NETWORKS = ["c3d", "lstm_head", "r2plus1d"]
-OLD = {"dynamo": False, "opset_version": 17}
-NEW = {"dynamo": True, "opset_version": 20}
-EXPORTS = {"old exporter": OLD, "new exporter": NEW}
+EXPORTS = {
+    "old exporter 13": {"dynamo": False, "opset_version": 13},
+    "old exporter 17": {"dynamo": False, "opset_version": 17},
+    "new exporter 18": {"dynamo": True, "opset_version": 18},
+    "new exporter 20": {"dynamo": True, "opset_version": 20},
+}
+"""Both of PyTorch's exporters, each with two operator sets."""
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
 FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unfold_mean", "written"]

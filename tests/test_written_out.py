@@ -57,6 +57,10 @@ def tokens(x: Tensor) -> Tensor:
     return x.mean((3, 4)).transpose(1, 2)
 
 
+def standardised(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return (x - x.mean(dims, True)) * torch.rsqrt(x.var(dims, unbiased=False, keepdim=True) + 1e-3)
+
+
 def attention(x: Tensor) -> Tensor:
     y = tokens(x)
     return torch.softmax(y @ y.transpose(1, 2) * 4**-0.5, -1) @ y
@@ -91,6 +95,8 @@ FOUND: dict[str, tuple[str, Callable[[Tensor], Tensor], int]] = {
         "aten.instance_norm",
         lambda x: (x - x.mean((2, 3, 4), True)) * torch.rsqrt(x.var((2, 3, 4), unbiased=False, keepdim=True) + 1e-3),
         3),
+    "norm of each token": ("aten.instance_norm", lambda x: standardised(tokens(x), (-1,)), 3),
+    "norm of each frame": ("aten.instance_norm", lambda x: standardised(x.transpose(1, 2), (2, 3, 4)), 3),
     "group norm": ("aten.group_norm", group_norm, 3),
     "group norm by instances": ("aten.group_norm", group_norm_by_instances, 3),
     "attention": ("aten.scaled_dot_product_attention", attention, 9),
@@ -131,3 +137,13 @@ def test_a_written_norm_is_a_norm_over_the_newest_window() -> None:
     with torch.no_grad():
         expected = network(clip[0])[:, :, -1]
     torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_that_scales_each_frame_is_a_window() -> None:
+    """Where frames stand for channels, there is one scale for each frame of the clip."""
+    torch.manual_seed(0)
+    network, clip = nn.Sequential(nn.InstanceNorm1d(8, affine=True), nn.Linear(6, 4)).eval(), (torch.rand(1, 8, 6),)
+    nn.init.uniform_(network[0].weight)
+    with pytest.warns(co3d.Co3dWarning, match="Nothing gained"):
+        compiled = co3d.compile(network, clip, time_dim=1)
+    assert compiled.info.recomputed and co3d.verify(compiled, network, clip).passed

@@ -123,8 +123,9 @@ class Norm(Rule):
         return list(range(first, rank_of(x)))
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = operand(node)
-        return [(x, self._dims(node))]
+        x, dims = operand(node), self._dims(node)
+        scaled = node.target == aten.instance_norm.default and isinstance(argument(node, 1, "weight"), Node)
+        return [(x, [1, *dims] if scaled else dims)]  # a scale for each entry of dim 1 has no more of them
 
     def gate(self, node: Node, scope: str) -> Fact | None:
         x = operand(node)
@@ -151,11 +152,13 @@ class Norm(Rule):
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
-        if node.target == aten.layer_norm.default:
-            place = known(x).time
-            if place is not None and place.alone and place.dim in self._dims(node):
-                shape = shape_of(x)
-                args[0] = [shape[d] for d in self._dims(node) if d != place.dim]
+        place = known(x).time
+        if node.target == aten.instance_norm.default and place is not None and place.dim == 1:
+            eps = argument(node, 7, "eps", 1e-5)  # frames stand where channels do: each is normalised as a whole
+            return low.call(aten.layer_norm.default, low.entry(x, i), list(shape_of(x)[2:]), None, None, eps)
+        over_time = place is not None and place.alone and place.dim in self._dims(node)
+        if node.target == aten.layer_norm.default and over_time:
+            args[0] = [size for d, size in enumerate(shape_of(x)) if d in self._dims(node) and d != place.dim]
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:

@@ -120,17 +120,17 @@ def _mean_by_convolution(
     call: NodeCall, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """A mean below a kernel that PyTorch's pools cannot express: a sum by convolution over the entries counted."""
-    pads, space = _pads(call, x, kernel, stride, dilation), len(kernel)
-    if call.integer("ceil_mode", 0):
-        pads = _with_ceiling(x, kernel, stride, dilation, pads)
-        if call.integer("count_include_pad", 0):
-            raise call.refuse("counts padding in ceil_mode with dilation or uneven padding")
-    channels = x.shape[1]
+    given, space = _pads(call, x, kernel, stride, dilation), len(kernel)
+    pads = _with_ceiling(x, kernel, stride, dilation, given) if call.integer("ceil_mode", 0) else given
+    channels, counts = x.shape[1], bool(call.integer("count_include_pad", 0))
     ones = torch.ones([channels, 1, *kernel], dtype=x.dtype)
     sums = CONVOLUTIONS[space](F.pad(x, pad_pairs(pads)), ones, None, stride, 0, dilation, channels)
-    if call.integer("count_include_pad", 0):
+    if counts and pads == given:
         return sums / float(torch.Size(kernel).numel())
-    there = F.pad(torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype), pad_pairs(pads))
+    there = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
+    if counts:  # the padding that the file asks for counts; what rounding up adds to it does not
+        there, pads = F.pad(there, pad_pairs(given), value=1.0), [p - g for p, g in zip(pads, given, strict=True)]
+    there = F.pad(there, pad_pairs(pads))
     return sums / CONVOLUTIONS[space](there, ones[:1], None, stride, 0, dilation)
 
 

@@ -14,6 +14,8 @@ def batch_norm(call: NodeCall, x: Tensor, weight: Tensor, bias: Tensor, mean: Te
     """Normalises each channel by stored statistics."""
     if call.integer("training_mode", 0):
         raise call.refuse("is in training mode", "Export the model in eval mode.")
+    if mean.dim() > 1:  # before operator set 9 each place may have statistics of its own
+        return (x - mean) * torch.rsqrt(variance + call.number("epsilon", 1e-5)) * weight + bias
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, call.number("epsilon", 1e-5))
 
 

@@ -210,6 +210,8 @@ class OnnxModule(nn.Module):
             and _stays_small(call.node, call.host)
         ):
             return reference(call, call.host)
+        if call.node.op_type not in TABLE:
+            raise call.refuse("cannot be read: it is known for constants only")
         reader = TABLE[call.node.op_type]
         arguments: list[Value] = []
         for i, v in enumerate(inputs):
@@ -275,9 +277,12 @@ def reference(call: NodeCall, inputs: Sequence[Host | None]) -> tuple[Value, ...
 def _check_operators(graph: ir.Graph, opset: int) -> None:
     """Names all operators that cannot be read, at once."""
     missing: dict[str, list[ir.Node]] = {}
+    moving = _moving(graph)
     for node in _nodes(graph):
         name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        if name not in TABLE and name not in CONTROL and name != "Constant":
+        known = name in TABLE or name in CONTROL or name == "Constant"
+        fixed = name == node.op_type and node.inputs and not moving.intersection(node.outputs)
+        if not known and (not fixed or name in RANDOM):
             missing.setdefault(name, []).append(node)
     if missing:
         lines = [
@@ -287,6 +292,19 @@ def _check_operators(graph: ir.Graph, opset: int) -> None:
             f"These ONNX operators (opset {opset}) cannot be read: {'; '.join(lines)}.",
             hint="Export the model with standard operators, or with another opset.",
         )
+
+
+RANDOM = ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
+def _moving(graph: ir.Graph) -> set[ir.Value]:
+    """The values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
+    moving = {v for g in _graphs(graph) for v in g.inputs}
+    for node in _nodes(graph):  # a node stands behind what it reads; graphs inside of nodes stand behind these
+        inside = any(a.type is ir.AttributeType.GRAPH for a in node.attributes.values())
+        if node.op_type not in ("Shape", "Size") and (inside or moving.intersection(node.inputs)):
+            moving.update(node.outputs)
+    return moving
 
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads
+from co3d_compile.capture.onnx_reader.recurrent_cells import USUAL, activation_names, by_steps
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where PyTorch's gates stand among those of ONNX: (i, o, f, c) against (i, f, g, o); (z, r, h) against (r, z, n)."""
-USUAL = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
 
 @reads("LSTM", "GRU", "RNN", host=(4,))
@@ -25,7 +25,7 @@ def recurrent(
         All hidden states (T, directions, N, H), the last one (directions, N, H) and of an LSTM the last cell.
     """
     kind, direction = call.node.op_type, call.text("direction", "forward")
-    _check(call, kind, peepholes, lengths, x)
+    _check(call, lengths, x)
     first = bool(call.integer("layout", 0))
     if first:
         x = x.transpose(0, 1)
@@ -35,11 +35,11 @@ def recurrent(
     zero = x.new_zeros(directions, batch, size)
     h, c = (zero if s is None else s if s.shape[1] == batch else s.expand(zero.shape) for s in (h, c))
     x = x.flip(0) if direction == "reverse" else x
-    if kind == "GRU" and not call.integer("linear_before_reset", 0):
-        ys, last = _gru_by_steps(x, w, r, b, h)
-        cell = None
-    else:
+    if _is_pytorch_layer(call, peepholes, directions):
         ys, last, cell = _layer(kind, call, x, _weights(kind, w, r, b), h, c, b is not None)
+    else:
+        ys, states = by_steps(call, x, (w, r, b, peepholes), (h, c) if kind == "LSTM" else (h,))
+        last, cell = states[0], states[1] if kind == "LSTM" else None
     y = ys.reshape(steps, batch, directions, size).transpose(1, 2)
     y = y.flip(0) if direction == "reverse" else y
     if first:
@@ -48,18 +48,18 @@ def recurrent(
     return (y, last) if cell is None else (y, last, cell)
 
 
-def _check(call: NodeCall, kind: str, peepholes: Tensor | None, lengths: Value, x: Tensor) -> None:
-    usual = USUAL[kind] * (2 if call.text("direction", "forward") == "bidirectional" else 1)
-    given = [name.capitalize() for name in call.texts("activations")]
-    if given and given != usual and not (kind == "RNN" and set(given) == {"Relu"}):
-        raise call.refuse(f"has the activations {', '.join(given)}")
-    if peepholes is not None:
-        raise call.refuse("has peepholes")
-    if call.has("clip") or call.integer("input_forget", 0):
-        raise call.refuse("limits its gates or ties them")
+def _check(call: NodeCall, lengths: Value, x: Tensor) -> None:
     steps = x.shape[1 if call.integer("layout", 0) else 0]
     if lengths is not None and any(int(n) != steps for n in lengths.reshape(-1)):
         raise call.refuse("is given rows of different lengths")
+
+
+def _is_pytorch_layer(call: NodeCall, peepholes: Tensor | None, directions: int) -> bool:
+    """Whether a layer of PyTorch computes the same."""
+    kind, names = call.node.op_type, activation_names(call, directions)
+    usual = names == USUAL[kind] * directions or (kind == "RNN" and set(names) == {"relu"})
+    own = call.number("clip", 0.0) or call.integer("input_forget", 0) or peepholes is not None
+    return usual and not own and (kind != "GRU" or bool(call.integer("linear_before_reset", 0)))
 
 
 def _weights(kind: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[Tensor]:
@@ -80,31 +80,9 @@ def _layer(
     if kind == "LSTM":
         ys, last, cell = torch.lstm(x, [h, c], weights, bias, 1, 0.0, False, both, False)
         return ys, last, cell
-    relu = "Relu" in [name.capitalize() for name in call.texts("activations")]
+    relu = "relu" in activation_names(call, h.shape[0])
     run: Callable[..., tuple[Tensor, Tensor]] = (
         torch.gru if kind == "GRU" else torch.rnn_relu if relu else torch.rnn_tanh
     )
     ys, last = run(x, h, weights, bias, 1, 0.0, False, both, False)
     return ys, last, None
-
-
-def _gru_by_steps(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
-    """A GRU that resets its state before the product, which PyTorch's does behind it."""
-    every, lasts = [], []
-    for d in range(w.shape[0]):
-        state, rows = h[d], []
-        wb, rb = (None, None) if b is None else b[d].chunk(2)
-        xs = x.flip(0) if d else x
-        for entry in xs.unbind(0):
-            xz, xr, xh = torch.nn.functional.linear(entry, w[d], wb).chunk(3, -1)
-            rz, rr, rh = r[d].chunk(3)
-            bz, br, bh = (None, None, None) if rb is None else rb.chunk(3)
-            z = torch.sigmoid(xz + torch.nn.functional.linear(state, rz, bz))
-            reset = torch.sigmoid(xr + torch.nn.functional.linear(state, rr, br))
-            new = torch.tanh(xh + torch.nn.functional.linear(reset * state, rh, bh))
-            state = (1 - z) * new + z * state
-            rows.append(state)
-        ys = torch.stack(rows)
-        every.append(ys.flip(0) if d else ys)
-        lasts.append(state)
-    return torch.cat(every, -1), torch.stack(lasts)

@@ -28,7 +28,7 @@ def _by_values(function: Callable[..., Tensor], x: Tensor, dims: list[int], keep
 
 
 def _reduced_dims(call: NodeCall, x: Tensor, axes: Value) -> list[int] | None:
-    """The dims that a reduction covers; None where it changes nothing."""
+    """The dims that a reduction covers; None where there are none to cover."""
     dims = call.dims(axes)
     if dims is None or not dims:
         return None if call.integer("noop_with_empty_axes", 0) else list(range(x.dim()))
@@ -43,15 +43,9 @@ def _enter_tables() -> None:
         ) -> Tensor:
             dims = _reduced_dims(call, x, axes)
             keep = bool(call.integer("keepdims", 1))
-            if dims is None and call.node.op_type in (
-                "ReduceMean",
-                "ReduceSum",
-                "ReduceMax",
-                "ReduceMin",
-                "ReduceProd",
-            ):
-                return x
-            return function(x, [], keep) if x.dim() == 0 else function(x, dims if dims is not None else [], keep)
+            if dims is None:  # each element by itself: the absolute value, the square
+                return function(x.unsqueeze(-1), [-1], False)
+            return function(x, [] if x.dim() == 0 else dims, keep)
 
         reads(name, host=(1,))(reduced)
 
@@ -62,11 +56,9 @@ _enter_tables()
 @reads("ReduceProd", host=(1,))
 def product(call: NodeCall, x: Tensor, axes: Value = None) -> Tensor:
     """Multiplies over dims, one after the other."""
-    dims = _reduced_dims(call, x, axes)
-    if dims is None:
-        return x
-    for dim in sorted(dims, reverse=True):
-        x = x.prod(dim, keepdim=bool(call.integer("keepdims", 1)))
+    dims, keep = _reduced_dims(call, x, axes), bool(call.integer("keepdims", 1))
+    for dim in sorted(dims or [], reverse=True):
+        x = x.prod(dim, keepdim=keep)
     return x
 
 

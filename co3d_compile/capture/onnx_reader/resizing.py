@@ -18,7 +18,7 @@ from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads, w
 def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, sizes: Value = None) -> Tensor:
     """Resizes, by PyTorch's own operator where that means the same, else by a matrix per dim."""
     if call.opset == 10:
-        roi, scales = None, roi
+        return upsample(call, x, roi)
     if call.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise call.refuse("crops before it resizes")
     dims = [d % x.dim() for d in call.integers("axes") or range(x.dim())]
@@ -27,8 +27,10 @@ def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, s
         whole_numbers(sizes)[dims.index(d)] if sizes is not None and d in dims and not _keeps(call) else
         floor(x.shape[d] * factors[d] + (0.5 if _keeps(call) else 0)) for d in range(x.dim())
     ]  # fmt: skip
-    changed = [d for d in range(x.dim()) if result[d] != x.shape[d]]
+    changed = [d for d in range(x.dim()) if result[d] != x.shape[d] or factors[d] != 1.0]
     own = _own_mode(call, x, changed, factors, result)
+    if result == list(x.shape):
+        return x  # so do runtimes, whatever the scales are
     if own is not None:
         mode, corners = own
         return F.interpolate(x, size=result[2:], mode=mode, align_corners=corners)
@@ -39,22 +41,16 @@ def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, s
 
 @reads("Upsample", host=(1,))
 def upsample(call: NodeCall, x: Tensor, scales: Value = None) -> Tensor:
-    """Resizes as operator sets before 10 do: the coordinate divided by the scale."""
-    given = [float(s) for s in scales.reshape(-1)] if isinstance(scales, np.ndarray) else _scales(call)
+    """Resizes as operator sets before 11 do: the coordinate divided by the scale."""
+    given = scales.reshape(-1).tolist() if isinstance(scales, np.ndarray) else call.numbers("scales")
+    is_nearest = call.text("mode", "nearest") == "nearest"
     for d, factor in enumerate(given):
-        size = floor(x.shape[d] * factor)
-        if size != x.shape[d]:
-            matrix = _matrix(x.shape[d], size, np.arange(size) / factor, "nearest" if _is_nearest(call) else "linear")
-            x = _apply(x, d, matrix)
+        size = floor(np.float32(x.shape[d]) * np.float32(factor))
+        if size == x.shape[d] and factor == 1.0:
+            continue
+        kind = "linear" if not is_nearest else "ceil" if factor < 1 and call.opset == 10 else "floor"
+        x = _apply(x, d, _matrix(x.shape[d], size, _places("asymmetric", x.shape[d], size, factor), kind))
     return x
-
-
-def _scales(call: NodeCall) -> list[float]:
-    return [float(s) for s in call.node.attributes["scales"].as_floats()]
-
-
-def _is_nearest(call: NodeCall) -> bool:
-    return call.text("mode", "nearest") == "nearest"
 
 
 def _keeps(call: NodeCall) -> bool:
@@ -103,22 +99,27 @@ def _own_mode(
     return None
 
 
+def _places(how: str, entries: int, size: int, factor: float) -> NDArray[np.float32]:
+    """The coordinates that the rows of a resized dim read, in float32, as runtimes compute them."""
+    at, half, scale = np.arange(size, dtype=np.float32), np.float32(0.5), np.float32(factor)
+    if how == "align_corners":
+        return at * np.float32(entries - 1) / np.float32(max(size - 1, 1))
+    if how == "asymmetric":
+        return at / scale
+    if how == "tf_half_pixel_for_nn":
+        return (at + half) / scale
+    if how == "pytorch_half_pixel" and size == 1:
+        return at
+    middle = np.float32(0)
+    if how == "half_pixel_symmetric":
+        middle = np.float32(entries / 2) * (1 - np.float32(size) / (scale * np.float32(entries)))
+    return middle + ((at + half) / scale - half)
+
+
 def _resized_dim(call: NodeCall, x: Tensor, dim: int, size: int, factor: float) -> Tensor:
     """Resizes one dim by a matrix of weights, or by indices where each row has a single one."""
     entries, how = x.shape[dim], call.text("coordinate_transformation_mode", "half_pixel")
-    at = np.arange(size, dtype=np.float64)
-    if how == "align_corners":
-        places = at * (entries - 1) / (entries * factor - 1) if size > 1 else at * 0
-    elif how == "asymmetric":
-        places = at / factor
-    elif how == "half_pixel_symmetric":
-        adjust = size / (factor * entries)
-        centre = entries / 2
-        places = centre * (1 - adjust) + (at + 0.5) / factor - 0.5
-    elif how == "pytorch_half_pixel" and size == 1:
-        places = at * 0 - 0.5
-    else:
-        places = (at + 0.5) / factor - 0.5
+    places = _places(how, entries, size, factor)
     kind = call.text("mode", "nearest")
     if kind == "nearest":
         kind = call.text("nearest_mode", "round_prefer_floor")
@@ -135,13 +136,12 @@ def _resized_dim(call: NodeCall, x: Tensor, dim: int, size: int, factor: float) 
 
 
 def _matrix(
-    entries: int, size: int, places: NDArray[np.float64], kind: str, cubic: float = -0.75, inside: bool = False,
+    entries: int, size: int, places: NDArray[np.float32], kind: str, cubic: float = -0.75, inside: bool = False,
     spread: float = 1.0,
 ) -> NDArray[np.float64]:  # fmt: skip
     """The weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
     matrix = np.zeros((size, entries))
-    rounds: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-        "nearest": np.floor,
+    rounds: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
         "floor": np.floor,
         "ceil": np.ceil,
         "round_prefer_floor": lambda v: np.ceil(v - 0.5),

@@ -157,7 +157,8 @@ def slice_(
     for dim, start, end, step in zip(dims, first, last, strides, strict=True):
         entries = x.shape[dim]
         if step < 0:
-            wanted = list(range(entries))[slice(start, None if end < -entries else end, step)]
+            start, end = (min(max(n + entries * (n < 0), least), entries - 1) for n, least in ((start, 0), (end, -1)))
+            wanted = list(range(start, end, step))
             turned = wanted == list(reversed(range(entries)))
             x = x.flip(dim) if turned else x.index_select(dim, torch.tensor(wanted, dtype=torch.int64))
         else:
@@ -186,12 +187,15 @@ def pad(call: NodeCall, x: Tensor, pads: Value = None, value: Value = None, axes
 
 def _padded_by_copies(call: NodeCall, x: Tensor, dim: int, front: int, back: int, mode: str) -> Tensor:
     """Pads one dim by entries of its own, with PyTorch's operator where it has one for that dim."""
+    if front < 0 or back < 0:
+        x = x.narrow(dim, max(0, -front), x.shape[dim] + min(front, 0) + min(back, 0))
+        front, back = max(0, front), max(0, back)
     if not front and not back:
         return x
     names = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}
     if mode not in names:
         raise call.refuse(f"pads in the mode {mode!r}")
-    if front >= 0 and back >= 0 and 3 <= x.dim() <= 5 and dim >= 2:
+    if 3 <= x.dim() <= 5 and dim >= 2:
         pairs = [0] * (2 * (x.dim() - 2))
         pairs[2 * (x.dim() - 1 - dim)], pairs[2 * (x.dim() - 1 - dim) + 1] = front, back
         return F.pad(x, pairs, mode=names[mode])
@@ -256,6 +260,8 @@ def triangle(call: NodeCall, x: Tensor, k: Value = None) -> Tensor:
 def reverse_sequence(call: NodeCall, x: Tensor, lengths: Value) -> Tensor:
     """Turns a dim around where each row is as long as the whole; others are refused."""
     dim = call.integer("time_axis", 0)
+    if call.integer("batch_axis", 1) == dim:
+        raise call.refuse("has its batch where time is")
     if any(length != x.shape[dim] for length in whole_numbers(lengths)):
         raise call.refuse("turns rows of different lengths around")
     return x.flip(dim)
