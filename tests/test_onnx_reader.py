@@ -169,7 +169,7 @@ def test_one_convolution_streams(opset: int, attributes: dict[str, Any]) -> None
     assert compiled.info.states[0].input == "state.stem.0"
 
 
-@pytest.mark.parametrize("name", ["model", "graph", "run", "training", "forward"])
+@pytest.mark.parametrize("name", ["model", "graph", "run", "training", "forward", "while", "None"])
 def test_scopes_may_have_any_name(name: str) -> None:
     """Also one that a module of PyTorch, or the one that runs the file, has itself."""
     model = convolution()

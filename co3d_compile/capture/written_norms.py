@@ -52,8 +52,8 @@ def join_norms(program: Program) -> None:
                 norm = _norm(region)
                 if norm is not None:
                     new = _written(program, region, norm)
-                    order[new] = order[node]
                     replace(node, new)
+                    order.update({n: i for i, n in enumerate(program.graph.nodes)})
                     break
 
 

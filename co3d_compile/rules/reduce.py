@@ -156,8 +156,7 @@ class Norm(Rule):
         if node.target == aten.instance_norm.default and place is not None and place.dim == 1:
             eps = argument(node, 7, "eps", 1e-5)  # frames stand where channels do: each is normalised as a whole
             return low.call(aten.layer_norm.default, low.entry(x, i), list(shape_of(x)[2:]), None, None, eps)
-        over_time = place is not None and place.alone and place.dim in self._dims(node)
-        if node.target == aten.layer_norm.default and over_time:
+        if node.target == aten.layer_norm.default and place is not None and place.alone:
             args[0] = [size for d, size in enumerate(shape_of(x)) if d in self._dims(node) and d != place.dim]
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 

@@ -7,6 +7,7 @@ a tensor. An operator whose inputs are all numbers is computed by ONNX's own ref
 from __future__ import annotations
 
 import inspect
+import keyword
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,7 @@ class OnnxModule(nn.Module):
         self.onnx_opset = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
         self._names: dict[ir.Value, str] = {}
         self._host: dict[ir.Value, Host] = {}
+        self._scalars: dict[ir.Value, Host] = {}
         self._shapes: dict[ir.Value, tuple[int, ...]] = {}
         _check_operators(model.graph, self.onnx_opset)
         for graph in _graphs(model.graph):
@@ -106,6 +108,8 @@ class OnnxModule(nn.Module):
         if counted(array) is not None:
             self._host[value] = array
             return
+        if array.size == 1:
+            self._scalars[value] = array
         self._shapes[value], array = array.shape, core(array)
         path = _module_path(value.name or "constant")
         owner = self._submodule(path[:-1])
@@ -193,7 +197,10 @@ class OnnxModule(nn.Module):
             call = replace(call, place=self.onnx_places.get(node.outputs[0]), places=places)
         try:
             inputs = [self._value(v, values) for v in node.inputs]
-            host = tuple(v if isinstance(v, np.ndarray) else None for v in inputs)
+            host = tuple(
+                v if isinstance(v, np.ndarray) else self._scalars.get(source) if source is not None else None
+                for v, source in zip(inputs, node.inputs, strict=True)
+            )
             return self._results(replace(call, host=host), inputs, values)
         except Co3dError:
             raise
@@ -206,7 +213,7 @@ class OnnxModule(nn.Module):
             return controlled(self.run, call, inputs, values)
         if (
             inputs
-            and all(v is None or isinstance(v, np.ndarray) for v in inputs)
+            and all(v is None or known is not None for v, known in zip(inputs, call.host, strict=True))
             and _stays_small(call.node, call.host)
         ):
             return reference(call, call.host)
@@ -361,7 +368,7 @@ def _module_path(name: str) -> list[str]:
 def _part(name: str) -> str:
     """A part of a module path: letters, digits and underscores, and no name that a module has itself."""
     part = re.sub(r"\W", "_", name)
-    taken = hasattr(OnnxModule, part) or hasattr(GraphModule, part) or part in OWN
+    taken = hasattr(OnnxModule, part) or hasattr(GraphModule, part) or part in OWN or keyword.iskeyword(part)
     return f"{part}_" if taken and not part.isdigit() else part
 
 
@@ -382,4 +389,4 @@ OWN = (
 def identifier(name: str | None) -> str:
     """A name that Python takes for an argument."""
     part = re.sub(r"\W", "_", name or "value")
-    return f"_{part}" if part[:1].isdigit() else part
+    return f"_{part}" if part[:1].isdigit() else f"{part}_" if keyword.iskeyword(part) else part

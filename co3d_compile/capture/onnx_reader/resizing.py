@@ -18,7 +18,7 @@ from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads, w
 def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, sizes: Value = None) -> Tensor:
     """Resizes, by PyTorch's own operator where that means the same, else by a matrix per dim."""
     if call.opset == 10:
-        return upsample(call, x, roi)
+        return _by_scales(call, x, roi)
     if call.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise call.refuse("crops before it resizes")
     dims = [d % x.dim() for d in call.integers("axes") or range(x.dim())]
@@ -41,6 +41,11 @@ def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, s
 
 @reads("Upsample", host=(1,))
 def upsample(call: NodeCall, x: Tensor, scales: Value = None) -> Tensor:
+    """Resizes as operator sets before 10 do."""
+    return _by_scales(call, x, scales)
+
+
+def _by_scales(call: NodeCall, x: Tensor, scales: Value) -> Tensor:
     """Resizes as operator sets before 11 do: the coordinate divided by the scale."""
     given = scales.reshape(-1).tolist() if isinstance(scales, np.ndarray) else call.numbers("scales")
     is_nearest = call.text("mode", "nearest") == "nearest"

@@ -12,6 +12,7 @@ from co3d_compile.capture.onnx_reader.elementwise_operators import BINARY, UNARY
 from co3d_compile.errors import UsageError
 
 SLIDING = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "BatchNormalization", "InstanceNormalization")
+RECURRENT = ("LSTM", "GRU", "RNN")
 SAME_SHAPE = {*UNARY, *BINARY, "Cast", "Div", "Pow", "Clip", "Pad", "QuantizeLinear", "DequantizeLinear"}
 FOLDING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather")
 
@@ -31,7 +32,7 @@ def _time_dim(source: ir.Value) -> int | None:
     found: set[int] = set()
     waiting: list[tuple[ir.Value, list[int] | None, bool]] = [(source, list(range(rank)), False)]
     seen: set[ir.Value] = set()
-    turned = False
+    turned = mixed = False
     while waiting and rank >= 3:
         value, dims, moved = waiting.pop()
         if value in seen:
@@ -42,6 +43,11 @@ def _time_dim(source: ir.Value) -> int | None:
                 turned |= moved
                 if dims is not None and len(dims) == rank and dims[0] == 0:
                     found.add(dims[2])
+            elif dims is not None and (taken := _frame_by_frame(node, position)) is not None:
+                found.add(dims[taken])
+            elif node.op_type == "MatMul" and position == 0:
+                weight = node.inputs[1]
+                mixed |= weight is not None and weight.const_value is not None and dims is not None and dims[-1] == 2
             elif node.op_type == "Transpose":
                 order = _order(node, len(dims) if dims is not None else 0)
                 last = order[1:2] == [len(order) - 1] and len(order) > 2
@@ -57,6 +63,28 @@ def _time_dim(source: ir.Value) -> int | None:
             f"The input {source.name} has its channels last, and the file does not say which of its dims is time.",
             hint="Give the dim that counts the frames, for (N, T, H, W, C) that is 1 (--time-dim 1).",
         )
+    if mixed and not found and rank == 3:
+        raise UsageError(
+            f"The first layer computes over the last dim of the input {source.name}, and the file does not say which "
+            "of its dims is time.",
+            hint="Give the dim that counts the frames, for (N, T, features) that is 1 (--time-dim 1).",
+        )
+    return None
+
+
+def _frame_by_frame(node: ir.Node, position: int) -> int | None:
+    """The dim of an operand along which a node goes on from entry to entry, if it does."""
+    if node.op_type in RECURRENT and position == 0:
+        layout = node.attributes.get("layout")
+        return 1 if layout is not None and layout.as_int() else 0
+    if node.op_type == "Scan":
+        dims, count = node.attributes.get("scan_input_axes"), node.attributes["num_scan_inputs"].as_int()
+        at = position - (len(node.inputs) - count)
+        return None if at < 0 else list(dims.as_ints())[at] if dims is not None else 0
+    inside = node.graph
+    if node.op_type == "Gather" and position == 0 and inside is not None and node.inputs[1] in inside.inputs:
+        axis = node.attributes.get("axis")  # of a graph inside of a loop, which counts the entry
+        return axis.as_int() if axis is not None else 0
     return None
 
 
