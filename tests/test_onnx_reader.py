@@ -65,7 +65,19 @@ OTHERWISE = {
     },
 }
 """Networks of which an exporter writes down less than the network says, or something else."""
-EVERY = [(n, e) for e in EXPORTS for n in SMALL if n not in OTHERWISE[e]]
+OTHERWISE_IN_13 = {
+    "scatter_add": "what is written twice is not added up",
+}
+"""Those of the old exporter that say more in newer operator sets."""
+
+
+def is_written(name: str, exporter: str) -> bool:
+    """Whether an exporter writes down all that a network says."""
+    in_13 = OTHERWISE_IN_13 if exporter.endswith("13") else {}
+    return name not in OTHERWISE[exporter.rpartition(" ")[0]] | in_13
+
+
+EVERY = [(n, e) for n in SMALL for e in EXPORTS if is_written(n, e)]
 
 
 def test_operators_pass_the_tests_of_onnx_itself() -> None:
@@ -86,7 +98,7 @@ def test_a_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "exporter"), [*((n, "old exporter") for n in FROM_OLD), *((n, "new exporter") for n in FROM_NEW)]
+    ("name", "exporter"), [*((n, "old exporter 17") for n in FROM_OLD), *((n, "new exporter 20") for n in FROM_NEW)]
 )
 def test_what_an_exporter_writes_out_is_found_again(name: str, exporter: str, tmp_path: Path) -> None:
     is_the_same(name, exporter, tmp_path)
