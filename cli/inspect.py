@@ -30,13 +30,13 @@ from co3d_compile.cli.common import (
 from co3d_compile.cli.model_options import is_plain_onnx, is_source, load_model, model_options
 from co3d_compile.cli.output_file import Output, keep_apart, page_output
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import delays, facts_table, rows_table, show
+from co3d_compile.cli.summary import delays, facts_table, recomputed_table, regions_table, rows_table, show
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.contract.stored_report import damaged_report, stored_report
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.report.facts import operator_place, region_text, shape_text, state_text, stream_facts
+from co3d_compile.report.facts import shape_text, state_text, stream_facts
 from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report_rows import shares_by_module, table
 from co3d_compile.report.web_page import page
@@ -97,17 +97,13 @@ def command(
     output = page_output(html)
     if profile is not None and is_source(model):
         raise UsageError("--profile is of a compiled file.", hint="Compile the model and give the ONNX file.")
-    if is_source(model):
-        try:
-            contract, report = _compiled(model, options, verbose, fps)
-        except Co3dError as error:
-            if not is_plain_onnx(Path(model)):
-                raise
-            _describe(model, error, as_json)
-            return
-    else:
+    if not is_source(model):
         contract, report = read_stored(Path(model))
         refuse_options(model)
+    elif (compiled := _compiled(model, options, verbose, fps, as_json)) is not None:
+        contract, report = compiled
+    else:
+        return
     fps, time = fps or (contract.preprocess or {}).get("fps"), None
     if profile is not None:
         report, time = _timed(stored_report(None) if report is None else report, profile, Path(model))
@@ -117,30 +113,44 @@ def command(
     if as_json:
         data |= {"time": _times(report, time)} if report and time else {}
         print_json({**data, "report": report} if verbose else data)
-        return
-    if output is not None:
+    elif output is not None:
         click.echo(f"{output.given} written", file=stdout())
-        return
+    else:
+        _show(contract, report, time, _facts(model, contract, data, fps), fps, verbose)
+
+
+def _show(
+    contract: Contract, report: Report | None, time: Report | None, facts: Table, fps: float | None, verbose: int
+) -> None:
+    """Prints what is known, for people."""
     show(
         stdout(),
-        _facts(model, contract, data, fps),
+        facts,
         delays(_delays(report), fps, None if verbose else 10) if report is not None else None,
         _tree(report, contract, time, everything=verbose > 0) if report is not None else None,
         _states(contract, None if verbose else 20) if contract.states and (verbose or report is None) else None,
-        _regions(contract) if contract.regions else None,
-        _recomputed(contract) if contract.recomputed else None,
+        regions_table([asdict(r) for r in contract.regions]),
+        recomputed_table([asdict(r) for r in contract.recomputed]),
         _kernels(time) if time is not None else None,
     )
 
 
-def _compiled(model: str, options: Options, verbose: int, fps: float | None) -> Stored:
-    with Progress(verbose) as progress:
-        progress("load")
-        loaded = load_model(model, options)
-        import co3d_compile as co3d
-        from co3d_compile.compiler.program_report import details
+def _compiled(model: str, options: Options, verbose: int, fps: float | None, as_json: bool) -> Stored | None:
+    """Compiles a model. Of an ONNX file that does not compile, says what it takes and gives, and returns None."""
+    try:
+        with Progress(verbose) as progress:
+            progress("load")
+            loaded = load_model(model, options)
+            import co3d_compile as co3d
+            from co3d_compile.compiler.program_report import details
 
-        compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **take_time(options, fps))
+            how = take_time(options, fps)
+            compiled = co3d.compile(loaded.program, loaded.example_inputs, progress=progress, **how)
+    except Co3dError as error:
+        if not is_plain_onnx(Path(model)):
+            raise
+        _describe(model, error, as_json)
+        return None
     return compiled.info, details(compiled.report(), compiled.program.notes.survey)
 
 
@@ -242,20 +252,6 @@ def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> T
         ("Pictures", pictures),
         ("Labels", join(clean_labels(labels[:4])) + more),
     )
-
-
-def _regions(contract: Contract) -> Table:
-    local = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
-    for item in map(asdict, contract.regions):
-        local.add_row(operator_place(item), region_text(item))
-    return local
-
-
-def _recomputed(contract: Contract) -> Table:
-    again = rows_table("Recomputed on a window at every step", "operator", "module", "reason")
-    for item in contract.recomputed:
-        again.add_row(item.operator, item.module_path, item.reason)
-    return again
 
 
 def _tree(report: Report, contract: Contract, time: Report | None, *, everything: bool) -> Tree:

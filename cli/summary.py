@@ -67,8 +67,8 @@ def print_summary(report: Report, stream: TextIO, verbose: int = 0) -> None:
         delays(report["delays"], report["fps"], None if verbose else 10),
         _limited(report["limited"]) if report.get("limited") else None,
         gates if report["gates"] and verbose else None,
-        _regions(report["regions"]) if report.get("regions") else None,
-        _recomputed(report["recomputed"], None if verbose else 10) if report["recomputed"] else None,
+        regions_table(report.get("regions", [])),
+        recomputed_table(report["recomputed"], None if verbose else 10),
         Group(*notes) if notes else None,
     )
 
@@ -134,7 +134,10 @@ def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | 
     return table
 
 
-def _regions(rows: list[Report]) -> Table:
+def regions_table(rows: list[Report]) -> Table | None:
+    """What is local in time; None: nothing is."""
+    if not rows:
+        return None
     table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
     for row in rows:
         table.add_row(operator_place(row), region_text(row))
@@ -150,10 +153,15 @@ def _limited(rows: list[Report]) -> Table:
     return table
 
 
-def _recomputed(rows: list[Report], limit: int | None) -> Table:
-    table = rows_table("Recomputed on a window at every step", "operator", "module", "bytes", "reason")
+def recomputed_table(rows: list[Report], limit: int | None = None) -> Table | None:
+    """What runs again on a window; None: nothing does. A contract does not say how many bytes the window has."""
+    if not rows:
+        return None
+    known = ["bytes"] if "bytes" in rows[0] else []
+    table = rows_table("Recomputed on a window at every step", "operator", "module", *known, "reason")
     for row in rows[:limit]:
-        table.add_row(row["operator"], row["module_path"] or "the model", bytes_text(row["bytes"]), row["reason"])
+        size = [bytes_text(row[name]) for name in known]
+        table.add_row(row["operator"], row["module_path"] or "the model", *size, row["reason"])
     if limit is not None and len(rows) > limit:
         table.add_row(f"and {len(rows) - limit} more (-v)")
     return table

@@ -114,39 +114,48 @@ def run_passes(
         OutputError: The dumps cannot be written.
     """
     seconds: dict[str, float] = {}
-    provider: dict[str, str] = {}
-    if dump is not None:
-        try:
-            dump.mkdir(parents=True, exist_ok=True)
-            (dump / "00_captured.txt").write_text(text_of(program))
-        except OSError as error:
-            raise OutputError(f"Cannot write dumps into {dump}: {error.strerror}.", hint="Give a folder.") from error
+    breakers: dict[str, str] = {}
+    _dump(program, dump, "00_captured")
     for i, p in enumerate(passes):
         if progress is not None:
             progress(p.name, i, len(passes))
-        missing = p.requires - program.promises
-        if missing:
-            lost = "; ".join(
-                f"{m!r} was broken by {provider[m]}" if m in provider else f"no pass before ensures {m!r}"
-                for m in sorted(missing)
-            )
-            raise PassError(
-                f"The pass {p.name} requires {', '.join(sorted(missing))}: {lost}.",
-                hint="Put the pass that ensures it in front, or move this one.",
-            )
+        _check_required(program, p, breakers)
         start = time.perf_counter()
         modified = run_one(program, p)
         seconds[p.name] = time.perf_counter() - start
         log.info("pass %s: %.3f s%s", p.name, seconds[p.name], "" if modified else ", nothing to change")
-        provider.update(dict.fromkeys(p.breaks, p.name))
+        breakers.update(dict.fromkeys(p.breaks, p.name))
         program.promises = (program.promises - p.breaks) | p.ensures
-        if dump is not None:
-            (dump / f"{i + 1:02d}_{p.name}.txt").write_text(text_of(program))
+        _dump(program, dump, f"{i + 1:02d}_{p.name}")
         for name in sorted(program.promises & checks.keys()):
             problem = checks[name](program)
             if problem is not None:
                 raise _lie(p, name, problem)
     return seconds
+
+
+def _dump(program: Program, folder: Path | None, name: str) -> None:
+    """Writes the graph as text into a folder, if one is given."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.txt").write_text(text_of(program))
+    except OSError as error:
+        raise OutputError(f"Cannot write dumps into {folder}: {error.strerror}.", hint="Give a folder.") from error
+
+
+def _check_required(program: Program, p: Pass, breakers: Mapping[str, str]) -> None:
+    """Raises PassError where a pass requires what does not hold; ``breakers``: which pass broke a promise."""
+    missing = sorted(p.requires - program.promises)
+    if missing:
+        lost = "; ".join(
+            f"{m!r} was broken by {breakers[m]}" if m in breakers else f"no pass before ensures {m!r}" for m in missing
+        )
+        raise PassError(
+            f"The pass {p.name} requires {', '.join(missing)}: {lost}.",
+            hint="Put the pass that ensures it in front, or move this one.",
+        )
 
 
 def _lie(p: Pass, promise: str, problem: str) -> PassError:

@@ -89,7 +89,16 @@ def run_side_by_side(
     clips = _run(list(streams.values()), window, pictures, _taken(frames, first, progress), every)
     for stream in streams.values():
         stream.predictor.close()
-    common = sorted(set(clips).intersection(*(stream.answers for stream in streams.values())))
+    return _compared(streams, window, clips, tuple(truth))
+
+
+def _compared(
+    streams: Mapping[str, _Stream], window: SlidingWindow, clips: Mapping[int, Scores], truth: tuple[Segment, ...]
+) -> Comparison:
+    """Puts the answers of all runs side by side, about the places where each has one."""
+    stream = next(iter(streams.values()))
+    first = stream.predictor
+    common = sorted(set(clips).intersection(*(each.answers for each in streams.values())))
     if not common:
         raise UsageError(
             "The video is too short: no answer behind the warm-up has a whole clip to compare with.",
@@ -97,8 +106,8 @@ def run_side_by_side(
         )
     slid = Track("sliding window", np.stack([clips[at] for at in common]), float(np.median(window.milliseconds)))
     tracks = [_track(name, [stream.answers[at] for at in common]) for name, stream in streams.items()]
-    times = np.array([next(iter(streams.values())).answers[at].time for at in common])
-    return Comparison(times, (slid, *tracks), first.labels, tuple(truth))
+    times = np.array([stream.answers[at].time for at in common])
+    return Comparison(times, (slid, *tracks), first.labels, truth)
 
 
 def _track(name: str, answers: Sequence[Prediction]) -> Track:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -91,19 +90,27 @@ def verify(
     """
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}.", hint="Compare at least one step.")
-    program, example_inputs, reading = read_clip_model(program, example_inputs)
-    if example_kwargs and not isinstance(program, ExportedProgram):
-        program, example_inputs = by_keyword(program, example_inputs or (), example_kwargs), None
+    model, example, reading = _clip_model(program, example_inputs, example_kwargs or {})
     with _file(compiled) as path:
-        with StreamSession(path, batch=batch_of(program, example_inputs), layout="plain") as session:
+        with StreamSession(path, batch=batch_of(model, example), layout="plain") as session:
             count = steps if frames is None else steps or WHOLE
-            check = _Check(session, program, example_inputs, count, tolerance, progress or (lambda *_: None))
+            check = _Check(session, model, example, count, tolerance, progress or (lambda *_: None))
+            check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
             check.run(_source(check, frames, seed))
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
-            check.bisection = _bisect(path, check, program, example_inputs)
-        result = check.result()
-    return dataclasses.replace(result, notes=(*reading, *result.notes))
+            check.bisection = _bisect(path, check, model, example)
+    return check.result()
+
+
+def _clip_model(
+    program: Model | OnnxSource, example_inputs: Example, example_kwargs: Mapping[str, Any]
+) -> tuple[Model, Example, tuple[str, ...]]:
+    """Returns the network to compare with, the arguments of one clip, and notes on how it was read."""
+    model, example, reading = read_clip_model(program, example_inputs)
+    if example_kwargs and not isinstance(model, ExportedProgram):
+        model, example = by_keyword(model, example or (), example_kwargs), None
+    return model, example, reading
 
 
 def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[Frames]:
