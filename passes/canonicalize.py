@@ -13,7 +13,7 @@ from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand
+from co3d_compile.ir.node_reading import argument, operand, run_operator
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -83,9 +83,7 @@ class Canonicalize(Pass):
             elif node.target is aten.empty.memory_format:  # to be written over: what it holds must not matter
                 values[node] = torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                with torch.no_grad():
-                    values[node] = node.target(*args, **kwargs)
+                values[node] = run_operator(node, values)
                 if not learned.isdisjoint(node.all_input_nodes):
                     learned.add(node)
         for node in list(program.graph.nodes):

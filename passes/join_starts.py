@@ -15,7 +15,7 @@ from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import delay, insert, insert_constant, insert_marker, replace
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.markers import begin, history, opening, take
-from co3d_compile.ir.node_reading import argument, module_path, operand, shape_of
+from co3d_compile.ir.node_reading import argument, module_path, operand, operands, reached, shape_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, amend_own, fact_of, is_start, is_stream
@@ -133,29 +133,15 @@ def _parts(node: Node) -> tuple[list[Node], int, int]:
 
 def _openings(first: Node) -> list[Node]:
     """What a start begins with: slices of streams."""
-    found, stack, seen = [], [first], set()
-    while stack:
-        n = stack.pop()
-        if n in seen or not is_start(n):
-            continue
-        seen.add(n)
-        if any(map(is_stream, n.all_input_nodes)):
-            found.append(n)
-        else:
-            stack += n.all_input_nodes
-    return found
+
+    def opens(n: Node) -> bool:
+        return any(map(is_stream, operands(n)))
+
+    found = reached(filter(is_start, [first]), lambda n: [] if opens(n) else filter(is_start, operands(n)))
+    return [n for n in found if opens(n)]
 
 
 def _remembered(node: Node) -> bool:
     """Whether something behind a node depends on all that ever came."""
-    stack, seen = [node], set()
-    while stack:
-        n = stack.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        rule = rule_for(n.target)
-        if is_stream(n) and rule is not None and rule.remembers_all(n):
-            return True
-        stack += n.users
-    return False
+    behind = filter(is_stream, reached([node], lambda n: n.users))
+    return any((rule := rule_for(n.target)) is not None and rule.remembers_all(n) for n in behind)

@@ -15,7 +15,7 @@ from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name, reached
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
@@ -154,17 +154,10 @@ class MarkEnds(Pass):
 
 def _remembered(program: Program) -> list[Node]:
     """What a recurrent layer or a sum over all time reads, in the graph's order."""
-    stack, found = [], set()
-    for node in program.graph.nodes:
-        rule = rule_for(node.target) if node.op == "call_function" else None
-        if is_stream(node) and rule is not None and rule.remembers_all(node):
-            stack.append(node)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += filter(is_stream, node.all_input_nodes)
-    return [n for n in program.graph.nodes if n in found and n.op == "call_function"]
+    streams = [n for n in program.graph.nodes if is_stream(n) and n.op == "call_function"]
+    layers = [n for n in streams if (rule := rule_for(n.target)) is not None and rule.remembers_all(n)]
+    found = reached(layers, lambda n: filter(is_stream, operands(n)))
+    return [n for n in streams if n in found]
 
 
 def _waits(reader: Node, x: Fact) -> bool:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.analysis.kernel_future import Change, FutureKernel
 from co3d_compile.ir.index_equation import EDGE
 from co3d_compile.ir.markers import hold
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name, reached
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps, is_stream, is_window, misfit
 from co3d_compile.rules import rule_of
@@ -91,16 +91,7 @@ class DelayModel:
 
     def _windowed(self, output: Node) -> list[Node]:
         """The streams that a result on windows comes from."""
-        found: dict[Node, None] = {}
-        stack, seen = [output], set()
-        while stack:
-            node = stack.pop()
-            if is_stream(node):
-                found[node] = None
-            elif node not in seen:
-                seen.add(node)
-                stack += node.all_input_nodes
-        return list(found)
+        return [n for n in reached([output], lambda n: [] if is_stream(n) else operands(n)) if is_stream(n)]
 
     def critical(self, outputs: Iterable[Node], facts: Facts) -> dict[Node, list[Node]]:
         """What some outputs wait for: for each node on these paths those before it that come last."""

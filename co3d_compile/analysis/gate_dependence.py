@@ -10,9 +10,10 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME, LayoutLost
+from co3d_compile.ir.node_reading import operands, reached, run_operator
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import NoExtension, fact_of, is_stream, is_window
 from co3d_compile.rules import rule_for
@@ -58,20 +59,14 @@ def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> b
 
 def _way(meeting: Node, stops: Collection[Node]) -> tuple[list[Node], set[Node]]:
     """The operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
-    way: set[Node] = set()
-    leaves: set[Node] = set()
-    stack = [meeting]
-    while stack:
-        node = stack.pop()
-        if node in way or node in leaves:
-            continue
-        inner = node is meeting or is_window(node) or (node not in stops and _on_one_entry(node))
-        if is_stream(node) and not inner:
-            leaves.add(node)
-        elif node.op == "call_function":
-            way.add(node)
-            stack += node.all_input_nodes
-    return [n for n in meeting.graph.nodes if n in way], leaves
+
+    def is_leaf(n: Node) -> bool:
+        inner = n is meeting or is_window(n) or (n not in stops and _on_one_entry(n))
+        return is_stream(n) and not inner
+
+    found = reached([meeting], lambda n: [] if is_leaf(n) else operands(n))
+    leaves = set(filter(is_leaf, found))
+    return [n for n in meeting.graph.nodes if n in found and n not in leaves and n.op == "call_function"], leaves
 
 
 def _on_one_entry(node: Node) -> bool:
@@ -88,27 +83,15 @@ def _on_one_entry(node: Node) -> bool:
 
 def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
     """Those of ``leaves`` that the pools read."""
-    found: set[Node] = set()
-    stack = list(pools)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += [] if node in leaves else node.all_input_nodes
-    return found & leaves
+    return leaves.intersection(reached(pools, lambda n: [] if n in leaves else operands(n)))
 
 
 def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:
     """The value of each operator on the way."""
-    values = dict(entries)
-
-    def value(node: Node) -> Tensor:
-        return values[node] if node in values else program.constant(node)
-
+    read = {n for node in way for n in operands(node)}
+    values = {**{n: program.constant(n) for n in read if n.op == "get_attr"}, **entries}
     for node in way:
-        args, kwargs = map_arg((node.args, node.kwargs), value)
-        with torch.no_grad():
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        values[node] = run_operator(node, values)
     return values
 
 

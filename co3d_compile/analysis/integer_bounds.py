@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 from co3d_compile.analysis.operator_families import MOVES, name_of
+from co3d_compile.ir.node_reading import run_operator
 
 Bounds = tuple[Tensor, Tensor]
 MONOTONE = frozenset(
@@ -106,8 +107,7 @@ def _whole_numbers(node: Node) -> bool:
 def _call(node: Node, values: dict[Node, Tensor]) -> Any:
     if name_of(node) in ("_to_copy", "to"):
         return next(iter(values.values()))
-    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return run_operator(node, values)
 
 
 __all__ = ["Bounds", "bounds_of"]

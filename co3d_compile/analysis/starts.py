@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from co3d_compile.analysis.window_facts import window_layout
 from co3d_compile.ir.aten_operators import sliced
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, reached, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, constant_of, fact_of, is_start, is_stream
 from co3d_compile.rules import Rule
@@ -31,14 +31,14 @@ def start_of(node: Node, rule: Concatenation) -> list[Node]:
     main = max(timed, key=lambda p: shape_of(p)[dim])
     front = parts[: parts.index(main)]
     known: dict[Node, bool] = {}
-    moving = [p for p in front if fact_of(p).kind is not Kind.STATIC]
-    fills = all(constant_of(p).filling for p in front if p not in moving)
+    computed = [p for p in front if fact_of(p).kind is not Kind.STATIC]
+    fills = all(constant_of(p).filling for p in front if p not in computed)
     longer = sum(shape_of(p)[dim] for p in front) < shape_of(main)[dim]
-    if not moving or not fills or not longer or _from_the_first(main, known) or repeats_edge(front, main, dim):
+    if not computed or not fills or not longer or _from_the_first(main, known) or repeats_edge(front, main, dim):
         return []
-    if any(not _from_the_first(p, known) for p in moving):
+    if any(not _from_the_first(p, known) for p in computed):
         return []
-    return _cone(moving, known)
+    return _cone(computed, known)
 
 
 def over_time(x: Node, dim: int) -> bool:
@@ -59,12 +59,17 @@ def last_of_front(node: Node) -> int | None:
     return end if is_stream(x) and over_time(x, dim) and 2 * end < shape_of(x)[dim] else None
 
 
+def moving(node: Node) -> list[Node]:
+    """The operands that are no constants."""
+    return [x for x in operands(node) if fact_of(x).kind is not Kind.STATIC]
+
+
 def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
     """Whether a tensor is computed from the first entries of streams, and from constants."""
     stack = [node]
     while stack:
         n = stack[-1]
-        inner = [x for x in n.all_input_nodes if fact_of(x).kind is not Kind.STATIC]
+        inner = moving(n)
         missing = [x for x in inner if x not in known]
         if missing and n not in known:
             stack += missing
@@ -76,27 +81,18 @@ def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
 
 def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
     """What some tensors are computed from, down to slices of streams; in the graph's order."""
-    found: set[Node] = set()
-    stack = list(ends)
-    while stack:
-        n = stack.pop()
-        if n in found:
-            continue
-        found.add(n)
-        inner = [x for x in n.all_input_nodes if fact_of(x).kind is not Kind.STATIC]
-        if all(known[x] for x in inner):
-            stack += inner
+
+    def onward(n: Node) -> list[Node]:
+        inner = moving(n)
+        return inner if all(known[x] for x in inner) else []
+
+    found = reached(ends, onward)
     return [n for n in ends[0].graph.nodes if n in found]
 
 
 def starts_behind(node: Node) -> frozenset[str]:
     """The names of what computes the start that a node reads."""
-    found: set[Node] = set()
-    stack = [node]
-    while stack:
-        new = [x for x in stack.pop().all_input_nodes if is_start(x) and x not in found]
-        found.update(new)
-        stack += new
+    found = reached(filter(is_start, operands(node)), lambda n: filter(is_start, operands(n)))
     return frozenset(n.name for n in found)
 
 
@@ -118,7 +114,7 @@ def separate(program: Program, node: Node, start: list[Node]) -> frozenset[str]:
 
 def start_fact(node: Node, rule: Rule | None) -> Fact:
     """The fact of what is computed from the first entries of streams."""
-    facts = [fact_of(x) for x in node.all_input_nodes if fact_of(x).kind is not Kind.STATIC]
+    facts = [fact_of(x) for x in moving(node)]
     due = max(f.due if f.kind is Kind.START else _due(node, f) for f in facts)
     layout = window_layout(node, rule)
     size = layout.time.size if layout is not None and layout.time is not None else 1

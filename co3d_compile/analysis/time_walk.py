@@ -17,7 +17,7 @@ from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.layout import LayoutLost
-from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, rank_of, reached, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import (
     KEY,
@@ -267,14 +267,11 @@ def _as_long(node: Node, pools: Sequence[Node]) -> bool:
 
 def _per_entry_behind(node: Node) -> Names:
     """The names of what those operands come from which have one value for each entry of the stream."""
-    found: set[Node] = set()
-    stack = list(node.all_input_nodes)
-    while stack:
-        n = stack.pop()
-        if n not in found and is_stream(n) and fact_of(n).per_entry:
-            found.add(n)
-            stack += n.all_input_nodes
-    return frozenset(n.name for n in found)
+
+    def per_entry(n: Node) -> list[Node]:
+        return [x for x in operands(n) if is_stream(x) and fact_of(x).per_entry]
+
+    return frozenset(n.name for n in reached(per_entry(node), per_entry))
 
 
 def _refuse_channels(program: Program, node: Node) -> None:

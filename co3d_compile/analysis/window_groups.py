@@ -8,7 +8,7 @@ from fractions import Fraction
 from torch.fx import Node
 
 from co3d_compile.ir.markers import window
-from co3d_compile.ir.node_reading import argument, operand
+from co3d_compile.ir.node_reading import argument, operand, operands, reached
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 
@@ -26,17 +26,11 @@ def set_newest(marker: Node, delay: int) -> None:
 
 def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Node]:
     """The window markers that a result comes from."""
-    found, stack, seen = [], [result], set()
-    while stack:
-        n = stack.pop()
-        if n in seen:
-            continue
-        seen.add(n)
-        if n.target is window:
-            found.append(n)
-        elif fact(n).kind is Kind.WINDOW:
-            stack.extend(n.all_input_nodes)
-    return found
+
+    def onward(n: Node) -> list[Node]:
+        return operands(n) if n.target is not window and fact(n).kind is Kind.WINDOW else []
+
+    return [n for n in reached([result], onward) if n.target is window]
 
 
 def frames_to_box(features: Node, newest_one: bool) -> Fraction:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.tracer import Clip, tensors_of
 from co3d_compile.ir.box_operators import ALIGN, BOXES, POOL
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import computed_from, operand
 
 
 def box_inputs(graph: Graph) -> dict[Node, bool]:
@@ -21,13 +21,7 @@ def box_inputs(graph: Graph) -> dict[Node, bool]:
     """
     found: dict[Node, bool] = {}
     for node in [n for n in graph.nodes if n.target in (ALIGN, POOL)]:
-        stack, seen = [operand(node, BOXES)], set()
-        while stack:
-            n = stack.pop()
-            if n not in seen:
-                seen.add(n)
-                stack += n.all_input_nodes
-        inputs = [n for n in seen if n.op == "placeholder"]
+        inputs = [n for n in computed_from(operand(node, BOXES)) if n.op == "placeholder"]
         if all(n.meta["val"].dim() == 2 for n in inputs):
             found |= {n: found.get(n, True) and n is operand(node, BOXES) for n in inputs}
     return found

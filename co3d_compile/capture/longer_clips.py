@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.fx import Node, map_arg
 
+from co3d_compile.capture.operator_regions import Constants
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
-from co3d_compile.ir.stored_constants import get_constant
 
 
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
@@ -34,9 +33,9 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         return frozenset()
     there = {n.name: n for n in longer.graph.nodes} if longer is not None else {}
     wrong = {name for name, shape in views.items() if name not in there or shape_of(there[name])[1:] != shape[1:]}
-    known: dict[Node, Tensor | None] = {}
+    known = Constants(longer, wide=False) if longer is not None else None
     for name, (dims, value) in constants.items():
-        found = _value(longer, there[name], known) if longer is not None and name in there else None
+        found = known.value(there[name]) if known is not None and name in there else None
         if found is None or not _goes_on(value, found, dims):
             wrong.add(name)
     return frozenset(wrong) - program.refuted
@@ -60,27 +59,6 @@ def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
         return True
     first, second = value.select(dim, 0), value.select(dim, 1)
     return bool(((second - first) == 1).all()) and bool(((first == 0) | (first == 1)).all())
-
-
-def _value(program: Program, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
-    """The value of a node that depends on no input; None where it does. Each is computed once."""
-    if node not in known:
-        known[node] = _computed(program, node, known)
-    return known[node]
-
-
-def _computed(program: Program, node: Node, known: dict[Node, Tensor | None]) -> Tensor | None:
-    if node.op == "get_attr":
-        return get_constant(program.module, str(node.target))
-    if node.op != "call_function":
-        return None
-    operands = {n: _value(program, n, known) for n in node.all_input_nodes}
-    if any(value is None for value in operands.values()):
-        return None
-    args, kwargs = map_arg((node.args, node.kwargs), operands.__getitem__)
-    with torch.no_grad():
-        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result
 
 
 def _goes_on(value: Tensor, longer: Tensor, dims: tuple[int, ...]) -> bool:

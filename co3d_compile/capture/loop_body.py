@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Edge, Frames, Inner, Walk
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, reached
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -157,15 +157,12 @@ class Body:
 
 def needed(copies: Copies, outputs: list[int]) -> set[int]:
     """The operators that outputs depend on, in this turn or an earlier one; frames and what is the same left out."""
-    found: set[int] = set()
-    stack = list(outputs)
-    while stack:
-        at = stack.pop()
-        if at in found or at in copies.invariant or copies.walk_of(at) is not None:
-            continue
-        found.add(at)
-        stack += [e.at for e in copies.edges[at] if isinstance(e, (Inner, Earlier))]
-    return found
+    computed = {at for at in copies.body if at not in copies.invariant and copies.walk_of(at) is None}
+
+    def onward(at: int) -> set[int]:
+        return {e.at for e in copies.edges[at] if isinstance(e, (Inner, Earlier))} & computed
+
+    return set(reached(computed.intersection(outputs), onward))
 
 
 def common_path(nodes: list[Node]) -> str:

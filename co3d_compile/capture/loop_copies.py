@@ -10,6 +10,7 @@ import numpy as np
 from torch.fx import Node
 
 from co3d_compile.capture.loop_tokens import Numbers, Run, Tokens, alike, frame_of, leaves, taken
+from co3d_compile.ir.node_reading import reached
 
 ROTATIONS = 3  # of a run: where its copies may begin
 FARTHEST = 16  # copies back that a copy may read
@@ -111,15 +112,8 @@ class Copies:
 
         What does not, and is handed on, is a piece of a turn that the next one reads: the copies begin elsewhere.
         """
-        stack, seen = [at], set[int]()
-        while stack:
-            place = stack.pop()
-            if place not in seen:
-                seen.add(place)
-                if any(isinstance(edge, Earlier) for edge in self.edges[place]):
-                    return True
-                stack += [edge.at for edge in self.edges[place] if isinstance(edge, Inner)]
-        return False
+        within = reached([at], lambda place: [edge.at for edge in self.edges[place] if isinstance(edge, Inner)])
+        return any(isinstance(edge, Earlier) for place in within for edge in self.edges[place])
 
 
 @dataclass

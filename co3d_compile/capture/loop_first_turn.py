@@ -10,15 +10,15 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 from co3d_compile.capture.loop_body import Body
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.ir.graph_edits import insert_constant
+from co3d_compile.ir.node_reading import computed_from, run_operator
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal
-from co3d_compile.ir.stored_constants import get_constant
 
 aten = torch.ops.aten
 TOLERANCE = 1e-5
@@ -95,21 +95,12 @@ def _collected(part: Node) -> Node:
 
 def _values(nodes: Sequence[Node], program: Program, draw: Draw) -> dict[Node, Tensor]:
     """The values of some nodes for random inputs."""
-    wanted, stack = set[Node](), list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in wanted:
-            wanted.add(node)
-            stack += node.all_input_nodes
+    wanted = computed_from(*nodes)
     generator, values = torch.Generator().manual_seed(0), dict[Node, Tensor]()
-    with torch.no_grad():
-        for node in [n for n in program.graph.nodes if n in wanted]:
-            if node.op == "placeholder":
-                value = node.meta["val"]
-                values[node] = draw(tuple(value.shape), generator=generator).to(value.dtype)
-            elif node.op == "get_attr":
-                values[node] = get_constant(program.module, str(node.target))
-            else:
-                args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+    for node in [n for n in program.graph.nodes if n in wanted]:
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            values[node] = draw(tuple(value.shape), generator=generator).to(value.dtype)
+        else:
+            values[node] = program.constant(node) if node.op == "get_attr" else run_operator(node, values)
     return values

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from co3d_compile.ir.node_reading import computed_from
 from co3d_compile.ir.random_runs import random_tensor
 
 aten = torch.ops.aten
@@ -41,14 +42,7 @@ def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node
 
 def _read(result: Node, states: set[Node]) -> set[Node]:
     """The nodes between a result and the states that it depends on, these among them."""
-    order: list[Node] = []
-    stack, seen = [result], set()
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            order.append(node)
-            stack += node.all_input_nodes
+    seen = computed_from(result)
     depends: set[Node] = set()
     for node in result.graph.nodes:
         if node in seen and (node in states or any(n in depends for n in node.all_input_nodes)):

@@ -11,42 +11,40 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.aten_operators import SAME
-from co3d_compile.ir.node_reading import operand, operands
+from co3d_compile.ir.node_reading import drawn_by_chance, operand, operands, run_operator
 from co3d_compile.ir.program import Program
 
 MOST = 16  # operators; an activation or a norm written out has fewer
 
 
 class Constants:
-    """The values of all nodes of a graph that depend on no input, in float64 where they are floats."""
+    """The values of the nodes of a graph that depend on no input. Each is computed once, when it is asked for.
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self._values: dict[Node, Tensor] = {}
-        self._varying: set[Node] = set()
+    Args:
+        program: Has the graph.
+        wide: Whether floats are computed in float64.
+    """
+
+    def __init__(self, program: Program, wide: bool = True) -> None:
+        self.program, self.wide = program, wide
+        self._values: dict[Node, Tensor | None] = {}
 
     def value(self, node: Node) -> Tensor | None:
-        """The value of a constant; None for what depends on an input."""
-        if node in self._varying:
-            return None
+        """Returns the value of a constant; None for what depends on an input, or is drawn by chance."""
         if node not in self._values:
-            found = self._computed(node)
-            if found is None:
-                self._varying.add(node)
-                return None
-            self._values[node] = found
+            self._values[node] = self._computed(node)
         return self._values[node]
 
     def _computed(self, node: Node) -> Tensor | None:
         if node.op == "get_attr":
-            return widened(self.program.constant(node))
-        chance = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if node.op != "call_function" or chance:
+            value = self.program.constant(node)
+            return widened(value) if self.wide else value
+        if node.op != "call_function" or drawn_by_chance([node]):
             return None
         values = {n: self.value(n) for n in operands(node)}
         if any(v is None for v in values.values()):
             return None
-        result = run_in_float64(node, values)
+        result = run_in_float64(node, values) if self.wide else run_operator(node, values)
         return result if isinstance(result, Tensor) else None
 
 

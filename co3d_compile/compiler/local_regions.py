@@ -19,7 +19,7 @@ from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confir
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.markers import region
-from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, reached, shape_of
 from co3d_compile.ir.program import Program, Region
 from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind
@@ -212,22 +212,17 @@ class _Search:
         Raises:
             NotResizable: One of them is no clip with a dim for time.
         """
-        found, stack, seen = set(), [result], set()
         entries = shape_of(result)[self._time_dim(result) or 0]
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
+
+        def is_input(node: Node) -> bool:
             fact = facts.get(node.name, STATIC)
-            streams = node is not result and fact.kind is Kind.STREAM
-            if streams and not self._passed(node, fact, entries):
-                found.add(node)
-            elif node.op == "placeholder":
-                raise NotResizable("it reads an input without time")
-            else:
-                stack += node.all_input_nodes
-        return sorted(found, key=self.order.__getitem__)
+            return node is not result and fact.kind is Kind.STREAM and not self._passed(node, fact, entries)
+
+        inside = reached([result], lambda n: [] if is_input(n) else operands(n))
+        inputs = [n for n in inside if is_input(n)]
+        if any(n.op == "placeholder" for n in inside.keys() - set(inputs)):
+            raise NotResizable("it reads an input without time")
+        return sorted(inputs, key=self.order.__getitem__)
 
     def _passed(self, node: Node, fact: Fact, entries: int) -> bool:
         """Whether a region begins before a stream.

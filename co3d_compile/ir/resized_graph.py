@@ -15,7 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
-from co3d_compile.ir.node_reading import operator_name
+from co3d_compile.ir.node_reading import operands, operator_name, reached
 from co3d_compile.ir.stored_constants import get_constant
 
 aten = torch.ops.aten
@@ -121,16 +121,10 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
         result: What is computed.
         order: The place of each node in its graph.
     """
-    wanted: set[Node] = set()
-    stack = [result]
-    while stack:
-        node = stack.pop()
-        if node not in wanted:
-            wanted.add(node)
-            stack += [] if node in inputs else node.all_input_nodes[-1:] if _copies(node) else node.all_input_nodes
+    wanted = reached([result], lambda n: [] if n in inputs else operands(n)[-1:] if _copies(n) else operands(n))
     graph = Graph()
     made: dict[Node, Node] = {}
-    for node in [*inputs, *sorted(wanted - set(inputs), key=order.__getitem__)]:
+    for node in [*inputs, *sorted(wanted.keys() - set(inputs), key=order.__getitem__)]:
         if node in inputs:
             made[node] = graph.placeholder(node.name)
             made[node].meta = dict(node.meta)

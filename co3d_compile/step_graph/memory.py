@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import chain, fifo, history, outside, take
-from co3d_compile.ir.node_reading import operand, whole
+from co3d_compile.ir.node_reading import computed_from, operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact
 from co3d_compile.step_graph.builder import Entry
@@ -84,13 +84,7 @@ class Memory(EntryOperators):
 
     def _of_boxes(self, node: Node) -> bool:
         """Whether an entry is made of boxes, and so may have more rows than the next one: they have no common queue."""
-        stack, seen = [node] if self.boxes else [], set()
-        while stack:
-            n = stack.pop()
-            if n not in seen:
-                seen.add(n)
-                stack += n.all_input_nodes
-        return not self.boxes.isdisjoint(seen)
+        return bool(self.boxes) and not self.boxes.isdisjoint(computed_from(node))
 
     def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> PastEntries:
         """Past and new entries with a number in place of those before the first."""

@@ -11,7 +11,7 @@ from torch.fx.node import Argument
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, run_operator
 from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.step_graph.builder import Builder
@@ -47,8 +47,9 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
         elif a.op == "output":
             return _read(low, a.args[0], made, static, like)
         elif all(n in static for n in a.all_input_nodes):
-            with torch.no_grad():
-                static[a] = (_value(a, static, 0), _value(b, {n: static[m] for n, m in _pairs(b, a)}, 1))
+            one_values = {n: static[n][0] for n in operands(a)}
+            two_values = {n: static[m][1] for n, m in zip(operands(b), operands(a), strict=True)}
+            static[a] = (run_operator(a, one_values), run_operator(b, two_values))
         elif a.target in SAME:
             made[a] = made[a.all_input_nodes[0]]
         elif a.target not in CHECKS:
@@ -57,16 +58,6 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
             kwargs = map_arg(a.kwargs, lambda n: _read(low, n, made, static, like))
             made[a] = low.call(aten.reshape.default if a.target in VIEWS else a.target, *args, **kwargs)
     raise AssertionError("a graph has an output")
-
-
-def _pairs(b: Node, a: Node) -> list[tuple[Node, Node]]:
-    return list(zip(b.all_input_nodes, a.all_input_nodes, strict=True))
-
-
-def _value(node: Node, static: Mapping[Node, tuple[Tensor, Tensor]], which: int) -> Tensor:
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: static[n][which])
-    result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result
 
 
 def _open(a: Node, b: Node, one: Argument, two: Argument) -> Argument:

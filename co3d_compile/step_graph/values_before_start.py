@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 from co3d_compile.ir.markers import carry, fifo, previous
-from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.node_reading import argument, operand, operands, run_operator, shape_of
 from co3d_compile.ir.stored_constants import get_constant
 
 
@@ -41,8 +41,7 @@ class ValuesBeforeStart:
                 stack.extend(missing)
                 continue
             if at not in self._known:
-                with torch.no_grad():
-                    self._known[at] = self._compute(*at)
+                self._known[at] = self._compute(*at)
             stack.pop()
         result: Tensor = self._known[node, t]
         return result
@@ -78,5 +77,4 @@ class ValuesBeforeStart:
         if node.target is fifo:
             rows = [self._known[operand(node), t + back] for back in range(self._steps(node), -1, -1)]
             return torch.cat(rows, 1)[:, -int(node.meta["val"].shape[1]) :]
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._known[n, t])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return run_operator(node, {n: self._known[n, t] for n in operands(node)})

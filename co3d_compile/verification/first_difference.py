@@ -23,7 +23,7 @@ from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
 from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, LoadError
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, reached
 from co3d_compile.ir.operator_row import as_rows
 from co3d_compile.native.blocked_tensors import BLOCKED
 from co3d_compile.report.report_rows import Row
@@ -167,14 +167,7 @@ class Bisect:
 
     def _reached(self, at: int, beyond: Callable[[int], bool]) -> set[int]:
         """What an operator reads, and what that reads in turn where ``beyond`` says so."""
-        found: set[int] = set()
-        stack = list(self.rows[at]["inputs"])
-        while stack:
-            i = stack.pop()
-            if i not in found:
-                found.add(i)
-                stack += self.rows[i]["inputs"] if beyond(i) else []
-        return found
+        return set(reached(self.rows[at]["inputs"], lambda i: self.rows[i]["inputs"] if beyond(i) else []))
 
     # --- the search
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.contract.model_contract import LocalRegion
+from co3d_compile.ir.node_reading import operands, reached
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, part_of
@@ -98,10 +99,6 @@ class LongRegions:
 
 def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
     """The nodes of the captured graph between the inputs of a region and its result."""
-    found, stack = set[Node](), [*nodes[part.result].all_input_nodes]
-    while stack:
-        node = stack.pop()
-        if node not in found and node.name not in part.inputs:
-            found.add(node)
-            stack += node.all_input_nodes
-    return {n for n in found if n.op == "call_function"}
+    inputs = {nodes[name] for name in part.inputs}
+    found = reached(operands(nodes[part.result]), lambda n: [] if n in inputs else operands(n))
+    return {n for n in found if n.op == "call_function" and n not in inputs}

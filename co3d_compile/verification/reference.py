@@ -23,7 +23,7 @@ from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
-from co3d_compile.ir.node_reading import drawn_by_chance, module_path
+from co3d_compile.ir.node_reading import computed_from, drawn_by_chance, module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
@@ -115,14 +115,9 @@ class Reference:
 
     def recurrent_paths(self) -> set[str]:
         """Module paths of recurrent layers and of all that they read: states there start as the clip's own do."""
-        stack = [n for n in self.program.graph.nodes if n.op == "call_function" and remembers_all(n, self.claims)]
-        seen: set[Node] = set()
-        while stack:
-            n = stack.pop()
-            if n not in seen:
-                seen.add(n)
-                stack += n.all_input_nodes
-        return {module_path(n) or "model" for n in seen if n.op == "call_function"}
+        operators = [n for n in self.program.graph.nodes if n.op == "call_function"]
+        read = computed_from(*(n for n in operators if remembers_all(n, self.claims)))
+        return {module_path(n) or "model" for n in read if n.op == "call_function"}
 
     def gates(self) -> list[str]:
         """The operators that are replaced by what they are in the stream."""
