@@ -83,7 +83,7 @@ def _on_one_entry(node: Node) -> bool:
 
 def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
     """Those of ``leaves`` that the pools read."""
-    return leaves.intersection(reached(pools, lambda n: [] if n in leaves else operands(n)))
+    return leaves & reached(pools, lambda n: [] if n in leaves else operands(n)).keys()
 
 
 def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:

@@ -42,7 +42,7 @@ def _broadcasts(node: Node, user: Node) -> bool:
     """Whether an operator gives the same if it reads what is expanded instead."""
     if torch.Tag.pointwise not in getattr(user.target, "tags", ()) or user.kwargs.get("out") is not None:
         return False
-    if any(isinstance(a, (list, tuple)) for a in user.args) or user.target is aten.copy.default:
+    if any(isinstance(a, (list, tuple)) for a in user.args):
         return False
     shapes = [shape_of(operand(n) if n is node else n) for n in user.all_input_nodes]
     return len(shapes) > 1 and tuple(torch.broadcast_shapes(*shapes)) == shape_of(user)

@@ -198,17 +198,6 @@ def _split(program: Program, node: Node) -> None:
         replace(user, new)
 
 
-def _copy(program: Program, node: Node) -> None:
-    """``copy(a, b)`` is b in the shape and dtype of a."""
-    source = operand(node, 1)
-    old, new = source.meta["val"], node.meta["val"]
-    if old.dtype != new.dtype:
-        source = insert(program, node, aten._to_copy.default, source, dtype=new.dtype)
-    if old.shape != new.shape:
-        source = insert(program, node, aten.expand.default, source, list(new.shape))
-    replace(node, source)
-
-
 def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
     """Start, end and step of evenly spaced rising indices."""
     values = index.flatten().tolist()
@@ -319,7 +308,6 @@ REWRITES: dict[Any, Any] = {
     aten.slice_scatter.default: writing,
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
-    aten.copy.default: _copy,
     aten.squeeze.default: _squeeze_all,
     aten.select.int: _select,
     aten.convolution.default: _convolution,

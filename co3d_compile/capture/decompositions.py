@@ -35,6 +35,12 @@ def convolution(x: Tensor, *args: Any) -> Tensor:
     return torch.convolution(x, *args[:8])
 
 
+def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy``: the source in the dtype and shape of a tensor of which no number is read."""
+    cast = source if source.dtype == into.dtype else aten._to_copy.default(source, dtype=into.dtype)
+    return cast if cast.shape == into.shape else cast.expand(into.shape)
+
+
 def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
     """``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
@@ -106,6 +112,7 @@ OURS: dict[Any, Any] = {
     aten.stack.default: stacked,
     aten.bilinear.default: bilinear,
     aten.as_strided.default: strided,
+    aten.copy.default: copied,
 }
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.

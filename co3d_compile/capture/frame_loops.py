@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -30,11 +29,11 @@ class _Differ(Exception):
 def roll(program: Program) -> None:
     """``stack([f(x[:, :, t]) for t in range(T)])`` to f on the frames of x, folded into the batch.
 
-    So too where the loop writes ``y[:, t] = f(x[:, :, t])``. The numbers stay the same, and are compared. What follows
-    need not be computed on a window of T results: time has a dim again.
+    Where the loop writes ``y[:, t] = f(x[:, :, t])``, that has become a concatenation already. The numbers stay the
+    same, and are compared. What follows need not be computed on a window of T results: time has a dim again.
     """
     graph = program.graph
-    loops = [n for n in graph.nodes if n.target in (aten.cat.default, aten.select_scatter.default)]
+    loops = [n for n in graph.nodes if n.target is aten.cat.default]
     clips = [n.meta["val"] for n in program.placeholders()]
     if not loops or any(isinstance(s, torch.SymInt) for clip in clips for s in clip.shape):
         return  # the program leaves its sizes open (TorchScript, dynamic shapes): its copies cannot be run
@@ -58,7 +57,7 @@ def roll(program: Program) -> None:
 
 
 def _rolled(program: Program, node: Node, collected: dict[Node, int]) -> Node | None:
-    """What takes the place of a concatenation, or of the last write, if it collects a loop over frames."""
+    """What takes the place of a concatenation, if it collects a loop over frames."""
     loop = _Loop(program, node, collected)
     if len(loop.parts) < 3:
         return None
@@ -70,14 +69,13 @@ def _rolled(program: Program, node: Node, collected: dict[Node, int]) -> Node | 
 
 
 class _Loop:
-    """One concatenation of what a loop collects, or the last of its writes."""
+    """One concatenation of what a loop collects."""
 
     def __init__(self, program: Program, node: Node, collected: dict[Node, int]) -> None:
         self.program, self.node, self.collected = program, node, collected
         self.rows = shape_of(program.placeholders()[0])[0]
-        written = node.target is aten.select_scatter.default
         self.dim = Arguments(node).dim(node)
-        self.parts = _written(node, self.dim) if written else _joined(node, self.dim)
+        self.parts = _joined(node, self.dim)
         self.found: dict[tuple[Node, ...], tuple[Node, bool]] = {}
 
     def rolled(self) -> Node:
@@ -102,15 +100,15 @@ class _Loop:
 
     def _leaf(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
         """The frames of one tensor, one after the other, folded into the batch."""
-        taken = [t for t in map(_taken, copies) if t is not None]
-        if len(taken) != len(copies) or len({t[:2] for t in taken}) != 1:
+        taken = [t for t in map(frame_of, copies) if t is not None and t.length in (None, 1)]
+        if len(taken) != len(copies) or len({(t.root, t.dim) for t in taken}) != 1:
             return None
-        x, dim, _ = taken[0]
+        x, dim = taken[0].root, taken[0].dim
         batch = 0 if dim else 1  # (T, N, …)
         selected = rank_of(copies[0]) < rank_of(x)
         if dim != time_dim(self.program, x, self.collected) or shape_of(x)[batch] != self.rows or not (dim or selected):
             return None
-        frames = self._frames(x, dim, [index for _, _, index in taken])
+        frames = self._frames(x, dim, [t.start for t in taken])
         order = [batch, dim, *(d for d in range(rank_of(x)) if d not in (batch, dim))]
         first = insert(self.program, self.node, aten.permute.default, frames, order)
         sizes = [self.rows * len(copies), *shape_of(copies[0])[1:]]
@@ -184,20 +182,6 @@ def _joined(node: Node, dim: int) -> tuple[Node, ...]:
     return tuple(map(operand, parts)) if made else parts
 
 
-def _written(node: Node, dim: int) -> tuple[Node, ...]:
-    """What is written to each index of a dim, one after the other; nothing if an index is left out."""
-    at: dict[int, Node] = {}
-    count = shape_of(node)[dim]
-    while node.target is aten.select_scatter.default and Arguments(node).dim(node) == dim:
-        given = Arguments(node)
-        source = given.tensor("src")
-        copied = source.args[1] if source.target is aten.copy.default else None
-        alike = isinstance(copied, Node) and shape_of(copied) == shape_of(source)
-        at.setdefault(given.integer("index") % count, operand(source, 1) if alike else source)
-        node = given.tensor()
-    return tuple(at[i] for i in range(count)) if len(at) == count else ()
-
-
 def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
     """The parts of a concatenation, and of concatenations on the same dim among them."""
     parts: list[Node] = []
@@ -205,31 +189,6 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
         parts += _flattened(part, dim) if inner else [part]
     return tuple(parts)
-
-
-def _taken(node: Node) -> tuple[Node, int, int] | None:
-    """The tensor, dim and index of a single entry that is selected, or cut out."""
-    if node.target is aten.squeeze.dims and operand(node).target is aten.slice.Tensor:
-        cut = _taken(operand(node))
-        return cut if cut is not None and Arguments(node).dims(operand(node)) == [cut[1]] else None
-    if node.target is aten.select.int:
-        x, dim, index = operand(node), Arguments(node).integer("dim"), Arguments(node).integer("index")
-    elif node.target is operator.getitem and operand(node).target is aten.unbind.int:
-        all_of = operand(node)
-        x, dim, index = operand(all_of), Arguments(all_of).integer("dim"), int(node.args[1])  # type: ignore
-    elif node.target is aten.slice.Tensor and sliced(node)[3] - sliced(node)[2] == 1:
-        x, dim, index, _, _ = sliced(node)
-    else:
-        return None
-    dim %= rank_of(x)
-    return _whole(x), dim, index % shape_of(x)[dim]
-
-
-def _whole(node: Node) -> Node:
-    """The tensor behind slices that leave nothing out."""
-    while node.target is aten.slice.Tensor and shape_of(node) == shape_of(operand(node)):
-        node = operand(node)
-    return node
 
 
 def time_dim(program: Program, node: Node, collected: Mapping[Node, int]) -> int | None:

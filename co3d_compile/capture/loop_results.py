@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import alike
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -78,9 +77,6 @@ def _write(node: Node, dim: int) -> Written:
     """Where a scatter writes, and what."""
     given = Arguments(node)
     value = given.tensor("src")
-    copied = value.args[1] if value.target is aten.copy.default else None
-    if isinstance(copied, Node) and alike(copied, value):
-        value = copied
     size = shape_of(node)[dim]
     if node.target is aten.select_scatter.default:
         return given.integer("index") % size, 1, value

@@ -121,28 +121,17 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
         result: What is computed.
         order: The place of each node in its graph.
     """
-    wanted = reached([result], lambda n: [] if n in inputs else operands(n)[-1:] if _copies(n) else operands(n))
+    wanted = reached([result], lambda n: [] if n in inputs else operands(n))
     graph = Graph()
     made: dict[Node, Node] = {}
     for node in [*inputs, *sorted(wanted.keys() - set(inputs), key=order.__getitem__)]:
         if node in inputs:
             made[node] = graph.placeholder(node.name)
             made[node].meta = dict(node.meta)
-        elif _copies(node):
-            value = node.meta["val"]
-            source = graph.call_function(
-                aten._to_copy.default, (made[node.all_input_nodes[-1]],), {"dtype": value.dtype}
-            )
-            made[node] = graph.call_function(aten.expand.default, (source, list(value.shape)))
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(made[result])
     return GraphModule(module, graph)
-
-
-def _copies(node: Node) -> bool:
-    """Whether an operator gives one tensor in the shape and dtype of another."""
-    return node.target is aten.copy.default
 
 
 def in_float64(module: GraphModule) -> GraphModule:

@@ -317,7 +317,7 @@ class LongClip(Interpreter):
         if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
             sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)
             return x.expand([new if old == 1 else old for new, old in zip(args[1], sizes, strict=True)])
-        if n.target in SCATTERS or n.target is aten.copy.default:
+        if n.target in SCATTERS:
             return scatter(n, self._claim(n), args)
         if before.place is None or not isinstance(x, Tensor):
             return call(n, args, kwargs)

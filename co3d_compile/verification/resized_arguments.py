@@ -155,9 +155,6 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
     """A slice or an entry written into a tensor; a constant among them grows with the other."""
     base, new = args[:2]
     place = claim.place
-    if n.target is aten.copy.default:
-        shape = [b if b != 1 else a for a, b in zip(base.shape[base.dim() - new.dim() :], new.shape, strict=True)]
-        return new.to(base.dtype).expand([*base.shape[: base.dim() - new.dim()], *shape]).clone()
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
     selects = n.target is aten.select_scatter.default
     old_base, old_new = (a.meta["val"].shape for a in n.args[:2] if isinstance(a, Node))
