@@ -103,7 +103,7 @@ def command(model: str, sides: str | None, chart: Path | None, as_json: bool, ve
 
 
 def _check_compiled(model: str, sides: str | None) -> None:
-    """A compiled file is all there is to time: what asks for more is a mistake."""
+    """Refuses what asks for more than to time the compiled file alone."""
     read_contract(Path(model))
     refuse_options(model)
     if sides not in (None, "step"):
@@ -154,7 +154,10 @@ def _times(ratio: float | None) -> str | None:
 
 
 def _drawing(chart: Path | None) -> Output | None:
-    """Where the chart is to be written, if one is wanted; all that can be wrong with it is told before the timing."""
+    """Returns where the chart is to be written, if one is wanted.
+
+    All that can be wrong with it is told before the timing.
+    """
     if chart is None:
         return None
     if chart.suffix.lower() not in CHARTS:

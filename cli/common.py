@@ -66,12 +66,12 @@ class Option(click.Option):
 
 
 def option(*names: str, group: str, **kwargs: Any) -> Callable[[F], F]:
-    """``click.option`` with the heading under which ``--help`` lists it."""
+    """Makes a ``click.option`` with the heading under which ``--help`` lists it."""
     return click.option(*names, cls=Option, group=group, **kwargs)
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """One decorator for several options, in the order in which ``--help`` lists them."""
+    """Returns one decorator for several options, in the order in which ``--help`` lists them."""
 
     def add(command: F) -> F:
         for each in reversed(options):
@@ -153,7 +153,7 @@ class Command(OneLineMain):
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user about an exception, and the exit code."""
+    """Returns what to tell the user about an exception, and the exit code."""
     if isinstance(error, Stopped):
         return f"stopped by {signal.Signals(error.number).name}; {error.state}", 128 + error.number
     if isinstance(error, Co3dError):
@@ -171,7 +171,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _extra(module: str | None) -> str | None:
-    """What to install for a package of which a module is missing; None: it is none of ours."""
+    """Returns what to install for a package of which a module is missing; None: it is none of ours."""
     from co3d_compile.cli.features import FEATURES
 
     package = (module or "").split(".")[0]
@@ -179,7 +179,7 @@ def _extra(module: str | None) -> str | None:
 
 
 def say_error(message: str) -> None:
-    """One line on stderr, however much a file from elsewhere has put into it."""
+    """Prints one line on stderr, however much a file from elsewhere has put into it."""
     line = " ".join(message.splitlines())
     click.echo(f"error: {line if len(line) <= LONGEST else line[: LONGEST - 2] + ' …'}", err=True)
 
@@ -231,25 +231,25 @@ def quiet(verbose: int) -> Iterator[None]:
 
 
 def stdout() -> TextIO:
-    """The real stdout, past `quiet`."""
+    """Returns the real stdout, past `quiet`."""
     stream: TextIO = click.get_current_context().meta[__name__][0]
     return stream
 
 
 def stderr() -> TextIO:
-    """The real stderr, past `quiet`."""
+    """Returns the real stderr, past `quiet`."""
     stream: TextIO = click.get_current_context().meta[__name__][1]
     return stream
 
 
 def hush() -> None:
-    """Nobody reads standard output any more: what is still written there goes nowhere."""
+    """Lets what is still written to standard output go nowhere: nobody reads it any more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout().fileno())
 
 
 def print_json(data: Any) -> None:
-    """Strict JSON on stdout: what is not finite is null."""
+    """Prints strict JSON on stdout: what is not finite is null."""
     click.echo(json.dumps(_finite(data), indent=2, allow_nan=False), file=stdout())
 
 
@@ -262,5 +262,5 @@ def _finite(data: Any) -> Any:
 
 
 def join(items: Sequence[object]) -> str:
-    """Comma-separated."""
+    """Joins items by commas."""
     return ", ".join(map(str, items))

@@ -55,7 +55,7 @@ def command(as_json: bool, verbose: int) -> None:
 
 
 def examine() -> Report:
-    """All findings as one dict."""
+    """Returns all findings as one dict."""
     features = []
     distributions = metadata.packages_distributions()
     for name, packages, install in FEATURES:
@@ -76,13 +76,13 @@ def examine() -> Report:
 
 
 def _cores() -> int:
-    """The processors that this process may use, as far as the system says it."""
+    """Returns the processors that this process may use, as far as the system says it."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _tested(report: Report) -> Report:
-    """The self-test; a package that is there and broken is a finding too."""
+    """Returns the self-test; a package that is there and broken is a finding too."""
     try:
         return _self_test(report)
     except Exception as error:
@@ -90,7 +90,7 @@ def _tested(report: Report) -> Report:
 
 
 def _version(package: str, distributions: list[str] | None) -> str | None:
-    """The version of what can be imported; a package that is there and does not import counts as missing."""
+    """Returns the version of what can be imported; a package that is there and does not import counts as missing."""
     try:
         importlib.import_module(package)
     except Exception:

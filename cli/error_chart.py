@@ -16,7 +16,10 @@ LEFT, RIGHT = -8.0, 0.0  # powers of ten at the ends of a bar
 
 
 def errors_chart(errors: list[Report], tolerance: float) -> Table:
-    """A line for each step, or for some that follow each other: the largest error, and a bar on a logarithmic scale."""
+    """Returns a line for each step, or for some that follow each other.
+
+    The largest error, and a bar on a logarithmic scale.
+    """
     scale = f"1e{LEFT:.0f}" + "1".rjust(WIDTH - 4)
     table = rows_table(f"Error in standard deviations (┃ tolerance {tolerance:.0e})", "step", "error", scale)
     table.columns[0].justify = table.columns[1].justify = "right"
@@ -34,7 +37,7 @@ def _number(error: float | None) -> float:
 
 
 def _parts(errors: list[Report]) -> list[list[Report]]:
-    """At most so many groups of steps that follow each other, if there are not more of them."""
+    """Returns at most so many groups of steps that follow each other, if there are not more of them."""
     runs = [list(errors[:1])] if errors else []
     for last, error in pairwise(errors):
         if error["step"] == last["step"] + 1:

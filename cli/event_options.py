@@ -30,7 +30,9 @@ event_options = together(
 
 
 def take_events(options: Options) -> Callable[[], EventFinder] | None:
-    """What makes finders of the events that are asked for (None: no events); takes those options out of ``options``.
+    """Returns what makes finders of the events that are asked for (None: no events).
+
+    Takes those options out of ``options``.
 
     Raises:
         UsageError: They make no sense, or nothing asks for events.

@@ -155,7 +155,7 @@ def _compiled(model: str, options: Options, verbose: int, fps: float | None, as_
 
 
 def _describe(model: str, why: Co3dError, as_json: bool) -> None:
-    """What an ONNX file that does not compile takes and gives, and why it does not.
+    """Prints what an ONNX file that does not compile takes and gives, and why it does not.
 
     Raises:
         Co3dError: ONNX Runtime does not open it either; it is the reason that was given.
@@ -184,7 +184,7 @@ def _describe(model: str, why: Co3dError, as_json: bool) -> None:
 
 
 def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
-    """The report with the share of time of each operator, and what ``page`` takes besides."""
+    """Returns the report with the share of time of each operator, and what ``page`` takes besides."""
     from co3d_compile.report.profile_times import read_times, with_shares
 
     times = read_times(profile, model)
@@ -201,7 +201,7 @@ def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
 
 
 def _times(report: Report, time: Report) -> Report:
-    """What ``--json`` says of a profile."""
+    """Returns what ``--json`` says of a profile."""
     rows = [row for row in report["table"] if row["time_share"]]
     operators = [{name: row[name] for name in ("module_path", "operator", "time_share")} for row in rows]
     return {**time, "operators": operators}
@@ -223,7 +223,7 @@ def _write(output: Output, contract: Contract, report: Report | None, time: Repo
 
 
 def _delays(report: Report) -> list[Report]:
-    """What makes answers late, of the operators in the file."""
+    """Returns what makes answers late, of the operators in the file."""
     try:
         return delay_rows(table(report, 1))
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -231,7 +231,7 @@ def _delays(report: Report) -> list[Report]:
 
 
 def state_bytes(state: StateSpec) -> int:
-    """Bytes of one state of one stream."""
+    """Counts the bytes of one state of one stream."""
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
 
 
@@ -255,7 +255,7 @@ def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> T
 
 
 def _tree(report: Report, contract: Contract, time: Report | None, *, everything: bool) -> Tree:
-    """What happens over time, by module: only what the compiler changed, or everything."""
+    """Returns what happens over time, by module: only what the compiler changed, or everything."""
 
     frames = max(contract.frames_per_step.values(), default=1)
     try:

@@ -45,7 +45,7 @@ class NamedShapeType(click.ParamType[Any]):
 
 
 def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> Report | None:
-    """The callback of ``--kwargs``."""
+    """Returns the callback of ``--kwargs``."""
     if value is None:
         return None
     try:
@@ -90,7 +90,7 @@ def load_model(model: str, options: Options) -> Loaded:
 
 
 def is_plain_onnx(path: Path) -> bool:
-    """Whether this is an ONNX file that the compiler has not written."""
+    """Says whether this is an ONNX file that the compiler has not written."""
     from co3d_compile.runtime.stored_metadata import is_compiled
 
     if not path.is_file() or path.stat().st_size == 0:
@@ -100,7 +100,10 @@ def is_plain_onnx(path: Path) -> bool:
 
 
 def is_source(model: str) -> bool:
-    """Whether this is a model that is still to be compiled: a factory, an archive, a pickle or an ONNX clip model."""
+    """Says whether this is a model that is still to be compiled.
+
+    A factory, an archive, a pickle or an ONNX clip model.
+    """
     path = Path(model)
     if not path.exists():
         return ":" in model

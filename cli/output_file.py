@@ -37,7 +37,7 @@ class Output:
         os.rmdir(hidden_folder(self.path, str(path)))
 
     def writing(self) -> AbstractContextManager[Path]:
-        """``whole_file`` of it."""
+        """Opens it by ``whole_file``."""
         return whole_file(self.given)
 
 
@@ -61,7 +61,7 @@ def keep_apart(outputs: Sequence[Path | None], **inputs: str | Path | None) -> N
 
 
 def page_output(path: Path | None) -> Output | None:
-    """Where a page is to be written, if one is wanted. What it takes to make it is checked before the long work.
+    """Gives where a page is to be written, if one is wanted. What it takes to make it is checked before the long work.
 
     Raises:
         OutputError: As for ``Output``. Co3dError: Jinja2 is missing.
@@ -75,5 +75,5 @@ def page_output(path: Path | None) -> Output | None:
 
 
 def size(path: Path) -> int:
-    """Bytes of everything written so far, external data included."""
+    """Counts the bytes of everything written so far, external data included."""
     return sum(each.stat().st_size for each in path.parent.iterdir())

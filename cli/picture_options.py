@@ -58,7 +58,7 @@ picture_options = together(
 
 
 def take_pictures(options: Options) -> tuple[Report | None, tuple[str, ...] | None]:
-    """Preprocessing and labels as given (None: not); takes those options out of ``options``. Checks what it can."""
+    """Takes preprocessing and labels out of ``options``, as given (None: not). Checks what it can."""
     from co3d_compile.media.class_labels import read_labels
 
     given = {name: value for name in NAMES if (value := options.pop(name)) is not None}

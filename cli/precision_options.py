@@ -45,7 +45,7 @@ def take_precision(options: Options, native: bool, path: Path) -> Callable[[Comp
 
 
 def _steps(compiled: CompiledModel, video: str) -> Iterator[Any]:
-    """The frames of each step, as ``co3d run`` feeds them."""
+    """Yields the frames of each step, as ``co3d run`` feeds them."""
     from co3d_compile.media.frame_source import Source
     from co3d_compile.media.video_steps import Feed
 

@@ -76,7 +76,7 @@ class Sinks:
                 self._sinks.append(_Lines(file, _csv if name == "csv" else _json_lines, self._top))
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool:
-        """To every sink, also where the window was closed; returns whether all want more."""
+        """Gives it to every sink, also where the window was closed; returns whether all want more."""
         more = [sink.add(frame, predictions) for sink in self._sinks]
         return False not in more
 

@@ -54,7 +54,7 @@ class Window:
             self._root.bind(key, self._stop)
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool:
-        """Show a frame with the newest prediction; returns whether the window is still open."""
+        """Shows a frame with the newest prediction; returns whether the window is still open."""
         self._shown = predictions[-1] if predictions else self._shown
         if frame is None or not self._open:
             return self._open
@@ -66,27 +66,27 @@ class Window:
         return self._open
 
     def alive(self) -> bool:
-        """Draw what is due and take keys; returns whether the window is still open."""
+        """Draws what is due and takes keys; returns whether the window is still open."""
         if self._open:
             self._root.update()
         return self._open
 
     def close(self) -> None:
-        """Close the window."""
+        """Closes the window."""
         self._root.destroy()
 
     def _stop(self, *_: Any) -> None:
         self._open = False
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """What fits on the screen: predictions stand in the lower corner of the picture."""
+        """Returns what fits on the screen: predictions stand in the lower corner of the picture."""
         tall, wide = video_size(height, width)
         screen = self._root.winfo_screenheight(), self._root.winfo_screenwidth()
         scale = min(1.0, SHARE * screen[0] / tall, SHARE * screen[1] / wide)
         return max(2, round(tall * scale)), max(2, round(wide * scale))
 
     def _draw(self, picture: Any) -> None:
-        """Into the image that is there if the size is the same, which takes less than a new one."""
+        """Draws into the image that is there if the size is the same, which takes less than a new one."""
         from PIL import Image, ImageTk
 
         image = Image.fromarray(picture)
@@ -99,7 +99,7 @@ class Window:
             self._root.deiconify()
 
     def _due(self, seconds: float) -> float:
-        """When a frame of this time has been seen for as long as it lasts."""
+        """Says when a frame of this time has been seen for as long as it lasts."""
         now = time.perf_counter()
         if not self.paced:
             return now

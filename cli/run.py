@@ -234,7 +234,7 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
 
 
 def _check(model: Path, options: Options) -> None:
-    """What can be known of the outputs before anything is opened."""
+    """Checks what can be known of the outputs before anything is opened."""
     outputs = [options[key] for key in ("save_path", "csv_path", "jsonl_path", "events_path", "profile")]
     keep_apart(outputs, source=options["source"], model=model, labels=options["labels"])
     if str(options["save_path"]) == "-":
@@ -261,7 +261,10 @@ def _predictor(model: Path, options: Options) -> Predictor:
 
 @contextlib.contextmanager
 def stopping(source: Source) -> Iterator[list[int]]:
-    """The first signal ends the source, so that files are finished; the second ends the process. Gives the signals."""
+    """Ends the source at the first signal, so that files are finished, and the process at the second.
+
+    Gives the signals.
+    """
     seen: list[int] = []
 
     def stop(number: int) -> None:

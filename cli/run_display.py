@@ -163,7 +163,7 @@ class Live:
             console_for(stdout()).print(text)
 
     def _late(self) -> str:
-        """How late an answer is; the model's rate counts, where it has one."""
+        """Returns how late an answer is; the model's rate counts, where it has one."""
         data = json.loads(self._predictor.info.to_json())
         data["outputs"] = [each for each in data["outputs"] if each["name"] == self._predictor.output.name]
         text = latency_texts(data, self._predictor.fps or self._source.fps)[0]
@@ -178,7 +178,7 @@ class Live:
 
 
 def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sinks: Sinks) -> Report:
-    """What ``--json`` prints, and the summary says."""
+    """Returns what ``--json`` prints, and the summary says."""
     steps = sorted(live.steps)
     sure = live.predictions - live.warmup
     return {
@@ -210,7 +210,7 @@ def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sin
 
 
 def print_result(result: Report, stream: TextIO) -> None:
-    """The summary, for a person."""
+    """Prints the summary, for a person."""
     steps, classes = result["milliseconds_median"], result["classes"][:5]
     table = facts_table(
         ("Frames", _frames(result)),
@@ -262,7 +262,7 @@ def _frames(result: Report) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``1:02:03.4``"""
+    """Writes ``1:02:03.4``."""
     minutes, rest = divmod(max(0.0, seconds), 60)
     hours, minutes = divmod(int(minutes), 60)
     return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes:02d}:{rest:04.1f}"

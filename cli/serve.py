@@ -61,7 +61,7 @@ DEFAULTS = ServeOptions()
 
 
 def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS, **more: Any) -> Any:
-    """An option whose default is that of ``ServeOptions``."""
+    """Returns an option whose default is that of ``ServeOptions``."""
     field = name.removeprefix("--").replace("-", "_")
     default = getattr(DEFAULTS, field)
     shown = default is not None
@@ -171,7 +171,7 @@ def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: Serv
 
 
 def _token(options: Options) -> str | None:
-    """The digest of the token: the token itself goes no further than this process."""
+    """Returns the digest of the token: the token itself goes no further than this process."""
     token = os.environ.get("CO3D_TOKEN", "")
     if options["token_file"] is not None:
         try:
@@ -192,7 +192,7 @@ def _state_dir(options: Options, stack: contextlib.ExitStack) -> str | None:
 
 
 def _port(host: str, port: int) -> int:
-    """The port, if it is free, or one that is."""
+    """Returns the port, if it is free, or one that is."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

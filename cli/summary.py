@@ -25,7 +25,7 @@ NARROWEST = 100  # where the output is no terminal: a log, a pipe
 
 class _Console(Console):
     def print(self, *objects: Any, **options: Any) -> None:
-        """In a file or a pipe without the blanks that fill up the lines of a table."""
+        """Prints, into a file or a pipe without the blanks that fill up the lines of a table."""
         if self.is_terminal:
             super().print(*objects, **options)
             return
@@ -35,12 +35,12 @@ class _Console(Console):
         self.file.flush()
 
     def on_broken_pipe(self) -> NoReturn:
-        """Rich would end the process here, and take another stream for standard output."""
+        """Raises BrokenPipeError. Rich would end the process, and take another stream for standard output."""
         raise BrokenPipeError
 
 
 def console_for(stream: TextIO) -> Console:
-    """A rich console that writes to a stream, wide enough in a pipe. Square brackets in a text are no markup."""
+    """Gives a rich console that writes to a stream, wide enough in a pipe. Square brackets in a text are no markup."""
     console = _Console(file=stream, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = NARROWEST
@@ -77,7 +77,7 @@ Row: TypeAlias = tuple[str, str | Text | None]
 
 
 def facts_table(*rows: Row) -> Table:
-    """Two columns, no lines: a name and what is so. A row without text is left out."""
+    """Lays out two columns without lines: a name and what is so. A row without text is left out."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -88,7 +88,7 @@ def facts_table(*rows: Row) -> Table:
 
 
 def rows_table(title: str, *columns: str) -> Table:
-    """A table of rows under a title."""
+    """Returns a table of rows under a title."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.min_width = len(title)
     for column in columns:
@@ -120,7 +120,7 @@ def _actions(rows: list[Report]) -> Table:
 
 
 def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | None:
-    """The modules that an answer waits for, those that add most first; None: there are none."""
+    """Returns the modules that an answer waits for, those that add most first; None: there are none."""
     if not rows:
         return None
     table = rows_table("What makes answers late", "frames", "operator", "module")
@@ -135,7 +135,7 @@ def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | 
 
 
 def regions_table(rows: list[Report]) -> Table | None:
-    """What is local in time; None: nothing is."""
+    """Returns what is local in time; None: nothing is."""
     if not rows:
         return None
     table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
@@ -154,7 +154,7 @@ def _limited(rows: list[Report]) -> Table:
 
 
 def recomputed_table(rows: list[Report], limit: int | None = None) -> Table | None:
-    """What runs again on a window; None: nothing does. A contract does not say how many bytes the window has."""
+    """Gives what runs again on a window; None: nothing does. A contract does not say how many bytes the window has."""
     if not rows:
         return None
     known = ["bytes"] if "bytes" in rows[0] else []
@@ -168,7 +168,7 @@ def recomputed_table(rows: list[Report], limit: int | None = None) -> Table | No
 
 
 def verification(result: Report | None) -> Text:
-    """One line on a verification: passed or not, by how much, and beside what."""
+    """Returns one line on a verification: passed or not, by how much, and beside what."""
     if result is None:
         return Text("skipped", style="yellow")
     if result["passed"]:
@@ -177,6 +177,6 @@ def verification(result: Report | None) -> Text:
 
 
 def reason(result: Report) -> str:
-    """Why a verification failed, and which operator is to blame if that is known."""
+    """Says why a verification failed, and which operator is to blame if that is known."""
     found = result.get("bisection")
     return f"{result['reason']} {found['message']}" if found else str(result["reason"])

@@ -129,7 +129,7 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
 
 
 def _check(plot: Path | None, how: Options) -> None:
-    """What can be known before the long work."""
+    """Checks what can be known before the long work."""
     if how["is_long"]:
         if how["steps"] is not None:
             raise UsageError(f"--long is --steps {LONG}.", hint="Give one of them.")
@@ -163,7 +163,7 @@ def _verify(compiled: Path, info: Contract, loaded: Any, how: Options, progress:
 
 @contextlib.contextmanager
 def _frames(info: Contract, how: Options) -> Iterator[tuple[Any, int | None]]:
-    """The steps of the video, and how many there are to run: no more than it claims to have."""
+    """Gives the steps of the video, and how many there are to run: no more than it claims to have."""
     if how["video"] is None:
         yield None, how["steps"]
         return
@@ -197,7 +197,7 @@ def _print(result: Report, compiled: Path, against: str, how: Options, plot: Pat
 
 
 def _start(result: Report) -> str:
-    """What became of the NaN that the states held."""
+    """Returns what became of the NaN that the states held."""
     if not result["nan_states"]:
         return "no state could start at NaN"
     at = result["finite_from"]
@@ -206,7 +206,7 @@ def _start(result: Report) -> str:
 
 
 def _drift(result: Report) -> str:
-    """The error at the start and at the end of a long run, and what it holds in memory."""
+    """Returns the error at the start and at the end of a long run, and what it holds in memory."""
     from co3d_compile.verification.error_plot import runs
     from co3d_compile.verification.findings import StepError
 

@@ -91,7 +91,7 @@ class Co3dWarning(UserWarning):
 
 
 def not_onnx(model: str | os.PathLike[str] | bytes) -> str:
-    """The way out with a file, or its content, that onnxruntime does not open."""
+    """Returns the way out with a file, or its content, that onnxruntime does not open."""
     if isinstance(model, bytes):
         start = model[:2]
     else:

@@ -34,13 +34,13 @@ class AnnotateTime(Pass):
 
 
 def local_text(part: Region) -> str:
-    """What is local, for people."""
+    """Returns what is local, for people."""
     reads = f"each entry depends on {part.before} entries before it and {part.after} after it"
     return f"{part.operator} in {part.module_path or 'the model'}: has no rule, but is local in time ({reads})"
 
 
 def own_reasons(program: Program, node: Node) -> list[str]:
-    """Why a region that begins at an operator is not local, if that was looked at."""
+    """Says why a region that begins at an operator is not local, if that was looked at."""
     found = program.notes.not_local
     return [found[name] for name in program.names_of(node) if name in found][:1]
 
@@ -83,7 +83,7 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
 
 
 def _loop_text(node: Node) -> str:
-    """What a loop over frames hands on, and for how long."""
+    """Returns what a loop over frames hands on, and for how long."""
     loop = loop_of(node)
     values = "1 value" if loop.states == 1 else f"{loop.states} values"
     if loop.memory is None:

@@ -104,7 +104,7 @@ def _group(start: Node) -> _Group:
 
 
 def _sources(node: Node, channels: int) -> list[Node] | None:
-    """The operands that share a node's channels; None if it cannot change."""
+    """Returns the operands that share a node's channels; None if it cannot change."""
     value = node.meta.get("val")
     if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.dim() != 4:
         return None
@@ -124,7 +124,7 @@ def _sources(node: Node, channels: int) -> list[Node] | None:
 
 
 def _spread(node: Node) -> bool:
-    """Whether a value is the same for all channels, such as whether a frame is one of the stream."""
+    """Says whether a value is the same for all channels, such as whether a frame is one of the stream."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and (value.dim() < 3 or (value.dim() < 5 and value.shape[-3] == 1))
 
@@ -170,7 +170,7 @@ def _beyond(program: Program, node: Node, channels: int, rest: dict[Node, Node])
 
 
 def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
-    """A convolution as the sum of one for each half of its input."""
+    """Returns a convolution as the sum of one for each half of its input."""
     with program.graph.inserting_after(node):
         other = program.graph.node_copy(node)
     with program.graph.inserting_after(other):
@@ -207,7 +207,7 @@ def _refit(program: Program, node: Node, index: int, name: str, fit: Callable[[T
 
 
 def _is_dense(node: Node) -> bool:
-    """Whether it is a convolution over space with all channels, of constant weights."""
+    """Says whether it is a convolution over space with all channels, of constant weights."""
     if node.target is not aten.conv2d.default or argument(node, 6, "groups", 1) != 1:
         return False
     parameters = [a for a in node.args[1:3] if a is not None]

@@ -103,7 +103,7 @@ class Canonicalize(Pass):
 
 
 def _like(node: Node) -> torch.Tensor:
-    """A constant in the shape of another tensor."""
+    """Returns a constant in the shape of another tensor."""
     value = node.meta["val"]
     index = LIKE[node.target]
     fill: Any = node.args[index] if isinstance(index, int) else float(index)

@@ -93,7 +93,7 @@ class JoinStarts(Pass):
         replace(node, new)
 
     def _rest(self, program: Program, node: Node, parts: list[Node], dim: int) -> Node:
-        """The stream with what the clip has behind its last entry."""
+        """Returns the stream with what the clip has behind its last entry."""
         if len(parts) == 1:
             return parts[0]
         rest = insert(program, node, aten.cat.default, parts, dim)
@@ -124,7 +124,7 @@ class JoinStarts(Pass):
 
 
 def _parts(node: Node) -> tuple[list[Node], int, int]:
-    """The tensors that are joined, the dim, and which of them is the stream."""
+    """Returns the tensors that are joined, the dim, and which of them is the stream."""
     rule = rule_for(node.target)
     assert isinstance(rule, Concatenation)
     parts, dim = rule.parts(node)
@@ -132,7 +132,7 @@ def _parts(node: Node) -> tuple[list[Node], int, int]:
 
 
 def _openings(first: Node) -> list[Node]:
-    """What a start begins with: slices of streams."""
+    """Returns what a start begins with: slices of streams."""
 
     def opens(n: Node) -> bool:
         return any(map(is_stream, operands(n)))
@@ -142,6 +142,6 @@ def _openings(first: Node) -> list[Node]:
 
 
 def _remembered(node: Node) -> bool:
-    """Whether something behind a node depends on all that ever came."""
+    """Says whether something behind a node depends on all that ever came."""
     behind = filter(is_stream, reached([node], lambda n: n.users))
     return any((rule := rule_for(n.target)) is not None and rule.remembers_all(n) for n in behind)

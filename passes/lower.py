@@ -86,7 +86,7 @@ class Lower(Pass):
                 program.record(node, f"local in time: run on {entries} entries")
 
     def _input(self, low: StepGraph, node: Node, spec: Input) -> None:
-        """A model input: at one entry per step without its time dim."""
+        """Writes a model input: at one entry per step without its time dim."""
         new = low.graph.placeholder(node.name)
         if spec.boxes is not None:
             low.boxes.add(new)
@@ -128,7 +128,7 @@ class Lower(Pass):
         return ChosenEntries(low.streams[x], [start + i * step for i in range(whole(node, 2))])
 
     def _window(self, low: StepGraph, node: Node) -> list[Any]:
-        """The newest entries, one clip of them."""
+        """Returns the newest entries, one clip of them."""
         x = operand(node)
         fact = fact_of(x)
         back = (fact.length - 1) * fact.spacing
@@ -208,7 +208,7 @@ class Lower(Pass):
         return low.as_clip([entries[i] for i in range(len(entries))], layout)
 
     def _dependence(self, low: StepGraph, program: Program, parts: list[Node]) -> None:
-        """Receptive field and warm-up, entry by entry."""
+        """Notes the receptive field and the warm-up, entry by entry."""
         first, nodes = program.inputs[0], [n for n in low.graph.nodes if n.op == "placeholder"]
         found = dependences(low.graph, nodes[0], max(1, first.pulse), first.time_dim or 0)
         fields = [found[p].field for p in parts]

@@ -110,7 +110,7 @@ class MarkEnds(Pass):
         return self._marked[key]
 
     def _copies(self, program: Program, x: Node) -> None:
-        """Where copies of the entry at an edge are read: that entry, once it has come."""
+        """Makes what reads copies of the entry at an edge read that entry, once it has come."""
         fact = fact_of(x)
         ends = (EDGE if fact.lead else None, EDGE if fact.tail and self._back else None)
         for user in list(x.users):
@@ -153,7 +153,7 @@ class MarkEnds(Pass):
 
 
 def _remembered(program: Program) -> list[Node]:
-    """What a recurrent layer or a sum over all time reads, in the graph's order."""
+    """Returns what a recurrent layer or a sum over all time reads, in the graph's order."""
     streams = [n for n in program.graph.nodes if is_stream(n) and n.op == "call_function"]
     layers = [n for n in streams if (rule := rule_for(n.target)) is not None and rule.remembers_all(n)]
     found = reached(layers, lambda n: filter(is_stream, operands(n)))
@@ -161,7 +161,7 @@ def _remembered(program: Program) -> list[Node]:
 
 
 def _waits(reader: Node, x: Fact) -> bool:
-    """Whether an operator that slides begins no sooner than the first entry of what it reads comes."""
+    """Says whether an operator that slides begins no sooner than the first entry of what it reads comes."""
     while reader.target in (history, take):
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.lead
@@ -169,7 +169,7 @@ def _waits(reader: Node, x: Fact) -> bool:
 
 
 def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:
-    """The error of an operator whose clip form has no stream with ends, or with a first entry."""
+    """Returns the error of an operator whose clip form has no stream with ends, or with a first entry."""
     remembered = "" if back else ", and what remembers for good reads those in front"
     return UnsupportedError(
         f"It reads entries from inside the clip at its ends (reflected, or of the other end){remembered}.",

@@ -50,5 +50,5 @@ class StripTemporalPadding(Pass):
 
 
 def is_stream_input(node: object) -> bool:
-    """Whether the first operand streams."""
+    """Says whether the first operand streams."""
     return any(is_stream(n) for n in node.all_input_nodes)  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -83,6 +84,27 @@ except co3d.LoadError as error:
 assert isinstance(load("recipe.json", shapes=[(1, 3, 8, 6, 6)], trust_pickle=True).program, nn.Conv3d)
 print("a format is read")
 """
+
+
+def functions_without_a_verb(path: Path) -> list[str]:
+    """Lists the functions of a file whose docstring begins with no verb; a property is named by a noun, as classes are.
+
+    Commands are left out: theirs is what ``--help`` says.
+    """
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        decorators = " ".join(map(ast.unparse, node.decorator_list))
+        first = (ast.get_docstring(node) or "Says").split()[0]
+        if not re.search("property|click", decorators) and not re.fullmatch("[A-Z][a-z]+s[,;.]?", first):
+            found.append(f"{path.relative_to(ROOT)}: {node.name}: {first} …")
+    return found
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    files = [path for folder in ("co3d_compile", "passes", "cli") for path in (ROOT / folder).rglob("*.py")]
+    assert not [each for path in files for each in functions_without_a_verb(path)]
 
 
 def test_the_patches_apply_and_do_what_they_say(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> No
 
 
 def going_on(program: Program) -> dict[str, tuple[tuple[int, ...], Tensor]]:
-    """The captured constants of streams that go on beyond the clip, with the dims that grow, and their values."""
+    """Gives the captured constants of streams that go on beyond the clip, with the dims that grow, and their values."""
     captured = set(program.notes.captured)
     found: dict[str, tuple[tuple[int, ...], Tensor]] = {}
     for node in filter(is_stream, program.graph.nodes):
@@ -169,7 +169,7 @@ def fix_pulse(program: Program) -> None:
 
 
 def first_timed(program: Program) -> tuple[Node, int]:
-    """The first input that has time, and its frames."""
+    """Returns the first input that has time, and its frames."""
     for node, spec in zip(program.placeholders(), program.inputs, strict=True):
         if spec.time_dim is not None:
             return node, spec.shape[spec.time_dim]

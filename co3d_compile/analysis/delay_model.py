@@ -39,7 +39,7 @@ class DelayModel:
         self.outputs = [n for n in output.all_input_nodes if is_stream(n) or is_window(n)]
 
     def facts(self, changes: Mapping[Node, Change]) -> Facts:
-        """The facts of all streaming tensors with some kernels changed."""
+        """Returns the facts of all streaming tensors with some kernels changed."""
         found: dict[Node, Fact] = {}
         for node in filter(is_stream, self.program.graph.nodes):
             found[node] = self._fact(node, found, changes.get(node))
@@ -66,7 +66,7 @@ class DelayModel:
         return replace(own, delay=moved.delay, lead=moved.lead, tail=moved.tail, end=moved.end)
 
     def _operands(self, node: Node) -> list[Node]:
-        """What a streaming operator waits for."""
+        """Returns what a streaming operator waits for."""
         rule, streams = rule_of(node), [n for n in node.all_input_nodes if is_stream(n)]
         if not streams:
             return []
@@ -76,7 +76,7 @@ class DelayModel:
         return [operand(node)] if slides and is_stream(operand(node)) else streams
 
     def frames(self, output: Node, facts: Facts) -> int:
-        """Frames from the newest one back to what the newest entry of an output is about."""
+        """Counts the frames from the newest one back to what the newest entry of an output is about."""
         if is_stream(output):
             fact = facts[output]
             places = fact.time.inner if fact.time is not None and fact.time.outer == 1 and not fact.single else 1
@@ -90,11 +90,11 @@ class DelayModel:
         return frames_late(*min(newest, default=(0, Fraction(1))))
 
     def _windowed(self, output: Node) -> list[Node]:
-        """The streams that a result on windows comes from."""
+        """Returns the streams that a result on windows comes from."""
         return [n for n in reached([output], lambda n: [] if is_stream(n) else operands(n)) if is_stream(n)]
 
     def critical(self, outputs: Iterable[Node], facts: Facts) -> dict[Node, list[Node]]:
-        """What some outputs wait for: for each node on these paths those before it that come last."""
+        """Returns what some outputs wait for: for each node on these paths those before it that come last."""
         before: dict[Node, list[Node]] = {}
         stack = list(outputs)
         while stack:
@@ -113,7 +113,7 @@ class DelayModel:
         return before
 
     def waiting(self, outputs: Iterable[Node], facts: Facts) -> list[str]:
-        """The operators on the way to some outputs that make them late, for people."""
+        """Returns the operators on the way to some outputs that make them late, for people."""
         found: dict[str, None] = {}
         for node, others in self.critical(outputs, facts).items():
             if is_stream(node) and others:
@@ -124,7 +124,7 @@ class DelayModel:
 
 
 def frames_late(late: int, rate: Fraction) -> int:
-    """Frames from the newest one back to an entry's own, by how many entries it lags and their distance in frames."""
+    """Counts the frames from the newest one back to an entry's own, which lags so many entries of ``rate`` frames."""
     return max(0, ceil((1 + late) * rate) - 1)
 
 

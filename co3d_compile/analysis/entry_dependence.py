@@ -54,7 +54,7 @@ class Tracker:
         self.marks: dict[Node, Marks] = {}
 
     def follow(self, marks: Mapping[int, Tensor]) -> dict[Node, Marks]:
-        """The marks of every node that has any, from those of some inputs."""
+        """Returns the marks of every node that has any, from those of some inputs."""
         self.marks = {self.inputs[i]: mark for i, mark in marks.items()}
         for node in self.nodes:
             if any(n in self.marks for n in node.all_input_nodes):
@@ -64,7 +64,7 @@ class Tracker:
         return self.marks
 
     def mark(self, node: Node) -> Tensor:
-        """The marks of a tensor."""
+        """Returns the marks of a tensor."""
         if node in self.marks:
             return self.marks[node]
         return torch.zeros(self.structure.shape(node), dtype=torch.bool)
@@ -88,7 +88,7 @@ class Tracker:
         return torch.ones(shapes, dtype=torch.bool)
 
     def _family(self, node: Node) -> Marks | None:
-        """The marks of an operator's result; None where it is of no kind that is known."""
+        """Returns the marks of an operator's result; None where it is of no kind that is known."""
         name = name_of(node)
         if name in MOVES and self._static_besides(node, 1):
             return self._moved(node)
@@ -109,7 +109,7 @@ class Tracker:
     # --- kinds of operators
 
     def _static_besides(self, node: Node, data: int) -> bool:
-        """Whether all but the first operands are constants."""
+        """Says whether all but the first operands are constants."""
         if name_of(node) in TWO_SOURCES:
             data = 2
         rest: list[Node] = []
@@ -121,7 +121,7 @@ class Tracker:
         return tuple(part > 0 for part in found) if isinstance(found, (tuple, list)) else found > 0
 
     def _gather(self, node: Node, at: int) -> Tensor | None:
-        """What is read at indices that are known; at others, all that may be read."""
+        """Returns what is read at indices that are known; at others, all that may be read."""
         x, index = node.args[0], node.args[at]
         indices = [i for i in (index if isinstance(index, (list, tuple)) else [index]) if isinstance(i, Node)]
         if all(i in self.structure.static for i in indices):
@@ -140,7 +140,7 @@ class Tracker:
         return None
 
     def _scatter(self, node: Node, name: str) -> Tensor | None:
-        """What is written at indices that are known, or within the bounds of those that are not."""
+        """Returns what is written at indices that are known, or within the bounds of those that are not."""
         others = [n for n in node.all_input_nodes if n is not node.args[0]]
         position = node.args[1] if name == "index_put" else node.args[2]
         indices: list[Node] = []
@@ -197,7 +197,7 @@ class Tracker:
         return found & ~zero
 
     def _product(self, node: Node) -> Tensor | None:
-        """Marked numbers times numbers that are not zero by structure."""
+        """Multiplies marked numbers with numbers that are not zero by structure."""
         there = {n: floats(~self.structure.whole(self.structure.zero(n), n)) for n in node.all_input_nodes}
         found = torch.zeros(self.structure.shape(node), dtype=torch.bool)
         for n in dict.fromkeys(node.all_input_nodes):
@@ -226,14 +226,14 @@ class Tracker:
 
 
 def _read(node: Node, name: str) -> list[Node]:
-    """The operands of a pointwise operator whose numbers have a part in the result."""
+    """Returns the operands of a pointwise operator whose numbers have a part in the result."""
     if "batch_norm" in name:
         return node.all_input_nodes[:1]
     return [n for n in node.args[1:] if isinstance(n, Node)] if name in SHAPE_ONLY else node.all_input_nodes
 
 
 def _within(marked: Tensor, bounds: tuple[Tensor, Tensor], dim: int, size: int, shape: tuple[int, ...]) -> Tensor:
-    """The places along a dim that marked numbers may be written to, between the bounds of their indices."""
+    """Returns the places along a dim that marked numbers may be written to, between the bounds of their indices."""
     low, high = (b.expand(marked.shape).clamp(0, size - 1) for b in bounds)
     longer = [size + 1 if d == dim % len(shape) else marked.shape[d] for d in range(len(shape))]
     steps = torch.zeros(longer).scatter_add_(dim, low, floats(marked)).scatter_add_(dim, high + 1, -floats(marked))

@@ -24,7 +24,7 @@ DRAWS = 16  # a result may be the same for two entries by chance (behind a compa
 
 
 def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> bool:
-    """Whether nothing of the entry is left where a pool over the one entry meets the stream, or on the way there.
+    """Says whether nothing of the entry is left where a pool over the one entry meets the stream, or on the way there.
 
     All entries of the clip are made equal, so that the clip's own pool is one over one entry. What the meeting
     computes is evaluated as captured, for several values of the entry.
@@ -58,7 +58,7 @@ def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> b
 
 
 def _way(meeting: Node, stops: Collection[Node]) -> tuple[list[Node], set[Node]]:
-    """The operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
+    """Returns the operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
 
     def is_leaf(n: Node) -> bool:
         inner = n is meeting or is_window(n) or (n not in stops and _on_one_entry(n))
@@ -70,7 +70,7 @@ def _way(meeting: Node, stops: Collection[Node]) -> tuple[list[Node], set[Node]]
 
 
 def _on_one_entry(node: Node) -> bool:
-    """Whether a streaming operator computes an entry from the same entries of its operands."""
+    """Says whether a streaming operator computes an entry from the same entries of its operands."""
     rule = rule_for(node.target) if node.op == "call_function" else None
     if rule is None or any(not isinstance(n.meta["val"], Tensor) for n in (node, *node.all_input_nodes)):
         return False
@@ -82,12 +82,12 @@ def _on_one_entry(node: Node) -> bool:
 
 
 def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
-    """Those of ``leaves`` that the pools read."""
+    """Finds those of ``leaves`` that the pools read."""
     return leaves & reached(pools, lambda n: [] if n in leaves else operands(n)).keys()
 
 
 def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:
-    """The value of each operator on the way."""
+    """Returns the value of each operator on the way."""
     read = {n for node in way for n in operands(node)}
     values = {**{n: program.constant(n) for n in read if n.op == "get_attr"}, **entries}
     for node in way:
@@ -96,7 +96,7 @@ def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict
 
 
 def _differs(old: dict[Node, Tensor], new: dict[Node, Tensor], node: Node, least: float = 0.0) -> bool:
-    """Whether a result changed by more than rounding, and more than ``least`` of itself."""
+    """Says whether a result changed by more than rounding, and more than ``least`` of itself."""
     a, b = old[node], new[node]
     if not isinstance(a, Tensor) or not a.is_floating_point():
         return not isinstance(a, Tensor) or not torch.equal(a, b)
@@ -106,7 +106,7 @@ def _differs(old: dict[Node, Tensor], new: dict[Node, Tensor], node: Node, least
 
 
 def _moved(entry: Tensor, random: torch.Generator) -> Tensor:
-    """An entry near another one; numbers that are no floats stay."""
+    """Returns an entry near another one; numbers that are no floats stay."""
     if not entry.is_floating_point():
         return entry
     seed = int(torch.randint(2**10, (), generator=random))
@@ -114,12 +114,12 @@ def _moved(entry: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _exact(entry: Tensor) -> Tensor:
-    """An entry in few bits, so that the mean over equal ones is one of them and not only close to it."""
+    """Returns an entry in few bits, so that the mean over equal ones is one of them and not only close to it."""
     return (entry * 64).round() / 64
 
 
 def _equal_entries(node: Node, random: torch.Generator) -> Tensor:
-    """A random tensor in the shape of the clip whose entries over time are all the same."""
+    """Returns a random tensor in the shape of the clip whose entries over time are all the same."""
     layout, dtype = fact_of(node).layout, node.meta["val"].dtype
     assert layout is not None
     axes = [a for dim in layout.dims for a in dim]

@@ -52,14 +52,14 @@ class Known(Protocol):
         """The kinds of numbers."""
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Returns the shape of a tensor."""
 
     def bounds(self, node: Node) -> Bounds | None:
-        """The bounds of its numbers."""
+        """Returns the bounds of its numbers."""
 
 
 def bounds_of(node: Node, structure: Known) -> Bounds | None:
-    """The bounds of each number of a tensor; None where nothing is known, or where they are no integers."""
+    """Returns the bounds of each number of a tensor; None where nothing is known, or where they are no integers."""
     if node in structure.static:
         value = structure.static[node]
         return None if value.is_floating_point() else (value.long(), value.long())
@@ -96,7 +96,7 @@ def _by_operands(node: Node, structure: Known) -> Bounds | None:
 
 
 def _whole_numbers(node: Node) -> bool:
-    """Whether its numbers are whole, and a divisor is positive."""
+    """Says whether its numbers are whole, and a divisor is positive."""
     numbers = [a for a in node.args if isinstance(a, (int, float))]
     divides = name_of(node) == "floor_divide"
     return all(isinstance(a, int) and (a > 0 or not divides) for a in numbers) and not (

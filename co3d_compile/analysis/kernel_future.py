@@ -50,21 +50,21 @@ class FutureKernel:
         return place.dim
 
     def future(self, left: int = 0) -> int:
-        """How many taps read more than ``left`` entries of the future."""
+        """Returns how many taps read more than ``left`` entries of the future."""
         offset = (self.kernel.k - 1) * self.kernel.d - self.reach
         return sum(i * self.kernel.d - offset > left for i in range(self.kernel.k))
 
     def share(self, left: int = 0) -> float:
-        """The share of the weights that these taps have."""
+        """Returns the share of the weights that these taps have."""
         count = self.future(left)
         return sum(self.taps[len(self.taps) - count :]) if count else 0.0
 
     def change(self, left: int, by: str) -> Change:
-        """What leaves at most so many entries of the future."""
+        """Returns what leaves at most so many entries of the future."""
         return Change(later=self.reach - left) if by == "shift" else Change(dropped=self.future(left))
 
     def through(self, x: Fact, change: Change) -> Fact:
-        """The fact of the result: a pad in front, the kernel, and a crop of what a clip has too many of."""
+        """Returns the fact of the result: a pad in front, the kernel, and a crop of what a clip has too many of."""
         kernel, layout = self.kernel, x.layout
         assert layout is not None
         front, back = kernel.p + change.later, kernel.p_end - change.later - change.dropped * kernel.d
@@ -76,7 +76,7 @@ class FutureKernel:
 
 
 def future_kernels(program: Program) -> list[FutureKernel]:
-    """All of an annotated program."""
+    """Returns all of an annotated program."""
     found = (_future_kernel(program, n) for n in program.graph.nodes if n.op == "call_function" and is_stream(n))
     return [kernel for kernel in found if kernel is not None]
 
@@ -91,7 +91,7 @@ def _future_kernel(program: Program, node: Node) -> FutureKernel | None:
 
 
 def _early(x: Node) -> int:
-    """By how many entries an operand comes early, because of what was padded in front of it."""
+    """Counts the entries by which an operand comes early, because of what was padded in front of it."""
     early = most = 0
     while True:
         rule, streams = rule_of(x), [n for n in x.all_input_nodes if is_stream(n)]
@@ -107,7 +107,7 @@ def _early(x: Node) -> int:
 
 
 def _taps(program: Program, node: Node, kernel: Kernel) -> Sequence[float]:
-    """The share of the sum of absolute weights; for a pool, and where weights are computed, each has the same."""
+    """Gives the share of the sum of absolute weights; for a pool, and where weights are computed, each has the same."""
     if node.target in CONVOLUTIONS and operand(node, 1).op == "get_attr":
         weight = program.constant(operand(node, 1)).double().abs()
         axis = weight.dim() - (len(fact_of(operand(node)).layout.dims) - _time_dim(node))  # type: ignore[union-attr]

@@ -39,12 +39,12 @@ class Dependence:
     columns: dict[int, Tensor]
 
     def row(self, n: int) -> tuple[int, ...]:
-        """The distances from an entry to the entries that it depends on, as far as they were marked."""
+        """Returns the distances from an entry to the entries that it depends on, as far as they were marked."""
         return tuple(e - n for e, rows in self.columns.items() if bool(rows[n]))
 
 
 def dependences(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: int) -> list[Dependence]:
-    """Which entries of the result of a graph depend on which of each input.
+    """Returns which entries of the result of a graph depend on which of each input.
 
     Args:
         module: The graph at one length.
@@ -62,7 +62,10 @@ def dependences(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], 
 
 
 def spread(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: int) -> int:
-    """How many entries of the result depend on the entry in the middle of some input: from the first to the last."""
+    """Returns how many entries of the result depend on the entry in the middle of some input.
+
+    From the first to the last.
+    """
     tracker = Tracker(module, inputs)
     rows = [
         _rows(tracker, i, x, over, x.shape[over] // 2, dim)
@@ -73,7 +76,7 @@ def spread(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: 
 
 
 def _rows(tracker: Tracker, i: int, x: Tensor, over: int, entry: int, dim: int) -> Tensor:
-    """Which entries of the result depend on one entry of an input."""
+    """Returns which entries of the result depend on one entry of an input."""
     result = tracker.result
     mark = torch.zeros(x.shape, dtype=torch.bool)
     mark.select(over, entry).fill_(True)
@@ -90,7 +93,7 @@ def _numbers(shape: object) -> int:
 
 
 def _chosen(entries: int, size: int) -> list[int]:
-    """The entries that are marked: all, or some at both ends and a run of them in the middle."""
+    """Returns the entries that are marked: all, or some at both ends and a run of them in the middle."""
     if entries * size <= MANY:
         return list(range(entries))
     middle = entries // 2
@@ -98,7 +101,7 @@ def _chosen(entries: int, size: int) -> list[int]:
 
 
 def reach_of(found: Sequence[Dependence]) -> Reach | None:
-    """The reach of a result; None if it is not local, or the clip is too short to show that.
+    """Returns the reach of a result; None if it is not local, or the clip is too short to show that.
 
     Of all periods the smallest with two blocks at least of the same pattern in the interior. What is in front of them
     and behind them depends on the ends of the clip, and may be anything.
@@ -117,14 +120,14 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
 
 
 def is_wrapped(found: Sequence[Dependence], reach: Reach) -> bool:
-    """Whether entries at one end depend on entries beyond the reach, such as those at the other end (``roll``)."""
+    """Says whether entries at one end depend on entries beyond the reach, such as those at the other end (``roll``)."""
     most = reach.before + reach.after + reach.period
     rows = [d.row(n) for d in found for n in range(d.rows)]
     return any(abs(distance) > most for row in rows for distance in row)
 
 
 def _completed(d: Dependence) -> Dependence | None:
-    """All columns, where some were marked: the others are the one in the middle, moved."""
+    """Returns all columns, where some were marked: the others are the one in the middle, moved."""
     if len(d.columns) == d.rows:
         return d
     middle = sorted(d.columns)[len(d.columns) // 2]
@@ -156,7 +159,7 @@ def _at_period(distances: list[list[tuple[int, ...]]], rows: int, period: int) -
 
 
 def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Iterator[tuple[int, int]]:
-    """The first and the last entry that each row of a block depends on, counted from the block's first entry."""
+    """Yields the first and the last entry that each row of a block depends on, counted from the block's first entry."""
     for of_input in pattern:
         for i, row in enumerate(of_input):
             if row:

@@ -50,11 +50,11 @@ class Part:
         return 1 if self.captures.wide is not None else None
 
     def at(self, entries: int) -> GraphModule:
-        """The part at a length, for one clip."""
+        """Returns the part at a length, for one clip."""
         return self.captures.at(entries, self.batch)
 
     def inputs(self, entries: int, generator: torch.Generator, scale: float = 1.0) -> list[Tensor]:
-        """Random clips, one of each input."""
+        """Returns random clips, one of each input."""
         shapes = self.captures.shapes(entries, self.batch)
         return [drawn(shape, dtype, generator, scale) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
 
@@ -83,7 +83,7 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
 
 
 def run_length(captures: Captures, reach: Reach, block: int) -> int:
-    """The least number of entries at which a block has its reach, and which the graph can take.
+    """Returns the least number of entries at which a block has its reach, and which the graph can take.
 
     Raises:
         NotLocal: There is none.
@@ -105,7 +105,7 @@ def _can_take(captures: Captures, entries: int) -> bool:
 
 
 def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: int, mask: float) -> bool:
-    """Whether blocks of whole clips are what a step computes of their reach, whatever is outside of it.
+    """Says whether blocks of whole clips are what a step computes of their reach, whatever is outside of it.
 
     Looked at are the first block of which that can be told, the last one, and one between: what counts from an end of
     the clip is not the same in all of them.
@@ -167,7 +167,7 @@ def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
 def _partly(
     part: Part, clips: Sequence[Tensor], kept: range, length: int, at: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Short clips that have some entries of long ones, and else anything."""
+    """Returns short clips that have some entries of long ones, and else anything."""
     short = part.inputs(length, generator, 3.0)
     for x, clip, dim in zip(short, clips, part.dims, strict=True):
         x.narrow(dim, at, len(kept)).copy_(clip.narrow(dim, kept.start, len(kept)))
@@ -198,7 +198,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def drawn(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Random numbers; integers of all that their kind can be, if that is few."""
+    """Returns random numbers; integers of all that their kind can be, if that is few."""
     if dtype.is_floating_point:
         x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
         return x * scale if scale else torch.full_like(x, float(x.flatten()[0]))

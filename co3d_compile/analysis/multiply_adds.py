@@ -35,7 +35,7 @@ class Costs:
 
 
 def costs(program: Program) -> Costs:
-    """Multiply-adds of convolutions, matrix products and recurrent layers at batch one, by PyTorch's own counter.
+    """Gives multiply-adds of convolutions, matrix products and recurrent layers at batch one, by PyTorch's own counter.
 
     Of operators of one kind one is counted.
     """
@@ -61,13 +61,16 @@ def costs(program: Program) -> Costs:
 
 
 def _of_recurrent_layer(node: Node) -> int:
-    """Multiply-adds of an LSTM, a GRU or an RNN, of which PyTorch counts some as none: entries times weights."""
+    """Counts the multiply-adds of an LSTM, a GRU or an RNN, of which PyTorch counts some as none.
+
+    Entries times weights.
+    """
     weights = [p.meta["val"] for p in Arguments(node).tensors("params")]
     return prod(shape_of(operand(node))[:-1]) * sum(w.numel() for w in weights if w.dim() == 2)
 
 
 def region_costs(captures: Captures, entries: int) -> int:
-    """Multiply-adds of a region on so many entries of one stream."""
+    """Counts the multiply-adds of a region on so many entries of one stream."""
     batch = 1 if captures.wide is not None else captures.sizes[0].batch
     inputs = [n.meta["val"].dtype for n in captures.short.graph.nodes if n.op == "placeholder"]
     clips = [torch.zeros(s, dtype=d) for s, d in zip(captures.shapes(entries, batch), inputs, strict=True)]
@@ -92,7 +95,7 @@ def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program)
 
 
 def _owner(rows: list[Operator], path: str, *, remembers: bool) -> int | None:
-    """The operator that a module's costs are shown at: one that remembers, or the first that computes."""
+    """Returns the operator that a module's costs are shown at: one that remembers, or the first that computes."""
     parts = [at for at, row in enumerate(rows) if row.operator != "input"]
     named = "" if path == "model" else path
     own = [at for at in parts if rows[at].module_path == named] or (parts[-1:] if path == "model" else [])

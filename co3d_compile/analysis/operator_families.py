@@ -64,17 +64,17 @@ POINTWISE = SHAPE_ONLY | _names("where masked_fill bucketize _to_copy to type_as
 
 
 def name_of(node: Node) -> str:
-    """The name of an operator without its namespace."""
+    """Returns the name of an operator without its namespace."""
     return operator_name(node.target).removeprefix("aten.")
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether each number of a result is computed from one number of each operand."""
+    """Says whether each number of a result is computed from one number of each operand."""
     return torch.Tag.pointwise in getattr(node.target, "tags", ()) or name_of(node) in POINTWISE
 
 
 def reduced_dims(node: Node, rank: int) -> list[int]:
-    """The dims over which an operator computes."""
+    """Returns the dims over which an operator computes."""
     given, name = Arguments(node), name_of(node)
     if name in ("layer_norm", "native_layer_norm"):
         return list(range(rank - len(given.integers("normalized_shape")), rank))
@@ -89,5 +89,5 @@ def reduced_dims(node: Node, rank: int) -> list[int]:
 
 
 def keeps_dims(node: Node) -> bool:
-    """Whether a reduction leaves dims of one."""
+    """Says whether a reduction leaves dims of one."""
     return bool(Arguments(node).given("keepdim"))

@@ -43,7 +43,7 @@ def survey(program: Program) -> list[Operator]:
 
 
 def _origins(program: Program) -> dict[str, str]:
-    """The captured node that each node has the value of; one that is still there is its own."""
+    """Returns the captured node that each node has the value of; one that is still there is its own."""
     places = program.places()
     found: dict[str, str] = {}
     for captured, name in places.items():
@@ -113,7 +113,7 @@ def _carries(node: Node, fact: Fact) -> bool:
 
 
 def _source(node: Node) -> tuple[Node, int | None]:
-    """The operator behind the markers, and by how many of its entries it is held back."""
+    """Returns the operator behind the markers, and by how many of its entries it is held back."""
     *markers, source = chain(node, *MARKERS)
     if not is_stream(node) or not is_stream(source):
         return source, None
@@ -123,17 +123,17 @@ def _source(node: Node) -> tuple[Node, int | None]:
 
 
 def _window_delay(node: Node) -> Fraction:
-    """Frames by which the newest entry lags that a window result has read."""
+    """Counts the frames by which the newest entry lags that a window result has read."""
     return min((newest(m) * fact_of(operand(m)).rate for m in windows_of(node)), default=Fraction(0))
 
 
 def _late(node: Node) -> int:
-    """The same in entries, less what a selection leaves out."""
+    """Returns the same in entries, less what a selection leaves out."""
     return min((newest(m) for m in windows_of(node)), default=0)
 
 
 def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, Fraction] | None:
-    """The frames that an entry reads, from the one at its own index on."""
+    """Returns the frames that an entry reads, from the one at its own index on."""
     if node.op == "placeholder":
         return Fraction(0), Fraction(0)
     parts = [known[n] for n in node.all_input_nodes if n in known]

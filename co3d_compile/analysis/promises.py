@@ -37,17 +37,17 @@ STATES = {previous, fifo, carry, counter}
 
 
 def calls(program: Program) -> Iterator[Node]:
-    """The operators of the graph."""
+    """Returns the operators of the graph."""
     return (n for n in program.graph.nodes if n.op == "call_function")
 
 
 def named(node: Node) -> str:
-    """A node, for people."""
+    """Returns a node, for people."""
     return f"{node.name} ({operator_name(node.target)} in {module_path(node) or 'the model'})"
 
 
 def canonical(program: Program) -> str | None:
-    """No operator is left that computes nothing, and no second way to write a view."""
+    """Finds an operator that computes nothing, or a second way to write a view."""
     for n in calls(program):
         if n.target in SAME | CHECKS | VIEWS:
             return f"{named(n)} has no canonical form"
@@ -55,12 +55,12 @@ def canonical(program: Program) -> str | None:
 
 
 def no_batch_norm(program: Program) -> str | None:
-    """No batch norm is left."""
+    """Finds a batch norm that is left."""
     return next((f"{named(n)} is there" for n in calls(program) if n.target in BATCH_NORMS), None)
 
 
 def time(program: Program) -> str | None:
-    """Every tensor has its fact; what streams has whole entries and a known layout."""
+    """Finds a tensor without a fact, or one that streams without whole entries and a known layout."""
     for n in program.graph.nodes:
         if n.op in ("placeholder", "call_function") and KEY not in n.meta:
             return f"{named(n)} has no fact"
@@ -74,7 +74,7 @@ def time(program: Program) -> str | None:
 
 
 def joined(program: Program) -> str | None:
-    """What is computed from the first entries alone meets a stream through a marker."""
+    """Finds what is computed from the first entries alone, and meets a stream without a marker."""
     met = (
         n for n in filter(is_stream, calls(program)) if n.target is not begin and any(map(is_start, n.all_input_nodes))
     )
@@ -82,7 +82,7 @@ def joined(program: Program) -> str | None:
 
 
 def unpadded(program: Program) -> str | None:
-    """No convolution or pool over a stream is padded over time, and each remembers its index equation."""
+    """Finds a convolution or pool over a stream that is padded over time, or has no index equation."""
     for n in filter(is_stream, calls(program)):
         rule = rule_for(n.target)
         kernel = rule.kernel(n) if isinstance(rule, (Convolution, Pool)) else None
@@ -96,7 +96,7 @@ def unpadded(program: Program) -> str | None:
 
 
 def continual(program: Program) -> str | None:
-    """What slides over time reads just the entries that its new ones need, and nothing is held back by a marker."""
+    """Finds what slides over time and reads other entries than its new ones need, or is held back by a marker."""
     for n in filter(is_stream, calls(program)):
         if n.target is hold:
             return f"{named(n)} is still a marker"
@@ -109,7 +109,7 @@ def continual(program: Program) -> str | None:
 
 
 def entries(x: Node) -> int:
-    """How many entries of a streaming tensor there are in a step, past ones among them."""
+    """Returns how many entries of a streaming tensor there are in a step, past ones among them."""
     if x.target is take:
         return int(argument(x, 2, "length"))
     if x.target is history:
@@ -118,7 +118,7 @@ def entries(x: Node) -> int:
 
 
 def windowed(program: Program) -> str | None:
-    """What is computed on a window reads streams through window markers alone."""
+    """Finds what is computed on a window, and reads a stream without a window marker."""
     for n in filter(is_window, calls(program)):
         for x in n.all_input_nodes:
             if is_stream(x) and x.target is not window:
@@ -141,7 +141,7 @@ def aligned(program: Program) -> str | None:
 
 
 def ends(program: Program) -> str | None:
-    """With both ends, there is an input for them, and no output begins before the first frame."""
+    """Finds, with both ends, that there is no input for them, or an output that begins before the first frame."""
     if program.options.boundary != "exact":
         return None
     if program.step.valid is None:
@@ -152,7 +152,7 @@ def ends(program: Program) -> str | None:
 
 
 def lowered(program: Program) -> str | None:
-    """No marker of the clip graph is left, no input has a time dim of one, and every state has a store."""
+    """Finds a marker of the clip graph that is left, an input with a time dim of one, or a state without a store."""
     stored = [n.args[0] for n in calls(program) if n.target is store]
     for n in calls(program):
         if n.target in (*MARKERS, hold):
@@ -166,7 +166,7 @@ def lowered(program: Program) -> str | None:
 
 
 def threaded(program: Program) -> str | None:
-    """Every state is an input and an output, and nothing else remembers."""
+    """Finds a state that is not both an input and an output, or something else that remembers."""
     left = next((n for n in calls(program) if n.target in STATES | {store}), None)
     if left is not None:
         return f"{named(left)} is still a marker"

@@ -28,7 +28,7 @@ class Dependence:
     high: int = -(2**40)
 
     def earlier(self, steps: int, frames: int) -> Dependence:
-        """The same so many steps ago."""
+        """Returns the same so many steps ago."""
         low = None if self.low is None else self.low - steps * frames
         return Dependence(self.steps + steps, low, self.high - steps * frames)
 
@@ -45,7 +45,7 @@ class Dependence:
 
 
 def union(parts: Iterable[Dependence]) -> Dependence:
-    """What depends on all of these."""
+    """Returns what depends on all of these."""
     parts = list(parts)
     steps = max((p.steps for p in parts), default=0)
     parts = [p for p in parts if not p.empty]
@@ -57,7 +57,7 @@ def union(parts: Iterable[Dependence]) -> Dependence:
 
 
 def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -> dict[Node, Dependence]:
-    """The dependence of every node of a lowered graph.
+    """Returns the dependence of every node of a lowered graph.
 
     Args:
         graph: As ``lower`` wrote it.
@@ -97,7 +97,10 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
 
 
 def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependence:
-    """What a state depends on that is handed on from turn to turn: of all turns, or of the last that it remembers."""
+    """Returns what a state depends on that is handed on from turn to turn.
+
+    Of all turns, or of the last that it remembers.
+    """
     memory = argument(node, 4, "memory")
     if argument(node, 2, "of_ends", False):
         return Dependence()
@@ -111,7 +114,7 @@ def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependen
 
 
 def _queue(node: Node, found: dict[Node, Dependence], frames: int) -> list[Dependence]:
-    """The dependence of each row of a queue, oldest first."""
+    """Returns the dependence of each row of a queue, oldest first."""
     rows = operand(node)
     new = [found[p] for p in (operand_list(rows) if rows.target is aten.cat.default else [rows])]
     backs = range(whole(node, 1), 0, -1)

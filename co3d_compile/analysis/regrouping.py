@@ -23,7 +23,7 @@ back."""
 
 
 def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
-    """How the operands of an operator are regrouped so that it streams; empty where that does not help."""
+    """Returns how the operands of an operator are regrouped so that it streams; empty where that does not help."""
     for facts in _candidates(node, rule):
         with facts_as({x: fact for x, (fact, _) in facts.items()}):
             if _streams(node, rule, scope):
@@ -32,7 +32,7 @@ def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
 
 
 def folded(node: Node) -> dict[Node, tuple[Fact, tuple[int, ...]]]:
-    """The operands whose entries have several places in the dim of time, and what they are as entries."""
+    """Returns the operands whose entries have several places in the dim of time, and what they are as entries."""
     found: dict[Node, tuple[Fact, tuple[int, ...]]] = {}
     for x in node.all_input_nodes:
         place = fact_of(x).time
@@ -42,7 +42,7 @@ def folded(node: Node) -> dict[Node, tuple[Fact, tuple[int, ...]]]:
 
 
 def split_views(program: Program) -> dict[str, tuple[int, ...]]:
-    """The captured views that split time into blocks, and the shape that each must have for a clip twice as long."""
+    """Returns the captured views that split time into blocks, and the shape of each for a clip twice as long."""
     captured = set(program.notes.captured)
     readers = [r for n in program.graph.nodes if n.target is blocks for r in n.users]
     found = {}

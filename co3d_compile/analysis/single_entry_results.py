@@ -89,7 +89,7 @@ def _mark(low: StepGraph, node: Node, entry: Node) -> bool:
 
 
 def _treats_as_batch(rule: Rule | None, node: Node) -> bool:
-    """Whether nothing is remembered between entries, and none but the one is read."""
+    """Says whether nothing is remembered between entries, and none but the one is read."""
     if rule is None or isinstance(node.meta["val"], (tuple, list)):
         return False
     try:

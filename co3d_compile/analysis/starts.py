@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 def start_of(node: Node, rule: Concatenation) -> list[Node]:
-    """The nodes that compute the start of a concatenation over time from the first entries of streams, in order.
+    """Gives the nodes that compute the start of a concatenation over time from the first entries of streams, in order.
 
     Empty where it has no such start. As many entries follow as the start has, at least, and the slices that it begins
     with take less than half of the clip: what is longer may be anything, chunks of the clip among it.
@@ -42,13 +42,13 @@ def start_of(node: Node, rule: Concatenation) -> list[Node]:
 
 
 def over_time(x: Node, dim: int) -> bool:
-    """Whether a dim of a tensor is time alone."""
+    """Says whether a dim of a tensor is time alone."""
     place = fact_of(x).time
     return place is not None and place.alone and place.dim == dim
 
 
 def last_of_front(node: Node) -> int | None:
-    """How many entries of a stream a slice or selection takes from its front; None for anything else."""
+    """Returns how many entries of a stream a slice or selection takes from its front; None for anything else."""
     if node.target is aten.slice.Tensor:
         x, dim, _, end, _ = sliced(node)
     elif node.target is aten.select.int:
@@ -60,12 +60,12 @@ def last_of_front(node: Node) -> int | None:
 
 
 def moving(node: Node) -> list[Node]:
-    """The operands that are no constants."""
+    """Returns the operands that are no constants."""
     return [x for x in operands(node) if fact_of(x).kind is not Kind.STATIC]
 
 
 def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
-    """Whether a tensor is computed from the first entries of streams, and from constants."""
+    """Says whether a tensor is computed from the first entries of streams, and from constants."""
     stack = [node]
     while stack:
         n = stack[-1]
@@ -80,7 +80,7 @@ def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
 
 
 def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
-    """What some tensors are computed from, down to slices of streams; in the graph's order."""
+    """Returns what some tensors are computed from, down to slices of streams; in the graph's order."""
 
     def onward(n: Node) -> list[Node]:
         inner = moving(n)
@@ -91,7 +91,7 @@ def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
 
 
 def starts_behind(node: Node) -> frozenset[str]:
-    """The names of what computes the start that a node reads."""
+    """Returns the names of what computes the start that a node reads."""
     found = reached(filter(is_start, operands(node)), lambda n: filter(is_start, operands(n)))
     return frozenset(n.name for n in found)
 
@@ -113,7 +113,7 @@ def separate(program: Program, node: Node, start: list[Node]) -> frozenset[str]:
 
 
 def start_fact(node: Node, rule: Rule | None) -> Fact:
-    """The fact of what is computed from the first entries of streams."""
+    """Returns the fact of what is computed from the first entries of streams."""
     facts = [fact_of(x) for x in moving(node)]
     due = max(f.due if f.kind is Kind.START else _due(node, f) for f in facts)
     layout = window_layout(node, rule)
@@ -122,7 +122,7 @@ def start_fact(node: Node, rule: Rule | None) -> Fact:
 
 
 def _due(node: Node, fact: Fact) -> Fraction:
-    """Frames of the first input until the entries have come that a slice takes from the front of a stream."""
+    """Counts the frames of the first input until the entries are there that a slice takes from a stream's front."""
     entries = last_of_front(node)
     assert entries is not None, f"{node.name} takes nothing from the front of a stream"
     return (entries + fact.delay) * fact.rate

@@ -66,7 +66,7 @@ class Structure(Interpreter):
         return value
 
     def shape(self, node: Node) -> Shape:
-        """The shape of a tensor."""
+        """Returns the shape of a tensor."""
         shape: Shape = self.shapes[node]
         return shape
 
@@ -77,7 +77,7 @@ class Structure(Interpreter):
     # --- zeros
 
     def zero(self, node: Node) -> Tensor:
-        """Which numbers are zero whatever the inputs are."""
+        """Returns which numbers are zero whatever the inputs are."""
         if node not in self._zero:
             self._zero[node] = self._find_zero(node)
         return self._zero[node]
@@ -131,7 +131,7 @@ class Structure(Interpreter):
         return found
 
     def _known_gather(self, node: Node, name: str) -> bool:
-        """Whether it reads at indices that are constants."""
+        """Says whether it reads at indices that are constants."""
         if name not in GATHERS:
             return False
         indices: list[Node] = []
@@ -139,7 +139,7 @@ class Structure(Interpreter):
         return all(i in self.static for i in indices)
 
     def _picked(self, node: Node, name: str, of: Callable[[Node], Tensor], number: Callable[[float], bool]) -> Tensor:
-        """A fact behind ``where`` or ``masked_fill`` with a constant mask."""
+        """Returns a fact behind ``where`` or ``masked_fill`` with a constant mask."""
         cond, yes, no = node.args if name == "where" else (node.args[1], node.args[2], node.args[0])
         if cond not in self.static:
             return NO
@@ -152,7 +152,7 @@ class Structure(Interpreter):
     # --- scores that a mask has taken out
 
     def low(self, node: Node) -> Tensor:
-        """Which numbers are so low by a constant mask that they have no part in a softmax or a maximum."""
+        """Returns which numbers are so low by a constant mask that they have no part in a softmax or a maximum."""
         if node not in self._low:
             self._low[node] = self._find_low(node)
         return self._low[node]
@@ -181,7 +181,7 @@ class Structure(Interpreter):
     # --- integers
 
     def bounds(self, node: Node) -> Bounds | None:
-        """Between which integers the numbers of a tensor are; None where nothing is known."""
+        """Says between which integers the numbers of a tensor are; None where nothing is known."""
         if node not in self._bounds:
             self._bounds[node] = bounds_of(node, self)
         return self._bounds[node]
@@ -194,7 +194,7 @@ def moved(
     fill: float = 0.0,
     data: Collection[object] | None = None,
 ) -> Any:
-    """An operator that moves numbers, applied to other numbers.
+    """Returns an operator that moves numbers, applied to other numbers.
 
     Args:
         node: The operator.
@@ -213,7 +213,7 @@ def moved(
 
 
 def product(node: Node, values: Mapping[Node, Tensor], only: Node | None = None) -> Tensor | None:
-    """Where a product of marks is not zero; None for a product that is not understood.
+    """Returns where a product of marks is not zero; None for a product that is not understood.
 
     Args:
         node: A matrix product or a convolution.

@@ -143,7 +143,7 @@ class TimeWalk:
             self.fallbacks.append((node, reason))
 
     def _rule(self, node: Node) -> Rule | None:
-        """The rule of a node, unless it is a window by decree."""
+        """Returns the rule of a node, unless it is a window by decree."""
         return None if node.name in self._decreed else rule_for(node.target)
 
     def _wait(self, node: Node, fact: Fact) -> Mapping[Node, Fact]:
@@ -159,7 +159,7 @@ class TimeWalk:
         self.decisions = replace(found, gates=found.gates - found.windows)
 
     def _fact(self, node: Node, rule: Rule | None) -> tuple[Fact, str | None]:
-        """The fact of a node, and why it falls back to a window if it does."""
+        """Returns the fact of a node, and why it falls back to a window if it does."""
         facts = [fact_of(n) for n in node.all_input_nodes]
         kinds = {f.kind for f in facts}
         if kinds <= {Kind.STATIC}:
@@ -195,7 +195,7 @@ class TimeWalk:
             return self._without_extension(node, rule, str(why))
 
     def _regroup(self, node: Node, rule: Rule) -> bool:
-        """Whether the operator streams once entries are regrouped, which is then decided."""
+        """Says whether the operator streams once entries are regrouped, which is then decided."""
         if not self.program.refuted.isdisjoint(self.program.names_of(node)):
             return False
         found = regroupings(node, rule, self.program.options.pool_scope)
@@ -206,7 +206,7 @@ class TimeWalk:
         return replace(fact, own=Own(gate=self.program.options.pool_scope)), None
 
     def _without_extension(self, node: Node, rule: Rule, why: str) -> tuple[Fact, str | None]:
-        """A norm is a gate wherever it stands; anything else is a window, and gates before it were for nothing."""
+        """Makes a norm a gate wherever it stands, else a window. Gates before a window were for nothing."""
         scope = self.program.options.pool_scope
         norm = rule.gate(node, scope) if scope != "recompute" and node.target not in SEPARABLE else None
         if norm is not None:
@@ -219,7 +219,7 @@ class TimeWalk:
         return window_fact(node, rule), None if node.target in SEPARABLE else why
 
     def _meet(self, node: Node, sources: Names) -> None:
-        """A window result meets the stream: decides about the pools that it comes from, where that is possible."""
+        """Decides about the pools that a window result comes from, which meets the stream, where that is possible."""
         pools = [n for n in self.program.graph.nodes if n.name in sources]
         originals = self.program.originals
         rules = [(n, self._rule(n)) for n in pools]
@@ -249,7 +249,7 @@ class TimeWalk:
 
 
 def _as_long(node: Node, pools: Sequence[Node]) -> bool:
-    """Whether a window result has as many entries as the streams that it meets have in the clip.
+    """Says whether a window result has as many entries as the streams that it meets have in the clip.
 
     A single entry says so only where those streams are slower than what was pooled: a stride has left them one entry.
     """
@@ -266,7 +266,7 @@ def _as_long(node: Node, pools: Sequence[Node]) -> bool:
 
 
 def _per_entry_behind(node: Node) -> Names:
-    """The names of what those operands come from which have one value for each entry of the stream."""
+    """Returns the names of what those operands come from which have one value for each entry of the stream."""
 
     def per_entry(n: Node) -> list[Node]:
         return [x for x in operands(n) if is_stream(x) and fact_of(x).per_entry]

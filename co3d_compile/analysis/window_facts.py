@@ -14,7 +14,7 @@ from co3d_compile.rules import Rule
 
 
 def window_fact(node: Node, rule: Rule | None) -> Fact:
-    """The fact of an operator's output on a window, as far as its rule and trying other sizes tell."""
+    """Returns the fact of an operator's output on a window, as far as its rule and trying other sizes tell."""
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
@@ -28,7 +28,7 @@ def window_fact(node: Node, rule: Rule | None) -> Fact:
 
 
 def window_layout(node: Node, rule: Rule | None) -> Layout | None:
-    """Where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
+    """Returns where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         try:

@@ -14,7 +14,7 @@ from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 
 
 def newest(marker: Node) -> int:
-    """The delay of the newest entry that a window reads, once windows that meet are aligned."""
+    """Returns the delay of the newest entry that a window reads, once windows that meet are aligned."""
     delay: int | None = argument(marker, 2, "newest")
     return fact_of(operand(marker)).delay if delay is None else delay
 
@@ -25,7 +25,7 @@ def set_newest(marker: Node, delay: int) -> None:
 
 
 def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Node]:
-    """The window markers that a result comes from."""
+    """Returns the window markers that a result comes from."""
 
     def onward(n: Node) -> list[Node]:
         return operands(n) if n.target is not window and fact(n).kind is Kind.WINDOW else []
@@ -34,7 +34,7 @@ def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Nod
 
 
 def frames_to_box(features: Node, newest_one: bool) -> Fraction:
-    """Frames of the first input from the start of the clip to the entry that boxes belong to.
+    """Counts the frames of the first input from the start of the clip to the entry that boxes belong to.
 
     Args:
         features: What the boxes are cut out of.
@@ -45,12 +45,12 @@ def frames_to_box(features: Node, newest_one: bool) -> Fraction:
 
 
 def first_to_end(group: list[Node]) -> Node:
-    """Of windows that meet the one whose last entry comes first."""
+    """Returns, of windows that meet, the one whose last entry comes first."""
     return min(group, key=lambda marker: flush_steps(fact_of(operand(marker))))
 
 
 def meeting_windows(program: Program) -> Iterable[list[Node]]:
-    """The window markers, in groups whose results meet in some operator."""
+    """Returns the window markers, in groups whose results meet in some operator."""
     leader: dict[Node, Node] = {}
 
     def find(n: Node) -> Node:

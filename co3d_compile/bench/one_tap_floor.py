@@ -76,7 +76,7 @@ def _cut_pool(node: Node) -> bool:
 
 
 def _check_length(node: Node, x: Node, axis: int, axes: int, stride: int) -> None:
-    """A kernel that is cut must give as many entries as before: what follows was captured with those."""
+    """Refuses a kernel that gives other entries once it is cut: what follows was captured with as many as before."""
     before, after = x.meta["val"].shape[axis - axes], node.meta["val"].shape[axis - axes]
     if after != (before - 1) // stride + 1:
         raise UnsupportedError(
@@ -88,5 +88,5 @@ def _check_length(node: Node, x: Node, axis: int, axes: int, stride: int) -> Non
 
 
 def floor_passes() -> PassList:
-    """The pipeline that compiles a network's floor."""
+    """Returns the pipeline that compiles a network's floor."""
     return default_passes().after("annotate_time", OneTap()).after("one_tap", AnnotateTime())

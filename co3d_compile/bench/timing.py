@@ -176,7 +176,7 @@ def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
 
 
 def machine(threads: int) -> JsonObject:
-    """What the numbers were taken on."""
+    """Returns what the numbers were taken on."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -14,7 +14,7 @@ UNROLLED = 64  # places of a kernel up to which each is a slice
 
 
 def expansion(program: Program, node: Node) -> None:
-    """What is expanded for operators that broadcast by themselves is left as it is: ``x * g.expand_as(x)``.
+    """Leaves as it is what is expanded for operators that broadcast by themselves: ``x * g.expand_as(x)``.
 
     What is expanded for a ``cat`` is as many parts of it.
     """
@@ -29,7 +29,7 @@ def expansion(program: Program, node: Node) -> None:
 
 
 def _as_parts(node: Node, x: Node, dim: int) -> None:
-    """Where copies only stand beside other tensors in a ``cat``, each is a part of it: an entry repeated at an end."""
+    """Makes copies that only stand beside other tensors in a ``cat`` parts of it: an entry repeated at an end."""
     if not all(u.target is aten.cat.default and argument(u, 1, "dim", 0) % rank_of(u) == dim for u in node.users):
         return
     for user in list(node.users):
@@ -39,7 +39,7 @@ def _as_parts(node: Node, x: Node, dim: int) -> None:
 
 
 def _broadcasts(node: Node, user: Node) -> bool:
-    """Whether an operator gives the same if it reads what is expanded instead."""
+    """Says whether an operator gives the same if it reads what is expanded instead."""
     if torch.Tag.pointwise not in getattr(user.target, "tags", ()) or user.kwargs.get("out") is not None:
         return False
     if any(isinstance(a, (list, tuple)) for a in user.args):
@@ -49,7 +49,7 @@ def _broadcasts(node: Node, user: Node) -> bool:
 
 
 def repetition(program: Program, node: Node) -> None:
-    """``repeat`` of dims of size one is an expansion."""
+    """Writes ``repeat`` of dims of size one as an expansion."""
     x = operand(node)
     counts: list[int] = list(argument(node, 1, "repeats"))
     sizes = [1] * (len(counts) - rank_of(x)) + list(shape_of(x))
@@ -61,7 +61,7 @@ def repetition(program: Program, node: Node) -> None:
 
 
 def resampling(program: Program, node: Node) -> None:
-    """Up-sampling from one place is an expansion (the pooled branch of a pyramid)."""
+    """Writes up-sampling from one place as an expansion (the pooled branch of a pyramid)."""
     x = operand(node)
     if any(a not in (1, b) for a, b in zip(shape_of(x), shape_of(node), strict=True)):
         return
@@ -71,7 +71,7 @@ def resampling(program: Program, node: Node) -> None:
 
 
 def unfolding(program: Program, node: Node) -> None:
-    """``x.unfold(dim, size, step)``: the entries of each window are strided slices side by side.
+    """Writes ``x.unfold(dim, size, step)`` as strided slices side by side, one for each entry of a window.
 
     A slice ends where the last window of a clip of any length may end, not where that of this clip does.
     """
@@ -86,7 +86,7 @@ def unfolding(program: Program, node: Node) -> None:
 
 
 def columns(program: Program, node: Node) -> None:
-    """``nn.Unfold``: the places of the kernel are strided slices side by side."""
+    """Writes ``nn.Unfold`` as strided slices side by side, one for each place of the kernel."""
     x = operand(node)
     kernel, dilation, padding, stride = (spread(v, 2) for v in node.args[1:5])
     if rank_of(x) != 4 or kernel[0] * kernel[1] > UNROLLED:

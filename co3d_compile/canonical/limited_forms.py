@@ -55,7 +55,7 @@ class _Over:
         return self.dim - (rank_of(self.x) - self.dims)
 
     def sizes(self, name: str) -> list[int]:
-        """An argument, for each dim."""
+        """Returns an argument, for each dim."""
         value = self.given.given(name)
         if not self.is_conv and name == "stride" and not value:
             return self.sizes("kernel_size")
@@ -79,7 +79,7 @@ class _Over:
         return [(size // 2, size - size // 2) for size in both]
 
     def written(self, make: Make, x: Node, more: Mapping[str, Any]) -> Node:
-        """The operator on another operand, with some arguments changed."""
+        """Returns the operator on another operand, with some arguments changed."""
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         given = self.given
         values = {a.name: given.given(a.name) for a in schema}
@@ -89,7 +89,7 @@ class _Over:
 
 
 def numeric(target: Any) -> Any:
-    """The operator that takes its padding in numbers: ``conv3d.padding`` takes a word."""
+    """Returns the operator that takes its padding in numbers: ``conv3d.padding`` takes a word."""
     return target.overloadpacket.default if target._overloadname == "padding" else target
 
 
@@ -126,7 +126,7 @@ def limited(node: Node, dim: int, later: int, dropped: int, fold: bool, make: Ma
 
 
 def _padded(x: Node, flat: list[int], lowest: bool, make: Make) -> Node:
-    """A pad with what a kernel reads outside of its operand: behind a pad that repeats the edge, the edge again."""
+    """Pads with what a kernel reads outside of its operand: behind a pad that repeats the edge, with the edge again."""
     if "replication_pad" in str(x.target):
         dims = len(Arguments(x).integers("padding"))
         if not any(flat[dims:]):
@@ -135,7 +135,7 @@ def _padded(x: Node, flat: list[int], lowest: bool, make: Make) -> Node:
 
 
 def _weight(over: _Over, kept: int, fold: bool, make: Make) -> Node:
-    """The first taps of a weight; the others are left out, or added to the last of these."""
+    """Returns the first taps of a weight; the others are left out, or added to the last of these."""
     weight, dim, taps = over.given.tensor("weight"), over.axis + 2, over.kernel.k
     if not fold:
         return make(aten.slice.Tensor, weight, dim, 0, kept)

@@ -62,7 +62,7 @@ def _pool(program: Program, node: Node) -> None:
 
 
 def _adaptive_average(program: Program, node: Node) -> None:
-    """One entry on an axis is a mean over it, as many as there are is nothing (but a longer window has more)."""
+    """Writes one entry on an axis as a mean over it, as many as there are as nothing (but a longer window has more)."""
     x = operand(node)
     target = ADAPTIVE_AVERAGE[node.target]  # type: ignore[index]
     sizes = list(shape_of(node))
@@ -81,7 +81,7 @@ def _adaptive_average(program: Program, node: Node) -> None:
 
 
 def _convolution(program: Program, node: Node) -> None:
-    """The general ``convolution``, as the operator of its rank and kind."""
+    """Writes the general ``convolution`` as the operator of its rank and kind."""
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
     n = rank_of(weight) - 2  # type: ignore[arg-type]
     sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]
@@ -95,7 +95,7 @@ def _convolution(program: Program, node: Node) -> None:
 
 
 def _same_padding(program: Program, node: Node) -> None:
-    """``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
+    """Writes ``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
     if not isinstance(argument(node, 4, "padding", 0), str):
         return
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
@@ -129,7 +129,7 @@ def _native_group_norm(program: Program, node: Node) -> None:
 
 
 def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
-    """An operator of which only the first output is read, as the operator with one output; else None."""
+    """Returns an operator of which only the first output is read, as the operator with one output; else None."""
     users = list(node.users)
     if not all(u.target is operator.getitem and u.args[1] == 0 for u in users):
         return None
@@ -140,7 +140,7 @@ def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs:
 
 
 def _addmm(program: Program, node: Node) -> None:
-    """``addmm(bias, x, weight.t())`` is a linear layer."""
+    """Writes ``addmm(bias, x, weight.t())`` as a linear layer."""
     bias, x, transposed = node.args
     assert isinstance(transposed, Node)
     if transposed.target in (aten.t.default, aten.permute.default, aten.transpose.int) and not node.kwargs:
@@ -169,7 +169,7 @@ def _with_indices(program: Program, node: Node) -> None:
 
 
 def _max_dim(program: Program, node: Node) -> None:
-    """``max`` and ``min`` over a dim of which only the values are read."""
+    """Writes ``max`` and ``min`` over a dim, of which only the values are read, as ``amax`` and ``amin``."""
     target = aten.amax.default if node.target is aten.max.dim else aten.amin.default
     _only_first(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
 
@@ -181,7 +181,7 @@ def _mean_all(program: Program, node: Node) -> None:
 
 
 def _split(program: Program, node: Node) -> None:
-    """``split`` and ``unbind``, as slices and selections."""
+    """Writes ``split`` and ``unbind`` as slices and selections."""
     x = operand(node)
     unbind = node.target is aten.unbind.int
     dim = argument(node, 1 if unbind else 2, "dim", 0) % rank_of(x)
@@ -199,7 +199,7 @@ def _split(program: Program, node: Node) -> None:
 
 
 def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
-    """Start, end and step of evenly spaced rising indices."""
+    """Returns the start, end and step of evenly spaced rising indices."""
     values = index.flatten().tolist()
     steps = {b - a for a, b in pairwise(values)} or {1}
     step = steps.pop()
@@ -207,7 +207,7 @@ def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
 
 
 def _gather(program: Program, node: Node) -> None:
-    """``x[:, :, index]`` with a constant index on one dim."""
+    """Writes ``x[:, :, index]`` with a constant index on one dim as a slice, or as selected entries."""
     x, indices = node.args[0], list(node.args[1])  # type: ignore[arg-type]
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
     if (
@@ -232,7 +232,7 @@ def _index_select(program: Program, node: Node) -> None:
 
 
 def _prelu(program: Program, node: Node) -> None:
-    """A slope per channel is a constant that broadcasts."""
+    """Writes a slope per channel as a constant that broadcasts."""
     x, weight = operand(node), operand(node, 1)
     space = [1] * (rank_of(x) - 2)
     slope = insert(program, node, aten.reshape.default, weight, [-1, *space]) if rank_of(x) > 1 else weight
@@ -240,13 +240,13 @@ def _prelu(program: Program, node: Node) -> None:
 
 
 def _rrelu(program: Program, node: Node) -> None:
-    """Outside of training the random slope is the mean of its bounds."""
+    """Writes the random slope as the mean of its bounds, which it is outside of training."""
     low, high = argument(node, 1, "lower", 1 / 8), argument(node, 2, "upper", 1 / 3)
     replace(node, insert(program, node, aten.leaky_relu.default, operand(node), (low + high) / 2))
 
 
 def _moments(program: Program, node: Node) -> None:
-    """``var_mean`` and ``std_mean`` as two operators."""
+    """Writes ``var_mean`` and ``std_mean`` as two operators."""
     x, dims = operand(node), argument(node, 1, "dim")
     every = dims or list(range(rank_of(x)))
     keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
@@ -260,7 +260,7 @@ def _moments(program: Program, node: Node) -> None:
 
 
 def _instance_norm(program: Program, node: Node) -> None:
-    """Instance norm with running statistics is a batch norm."""
+    """Writes instance norm with running statistics as a batch norm."""
     x, weight, bias, mean, variance, use_input_stats, _, eps = node.args[:8]
     if not use_input_stats:
         args = (x, weight, bias, mean, variance, False, 0.0, eps, False)
@@ -268,21 +268,21 @@ def _instance_norm(program: Program, node: Node) -> None:
 
 
 def _squeeze_all(program: Program, node: Node) -> None:
-    """``squeeze()`` says which dims it means: not the batch, which is one when a single stream runs."""
+    """Says which dims ``squeeze()`` means: not the batch, which is one when a single stream runs."""
     x = operand(node)
     dims = [d for d, size in enumerate(shape_of(x)) if size == 1]
     replace(node, insert(program, node, aten.squeeze.dims, x, dims) if dims else x)
 
 
 def _select(program: Program, node: Node) -> None:
-    """``x[0]`` of a batch of one is the same without that dim."""
+    """Writes ``x[0]`` of a batch of one as the same without that dim."""
     x, dim, _ = node.args
     if isinstance(x, Node) and dim == 0 and shape_of(x)[0] == 1:
         replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
 
 
 def _join(_: Program, node: Node) -> None:
-    """What has no entries adds none to a ``cat``: zeros in front of a kernel of one tap."""
+    """Drops from a ``cat`` what has no entries: zeros in front of a kernel of one tap."""
     parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]
     kept = [p for p in parts if p.meta["val"].numel() or p.meta["val"].dtype != node.meta["val"].dtype]
     if len(kept) == 1 and shape_of(kept[0]) == shape_of(node):
@@ -331,7 +331,7 @@ REWRITES: dict[Any, Any] = {
 
 
 def _bmm(program: Program, node: Node) -> None:
-    """``bmm`` with one constant matrix, copied for each row of the batch, is a linear layer."""
+    """Writes ``bmm`` with one constant matrix, copied for each row of the batch, as a linear layer."""
     x, weight = operand(node), operand(node, 1)
     left = x.op == "get_attr"
     if left:

@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(index: torch.Tensor, size: int) -> Blocks | None:
-    """The blocks that indices into a dim walk through; None where they do not."""
+    """Returns the blocks that indices into a dim walk through; None where they do not."""
     values = index.flatten()
     values = torch.where(values < 0, values + size, values)
     if not len(values):
@@ -51,7 +51,7 @@ def blocks_of(index: torch.Tensor, size: int) -> Blocks | None:
 
 
 def _index_add(program: Program, node: Node) -> None:
-    """``x.index_add(dim, index, source)``."""
+    """Writes ``x.index_add(dim, index, source)``, whose indices lie in even blocks, as blocks that overlap."""
     given = Arguments(node)
     x, index = given.tensor(), given.tensor("index")
     if index.op == "get_attr" and given.number("alpha") == 1:
@@ -59,7 +59,7 @@ def _index_add(program: Program, node: Node) -> None:
 
 
 def _index_put(program: Program, node: Node) -> None:
-    """``x.index_put((None, index), values, accumulate=True)``, the index with any number of dims."""
+    """Writes ``x.index_put((None, index), values, accumulate=True)`` so; the index has any number of dims."""
     given = Arguments(node)
     x, values, indices = given.tensor(), given.tensor("values"), given.given("indices")
     assert isinstance(indices, (list, tuple))
@@ -76,7 +76,7 @@ def _index_put(program: Program, node: Node) -> None:
 
 
 def _scatter_add(program: Program, node: Node) -> None:
-    """``x.scatter_add(dim, index, source)`` with the same indices everywhere else."""
+    """Writes ``x.scatter_add(dim, index, source)`` so, with the same indices everywhere else."""
     given = Arguments(node)
     x, index, source = given.tensor(), given.tensor("index"), given.tensor("src")
     dim = given.dim(x)

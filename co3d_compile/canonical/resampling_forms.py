@@ -21,7 +21,7 @@ _LINEAR = {o for packet in LINEAR for o in overloads(packet)}
 
 
 def scales(node: Node) -> list[float | None]:
-    """Entries of the operand per entry of the result, on each dim that is resampled, where a factor was given."""
+    """Returns the entries of the operand per entry of the result, on each resampled dim, where a factor was given."""
     n = rank_of(node) - 2
     first = 3 if node.target in _LINEAR else 2
     given = argument(node, first, "scale_factors") if "vec" in str(node.target) else list(node.args[first:])
@@ -30,7 +30,7 @@ def scales(node: Node) -> list[float | None]:
 
 
 def whole(node: Node, axis: int) -> int | None:
-    """The whole number of entries of the operand per entry of the result on an axis, if there is one above one.
+    """Returns the whole number of entries of the operand per entry of the result on an axis, if there is one above one.
 
     A single result is no sampling: it is one of the whole clip.
     """
@@ -41,7 +41,7 @@ def whole(node: Node, axis: int) -> int | None:
 
 
 def down_sampling(program: Program, node: Node) -> None:
-    """Every r-th entry of the first dim, or the mean of the two in the middle of each r; then the other dims."""
+    """Takes every r-th entry of the first dim, or the mean of the two in the middle of each r; then the other dims."""
     r = whole(node, 0) if rank_of(node) in (3, 5) else None
     nearest = node.target in _NEAREST
     if r is None or not (nearest or argument(node, 2, "align_corners") is False):
@@ -58,7 +58,7 @@ def down_sampling(program: Program, node: Node) -> None:
 
 
 def _rest(program: Program, node: Node, x: Node) -> Node:
-    """The other dims, resampled as they were to be."""
+    """Returns the other dims, resampled as they were to be."""
     if shape_of(x) == shape_of(node):
         return x
     packet = (NEAREST if node.target in _NEAREST else LINEAR)[rank_of(node) - 3]
@@ -70,7 +70,7 @@ def _rest(program: Program, node: Node, x: Node) -> Node:
 
 
 def nearest_exact(program: Program, node: Node) -> None:
-    """``nearest-exact`` differs from ``nearest`` in where it begins, and for whole factors up not even there."""
+    """Writes ``nearest-exact`` as ``nearest``: only where it begins differs, and for whole factors up not even that."""
     x = operand(node)
     old, new = shape_of(x), shape_of(node)
     for d in range(2, rank_of(node)):
@@ -85,7 +85,7 @@ def nearest_exact(program: Program, node: Node) -> None:
 
 
 def _places(old: int, new: int, scale: float | None) -> torch.Tensor:
-    """Which entry each is, by PyTorch itself."""
+    """Returns which entry each is, by PyTorch itself."""
     line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
     how: Any = {"size": new} if scale is None else {"scale_factor": 1 / scale}
     return F.interpolate(line, mode="nearest-exact", **how).long().flatten()

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def writing(program: Program, node: Node) -> None:
-    """A slice written into a tensor: what is before it, it, and what is behind it.
+    """Writes a slice that is written into a tensor as what is before it, it, and what is behind it.
 
     ``x[:, 1:, :8] = y`` writes a box: a slice into a slice. It is laid out so that the dim of which most is written (a
     shift over time) is the innermost.
@@ -42,7 +42,7 @@ def writing(program: Program, node: Node) -> None:
 
 
 def _into(node: Node, user: Node) -> bool:
-    """Whether a write goes into the very slice that another one writes back."""
+    """Says whether a write goes into the very slice that another one writes back."""
     scatters = (aten.slice_scatter.default, aten.select_scatter.default)
     if node.target not in scatters or user.target is not aten.slice_scatter.default or user.args[1] is not node:
         return False
@@ -54,7 +54,7 @@ def _into(node: Node, user: Node) -> bool:
 
 
 def _place(node: Node) -> tuple[int, int, int] | None:
-    """Dim, start and end of what a scatter writes; None for every other entry."""
+    """Returns the dim, start and end of what a scatter writes; None for every other entry."""
     base = operand(node)
     if node.target is aten.select_scatter.default:
         dim = argument(node, 2, "dim") % rank_of(base)
@@ -66,7 +66,7 @@ def _place(node: Node) -> tuple[int, int, int] | None:
 
 
 def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tuple[int, int, int]]) -> Node:
-    """The tensor with the source in the box."""
+    """Returns the tensor with the source in the box."""
     if not box:
         return source
     (dim, start, end), *rest = box
@@ -80,7 +80,7 @@ def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tup
 
 
 def reading(program: Program, node: Node) -> None:
-    """A slice of what was written piece by piece, as slices of the pieces: ``zeros`` that stay are seen as such.
+    """Writes a slice of what was written piece by piece as slices of the pieces: ``zeros`` that stay are seen.
 
     So too a slice of what was rolled: behind ``roll`` and zeros written to the end, it is seen as a shift.
     """
@@ -92,7 +92,7 @@ def reading(program: Program, node: Node) -> None:
 
 
 def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int) -> Node:
-    """Entries ``start`` to ``end`` of a dim."""
+    """Returns the entries ``start`` to ``end`` of a dim."""
     if (start, end) == (0, shape_of(x)[dim]):
         return x
     x, start, end = _unrolled(x, dim, start, end)
@@ -113,7 +113,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
 
 
 def _unrolled(x: Node, dim: int, start: int, end: int) -> tuple[Node, int, int]:
-    """What a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
+    """Returns what a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
     if x.target is not aten.roll.default or norm_dims(argument(x, 2, "dims", []), rank_of(x)) != [dim]:
         return x, start, end
     size = shape_of(x)[dim]

@@ -40,7 +40,7 @@ _FOREIGN = (
 
 
 def identify(path: Path) -> str:
-    """The kind of a model file: ``EXPORT``, ``SCRIPT``, ``PICKLE`` or ``ONNX``.
+    """Returns the kind of a model file: ``EXPORT``, ``SCRIPT``, ``PICKLE`` or ``ONNX``.
 
     Raises:
         LoadError: The file is none of them; says what it is instead, if it can tell.
@@ -123,17 +123,17 @@ def _check_sums(path: Path) -> None:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (9 bytes or more) is a safetensors file."""
+    """Says whether a file that begins with ``head`` (9 bytes or more) is a safetensors file."""
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20
 
 
 def damaged(path: Path, why: str | Exception) -> LoadError:
-    """The error for an archive that is cut off or damaged."""
+    """Returns the error for an archive that is cut off or damaged."""
     return LoadError(f"{path} is truncated or damaged: {why}.", hint="Copy or save the file again.")
 
 
 def not_a_module(path: Path) -> LoadError:
-    """The error for a state dict where a module is needed."""
+    """Returns the error for a state dict where a module is needed."""
     return LoadError(
         f"{path} holds weights (a state dict), not a model.",
         hint=f"Give the code that builds the model: package.module:factory --weights {path}.",
@@ -184,7 +184,7 @@ def _runs_code(path: Path, why: str) -> LoadError:
 
 
 def _pickled_payloads(path: Path, name: str, content: Json) -> set[str]:
-    """The members of an archive that one of its lists says are pickled."""
+    """Returns the members of an archive that one of its lists says are pickled."""
     if not name.endswith("_config.json"):
         return set()
     payloads = [value for value in _dicts(content) if "path_name" in value]
@@ -195,7 +195,7 @@ def _pickled_payloads(path: Path, name: str, content: Json) -> set[str]:
 
 
 def _dicts(content: Json) -> Iterator[dict[str, Json]]:
-    """All objects in JSON data, however deep."""
+    """Yields all objects in JSON data, however deep."""
     pending = [content]
     while pending:
         value = pending.pop()
@@ -213,7 +213,7 @@ _EXPRESSION_NODES = (
 
 
 def is_plain_expression(text: str) -> bool:
-    """Whether a size expression such as ``Mul(Integer(64), Symbol('s16', positive=True))`` is only arithmetic."""
+    """Says whether a size expression such as ``Mul(Integer(64), Symbol('s16', positive=True))`` is only arithmetic."""
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -15,7 +15,7 @@ from co3d_compile.ir.node_reading import computed_from, operand
 
 
 def box_inputs(graph: Graph) -> dict[Node, bool]:
-    """The inputs that boxes are made of, and whether their first column is the index in the batch.
+    """Returns the inputs that boxes are made of, and whether their first column is the index in the batch.
 
     Boxes that depend on an input with more than two dims are the network's own.
     """
@@ -28,7 +28,10 @@ def box_inputs(graph: Graph) -> dict[Node, bool]:
 
 
 def one_box(clip: Clip, rows: Sequence[bool]) -> Clip | None:
-    """The example with one box in each of the inputs that are boxes; None where other tensors are given than those."""
+    """Returns the example with one box in each of the inputs that are boxes.
+
+    None where other tensors are given than those.
+    """
     if len(tensors_of(clip)) != len(rows):
         return None
     boxes = iter(rows)

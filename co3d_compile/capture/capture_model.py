@@ -62,7 +62,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
 
 
 def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
-    """The graph of a network. With boxes there are as many of them in it as clips: any number takes their place."""
+    """Captures a network. Of boxes there are as many as clips: any number takes their place."""
     with warnings.catch_warnings(), without_compiled_part():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
         exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
@@ -144,7 +144,7 @@ def check_kinds(model: PyTree, clip: PyTree) -> None:
 
 
 def _class_name(model: Model) -> str:
-    """The class of the network; an exported program remembers it at its operators."""
+    """Returns the class of the network; an exported program remembers it at its operators."""
     if not isinstance(model, ExportedProgram):
         return type(model).__name__
     stacks = (node.meta.get("nn_module_stack") for node in model.graph.nodes)
@@ -153,7 +153,7 @@ def _class_name(model: Model) -> str:
 
 
 def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
-    """The user's inputs with their time dims.
+    """Returns the user's inputs with their time dims.
 
     Raises:
         UsageError: A time dim that an input does not have.

@@ -106,19 +106,19 @@ class _Rewriting:
             raise CaptureError(what, operator=operator_name(node.target), module_path=module_path(node), hint=HINT)
 
     def of(self, node: Node, name: str = "self") -> Parts:
-        """The parts of an argument; of a real one, the tensor and zero."""
+        """Returns the parts of an argument; of a real one, the tensor and zero."""
         x = Arguments(node).tensor(name)
         return self.parts[x] if x in self.parts else Parts(x, None)
 
     def _operand(self, value: Any) -> tuple[Node | float, Node | float | None]:
-        """The parts of a tensor or a number; None is zero."""
+        """Returns the parts of a tensor or a number; None is zero."""
         if isinstance(value, Node):
             parts = self.parts.get(value, Parts(value, None))
             return parts.real, parts.imaginary
         return (value.real, value.imag or None) if isinstance(value, complex) else (value, None)
 
     def _linear(self, node: Node) -> Parts:
-        """The same operator on both parts."""
+        """Returns the same operator on both parts."""
         read = [self.parts[x] for x in node.all_input_nodes if x in self.parts]
 
         def part(imaginary: bool) -> Node:
@@ -137,7 +137,7 @@ class _Rewriting:
         return Parts(part(False), part(True) if any(p.imaginary is not None for p in read) else None)
 
     def _product(self, target: Any, a: Any, b: Any) -> Parts:
-        """``(a + ib)(c + id) = (ac - bd) + i(ad + bc)``."""
+        """Computes ``(a + ib)(c + id) = (ac - bd) + i(ad + bc)``."""
 
         def times(x: Any, y: Any) -> Node | None:
             return None if x is None or y is None else self.apply(target, x, y)
@@ -147,7 +147,7 @@ class _Rewriting:
         return Parts(real, self._sum(aten.add.Tensor, times(a[0], b[1]), times(a[1], b[0])))
 
     def _sum(self, target: Any, a: Node | float | None, b: Node | float | None, **kwargs: Any) -> Node | None:
-        """A sum or a difference; None is zero."""
+        """Returns a sum or a difference; None is zero."""
         if b is None:
             return a  # type: ignore[return-value]
         if a is None:
@@ -157,7 +157,7 @@ class _Rewriting:
         return self.apply(target, a, b, **kwargs)
 
     def added(self, node: Node) -> Parts:
-        """``add`` and ``sub``, whose other operand may be real."""
+        """Computes ``add`` and ``sub``, whose other operand may be real."""
         target = aten.sub.Tensor if name_of(node) == "sub" else aten.add.Tensor
         (a, b), kwargs = (self._operand(x) for x in node.args[:2]), dict(node.kwargs)
         real = self._sum(target, a[0], b[0], **kwargs)
@@ -165,7 +165,7 @@ class _Rewriting:
         return Parts(real, self._sum(target, a[1], b[1], **kwargs))
 
     def divided(self, node: Node) -> Parts:
-        """``a / b = a conj(b) / |b|^2``."""
+        """Computes ``a / b = a conj(b) / |b|^2``."""
         a, b = (self._operand(x) for x in node.args[:2])
         if b[1] is not None:
             power = self._sum(aten.add.Tensor, self._square(b[0]), self._square(b[1]))
@@ -180,11 +180,11 @@ class _Rewriting:
         return self.apply(aten.mul.Tensor, x, x) if isinstance(x, Node) else x * x
 
     def opposite(self, x: Node | None) -> Node | None:
-        """The negative of a part."""
+        """Returns the negative of a part."""
         return None if x is None else self.apply(aten.neg.default, x)
 
     def length(self, node: Node) -> Node:
-        """``|a + ib|``."""
+        """Computes ``|a + ib|``."""
         x = self.of(node)
         if x.imaginary is None:
             return self.apply(aten.abs.default, x.real)
@@ -192,7 +192,7 @@ class _Rewriting:
         return self.apply(aten.sqrt.default, self.apply(aten.add.Tensor, *squares))
 
     def turned(self, node: Node) -> Parts:
-        """``exp(a + ib) = e^a (cos b + i sin b)``."""
+        """Computes ``exp(a + ib) = e^a (cos b + i sin b)``."""
         x = self.of(node)
         size = self.apply(aten.exp.default, x.real)
         return Parts(size, None) if x.imaginary is None else self._polar(size, x.imaginary)
@@ -202,17 +202,17 @@ class _Rewriting:
         return Parts(self.apply(aten.mul.Tensor, size, cos), self.apply(aten.mul.Tensor, size, sin))
 
     def polar(self, node: Node) -> Parts:
-        """``torch.polar``."""
+        """Computes ``torch.polar``."""
         given = Arguments(node)
         return self._polar(given.tensor("abs"), given.tensor("angle"))
 
     def imaginary(self, node: Node) -> Node:
-        """The imaginary part, which may be zeros."""
+        """Returns the imaginary part, which may be zeros."""
         x = self.of(node)
         return self.apply(aten.zeros_like.default, x.real) if x.imaginary is None else x.imaginary
 
     def viewed(self, node: Node) -> Node:
-        """``view_as_real``; what selects one part takes it without it."""
+        """Computes ``view_as_real``; what selects one part takes it without it."""
         real, imaginary = self.of(node).real, self.imaginary(node)
         for user in list(node.users):
             if user.target is aten.select.int and Arguments(user).dim(node) == rank_of(node) - 1:
@@ -220,12 +220,12 @@ class _Rewriting:
         return self.apply(aten.cat.default, [self.apply(aten.unsqueeze.default, x, -1) for x in (real, imaginary)], -1)
 
     def of_pairs(self, node: Node) -> Parts:
-        """``view_as_complex``."""
+        """Computes ``view_as_complex``."""
         x = Arguments(node).tensor()
         return Parts(*(self.apply(aten.select.int, x, -1, i) for i in range(2)))
 
     def cast(self, node: Node) -> Parts:
-        """A cast to complex numbers."""
+        """Returns a cast to complex numbers."""
         x = self.of(node)
         dtype = torch.float64 if node.meta["val"].dtype is torch.complex128 else torch.float32
 
@@ -236,7 +236,7 @@ class _Rewriting:
 
 
 def _transform(rewriting: _Rewriting, node: Node) -> Parts:
-    """``_fft_r2c`` and ``_fft_c2c``."""
+    """Computes ``_fft_r2c`` and ``_fft_c2c``."""
     given = Arguments(node)
     dims, norm = given.dims(given.tensor()), given.integer("normalization")
     if name_of(node) == "_fft_r2c":
@@ -245,7 +245,7 @@ def _transform(rewriting: _Rewriting, node: Node) -> Parts:
 
 
 def _back(rewriting: _Rewriting, node: Node) -> Node:
-    """``_fft_c2r``."""
+    """Computes ``_fft_c2r``."""
     given = Arguments(node)
     dims = given.dims(given.tensor())
     last = given.integer("last_dim_size")

@@ -54,7 +54,7 @@ class _Parts:
 
 
 def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
-    """The program with operators decomposed, as ``unlift`` gives it."""
+    """Returns the program with operators decomposed, as ``unlift`` gives it."""
     if all(map(_is_plain, exported.graph.nodes)):
         module, names, learned = unlift(exported)
         if written_apart(module.graph):
@@ -67,7 +67,7 @@ def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether all is known of a node by itself: an operator from tensors to tensors, of sizes that are numbers."""
+    """Says whether all is known of a node by itself: an operator from tensors to tensors, of sizes that are numbers."""
     values = pytree.tree_leaves((node.meta.get("val"), node.args, node.kwargs))
     if any(isinstance(v, torch.SymInt) for v in values) or not all(map(_is_sized, values)):
         return False
@@ -107,13 +107,13 @@ def _decompose(module: GraphModule, table: Table) -> None:
 
 
 def _results_of(node: Node) -> int | None:
-    """How many tensors an operator returns in a tuple or list; None: one, by itself."""
+    """Returns how many tensors an operator returns in a tuple or list; None: one, by itself."""
     value = node.meta["val"]
     return len(value) if isinstance(value, (tuple, list)) else None
 
 
 def _program(examples: list[Node]) -> ExportedProgram:
-    """A program of the examples side by side: their operands are its inputs, their results its outputs."""
+    """Returns a program of the examples side by side: their operands are its inputs, their results its outputs."""
     graph = Graph()
     inputs: list[Node] = []
     for node in examples:
@@ -143,7 +143,7 @@ def _program(examples: list[Node]) -> ExportedProgram:
 
 
 def _decomposed_examples(graph: Graph, examples: list[Node]) -> list[_Parts]:
-    """What each example has become."""
+    """Returns what each example has become."""
     inputs = iter([node for node in graph.nodes if node.op == "placeholder"])
     (returned,) = next(node for node in graph.nodes if node.op == "output").args
     outputs = iter(returned)

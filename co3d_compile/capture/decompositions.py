@@ -18,12 +18,15 @@ _NONE = -1  # in place of a dim
 
 
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """``torch.stack`` on a dim of its own. PyTorch's joins along the dim that is there, often time, and splits it."""
+    """Computes ``torch.stack`` on a dim of its own.
+
+    PyTorch's joins along the dim that is there, often time, and splits it.
+    """
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
 def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
+    """Computes ``nn.Bilinear``, of which PyTorch makes an operator that ONNX has not, as a linear layer and a sum."""
     outs, ins, _ = weight.shape
     of_b = torch.nn.functional.linear(b, weight.flatten(0, 1))
     result = (of_b.reshape(*b.shape[:-1], outs, ins) * a.unsqueeze(-2)).sum(-1)
@@ -31,18 +34,18 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
 
 def convolution(x: Tensor, *args: Any) -> Tensor:
-    """``aten._convolution``, which TorchScript runs, without the flags of one backend behind its ``groups``."""
+    """Computes ``aten._convolution``, which TorchScript runs, without the backend's flags behind its ``groups``."""
     return torch.convolution(x, *args[:8])
 
 
 def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """``aten.copy``: the source in the dtype and shape of a tensor of which no number is read."""
+    """Computes ``aten.copy``: the source in the dtype and shape of a tensor of which no number is read."""
     cast = source if source.dtype == into.dtype else aten._to_copy.default(source, dtype=into.dtype)
     return cast if cast.shape == into.shape else cast.expand(into.shape)
 
 
 def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
-    """``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
+    """Computes ``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
     In a step a tensor has other strides, so that the numbers it is called with would mean something else. There is none
     where it walks from one dim into one that does not lie beside it in memory, or three times along one dim.
@@ -57,7 +60,7 @@ def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offse
 
 
 def _along_dims(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None) -> Any:
-    """The same where no walk goes from one dim into another."""
+    """Returns the same where no walk goes from one dim into another."""
     start = 0 if storage_offset is None else storage_offset - int(x.storage_offset())
     strides: tuple[int, ...] = x.stride()
     walks: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # dim of x: dims of the result, entries, steps
@@ -136,7 +139,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def decompositions() -> dict[Any, Any]:
-    """PyTorch's own decompositions, less the operators that have a rule of their own."""
+    """Returns PyTorch's own decompositions, less the operators that have a rule of their own."""
     composite = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
     table = {
         operator: function
@@ -148,7 +151,9 @@ def decompositions() -> dict[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _defaults(composite: frozenset[str]) -> dict[Any, Any]:
-    """PyTorch's own decompositions; it looks through all operators for them, a tenth of the time of a small network.
+    """Returns PyTorch's own decompositions.
+
+    It looks through all operators for them, a tenth of the time of a small network.
 
     Args:
         composite: The names of the operators that are made of others: a library may add to them at any time.

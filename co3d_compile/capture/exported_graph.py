@@ -21,7 +21,7 @@ Unlifted: TypeAlias = tuple[GraphModule, list[str], frozenset[str]]
 
 
 def with_free_names(exported: ExportedProgram) -> ExportedProgram:
-    """The program with other names for weights whose path begins with a name that PyTorch's graph modules have.
+    """Returns the program with other names for weights whose path begins with a name that PyTorch's graph modules have.
 
     A part of a network may be called ``graph``, ``code`` or ``meta``. The paths of its operators stay as they are.
     """
@@ -57,7 +57,7 @@ def with_free_names(exported: ExportedProgram) -> ExportedProgram:
 
 
 def unlift(exported: ExportedProgram) -> Unlifted:
-    """A graph module with parameters and buffers as attributes and the user's inputs and outputs alone.
+    """Returns a graph module with parameters and buffers as attributes and the user's inputs and outputs alone.
 
     Returns:
         The module, the names of its outputs, and which of its attributes are parameters.
@@ -100,13 +100,13 @@ def unlift(exported: ExportedProgram) -> Unlifted:
 
 
 def type_of_control(node: Node) -> str:
-    """``torch.cond`` and the like: what a part of a captured graph is given to."""
+    """Names what a part of a captured graph is given to: ``torch.cond`` and the like."""
     users = [str(getattr(user.target, "__name__", user.target)) for user in node.users]
     return f"torch.{users[0]}" if users else "Control flow"
 
 
 def output_names(exported: ExportedProgram, tensors: list[bool]) -> list[str]:
-    """Names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …
+    """Returns the names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …
 
     Args:
         tensors: For each leaf that the model returns, whether it is a tensor.

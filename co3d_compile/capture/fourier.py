@@ -40,7 +40,10 @@ class Fourier:
     _stored: dict[tuple[object, ...], Node] = field(default_factory=dict)
 
     def of_real(self, x: Node, dims: list[int], norm: int, onesided: bool) -> Parts:
-        """The transform of real numbers (``_fft_r2c``); one-sided: the first n // 2 + 1 entries of the last dim."""
+        """Returns the transform of real numbers (``_fft_r2c``).
+
+        One-sided: the first n // 2 + 1 entries of the last dim.
+        """
         sizes = [shape_of(x)[d] for d in dims]
         n, last = sizes[-1], dims[-1]
         scale, kept = NORMS[norm](math.prod(sizes)), n // 2 + 1 if onesided else n
@@ -49,7 +52,7 @@ class Fourier:
         return self.of_complex(parts, dims[:-1], 0, forward=True)
 
     def of_complex(self, x: Parts, dims: list[int], norm: int, *, forward: bool) -> Parts:
-        """The transform of complex numbers, or its inverse (``_fft_c2c``)."""
+        """Returns the transform of complex numbers, or its inverse (``_fft_c2c``)."""
         sizes = [shape_of(x.real)[d] for d in dims]
         scale = NORMS[norm](math.prod(sizes))
         for n, d in zip(sizes, dims, strict=True):
@@ -58,7 +61,10 @@ class Fourier:
         return x
 
     def to_real(self, x: Parts, dims: list[int], norm: int, size: int) -> Node:
-        """The real numbers whose one-sided transform is given (``_fft_c2r``): ``size`` of them in the last dim."""
+        """Returns the real numbers whose one-sided transform is given (``_fft_c2r``).
+
+        ``size`` of them in the last dim.
+        """
         sizes = [*(shape_of(x.real)[d] for d in dims[:-1]), size]
         scale, last = NORMS[norm](math.prod(sizes)), dims[-1]
         x = self.of_complex(x, dims[:-1], 0, forward=False)
@@ -68,7 +74,7 @@ class Fourier:
         return real if x.imaginary is None else self.apply(aten.sub.Tensor, real, self._along(x.imaginary, last, sin))
 
     def _turned(self, x: Parts, dim: int, cos: Node, sin: Node, forward: bool) -> Parts:
-        """``(a + ib)(c - is)`` forward, ``(a + ib)(c + is)`` back."""
+        """Computes ``(a + ib)(c - is)`` forward, ``(a + ib)(c + is)`` back."""
         of_real = self._along(x.real, dim, sin)
         if x.imaginary is None:
             return Parts(self._along(x.real, dim, cos), self.apply(aten.neg.default, of_real) if forward else of_real)
@@ -77,7 +83,7 @@ class Fourier:
         return Parts(real, self.apply(minus, self._along(x.imaginary, dim, cos), of_real))
 
     def _along(self, x: Node, dim: int, matrix: Node) -> Node:
-        """The product over one dim."""
+        """Returns the product over one dim."""
         last = rank_of(x) - 1
         if dim == last:
             return self.apply(aten.matmul.default, x, matrix)

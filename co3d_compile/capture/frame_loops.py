@@ -27,7 +27,7 @@ class _Differ(Exception):
 
 
 def roll(program: Program) -> None:
-    """``stack([f(x[:, :, t]) for t in range(T)])`` to f on the frames of x, folded into the batch.
+    """Rewrites ``stack([f(x[:, :, t]) for t in range(T)])`` to f on the frames of x, folded into the batch.
 
     Where the loop writes ``y[:, t] = f(x[:, :, t])``, that has become a concatenation already. The numbers stay the
     same, and are compared. What follows need not be computed on a window of T results: time has a dim again.
@@ -57,7 +57,7 @@ def roll(program: Program) -> None:
 
 
 def _rolled(program: Program, node: Node, collected: dict[Node, int]) -> Node | None:
-    """What takes the place of a concatenation, if it collects a loop over frames."""
+    """Returns what takes the place of a concatenation, if it collects a loop over frames."""
     loop = _Loop(program, node, collected)
     if len(loop.parts) < 3:
         return None
@@ -79,7 +79,7 @@ class _Loop:
         self.found: dict[tuple[Node, ...], tuple[Node, bool]] = {}
 
     def rolled(self) -> Node:
-        """The concatenation, computed from all frames at once."""
+        """Returns the concatenation, computed from all frames at once."""
         count = len(self.parts)
         body, loops = self._alike(self.parts)
         if not loops:
@@ -93,13 +93,13 @@ class _Loop:
         return insert(self.program, self.node, aten.permute.default, apart, order)
 
     def _alike(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
-        """What all copies compute, and whether it is of all frames (else it is one and the same constant)."""
+        """Returns what all copies compute, and whether it is of all frames (else it is one and the same constant)."""
         if copies not in self.found:
             self.found[copies] = self._leaf(copies) or self._operator(copies)
         return self.found[copies]
 
     def _leaf(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
-        """The frames of one tensor, one after the other, folded into the batch."""
+        """Returns the frames of one tensor, one after the other, folded into the batch."""
         taken = [t for t in map(frame_of, copies) if t is not None and t.length in (None, 1)]
         if len(taken) != len(copies) or len({(t.root, t.dim) for t in taken}) != 1:
             return None
@@ -115,7 +115,7 @@ class _Loop:
         return insert(self.program, self.node, aten.reshape.default, first, sizes), True
 
     def _frames(self, x: Node, dim: int, indices: list[int]) -> Node:
-        """Frames that follow each other, the first and the last of them maybe several times."""
+        """Returns the frames that follow each other, the first and the last of them maybe several times."""
         size = shape_of(x)[dim]
         if indices == list(range(size)):
             return x
@@ -139,7 +139,7 @@ class _Loop:
         return insert(self.program, self.node, aten.cat.default, [*ends[0], main, *ends[1]], dim)
 
     def _operator(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
-        """The operator that all copies are, on what their operands are."""
+        """Returns the operator that all copies are, on what their operands are."""
         first = copies[0]
         if all(c is first for c in copies):
             if first.op != "get_attr":
@@ -174,7 +174,10 @@ class _Loop:
 
 
 def _joined(node: Node, dim: int) -> tuple[Node, ...]:
-    """What is joined along a dim, entry by entry, without that dim where it was made for it; nothing if by more."""
+    """Returns what is joined along a dim, entry by entry, without that dim where it was made for it.
+
+    Nothing if by more.
+    """
     parts = _flattened(node, dim)
     if any(shape_of(p)[dim] != 1 for p in parts):
         return ()
@@ -183,7 +186,7 @@ def _joined(node: Node, dim: int) -> tuple[Node, ...]:
 
 
 def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
-    """The parts of a concatenation, and of concatenations on the same dim among them."""
+    """Returns the parts of a concatenation, and of concatenations on the same dim among them."""
     parts: list[Node] = []
     for part in Arguments(node).tensors("tensors"):
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
@@ -192,7 +195,7 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
 
 
 def time_dim(program: Program, node: Node, collected: Mapping[Node, int]) -> int | None:
-    """Where time is, behind operators that leave each dim in its place or say where they move it; else None.
+    """Returns where time is, behind operators that leave each dim in its place or say where they move it; else None.
 
     Args:
         program: What the node is in.
@@ -215,7 +218,7 @@ def time_dim(program: Program, node: Node, collected: Mapping[Node, int]) -> int
 
 
 def _moved(node: Node, dim: int) -> int | None:
-    """Where an operator leaves a dim of its first operand; None where it is not known to leave it whole."""
+    """Returns where an operator leaves a dim of its first operand; None where it is not known to leave it whole."""
     x = operand(node)
     if not isinstance(x.meta["val"], Tensor) or not isinstance(node.meta["val"], Tensor):
         return None

@@ -43,7 +43,7 @@ def written_apart(graph: Graph) -> bool:
 
 
 def _functional(target: OpOverload) -> OpOverload | None:
-    """The operator that gives what another one writes into its first operand, and into nothing else."""
+    """Returns the operator that gives what another one writes into its first operand, and into nothing else."""
     first, *others = target._schema.arguments
     name = target._schema.name.removeprefix("aten::")
     writes = first.alias_info is not None and first.alias_info.is_write
@@ -55,7 +55,7 @@ def _functional(target: OpOverload) -> OpOverload | None:
 
 
 def _is_own(operand: Node, node: Node) -> bool:
-    """Whether an operand shares its memory with nothing, and the result is a tensor like it."""
+    """Says whether an operand shares its memory with nothing, and the result is a tensor like it."""
     value, result = operand.meta.get("val"), node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not isinstance(result, torch.Tensor):
         return False
@@ -66,7 +66,7 @@ def _is_own(operand: Node, node: Node) -> bool:
 
 
 def _may_alias(target: OpOverload) -> bool:
-    """Whether a result may be an operand, or a part of one."""
+    """Says whether a result may be an operand, or a part of one."""
     if target in _FRESH:
         return False
     return target._can_decompose() or any(each.alias_info is not None for each in target._schema.returns)

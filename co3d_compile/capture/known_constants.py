@@ -63,7 +63,7 @@ class ConstantsKnown(TorchFunctionMode):
         return result
 
     def _real(self, func: Callable[..., T], args: Args, kwargs: Kwargs) -> tuple[T, bool]:
-        """The same call on numbers, and whether it drew some at random."""
+        """Returns the same call on numbers, and whether it drew some at random."""
         args, kwargs = pytree.tree_map_only(Tensor, self._known.__getitem__, (args, kwargs))
         with _disable_current_modes():
             before = torch.get_rng_state()
@@ -75,7 +75,7 @@ class ConstantsKnown(TorchFunctionMode):
 
 
 def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's own tensors, by name."""
+    """Yields the model's own tensors, by name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
@@ -85,7 +85,7 @@ def _tensors(values: pytree.PyTree) -> list[Tensor]:
 
 
 def _writes(func: Callable[..., T], kwargs: Kwargs) -> bool:
-    """Whether a call may write into one of its arguments."""
+    """Says whether a call may write into one of its arguments."""
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _WRITES or bool(kwargs.get("inplace")) or kwargs.get("out") is not None

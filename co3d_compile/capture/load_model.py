@@ -118,7 +118,7 @@ def _load_file(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loade
 
 
 def _read_archive(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
-    """What ``torch.export.save`` has written."""
+    """Returns what ``torch.export.save`` has written."""
     if not trust_pickle:
         check_export_archive(path)
     from torch.export.pt2_archive._package import load_pt2
@@ -147,7 +147,7 @@ def _not_opened(path: Path, error: Exception) -> LoadError:
 
 
 def _read_script(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
-    """What ``torch.jit.save`` has written."""
+    """Returns what ``torch.jit.save`` has written."""
     try:
         script = torch.jit.load(str(path), map_location="cpu")
     except Exception as error:
@@ -156,7 +156,7 @@ def _read_script(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loa
 
 
 def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
-    """A module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
+    """Returns a module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
     import_from_here()
     try:
         content = with_torchvision(lambda: torch.load(path, map_location="cpu", weights_only=not trust_pickle))
@@ -180,7 +180,7 @@ def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loa
 
 
 def _read_onnx(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
-    """A clip model of any library, as ONNX."""
+    """Returns a clip model of any library, as ONNX."""
     clip = read_onnx(path, shapes)
     return Loaded(clip.module, clip.example_inputs, ONNX, clip.notes)
 
@@ -274,7 +274,7 @@ def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: l
 def _by_keyword(
     module: nn.Module, shapes: Sequence[Shape], named: Mapping[str, Shape], kind: str, notes: list[str]
 ) -> Loaded:
-    """A network with clips that it takes by keyword alone: it is exported with them."""
+    """Returns a network with clips that it takes by keyword alone: it is exported with them."""
     notes += _to_eval(module)
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
     clips = _example_inputs([*shapes, *named.values()], module)
@@ -283,7 +283,7 @@ def _by_keyword(
 
 
 def _example_inputs(shapes: Sequence[Shape], module: nn.Module | None = None) -> tuple[Tensor, ...]:
-    """Random clips, in float64 for a network that has no other numbers."""
+    """Returns random clips, in float64 for a network that has no other numbers."""
     if not shapes:
         raise UsageError("The clip shape is not known.", hint="Give --shape, such as --shape 1x3x16x224x224.")
     generator = torch.Generator().manual_seed(SEED)
@@ -293,7 +293,7 @@ def _example_inputs(shapes: Sequence[Shape], module: nn.Module | None = None) ->
 
 
 def _calls(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
-    """The calls that the model's signature allows: with one clip after the other, or with all in one list."""
+    """Returns the calls that the model's signature allows: with one clip after the other, or with all in one list."""
     signature = inspect.signature(module.forward)
     found = []
     for call in (inputs, (list(inputs),)):

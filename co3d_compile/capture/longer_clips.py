@@ -14,7 +14,7 @@ from co3d_compile.ir.resized_graph import NotResizable
 
 
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
-    """The captured nodes of an annotated program of which a longer clip shows something else than was assumed.
+    """Returns the captured nodes of an annotated program of which a longer clip shows something else than was assumed.
 
     A view of 8 frames as (2, 4) may be two blocks of four, or two halves of any clip. Numbers that count frames may be
     ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip.
@@ -54,7 +54,7 @@ def _say(program: Program, why: str) -> None:
 
 
 def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
-    """Whether numbers count from 0 or 1 by ones, as no share of a clip does; masks are as long as they are."""
+    """Says whether numbers count from 0 or 1 by ones, as no share of a clip does; masks are as long as they are."""
     if others:
         return True
     first, second = value.select(dim, 0), value.select(dim, 1)
@@ -62,7 +62,7 @@ def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
 
 
 def _goes_on(value: Tensor, longer: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether the same numbers stand in front; along other dims, of which there may be more, they are the same."""
+    """Says whether the same numbers stand in front; along other dims, of which there may be more, they are the same."""
     if longer.dim() != value.dim() or any(longer.shape[d] < value.shape[d] for d in dims):
         return False
     grown = {d % value.dim() for d in dims}

@@ -81,12 +81,12 @@ class Body:
                 self._fixed[self._key(e, outer)] = self.fixed[outer] = inner
 
     def _walk(self, at: int, k: int) -> Walk | None:
-        """The walk that an operand is, in the copy or outside of it."""
+        """Returns the walk that an operand is, in the copy or outside of it."""
         edge = self.copies.edges[at][k]
         return self.copies.walk_of(edge.at) if isinstance(edge, Inner) else self.copies.walks.get((at, k))
 
     def _outer(self, at: int, k: int, edge: Edge) -> Node | None:
-        """The node outside of the loop that an operand is, if it is the same for each turn."""
+        """Returns the node outside of the loop that an operand is, if it is the same for each turn."""
         if isinstance(edge, (Earlier, Frames)) or self._walk(at, k) is not None:
             return None
         if isinstance(edge, Inner):
@@ -103,7 +103,7 @@ class Body:
         return node
 
     def call(self, path: str, target: Any, *args: Any) -> Node:
-        """An operator of the body that the copies do not have."""
+        """Returns an operator of the body that the copies do not have."""
         node = self.graph.call_function(target, args)
         node.meta = {"val": shape_of_call(self.mode, target, args, {}), "path": path}
         return node
@@ -129,7 +129,7 @@ class Body:
         return self.values[edge.at]
 
     def _frames(self, walk: Walk) -> Node:
-        """What a turn takes of a walk: an entry, or several of them with their dim."""
+        """Returns what a turn takes of a walk: an entry, or several of them with their dim."""
         if walk.length is None:
             return self.walked[walk, 0]
         if walk not in self._windows:
@@ -139,16 +139,16 @@ class Body:
         return self._windows[walk]
 
     def _now(self, at: int) -> Node:
-        """What an operator of the body has computed, or the frames that it has taken, in this turn."""
+        """Returns what an operator of the body has computed, or the frames that it has taken, in this turn."""
         walk = self.copies.walk_of(at)
         return self.values[at] if walk is None else self._frames(walk)
 
     def entry_of(self, at: int, dim: int, index: int) -> Node:
-        """One entry of an output that has several, or one with a dim of its own."""
+        """Returns one entry of an output that has several, or one with a dim of its own."""
         return self.call(module_path(self.copies.body[at]), aten.select.int, self.values[at], dim, index)
 
     def close(self, outputs: list[Node]) -> GraphModule:
-        """The finished body."""
+        """Returns the finished body."""
         handed = [self._now(at) if back == 1 else self.states[at, back - 1] for at, back in self.states]
         self.graph.output((*handed, *outputs))
         self.graph.lint()
@@ -156,7 +156,10 @@ class Body:
 
 
 def needed(copies: Copies, outputs: list[int]) -> set[int]:
-    """The operators that outputs depend on, in this turn or an earlier one; frames and what is the same left out."""
+    """Returns the operators that outputs depend on, in this turn or an earlier one.
+
+    Frames and what is the same left out.
+    """
     computed = {at for at in copies.body if at not in copies.invariant and copies.walk_of(at) is None}
 
     def onward(at: int) -> set[int]:
@@ -166,7 +169,7 @@ def needed(copies: Copies, outputs: list[int]) -> set[int]:
 
 
 def common_path(nodes: list[Node]) -> str:
-    """The module that all of these lie in."""
+    """Returns the module that all of these lie in."""
     paths = [module_path(n).split(".") for n in nodes]
     shared = []
     for atoms in zip(*paths, strict=False):

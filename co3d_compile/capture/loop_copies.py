@@ -77,7 +77,7 @@ class Walk:
         return self.length or 1
 
     def moved(self, turns: int) -> Walk:
-        """The same walk, begun so many turns later."""
+        """Returns the same walk, begun so many turns later."""
         return replace(self, start=self.start + turns * self.step)
 
 
@@ -104,11 +104,11 @@ class Copies:
         self.body = self.turns[0]  # stands for all: nothing is missing in it
 
     def walk_of(self, at: int) -> Walk | None:
-        """The walk that an operator of the body is."""
+        """Returns the walk that an operator of the body is."""
         return self.walks.get((at, -1))
 
     def remembers(self, at: int) -> bool:
-        """Whether an operator of the body reads what an earlier turn has computed, itself or by others of its turn.
+        """Says whether an operator of the body reads an earlier turn's value, itself or by others of its turn.
 
         What does not, and is handed on, is a piece of a turn that the next one reads: the copies begin elsewhere.
         """
@@ -125,7 +125,7 @@ class _Signature:
 
 
 def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
-    """The loops that a run of tokens may be, one for each place where copies may begin."""
+    """Yields the loops that a run of tokens may be, one for each place where copies may begin."""
     for first in _rotations(tokens, run):
         count = (run.stop - first) // run.period
         if count > 1:
@@ -135,7 +135,7 @@ def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
 
 
 def _rotations(tokens: Tokens, run: Run) -> list[int]:
-    """Where the first copy may begin: where least is handed on to the next one, and that is read least often.
+    """Returns where the first copy may begin: where least is handed on to the next one, and that is read least often.
 
     Once counted with the frames that copies take, once without: each copy can take those that it needs.
     """
@@ -151,7 +151,7 @@ def _rotations(tokens: Tokens, run: Run) -> list[int]:
 
 
 def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Numbers]:
-    """For each place of a run how many values from before it are read behind it, and how often."""
+    """Counts for each place of a run the values from before it that are read behind it, and how often."""
     size = run.stop - run.start
     values, reads = np.zeros(size + 1, dtype=np.int64), np.zeros(size + 1, dtype=np.int64)
     for i, node in enumerate(tokens.nodes[run.start : run.stop]):
@@ -173,7 +173,7 @@ class _Reading:
         self.tokens, self.first, self.period, self.count = tokens, first, period, count
 
     def copies(self) -> Copies | None:
-        """The copies that do the same as each other, if there are two at least."""
+        """Returns the copies that do the same as each other, if there are two at least."""
         signatures = [self._signature(t) for t in range(self.count)]
         alike = [
             (signatures[t].edges, self._moved(signatures[t - 1], signatures[t]))
@@ -227,7 +227,7 @@ class _Reading:
         return Outer(x, self.tokens.constant(x))
 
     def _moved(self, before: _Signature, after: _Signature) -> dict[Place, int]:
-        """How far each index has moved from one copy to the next."""
+        """Returns how far each index has moved from one copy to the next."""
         return {
             place: index - before.indices[place] for place, index in after.indices.items() if place in before.indices
         }
@@ -280,7 +280,7 @@ def _walk_behind(copies: Copies) -> None:
 
 
 def _is_at(node: Node, walk: Walk) -> bool:
-    """Whether a node is what a walk takes first."""
+    """Says whether a node is what a walk takes first."""
     take = frame_of(node)
     return take is not None and (take.root, take.dim, take.start, take.length) == (
         walk.root,
@@ -291,7 +291,7 @@ def _is_at(node: Node, walk: Walk) -> bool:
 
 
 def _begins(first: list[list[Edge]], edges: list[list[Edge]]) -> bool:
-    """Whether a copy reads what all read, but for values of copies before it."""
+    """Says whether a copy reads what all read, but for values of copies before it."""
     return all(
         a == b or isinstance(b, Earlier)
         for own, others in zip(first, edges, strict=True)
@@ -300,7 +300,7 @@ def _begins(first: list[list[Edge]], edges: list[list[Edge]]) -> bool:
 
 
 def _longest(items: list[tuple[list[list[Edge]], dict[Place, int]]]) -> tuple[int, int]:
-    """Where the longest run of equal items begins and stops."""
+    """Returns where the longest run of equal items begins and stops."""
     best, at = (0, 1), 0
     for _, group in groupby(items):
         count = len(list(group))
@@ -315,7 +315,7 @@ def _is_outer(edge: Edge, invariant: set[int]) -> bool:
 
 
 def _invariant(edges: list[list[Edge]], moved: dict[Place, int]) -> set[int]:
-    """The operators that compute the same in each copy."""
+    """Returns the operators that compute the same in each copy."""
     found: set[int] = set()
     for at, operands in enumerate(edges):
         if not moved.get((at, -1)) and all(_is_outer(e, found) for e in operands):

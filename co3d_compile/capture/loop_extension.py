@@ -54,7 +54,7 @@ class Extension:
         return len(turn) == len(self.copies.body)
 
     def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:
-        """A turn with all its operators that there are; None where it would begin before the first frame."""
+        """Returns a turn with all its operators that there are; None where it would begin before the first frame."""
         if any(walk.start + index * walk.step < 0 for walk in self.copies.walks.values()):
             return None
         for at, node in self.copies.body.items():
@@ -84,7 +84,7 @@ class Extension:
         return self.frames.get((walk.root, walk.dim, walk.start + index * walk.step, walk.length))
 
     def _start(self, at: int, index: int) -> int | None:
-        """The index at which an operator takes frames in a turn."""
+        """Returns the index at which an operator takes frames in a turn."""
         walk = self.copies.walk_of(at)
         if walk is not None:
             return walk.start + index * walk.step
@@ -92,11 +92,11 @@ class Extension:
         return take.start if take is not None else None
 
     def _computes(self, turn: Iterable[int]) -> bool:
-        """Whether a turn is more than frames that are taken, and what is the same in each."""
+        """Says whether a turn is more than frames that are taken, and what is the same in each."""
         return any(at not in self.copies.invariant and self.copies.walk_of(at) is None for at in turn)
 
     def _key(self, node: Node, operands: list[Node] | None = None, start: int | None = None) -> Hashable:
-        """What a node computes from which operands; the same key is the same value."""
+        """Returns what a node computes from which operands; the same key is the same value."""
         inputs = iter(leaves(node) if operands is None else operands)
         take = taken(node)
         if take is not None:
@@ -142,7 +142,10 @@ class Extension:
         return True
 
     def _match(self, at: int, node: Node, turn: dict[int, Node], starts: dict[tuple[int, int], Node]) -> bool:
-        """Whether a node is operator ``at`` of the turn in front; notes what that turn reads from before itself."""
+        """Says whether a node is operator ``at`` of the turn in front.
+
+        Notes what that turn reads from before itself.
+        """
         if at in turn:
             return turn[at] is node
         own = self.copies.body[at]

@@ -19,7 +19,7 @@ PATIENCE = 4  # turns in which no number was forgotten
 
 
 def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node, Tensor]) -> int | None:
-    """The turns whose outputs a start has a part in; None if it has for good, or may.
+    """Returns the turns whose outputs a start has a part in; None if it has for good, or may.
 
     Where no value is made of itself, the graph says it: a cache of the last frames, one value a frame. Else the loop
     is run from NaN until none is left: a cache in one tensor that is cut and appended to.
@@ -41,7 +41,7 @@ def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node
 
 
 def _read(result: Node, states: set[Node]) -> set[Node]:
-    """The nodes between a result and the states that it depends on, these among them."""
+    """Returns the nodes between a result and the states that it depends on, these among them."""
     seen = computed_from(result)
     depends: set[Node] = set()
     for node in result.graph.nodes:
@@ -51,7 +51,7 @@ def _read(result: Node, states: set[Node]) -> set[Node]:
 
 
 def _depths(reads: list[set[int]]) -> list[int] | None:
-    """For each state the turns until nothing of a start is left in it; None where one is made of itself."""
+    """Counts for each state the turns until nothing of a start is left in it; None where one is made of itself."""
     known: dict[int, int] = {}
     try:
         for i in TopologicalSorter(dict(enumerate(reads))).static_order():
@@ -62,7 +62,7 @@ def _depths(reads: list[set[int]]) -> list[int] | None:
 
 
 def _hides(node: Node) -> bool:
-    """Whether what depends on NaN may be a number again: a comparison, an index."""
+    """Says whether what depends on NaN may be a number again: a comparison, an index."""
     values = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, Tensor)]
     return node.target is aten.nan_to_num.default or not all(v.is_floating_point() for v in values)
 

@@ -53,7 +53,7 @@ class LoopWriter:
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
 
     def _outputs(self) -> list[int]:
-        """The operators of the body that something outside reads."""
+        """Returns the operators of the body that something outside reads."""
         found = set()
         for node, (_, at) in self.turn_of.items():
             if any(user not in self.turn_of for user in node.users):
@@ -110,7 +110,7 @@ class LoopWriter:
         return not self.begins_late
 
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
-        """Whether a start that is computed from frames is one, or has no more of them than the shape."""
+        """Says whether a start that is computed from frames is one, or has no more of them than the shape."""
         number = _filling(start)
         walk = self._opening(start, steps) if number is None and self.copies.remembers(key[0]) else None
         if walk is not None:
@@ -120,7 +120,10 @@ class LoopWriter:
         return key in self.numbers
 
     def _opening(self, start: Node, steps: set[int]) -> Walk | None:
-        """The walk whose first entry is a start; None where the start is no frame, or frames end before the loop."""
+        """Returns the walk whose first entry is a start.
+
+        None where the start is no frame, or frames end before the loop.
+        """
         take = frame_of(start)
         if take is None or take.length is not None or len(steps) > 1 or not self.times.is_time(take.root, take.dim):
             return None
@@ -131,7 +134,7 @@ class LoopWriter:
     # --- the operator
 
     def _loop(self, variants: list[Collected]) -> tuple[Node, dict[tuple[Collected, int], Node]]:
-        """The loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
+        """Returns the loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
         body = Body(self.program, self.copies, self.outputs, self.openings.values())
         turns = len(self.copies.turns)
         keys = [(c, i) for c in variants for i in range(c.entries or 1)]
@@ -173,7 +176,7 @@ class LoopWriter:
         return node, stacks
 
     def _start(self, key: tuple[int, int]) -> Node:
-        """What a value starts from; zero where an entry takes its place."""
+        """Returns what a value starts from; zero where an entry takes its place."""
         if key not in self.numbers:
             return self.copies.starts[key]
         like = self.copies.body[key[0]].meta["val"]
@@ -182,11 +185,11 @@ class LoopWriter:
         return insert_constant(self.program, first, "start_of_loop", value)
 
     def _of_shape(self, start: Node, shape: tuple[int, ...], before: Node) -> Node:
-        """A start that is the same for all clips, once for each."""
+        """Returns a start that is the same for all clips, once for each."""
         return start if shape_of(start) == shape else insert(self.program, before, aten.expand.default, start, shape)
 
     def _stacked(self, result: Node, dim: int) -> Tensor:
-        """A tensor in the shape of an output of all turns."""
+        """Returns a tensor in the shape of an output of all turns."""
         value = result.meta["val"]
         shape = list(value.shape)
         shape.insert(dim, len(self.copies.turns))
@@ -256,7 +259,7 @@ class LoopWriter:
         replace(cat, new)
 
     def _sequence(self, before: Node, how: Collected, stacks: dict[tuple[Collected, int], Node]) -> Node:
-        """An output of all turns, one behind the other."""
+        """Returns an output of all turns, one behind the other."""
         if how.entries in (None, 1):
             return stacks[how, 0]
         rows = [
@@ -269,7 +272,7 @@ class LoopWriter:
         return insert(self.program, before, aten.reshape.default, apart, shape)
 
     def _select_the_rest(self, variants: list[Collected], stacks: dict[tuple[Collected, int], Node]) -> None:
-        """What reads the value of one turn reads that turn's entry of the output."""
+        """Makes what reads the value of one turn read that turn's entry of the output."""
         for node, (turn, at) in self.turn_of.items():
             users = [u for u in node.users if u not in self.turn_of and (u.users or u.op == "output")]
             if at not in self.outputs or not users:
@@ -286,7 +289,7 @@ class LoopWriter:
 
 
 def _filling(node: Node) -> float | None:
-    """The number that fills a tensor which takes its shape from another one."""
+    """Returns the number that fills a tensor which takes its shape from another one."""
     if node.target is aten.full_like.default:
         return Arguments(node).number("fill_value")
     return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None

@@ -41,7 +41,7 @@ def _flatten(node: Node) -> None:
 
 
 def _forward(program: Program, node: Node) -> None:
-    """What was just written to an index is read there."""
+    """Reads what was just written to an index there."""
     x, dim = operand(node), Arguments(node).dim(operand(node))
     index = Arguments(node).integer("index") % shape_of(x)[dim]
     while x.target is aten.select_scatter.default and Arguments(x).dim(x) == dim:
@@ -74,7 +74,7 @@ def _stack(program: Program, node: Node) -> None:
 
 
 def _write(node: Node, dim: int) -> Written:
-    """Where a scatter writes, and what."""
+    """Returns where a scatter writes, and what."""
     given = Arguments(node)
     value = given.tensor("src")
     size = shape_of(node)[dim]

@@ -39,7 +39,7 @@ class TimeDims:
                 self.timed.add(node)
 
     def is_time(self, node: Node, dim: int) -> bool:
-        """Whether a dim counts frames, and nothing else."""
+        """Says whether a dim counts frames, and nothing else."""
         layout = self._layout(node)
         place = layout.time if layout is not None else None
         return place is not None and place.alone and place.dim == dim
@@ -67,7 +67,7 @@ class TimeDims:
             node.meta[KEY] = Fact(Kind.STREAM, layout)
 
     def _of(self, node: Node) -> Layout | None:
-        """The layout of a node whose operands have theirs."""
+        """Returns the layout of a node whose operands have theirs."""
         read = operands(node)
         if is_loop(node):
             annotate_body(node)

@@ -39,7 +39,7 @@ class Take:
 
 
 def taken(node: Node) -> Take | None:
-    """What a selection, a slice without steps, or an item of a split takes."""
+    """Returns what a selection, a slice without steps, or an item of a split takes."""
     if node.target is aten.select.int:
         x, given = operand(node), Arguments(node)
         dim = given.dim(x)
@@ -53,7 +53,7 @@ def taken(node: Node) -> Take | None:
 
 
 def frame_of(node: Node) -> Take | None:
-    """The same behind a slice of one entry that has lost its dim: another way to write a selection."""
+    """Returns the same behind a slice of one entry that has lost its dim: another way to write a selection."""
     if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
         return taken(node)
     x = operand(node)
@@ -62,7 +62,7 @@ def frame_of(node: Node) -> Take | None:
 
 
 def _item(split: Node, index: int) -> Take | None:
-    """An item of ``unbind`` or ``split``."""
+    """Returns an item of ``unbind`` or ``split``."""
     if split.target is not aten.unbind.int and split.target not in SPLITS:
         return None
     x = operand(split)
@@ -74,14 +74,14 @@ def _item(split: Node, index: int) -> Take | None:
 
 
 def whole(node: Node) -> Node:
-    """The tensor behind slices that leave nothing out."""
+    """Returns the tensor behind slices that leave nothing out."""
     while node.target is aten.slice.Tensor and shape_of(node) == shape_of(operand(node)):
         node = operand(node)
     return node
 
 
 def alike(start: Node, value: Node) -> bool:
-    """Whether two nodes have numbers of one kind, and the shape of the first broadcasts to that of the second."""
+    """Says whether two nodes have numbers of one kind, and the shape of the first broadcasts to that of the second."""
     a, b = start.meta["val"], value.meta["val"]
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype != b.dtype:
         return False
@@ -89,7 +89,7 @@ def alike(start: Node, value: Node) -> bool:
 
 
 def leaves(node: Node) -> list[Node]:
-    """The operands of a node, each as often and in the order in which it is read."""
+    """Returns the operands of a node, each as often and in the order in which it is read."""
     found: list[Node] = []
     map_arg((node.args, node.kwargs), found.append)
     return found
@@ -110,7 +110,7 @@ class Tokens:
         self.ids = np.array([known.setdefault(self._token(n), len(known)) for n in self.nodes], dtype=np.int64)
 
     def constant(self, node: Node) -> Hashable:
-        """What stands for a node outside of a loop: constants with the same numbers are the same."""
+        """Returns what stands for a node outside of a loop: constants with the same numbers are the same."""
         if node.op != "get_attr":
             return node
         if node not in self._constants:
@@ -150,7 +150,10 @@ class Run:
 
 
 def runs(ids: Numbers, minimum: int) -> list[Run]:
-    """The runs in which tokens come ``minimum`` times or more: the longest first, of equal ones the least period."""
+    """Returns the runs in which tokens come ``minimum`` times or more.
+
+    The longest first, of equal ones the least period.
+    """
     found = []
     for period in sorted(_periods(ids)):
         same = np.concatenate([[False], ids[period:] == ids[:-period], [False]])

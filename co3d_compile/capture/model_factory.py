@@ -30,12 +30,12 @@ _NESTS = ("state_dict", "model_state", "model_state_dict", "model")
 
 
 def show_shape(shape: Iterable[int]) -> str:
-    """``1x3x16x224x224``, the form of the command line."""
+    """Writes a shape as on the command line: ``1x3x16x224x224``."""
     return "x".join(map(str, shape))
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an exception, short enough to stand in a sentence."""
+    """Returns the first line of an exception, short enough to stand in a sentence."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip() if lines else ""
     name = type(error).__name__
@@ -43,7 +43,7 @@ def brief(error: BaseException) -> str:
 
 
 def import_target(model: str) -> Any:
-    """The object that ``package.module:attribute`` names."""
+    """Returns the object that ``package.module:attribute`` names."""
     module_name, attribute = model.split(":")
     import_from_here()
     try:
@@ -125,7 +125,7 @@ def load_weights(module: nn.Module, path: Path, trust_pickle: bool = False) -> l
 
 
 def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict without what wraps a model and its names, and what was taken off or left out.
+    """Returns a state dict without what wraps a model and its names, and what was taken off or left out.
 
     ``torch.compile`` puts ``_orig_mod`` into names, ``DataParallel`` and Lightning a prefix before all of them. It is
     found by the names of the model. Under another prefix may lie what only training needs, such as a loss.
@@ -197,5 +197,5 @@ def read_state_dict(path: Path, trust_pickle: bool = False) -> dict[str, Tensor]
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names of a list that may be long."""
+    """Returns the first few names of a list that may be long."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -49,7 +49,7 @@ class Constants:
 
 
 def widened(value: Tensor) -> Tensor:
-    """A tensor in float64, if its numbers are floats."""
+    """Returns a tensor in float64, if its numbers are floats."""
     return value.double() if value.is_floating_point() else value
 
 
@@ -66,7 +66,7 @@ def run_in_float64(node: Node, values: dict[Node, Tensor | None]) -> Tensor:
 
 
 def without_effect(node: Node) -> Node:
-    """A node behind what does nothing in inference, and is read by nobody else."""
+    """Returns a node behind what does nothing in inference, and is read by nobody else."""
     while node.target in SAME and len(node.users) == 1:
         node = operand(node)
     return node
@@ -95,14 +95,14 @@ class Region:
         return {n: v for n in read if (v := self.constants.value(n)) is not None}
 
     def numbers(self) -> set[float]:
-        """All single numbers that stand in the region."""
+        """Returns all single numbers that stand in the region."""
         found = {float(v) for v in self.values.values() if v.numel() == 1}
         for node in self.nodes:
             found |= {float(a) for a in node.args if isinstance(a, (int, float))}
         return found
 
     def run(self, x: Tensor) -> Tensor:
-        """What the region computes of a tensor, in float64."""
+        """Returns what the region computes of a tensor, in float64."""
         values: dict[Node, Tensor | None] = {**self.values, self.source: x}
         for node in self.nodes:
             values[node] = run_in_float64(node, values)
@@ -114,7 +114,7 @@ class Region:
 def regions(
     result: Node, order: dict[Node, int], constants: Constants, may: Callable[[Node], bool]
 ) -> Iterator[Region]:
-    """The regions that end in a node and start from one tensor, the smallest first.
+    """Yields the regions that end in a node and start from one tensor, the smallest first.
 
     Args:
         result: The last node.

@@ -22,7 +22,7 @@ RUNS = 40  # of tokens that are looked at for each loop
 
 
 def roll_loops(program: Program) -> None:
-    """``for t in range(T): h = cell(x[:, t], h); out.append(h)`` to one operator, :class:`FrameLoop`.
+    """Rewrites ``for t in range(T): h = cell(x[:, t], h); out.append(h)`` to one operator, :class:`FrameLoop`.
 
     Copies are found by what they are: the same operators again and again, which read the same, or what the copy before
     has computed, or frames at indices that walk. Whatever the loop looks like in Python is gone by then.
@@ -57,7 +57,7 @@ def _one(program: Program) -> bool:
 
 
 def _ways(tokens: Tokens, run: Run) -> list[Copies]:
-    """The loops that a run of tokens may be, those with most operators first."""
+    """Returns the loops that a run of tokens may be, those with most operators first."""
     ways = list(copies_of(tokens, run))
     for copies in ways:
         Extension(tokens, copies).run()

@@ -20,7 +20,7 @@ DECIDE = "Decide it in Python before the model is captured, or compute both and 
 
 
 def exported_script(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
-    """What PyTorch's converter makes of a script, or its operators one by one as they run on the clip.
+    """Returns what PyTorch's converter makes of a script, or its operators one by one as they run on the clip.
 
     The converter leaves open what a script computes from sizes in Python (``x.size(0) // 8``), which no rule can read.
     """
@@ -35,7 +35,7 @@ def exported_script(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, .
 
 
 def _run(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
-    """The operators of one run."""
+    """Returns the operators of one run."""
 
     def watched(*values: pytree.PyTree) -> pytree.PyTree:
         with _NothingDecided(values):

@@ -20,7 +20,7 @@ OURS = {"torchvision.roi_align": ALIGN, "torchvision.roi_pool": POOL}
 
 @contextmanager
 def without_compiled_part() -> Iterator[None]:
-    """Inside, torchvision's operators on boxes can be called and captured where its compiled part does not load.
+    """Lets torchvision's operators on boxes be called and captured where its compiled part does not load.
 
     Its ``roi_align`` is then written out in Python, which is not to be captured, and its ``roi_pool`` refuses.
     """

@@ -31,7 +31,7 @@ Clip: TypeAlias = Sequence[pytree.PyTree]
 
 @contextmanager
 def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
-    """The model in eval mode, and then as it was."""
+    """Gives the model in eval mode, and then as it was."""
     if isinstance(model, ExportedProgram):
         yield model.module()
         return
@@ -49,12 +49,12 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
 
 
 def tensors_of(values: pytree.PyTree) -> list[Tensor]:
-    """The tensors of a nest of lists, tuples and dicts, in their order."""
+    """Returns the tensors of a nest of lists, tuples and dicts, in their order."""
     return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def doubled(clip: Clip) -> Clip | None:
-    """The example with two clips instead of one, so that the batch can be told from other dims of size one.
+    """Returns the example with two clips instead of one, so that the batch can be told from other dims of size one.
 
     None where there is more than one clip already, or an input without a batch.
     """
@@ -68,7 +68,7 @@ def doubled(clip: Clip) -> Clip | None:
 def export(
     model: nn.Module, clip: Clip | None, two: bool = True, keywords: Mapping[str, pytree.PyTree] | None = None
 ) -> ExportedProgram:
-    """``torch.export`` with the module in eval mode, and errors that people can act on."""
+    """Runs ``torch.export`` with the module in eval mode, and with errors that people can act on."""
     if clip is None:
         raise UsageError(
             "example_inputs is needed: the arguments of one clip, such as (torch.randn(1, 3, 16, 112, 112),)."
@@ -111,13 +111,13 @@ def _run_once(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[
 
 
 def _where(error: Exception) -> str:
-    """The line of the model that the tracer names, if it names one."""
+    """Returns the line of the model that the tracer names, if it names one."""
     found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
 
 
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
-    """``torch.export``, also of a model that reads ``x.data`` (outside the tracer's sight, so it is ``x.detach()``) or
+    """Runs ``torch.export``, also of a model that reads ``x.data`` (for the tracer it is made ``x.detach()``) or
     decides in Python by the values of constants."""
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():

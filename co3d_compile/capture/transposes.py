@@ -18,7 +18,7 @@ Order = tuple[int, ...]
 
 
 def cancel_transposes(program: Program) -> None:
-    """``permute(f(permute(x)))`` to ``f(x)``, where the second undoes the first.
+    """Rewrites ``permute(f(permute(x)))`` to ``f(x)``, where the second undoes the first.
 
     Between them stand operators that compute each number by itself. An operator whose operands are all permuted alike
     computes on what was permuted, if that leaves fewer transposes; so does a mean that ends what was permuted.
@@ -36,7 +36,7 @@ def cancel_transposes(program: Program) -> None:
 
 
 def _orders(program: Program, constants: Constants) -> dict[Node, Order]:
-    """The order of dims of each node that is a permuted tensor, or computed of tensors that are permuted alike."""
+    """Returns the order of dims of each permuted tensor, and of what is computed of tensors permuted alike."""
     orders: dict[Node, Order] = {}
     for node in program.graph.nodes:
         if node.target is aten.permute.default:
@@ -52,7 +52,10 @@ def _orders(program: Program, constants: Constants) -> dict[Node, Order]:
 
 
 def _wanted(program: Program, orders: dict[Node, Order]) -> set[Node]:
-    """The pointwise operators from which a transpose is to be taken: it is undone behind them, or they join several."""
+    """Returns the pointwise operators from which a transpose is to be taken.
+
+    It is undone behind them, or they join several.
+    """
     wanted: set[Node] = set()
     for node in reversed(list(program.graph.nodes)):
         if node not in orders or node.target is aten.permute.default:
@@ -71,7 +74,7 @@ def _order(node: Node) -> Order:
 
 
 def _composed(first: Order, second: Order) -> Order | None:
-    """Two orders, one after the other; None where they undo each other."""
+    """Returns two orders, one after the other; None where they undo each other."""
     order = tuple(first[d] for d in second)
     return None if order == tuple(range(len(order))) else order
 

@@ -34,7 +34,7 @@ SAME = 1e-6  # of a number, or of 1: constants such as the root of 2 were rounde
 
 
 def join_activations(program: Program) -> None:
-    """``x * 0.5 * (1 + erf(x / sqrt(2)))`` to ``gelu(x)``, and the like for the other activations of the table."""
+    """Rewrites ``x * 0.5 * (1 + erf(x / sqrt(2)))`` to ``gelu(x)``, and so the other activations of the table."""
     constants = Constants(program)
     known = [target(POINTS, **settings) for target, settings in ACTIVATIONS]
     order = {n: i for i, n in enumerate(program.graph.nodes)}
@@ -54,7 +54,7 @@ def _may(node: Node) -> bool:
 def _activation(
     node: Node, order: dict[Node, int], constants: Constants, known: list[Tensor]
 ) -> tuple[Region, Activation] | None:
-    """The activation that a node is the result of, with the region that computes it."""
+    """Returns the activation that a node is the result of, with the region that computes it."""
     for region in regions(node, order, constants, _may):
         if not _is_of_numbers(region):
             return None
@@ -67,6 +67,6 @@ def _activation(
 
 
 def _is_of_numbers(region: Region) -> bool:
-    """Whether it computes each number by itself, with single numbers for constants."""
+    """Says whether it computes each number by itself, with single numbers for constants."""
     same = shape_of(region.source) == shape_of(region.result)
     return same and all(v.numel() == 1 for v in region.values.values())

@@ -35,7 +35,7 @@ class _Scores:
 
 
 def join_attention(program: Program) -> None:
-    """``softmax(q @ k.T * scale + mask) @ v`` to ``scaled_dot_product_attention``."""
+    """Rewrites ``softmax(q @ k.T * scale + mask) @ v`` to ``scaled_dot_product_attention``."""
     constants = Constants(program)
     for node in list(program.graph.nodes):
         if node.target not in PRODUCTS or not isinstance(node.args[0], Node):
@@ -49,7 +49,7 @@ def join_attention(program: Program) -> None:
 
 
 def _unguarded(node: Node, constants: Constants) -> Node:
-    """The softmax in ``where(isnan(softmax), 0, softmax)``, which is 0 where a mask hides everything."""
+    """Returns the softmax in ``where(isnan(softmax), 0, softmax)``, which is 0 where a mask hides everything."""
     if node.target is not aten.where.self or not isinstance(node.args[2], Node):
         return node
     asked, softmax, zero = operand(node), node.args[2], constants.value(operand(node, 1))
@@ -59,7 +59,7 @@ def _unguarded(node: Node, constants: Constants) -> Node:
 
 
 def _scores(node: Node, constants: Constants) -> _Scores | None:
-    """What goes into a softmax, taken apart: masks and scales down to the product of matrices."""
+    """Returns what goes into a softmax, taken apart: masks and scales down to the product of matrices."""
     scale, mask, source, several = 1.0, None, None, False
     while node.target not in PRODUCTS:
         node = without_effect(node)
@@ -85,7 +85,7 @@ def _scores(node: Node, constants: Constants) -> _Scores | None:
 
 
 def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
-    """A multiplication with, or a division by, a single number: the factor, and what is multiplied."""
+    """Returns a multiplication with, or a division by, a single number: the factor, and what is multiplied."""
     divides = node.target in (aten.div.Tensor, aten.div.Scalar)
     if not divides and node.target not in (aten.mul.Tensor, aten.mul.Scalar):
         return None
@@ -99,7 +99,7 @@ def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
 
 
 def _both_ways(node: Node) -> list[tuple[Node, Argument]]:
-    """Either operand of an operator beside the other one."""
+    """Pairs either operand of an operator with the other one."""
     a, b = node.args[:2]
     return [(x, other) for x, other in ((a, b), (b, a)) if isinstance(x, Node)]
 
@@ -109,7 +109,10 @@ def _is_scores(x: Node, node: Node, constants: Constants) -> bool:
 
 
 def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, Node]] | None:
-    """A constant that is added to scores, or fills some of them in: as numbers to add, the scores, and what it is."""
+    """Returns a constant that is added to scores, or fills some of them in.
+
+    As numbers to add, the scores, and what it is.
+    """
     if node.target is aten.add.Tensor and argument(node, 2, "alpha", 1) == 1:
         for x, other in _both_ways(node):
             value = constants.value(other) if isinstance(other, Node) else None
@@ -138,7 +141,7 @@ def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, N
 
 
 def _fits(found: _Scores, v: Node, node: Node) -> bool:
-    """Whether the operands have the shapes that attention takes, and no row of the mask hides everything."""
+    """Says whether the operands have the shapes that attention takes, and no row of the mask hides everything."""
     q, k = shape_of(found.q), [shape_of(found.k)[d] for d in found.order]
     same = q[:-2] == tuple(k[:-2]) == shape_of(v)[:-2] and len(q) == len(shape_of(node)) and len(q) >= 3
     hidden = found.mask is not None and bool((found.mask == -torch.inf).all(-1).any())
@@ -160,7 +163,7 @@ def _join(program: Program, node: Node, found: _Scores, v: Node) -> None:
 
 
 def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: bool) -> Node | None:
-    """The one mask as the network computes it, so that it can be computed for clips of another length."""
+    """Returns the one mask as the network computes it, so that it can be computed for clips of another length."""
     if source is None:
         return None
     how, mask = source
@@ -172,7 +175,10 @@ def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: 
 
 
 def _turned(node: Node) -> tuple[list[int], Node]:
-    """The order of dims that a node puts a tensor in, and the tensor; where it is no such step, the node itself."""
+    """Returns the order of dims that a node puts a tensor in, and the tensor.
+
+    Where it is no such step, the node itself.
+    """
     rank, order = rank_of(node), list(range(rank_of(node)))
     if node.target is aten.permute.default:
         return [d % rank for d in Arguments(node).integers("dims")], operand(node)

@@ -23,7 +23,7 @@ AFFINE: dict[Target, int] = {aten.group_norm.default: 2, aten.instance_norm.defa
 
 
 def join_group_norms(program: Program) -> None:
-    """``view(norm(view(x)))`` to ``group_norm(x)``, and ``norm(x) * scale + shift`` into the norm."""
+    """Rewrites ``view(norm(view(x)))`` to ``group_norm(x)``, and takes ``* scale + shift`` behind a norm into it."""
     constants = Constants(program)
     for node in list(program.graph.nodes):
         if node.target in RESHAPES:
@@ -61,7 +61,10 @@ def _group(program: Program, node: Node, constants: Constants) -> None:
 
 
 def _affine(norm: Node, constants: Constants) -> list[Tensor | None] | None:
-    """Scale and shift of a norm, None where they change nothing; None for both where they are no constants."""
+    """Returns the scale and shift of a norm, None where they change nothing.
+
+    None for both where they are no constants.
+    """
     found: list[Tensor | None] = []
     for i, neutral in enumerate((1.0, 0.0)):
         given = argument(norm, AFFINE[norm.target] + i, "")
@@ -95,7 +98,7 @@ def _take_in(program: Program, norm: Node, constants: Constants, operator: objec
 
 
 def _vector(norm: Node, value: Tensor) -> Tensor | None:
-    """A constant in the shape in which a norm takes its scale and shift, if it can be told so."""
+    """Returns a constant in the shape in which a norm takes its scale and shift, if it can be told so."""
     shape = shape_of(norm)
     whole = value.reshape([1] * (len(shape) - value.dim()) + list(value.shape))
     if norm.target is aten.layer_norm.default:
@@ -106,6 +109,6 @@ def _vector(norm: Node, value: Tensor) -> Tensor | None:
 
 
 def _only(value: Tensor, dims: Iterable[int]) -> bool:
-    """Whether a tensor has several entries along these dims at most."""
+    """Says whether a tensor has several entries along these dims at most."""
     kept = {d % value.dim() for d in dims}
     return all(size == 1 or d in kept for d, size in enumerate(value.shape))

@@ -43,7 +43,7 @@ class Norm:
 
 
 def join_norms(program: Program) -> None:
-    """``(x - mean) / sqrt(variance + eps) * scale + shift``, however it is written, to a norm."""
+    """Rewrites ``(x - mean) / sqrt(variance + eps) * scale + shift``, however it is written, to a norm."""
     constants = Constants(program)
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     for node in list(program.graph.nodes):
@@ -64,7 +64,7 @@ def _may(node: Node) -> bool:
 
 
 def _norm(region: Region) -> Norm | None:
-    """The norm that a region computes, if it computes one."""
+    """Returns the norm that a region computes, if it computes one."""
     x, targets = region.source, {n.target for n in region.nodes}
     reductions = [n for n in region.nodes if n.target in MEANS | SUMS]
     plain = x.op != "get_attr" and isinstance(x.meta["val"], Tensor) and x.meta["val"].is_floating_point()
@@ -85,7 +85,7 @@ def _norm(region: Region) -> Norm | None:
 
 
 def _sizes(region: Region, dims: tuple[int, ...]) -> list[int] | None:
-    """Sizes to try the region with: few entries along each dim on whose size nothing depends."""
+    """Returns the sizes to try the region with: few entries along each dim on whose size nothing depends."""
     shape = shape_of(region.source)
     fixed = set(dims) if any(n.target not in MEANS and n.target in SUMS for n in region.nodes) else set()
     if any(float(prod(shape[d] for d in dims)) in (n, 1 / n) for n in region.numbers() if n):
@@ -98,7 +98,7 @@ def _sizes(region: Region, dims: tuple[int, ...]) -> list[int] | None:
 
 
 def _confirmed(region: Region, sizes: list[int], first: int, eps: float) -> Norm | None:
-    """The norm with this eps, if the region computes it: scale and shift are solved for, and then tried."""
+    """Returns the norm with this eps, if the region computes it: scale and shift are solved for, and then tried."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(scale: float) -> Tensor:
@@ -126,7 +126,7 @@ def _confirmed(region: Region, sizes: list[int], first: int, eps: float) -> Norm
 
 
 def _one_per_size(value: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Tensor:
-    """A scale or shift with a single entry along the dims that were shortened, or along which it is the same."""
+    """Gives a scale or shift with a single entry along the dims that were shortened, or along which it is the same."""
     for d, (size, whole) in enumerate(zip(sizes, shape, strict=True)):
         one = value.narrow(d, 0, 1)
         if size != whole or torch.allclose(value, one, rtol=SAME, atol=SAME):
@@ -135,7 +135,7 @@ def _one_per_size(value: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Te
 
 
 def _written(program: Program, region: Region, norm: Norm) -> Node:
-    """The norm as one operator, with its scale and shift behind it."""
+    """Returns the norm as one operator, with its scale and shift behind it."""
     x, node, dtype = region.source, region.result, region.source.meta["val"].dtype
     if norm.first == 2 and rank_of(x) > 2:
         nothing = (None, None, None, None, True, 0.0)

@@ -99,7 +99,7 @@ class Build:
                 failures.append(failure)
 
     def _network(self, two: bool) -> nn.Module | ExportedProgram:
-        """What is captured: arguments by keyword alone are part of the program that ``torch.export`` makes."""
+        """Returns what is captured: arguments by keyword alone are part of the program that ``torch.export`` makes."""
         source = self.source
         if isinstance(source.network, ExportedProgram) or not source.keywords:
             return source.network

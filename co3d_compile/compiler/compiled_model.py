@@ -56,11 +56,11 @@ class CompiledModel:
         self._report = report
 
     def report(self) -> Report:
-        """What was done, and what it costs."""
+        """Returns what was done, and what it costs."""
         return self._report
 
     def to_bytes(self) -> bytes:
-        """The ONNX file as bytes.
+        """Returns the ONNX file as bytes.
 
         Raises:
             OutputError: It is over 2 GB: use :meth:`save`.
@@ -134,7 +134,7 @@ class CompiledModel:
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
 
     def to_html(self, verification: Mapping[str, Any] | None = None) -> str:
-        """The report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
+        """Returns the report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
 
         Args:
             verification: What ``verify`` found (``Verification.to_dict()``), to be said on the page.
@@ -148,7 +148,7 @@ class CompiledModel:
         return page(details(self._report, self.program.notes.survey), self.info, verification=found)
 
     def to_native(self) -> CompiledModel:
-        """The same model for machines like this one alone, and faster: states too are in the blocked layout of ONNX
+        """Makes the model one for machines like this alone, and faster: states too are in the blocked layout of ONNX
         Runtime's CPU kernels, so that no step reorders them. ``state_io="renamed"`` goes well with it.
 
         Only ONNX Runtime's CPU provider runs it; a session refuses it where blocks are of another size. What
@@ -161,7 +161,9 @@ class CompiledModel:
         return self._converted("native")
 
     def replaced_module(self) -> nn.Module:
-        """The clip network that this model computes, in PyTorch: with ``max_delay`` that with the replaced kernels.
+        """Returns the clip network that this model computes, in PyTorch.
+
+        With ``max_delay`` that with the replaced kernels.
 
         Its parameters are copies, under the network's own names, so that it can be fine-tuned on clips (with the batch
         norms as in eval mode), compiled again without ``max_delay``, and its ``state_dict`` be loaded into the network.
@@ -176,14 +178,14 @@ class CompiledModel:
         return self.source.replaced(self.program.notes.limited, self.program.options.delay_by == "fold")
 
     def to_module(self) -> StepModule:
-        """The step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
+        """Returns the step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
         from co3d_compile.targets.torch_step import StepModule
 
         self._wide("to_module")
         return StepModule(self.program, self.info)
 
     def with_weights(self, module: StepModule) -> CompiledModel:
-        """A compiled model with the weights of a step module that was trained.
+        """Returns a compiled model with the weights of a step module that was trained.
 
         Raises:
             UsageError: The module is of another compiled model.
@@ -197,11 +199,13 @@ class CompiledModel:
         return CompiledModel(program, model, self.info, self._report)
 
     def with_half_states(self) -> CompiledModel:
-        """The same model with its float32 states kept as float16: half the bytes, no longer exact."""
+        """Returns the same model with its float32 states kept as float16: half the bytes, no longer exact."""
         return self._converted("half-states")
 
     def to_int8(self, frames: Iterable[Any]) -> CompiledModel:
-        """The same model with 8-bit convolutions and matrix products, by ONNX Runtime's quantisation; no longer exact.
+        """Makes convolutions and matrix products 8-bit ones, by ONNX Runtime's quantisation.
+
+        The model is no longer exact.
 
         Args:
             frames: For calibration, what :meth:`StreamSession.step` takes for one stream: more steps than the warm-up.
@@ -212,7 +216,7 @@ class CompiledModel:
         return self._converted("int8", frames)
 
     def _converted(self, name: str, *more: Iterable[Any]) -> CompiledModel:
-        """The same program as a row of the table of targets converts it; the report says if that is not exact."""
+        """Converts the program by a row of the table of targets. The report says if that is not exact."""
         metadata.refuse_free_rows(self.info, f"The form '{name}'")
         target, report = TARGETS[name], self._report
         model, info = target.converter()(self.model, self.info, *more)
@@ -224,7 +228,7 @@ class CompiledModel:
         return CompiledModel(self.program, model, info, report)
 
     def to_exported_program(self, batch: int | None = None) -> ExportedProgram:
-        """The step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
+        """Returns the step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
 
         Its arguments are the inputs of the ONNX file in their order: frames, ``valid`` if there is one, then one per
         state. It returns the results, then the next state of each state.

@@ -47,7 +47,10 @@ def stream_regions(program: Program, again: Again) -> None:
 
 
 def facts_of(program: Program) -> dict[str, Fact] | None:
-    """What is known of the captured nodes, by name; None where nothing falls back to a window, or a rule fails."""
+    """Returns what is known of the captured nodes, by name.
+
+    None where nothing falls back to a window, or a rule fails.
+    """
     module = GraphModule(program.module, copy.deepcopy(program.graph))
     options = replace(program.options, unsupported="window")
     tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
@@ -121,7 +124,7 @@ class _Search:
         return False
 
     def _any(self, start: Node, facts: Mapping[str, Fact]) -> bool:
-        """Whether one of the results behind an operator streams.
+        """Says whether one of the results behind an operator streams.
 
         Where both ends of one meet, as behind ``roll``, those farther behind are looked at: what wraps around may be
         overwritten.
@@ -135,14 +138,14 @@ class _Search:
         return False
 
     def _starts(self, node: Node, facts: Mapping[str, Fact]) -> bool:
-        """Whether a window begins at an operator."""
+        """Says whether a window begins at an operator."""
         fact = facts.get(node.name)
         if fact is None or fact.kind is not Kind.WINDOW or fact.own.by_decree:
             return False
         return any(facts.get(x.name, STATIC).kind is Kind.STREAM for x in node.all_input_nodes)
 
     def _results(self, start: Node, facts: Mapping[str, Fact]) -> list[Node]:
-        """The first results behind an operator with one dim that grows with the clip, as much as what it reads.
+        """Returns the first results behind an operator with one dim that grows with the clip, as much as what it reads.
 
         What meets, farther behind, that which it was computed from comes last: one region has less delay than two.
         """
@@ -165,7 +168,7 @@ class _Search:
         return found[:TRIES]
 
     def _meets(self, node: Node, behind: set[Node]) -> bool:
-        """Whether what is computed from a node meets what it was computed from, or what lies beside it."""
+        """Says whether what is computed from a node meets what it was computed from, or what lies beside it."""
         own = {node}
         for other in self.nodes[self.order[node] + 1 : self.order[node] + FAR]:
             if own.isdisjoint(other.all_input_nodes):
@@ -178,23 +181,26 @@ class _Search:
         return False
 
     def _same(self, node: Node, module: GraphModule) -> Node:
-        """The node of another capture that is the same one."""
+        """Returns the node of another capture that is the same one."""
         if module not in self.lists:
             self.lists[module] = list(module.graph.nodes)
         return self.lists[module][self.order[node]]
 
     def _grows(self, node: Node) -> int:
-        """By how many entries a tensor is longer for the longer clip, in its one dim that is."""
+        """Counts the entries by which a tensor is longer for the longer clip, in its one dim that is."""
         dim = self._time_dim(node)
         return 0 if dim is None else shape_of(self._same(node, self.long))[dim] - shape_of(node)[dim]
 
     def _follows(self, node: Node, growth: int) -> bool:
-        """Whether a tensor grows with the clip, as much as what is read; 0: by how much that grows is not known."""
+        """Says whether a tensor grows with the clip, as much as what is read.
+
+        By 0, it is not known by how much what is read grows.
+        """
         own = self._grows(node)
         return own > 0 and growth in (0, own)
 
     def _time_dim(self, node: Node) -> int | None:
-        """The dim of a result that grows with the clip, if there is one, and the batch is in front."""
+        """Returns the dim of a result that grows with the clip, if there is one, and the batch is in front."""
         if not isinstance(node.meta.get("val"), torch.Tensor):
             return None
         short, long = shape_of(node), shape_of(self._same(node, self.long))
@@ -207,7 +213,7 @@ class _Search:
         return int(self.program.inputs[0].shape[0])
 
     def _inputs(self, result: Node, facts: Mapping[str, Fact]) -> list[Node]:
-        """The streams that a result is computed from, in the order of the graph.
+        """Returns the streams that a result is computed from, in the order of the graph.
 
         Raises:
             NotResizable: One of them is no clip with a dim for time.
@@ -225,7 +231,7 @@ class _Search:
         return sorted(inputs, key=self.order.__getitem__)
 
     def _passed(self, node: Node, fact: Fact, entries: int) -> bool:
-        """Whether a region begins before a stream.
+        """Says whether a region begins before a stream.
 
         It does where the stream only moves its numbers, is a crop or a pad of ``entries``, as many as the result has,
         or has time folded into another dim.
@@ -279,7 +285,7 @@ class _Search:
         self.program.module.recompile()
 
     def _part(self, result: Node, inputs: list[Node], facts: Mapping[str, Fact], wide: bool) -> Part:
-        """What computes a result, at any length.
+        """Returns what computes a result, at any length.
 
         Raises:
             NotResizable: The captures do not say what it is at other lengths.
@@ -302,12 +308,12 @@ class _Search:
         return Part(captures, tuple(dims), tuple(x.meta["val"].dtype for x in inputs), dim)
 
     def _cut(self, module: GraphModule, inputs: list[Node], result: Node) -> GraphModule:
-        """What computes a result, in one of the captures."""
+        """Returns what computes a result, in one of the captures."""
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
     def _proved(self, part: Part) -> tuple[Reach, int]:
-        """The reach of a part, and the entries of the shortest clip of which a block is right.
+        """Returns the reach of a part, and the entries of the shortest clip of which a block is right.
 
         Raises:
             NotLocal: It is not local.
@@ -334,7 +340,7 @@ class _Search:
 
 
 def _time_dim_of(fact: Fact) -> int:
-    """The time dim of an input of a region."""
+    """Returns the time dim of an input of a region."""
     place = fact.layout.time if fact.layout is not None else None
     assert place is not None and place.alone
     return place.dim

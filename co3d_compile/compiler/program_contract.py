@@ -18,7 +18,7 @@ STORED = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_st
 
 
 def describe(program: Program) -> metadata.Contract:
-    """The contract of a threaded program."""
+    """Returns the contract of a threaded program."""
     outputs = tuple(
         metadata.OutputSpec(
             o.name,
@@ -59,7 +59,7 @@ def describe(program: Program) -> metadata.Contract:
 
 
 def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
-    """The model's inputs; those with boxes have rows of their own, and wait for their features."""
+    """Returns the model's inputs; those with boxes have rows of their own, and wait for their features."""
     nodes = program.placeholders()[: len(program.inputs)]
     return tuple(
         metadata.InputSpec(
@@ -76,7 +76,7 @@ def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
 
 
 def _options(program: Program) -> dict[str, Any]:
-    """The options that a reader may want to know; some only where they were asked for."""
+    """Returns the options that a reader may want to know; some only where they were asked for."""
     given = program.options
     options: dict[str, Any] = {name: getattr(given, name) for name in STORED}
     if given.also:

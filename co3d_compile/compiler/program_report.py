@@ -18,7 +18,7 @@ from co3d_compile.support.readable_numbers import plural
 def report_of(
     program: Program, info: Contract, operators: int, clip: int, step: int, seconds: dict[str, float]
 ) -> Report:
-    """The report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
+    """Returns the report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
     warnings = list(program.notes.warnings)
     if not program.step.states:
         warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
@@ -60,19 +60,19 @@ def _taken_for_time(program: Program) -> str:
 
 
 def _row(spec: InputSpec | OutputSpec, *fields: str) -> dict[str, Any]:
-    """Name and shape of an input or output, and these fields of it."""
+    """Returns the name and shape of an input or output, and these fields of it."""
     return {"name": spec.name, "shape": list(spec.shape), **{name: getattr(spec, name) for name in fields}}
 
 
 def _multiply_adds(clip: int, step: int, frames: int) -> dict[str, float]:
-    """The fields of the report that say what a clip costs, a step, and each frame of one."""
+    """Returns the fields of the report that say what a clip costs, a step, and each frame of one."""
     frame = step / frames
     ratio = clip / frame if frame else math.inf if clip else 1.0
     return {"gmac_clip": clip / 1e9, "gmac_step": step / 1e9, "gmac_frame": frame / 1e9, "gmac_ratio": ratio}
 
 
 def details(report: Report, survey: list[Operator]) -> dict[str, Any]:
-    """The report with every operator, as plain JSON data: what the file's second metadata entry holds.
+    """Returns the report with every operator, as plain JSON data: what the file's second metadata entry holds.
 
     Seconds are left out, so that the same model compiles to the same bytes.
     """

@@ -38,7 +38,7 @@ class ClipNetwork:
     keywords: Mapping[str, Any]
 
     def replaced(self, rows: Sequence[Limited], fold: bool) -> nn.Module:
-        """The network with some of its kernels replaced, for any number of clips where it can be captured so.
+        """Returns the network with some of its kernels replaced, for any number of clips where it can be captured so.
 
         Args:
             rows: What reads less of the future.
@@ -85,7 +85,7 @@ def _limit(node: Node, row: Limited, fold: bool) -> None:
 
 
 def _own(module: nn.Module) -> nn.Module:
-    """The module with parameters of its own, to be trained; ``train`` and ``eval`` change nothing in it."""
+    """Returns the module with parameters of its own, to be trained; ``train`` and ``eval`` change nothing in it."""
     for method in ("train", "eval"):
         vars(module).pop(method, None)
     parameters: dict[int, nn.Parameter] = {}

@@ -25,7 +25,10 @@ OVER_CHANNELS = ("conv", "batch_norm", "lstm", "gru", "rnn")
 
 
 def usual_dims(network: nn.Module | ExportedProgram) -> int | list[int | None]:
-    """The dims that count frames where nobody says it: as the first layers of an ONNX file have it, else dim 2."""
+    """Returns the dims that count frames where nobody says it.
+
+    As the first layers of an ONNX file have it, else dim 2.
+    """
     if not isinstance(network, OnnxModule):
         return DEFAULT
     found = time_dims(network.onnx_graph)

@@ -50,7 +50,7 @@ def tuned(build: Callable[[], CompiledModel], compile_layer: CompileLayer, progr
 
 
 def tune(layers: Iterable[Layer], compile_layer: CompileLayer, progress: Progress | None = None) -> dict[Layer, str]:
-    """The fastest form of each layer, measured once for each shape, kind of machine and version of ONNX Runtime.
+    """Finds the fastest form of each layer, measured once for each shape, kind of machine and version of ONNX Runtime.
 
     Results are kept in ``co3d-compile/tune.json`` of the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``). All
     forms are exact, so a wrong choice costs time and nothing else. Nothing else should run meanwhile.
@@ -73,7 +73,7 @@ def tune(layers: Iterable[Layer], compile_layer: CompileLayer, progress: Progres
 
 
 def _is_plain(layer: Layer) -> bool:
-    """Whether a layer at one frame per step is this one: its taps lie evenly, the newest on the new entry."""
+    """Says whether a layer at one frame per step is this one: its taps lie evenly, the newest on the new entry."""
     gaps = {a - b for a, b in zip(layer.ages, layer.ages[1:], strict=False)}
     return len(gaps) == 1 and layer.ages[-1] == 0 and min(gaps) > 0 and len(layer.kernel) in CONVOLUTIONS
 
@@ -118,7 +118,7 @@ def _session(network: nn.Module, clip: torch.Tensor, form: str, compile_layer: C
 
 
 def _milliseconds(session: StreamSession, frame: np.ndarray) -> float:
-    """The median of some steps."""
+    """Returns the median of some steps."""
     samples: list[float] = []
     session.step(frame)
     end = time.perf_counter() + SECONDS
@@ -138,7 +138,7 @@ def _path() -> Path:
 
 
 def _read() -> dict[str, str]:
-    """What was measured before; nothing, if that cannot be read."""
+    """Returns what was measured before; nothing, if that cannot be read."""
     try:
         content = json.loads(_path().read_text())
     except (OSError, ValueError):

@@ -194,7 +194,7 @@ class Contract:
         return chains
 
     def to_json(self) -> str:
-        """The metadata as strict JSON: an infinite or NaN initial value is a string, ``"-inf"`` or ``"nan"``."""
+        """Gives the metadata as strict JSON: an infinite or NaN initial value is a string, ``"-inf"`` or ``"nan"``."""
         data = {**_as_dict(self), "states": [_as_dict(state) for state in self.states]}
         if self.free_rows is None:
             unknown = ("waits", "stream_column")
@@ -222,7 +222,7 @@ class GraphValue(Protocol):
 
 
 def check_graph(contract: Contract, inputs: Sequence[GraphValue], outputs: Sequence[GraphValue], batch: int) -> None:
-    """Compare with what onnxruntime says of the graph: nodes with name, shape and type. Raises ContractError."""
+    """Compares with what onnxruntime says of the graph: nodes with name, shape and type. Raises ContractError."""
     frames = contract.inputs[0].frames_per_step or 1
     _check_nodes(
         "input",
@@ -242,7 +242,7 @@ def check_graph(contract: Contract, inputs: Sequence[GraphValue], outputs: Seque
 
 
 def contract_text(contract: Contract) -> str:
-    """A compiled model in one line: what goes in and comes out, how far it sees, how long it warms up."""
+    """Returns a compiled model in one line: what goes in and comes out, how far it sees, how long it warms up."""
     inputs, outputs = (
         ", ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in specs)
         for specs in (contract.inputs, contract.outputs)
@@ -253,7 +253,7 @@ def contract_text(contract: Contract) -> str:
 
 
 def resolve(shape: Shape, batch: int) -> tuple[int, ...]:
-    """The shape with ``"N"`` replaced by the number of streams, and no rows where any number may be."""
+    """Returns the shape with ``"N"`` replaced by the number of streams, and no rows where any number may be."""
     return tuple(batch if dim == "N" else 0 if dim == "K" else dim for dim in shape)
 
 
@@ -267,7 +267,7 @@ def refuse_free_rows(contract: Contract, what: str) -> None:
 
 
 def _as_dict(item: object) -> dict[str, Any]:
-    """One level of a dataclass; json.dumps asks again for what is below."""
+    """Returns one level of a dataclass; json.dumps asks again for what is below."""
     if isinstance(item, Mapping):
         return dict(item)
     if not dataclasses.is_dataclass(item):

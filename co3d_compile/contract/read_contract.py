@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def parse(text: str) -> Contract:
-    """Read the JSON of ``metadata_props["co3d"]``.
+    """Reads the JSON of ``metadata_props["co3d"]``.
 
     Raises:
         ContractError: Not JSON, another version, a missing key, a wrong type or a contradiction.
@@ -60,7 +60,10 @@ def parse(text: str) -> Contract:
 
 
 def record(cls: type[T], data: Json, where: str) -> T:
-    """A dataclass from a JSON object. Keys whose field has a default may be left out, unknown ones are skipped."""
+    """Returns a dataclass from a JSON object.
+
+    Keys whose field has a default may be left out, unknown ones are skipped.
+    """
     given = typed(dict)(data, where)
     for part in dataclasses.fields(cls):  # type: ignore[arg-type]
         if part.name not in given and part.default is MISSING and part.default_factory is MISSING:

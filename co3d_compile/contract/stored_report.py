@@ -10,13 +10,13 @@ from co3d_compile.errors import ContractError
 
 
 def damaged_report(why: BaseException | None = None) -> ContractError:
-    """The error for a report that lacks something or holds what it should not."""
+    """Returns the error for a report that lacks something or holds what it should not."""
     what = f": {why!r}" if why is not None else ""
     return ContractError(f"The report in the file is damaged{what}.", hint="Compile the model again.")
 
 
 def stored_report(text: str | None) -> dict[str, Any]:
-    """The JSON of ``metadata_props["co3d_report"]``.
+    """Returns the JSON of ``metadata_props["co3d_report"]``.
 
     Raises:
         ContractError: There is none, or it is damaged.

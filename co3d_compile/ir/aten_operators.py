@@ -56,7 +56,7 @@ DIMS: dict[Target, int] = {
 
 
 def sliding_axis(x: Node, n: int) -> int | None:
-    """The spatial axis (0 … n-1) that is time alone, or None."""
+    """Returns the spatial axis (0 … n-1) that is time alone, or None."""
     layout = known(x)
     place = layout.time
     first = layout.rank - n
@@ -97,11 +97,11 @@ class SlidingArgs:
         return [a for a in range(self.dims) if a != axis]
 
     def moves(self, a: int) -> bool:
-        """Whether anything happens over a dim."""
+        """Says whether anything happens over a dim."""
         return (self.kernel[a], self.stride[a], self.padding[a]) != (1, 1, 0)
 
     def over(self, a: int) -> Kernel:
-        """The index equation over a dim."""
+        """Returns the index equation over a dim."""
         return Kernel(self.kernel[a], self.dilation[a], self.stride[a], self.padding[a], self.padding[a])
 
     def write(self, node: Node) -> None:
@@ -139,7 +139,7 @@ class PoolArgs(SlidingArgs):
         return replace(super().over(a), ceil=self.ceil)
 
     def along(self, axes: Iterable[int]) -> PoolArgs:
-        """The pool over some of its dims alone."""
+        """Returns the pool over some of its dims alone."""
         kept = set(axes)
 
         def part(values: list[int], neutral: int) -> list[int]:
@@ -153,7 +153,7 @@ class PoolArgs(SlidingArgs):
         node.kwargs = {}
 
     def args(self, x: Node, axes: Sequence[int]) -> tuple[Argument, ...]:
-        """The operator's arguments for some of its axes."""
+        """Returns the operator's arguments for some of its axes."""
         sizes = tuple([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
         if not self.average:
             return (x, *sizes, self.ceil)
@@ -162,7 +162,7 @@ class PoolArgs(SlidingArgs):
 
 
 def adaptive_max(x: Tensor, sizes: list[int]) -> Tensor:
-    """An adaptive max pool of which only the values are read (``aten.adaptive_max_pool*`` also returns positions)."""
+    """Pools by adaptive maxima, of which only the values are read (``aten.adaptive_max_pool*`` gives positions too)."""
     result: Tensor = [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d][len(sizes) - 1](x, sizes)
     return result
 
@@ -176,7 +176,7 @@ SEPARABLE: dict[Target, str] = {
 
 
 def reduced(node: Node) -> tuple[Node, list[int], bool]:
-    """Operand, dims and keepdim of a reduction."""
+    """Returns the operand, dims and keepdim of a reduction."""
     x = operand(node)
     dims = norm_dims(argument(node, 1, "dim"), rank_of(x))
     at = 3 if node.target in (aten.var.correction, aten.std.correction) else 2
@@ -238,20 +238,20 @@ class FoldArgs:
         return [(self.size[a] - self._least(a, 1)) // self.stride[a] + 1 for a in range(2)]
 
     def _least(self, a: int, blocks: int) -> int:
-        """The size that so many columns have along a dim."""
+        """Returns the size that so many columns have along a dim."""
         return (blocks - 1) * self.stride[a] - 2 * self.padding[a] + self.dilation[a] * (self.kernel[a] - 1) + 1
 
     def along(self, a: int) -> tuple[int, int, int, int]:
-        """Kernel, stride, padding and dilation along a dim."""
+        """Returns the kernel, stride, padding and dilation along a dim."""
         return self.kernel[a], self.stride[a], self.padding[a], self.dilation[a]
 
     def more(self, a: int) -> int:
-        """Entries behind those that the last column adds to."""
+        """Counts the entries behind those that the last column adds to."""
         return self.size[a] - self._least(a, self.blocks[a])
 
 
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:
-    """Operand, dim, start, end and step of a slice, all non-negative."""
+    """Returns the operand, dim, start, end and step of a slice, all non-negative."""
     x = operand(node)
     dim = argument(node, 1, "dim", 0) % rank_of(x)
     size = shape_of(x)[dim]

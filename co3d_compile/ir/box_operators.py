@@ -13,7 +13,7 @@ BOXES = 1  # which operand of these operators is the boxes
 
 @torch.library.custom_op("co3d::roi_align", mutates_args=())
 def roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, samples: int, aligned: bool) -> Tensor:
-    """The mean over samples in each bin of each box.
+    """Returns the mean over samples in each bin of each box.
 
     Args:
         x: Features (N, C, H, W).
@@ -35,7 +35,7 @@ def roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, s
 
 
 def _bilinear(start: Tensor, end: Tensor, bins: int, samples: int, size: int, aligned: bool) -> Tensor:
-    """The weight of each place along an axis in each bin, (bins, size)."""
+    """Returns the weight of each place along an axis in each bin, (bins, size)."""
     length = end - start if aligned else (end - start).clamp(min=1.0)
     count = samples if samples > 0 else int(torch.ceil(length / bins))
     if count <= 0:
@@ -50,7 +50,7 @@ def _bilinear(start: Tensor, end: Tensor, bins: int, samples: int, size: int, al
 
 @torch.library.custom_op("co3d::roi_pool", mutates_args=())
 def roi_pool(x: Tensor, boxes: Tensor, scale: float, height: int, width: int) -> Tensor:
-    """The maximum over each bin of each box, bins rounded to whole places; arguments as of :func:`roi_align`."""
+    """Takes the maximum over each bin of each box, bins rounded to whole places; arguments as of :func:`roi_align`."""
     result = x.new_zeros((len(boxes), x.shape[1], height, width))
     for k, (index, *corners) in enumerate(boxes):
         x1, y1, x2, y2 = (int(torch.trunc(c * scale + torch.sign(c) * 0.5)) for c in corners)
@@ -64,7 +64,7 @@ def roi_pool(x: Tensor, boxes: Tensor, scale: float, height: int, width: int) ->
 
 
 def _bins(x: Tensor, start: int, end: int, bins: int, size: int) -> list[slice]:
-    """The places of each bin along an axis."""
+    """Returns the places of each bin along an axis."""
     edges = torch.arange(bins + 1, dtype=x.dtype) * (torch.tensor(max(end - start + 1, 1), dtype=x.dtype) / bins)
     first, last = (edge.add(start).clamp(0, size).int().tolist() for edge in (edges[:-1].floor(), edges[1:].ceil()))
     return [slice(*places) for places in zip(first, last, strict=True)]

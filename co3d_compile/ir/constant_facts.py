@@ -29,7 +29,7 @@ class Constant:
 
     @staticmethod
     def of(value: torch.Tensor, learned: bool, computed: bool) -> Constant:
-        """What is known of a tensor.
+        """Returns what is known of a tensor.
 
         Args:
             value: The tensor.
@@ -47,7 +47,7 @@ class Constant:
 
 
 def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
-    """Dim, first value and step of a constant that counts along one dim: it counts on beyond the clip.
+    """Returns the dim, first value and step of a constant that counts along one dim: it counts on beyond the clip.
 
     Along its other dims it stays the same.
     """
@@ -65,7 +65,7 @@ def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
 
 
 def band(mask: torch.Tensor) -> tuple[int, int] | None:
-    """The least and largest distance into the past that an attention mask allows, if it is a band of such."""
+    """Returns the least and largest distance into the past that an attention mask allows, if it is a band of such."""
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.numel() != mask.shape[-1] ** 2 or mask.shape[-1] < 3:
         return None
     square = mask.reshape(mask.shape[-2:])
@@ -82,7 +82,7 @@ def band(mask: torch.Tensor) -> tuple[int, int] | None:
 
 
 def _alike(value: torch.Tensor) -> frozenset[int]:
-    """The dims along which a constant stays the same."""
+    """Returns the dims along which a constant stays the same."""
     return frozenset(d for d in range(value.dim()) if not value.numel() or bool((value == value.narrow(d, 0, 1)).all()))
 
 

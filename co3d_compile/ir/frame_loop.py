@@ -61,38 +61,38 @@ class FrameLoop:
         )
 
     def first(self, entries: Sequence[T], starts: Sequence[T]) -> Sequence[T]:
-        """What the first turn takes for the values that are handed on."""
+        """Returns what the first turn takes for the values that are handed on."""
         return [start if at is None else entries[at] for at, start in zip(self.opened, starts, strict=True)]
 
     def parts(self, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-        """The operands, or the placeholders of the body: what is walked along, the states, what is fixed."""
+        """Returns the operands, or the placeholders of the body: what is walked along, the states, what is fixed."""
         n = len(self.walked)
         return operands[:n], operands[n : n + self.states], operands[n + self.states :]
 
     def placeholders(self) -> list[Node]:
-        """What the body takes."""
+        """Returns what the body takes."""
         return _placeholders(self.body.graph)
 
     def results(self) -> tuple[list[Node], list[Node]]:
-        """What the body hands on, and its outputs."""
+        """Returns what the body hands on, and its outputs."""
         output = next(n for n in self.body.graph.nodes if n.op == "output")
         results: list[Node] = list(output.args[0])
         return results[: self.states], results[self.states :]
 
 
 def is_loop(node: Node) -> bool:
-    """Whether a node is a loop over frames."""
+    """Says whether a node is a loop over frames."""
     return isinstance(node.target, FrameLoop)
 
 
 def loop_of(node: Node) -> FrameLoop:
-    """The loop that a node is."""
+    """Returns the loop that a node is."""
     assert isinstance(node.target, FrameLoop)
     return node.target
 
 
 def loop_bodies(program: Program) -> Iterator[Program]:
-    """The bodies of a program's loops, each as a program that a pass may rewrite.
+    """Yields the bodies of a program's loops, each as a program that a pass may rewrite.
 
     Constants that a loop is given are constants of that program. What becomes of them is given to the loop.
     """
@@ -137,7 +137,7 @@ def _close(program: Program, node: Node, inside: Program) -> None:
 
 
 def _outside(program: Program, node: Node, name: str, value: Tensor) -> Node:
-    """A constant in front of a loop: the one of this name if it has the same value, else a new one."""
+    """Returns a constant in front of a loop: the one of this name if it has the same value, else a new one."""
     there = dict(program.module.named_buffers()).get(name)
     if there is None or there.shape != value.shape or there.dtype != value.dtype or not torch.equal(there, value):
         return insert_constant(program, node, name, value)

@@ -17,7 +17,7 @@ from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
-    """The mode that all shapes of this program live in."""
+    """Returns the mode that all shapes of this program live in."""
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if hasattr(value, "fake_mode"):
@@ -26,7 +26,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 
 def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
-    """What an operator returns, as fake tensors."""
+    """Returns what an operator returns, as fake tensors."""
     fake_args, fake_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
     with mode, torch.no_grad():
         return target(*fake_args, **fake_kwargs)
@@ -64,7 +64,7 @@ def insert_constant(program: Program, before: Node, name: str, value: torch.Tens
 
 
 def replace(old: Node, new: Node) -> None:
-    """Every reader of ``old`` reads ``new``; ``old`` goes."""
+    """Lets every reader of ``old`` read ``new``; ``old`` goes."""
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
 
@@ -84,7 +84,7 @@ def erase_unused(node: Node) -> None:
 
 
 def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
-    """``x``, ``entries`` entries later."""
+    """Returns ``x``, ``entries`` entries later."""
     past = insert_marker(program, before, history, x, entries, like=x)
     new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
     amend(new, delay=fact_of(x).delay + entries, lead=0, tail=0)

@@ -11,7 +11,7 @@ from co3d_compile.ir.time_facts import KEY
 
 
 def text_of(program: Program) -> str:
-    """The graph as text: one line a node, with its module path, shape in the clip and time facts."""
+    """Returns the graph as text: one line a node, with its module path, shape in the clip and time facts."""
     lines = []
     for node in program.graph.nodes:
         lines.append(f"{node.name} = {describe(node)}")
@@ -19,7 +19,7 @@ def text_of(program: Program) -> str:
 
 
 def describe(node: Node) -> str:
-    """One node as text."""
+    """Returns one node as text."""
     value = node.meta.get("val")
     shape = f" : {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
     fact = f"  | {node.meta[KEY]}" if KEY in node.meta else ""

@@ -37,11 +37,11 @@ class Kernel:
         return self.trivial and self.p_end == 0
 
     def dense(self, spacing: int) -> Kernel:
-        """The same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
+        """Returns the same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
         return replace(self, d=self.d * spacing, s=1, p=self.p * spacing, p_end=self.p_end * spacing)
 
     def length(self, entries: int) -> int:
-        """Entries of the clip's output."""
+        """Counts the entries of the clip's output."""
         span = entries + self.p + self.p_end - (self.k - 1) * self.d - 1
         result = (ceil(span / self.s) if self.ceil else floor(span / self.s)) + 1
         if self.ceil and (result - 1) * self.s >= entries + self.p:
@@ -49,11 +49,11 @@ class Kernel:
         return result
 
     def delay(self, delay: int) -> int:
-        """Delay of the output, in its own entries, from the delay of the input."""
+        """Returns the delay of the output, in its own entries, for a delay of the input."""
         return -1 - (self.p - 1 - delay - (self.k - 1) * self.d) // self.s
 
     def slack(self, delay: int, late: int) -> int:
-        """Entries of an input with this delay that are not needed yet at the end of a step, if the output's is late."""
+        """Counts the input's entries that a step does not need yet, for its delay and the output's (``late``)."""
         return (1 + late) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
 
     @property

@@ -43,12 +43,12 @@ class Layout:
 
     @staticmethod
     def plain(shape: Iterable[int]) -> Layout:
-        """A layout without batch or time."""
+        """Returns a layout without batch or time."""
         return Layout(tuple(_tidy([Axis(PLAIN, int(s))]) for s in shape))
 
     @staticmethod
     def of(shape: Sequence[int], batch: int | None = 0, time: int | None = None) -> Layout:
-        """The layout of a model input: ``batch`` and ``time`` name whole dims."""
+        """Returns the layout of a model input: ``batch`` and ``time`` name whole dims."""
         labels = {batch: BATCH, time: TIME}
         return Layout(tuple(_tidy([Axis(labels.get(d, PLAIN), int(s))]) for d, s in enumerate(shape)))
 
@@ -61,7 +61,7 @@ class Layout:
         return tuple(prod(a.size for a in dim) for dim in self.dims)
 
     def find(self, label: str) -> Place | None:
-        """The place of a labelled axis, or None."""
+        """Returns the place of a labelled axis, or None."""
         for d, dim in enumerate(self.dims):
             for i, axis in enumerate(dim):
                 if axis.label == label:
@@ -79,15 +79,15 @@ class Layout:
         return self.find(BATCH)
 
     def has(self, label: str, dim: int) -> bool:
-        """Whether a dim contains the labelled axis."""
+        """Says whether a dim contains the labelled axis."""
         return any(a.label == label for a in self.dims[dim % self.rank])
 
     def resize(self, label: str, size: int) -> Layout:
-        """The same layout with another size of the labelled axis."""
+        """Returns the same layout with another size of the labelled axis."""
         return Layout(tuple(tuple(Axis(a.label, size) if a.label == label else a for a in d) for d in self.dims))
 
     def without(self, label: str) -> Layout:
-        """The layout with a labelled axis made plain or, where its size is one, forgotten."""
+        """Returns the layout with a labelled axis made plain or, where its size is one, forgotten."""
         return Layout(tuple(_tidy([Axis(PLAIN, a.size) if a.label == label else a for a in d]) for d in self.dims))
 
     def replace(self, dim: int, axes: Iterable[Axis]) -> Layout:
@@ -96,12 +96,12 @@ class Layout:
         return Layout(tuple(dims))
 
     def resize_dim(self, dim: int, size: int) -> Layout:
-        """The layout with another size of a dim; what it is labelled stays."""
+        """Returns the layout with another size of a dim; what it is labelled stays."""
         label = next((a.label for a in self.dims[dim] if a.label), PLAIN)
         return self.replace(dim, [Axis(label, size)])
 
     def sized(self, shape: Sequence[int], dims: Iterable[int]) -> Layout:
-        """The layout with the sizes that some dims have in a shape; what they are labelled stays."""
+        """Returns the layout with the sizes that some dims have in a shape; what they are labelled stays."""
         changed = [d for d in dims if self.shape[d] != shape[d]]
         return reduce(lambda layout, d: layout.resize_dim(d, shape[d]), changed, self)
 
@@ -125,7 +125,7 @@ class Layout:
         return Layout(tuple(kept))
 
     def view(self, shape: Sequence[int]) -> Layout:
-        """The layout after a row-major view to ``shape``.
+        """Returns the layout after a row-major view to ``shape``.
 
         Raises:
             LayoutLost: A labelled axis would be torn apart.
@@ -144,14 +144,14 @@ class Layout:
         return Layout(tuple(_tidy(d) for d in dims)).as_clip()
 
     def as_clip(self) -> Layout:
-        """The layout with a single clip's batch in the free dim in front: ``x[0]`` became ``x[0][None]``."""
+        """Returns the layout with a single clip's batch in the free dim in front: ``x[0]`` became ``x[0][None]``."""
         batch = self.batch
         if batch is None or batch.size != 1 or batch.alone or not self.dims or self.dims[0]:
             return self
         return self.without(BATCH).replace(0, [Axis(BATCH, 1)])
 
     def entry_dims(self) -> list[int | None]:
-        """For each dim its index in one entry (time removed): None for the dim that was time alone."""
+        """Returns for each dim its index in one entry (time removed): None for the dim that was time alone."""
         time = self.time
         result: list[int | None] = []
         for d in range(self.rank):
@@ -162,7 +162,7 @@ class Layout:
         return result
 
     def entry(self) -> Layout:
-        """The layout of one entry: time taken out, its dim dropped where time was alone in it."""
+        """Returns the layout of one entry: time taken out, its dim dropped where time was alone in it."""
         time = self.time
         if time is None:
             return self
@@ -172,7 +172,7 @@ class Layout:
         return Layout(tuple(dims))
 
     def sizes(self, batch: int = -1) -> list[int]:
-        """Sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are."""
+        """Returns the sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are."""
         return [batch if self.has(BATCH, d) else s for d, s in enumerate(self.shape)]
 
     def __str__(self) -> str:

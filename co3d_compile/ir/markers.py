@@ -20,28 +20,28 @@ from co3d_compile.ir.node_reading import argument, operand
 
 
 def history(x: Tensor, n: int) -> Tensor:
-    """The last ``n`` entries of ``x`` before this step, then its new ones, on the time dim."""
+    """Returns the last ``n`` entries of ``x`` before this step, then its new ones, on the time dim."""
     raise RuntimeError("co3d.history is a marker: the pass thread_states replaces it")
 
 
 def take(x: Tensor, start: int, length: int, step: int = 1) -> Tensor:
-    """``length`` entries of ``x`` on the time dim from ``start``, every ``step``-th one."""
+    """Returns ``length`` entries of ``x`` on the time dim from ``start``, every ``step``-th one."""
     raise RuntimeError("co3d.take is a marker: the pass lower replaces it")
 
 
 def shift(x: Tensor, p: int) -> Tensor:
-    """``x`` with its entries renumbered: ``y[n] = x[n - p]``; what is left of a pad or a crop. Moves no data."""
+    """Gives ``x`` with its entries renumbered: ``y[n] = x[n - p]``; what is left of a pad or a crop. Moves no data."""
     raise RuntimeError("co3d.shift is a marker: the pass lower replaces it")
 
 
 def hold(x: Tensor, begun: bool) -> Tensor:
-    """``x`` as late as its reader can use it: once its copies at the edge are known, and if ``begun``, no sooner than
+    """Holds ``x`` until its reader can use it: once its copies at the edge are known, and if ``begun``, no sooner than
     the first frame."""
     raise RuntimeError("co3d.hold is a marker: the pass continual replaces it")
 
 
 def outside(x: Tensor, front: float | str | None, back: float | str | None, lead: int = 0, tail: int = 0) -> Tensor:
-    """``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
+    """Returns ``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
 
     A number, ``"edge"`` for the nearest entry, or None where nothing is read. The first ``lead`` and
     the last ``tail`` entries count as outside too.
@@ -50,7 +50,9 @@ def outside(x: Tensor, front: float | str | None, back: float | str | None, lead
 
 
 def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
-    """The entries of ``x`` as one clip: from here on, time is an ordinary dim of a tensor made anew at every step.
+    """Returns the entries of ``x`` as one clip.
+
+    From here on, time is an ordinary dim of a tensor made anew at every step.
 
     ``newest`` is the delay of the newest entry that it reads, once windows whose results meet are aligned.
     """
@@ -58,7 +60,7 @@ def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
 
 
 def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period: int, dim: int) -> Tensor:
-    """What a part of the clip graph, which is local in time, computes: ``period`` entries at once.
+    """Returns what a part of the clip graph, which is local in time, computes: ``period`` entries at once.
 
     It reads ``before`` entries in front of these and ``after`` behind them. Time is dim ``dim`` of the result. The
     program has the part under its name.
@@ -67,22 +69,25 @@ def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period:
 
 
 def opening(x: Tensor, dim: int, n: int) -> Tensor:
-    """The first ``n`` entries of a stream: what is computed of them is right in the one step where they are there."""
+    """Returns the first ``n`` entries of a stream.
+
+    What is computed of them is right in the one step where they are there.
+    """
     return x.narrow(dim, 0, n)
 
 
 def blocks(x: Tensor, k: int) -> Tensor:
-    """``x``, of which ``k`` entries are one: a view that splits time gives each block a row."""
+    """Returns ``x``, of which ``k`` entries are one: a view that splits time gives each block a row."""
     return x
 
 
 def unblocked(x: Tensor) -> Tensor:
-    """``x``, of whose entries each place in the dim of time is one: rows of blocks are frames again."""
+    """Returns ``x``, of whose entries each place in the dim of time is one: rows of blocks are frames again."""
     return x
 
 
 def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
-    """A stream whose first entries are ``first``, and those of ``x`` come behind them.
+    """Returns a stream whose first entries are ``first``, and those of ``x`` come behind them.
 
     ``opened`` is the step, from 0, in which ``first`` is right.
     """
@@ -90,12 +95,12 @@ def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
 
 
 def previous(x: Tensor, initial: float = 0.0) -> Tensor:
-    """The value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
+    """Returns the value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
     raise RuntimeError("co3d.previous is a marker: the pass thread_states replaces it")
 
 
 def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
-    """``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1.
+    """Returns ``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1.
 
     The ``n`` entries before the first step are all ``initial``.
     """
@@ -103,7 +108,7 @@ def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
 
 
 def carry(reads: Any, shape: Any, of_ends: bool = False, initial: float = 0.0, memory: int | None = None) -> Tensor:
-    """A state of a recurrent layer, (batch, *shape); ``store`` gives it its next value.
+    """Returns a state of a recurrent layer, (batch, *shape); ``store`` gives it its next value.
 
     Args:
         reads: What it is made of: for each turn of a step the entries that the turn reads.
@@ -116,13 +121,13 @@ def carry(reads: Any, shape: Any, of_ends: bool = False, initial: float = 0.0, m
 
 
 def counter(like: Tensor) -> Tensor:
-    """Entries of the stream before this step, (batch, 1) of int64; ``store`` gives it its next value."""
+    """Returns the entries of the stream before this step, (batch, 1) of int64; ``store`` gives it its next value."""
     raise RuntimeError("co3d.counter is a marker: the pass thread_states replaces it")
 
 
 @has_side_effect
 def store(state: Tensor, value: Tensor) -> Tensor:
-    """``value`` as what ``state``, a carry or a counter, holds in the next step.
+    """Returns ``value`` as what ``state``, a carry or a counter, holds in the next step.
 
     Nothing in the graph reads it, so it counts as impure: FX does not take it for dead code.
     """
@@ -130,14 +135,17 @@ def store(state: Tensor, value: Tensor) -> Tensor:
 
 
 def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
-    """``x`` with its dim ``x_dim``, of size one, expanded to the size of ``like``'s dim ``like_dim``."""
+    """Returns ``x`` with its dim ``x_dim``, of size one, expanded to the size of ``like``'s dim ``like_dim``."""
     shape = list(x.shape)
     shape[x_dim] = like.shape[like_dim]
     return x.expand(shape)
 
 
 def settled(x: Tensor, stream: Tensor, steps: int) -> Tensor:
-    """``x``, which is ``stream`` from a step on: what it is in the first ``steps`` steps is of the start alone."""
+    """Returns ``x``, which is ``stream`` from a step on.
+
+    What it is in the first ``steps`` steps is of the start alone.
+    """
     return x
 
 
@@ -162,7 +170,7 @@ class OutsideArgs:
 
 
 def chain(x: Node, *markers: Any) -> list[Node]:
-    """A tensor, what it is a marker of, what that is a marker of, and so on: the last one is no such marker."""
+    """Returns a tensor, what it is a marker of, what that is a marker of, and so on: the last one is no such marker."""
     found = [x]
     while found[-1].target in markers:
         found.append(operand(found[-1]))
@@ -170,7 +178,10 @@ def chain(x: Node, *markers: Any) -> list[Node]:
 
 
 def undelayed(x: Node) -> tuple[Node, int]:
-    """The tensor that a delay, ``take(history(x, n), …)``, reads, and its ``n``; any other tensor itself, and 0."""
+    """Returns the tensor that a delay, ``take(history(x, n), …)``, reads, and its ``n``.
+
+    Any other tensor itself, and 0.
+    """
     if x.target is take and operand(x).target is history:
         return operand(operand(x)), int(argument(operand(x), 1, "n"))
     return x, 0

@@ -12,34 +12,34 @@ T = TypeVar("T", bound=Hashable)
 
 
 def operator_name(target: Any) -> str:
-    """The name of an operator as people know it: ``aten.conv3d``."""
+    """Returns the name of an operator as people know it: ``aten.conv3d``."""
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
     return str(getattr(target, "__name__", target))
 
 
 def module_path(node: Node) -> str:
-    """Dotted path of the module that a node came from (empty for the model itself)."""
+    """Returns the dotted path of the module that a node came from (empty for the model itself)."""
     if "path" in node.meta:
         return str(node.meta["path"])
     return list(module_calls(node).values() or [""])[-1]
 
 
 def module_calls(node: Node) -> dict[str, str]:
-    """By a name for each call of a module that a node came from its dotted path, the outermost first."""
+    """Returns the dotted path of each module that a node came from, by a name for the call, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return {str(call): str(entry[0]).removeprefix("L['self']").removeprefix(".") for call, entry in stack.items()}
 
 
 def overloads(operator: Any) -> list[Any]:
-    """All overloads of an operator packet; an overload or function is itself."""
+    """Returns all overloads of an operator packet; an overload or function is itself."""
     if isinstance(operator, torch._ops.OpOverloadPacket):
         return [getattr(operator, name) for name in operator.overloads()]
     return [operator]
 
 
 def operands(node: Node) -> list[Node]:
-    """The tensor operands, in order, lists flattened."""
+    """Returns the tensor operands, in order, lists flattened."""
     return list(node.all_input_nodes)
 
 
@@ -74,28 +74,28 @@ def run_operator(node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 def operand(node: Node, index: int = 0) -> Node:
-    """A tensor operand by its position."""
+    """Returns a tensor operand by its position."""
     arg = node.args[index]
     assert isinstance(arg, Node), f"operand {index} of {node.name} is no tensor"
     return arg
 
 
 def operand_list(node: Node, index: int = 0) -> list[Node]:
-    """The tensors of a list, such as those of ``cat``."""
+    """Returns the tensors of a list, such as those of ``cat``."""
     arg = node.args[index]
     assert isinstance(arg, (list, tuple)), f"operand {index} of {node.name} is no list"
     return [n for n in arg if isinstance(n, Node)]
 
 
 def whole(node: Node, index: int) -> int:
-    """An argument that is a whole number, by its position."""
+    """Returns an argument that is a whole number, by its position."""
     arg = node.args[index]
     assert isinstance(arg, int), f"argument {index} of {node.name} is no whole number"
     return arg
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """The shape in the captured clip."""
+    """Returns the shape in the captured clip."""
     return tuple(int(s) for s in node.meta["val"].shape)
 
 
@@ -104,21 +104,21 @@ def rank_of(node: Node) -> int:
 
 
 def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
-    """Dims as non-negative numbers; None or empty means all."""
+    """Returns the dims as non-negative numbers; None or empty means all."""
     if dims is None or (not isinstance(dims, int) and len(dims) == 0):
         return list(range(rank))
     return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
 
 
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """An argument by position or by name."""
+    """Returns an argument by position or by name."""
     if len(node.args) > index:
         return node.args[index]
     return node.kwargs.get(name, default)
 
 
 def spread(value: Any, n: int) -> list[int]:
-    """A size given once or per dim, as a list of ``n``."""
+    """Returns a size given once or per dim, as a list of ``n``."""
     if isinstance(value, int):
         return [value] * n
     values = list(value)
@@ -126,7 +126,10 @@ def spread(value: Any, n: int) -> list[int]:
 
 
 def drawn_by_chance(nodes: Iterable[Node]) -> str:
-    """``: the operator and its module``, of the first one that draws numbers; empty: none does."""
+    """Says which operator is the first to draw by chance, as ``: the operator in its module draws by chance``.
+
+    Else empty.
+    """
     for n in nodes:
         if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
             return f": {operator_name(n.target)} in {module_path(n) or 'the model'} draws by chance"

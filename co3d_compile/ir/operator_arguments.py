@@ -23,53 +23,53 @@ class Arguments:
         self._values.update(node.kwargs)
 
     def given(self, name: str) -> Argument:
-        """An argument as it is; None where the operator has none of this name."""
+        """Returns an argument as it is; None where the operator has none of this name."""
         return self._values.get(name)
 
     def optional(self, name: str) -> Node | None:
-        """A tensor, or None."""
+        """Returns a tensor, or None."""
         value = self.given(name)
         assert value is None or isinstance(value, Node), f"{name} is no tensor"
         return value
 
     def tensor(self, name: str = "self") -> Node:
-        """A tensor."""
+        """Returns a tensor."""
         value = self.optional(name)
         assert value is not None, f"{name} is missing"
         return value
 
     def tensors(self, name: str) -> list[Node]:
-        """A list of tensors."""
+        """Returns a list of tensors."""
         values = self.given(name)
         assert isinstance(values, (list, tuple)), f"{name} is no list"
         return [value for value in values if isinstance(value, Node)]
 
     def number(self, name: str) -> float:
-        """A number: an int stays an int."""
+        """Returns a number: an int stays an int."""
         value = self.given(name)
         assert isinstance(value, (int, float)), f"{name} is no number"
         return value
 
     def plain(self, name: str) -> float | str:
-        """A number or a word."""
+        """Returns a number or a word."""
         value = self.given(name)
         return value if isinstance(value, str) else self.number(name)
 
     def integer(self, name: str) -> int:
-        """A whole number, or a flag as 0 or 1."""
+        """Returns a whole number, or a flag as 0 or 1."""
         return int(self.number(name))
 
     def integers(self, name: str, count: int = 1) -> list[int]:
-        """Whole numbers; one that is given alone stands for ``count`` of them."""
+        """Returns whole numbers; one that is given alone stands for ``count`` of them."""
         value = self.given(name)
         assert isinstance(value, (int, list, tuple)), f"{name} is no list of whole numbers"
         return spread(value, count)
 
     def dims(self, of: Node, name: str = "dim") -> list[int]:
-        """Dims of a tensor, counted from the front; all of them where none is given."""
+        """Returns the dims of a tensor, counted from the front; all of them where none is given."""
         value = self.given(name)
         return norm_dims(None if value is None else self.integers(name), rank_of(of))
 
     def dim(self, of: Node, name: str = "dim") -> int:
-        """One dim of a tensor, counted from the front."""
+        """Returns one dim of a tensor, counted from the front."""
         return self.integer(name) % rank_of(of)

@@ -62,5 +62,5 @@ class Operator:
 
 
 def as_rows(rows: list[Operator]) -> list[dict[str, Any]]:
-    """Plain JSON data."""
+    """Returns the rows as plain JSON data."""
     return [{**asdict(row), "field": row.field} for row in rows]

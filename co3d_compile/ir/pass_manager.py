@@ -49,7 +49,7 @@ class PassList(list[Pass]):
     """A plain list of passes that can also be edited by name."""
 
     def position(self, name: str) -> int:
-        """The index of the pass of this name.
+        """Returns the index of the pass of this name.
 
         Raises:
             PassError: There is none.
@@ -60,22 +60,22 @@ class PassList(list[Pass]):
         raise PassError(f"There is no pass {name!r}; there are {', '.join(p.name for p in self)}.")
 
     def before(self, name: str, new: Pass) -> PassList:
-        """A list with ``new`` in front of the named pass."""
+        """Returns a list with ``new`` in front of the named pass."""
         i = self.position(name)
         return PassList([*self[:i], new, *self[i:]])
 
     def after(self, name: str, new: Pass) -> PassList:
-        """A list with ``new`` behind the named pass."""
+        """Returns a list with ``new`` behind the named pass."""
         i = self.position(name)
         return PassList([*self[: i + 1], new, *self[i + 1 :]])
 
     def replace(self, name: str, new: Pass) -> PassList:
-        """A list with ``new`` in place of the named pass."""
+        """Returns a list with ``new`` in place of the named pass."""
         i = self.position(name)
         return PassList([*self[:i], new, *self[i + 1 :]])
 
     def without(self, name: str) -> PassList:
-        """A list without the named pass."""
+        """Returns a list without the named pass."""
         i = self.position(name)
         return PassList([*self[:i], *self[i + 1 :]])
 
@@ -159,7 +159,7 @@ def _check_required(program: Program, p: Pass, breakers: Mapping[str, str]) -> N
 
 
 def _lie(p: Pass, promise: str, problem: str) -> PassError:
-    """The error of a pass behind which a promise does not hold."""
+    """Returns the error of a pass behind which a promise does not hold."""
     if promise in p.ensures:
         what, cure = f"ensures '{promise}', and that is not so", f"take '{promise}' out of its ensures"
     else:

@@ -270,13 +270,13 @@ class Program:
     notes: Notes = field(default_factory=Notes)
 
     def follow(self) -> None:
-        """From now on remembers which node took another's place, so that results can be told from the captured ones."""
+        """Remembers from now on which node took another's place, so that results can be told from the captured ones."""
         self.notes.captured = tuple(n.name for n in self.graph.nodes)
         became = self.notes.became
         self.module._register_replace_node_hook(lambda old, new, user: became.__setitem__(old.name, new))
 
     def places(self) -> dict[str, str]:
-        """The node that has the value of each captured one, by name; what has no such node is left out."""
+        """Returns the node that has the value of each captured one, by name; what has no such node is left out."""
         there = {n.name for n in self.graph.nodes}
         found, became = {}, self.notes.became
         for captured in self.notes.captured:
@@ -289,21 +289,21 @@ class Program:
         return found
 
     def names_of(self, node: Node) -> list[str]:
-        """The names of a node: its own, and those of the nodes that it took the place of."""
+        """Returns the names of a node: its own, and those of the nodes that it took the place of."""
         names = [node.name]
         for name in names:
             names += [old for old, new in self.notes.became.items() if new == name and old not in names]
         return names
 
     def captured_name(self, node: Node) -> str:
-        """The name that a convolution or pool had when it was captured."""
+        """Returns the name that a convolution or pool had when it was captured."""
         name = self.notes.kernels.get(node.name, node.name)
         while name not in self.notes.captured:
             name = next(old for old, new in self.notes.became.items() if new == name)
         return name
 
     def copied(self) -> Program:
-        """The same program with a graph of its own, to be annotated or tried on: nodes keep their names."""
+        """Returns the same program with a graph of its own, to be annotated or tried on: nodes keep their names."""
         graph = torch.fx.Graph()
         env: dict[Node, Node] = {}
         graph.output(graph.graph_copy(self.graph, env))
@@ -323,11 +323,14 @@ class Program:
         return self.module.graph
 
     def placeholders(self) -> list[Node]:
-        """The nodes of the inputs, in their order."""
+        """Returns the nodes of the inputs, in their order."""
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:
-        """A shape of the step model: the batch is N, or the number that the model fixes; rows of an input are K."""
+        """Returns a shape of the step model: the batch is N, or the number that the model fixes.
+
+        Rows of an input are K.
+        """
         return [self.step.fixed_batch or s if s == "N" else s for s in shape]
 
     def record(self, node: Node, action: str) -> None:
@@ -336,10 +339,10 @@ class Program:
         self.notes.actions[key] = self.notes.actions.get(key, 0) + 1
 
     def constant(self, node: Node) -> torch.Tensor:
-        """The tensor behind a ``get_attr`` node."""
+        """Returns the tensor behind a ``get_attr`` node."""
         return get_constant(self.module, str(node.target))
 
 
 def bytes_of(shape: Sequence[int | str], dtype: torch.dtype) -> int:
-    """Bytes of one stream's share of a tensor."""
+    """Counts the bytes of one stream's share of a tensor."""
     return math.prod(int(s) for s in shape if not isinstance(s, str)) * dtype.itemsize

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Random numbers that a root or a logarithm takes: from 0 to 1, or 0 and 1 where numbers are whole."""
+    """Returns random numbers that a root or a logarithm takes: from 0 to 1, or 0 and 1 where numbers are whole."""
     if dtype.is_floating_point:
         return torch.rand(tuple(shape), dtype=dtype, generator=generator)
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
 def equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are equal but for rounding; ``tolerance`` is relative to the largest finite number.
+    """Says whether two tensors are equal but for rounding; ``tolerance`` is relative to the largest finite number.
 
     What is no number in both, or the same infinity, is equal.
     """

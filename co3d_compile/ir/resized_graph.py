@@ -49,7 +49,7 @@ class Captures:
     sizes: tuple[Size, ...]
 
     def at(self, entries: int, batch: int | None = None) -> GraphModule:
-        """The graph at another length.
+        """Returns the graph at another length.
 
         Raises:
             NotResizable: A number among its arguments is not whole there, or grows in another way.
@@ -72,7 +72,7 @@ class Captures:
         return GraphModule(self.short, graph)
 
     def shapes(self, entries: int, batch: int | None = None) -> list[tuple[int, ...]]:
-        """The shapes of the inputs at another length."""
+        """Returns the shapes of the inputs at another length."""
         size = Size(entries, self.sizes[0].batch if batch is None else batch)
         wide = self.wide if self.wide is not None else self.short
         modules = (self.short, self.long, wide)
@@ -80,7 +80,7 @@ class Captures:
         return [tuple(self._solved([list(map(int, n.meta["val"].shape)) for n in nodes], size, {})) for nodes in inputs]
 
     def _solved(self, values: Sequence[Any], size: Size, made: Mapping[Node, Node]) -> Any:
-        """One argument of a node, from what it is in each of the captures."""
+        """Returns one argument of a node, from what it is in each of the captures."""
         first = values[0]
         if isinstance(first, Node):
             return made[first]
@@ -100,7 +100,10 @@ class Captures:
         return first
 
     def _number(self, short: int, long: int, wide: int, size: Size) -> int:
-        """A whole number at another size: a part that grows with the length, once for each clip or once for all."""
+        """Solves for a whole number at another size.
+
+        A part of it grows with the length, once for each clip or once for all.
+        """
         one, two, *more = self.sizes
         value = short + Fraction(long - short, two.entries - one.entries) * (size.entries - one.entries)
         if wide != short:
@@ -113,7 +116,7 @@ class Captures:
 
 
 def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Mapping[Node, int]) -> GraphModule:
-    """What computes a node from others, as a graph of its own with these for inputs.
+    """Returns what computes a node from others, as a graph of its own with these for inputs.
 
     Args:
         module: Has the constants.
@@ -135,7 +138,7 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
 
 
 def in_float64(module: GraphModule) -> GraphModule:
-    """A graph that computes in float64, casts among its operators included."""
+    """Returns a graph that computes in float64, casts among its operators included."""
     graph = Graph()
     made: dict[Node, Node] = {}
     for node in module.graph.nodes:

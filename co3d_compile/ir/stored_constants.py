@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 
 def get_constant(root: nn.Module, target: str) -> torch.Tensor:
-    """The tensor of a dotted attribute."""
+    """Returns the tensor of a dotted attribute."""
     value: Any = root
     for atom in target.split("."):
         value = getattr(value, atom)
@@ -18,7 +18,7 @@ def get_constant(root: nn.Module, target: str) -> torch.Tensor:
 
 
 def is_taken(root: nn.Module, target: str) -> bool:
-    """Whether there is something under a dotted name."""
+    """Says whether there is something under a dotted name."""
     value: Any = root
     for atom in target.split("."):
         if not hasattr(value, atom):

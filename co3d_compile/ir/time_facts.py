@@ -129,7 +129,7 @@ class Fact:
         return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
 
     def through(self, kernel: Kernel, layout: Layout, edges: tuple[bool, bool] = (False, False)) -> Fact:
-        """The fact of an operator's output over time, by its index equation.
+        """Returns the fact of an operator's output over time, by its index equation.
 
         With ends, a crop at the end is held back until it is known which entries it drops, and what reads copies of
         an entry until that entry has come.
@@ -167,26 +167,29 @@ class Fact:
         return replace(moved, delay=max(waits), lead=lead, tail=tail)
 
     def no_sooner(self, due: Fraction) -> Fact:
-        """The fact where the first entry must not come before so many frames have."""
+        """Returns the fact where the first entry must not come before so many frames have."""
         return replace(self, delay=max(self.delay, ceil(due / self.rate) - 1))
 
     def scaled(self, factor: Fraction) -> Fact:
-        """The fact where a step is ``factor`` times as long."""
+        """Returns the fact where a step is ``factor`` times as long."""
         items = tuple(item.scaled(factor) for item in self.own.items)
         return replace(self, pulse=self.pulse * factor, own=replace(self.own, items=items))
 
     def held_back(self, begun: bool) -> Fact:
-        """The fact once the entries have come of which the first are copies; if ``begun``, no sooner than a frame."""
+        """Returns the fact once the entries have come of which the first are copies.
+
+        If ``begun``, no sooner than a frame.
+        """
         delay = self.delay + self.lead
         return replace(self, delay=max(0, delay) if begun else delay, lead=0, tail=0, own=Own())
 
     def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
-        """Whether copies at the edges are copies behind this kernel too."""
+        """Says whether copies at the edges are copies behind this kernel too."""
         front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
         return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
 
     def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
-        """The fact of ``r`` times as many entries less the last ``cut``, which come ``delay`` later (counted in these).
+        """Returns the fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
 
         The end is that of a clip of a matching length.
         """
@@ -196,7 +199,7 @@ class Fact:
         return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, crop=crop, end=end)
 
     def flowing(self, kernel: Kernel) -> Kernel:
-        """The kernel as it is applied to the stream: strides become dilations in dense mode."""
+        """Returns the kernel as it is applied to the stream: strides become dilations in dense mode."""
         return kernel.dense(self.spacing) if self.dense else kernel
 
     def __str__(self) -> str:
@@ -209,7 +212,7 @@ class Fact:
 
 
 def _copies(before: int, p: int, edge: bool) -> int:
-    """How many copies there are at an end that is padded, or cropped if ``p`` is negative."""
+    """Returns how many copies there are at an end that is padded, or cropped if ``p`` is negative."""
     return max(0, before + p) if before or edge else 0
 
 
@@ -217,13 +220,13 @@ STATIC = Fact(Kind.STATIC)
 
 
 def fact_of(node: Node) -> Fact:
-    """The fact attached to a node; a node without one is a constant."""
+    """Returns the fact attached to a node; a node without one is a constant."""
     return node.meta.get(KEY, STATIC)
 
 
 @contextmanager
 def facts_as(facts: Mapping[Node, Fact]) -> Iterator[None]:
-    """Inside, some nodes have other facts."""
+    """Gives some nodes other facts, inside."""
     own = {node: fact_of(node) for node in facts}
     try:
         for node, fact in facts.items():
@@ -240,7 +243,7 @@ def amend(node: Node, **changes: Any) -> None:
 
 
 def own_of(node: Node) -> Own:
-    """What is known of an operator itself."""
+    """Returns what is known of an operator itself."""
     return fact_of(node).own
 
 
@@ -250,12 +253,12 @@ def amend_own(node: Node, **changes: Any) -> None:
 
 
 def constant_of(node: Node) -> Constant:
-    """What is known of the values of a node: nothing, if it is no constant of the model."""
+    """Returns what is known of the values of a node: nothing, if it is no constant of the model."""
     return own_of(node).constant or Constant()
 
 
 def kernel_of(node: Node) -> Kernel:
-    """The kernel with which an operator slides over the entries of its operand as they come."""
+    """Returns the kernel with which an operator slides over the entries of its operand as they come."""
     slides = own_of(node).slides
     return fact_of(operand(node)).flowing(slides.kernel) if slides is not None else Kernel()
 
@@ -273,14 +276,17 @@ def is_start(node: object) -> bool:
 
 
 def _joint_crop(streams: Sequence[Fact]) -> int:
-    """What operands that meet leave out in front: all of them do, or each is a single entry and the last one says."""
+    """Returns what operands that meet leave out in front.
+
+    All of them do, or each is a single entry and the last one says.
+    """
     if all(f.single for f in streams):
         return max(f.crop for f in streams)
     return min(f.crop for f in [f for f in streams if not f.per_entry] or streams)
 
 
 def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
-    """The fact of an operator that reads several streaming operands at equal index: the largest delay wins.
+    """Returns the fact of an operator that reads several streaming operands at equal index: the largest delay wins.
 
     Raises:
         NoExtension: The operands have different rates or lengths, or one is a single entry, of which each clip has one,
@@ -309,23 +315,23 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
 
 
 def flush_steps(fact: Fact) -> int:
-    """Steps after the last frame until the last entry of a tensor has come."""
+    """Counts the steps after the last frame until the last entry of a tensor has come."""
     return max(0, 1 + floor((_behind(fact) - 1) / fact.pulse))
 
 
 def misfit(fact: Fact) -> int:
-    """Entries by which the last one of a stream of whole steps falls short of the end of a step."""
+    """Counts the entries by which the last one of a stream of whole steps falls short of the end of a step."""
     return int(-_behind(fact) % fact.pulse)
 
 
 def _behind(fact: Fact) -> int:
-    """Entries that are still due after the last frame of a stream of whole steps."""
+    """Counts the entries that are still due after the last frame of a stream of whole steps."""
     assert fact.end is not None
     return ceil(-fact.end / fact.rate) + fact.delay
 
 
 def known(node: Node) -> Layout:
-    """The layout of an operand.
+    """Returns the layout of an operand.
 
     Raises:
         LayoutLost: Nothing is known of it.
@@ -339,7 +345,7 @@ def known(node: Node) -> Layout:
 
 
 def touches_time(node: Node, dims: Iterable[int]) -> bool:
-    """Whether time (more than one entry of it) is in one of these dims of a streaming operand."""
+    """Says whether time (more than one entry of it) is in one of these dims of a streaming operand."""
     if not is_stream(node):
         return False
     fact = fact_of(node)

@@ -90,7 +90,7 @@ def annotated(
     top: int = 3,
     events: Sequence[Event] | None = None,
 ) -> Image:
-    """A copy of a picture with the time, and bars for the best classes, in its lower left corner.
+    """Returns a copy of a picture with the time, and bars for the best classes, in its lower left corner.
 
     ``events`` stand in a bar over the last half minute at the upper edge.
     """
@@ -126,7 +126,7 @@ def annotated(
 
 
 def fitted(image: Image, height: int, width: int) -> Image:
-    """The picture scaled into this size, its aspect kept, with black bars where it does not fill it."""
+    """Returns the picture scaled into this size, its aspect kept, with black bars where it does not fill it."""
     if image.shape[:2] == (height, width):
         return image
     scale = min(height / image.shape[0], width / image.shape[1])
@@ -140,13 +140,13 @@ def fitted(image: Image, height: int, width: int) -> Image:
 
 
 def video_size(height: int, width: int) -> tuple[int, int]:
-    """Even sides for the annotated video: the source's own, unless it is too large, or too small for text."""
+    """Returns even sides for the annotated video: the source's own, unless it is too large, or too small for text."""
     scale = min(max(1.0, SMALLEST / min(height, width)), LONGEST / max(height, width))
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 
 
 def pillow() -> ModuleType:
-    """Pillow, or an error that says how to get it."""
+    """Imports Pillow, or says how to get it."""
     try:
         import PIL
         import PIL.Image

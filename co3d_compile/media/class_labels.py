@@ -40,7 +40,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 
 def clean_labels(names: Sequence[str | int]) -> tuple[str, ...]:
-    """Names as short texts without control characters: they may come from anyone's file.
+    """Makes names short texts without control characters: they may come from anyone's file.
 
     Raises:
         UsageError: It is one text, whose letters would be the names.

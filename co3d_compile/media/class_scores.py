@@ -26,23 +26,23 @@ class Ranked:
     score: float
 
     def to_dict(self) -> dict[str, int | str | float]:
-        """The class as JSON data."""
+        """Returns the class as JSON data."""
         return {"class": self.index, "label": self.label, "score": self.score}
 
 
 def best_classes(scores: npt.NDArray[np.float32], labels: Sequence[str], count: int) -> list[Ranked]:
-    """The classes with the highest scores, best first."""
+    """Returns the classes with the highest scores, best first."""
     order = [int(index) for index in np.argsort(-scores, kind="stable")[:count]]
     return [Ranked(index, label_of(labels, index), float(scores[index])) for index in order]
 
 
 def label_of(labels: Sequence[str], index: int) -> str:
-    """The name of a class, or its number."""
+    """Returns the name of a class, or its number."""
     return labels[index] if index < len(labels) else str(index)
 
 
 def find_class(name: str | int, count: int, labels: Sequence[str]) -> int:
-    """The number of a class that is given by its name or number.
+    """Returns the number of a class that is given by its name or number.
 
     Raises:
         UsageError: There is none.
@@ -91,13 +91,13 @@ class ClassScores:
         self._activation = activation
 
     def entries(self, values: Array) -> Array:
-        """(entries, …) of the one stream in an output's values, oldest first."""
+        """Returns (entries, …) of the one stream in an output's values, oldest first."""
         if self.spec.time_dim is None or self.spec.entries_per_step <= 1:
             return values[None]
         return np.moveaxis(values, self.spec.time_dim, 0)
 
     def of(self, entries: Array) -> npt.NDArray[np.float32]:
-        """Entries as (entries, classes), probabilities."""
+        """Returns entries as (entries, classes), probabilities."""
         values = entries.reshape(len(entries), self.classes).astype(np.float32)
         if self._activation == "auto":
             self._activation = _guess_activation(values)

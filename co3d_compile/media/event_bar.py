@@ -35,7 +35,7 @@ def draw_events(
 
 
 def shortened(text: str, draw: ImageDraw, font: Font, room: float) -> str:
-    """The text, or as much of its beginning as there is room for."""
+    """Returns the text, or as much of its beginning as there is room for."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "…", font) > room:

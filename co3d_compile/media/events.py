@@ -44,7 +44,7 @@ class Event:
         return f"<Event {self.label} from {self.begin:.2f} s to {self.end:.2f} s, peak {self.peak:.2f}>"
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """The event as JSON data."""
+        """Returns the event as JSON data."""
         return {"class" if f.name == "index" else f.name: getattr(self, f.name) for f in fields(self)}
 
 
@@ -110,7 +110,7 @@ class EventFinder:
         return found
 
     def now(self) -> list[Event]:
-        """The events that are not over for certain, up to the last prediction."""
+        """Returns the events that are not over for certain, up to the last prediction."""
         end = self._last + (self._interval or 0.0)
         return [event for index, run in self._runs.items() if (event := self._event(index, run, end))]
 

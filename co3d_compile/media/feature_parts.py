@@ -28,7 +28,7 @@ ROWS = 512  # of the output with the most, in a part
 
 
 def feature_outputs(info: Contract, named: Sequence[str] = ()) -> list[OutputSpec]:
-    """The outputs that are features: those named, those of ``also``, or all.
+    """Returns the outputs that are features: those named, those of ``also``, or all.
 
     Raises:
         UsageError: The model has no such output.
@@ -131,7 +131,7 @@ class FeatureRun:
         del self._taken[:-keep]
 
     def _entries(self, spec: OutputSpec, values: Array) -> list[tuple[Array, int]]:
-        """The entries of a step's result, each with the frame that it is about, counted among those taken."""
+        """Returns the entries of a step's result, each with the frame that it is about, counted among those taken."""
         pulse = self._feed.pulse
         each = frames_per_entry(self.session.info, spec)
         streams = spec.has_time and math.isclose(spec.entries_per_step * each, pulse.first)
@@ -141,7 +141,7 @@ class FeatureRun:
         return [(part[0].copy(), at) for part, at in zip(parts, frames, strict=True) if 0 <= at < self._frames]
 
     def _reach(self, spec: OutputSpec) -> int:
-        """Frames from the newest one back to the oldest that an entry of a step is about, at most."""
+        """Counts the frames from the newest one back to the oldest that an entry of a step is about, at most."""
         pulse = self._feed.pulse
         entries = 1 + max(0, spec.delay) + spec.entries_per_step
         return math.ceil(entries * frames_per_entry(self.session.info, spec)) * (pulse.frames // pulse.first)

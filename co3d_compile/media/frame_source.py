@@ -168,7 +168,7 @@ class Source:
         return container
 
     def _work(self) -> None:
-        """The thread: decodes until the end, the first error or ``stop``."""
+        """Decodes until the end, the first error or ``stop``, in the thread."""
         end: object = _END
         try:
             for index, (image, seconds, away) in enumerate(self._pictures()):
@@ -191,7 +191,7 @@ class Source:
         return LoadError(f"{self.name} cannot be read as a video: {problem}.")
 
     def _pictures(self) -> Iterator[tuple[Image, float, float]]:
-        """Pictures, seconds from the first one, and the seconds in which a live source was away up to there, in all."""
+        """Yields pictures, their seconds from the first one, and the seconds for which a live source was away."""
         clock, away, before, until = _Clock(self.fps or 30), 0.0, 0.0, 0.0
         # When a frame of time 0 would have come: the last frame of a stream may come late, with the end of it.
         begun: deque[float] = deque(maxlen=RECENT)
@@ -249,7 +249,7 @@ class Source:
                 self.damaged += 1
 
     def _decode(self, clock: _Clock) -> Iterator[tuple[Image, float]]:
-        """Pictures with their seconds by this clock."""
+        """Yields the pictures with their seconds by this clock."""
         assert self._container is not None
         stream = self._container.streams.video[0]
         for packet in self._container.demux(stream):
@@ -263,7 +263,7 @@ class Source:
 
 
 def read_source(source: str | Path, fps: float | None = None) -> Iterator[VideoFrame]:
-    """All frames of a source, see ``Source``."""
+    """Yields all frames of a source, see ``Source``."""
     with Source(source, fps) as frames:
         yield from frames
 
@@ -306,7 +306,7 @@ class _Channel:
         self._changed = threading.Condition()
 
     def put(self, item: object, given_up: Callable[[], bool]) -> bool:
-        """Whether the reader still wants items."""
+        """Says whether the reader still wants items."""
         with self._changed:
             while len(self._items) >= self._size and not self._drops and not given_up():
                 self._changed.wait(0.1)
@@ -326,7 +326,7 @@ class _Channel:
             self._changed.notify_all()
 
     def get(self, seconds: float) -> object:
-        """The next item, or None if there is none for so long."""
+        """Returns the next item, or None if there is none for so long."""
         until = time.monotonic() + seconds
         with self._changed:
             while not self._items:
@@ -340,14 +340,14 @@ class _Channel:
 
 
 def _why(error: BaseException) -> str:
-    """What happened, in words: FFmpeg says "Immediate exit requested" where its time was up."""
+    """Returns what happened, in words: FFmpeg says "Immediate exit requested" where its time was up."""
     if isinstance(error, getattr(pyav().error, "ExitError", ())):
         return f"nothing came for {SECONDS:g} seconds"
     return reason(error)
 
 
 def _aside(call: Callable[[], T]) -> T:
-    """The result of what may wait inside FFmpeg, called in a thread: signals are heard at once in this one."""
+    """Returns the result of what may wait inside FFmpeg, called in a thread: signals are heard at once in this one."""
     result: Future[T] = Future()
 
     def work() -> None:
@@ -361,7 +361,7 @@ def _aside(call: Callable[[], T]) -> T:
 
 
 def _camera(path: str, given: str) -> tuple[str, str]:
-    """What PyAV opens for a camera, and by which of FFmpeg's devices."""
+    """Returns what PyAV opens for a camera, and by which of FFmpeg's devices."""
     device = CAMERAS.get(sys.platform)
     if device is None:
         raise UsageError(f"Cameras are not known on {sys.platform}.", hint="Give a URL or a file.")
@@ -371,7 +371,7 @@ def _camera(path: str, given: str) -> tuple[str, str]:
 
 
 def _standard_input() -> FileIO:
-    """Unbuffered: a thread that waits in a buffered read would stop Python from ending."""
+    """Opens it unbuffered: a thread that waits in a buffered read would stop Python from ending."""
     with suppress(OSError, ValueError, AttributeError):
         number = sys.stdin.fileno()
         if not os.isatty(number):
@@ -395,5 +395,5 @@ def _claimed_frames(container: InputContainer, stream: VideoStream) -> int | Non
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """frame_2 before frame_10."""
+    """Orders frame_2 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -59,11 +59,11 @@ class Prediction:
         return f"<Prediction of frame {self.frame} at {self.time:.2f} s{', warming up' * self.warmup}: {best}>"
 
     def top(self, count: int = 5) -> list[Ranked]:
-        """The classes with the highest scores, best first."""
+        """Returns the classes with the highest scores, best first."""
         return best_classes(self.scores, self.labels, count)
 
     def label(self, index: int) -> str:
-        """The name of a class, or its number."""
+        """Returns the name of a class, or its number."""
         return label_of(self.labels, index)
 
 
@@ -174,7 +174,10 @@ class Predictor:
         return results
 
     def finish(self) -> list[Prediction]:
-        """The predictions still due at the end of the video: some if compiled with ``boundary="exact"``, else none."""
+        """Returns the predictions still due at the end of the video.
+
+        Some if compiled with ``boundary="exact"``, else none.
+        """
         self.left_over = len(self._feed.pending)
         if self.info.boundary != "exact" or not self.frames:
             self._feed.pending.clear()
@@ -206,7 +209,7 @@ class Predictor:
         return results
 
     def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:
-        """All predictions of a video, from its frames (``read_source``, ``read_frames``)."""
+        """Yields all predictions of a video, from its frames (``read_source``, ``read_frames``)."""
         if isinstance(frames, (str, bytes, os.PathLike)):
             raise UsageError(f"{frames!r} is no frames.", hint="Give read_source(...) of it.")
         for frame in frames:
@@ -265,7 +268,7 @@ class Predictor:
         return results
 
     def _place(self, before: int) -> tuple[int, bool] | None:
-        """Where in the frames taken the entry lies that is so many before the newest one, and whether it is warm-up.
+        """Returns the place in the frames of the entry so many before the newest one, and whether it is warm-up.
 
         None: an entry before the first frame or behind the last one.
         """
@@ -288,6 +291,6 @@ def predict(
 
 
 def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
-    """A prediction as plain JSON data, with its ``count`` best classes."""
+    """Returns a prediction as plain JSON data, with its ``count`` best classes."""
     data = {name: value for name, value in vars(prediction).items() if name not in ("scores", "labels")}
     return data | {"top": [rank.to_dict() for rank in prediction.top(count)]}

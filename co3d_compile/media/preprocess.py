@@ -90,7 +90,7 @@ class Preprocess:
             raise UsageError(f"{self.fps!r} is no frame rate.")
 
     def __call__(self, image: Image) -> npt.NDArray[np.float32]:
-        """One frame of the model.
+        """Prepares one frame of the model.
 
         Args:
             image: (height, width, 3), uint8, RGB, of any size.
@@ -113,12 +113,12 @@ class Preprocess:
         return np.expand_dims(np.ascontiguousarray(values.transpose(order)), self.layout.replace("T", "").index("N"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``preprocess`` object of the metadata."""
+        """Returns the ``preprocess`` object of the metadata."""
         data = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def _scaled(self, height: int, width: int) -> Size:
-        """Height and width after scaling, never smaller than the crop."""
+        """Returns the height and width after scaling, never smaller than the crop."""
         if isinstance(self.size, tuple):
             return self.size
         least = _pair(self.crop)
@@ -144,7 +144,7 @@ def check_names(given: Settings) -> None:
 
 
 def preprocess_for(spec: InputSpec, given: Settings | None = None) -> Preprocess:
-    """The preprocessing of one model input: what is given, completed by the input's own shape.
+    """Returns the preprocessing of one model input: what is given, completed by the input's own shape.
 
     Args:
         spec: The input, as the contract describes it.
@@ -179,7 +179,7 @@ def preprocess_for(spec: InputSpec, given: Settings | None = None) -> Preprocess
 
 
 def stored_preprocess(spec: InputSpec, stored: Settings | None, given: Settings) -> Preprocess:
-    """The preprocessing that a file's metadata says, with what the user gives instead of it.
+    """Returns the preprocessing that a file's metadata says, with what the user gives instead of it.
 
     Raises:
         ContractError: The metadata is damaged. Else as ``preprocess_for``.
@@ -198,7 +198,7 @@ def stored_preprocess(spec: InputSpec, stored: Settings | None, given: Settings)
 
 
 def guess_layout(spec: InputSpec) -> str:
-    """The layout of a clip, from where time is and which dim could be the channels.
+    """Returns the layout of a clip, from where time is and which dim could be the channels.
 
     Raises:
         UnsupportedError: The input is no sequence of pictures.

@@ -75,7 +75,7 @@ def read_frames(source: str | Path) -> Iterator[VideoFrame]:
 
 
 def picture(frame: Decoded) -> Image:
-    """What a decoded frame shows, turned upright as the file says (telephones film sideways)."""
+    """Returns what a decoded frame shows, turned upright as the file says (telephones film sideways)."""
     image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
@@ -97,7 +97,10 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def _weights(size: int, wanted: int) -> npt.NDArray[np.float32]:
-    """(wanted, size): what each pixel of a row is made of, by triangles as wide as the pixels of the smaller row."""
+    """Returns (wanted, size).
+
+    What each pixel of a row is made of, by triangles as wide as the pixels of the smaller row.
+    """
     scale = size / wanted
     centers = (np.arange(wanted) + 0.5) * scale - 0.5
     weights = np.maximum(0, 1 - np.abs(np.arange(size)[None] - centers[:, None]) / max(scale, 1.0))
@@ -146,7 +149,7 @@ class VideoWriter:
             self._container.mux(stream.encode(frame))
 
     def close(self) -> None:
-        """Flush the encoder and finish the file."""
+        """Flushes the encoder and finishes the file."""
         stream, self._stream = self._stream, None
         with self._output_errors():
             if stream is not None:
@@ -173,7 +176,7 @@ class VideoWriter:
 
     @contextmanager
     def _output_errors(self) -> Iterator[None]:
-        """FFmpeg opens the file at the first picture or later, so any call can be the one that fails."""
+        """Raises OutputError where FFmpeg fails, which opens the file at the first picture or later."""
         try:
             yield
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
@@ -190,7 +193,7 @@ def write_video(path: str | Path, images: Iterable[Image], fps: float = 30.0) ->
 
 
 def pyav() -> ModuleType:
-    """PyAV, or an error that says how to get it."""
+    """Imports PyAV, or says how to get it."""
     try:
         import av
         import av.error

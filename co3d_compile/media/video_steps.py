@@ -34,7 +34,7 @@ class Pictures:
         self._dtypes = [spec.dtype for spec in info.inputs]
 
     def __call__(self, image: Image) -> list[Array]:
-        """One array for each input. What two inputs want alike is made once."""
+        """Returns one array for each input. What two inputs want alike is made once."""
         made = {each: each(image) for each in dict.fromkeys(self.preprocess)}
         return [made[each].astype(d, copy=False) for each, d in zip(self.preprocess, self._dtypes, strict=True)]
 
@@ -69,13 +69,13 @@ class Feed:
             yield len(self.pending) >= self.pulse.frames
 
     def take(self) -> tuple[list[Array], Array | None]:
-        """What is pending as ``Pulse.step`` gives it: inputs and valid flags."""
+        """Returns what is pending as ``Pulse.step`` gives it: inputs and valid flags."""
         step = self.pulse.step(self.pending[: self.pulse.frames])
         del self.pending[: self.pulse.frames]
         return step
 
     def steps(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Array, ...]]:
-        """The inputs of all whole steps of a video."""
+        """Yields the inputs of all whole steps of a video."""
         for frame in frames:
             for full in self.add(frame):
                 if full:
@@ -83,7 +83,9 @@ class Feed:
 
 
 def frame_about(info: Contract, spec: OutputSpec, steps: int, before: int = 0) -> int:
-    """The frame, from 0, that an entry of an output is about: the delay is taken off. Below 0: it is before the start.
+    """Returns the frame, from 0, that an entry of an output is about: the delay is taken off.
+
+    Below 0: it is before the start.
 
     Args:
         steps: That were run.
@@ -96,7 +98,7 @@ def frame_about(info: Contract, spec: OutputSpec, steps: int, before: int = 0) -
 
 
 def frames_per_entry(info: Contract, spec: OutputSpec) -> float:
-    """Frames of the first input for each entry of an output."""
+    """Counts the frames of the first input for each entry of an output."""
     return spec.frames_per_entry or Pulse(info).first / max(1, spec.entries_per_step)
 
 
@@ -116,7 +118,7 @@ class Rate:
         self._last = -math.inf
 
     def state(self) -> tuple[float | None, float | None]:
-        """Where it is, as JSON data, for ``restore``."""
+        """Returns where it is, as JSON data, for ``restore``."""
         return self._next, self._last if math.isfinite(self._last) else None
 
     def restore(self, state: Sequence[float | None]) -> None:

@@ -33,7 +33,7 @@ BINARY = {"Add", "Mul", "Sub"}
 
 
 def in_blocks(channels: int, block: int) -> int:
-    """The channels of a blocked tensor."""
+    """Returns the channels of a blocked tensor."""
     return -(-channels // block) * block
 
 
@@ -53,7 +53,7 @@ def keep_blocked(graph: ir.Graph) -> None:
 
 
 def _could(node: ir.Node) -> bool:
-    """Whether an operator has a form on blocked tensors, as far as it alone can tell."""
+    """Says whether an operator has a form on blocked tensors, as far as it alone can tell."""
     out = node.outputs[0]
     if node.domain == BLOCKED or out.is_graph_output() or not out.consumers() or not _is_image(out.shape):
         return False
@@ -64,7 +64,7 @@ def _could(node: ir.Node) -> bool:
 
 
 def _surrounded(node: ir.Node, chosen: set[ir.Node]) -> bool:
-    """Whether its operands are there in blocks and its results wanted in blocks."""
+    """Says whether its operands are there in blocks and its results wanted in blocks."""
     for v in node.inputs:
         if v is None or _is_number(v):
             continue
@@ -75,7 +75,7 @@ def _surrounded(node: ir.Node, chosen: set[ir.Node]) -> bool:
 
 
 def _inside(v: ir.Value | None) -> ir.Value | None:
-    """The blocked form of an operand."""
+    """Returns the blocked form of an operand."""
     producer = v.producer() if v is not None else None
     return producer.inputs[0] if producer is not None and producer.op_type == LEAVE else v
 
@@ -89,5 +89,5 @@ def _is_number(v: ir.Value) -> bool:
 
 
 def _fit(shapes: Sequence[ir.Shape | None]) -> bool:
-    """Whether images are of one shape; to multiply blocks with a gate takes longer than to reorder them."""
+    """Says whether images are of one shape; to multiply blocks with a gate takes longer than to reorder them."""
     return all(s is not None and _is_image(s) and s[1:] == shapes[0][1:] for s in shapes)  # type: ignore[index]

@@ -16,7 +16,7 @@ FULL, HALF, EIGHT_BITS = 1e-3, 1e-2, 5e-2
 
 
 def difference(given: ort.InferenceSession, converted: ort.InferenceSession, info: Contract, form: RunningForm) -> str:
-    """Where the results or the states of the two differ; empty if they agree.
+    """Returns where the results or the states of the two differ; empty if they agree.
 
     Args:
         given, converted: The two files, opened.
@@ -60,7 +60,7 @@ def _tolerance(info: Contract) -> float:
 
 
 def _noise(chance: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    """Between 0 and 1: what follows may take a root or a logarithm of it. Whole numbers are indices: zeros."""
+    """Draws numbers between 0 and 1, as a root or a logarithm takes them. Whole numbers are indices: zeros."""
     return chance.random(shape).astype(dtype) if dtype.startswith("float") else np.zeros(shape, dtype)
 
 

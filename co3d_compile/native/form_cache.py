@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Where converted files are kept: as ``CO3D_CACHE`` says, else in the platform's place; None: nowhere."""
+    """Returns where converted files are kept: as ``CO3D_CACHE`` says, else in the platform's place; None: nowhere."""
     said = os.environ.get(VARIABLE, "").strip()
     if said.lower() in OFF:
         return None
@@ -62,7 +62,7 @@ class FormCache:
         self.folder = folder
 
     def load(self, key: str) -> bytes | None:
-        """What is kept under this key; None: nothing, or nothing whole."""
+        """Returns what is kept under this key; None: nothing, or nothing whole."""
         if self.folder is None or not _is_own(self.folder):
             return None
         path = self._path(key)
@@ -101,7 +101,7 @@ class FormCache:
 
     @contextlib.contextmanager
     def turn(self, key: str) -> Iterator[bool]:
-        """Whether this process is the one that makes this entry now. It waits a little for another that does."""
+        """Says whether this process is the one that makes this entry now. It waits a little for another that does."""
         handle = self._open_lock(key)
         if handle is None:
             yield True
@@ -143,7 +143,7 @@ def _locked(handle: int) -> bool:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether nobody else can write there; the user's own folder is made so."""
+    """Says whether nobody else can write there; the user's own folder is made so."""
     if sys.platform == "win32":
         return folder.is_dir()
     try:

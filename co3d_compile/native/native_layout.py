@@ -40,7 +40,7 @@ class _Place:
 
 
 def to_native(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
-    """The model as ONNX Runtime lays it out on this machine, states in blocks too, and its contract.
+    """Returns the model as ONNX Runtime lays it out on this machine, states in blocks too, and its contract.
 
     Raises:
         UnsupportedError: ONNX Runtime has no blocked layout here.
@@ -50,7 +50,7 @@ def to_native(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
 
 
 def in_native_layout(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract, frozenset[str]]:
-    """As ``to_native``, and the names of the states whose channels are in blocks."""
+    """Does as ``to_native``, and names the states whose channels are in blocks."""
     block = block_channels()
     if block == 1:
         hint = "Compile without --native."
@@ -91,7 +91,7 @@ def _in_blocks(state: StateSpec, block: int) -> StateSpec:
 
 
 def _stand_in(graph: ir.Graph, x: ir.Value, channels: int) -> ir.Node:
-    """A convolution that changes nothing, which the optimiser takes to blocks."""
+    """Returns a convolution that changes nothing, which the optimiser takes to blocks."""
     name = f"{_STAND_IN}{channels}"
     if name not in graph.initializers:
         ones = ir.tensor(np.ones((channels, 1, 1, 1), np.float32), name=name)
@@ -103,7 +103,7 @@ def _stand_in(graph: ir.Graph, x: ir.Value, channels: int) -> ir.Node:
 
 
 def _mark_input(graph: ir.Graph, state: StateSpec) -> None:
-    """Everything reads the state through a stand-in. A second one behind it finds it again, as an output of this name;
+    """Makes everything read the state through a stand-in. A second one behind it finds it again, as an output;
     two readers also keep the optimiser from fusing what follows into the first."""
     x = next(v for v in graph.inputs if v.name == state.input)
     uses = list(x.uses())
@@ -119,7 +119,7 @@ def _mark_input(graph: ir.Graph, state: StateSpec) -> None:
 
 
 def _mark_output(graph: ir.Graph, name: str) -> None:
-    """The state leaves the graph through a stand-in."""
+    """Makes the state leave the graph through a stand-in."""
     index, old = next((i, v) for i, v in enumerate(graph.outputs) if v.name == name)
     assert old.shape is not None
     node = _stand_in(graph, old, int(old.shape[1]))  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def _mark_output(graph: ir.Graph, name: str) -> None:
 
 
 def _optimised(model: ir.Model) -> ir.Model:
-    """What ONNX Runtime makes of a model on this machine."""
+    """Returns what ONNX Runtime makes of a model on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # it warns that the result belongs to this kind of machine
@@ -146,7 +146,7 @@ def _optimised(model: ir.Model) -> ir.Model:
 
 
 def _entry(x: ir.Value, probe: ir.Value) -> _Place:
-    """How the optimised graph reads a state: the stand-in's result, and the reorder in front of it."""
+    """Returns how the optimised graph reads a state: the stand-in's result, and the reorder in front of it."""
     last = _producer(probe)
     blocked = last.op_type == "ReorderOutput"
     second = _producer(last.inputs[0]) if blocked else last
@@ -157,7 +157,7 @@ def _entry(x: ir.Value, probe: ir.Value) -> _Place:
 
 
 def _exit(output: ir.Value) -> _Place:
-    """How the optimised graph computes a state: what its stand-in reads."""
+    """Returns how the optimised graph computes a state: what its stand-in reads."""
     last = _producer(output)
     blocked = last.op_type == "ReorderOutput"
     stand_in = _producer(last.inputs[0]) if blocked else last
@@ -217,7 +217,7 @@ def _shape_in_blocks(value: ir.Value, block: int) -> ir.Shape:
 
 
 def _can_be_named(value: ir.Value) -> bool:
-    """Whether a value can be an output of the graph under another name."""
+    """Says whether a value can be an output of the graph under another name."""
     return value.producer() is not None and not value.is_graph_output()
 
 

@@ -36,14 +36,17 @@ def rename_states(model: ir.Model, contract: Contract) -> Contract:
 
 
 def _moved(value: ir.Value, states: dict[str, StateSpec]) -> StateSpec | None:
-    """The state that an output hands on unchanged."""
+    """Returns the state that an output hands on unchanged."""
     node = value.producer()
     source = node.inputs[0] if node is not None and node.op_type == "Identity" else None
     return states.get(str(source.name)) if source is not None and source.is_graph_input() else None
 
 
 def _can_take(state: StateSpec, source: StateSpec, takes: dict[str, str]) -> bool:
-    """Whether a state may take its value from another: of the same kind, handed on to no third, and not in a circle."""
+    """Says whether a state may take its value from another.
+
+    Of the same kind, handed on to no third, and not in a circle.
+    """
     alike = (source.shape, source.dtype, source.batch_dim) == (state.shape, state.dtype, state.batch_dim)
     if not alike or source.input in takes.values():
         return False

@@ -36,7 +36,7 @@ class RunningForm:
     blocked: frozenset[str] = frozenset()
 
     def to_given(self, state: StateSpec, values: Array) -> Array:
-        """Values of a state as the given file has them; ``state`` is the state there."""
+        """Returns the values of a state as the given file has them; ``state`` is the state there."""
         if state.input not in self.blocked:
             return values
         block, (rows, channels, *space) = self.contract.native or 1, values.shape
@@ -44,7 +44,7 @@ class RunningForm:
         return np.ascontiguousarray(np.moveaxis(apart, -1, 2).reshape(values.shape)[:, : state.shape[1]])
 
     def from_given(self, state: StateSpec, values: Array) -> Array:
-        """Values of a state as this file has them; channels that fill the last block are zero."""
+        """Returns the values of a state as this file has them; channels that fill the last block are zero."""
         if state.input not in self.blocked:
             return values
         block, (rows, channels, *space) = self.contract.native or 1, values.shape
@@ -55,12 +55,12 @@ class RunningForm:
         return np.ascontiguousarray(apart).reshape(whole.shape)
 
     def to_json(self) -> str:
-        """As ``running_form`` reads it."""
+        """Writes it as ``running_form`` reads it."""
         return json.dumps({"contract": self.contract.to_json(), "blocked": sorted(self.blocked)})
 
 
 def running_form(metadata: Mapping[str, str]) -> RunningForm | None:
-    """What the metadata of a file says of its form; None: it is a file as the compiler gives it.
+    """Returns what the metadata of a file says of its form; None: it is a file as the compiler gives it.
 
     Raises:
         ContractError: The metadata is damaged.
@@ -75,7 +75,10 @@ def running_form(metadata: Mapping[str, str]) -> RunningForm | None:
 
 
 def why_plain(contract: Contract) -> str:
-    """Why another form than that of the given file would gain nothing, as far as its contract tells; empty: it may."""
+    """Says why another form than that of the given file would gain nothing, as far as its contract tells.
+
+    Empty: it may.
+    """
     if contract.native is not None:
         return "it was compiled with --native"
     tensors: list[InputSpec | OutputSpec | StateSpec] = [*contract.inputs, *contract.outputs, *contract.states]
@@ -87,5 +90,5 @@ def why_plain(contract: Contract) -> str:
 
 
 def state_bytes(contract: Contract) -> int:
-    """What the states of one stream take."""
+    """Returns what the states of one stream take."""
     return sum(math.prod(resolve(s.shape, 1)) * np.dtype(s.dtype).itemsize for s in contract.states)

@@ -25,7 +25,7 @@ Value: TypeAlias = Tensor | Sequence[Tensor]
 
 
 def at_another_batch(program: Program) -> dict[Node, Value]:
-    """The fake value of each node where the batch is :data:`FACTOR` times the captured one.
+    """Returns the fake value of each node where the batch is :data:`FACTOR` times the captured one.
 
     An operator that fixes the batch ends it, and so does a graph captured for one clip in which streams are found to
     mix: ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
@@ -51,7 +51,7 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
 
 
 def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
-    """What a node computes from the values of its operands."""
+    """Returns what a node computes from the values of its operands."""
     captured: Value = node.meta["val"]
     if node.op == "get_attr":
         return captured
@@ -78,13 +78,13 @@ def _check_rows(args: tuple[PyTree, ...]) -> None:
 
 
 def _results(program: Program) -> list[Node]:
-    """What the step returns: the model's results, then the next states."""
+    """Returns what the step returns: the model's results, then the next states."""
     output = next(n for n in program.graph.nodes if n.op == "output")
     return list(output.args[0])
 
 
 def _per_stream(program: Program, node: Node, values: Mapping[Node, Value]) -> bool:
-    """Whether a result is a constant, or has the batch for one of its dims and nowhere else."""
+    """Says whether a result is a constant, or has the batch for one of its dims and nowhere else."""
     grown = grown_dims(node, values)
     rows = program.inputs[0].shape[0]
     return node.op == "get_attr" or [node.meta["val"].shape[d] for d in grown] == [rows]
@@ -102,7 +102,7 @@ def _fix(program: Program, why: str) -> None:
 
 
 def _streams_mix(program: Program, values: Mapping[Node, Value]) -> bool:
-    """Whether one step of two streams at once differs from the same step of each alone, on random numbers.
+    """Says whether one step of two streams at once differs from the same step of each alone, on random numbers.
 
     Frames and states are random, so that every path through the graph is taken.
     """
@@ -123,7 +123,7 @@ def _streams_mix(program: Program, values: Mapping[Node, Value]) -> bool:
 
 
 def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:
-    """The dims of a node's output that grow with the batch."""
+    """Returns the dims of a node's output that grow with the batch."""
     value = values.get(node)
     if not isinstance(value, Tensor):
         return []
@@ -132,7 +132,7 @@ def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:
 
 
 def free_rows(program: Program) -> dict[Node, list[int]]:
-    """Of a step on one stream with boxes: the dims of each input, state and result that are as many as there are boxes.
+    """Finds the dims of each input, state and result that are as long as there are boxes, of a step on one stream.
 
     Each state may have another number of them than the boxes of its step.
 
@@ -154,7 +154,7 @@ def free_rows(program: Program) -> dict[Node, list[int]]:
 
 
 def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tensor]:
-    """The fake value of each input and result where there is one stream, and so many of what are rows."""
+    """Returns the fake value of each input and result where there is one stream, and so many of what are rows."""
     values: dict[Node, Value] = {}
     for node in program.graph.nodes:
         if node.op == "output":

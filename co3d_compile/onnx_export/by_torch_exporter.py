@@ -37,7 +37,7 @@ class _OneOperator(nn.Module):
 
 
 def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
-    """One operator by PyTorch's own ONNX exporter, for any batch (``larger``: the graph's values at another one).
+    """Exports one operator by PyTorch's own ONNX exporter, for any batch (``larger``: the values at another one).
 
     Raises:
         UnsupportedError: It has no translation there either.
@@ -74,7 +74,7 @@ def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first."""
+    """Returns what went wrong first."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".rstrip(".")

@@ -44,7 +44,7 @@ def _attention(e: Emitter, node: Node) -> ir.Value:
 
 
 def _heads(e: Emitter, x: Node, times: int) -> ir.Value:
-    """Each head of (…, heads, tokens, features) as often as there are queries to it."""
+    """Repeats each head of (…, heads, tokens, features) as often as there are queries to it."""
     if times == 1:
         return e.value(x)
     *outer, heads, tokens, features = shape_of(x)
@@ -54,7 +54,7 @@ def _heads(e: Emitter, x: Node, times: int) -> ir.Value:
 
 
 def _masked(e: Emitter, scores: ir.Value, value: ir.Value, mask: Node, node: Node) -> ir.Value:
-    """A boolean mask says what may be seen, another one is added. A row that may see nothing gives zero."""
+    """Takes a boolean mask for what may be seen, and adds another one. A row that may see nothing gives zero."""
     if mask.meta["val"].dtype is torch.bool:
         scores = e.op("Where", mask, scores, e.scalar(-math.inf, node))
     else:
@@ -66,7 +66,7 @@ def _masked(e: Emitter, scores: ir.Value, value: ir.Value, mask: Node, node: Nod
 
 
 def _blind(mask: torch.Tensor) -> bool:
-    """Whether a mask has a row that may see nothing."""
+    """Says whether a mask has a row that may see nothing."""
     hidden = ~mask if mask.dtype is torch.bool else mask == -math.inf
     return bool(hidden.all(-1).any())
 
@@ -151,7 +151,7 @@ def _cumsum(e: Emitter, node: Node) -> ir.Value:
 
 @translates(aten.topk.default, aten.sort.default, aten.sort.stable)
 def _sorted(e: Emitter, node: Node) -> list[ir.Value]:
-    """Values and indices in order."""
+    """Returns the values and indices in order."""
     given, x = Arguments(node), operand(node)
     dim, topk = given.dim(x), node.target is aten.topk.default
     count = given.integer("k") if topk else shape_of(x)[dim]
@@ -160,7 +160,7 @@ def _sorted(e: Emitter, node: Node) -> list[ir.Value]:
 
 @translates(aten.median.dim, aten.kthvalue.default)
 def _ranked(e: Emitter, node: Node) -> list[ir.Value]:
-    """The value of one rank and its index; the median is the lower one of two in the middle."""
+    """Returns the value of one rank and its index; the median is the lower one of two in the middle."""
     given, x = Arguments(node), operand(node)
     dim = given.dim(x)
     last = (shape_of(x)[dim] + 1) // 2 if node.target is aten.median.dim else given.integer("k")
@@ -177,7 +177,7 @@ RUNNING: dict[Target, str] = {
 
 @translates(*RUNNING)
 def _running(e: Emitter, node: Node) -> Emitted | None:
-    """The largest, least or product of all up to each, by doubling: the last 2, 4, 8, … of them."""
+    """Returns the largest, least or product of all up to each, by doubling: the last 2, 4, 8, … of them."""
     x, several = operand(node), node.target is not aten.cumprod.default
     if several and any(u.args[1] != 0 for u in node.users):
         return None
@@ -244,7 +244,7 @@ RESIZE: dict[Target, str] = {
 
 @translates(*RESIZE)
 def _resize(e: Emitter, node: Node) -> ir.Value | None:
-    """As PyTorch has it: by the factor that the model gives, or by the ratio of the sizes."""
+    """Resizes as PyTorch does: by the factor that the model gives, or by the ratio of the sizes."""
     given, mode = Arguments(node), RESIZE[node.target]
     x = given.tensor("input")
     if set(grown_dims(x, e.larger)) - {0}:

@@ -80,7 +80,7 @@ class Emitter:
         return self._append(count, operator, operands, attributes)
 
     def _cast(self, operands: list[ir.Value | None], operator: str, to: ir.DataType) -> list[ir.Value | None]:
-        """The operands that are no sizes, in another precision."""
+        """Returns the operands that are no sizes, in another precision."""
         data = operands[:1] if operator in FIRST_ALONE else operands
         cast = [x if x is None else self._append(1, "Cast", [x], {"to": int(to)})[0] for x in data]
         return [*cast, *operands[len(data) :]]
@@ -95,13 +95,13 @@ class Emitter:
         return list(node.outputs)
 
     def operand(self, x: Operand) -> ir.Value | None:
-        """The ONNX value of an operand."""
+        """Returns the ONNX value of an operand."""
         if isinstance(x, Node):
             return self.value(x)
         return x if x is None or isinstance(x, ir.Value) else self.ints(x)
 
     def value(self, node: Node) -> ir.Value:
-        """The ONNX value of a graph node."""
+        """Returns the ONNX value of a graph node."""
         if node not in self.values:
             assert node.op == "get_attr", node
             self.values[node] = self.initializer(str(node.target), self.program.constant(node).contiguous().numpy())
@@ -110,39 +110,39 @@ class Emitter:
         return value
 
     def typed(self, x: Argument, dtype: torch.dtype) -> ir.Value:
-        """A tensor, cast where it is of another dtype, or a number as a constant."""
+        """Returns a tensor, cast where it is of another dtype, or a number as a constant."""
         if not isinstance(x, Node):
             return self.number(x, dtype)
         return self.value(x) if x.meta["val"].dtype is dtype else self.op("Cast", x, to=int(DTYPES[dtype]))
 
     def pair(self, node: Node, start: int = 0) -> list[ir.Value]:
-        """The two operands of a binary operator, from ``start`` on, in the dtype of its result."""
+        """Returns the two operands of a binary operator, from ``start`` on, in the dtype of its result."""
         return [self.typed(x, node.meta["val"].dtype) for x in node.args[start : start + 2]]
 
     def scalar(self, number: Argument, node: Node) -> ir.Value:
-        """A number as a constant of the node's dtype."""
+        """Returns a number as a constant of the node's dtype."""
         return self.number(number, node.meta["val"].dtype)
 
     def number(self, number: Argument, dtype: torch.dtype) -> ir.Value:
-        """A number as a constant of a dtype."""
+        """Returns a number as a constant of a dtype."""
         array = np.array(number, dtype=DTYPES[dtype].numpy())
         return self.initializer(f"number.{array.dtype}.{number}", array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:
-        """A one-dimensional constant of int64."""
+        """Returns a one-dimensional constant of int64."""
         return self.initializer("ints." + "_".join(map(str, numbers)), np.array(list(numbers), dtype=np.int64))
 
     def int_scalar(self, number: int) -> ir.Value:
-        """A constant of int64 without dims."""
+        """Returns a constant of int64 without dims."""
         return self.initializer(f"int.{number}", np.array(number, dtype=np.int64))
 
     def filled(self, shape: Sequence[int], number: float, node: Node) -> ir.Value:
-        """A constant tensor of one number."""
+        """Returns a constant tensor of one number."""
         array = np.full(list(shape), number, DTYPES[node.meta["val"].dtype].numpy())
         return self.initializer(f"filled.{array.dtype}.{'x'.join(map(str, shape))}.{number}", array)
 
     def transposed(self, weight: Node) -> ir.Value:
-        """A weight matrix, stored transposed."""
+        """Returns a weight matrix, stored transposed."""
         if weight.op != "get_attr":
             return self.op("Transpose", weight, perm=[1, 0])
         return self.initializer(f"{weight.target}_transposed", self.program.constant(weight).t().contiguous().numpy())
@@ -150,7 +150,7 @@ class Emitter:
     # --- the rest
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
-        """A constant, stored once under its name."""
+        """Returns a constant, stored once under its name."""
         if name not in self.initializers:
             tensor = ir.tensor(array, name=name)
             self.initializers[name] = ir.Value(
@@ -159,7 +159,7 @@ class Emitter:
         return self.initializers[name]
 
     def unique(self, operator: str) -> str:
-        """A node name that says where the operator comes from."""
+        """Returns a node name that says where the operator comes from."""
         name = f"{self.scope}/{operator}" if self.scope else operator
         self._count[name] = self._count.get(name, -1) + 1
         return f"{name}_{self._count[name]}" if self._count[name] else name
@@ -185,7 +185,7 @@ class Emitter:
         self.values[node] = result
 
     def holders(self) -> dict[tuple[str, int], str]:
-        """The values that hold the entries of the clip's results, where operators of the file compute them."""
+        """Returns the values that hold the entries of the clip's results, where operators of the file compute them."""
         return {
             held: str(value.name)
             for node, value in self.values.items()
@@ -194,7 +194,7 @@ class Emitter:
         }
 
     def _by_torch(self, node: Node) -> Emitted:
-        """An operator without an entry in the table: PyTorch's own exporter translates it, and it is inlined."""
+        """Inlines what PyTorch's own exporter makes of an operator without an entry in the table."""
         model = export_operator(node, self.larger)
         mapping = dict(zip(model.graph.inputs, map(self.value, node.all_input_nodes), strict=True))
         for value in model.graph.initializers.values():
@@ -230,7 +230,7 @@ TABLE: dict[Target, Translation] = {}
 
 
 def translates(*operators: Target) -> Callable[[Translation], Translation]:
-    """Decorator: the function emits these operators."""
+    """Decorates the function that emits these operators."""
 
     def add(function: Translation) -> Translation:
         TABLE.update(dict.fromkeys(operators, function))
@@ -242,7 +242,7 @@ def translates(*operators: Target) -> Callable[[Translation], Translation]:
 def declared(
     operator: str, *operands: str, only: Mapping[str, float] = EVERY, **attributes: str | float
 ) -> Translation:
-    """A translation in one line: one ONNX operator on some of the arguments, with others for attributes.
+    """Returns a translation in one line: one ONNX operator on some of the arguments, with others for attributes.
 
     ``declared("Elu", alpha="alpha", only={"scale": 1})`` is ONNX's ``Elu`` of the argument ``self`` with the argument
     ``alpha`` for its attribute of that name, if the argument ``scale`` is 1.

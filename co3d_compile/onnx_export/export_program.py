@@ -21,7 +21,7 @@ for _module in pkgutil.iter_modules(onnx_export.__path__, f"{onnx_export.__name_
 
 
 def export(program: Program) -> ir.Model:
-    """The ONNX model of a threaded program; metadata is added by the caller.
+    """Returns the ONNX model of a threaded program; metadata is added by the caller.
 
     Inputs are the model's own, then one per state; outputs the model's own, then the next states.
     """
@@ -62,12 +62,15 @@ def export(program: Program) -> ir.Model:
 
 
 def _shape(program: Program, name: str, shape: Sequence[int | str]) -> ir.Shape:
-    """A shape as ONNX has it. Two sizes of one name would be one size: each tensor has a number of boxes of its own."""
+    """Writes a shape as ONNX has it.
+
+    Each tensor has a number of boxes of its own: with one name it would be one size.
+    """
     return ir.Shape([f"K.{name}" if size == "K" else size for size in program.shape(shape)])
 
 
 def _outputs(program: Program, emitter: Emitter, nodes: list[Node], rows: Mapping[Node, list[int]]) -> list[ir.Value]:
-    """Graph outputs under their names; a value that already has another name goes through an Identity."""
+    """Returns the graph outputs under their names; a value that already has another name goes through an Identity."""
     names = [o.name for o in program.outputs] + [s.output for s in program.step.states]
     for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
         grown = grown_dims(node, emitter.larger)

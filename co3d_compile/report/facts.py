@@ -16,13 +16,16 @@ Fact: TypeAlias = tuple[str, str]
 
 
 def time_facts(report: JsonObject) -> list[Fact]:
-    """What was taken for time, where nobody said it."""
+    """Returns what was taken for time, where nobody said it."""
     taken = report.get("taken_for_time")
     return [("Time", f"{taken} (no dim was given)")] if taken else []
 
 
 def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
-    """What goes in and comes out, and when; ``data``: a report or a contract; ``fps``: frames per second, if known."""
+    """Returns what goes in and comes out, and when.
+
+    ``data``: a report or a contract; ``fps``: frames per second, if known.
+    """
     facts = [("Input", _input(item)) for item in data["inputs"]]
     facts += [("Output", _output(item)) for item in data["outputs"]]
     facts += [("Latency", text) for text in latency_texts(data, fps)]
@@ -34,29 +37,29 @@ def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
 
 
 def cost_facts(report: JsonObject) -> list[Fact]:
-    """What a step remembers, and what it computes."""
+    """Returns what a step remembers, and what it computes."""
     return [("State", state_text(report["state_count"], report["state_bytes"])), ("Multiply-adds", work_text(report))]
 
 
 def field_text(frames: int | None) -> str:
-    """The receptive field."""
+    """Returns the receptive field."""
     return plural(frames, "frame") if frames else "unbounded (recurrent)"
 
 
 def state_text(count: int, size: float) -> str:
-    """The states of one stream."""
+    """Returns the states of one stream."""
     return f"{plural(count, 'tensor')}, {bytes_text(size)} per stream" if count else "none: no operator over time"
 
 
 def work_text(report: JsonObject) -> str:
-    """Multiply-adds of a clip and of a frame, and what is gained."""
+    """Returns multiply-adds of a clip and of a frame, and what is gained."""
     clip, frame = (number_text(1e9 * report[name]) for name in ("gmac_clip", "gmac_frame"))
     gain = nothing_gained(report) or f"{report['gmac_ratio'] or 0:.1f} times fewer"
     return f"{clip} per clip, {frame} per frame: {gain}"
 
 
 def region_text(item: JsonObject) -> str:
-    """A region that is local in time: what an entry of it reads, and on how much a step runs it."""
+    """Returns a region that is local in time: what an entry of it reads, and on how much a step runs it."""
     before, after, period = item["before"], item["after"], item["period"]
     what = "each entry" if period == 1 else f"each block of {period} entries"
     entries = f"{item['entries']} {'entry' if item['entries'] == 1 else 'entries'}"
@@ -67,12 +70,12 @@ def region_text(item: JsonObject) -> str:
 
 
 def operator_place(item: JsonObject) -> str:
-    """Which operator of which module it is."""
+    """Returns which operator of which module it is."""
     return f"{item['operator']} in {item['module_path'] or 'the model'}"
 
 
 def nothing_gained(report: JsonObject) -> str:
-    """Why a step computes as much as a clip or more; empty if it does not."""
+    """Says why a step computes as much as a clip or more; empty if it does not."""
     if not 0 < report["gmac_clip"] <= report["gmac_step"]:
         return ""
     again, frames = report["recomputed"], max(report["frames_per_step"].values(), default=1)
@@ -93,7 +96,7 @@ def _times(ratio: float) -> str:
 
 
 def verification_text(result: JsonObject) -> str:
-    """What a verification found, and what it compared with."""
+    """Returns what a verification found, and what it compared with."""
     steps = f"over {plural(result['steps'], 'step')}"
     if not result["passed"]:
         return f"{steps}: {result['reason']} Compared with {compared_text(result)}."
@@ -102,7 +105,7 @@ def verification_text(result: JsonObject) -> str:
 
 
 def compared_text(result: JsonObject) -> str:
-    """What a verification compared with, and how far that is from the untouched network."""
+    """Returns what a verification compared with, and how far that is from the untouched network."""
     distance = result["replaced_distance"]
     if distance is None:
         return str(result["compared_with"])
@@ -112,7 +115,7 @@ def compared_text(result: JsonObject) -> str:
 
 
 def shape_text(shape: Sequence[int | str]) -> str:
-    """``(N, 3, 160, 160)``"""
+    """Writes a shape: ``(N, 3, 160, 160)``."""
     return f"({', '.join(map(str, shape))})"
 
 

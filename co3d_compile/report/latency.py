@@ -10,7 +10,7 @@ from co3d_compile.support.readable_numbers import plural
 
 
 def frames_behind(output: JsonObject, frames_per_step: dict[str, int]) -> tuple[int, int]:
-    """Frames of the first input from the newest frame back to what the newest and the oldest entry of a step are about.
+    """Counts the first input's frames from the newest one back to those of a step's newest and oldest entry.
 
     Args:
         output: An output of a report or a contract.
@@ -24,7 +24,7 @@ def frames_behind(output: JsonObject, frames_per_step: dict[str, int]) -> tuple[
 
 
 def latency_texts(data: JsonObject, fps: float | None = None) -> list[str]:
-    """What an answer is about, and what it sees: a sentence for all outputs, or one for each if they differ.
+    """Returns what an answer is about, and what it sees: a sentence for all outputs, or one for each if they differ.
 
     Args:
         data: A report or a contract.
@@ -48,7 +48,9 @@ def latency_texts(data: JsonObject, fps: float | None = None) -> list[str]:
 
 
 def delay_rows(rows: Sequence[Row]) -> list[JsonObject]:
-    """What adds to the delay of the latest result: its operators in their order, whose frames add up to the delay.
+    """Returns what adds to the delay of the latest result.
+
+    Its operators in their order, whose frames add up to the delay.
 
     Where branches meet only the slowest one counts: the others wait for it. What a pad in front saves is taken off what
     the operators behind it add, so that a causal convolution adds nothing.
@@ -81,7 +83,7 @@ def delay_rows(rows: Sequence[Row]) -> list[JsonObject]:
 
 
 def _lags(rows: Sequence[Row]) -> list[int]:
-    """Frames from the newest one back to the one that the newest entry of each operator is about."""
+    """Returns the frames from the newest one back to the one that the newest entry of each operator is about."""
     rates: list[float] = []
     for row in rows:
         over = [rates[at] for at in row["inputs"]] if row["kind"] == "window" else []
@@ -90,7 +92,7 @@ def _lags(rows: Sequence[Row]) -> list[int]:
 
 
 def seconds_text(frames: float, fps: float | None) -> str:
-    """``28 frames = 2.8 s``; without a rate the frames alone."""
+    """Writes ``28 frames = 2.8 s``; without a rate the frames alone."""
     return _amount(int(frames), int(frames), None if not fps else 1 / fps)
 
 

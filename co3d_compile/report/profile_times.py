@@ -54,7 +54,7 @@ class KernelTimes:
 
 
 def read_times(profile: Path, model: Path) -> KernelTimes:
-    """Times of a profile, by the modules of the compiled file that was run.
+    """Returns the times of a profile, by the modules of the compiled file that was run.
 
     Raises:
         LoadError: The profile cannot be read, or says nothing of operators. UsageError: It is of another model.
@@ -77,7 +77,7 @@ def read_times(profile: Path, model: Path) -> KernelTimes:
 
 
 def with_shares(rows: Iterable[Row], times: KernelTimes) -> tuple[list[Row], dict[str, float]]:
-    """The rows of a report's table, each with its ``time_share`` from 0 to 1, and what no row stands for, by name.
+    """Returns a report's rows, each with its ``time_share`` from 0 to 1, and the share of what has no row, by name.
 
     As with multiply-adds, the time of a module stands at that of its operators that does most.
     """
@@ -96,7 +96,7 @@ def with_shares(rows: Iterable[Row], times: KernelTimes) -> tuple[list[Row], dic
 
 
 def _kernels(profile: Path) -> tuple[int, list[tuple[str, str, int]]]:
-    """How many steps there are, and the name, operator and microseconds of each kernel that ran in one."""
+    """Returns how many steps there are, and the name, operator and microseconds of each kernel that ran in one."""
     try:
         events = json.loads(profile.read_text(encoding="utf-8"))
         runs = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run"]
@@ -138,7 +138,7 @@ class _Nodes:
         self._with_kernel = {id(node) for name in kernels if (node := self._find(name)) is not None}
 
     def path_of(self, kernel: str, operator: str) -> str | None:
-        """The module path of what a kernel computes; None if it is of no node."""
+        """Returns the module path of what a kernel computes; None if it is of no node."""
         node = self._find(kernel)
         if node is None or (node.domain and _path(node) == ""):  # a file that the runtime has laid out has its own
             return None
@@ -148,7 +148,10 @@ class _Nodes:
         return _path(node)
 
     def _find(self, kernel: str) -> NodeProto | None:
-        """The node of this name or with a result of this name; endings that the runtime has added are taken off."""
+        """Returns the node of this name or with a result of this name.
+
+        Endings that the runtime has added are taken off.
+        """
         while kernel:
             node = self._by_name.get(kernel) or self._producer.get(kernel)
             if node is not None:
@@ -157,7 +160,7 @@ class _Nodes:
         return None
 
     def _fused(self, last: NodeProto, kind: str) -> NodeProto | None:
-        """The nearest node of a kind before ``last`` that has no kernel of its own: it was fused with it."""
+        """Returns the nearest node of a kind before ``last`` that has no kernel of its own: it was fused with it."""
         front, seen = deque([last]), {id(last)}
         while front:
             for name in front.popleft().input:
@@ -173,7 +176,7 @@ class _Nodes:
 
 
 def _path(node: NodeProto) -> str:
-    """A node is named ``<module path>/<operator>``; what computes a state may be named after it."""
+    """Reads the module path off the name of a node, ``<module path>/<operator>``, or of the state that it computes."""
     scope = re.sub(FUSION, "", node.name).rpartition("/")[0]
     state = re.fullmatch(STATE, scope or node.name)
     path = state[1] if state else scope

@@ -62,7 +62,7 @@ class Drawing:
 
 
 def draw(rows: list[Row]) -> Drawing:
-    """Places of everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
+    """Returns the places of everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
     read = {at for row in rows for at in row["inputs"]}
     lanes_of = [at for at, row in enumerate(rows) if _has_lane(row) or at not in read]
     shown = lanes_of[:MOST_LANES]
@@ -138,7 +138,7 @@ def _kind(row: Row) -> str:
 
 
 def _shown_source(rows: list[Row], at: int, lanes: Mapping[int, Lane]) -> Lane | None:
-    """The lane of the nearest operator that has one and that this one's value comes from."""
+    """Returns the lane of the nearest operator that has one and that this one's value comes from."""
     while at not in lanes:
         inputs = [n for n in rows[at]["inputs"] if 0 <= n < at]
         if not inputs:
@@ -148,7 +148,7 @@ def _shown_source(rows: list[Row], at: int, lanes: Mapping[int, Lane]) -> Lane |
 
 
 def _delay_line(start: Lane, end: Lane, amount: int) -> tuple[str, float, float, str]:
-    """Down from the operand's newest entry, on its own side, to where it is used; and a label."""
+    """Draws a line down from the operand's newest entry, on its own side, to where it is used; and a label."""
     bulge = max(start.now, end.now) + 12 + min(40.0, 3.6 * abs(end.y - start.y) ** 0.5)
     turns = f"{bulge:.1f} {start.y + 6:.1f} {bulge:.1f} {end.y - 6:.1f}"
     path = f"M{start.now:.1f} {start.y:.1f}C{turns} {end.now:.1f} {end.y:.1f}"

@@ -29,7 +29,7 @@ def page(
     verification: JsonObject | None = None,
     fps: float | None = None,
 ) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
         report: What the compiler has stored in ``metadata_props["co3d_report"]``.
@@ -59,7 +59,7 @@ def page(
 def _context(
     report: JsonObject, info: Contract, time: JsonObject | None, verification: JsonObject | None, fps: float | None
 ) -> JsonObject:
-    """What the template fills in. Arguments and errors: as for ``page``."""
+    """Returns what the template fills in. Arguments and errors: as for ``page``."""
     rows = table(report, max(info.frames_per_step.values(), default=1))
     columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
     return {
@@ -82,7 +82,7 @@ def _context(
 
 
 def page_tools() -> ModuleType:
-    """Jinja2, or an error that says how to get it."""
+    """Imports Jinja2, or says how to get it."""
     try:
         import jinja2
     except ImportError as error:
@@ -91,7 +91,7 @@ def page_tools() -> ModuleType:
 
 
 def _facts(report: JsonObject, info: Contract, fps: float | None) -> list[tuple[str, str, str]]:
-    """Cards: a name, a value, what it means."""
+    """Returns cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
     output = {name: getattr(first, name) for name in ("delay", "has_time", "entries_per_step", "frames_per_entry")}
     delay = frames_behind(output, dict(info.frames_per_step))[0]
@@ -130,7 +130,7 @@ def _stage(row: Row, depth: int) -> str:
 
 
 def _steps(rows: list[Row]) -> JsonObject:
-    """What each of the three steps did, and what became of the rest."""
+    """Returns what each of the three steps did, and what became of the rest."""
     over_time = [row for row in rows if row["done"] == "continual"]
     held = [(row, amount) for row in rows for amount in row["held"] if amount]
     padded = [row for row in rows if row["padding"]]
@@ -157,7 +157,7 @@ def _counted(texts: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _script(data: list[list[str | float | None]]) -> str:
-    """JSON that may stand in a script element."""
+    """Returns JSON that may stand in a script element."""
     from markupsafe import Markup
 
     text = json.dumps(data, allow_nan=False)

@@ -11,7 +11,7 @@ from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
 
 
 def rule_for(target: object) -> Rule | None:
-    """The rule of an operator, or None: it is applied to a window."""
+    """Returns the rule of an operator, or None: it is applied to a window."""
     rule = in_table(target)
     if rule is None and is_pointwise(target):
         return POINTWISE
@@ -19,7 +19,7 @@ def rule_for(target: object) -> Rule | None:
 
 
 def rule_of(node: Node) -> Rule | None:
-    """The rule of a node's operator, or None: there is none, or it failed at this node and is not asked again."""
+    """Gives the rule of a node's operator, or None: there is none, or it failed at this node and is not asked again."""
     return None if own_of(node).by_decree else rule_for(node.target)
 
 

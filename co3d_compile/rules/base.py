@@ -29,42 +29,42 @@ class Rule:
     """Whether it is the compiler's own, and none that a user declared."""
 
     def remembers_all(self, node: Node) -> bool:
-        """Whether an entry depends on all entries before it, by a state that is carried along."""
+        """Says whether an entry depends on all entries before it, by a state that is carried along."""
         return False
 
     def past(self, node: Node) -> int:
-        """Entries of the past that it reads by itself, where no kernel says so."""
+        """Counts the entries of the past that it reads by itself, where no kernel says so."""
         return 0
 
     def block(self, node: Node) -> int:
-        """Entries that it computes at once: a step takes whole blocks."""
+        """Counts the entries that it computes at once: a step takes whole blocks."""
         return 1
 
     def begins(self, node: Node) -> bool:
-        """Whether, in a stream with ends, it cannot run on the padding in front of the first frame."""
+        """Says whether, in a stream with ends, it cannot run on the padding in front of the first frame."""
         return self.remembers_all(node) or own_of(node).gate == "window"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        """Per operand, the dims over which the operator computes: time must not be among them."""
+        """Returns per operand the dims over which the operator computes: time must not be among them."""
         return ()
 
     def layout(self, node: Node) -> Layout:
-        """Where the dims of the output come from. Structural: holds for streams and for windows."""
+        """Returns where the dims of the output come from. Structural: holds for streams and for windows."""
         return known(operands(node)[0])
 
     def kernel(self, node: Node) -> Kernel | None:
-        """The index equation, for an operator that slides over time."""
+        """Returns the index equation, for an operator that slides over time."""
         return None
 
     def outside(self, node: Node) -> tuple[Outside, Outside]:
-        """What an operator that slides over time reads before its operand's first entry, and behind its last one."""
+        """Returns what an operator that slides over time reads before the first entry, and behind the last one."""
         return 0.0, 0.0
 
     def strip(self, node: Node) -> None:
         """Takes the temporal padding out of the operator's arguments, where it has any there."""
 
     def flow(self, node: Node) -> Fact:
-        """The fact of the output of an operator with a streaming operand.
+        """Returns the fact of the output of an operator with a streaming operand.
 
         Raises:
             NoExtension: The operator has no meaning beyond the clip.
@@ -75,15 +75,15 @@ class Rule:
         return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
 
     def reason(self, node: Node) -> str:
-        """Why the operator has no extension, for people."""
+        """Says why the operator has no extension, for people."""
         return "computes over the whole time axis"
 
     def gate(self, node: Node, scope: str) -> Fact | None:
-        """The fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
+        """Returns the fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
         return None
 
     def slides_again(self, node: Node, dims: Sequence[int]) -> bool:
-        """Whether, for a pool over the whole clip, the model's own pool would go on with the next entries.
+        """Says whether, for a pool over the whole clip, the model's own pool would go on with the next entries.
 
         Args:
             node: The pool.
@@ -92,11 +92,11 @@ class Rule:
         return False
 
     def resamples_again(self, node: Node) -> bool:
-        """Whether, for an expansion, the model's own up-sampling finds more than the clip's one entry in a stream."""
+        """Says whether an expansion is up-sampling that finds more than the clip's one entry in a stream."""
         return False
 
     def layouts(self, node: Node) -> list[Layout]:
-        """Where the dims of each output come from, of an operator that has several.
+        """Returns where the dims of each output come from, of an operator that has several.
 
         Raises:
             LayoutLost: Nothing is known of them.
@@ -104,7 +104,7 @@ class Rule:
         raise LayoutLost
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """The facts of the outputs of an operator that has several.
+        """Returns the facts of the outputs of an operator that has several.
 
         Raises:
             NoExtension: Nothing is known of them.
@@ -116,15 +116,18 @@ class Rule:
         return None
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        """The streaming entries of the output, time taken out of each."""
+        """Returns the streaming entries of the output, time taken out of each."""
         return [low.of_rank(self.entry(node, low, i), fact_of(node).layout) for i in range(low.pulse(node))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        """Entry ``i`` of the output from entries ``i`` of the operands. Default: the operator on a time dim of one."""
+        """Returns entry ``i`` of the output from entries ``i`` of the operands.
+
+        Default: the operator on a time dim of one.
+        """
         return low.with_time_of_one(node, i)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
-        """For every new entry a gate over the newest entries (``pool_scope="window"``), where :meth:`gate` gives one.
+        """Computes a gate over the newest entries, for each new one (``pool_scope="window"``).
 
         Args:
             past: How many entries before the new one are among them.
@@ -133,11 +136,11 @@ class Rule:
         raise NotImplementedError
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """The streaming entries of each output, where :meth:`items` gives several."""
+        """Returns the streaming entries of each output, where :meth:`items` gives several."""
         raise NotImplementedError
 
     def window(self, node: Node, low: StepGraph) -> Node:
-        """The operator on a window: as it stands in the clip."""
+        """Returns the operator on a window: as it stands in the clip."""
         return low.same(node)
 
 
@@ -155,12 +158,12 @@ def register(*operators: Any) -> Callable[[R], R]:
 
 
 def in_table(target: object) -> Rule | None:
-    """The rule in the table for an operator, or for the class of operators that it is of."""
+    """Returns the rule in the table for an operator, or for the class of operators that it is of."""
     return RULES.get(target) or RULES.get(type(target))
 
 
 def refuse_dense(node: Node) -> None:
-    """Up-sampling gives several entries per entry: there is no "one result per frame" of it.
+    """Refuses up-sampling with dense strides: it gives several entries per entry, and not one result per frame.
 
     Raises:
         UnsupportedError: ``stride_mode`` is dense.
@@ -175,7 +178,7 @@ def refuse_dense(node: Node) -> None:
 
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:
-    """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
+    """Returns a streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
     time = fact.time
     pooled = None
     if fact.layout is not None and time is not None and time.alone:

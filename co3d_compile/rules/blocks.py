@@ -68,7 +68,7 @@ class Unblocked(Rule):
 
 
 def blocked(layout: Layout, k: int) -> Layout:
-    """The layout where each ``k`` entries are one.
+    """Returns the layout where each ``k`` entries are one.
 
     Raises:
         LayoutLost: They are no whole blocks.
@@ -82,7 +82,10 @@ def blocked(layout: Layout, k: int) -> Layout:
 
 
 def unfolded(layout: Layout) -> Layout | None:
-    """The layout where each place in the dim of time is an entry; None where there is one, or time is not in front."""
+    """Returns the layout where each place in the dim of time is an entry.
+
+    None where there is one, or time is not in front.
+    """
     place = layout.time
     if place is None or place.outer != 1 or place.inner == 1 or layout.has(BATCH, place.dim):
         return None
@@ -90,13 +93,16 @@ def unfolded(layout: Layout) -> Layout | None:
 
 
 def blocked_fact(fact: Fact, k: int) -> Fact:
-    """What is known of a tensor of which ``k`` entries are one."""
+    """Returns what is known of a tensor of which ``k`` entries are one."""
     assert fact.layout is not None
     return fact.through(Kernel(k, 1, k), blocked(fact.layout, k))
 
 
 def unblocked_fact(fact: Fact) -> Fact | None:
-    """What is known of a tensor of which each place in the dim of time is an entry; None where that says nothing."""
+    """Returns what is known of a tensor of which each place in the dim of time is an entry.
+
+    None where that says nothing.
+    """
     layout = unfolded(fact.layout) if fact.layout is not None else None
     place = fact.time
     if layout is None or place is None or fact.dense:

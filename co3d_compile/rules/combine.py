@@ -44,7 +44,7 @@ class Concatenation(Rule):
     """``cat`` of tensors."""
 
     def parts(self, node: Node) -> tuple[list[Node], int]:
-        """The tensors and the dim."""
+        """Returns the tensors and the dim."""
         given = Arguments(node)
         parts = given.tensors("tensors")
         return parts, given.dim(parts[0])
@@ -103,7 +103,7 @@ class Concatenation(Rule):
         return joined if due is None or fact.end is None else joined.no_sooner(due)
 
     def main(self, node: Node) -> Node:
-        """The part that is the stream; the others only fill the ends.
+        """Returns the part that is the stream; the others only fill the ends.
 
         Raises:
             NoExtension: More than one part is a stream of its own, or a part is a learned constant.
@@ -152,7 +152,7 @@ class Concatenation(Rule):
         return low.call(aten.cat.default, news, place)
 
     def _filling(self, node: Node, part: Node, low: StepGraph, i: int) -> Node:
-        """A constant that stands beside the stream, for one entry of it."""
+        """Returns a constant that stands beside the stream, for one entry of it."""
         time = known(node).time
         if time is not None and time.alone:
             return low.one_of(part, time.dim)
@@ -176,12 +176,12 @@ class Concatenation(Rule):
 
 
 def repeats_edge(front: list[Node], main: Node, dim: int) -> bool:
-    """Whether what stands in front of a stream is its first entry, repeated: a pad that is written as ``cat``."""
+    """Says whether what stands in front of a stream is its first entry, repeated: a pad that is written as ``cat``."""
     return all(_root(p, dim) is _root(main, dim) for p in front) and common(front, dim, span(main, dim)[0]) == EDGE
 
 
 def common(parts: list[Node], dim: int, edge: int) -> Outside:
-    """What all parts at one end of a concatenation are: one number, or the entry at the edge."""
+    """Returns what all parts at one end of a concatenation are: one number, or the entry at the edge."""
     values: set[Outside] = set()
     for part in parts:
         constant = own_of(part).constant
@@ -193,7 +193,7 @@ def common(parts: list[Node], dim: int, edge: int) -> Outside:
 
 
 def span(part: Node, dim: int) -> tuple[int, int]:
-    """First and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
+    """Returns the first and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
     if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
         return span(part.all_input_nodes[0], dim)
     if part.target is aten.cat.default and _common_root(part, dim) is not None:
@@ -214,7 +214,7 @@ def span(part: Node, dim: int) -> tuple[int, int]:
 
 
 def _root(node: Node, dim: int) -> Node:
-    """The tensor that a chain of crops, repeats and pads starts from."""
+    """Returns the tensor that a chain of crops, repeats and pads starts from."""
     while node.target in CROPS and node.target is not aten.cat.default:
         node = node.all_input_nodes[0]
     common_root = _common_root(node, dim) if node.target is aten.cat.default else None
@@ -222,7 +222,10 @@ def _root(node: Node, dim: int) -> Node:
 
 
 def _common_root(node: Node, dim: int) -> Node | None:
-    """The root of what a concatenation only adds constants or its own entries to; None: it joins more than that."""
+    """Returns the root of what a concatenation only adds constants or its own entries to.
+
+    None: it joins more than that.
+    """
     main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
     root = _root(main, dim)
     more = [p for p in others if fact_of(p).kind is not Kind.STATIC]

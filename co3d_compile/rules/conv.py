@@ -112,7 +112,7 @@ class Fold(SpreadingRule):
     """``fold``: columns that are added where they overlap. Over time a column is an entry: overlap-and-add."""
 
     def axis(self, node: Node) -> int | None:
-        """Which of the two dims that the columns walk through is time, or None."""
+        """Returns which of the two dims that the columns walk through is time, or None."""
         fold, place = FoldArgs.of(node), known(operand(node)).time
         if place is None or place.dim != 2 or rank_of(operand(node)) != 3:
             return None

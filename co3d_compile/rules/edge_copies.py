@@ -15,14 +15,14 @@ from co3d_compile.rules import rule_for
 
 
 def waiting_operands(node: Node, fact: Fact) -> dict[Node, Fact]:
-    """The operands that an operator cannot read as early as they come, with their facts once they are held back."""
+    """Returns the operands that an operator cannot read as early as they come, with their facts when held back."""
     return {
         x: fact_of(x).held_back(begins(node)) for x in node.all_input_nodes if is_stream(x) and _early(node, fact, x)
     }
 
 
 def begins(node: Node) -> bool:
-    """Whether an operator begins no sooner than the first frame comes."""
+    """Says whether an operator begins no sooner than the first frame comes."""
     rule = rule_for(node.target)
     return node.op != "output" and rule is not None and rule.begins(node)
 
@@ -45,7 +45,7 @@ def _early(node: Node, fact: Fact, x: Node) -> bool:
 
 
 def reads_copies(node: Node) -> bool:
-    """Whether an operator takes the copies at the edges of its operand for entries, and hands on none."""
+    """Says whether an operator takes the copies at the edges of its operand for entries, and hands on none."""
     if not is_stream(node) or node.target in (history, take, window):
         return True
     fact, slides = fact_of(node), own_of(node).slides

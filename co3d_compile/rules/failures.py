@@ -44,7 +44,7 @@ class RuleFailure(PassError):
 
 @contextmanager
 def blaming(program: Program, node: Node) -> Iterator[None]:
-    """Inside, an unexpected exception is a failure of this node's rule; that of a user's own rule is raised as it is.
+    """Blames a node's rule for an unexpected exception inside; that of a user's own rule is raised as it is.
 
     Raises:
         RuleFailure: The rule is the compiler's, and ``CO3D_STRICT_RULES`` is not set.

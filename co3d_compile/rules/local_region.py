@@ -73,7 +73,7 @@ class LocalRegion(Rule):
         return [self._block(node, low, part, i, 1)[0] for i in range(block)]
 
     def _block(self, node: Node, low: StepGraph, part: Region, first: int, block: int) -> list[Node]:
-        """So many entries, computed at once, of which the first is new entry ``first``."""
+        """Returns so many entries, computed at once, of which the first is new entry ``first``."""
         length, spacing = step_length(part, block), fact_of(node).spacing
         front, clips = length - block - part.after, []
         for x in operand_list(node):
@@ -99,7 +99,7 @@ class LocalRegion(Rule):
 
 
 def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int) -> Node:
-    """By how many entries the clip that a step runs on begins later than else, at the ends of a stream: (batch, 1).
+    """Counts by how many entries the clip that a step runs on begins later, at the ends of a stream: (batch, 1).
 
     At its front it begins with the stream, and at its end it ends with it, so that its rows there are those of a clip.
     What reads nothing behind its own entries needs no end.
@@ -120,7 +120,10 @@ def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int)
 
 
 def _entries_of(low: Builder, frames: Node, rate: Fraction, end: Fraction) -> Node:
-    """How many entries a tensor has, of so many frames: those n for which ``n * rate + end`` is below their number."""
+    """Returns how many entries a tensor has, of so many frames.
+
+    Those n for which ``n * rate + end`` is below their number.
+    """
     whole_end = end.denominator
     entries = (
         low.call(aten.mul.Tensor, frames, whole_end * rate.denominator) if whole_end * rate.denominator > 1 else frames
@@ -131,7 +134,7 @@ def _entries_of(low: Builder, frames: Node, rate: Fraction, end: Fraction) -> No
 
 
 def least_frames(node: Node, program: Program) -> int:
-    """How many frames a stream must have for exact ends: as many as fill the clip that a step runs on; 0: any."""
+    """Gives how many frames a stream must have for exact ends: as many as fill the clip that a step runs on; 0: any."""
     x = fact_of(operand_list(node)[0])
     if x.end is None or not reach(node)[1]:
         return 0
@@ -139,30 +142,30 @@ def least_frames(node: Node, program: Program) -> int:
 
 
 def _oldest(node: Node, x: Node, first: int, front: int) -> int:
-    """The oldest entry that is read for new entry ``first``, counted from the first new entry of an input."""
+    """Returns the oldest entry that is read for new entry ``first``, counted from the first new entry of an input."""
     return first - front * fact_of(node).spacing - fact_of(node).delay + fact_of(x).delay
 
 
 def run_entries(node: Node, program: Program) -> int:
-    """On how many entries a step runs a region at once."""
+    """Returns on how many entries a step runs a region at once."""
     block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
     return step_length(program.regions[str(node.args[1])], block)
 
 
 def pasts(node: Node, program: Program) -> list[tuple[Node, int]]:
-    """The past entries that a region reads of each input."""
+    """Returns the past entries that a region reads of each input."""
     block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
     front = run_entries(node, program) - block - reach(node)[1]
     return [(x, max(0, -_oldest(node, x, 0, front))) for x in operand_list(node)]
 
 
 def reach(node: Node) -> tuple[int, int, int]:
-    """How many entries a region reads before and after a block, and how many a block has."""
+    """Returns how many entries a region reads before and after a block, and how many a block has."""
     return whole(node, 2), whole(node, 3), whole(node, 4)
 
 
 def step_length(part: Region, block: int) -> int:
-    """The least number of entries, of those confirmed, at which a block has its reach, from a whole period on.
+    """Returns the least number of entries, of those confirmed, at which a block has its reach, from a whole period on.
 
     Raises:
         NotResizable: There is none.

@@ -104,7 +104,7 @@ class Attention(Rule):
     """
 
     def past(self, node: Node) -> int:
-        """Entries of the past that a banded mask lets every entry see; 0 without such a mask."""
+        """Counts the entries of the past that a banded mask lets every entry see; 0 without such a mask."""
         mask = argument(node, 3, "attn_mask")
         reach = constant_of(mask).band if isinstance(mask, Node) else None
         q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
@@ -136,7 +136,7 @@ class Attention(Rule):
         return results
 
     def _seen(self, node: Node, low: StepGraph, i: int, past: int, q: Node) -> Node | None:
-        """The mask of what lies before the first entry of the stream, for each row of the dim that the batch is in."""
+        """Returns the mask of what lies before the stream's first entry, for each row of the batch's dim."""
         batch = known(operand(node)).batch
         if batch is None:
             return None
@@ -173,5 +173,5 @@ class Embedding(Rule):
 
 
 def has_bias(node: Node) -> bool:
-    """Whether a linear layer has a bias."""
+    """Says whether a linear layer has a bias."""
     return argument(node, 2, "bias") is not None

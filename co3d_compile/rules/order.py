@@ -51,11 +51,11 @@ class Order(Rule):
         return [self.layout(node)] * len(node.meta["val"])
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """The facts of both outputs."""
+        """Returns the facts of both outputs."""
         return [fact] * len(node.meta["val"])
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Entries of both outputs."""
+        """Returns the entries of both outputs."""
         x, at = operand(node), DIM[node.target]
         args: list[Any] = list(node.args)
         dim = known(x).entry_dims()[self._dim(node)]

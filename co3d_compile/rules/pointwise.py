@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def broadcast(layouts: list[Layout]) -> Layout:
-    """The layout of operands broadcast against each other.
+    """Returns the layout of operands broadcast against each other.
 
     Raises:
         NoExtension: Time stands in two different dims.
@@ -32,7 +32,7 @@ def broadcast(layouts: list[Layout]) -> Layout:
 
 
 def settled(layout: Layout, why: str) -> Layout:
-    """A layout that has time once: a single entry that rides on the batch gives way to the real time dim.
+    """Returns a layout that has time once: a single entry that rides on the batch gives way to the real time dim.
 
     So does a batch of one, which PyTorch may fold into any dim, to one in another dim.
 
@@ -112,14 +112,14 @@ class Pointwise(Rule):
 
 
 def _same(constant: Node, layout: Layout) -> bool:
-    """Whether a constant says the same to each frame, on a dim that has time among its factors."""
+    """Says whether a constant says the same to each frame, on a dim that has time among its factors."""
     place = layout.time
     dim = rank_of(constant) - layout.rank + place.dim if place is not None else -1
     return dim >= 0 and (constant_of(constant).filling or dim in constant_of(constant).alike)
 
 
 def counts_on(constant: Node, layout: Layout) -> bool:
-    """Whether a constant counts the entries of what it meets (``arange``), so that it goes on beyond the clip.
+    """Says whether a constant counts the entries of what it meets (``arange``), so that it goes on beyond the clip.
 
     Nothing counts on where the rows of several clips are numbered in one go.
     """
@@ -131,7 +131,7 @@ def counts_on(constant: Node, layout: Layout) -> bool:
 
 
 def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
-    """Entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
+    """Returns entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
     line, layout, dtype = constant_of(constant).progression, known(node), constant.meta["val"].dtype
     place = layout.time
     assert line is not None and place is not None
@@ -153,7 +153,10 @@ def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
 
 
 def _beside_rows(low: StepGraph, seen: Node, layout: Layout) -> Node:
-    """A number for each stream, where the streams are in a tensor: once for each of the rows folded into the batch."""
+    """Returns a number for each stream, where the streams are in a tensor.
+
+    Once for each of the rows folded into the batch.
+    """
     batch = layout.batch
     dim = batch.dim if batch is not None else 0
     if batch is not None and batch.outer * batch.inner > 1:
@@ -180,5 +183,5 @@ register(
 
 
 def is_pointwise(target: Any) -> bool:
-    """Whether PyTorch itself tags the operator as pointwise."""
+    """Says whether PyTorch itself tags the operator as pointwise."""
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags

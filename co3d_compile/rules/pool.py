@@ -67,7 +67,7 @@ class Pool(KernelRule):
         return results
 
     def _mean_inside(self, node: Node, low: StepGraph, pool: PoolArgs, x: Node, o: int) -> Node:
-        """With ends, or a start: the mean over the entries that the clip's own operator counts."""
+        """Takes the mean, with ends or a start, over the entries that the clip's own operator counts."""
         slides = own_of(node).slides
         if slides is None or not slides.within or not pool.average or pool.divisor is not None:
             return x
@@ -84,7 +84,7 @@ class Pool(KernelRule):
         return self._over(low, pool, low.plain(pool.x), range(pool.dims))
 
     def _over(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
-        """The pool over some of its axes, with a divisor of its own over all of them."""
+        """Returns the pool over some of its axes, with a divisor of its own over all of them."""
         target = (AVERAGES if pool.average else MAXIMA)[len(axes) - 1]
         if pool.divisor is None:
             return low.call(target, *pool.args(x, axes))
@@ -94,7 +94,7 @@ class Pool(KernelRule):
         return low.call(aten.mul.Tensor, mean, prod(pool.kernel) / pool.divisor)
 
     def _with_zeros(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
-        """What a pool reads: its operand with zeros around it, as many as its last kernel reaches for."""
+        """Returns what a pool reads: its operand with zeros around it, as many as its last kernel reaches for."""
         pads = []
         for a, size in zip(axes, low.sizes(x)[-len(axes) :], strict=True):
             over = pool.over(a)
@@ -114,7 +114,7 @@ class AdaptivePool(Rule):
     """Adaptive pools: as many entries over time as there are is nothing, fewer is a window."""
 
     def _sizes(self, node: Node) -> tuple[Node, list[int]]:
-        """Operand, and the size of the output on each of its pooled axes."""
+        """Returns the operand, and the size of the output on each of its pooled axes."""
         x = operand(node)
         wanted = argument(node, 1, "output_size")
         n = len(wanted) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])
@@ -145,7 +145,7 @@ class AdaptivePool(Rule):
         return self._pool(low, low.plain(x), {rank_of(x) - len(sizes) + a: s for a, s in enumerate(sizes)}, node)
 
     def _pool(self, low: StepGraph, x: Node, wanted: dict[int, int], node: Node) -> Node:
-        """Bin by bin, as ``aten`` does it: bin b of B is from floor(b*n/B) to ceil((b+1)*n/B)."""
+        """Pools bin by bin, as ``aten`` does it: bin b of B is from floor(b*n/B) to ceil((b+1)*n/B)."""
         reduction = aten.amax.default if node.target is adaptive_max else aten.mean.dim
         for dim, bins in wanted.items():
             n = low.sizes(x)[dim]

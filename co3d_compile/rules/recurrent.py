@@ -56,7 +56,7 @@ class Recurrent(Rule):
         return combine([fact_of(x)], None)
 
     def over_rows(self, node: Node) -> bool:
-        """Whether time is among the rows of its batch, so that its sequence is another dim."""
+        """Says whether time is among the rows of its batch, so that its sequence is another dim."""
         x = operand(node)
         place = known(x).time
         if place is None:
@@ -68,7 +68,7 @@ class Recurrent(Rule):
         return not self.over_rows(node)
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
+        """Returns the facts of the outputs: the sequence, then the last hidden (and cell) state."""
         if self.over_rows(node):
             return [replace(fact, layout=layout) for layout in self.layouts(node)]
         late = fact.length - 1
@@ -81,7 +81,7 @@ class Recurrent(Rule):
         return result
 
     def layouts(self, node: Node) -> list[Layout]:
-        """Where batch and time are in each output."""
+        """Returns where batch and time are in each output."""
         lay = known(operand(node))
         sequence, *last = (tuple(v.shape) for v in node.meta["val"])
         row = lay.dims[1 - _time_dim(node)]
@@ -94,14 +94,14 @@ class Recurrent(Rule):
         return [lay.replace(lay.rank - 1, [Axis("", int(sequence[-1]))]), *finals]
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Entries of each output."""
+        """Returns the entries of each output."""
         if self.over_rows(node):
             entries = [self._entry(node, low, i) for i in range(low.pulse(operand(node)))]
             return [list(output) for output in zip(*entries, strict=True)]
         return _over_time(node, low)
 
     def _entry(self, node: Node, low: StepGraph, i: int) -> list[Node]:
-        """The outputs for entry ``i``."""
+        """Returns the outputs for entry ``i``."""
         x = operand(node)
         hidden = [low.whole_entry(h, i) if is_stream(h) else _plain(h, low) for h in _hidden(node)]
         sequence, *last = over_sequence(node, low, low.whole_entry(x, i), hidden)
@@ -111,7 +111,7 @@ class Recurrent(Rule):
         return [low.call(aten.squeeze.dim, sequence, place.dim), *(low.call(aten.squeeze.dim, s, 1) for s in last)]
 
     def window(self, node: Node, low: StepGraph) -> Any:
-        """The layers over a window, in one direction or both: ``(sequence, last states …)``."""
+        """Returns the layers over a window, in one direction or both: ``(sequence, last states …)``."""
         return over_sequence(node, low, low.plain(operand(node)), [_plain(h, low) for h in _hidden(node)])
 
     def reason(self, node: Node) -> str:
@@ -119,7 +119,7 @@ class Recurrent(Rule):
 
 
 def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:
-    """Entries of each output of layers whose state is carried from step to step."""
+    """Returns the entries of each output of layers whose state is carried from step to step."""
     layers, x = Layers.of(node, low), operand(node)
     entries = [low.entry(x, i) for i in range(low.pulse(x))]
     keep = _keeps(x, low)
@@ -137,7 +137,7 @@ def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:
 
 
 def started(x: Node, low: StepGraph) -> list[Node] | None:
-    """For each new entry whether it is in the stream, (batch, 1) of bool; None where each is.
+    """Says for each new entry whether it is in the stream, (batch, 1) of bool; None where each is.
 
     Behind a delay the first steps bring entries before the stream's first: what remembers for good must not see them.
     """
@@ -152,7 +152,7 @@ def started(x: Node, low: StepGraph) -> list[Node] | None:
 
 
 def _carry(x: Node, low: StepGraph, size: int) -> tuple[Node, Node]:
-    """A state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
+    """Returns a state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
     rows = low.zero_rows(low.entry(x, 0), size)
     first, restore = low.batch_first(rows, fact_of(x).layout)
     state = low.carry(first, low.features(rows))
@@ -173,23 +173,23 @@ def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
 
 
 def _hidden(node: Node) -> list[Node]:
-    """The hidden states (and cells) that the layer is given."""
+    """Returns the hidden states (and cells) that the layer is given."""
     hidden: Any = node.args[1]
     return [hidden] if isinstance(hidden, Node) else list(hidden)
 
 
 def _plain(hidden: Node, low: StepGraph) -> Node:
-    """A hidden state that does not stream: one row of it if it is the same for all."""
+    """Returns a hidden state that does not stream: one row of it if it is the same for all."""
     return low.first_row(hidden, 1) if 1 in constant_of(hidden).alike else low.plain(hidden)
 
 
 def _time_dim(node: Node) -> int:
-    """The dim over which the layer runs."""
+    """Returns the dim over which the layer runs."""
     return 1 if node.args[8] else 0
 
 
 def _from_zero(node: Node) -> bool:
-    """Whether the hidden state that the layer is given is a constant zero."""
+    """Says whether the hidden state that the layer is given is a constant zero."""
     return all(constant_of(h).fill == 0 for h in _hidden(node))
 
 

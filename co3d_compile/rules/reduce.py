@@ -91,7 +91,7 @@ class Reduction(Rule):
         return low.with_dims(node, new, rest, keep)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
-        """The reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
+        """Returns the reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = self._norm_args(node)
         kind = SEPARABLE[node.target]
         new = [self.entry(node, low, i) for i in range(low.pulse(x))]
@@ -139,11 +139,11 @@ class Norm(Rule):
         return fact_of(x)
 
     def _groups(self, node: Node) -> int:
-        """Over how many groups of the dims it mixes an entry is normalised, each by itself."""
+        """Returns over how many groups of the dims it mixes an entry is normalised, each by itself."""
         return int(argument(node, 1, "num_groups")) if node.target == aten.group_norm.default else 1
 
     def _rows(self, node: Node) -> int:
-        """How many sets of numbers of an entry are normalised, each by itself."""
+        """Returns how many sets of numbers of an entry are normalised, each by itself."""
         shape, first = shape_of(operand(node)), self._dims(node)[0]
         if node.target == aten.group_norm.default:
             return int(argument(node, 1, "num_groups"))
@@ -161,7 +161,7 @@ class Norm(Rule):
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
-        """Mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
+        """Returns the mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
 
         What is remembered are the first two moments of each entry, not the entry.
         """

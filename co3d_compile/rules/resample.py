@@ -35,7 +35,7 @@ class Upsample(Rule):
         return known(x).sized(shape_of(node), range(2, 2 + n))
 
     def factor(self, node: Node) -> int:
-        """By how much time is up-sampled."""
+        """Returns by how much time is up-sampled."""
         x, _, axis, _ = self._geometry(node)
         if axis is None:
             return 1
@@ -59,7 +59,7 @@ class Upsample(Rule):
         return fact.upsampled(r, 0 if nearest else r // 2)
 
     def past(self, node: Node) -> int:
-        """Entries of the past that the oldest new output needs."""
+        """Counts the entries of the past that the oldest new output needs."""
         return 1 if self.factor(node) > 1 and "nearest" not in str(node.target) else 0
 
     def begins(self, node: Node) -> bool:
@@ -91,7 +91,7 @@ class Upsample(Rule):
         return low.call(aten.add.Tensor, a, low.call(aten.mul.Tensor, entries[first + 1], weight))
 
     def _space(self, node: Node, low: StepGraph, x: Node, space: list[int]) -> Node:
-        """The same up-sampling of one entry, over space alone."""
+        """Returns the same up-sampling of one entry, over space alone."""
         sizes: list[int] | None = [shape_of(node)[2 + a] for a in space]
         old = [int(s) for s in x.meta["val"].shape][2:]
         if sizes == old:
@@ -111,7 +111,7 @@ class Upsample(Rule):
 
 
 def _of_pictures(node: Node) -> bool:
-    """Whether it computes both dims of a picture together."""
+    """Says whether it computes both dims of a picture together."""
     return getattr(node.target, "overloadpacket", None) in PICTURES
 
 
@@ -149,7 +149,7 @@ class GridSample(Rule):
         return super().flow(node)
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        """A constant is the same for each image."""
+        """Computes a constant once for all images."""
         like = next(low.entry(n, i) for n in node.all_input_nodes if is_stream(n))
         images = [
             low.entry(n, i) if is_stream(n) else low.with_batch_of(low.first_row(n), like)

@@ -32,7 +32,7 @@ class Reshaping(Rule):
         return fact
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        """The entry in the shape that the output's layout gives it."""
+        """Returns the entry in the shape that the output's layout gives it."""
         x = operand(node)
         return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
 
@@ -124,7 +124,7 @@ class Expansion(Reshaping):
         return is_stream(x) and not fact_of(x).per_entry
 
     def again(self, node: Node) -> int | None:
-        """The dim along which what a gate pooled is given to every entry again."""
+        """Returns the dim along which what a gate pooled is given to every entry again."""
         x, shape = operand(node), shape_of(node)
         fact = fact_of(x)
         if fact.kind is not Kind.STREAM or not fact.per_entry or fact.pooled is None or fact.clip != 1:

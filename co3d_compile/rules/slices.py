@@ -120,7 +120,7 @@ class Pad(Renumbering):
     """Pads: over time they are an offset of the index, for what they would fill in lies outside of every stream."""
 
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
-        """Operand, and the pad in front and at the end of each of its dims."""
+        """Returns the operand, and the pad in front and at the end of each of its dims."""
         x = operand(node)
         flat = list(argument(node, 1, "padding"))
         pads = [(0, 0)] * (rank_of(x) - len(flat) // 2)

@@ -31,7 +31,7 @@ class SlidingRule(Rule):
         return x.through(kernel, self.layout(node).resize(TIME, x.clip), (front == EDGE, back == EDGE))
 
     def taps(self, node: Node, low: StepGraph) -> list[list[int]]:
-        """For each new entry ``o`` of the output which entries ``o*s + i*d`` of its operand (and history) it reads."""
+        """Lists for each new entry ``o`` the entries ``o*s + i*d`` of the operand (and history) that it reads."""
         kernel = kernel_of(node)
         return [[o * kernel.s + i * kernel.d for i in range(kernel.k)] for o in range(low.pulse(node))]
 
@@ -43,7 +43,7 @@ class KernelRule(SlidingRule):
     """Operators whose kernel slides over the last dims of a tensor, time or space: convolutions and pools."""
 
     def args(self, node: Node) -> SlidingArgs:
-        """The operator's arguments."""
+        """Returns the operator's arguments."""
         raise NotImplementedError
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
@@ -69,11 +69,11 @@ class Renumbering(SlidingRule):
     """Crops, selections and pads: over time they give entries other numbers, and compute nothing."""
 
     def changed(self, node: Node) -> list[int]:
-        """The dims that lose or gain entries."""
+        """Returns the dims that lose or gain entries."""
         raise NotImplementedError
 
     def renumbered(self, node: Node, dim: int) -> Kernel:
-        """The index equation if time is this dim."""
+        """Returns the index equation if time is this dim."""
         raise NotImplementedError
 
     def layout(self, node: Node) -> Layout:

@@ -31,7 +31,7 @@ class Spread:
     more: int
 
     def length(self, entries: int) -> int:
-        """Entries of the clip's output."""
+        """Counts the entries of the clip's output."""
         return (entries - 1) * self.s - 2 * self.p + self.d * (self.k - 1) + self.more + 1
 
 
@@ -39,15 +39,15 @@ class SpreadingRule(Rule):
     """Each new entry adds to ``s`` new outputs, and to some behind them."""
 
     def spread(self, node: Node) -> Spread | None:
-        """The index equation; None where time is not what the operator walks through."""
+        """Returns the index equation; None where time is not what the operator walks through."""
         raise NotImplementedError
 
     def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
-        """What entry ``i`` adds by tap ``j``."""
+        """Returns what entry ``i`` adds by tap ``j``."""
         raise NotImplementedError
 
     def finished(self, node: Node, low: StepGraph, total: Node) -> Node:
-        """An output from the sum of what was added to it."""
+        """Returns an output from the sum of what was added to it."""
         return total
 
     def flow(self, node: Node) -> Fact:
@@ -59,7 +59,7 @@ class SpreadingRule(Rule):
         return fact.upsampled(over.s, over.p, over.s * fact.length - over.length(fact.length))
 
     def past(self, node: Node) -> int:
-        """Entries of the past that the newest outputs still need."""
+        """Counts the entries of the past that the newest outputs still need."""
         over = self.spread(node)
         return 0 if over is None else (over.k - 1) * over.d // over.s
 

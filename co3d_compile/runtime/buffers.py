@@ -22,7 +22,7 @@ _MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as 
 
 
 def no_memory(more: str = "") -> SessionError:
-    """The error for states that do not fit."""
+    """Returns the error for states that do not fit."""
     return SessionError(f"There is no memory for the states{more}.", hint="Use a smaller batch.")
 
 
@@ -59,7 +59,7 @@ class Guard:
             self.turn.append(None)
 
     def refusal(self) -> SessionError:
-        """The error for who comes while there is no turn to take."""
+        """Returns the error for who comes while there is no turn to take."""
         if self.closed:
             return SessionError("This session is closed.", hint="Open a new StreamSession.")
         hint = "Give each thread a StreamSession of its own."
@@ -80,7 +80,7 @@ class Buffer:
         self.host: Array | None = host if device == CPU else None
 
     def read(self) -> Array:
-        """A copy in host memory."""
+        """Returns a copy in host memory."""
         return np.array(self.value.numpy()) if self.host is None else self.host.copy()
 
     def write(self, values: Array) -> None:
@@ -101,7 +101,10 @@ class Buffer:
             self.host[part] = values
 
     def take(self, index: slice | Array, dim: int, scratch: Scratch) -> Array:
-        """What lies at ``index`` of a dim, contiguous: the buffer's own memory where that is, else in ``scratch``."""
+        """Returns what lies at ``index`` of a dim, contiguous.
+
+        The buffer's own memory where that is, else in ``scratch``.
+        """
         host = self.value.numpy() if self.host is None else self.host
         if isinstance(index, slice):
             part = host[(slice(None),) * dim + (index,)]
@@ -128,7 +131,7 @@ class Results:
         self._rooms: list[memoryview] = []  # the memory of each; to let go of one at every step would take 10 more
 
     def new(self) -> Array:
-        """A copy that will not change."""
+        """Returns a copy that will not change."""
         if self._source is None or self._many < 2:
             return self._buffer.read()
         if not self._ready:
@@ -150,7 +153,7 @@ class Scratch:
         self._raw = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array whose values are what was there before."""
+        """Returns an array whose values are what was there before."""
         size = math.prod(shape) * dtype.itemsize
         if len(self._raw) < size:
             self._raw = np.empty(size, np.uint8)
@@ -158,7 +161,7 @@ class Scratch:
 
 
 def make_rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[Ring], int]:
-    """The buffers of each chain of states, one more than it has states, and after how many steps all lie as before."""
+    """Returns the buffers of each chain, one more than it has states, and after how many steps all lie as before."""
     chains = contract.chains()
     sizes = [len(chain) + 1 for chain in chains]
     period = math.lcm(*sizes)

@@ -34,7 +34,7 @@ class StepInputs:
         self.all_valid: list[Array] = [np.ones(self.tensors[-1][1], np.bool_)] if info.valid else []
 
     def checked(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
-        """The arrays of a step of ``count`` streams. Raises SessionError if they do not fit."""
+        """Returns the arrays of a step of ``count`` streams. Raises SessionError if they do not fit."""
         specs = self._info.inputs
         if len(frames) != len(specs):
             names = ", ".join(spec.name for spec in specs)
@@ -54,7 +54,7 @@ class StepInputs:
 
 
 def whole_number(name: str, value: int, least: int, most: float = math.inf) -> int:
-    """The number itself. Raises UsageError if it is none from ``least`` to ``most``."""
+    """Returns the number itself. Raises UsageError if it is none from ``least`` to ``most``."""
     if isinstance(value, (int, np.integer)) and least <= value <= most:
         return int(value)
     top = f" to {most}" if most < math.inf else ""
@@ -62,12 +62,12 @@ def whole_number(name: str, value: int, least: int, most: float = math.inf) -> i
 
 
 def expected(shape: Shape, batch: int) -> Sizes:
-    """The shape of so many streams; "K" stands for any number of rows."""
+    """Returns the shape of so many streams; "K" stands for any number of rows."""
     return tuple(batch if dim == "N" else dim for dim in shape)
 
 
 def checked_array(what: str, name: str, array: object, shape: Sizes, dtype: np.dtype[Any]) -> Array:
-    """The array itself. Raises SessionError if it has another shape or dtype."""
+    """Returns the array itself. Raises SessionError if it has another shape or dtype."""
     if not isinstance(array, np.ndarray):
         problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
     elif array.dtype != dtype:
@@ -82,7 +82,7 @@ def checked_array(what: str, name: str, array: object, shape: Sizes, dtype: np.d
 
 
 def _frames(spec: InputSpec, frame: object, shape: Sizes) -> Array:
-    """The array for the ONNX input: without the time dim at one frame per step, all rows of the one stream."""
+    """Returns the array for the ONNX input: without the time dim at one frame per step, all rows of the one stream."""
     if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(shape) + 1:
         dim = spec.time_dim
         frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame

@@ -45,7 +45,7 @@ class FiniteCheck:
         self._age[index] = self._info.warmup_steps if warm else 0
 
     def spoilt(self, outputs: Mapping[str, Array], states: Mapping[str, Array], index: slice | Array) -> dict[int, str]:
-        """The streams at ``index`` that this step has spoilt, and what shows it.
+        """Returns the streams at ``index`` that this step has spoilt, and what shows it.
 
         Raises:
             SessionError: There are some, and ``raises`` was asked for: the step does not count.
@@ -79,7 +79,7 @@ def _not_finite(values: Array) -> npt.NDArray[np.bool_]:
 
 
 def _by_stream(bad: npt.NDArray[np.bool_], shape: Sequence[int | str], streams: int) -> npt.NDArray[np.bool_]:
-    """Whether anything of each stream is bad. Where nothing says which values are whose, they are everybody's."""
+    """Says whether anything of each stream is bad. Where nothing says which values are whose, they are everybody's."""
     if "N" not in shape:
         return np.full(streams, True)
     rows = np.moveaxis(bad, list(shape).index("N"), 0).reshape(streams, -1)

@@ -31,7 +31,7 @@ class Serializable(Protocol):
 
 
 def read_source(model: object) -> tuple[str | bytes, bytes]:
-    """What onnxruntime opens, and the SHA-256 that ties a snapshot to it (of external data only the references)."""
+    """Returns what onnxruntime opens, and its SHA-256, to which snapshots are tied (of external data: references)."""
     if isinstance(model, (str, os.PathLike)):
         try:
             with open(model, "rb") as file:
@@ -48,7 +48,7 @@ def read_source(model: object) -> tuple[str | bytes, bytes]:
 
 
 def session_options(threads: int | None) -> ort.SessionOptions:
-    """What every session of onnxruntime is opened with; ``threads``: None for onnxruntime's choice."""
+    """Returns what every session of onnxruntime is opened with; ``threads``: None for onnxruntime's choice."""
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -85,7 +85,7 @@ def device_of(session: ort.InferenceSession) -> tuple[str, int]:
 
 
 def stored_contract(session: ort.InferenceSession) -> Contract:
-    """The contract in the metadata. Raises ContractError if there is none, or a damaged one."""
+    """Returns the contract in the metadata. Raises ContractError if there is none, or a damaged one."""
     text = properties(session).get(METADATA_KEY)
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")

@@ -21,27 +21,27 @@ class RowStates(States):
         self._now: dict[str, Array] = {}
 
     def begin(self, index: int | slice) -> None:
-        """Put the stream back to its start: rows that wait are none."""
+        """Puts the stream back to its start, where no rows wait."""
         self._now = {s.input: np.full(resolve(s.shape, 1), s.initial, s.dtype) for s in self._info.states}
 
     def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """A copy of all states, or of those of these names."""
+        """Returns a copy of all states, or of those of these names."""
         return {name: array.copy() for name, array in self._now.items() if names is None or name in names}
 
     def write(self, values: Mapping[str, Array]) -> None:
-        """Take over all states."""
+        """Takes over all states."""
         self._now = {name: np.array(values[name]) for name in self._now}
 
     def packed(self, index: slice) -> list[bytes]:
-        """The bytes of all states in the order of the metadata, behind how many rows those with free rows have."""
+        """Packs all states in the order of the metadata, behind how many rows those with free rows have."""
         counts = np.array([len(self._now[s.input]) for s in self._free()], np.int64)
         return [counts.tobytes(), *(self._now[state.input].tobytes() for state in self._info.states)]
 
     def size(self, count: int) -> None:
-        """None: how many bytes the states are only they say themselves."""
+        """Returns None: how many bytes the states are only they say themselves."""
 
     def unpack(self, packed: memoryview, index: slice) -> None:
-        """Take over ``packed``."""
+        """Takes over ``packed``."""
         free = self._free()
         counts = dict(zip(free, np.frombuffer(packed[: 8 * len(free)], np.int64).tolist(), strict=True))
         packed = packed[8 * len(free) :]
@@ -52,19 +52,19 @@ class RowStates(States):
             packed = packed[end:]
 
     def gathered(self, index: slice | Array) -> dict[str, Array]:
-        """The states as onnxruntime takes them."""
+        """Returns the states as onnxruntime takes them."""
         return dict(self._now)
 
     def outputs(self) -> list[str]:
-        """Outputs of the model that are next states."""
+        """Returns the outputs of the model that are next states."""
         return [chain[0].output for chain in self._info.chains()]
 
     def next_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """The next value of each state, from what a step took and gave."""
+        """Returns the next value of each state, from what a step took and gave."""
         return {state.input: values[state.output] for state in self._info.states}
 
     def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:
-        """Put the next states, of what a step took and gave, in their place."""
+        """Puts the next states, of what a step took and gave, in their place."""
         self._now = self.next_values(values)
 
     def _free(self) -> list[StateSpec]:

@@ -83,7 +83,7 @@ class Opener:
         self._name = os.path.basename(source) if isinstance(source, str) else "the model"
 
     def open(self) -> Running:
-        """The model, ready to run.
+        """Returns the model, ready to run.
 
         Raises:
             LoadError, UsageError, ContractError: As ``open_source``, ``stored_contract`` and ``check_contract``.
@@ -104,7 +104,7 @@ class Opener:
             return self._kept(cache, key) or self._converted(given, info, cache if own else FormCache(None), key)
 
     def _kept(self, cache: FormCache, key: str) -> Running | None:
-        """The model as the cache has it."""
+        """Returns the model as the cache has it."""
         content = cache.load(key)
         if content is None:
             return None
@@ -117,7 +117,10 @@ class Opener:
             return None
 
     def _converted(self, given: ort.InferenceSession, info: Contract, cache: FormCache, key: str) -> Running:
-        """The model converted now, checked and put into the cache; the given one where that comes to nothing."""
+        """Converts the model, checks it and puts it into the cache.
+
+        Returns the given one where that comes to nothing.
+        """
         try:
             from co3d_compile.native.conversion import NothingGained, convert
         except ImportError as error:
@@ -145,7 +148,7 @@ class Opener:
         return self._native(converted, f"converted in {seconds:.1f} s, {kept}")
 
     def _content(self) -> bytes:
-        """The bytes whose digest is known."""
+        """Returns the bytes whose digest is known."""
         if isinstance(self._source, bytes):
             return self._source
         if os.path.getsize(self._source) > MAX_BYTES:
@@ -158,7 +161,7 @@ class Opener:
     def _difference(
         self, given: ort.InferenceSession, info: Contract, content: bytes, converted: ort.InferenceSession
     ) -> str:
-        """How the converted file's results differ, if they do."""
+        """Returns how the converted file's results differ, if they do."""
         if self._options.enable_profiling:  # these steps are none of the user's
             options = session_options(self._options.intra_op_num_threads)
             given, converted = (open_source(file, None, options) for file in (self._source, content))

@@ -170,7 +170,7 @@ class StreamSession:
         return _by_name(self.info, self.step(*(frames[name] for name in names), valid=valid, streams=streams))
 
     def flush(self) -> list[Array | tuple[Array, ...]]:
-        """The results that are still due when all streams have ended, as ``step`` returns them, oldest first.
+        """Returns the results that are still due when all streams have ended, as ``step`` returns them, oldest first.
 
         Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``, and for a
         stream that is too short for exact ends.
@@ -188,7 +188,7 @@ class StreamSession:
             self._begin(index)
 
     def get_state(self) -> dict[str, Array]:
-        """A copy of the state: {name of the state input: array}."""
+        """Returns a copy of the state: {name of the state input: array}."""
         with self._guard:
             return self._states.values()
 
@@ -207,7 +207,7 @@ class StreamSession:
                 self._check.begin(slice(None), warm=True)
 
     def snapshot(self, stream: int | None = None) -> bytes:
-        """The state as bytes, for ``restore`` in any process that has the same model.
+        """Returns the state as bytes, for ``restore`` in any process that has the same model.
 
         Of all streams, for a session of the same batch. Of the one with this index, for a place in any session: it is
         what a session of batch 1 gives.
@@ -273,7 +273,7 @@ class StreamSession:
         return self._only.new() if self._only is not None else tuple([result.new() for result in bindings.results])
 
     def _checked_step(self, frames: Sequence[Any], valid: Array | None) -> Array | tuple[Array, ...]:
-        """A step whose values are looked at. No state of before it is overwritten: to go back is to count back."""
+        """Runs a step whose values are looked at. No state of before it is overwritten: to go back is to count back."""
         assert self._check is not None
         results = self._step(frames, valid)
         outputs = _by_name(self.info, results)
@@ -299,7 +299,7 @@ class StreamSession:
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array
     ) -> Array | tuple[Array, ...]:
-        """A step of the streams at ``index``: their states are gathered, and what comes out is put back."""
+        """Returns a step of the streams at ``index``: their states are gathered, and what comes out is put back."""
         count = index.stop - index.start if isinstance(index, slice) else len(index)
         arrays = self._inputs.checked(frames, valid, count)
         values = {name: array for (name, _, _), array in zip(self._inputs.tensors, arrays, strict=True)}
@@ -323,7 +323,7 @@ class StreamSession:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _indices(self, streams: Sequence[int]) -> slice | Array:
-        """Places in the batch; as a slice where they follow one another, as those need no gathering."""
+        """Returns the places in the batch; as a slice where they follow one another, as those need no gathering."""
         places = [whole_number("stream", stream, 0, self.batch - 1) for stream in streams]
         if not places or len(set(places)) < len(places):
             raise UsageError(f"streams is {list(streams)!r}.", hint="Give one or more, each once.")
@@ -334,14 +334,14 @@ class StreamSession:
         return np.array(places)
 
     def _part(self, stream: int | None) -> tuple[slice, int]:
-        """Where one stream or all lie in the batch, and how many that are."""
+        """Returns where one stream or all lie in the batch, and how many that are."""
         first = 0 if stream is None else whole_number("stream", stream, 0, self.batch - 1)
         count = self.batch if stream is None else 1
         return slice(first, first + count), count
 
 
 def _by_name(info: Contract, results: Array | tuple[Array, ...]) -> dict[str, Array]:
-    """What ``step`` returns, by the names of the outputs."""
+    """Returns what ``step`` returns, by the names of the outputs."""
     values = results if isinstance(results, tuple) else (results,)
     return {spec.name: value for spec, value in zip(info.outputs, values, strict=True)}
 

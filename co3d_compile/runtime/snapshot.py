@@ -14,13 +14,13 @@ _DAMAGED = "Take a new one with session.snapshot()."
 
 
 def pack(fingerprint: bytes, streams: int, states: Sequence[bytes]) -> bytes:
-    """A snapshot. ``fingerprint``: SHA-256 of the model."""
+    """Returns a snapshot. ``fingerprint``: SHA-256 of the model."""
     body = b"".join([_HEADER.pack(_MAGIC, fingerprint, streams), *states])
     return body + hashlib.sha256(body).digest()
 
 
 def unpack(blob: object, fingerprint: bytes, streams: int, size: int | None) -> memoryview:
-    """The state bytes of an undamaged snapshot of this model: ``size`` of them, None for as many as there are.
+    """Returns the state bytes of an undamaged snapshot of this model: ``size`` of them, None for as many as there are.
 
     Raises SessionError if it is anything else.
     """

@@ -33,12 +33,15 @@ class States:
         self._scratch = {state.input: Scratch() for state in info.states}
 
     def written(self, phase: int) -> Iterator[tuple[str, Buffer]]:
-        """Outputs of the model at this phase, and where they go: into the buffer after the newest state's."""
+        """Yields the outputs of the model at this phase, and where they go.
+
+        Into the buffer after the newest state's.
+        """
         for chain, ring in self._rings:
             yield chain[0].output, ring[phase % len(ring)]
 
     def read(self, phase: int) -> Iterator[tuple[str, Buffer]]:
-        """Every state, and the buffer that it is read from: one buffer further on at each step."""
+        """Yields every state, and the buffer that it is read from: one buffer further on at each step."""
         for chain, ring in self._rings:
             for age, state in enumerate(chain):
                 yield state.input, ring[(phase - 1 - age) % len(ring)]
@@ -49,7 +52,7 @@ class States:
             buffer.put(state.initial, index, state.batch_dim)
 
     def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """A copy of all states, or of those of these names."""
+        """Returns a copy of all states, or of those of these names."""
         wanted = [(s, buffer) for s, buffer in self._current() if names is None or s.input in names]
         return {s.input: self._form.to_given(s, buffer.read()) for s, buffer in wanted}
 
@@ -59,12 +62,12 @@ class States:
             buffer.write(self._form.from_given(state, values[state.input]))
 
     def packed(self, index: slice) -> list[bytes]:
-        """The bytes of all states of some streams, in the order of the metadata."""
+        """Returns the bytes of all states of some streams, in the order of the metadata."""
         parts = [(state, buffer.take(index, state.batch_dim, Scratch())) for state, buffer in self._current()]
         return [self._form.to_given(state, part).tobytes() for state, part in parts]
 
     def size(self, count: int) -> int | None:
-        """How many bytes the states of so many streams are, if that is known beforehand."""
+        """Returns how many bytes the states of so many streams are, if that is known beforehand."""
         return sum(math.prod(resolve(s.shape, count)) * np.dtype(s.dtype).itemsize for s in self._info.states)
 
     def unpack(self, packed: memoryview, index: slice) -> None:
@@ -77,15 +80,15 @@ class States:
             packed = packed[size:]
 
     def gathered(self, index: slice | Array) -> dict[str, Array]:
-        """The states of some streams as onnxruntime takes them; they are good until the next call."""
+        """Returns the states of some streams as onnxruntime takes them; they are good until the next call."""
         return {s.input: b.take(index, s.batch_dim, self._scratch[s.input]) for s, b in self._current()}
 
     def outputs(self) -> list[str]:
-        """Outputs of the model that are next states."""
+        """Returns the outputs of the model that are next states."""
         return [chain[0].output for chain, _ in self._rings]
 
     def next_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """The next value of each state, from what a step took and gave."""
+        """Returns the next value of each state, from what a step took and gave."""
         return {state.input: values[state.output] for chain, _ in self._rings for state in chain}
 
     def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:
@@ -96,6 +99,6 @@ class States:
                 buffers[state.input].put(values[state.output], index, state.batch_dim)
 
     def _current(self) -> list[tuple[StateSpec, Buffer]]:
-        """Every state with the buffer that the next step reads it from, in the order of the metadata."""
+        """Returns every state with the buffer that the next step reads it from, in the order of the metadata."""
         place = dict(self.read(self.phase))
         return [(state, place[state.input]) for state in self._info.states]

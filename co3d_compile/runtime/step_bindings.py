@@ -82,12 +82,12 @@ class StepBindings:
 
 
 def captures_graphs(session: ort.InferenceSession) -> bool:
-    """Whether a provider of this session captures the step as a CUDA graph and plays that back."""
+    """Says whether a provider of this session captures the step as a CUDA graph and plays that back."""
     return any(str(each.get("enable_cuda_graph", "0")) == "1" for each in session.get_provider_options().values())
 
 
 def graph_options(graph: int) -> ort.RunOptions:
-    """Options of a run that is the graph of this number; -1: of one that is no graph."""
+    """Returns the options of a run that is the graph of this number; -1: of one that is no graph."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options

@@ -19,7 +19,7 @@ Stored = tuple[Contract, dict[str, Any] | None]
 
 
 def properties(session: ort.InferenceSession) -> dict[str, str]:
-    """The metadata entries of a file.
+    """Returns the metadata entries of a file.
 
     Raises:
         ContractError: They are no text.
@@ -35,13 +35,13 @@ _KEY = b"\x0a" + bytes([len(METADATA_KEY)]) + METADATA_KEY.encode() + b"\x12"  #
 
 
 def is_compiled(model: Path) -> bool:
-    """Whether an ONNX file was written by the compiler: a look at its bytes, which opens no model."""
+    """Says whether an ONNX file was written by the compiler: a look at its bytes, which opens no model."""
     with model.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         return content.rfind(_KEY) >= 0
 
 
 def read_contract(model: Path) -> Contract:
-    """The metadata of a compiled file.
+    """Returns the metadata of a compiled file.
 
     Raises:
         LoadError: The file cannot be read or is no ONNX model.
@@ -51,7 +51,7 @@ def read_contract(model: Path) -> Contract:
 
 
 def read_stored(model: Path) -> Stored:
-    """The contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
+    """Returns the contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
     import onnxruntime as ort
 
     from co3d_compile.support.cpu_session import cpu_session

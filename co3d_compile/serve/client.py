@@ -167,7 +167,7 @@ class _Sender:
             self._drawing = asyncio.ensure_future(asyncio.to_thread(next, self._frames, None))
 
     async def _wait(self) -> list[Message]:
-        """Until a frame is drawn or something is heard; the messages for the caller."""
+        """Waits until a frame is drawn or something is heard; returns the messages for the caller."""
         assert self._socket is not None
         if self._receiving is None:
             self._receiving = asyncio.ensure_future(self._socket.recv())

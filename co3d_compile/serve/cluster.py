@@ -81,7 +81,7 @@ class ShardReplica:
         self._shard.start()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """A method of the shard, or ``model``: what a client needs to know of the file."""
+        """Returns a method of the shard, or ``model``: what a client needs to know of the file."""
         if method == "model":
             info = self._engine.info
             preprocess = None if self._engine.why_no_pictures else info.preprocess or {}
@@ -106,12 +106,12 @@ class ShardReplica:
         return await getattr(self._shard, method)(*arguments)
 
     def check_health(self) -> None:
-        """Ray Serve replaces a replica whose check raises."""
+        """Raises where the replica must be replaced: Ray Serve does that."""
         if not self._shard.healthy():
             raise RuntimeError("the model does not run any more")
 
     async def __del__(self) -> None:
-        """Ray Serve waits for this when it stops a replica on purpose: its streams go on elsewhere, or later."""
+        """Saves what there is when a replica is stopped on purpose: its streams go on elsewhere, or later."""
         await self._shard.close()
 
 
@@ -251,7 +251,7 @@ def shard_name(index: int) -> str:
 
 
 def digest_of(model: str) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises LoadError."""
+    """Returns the SHA-256 of a file, in hexadecimal. Raises LoadError."""
     try:
         with open(model, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -260,7 +260,7 @@ def digest_of(model: str) -> str:
 
 
 def application(model: str, replicas: int, options: ServeOptions, gateways: int = 1) -> Any:
-    """The Ray Serve application: for ``serve.run``, or to be deployed by Ray's own means.
+    """Returns the Ray Serve application: for ``serve.run``, or to be deployed by Ray's own means.
 
     Args:
         model: An ONNX file that lies at this path on every machine.

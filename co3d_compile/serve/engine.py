@@ -86,7 +86,7 @@ class Engine:
             self._scores = ClassScores(self.info)
 
     def prepare(self, kind: str, payload: bytes, size: tuple[int, int] | None = None) -> list[Array]:
-        """One frame of each input, with a batch of 1. May be called from any thread.
+        """Takes one frame of each input, with a batch of 1. May be called from any thread.
 
         Args:
             kind: "image/jpeg" or "image/png"; "image/x-rgb": uint8 (height, width, 3); "application/octet-stream": the
@@ -141,7 +141,7 @@ class Engine:
             raise BadFrame(400, f"This is no whole picture of type {kind}: {error}"[:300]) from error
 
     def advance(self, work: Sequence[Work]) -> list[list[Array]]:
-        """One step of several streams in one run. Returns for each its outputs, with a batch of 1.
+        """Runs one step of several streams at once. Returns for each its outputs, with a batch of 1.
 
         A slot that the step has spoilt is back at its start: ``session.spoilt`` says which, and what was not finite.
 
@@ -164,15 +164,18 @@ class Engine:
         return rows
 
     def warm(self, step: int) -> bool:
-        """Whether the results of this step, from 0, no longer depend on the states at the start."""
+        """Says whether the results of this step, from 0, no longer depend on the states at the start."""
         return step >= self.info.warmup_steps
 
     def about(self, steps: int) -> int:
-        """The frame, from 0, that the newest result is about after so many steps; below 0: there is none yet."""
+        """Gives the frame, from 0, that the newest result is about after so many steps; below 0: there is none yet."""
         return frame_about(self.info, self._scores.spec if self._scores else self.info.outputs[0], steps)
 
     def top(self, outputs: list[Array], count: int) -> list[dict[str, int | str | float]] | None:
-        """The classes with the highest scores of the newest entry, best first; None if the model scores no classes."""
+        """Returns the classes with the highest scores of the newest entry, best first.
+
+        None if the model scores no classes.
+        """
         if self._scores is None:
             return None
         newest = self._scores.entries(outputs[self._scores.index])[-1:]

@@ -36,11 +36,11 @@ class Shards(Protocol):
     """What a gateway needs of the shards. Raises Refused where one does not answer."""
 
     async def call(self, stream: str, method: str, *arguments: Any) -> Reply:
-        """A method of the ``Shard`` that holds the stream."""
+        """Returns a method of the ``Shard`` that holds the stream."""
         ...
 
     async def all(self, method: str) -> list[Reply]:
-        """A method of every shard; of one that does not answer: its name and ``healthy`` false."""
+        """Returns a method of every shard; of one that does not answer: its name and ``healthy`` false."""
         ...
 
 
@@ -51,7 +51,7 @@ class Gateway:
         self._shards, self._options = shards, options
 
     def app(self) -> Starlette:
-        """The ASGI application."""
+        """Returns the ASGI application."""
         return Starlette(
             routes=[
                 Route("/v1/health", self._health),
@@ -66,7 +66,7 @@ class Gateway:
         )
 
     def _guarded(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
-        """The route for those who have the token; what is refused becomes a response."""
+        """Returns the route for those who have the token; what is refused becomes a response."""
 
         async def route(request: Request) -> Response:
             try:
@@ -89,7 +89,7 @@ class Gateway:
         return {"status": 200, **total, "shards": shards}
 
     async def _prometheus(self, request: Request) -> Response:
-        """The metrics as Prometheus reads them."""
+        """Returns the metrics as Prometheus reads them."""
         if not (self._options.open_metrics or self._allowed(request)):
             return _response(Refused(401, "token", WANTS_TOKEN).reply)
         text = prometheus_text(await self._shards.all("metrics"))
@@ -99,7 +99,7 @@ class Gateway:
         return await self._shards.call("", "model")
 
     def _of_stream(self, method: str) -> Work:
-        """The work of a route that is one method of a stream's shard."""
+        """Returns the work of a route that is one method of a stream's shard."""
 
         async def work(request: Request) -> Reply:
             name = _name(request)
@@ -141,7 +141,10 @@ class Gateway:
         await _Conversation(socket, self._shards, self._options, name, settings).hold()
 
     def _allowed(self, request: HTTPConnection, offered: list[str] | None = None) -> bool:
-        """Whether the token is right. Browsers cannot set headers of a WebSocket: there it may be a subprotocol."""
+        """Says whether the token is right.
+
+        Browsers cannot set headers of a WebSocket: there it may be a subprotocol.
+        """
         if self._options.token is None:
             return True
         given = [request.headers.get("authorization", "").removeprefix("Bearer ")]
@@ -161,7 +164,7 @@ class _Conversation:
         self._newest: asyncio.Task[None] | None = None
 
     async def hold(self) -> None:
-        """Until either side ends it."""
+        """Holds the connection until either side ends it."""
         try:
             await self._send({"type": "hello", "window": self._options.queue, **await self._call("status", self._name)})
             while True:
@@ -257,7 +260,7 @@ def _name(request: HTTPConnection) -> str:
 
 
 def _settings(query: Mapping[str, str]) -> Reply:
-    """The settings of a frame, or of all frames of a WebSocket, from a query. Raises Refused."""
+    """Returns the settings of a frame, or of all frames of a WebSocket, from a query. Raises Refused."""
     known = ("format", "width", "height", "start", "on_gap", "epoch", "top", "values")
     odd = sorted(set(query) - set(known))
     if odd:

@@ -68,7 +68,7 @@ class ServeOptions:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> ServeOptions:
-        """From a dict that may hold more."""
+        """Reads them from a dict that may hold more."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 

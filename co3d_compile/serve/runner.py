@@ -54,7 +54,7 @@ class Runner:
         return self._failures < MAX_FAILURES
 
     def wake(self) -> None:
-        """Some frame is decoded."""
+        """Hears that some frame is decoded."""
         self._wake.set()
 
     def close(self) -> None:
@@ -80,7 +80,10 @@ class Runner:
                 await self._advance(batch)
 
     async def flush(self, stream: Stream) -> list[Reply]:
-        """What is still due at the end of a stream, of a model with exact ends: frames that are not there follow."""
+        """Returns what is still due at the end of a stream, of a model with exact ends.
+
+        Frames that are not there follow.
+        """
         info = self._engine.info
         if info.boundary != "exact" or not (stream.steps or stream.pending):
             return []
@@ -94,7 +97,10 @@ class Runner:
         return replies
 
     async def _batch(self) -> list[Stream]:
-        """Streams with a step ready, those first that wait longest; gives others a little time to join them."""
+        """Returns the streams with a step ready, those first that wait longest.
+
+        Gives others a little time to join them.
+        """
         ready = self._ready()
         if not ready:
             return []
@@ -148,7 +154,7 @@ class Runner:
     def _run(
         self, batch: Sequence[Stream], slots: Sequence[int]
     ) -> tuple[list[list[Array]], dict[int, str], list[bytes], float]:
-        """In the thread: the step, which slots it has spoilt, and snapshots of some slots behind it."""
+        """Runs the step, in the thread: its results, which slots it has spoilt, and snapshots of some behind it."""
         start = time.perf_counter()
         work = [Work(stream.slot, *self._engine.pulse.step(stream.pending)) for stream in batch]
         outputs = self._engine.advance(work)
@@ -173,7 +179,7 @@ class Runner:
         _give(ticket, reply)
 
     def _failed(self, stream: Stream, error: Exception) -> None:
-        """ONNX Runtime failed and left the states as they were: go back to before the step."""
+        """Goes back to before the step: ONNX Runtime failed and left the states as they were."""
         ticket = stream.due
         assert ticket is not None
         first = ticket.frame.number - len(stream.pending) + 1
@@ -186,7 +192,7 @@ class Runner:
         return {"stream": stream.name, "frame": number, **about, "step": None, "warm": False, "about": None}
 
     def _reply(self, stream: Stream, number: int, outputs: list[Array], top: int, values: bool) -> Reply:
-        """What a client gets of a step: its label, the outputs, the best classes."""
+        """Returns what a client gets of a step: its label, the outputs, the best classes."""
         reply = self._label(stream, number) | {"status": 200, "step": stream.steps}
         reply["warm"] = self._engine.warm(stream.steps)
         about = self._engine.about(stream.steps + 1)
@@ -200,7 +206,7 @@ class Runner:
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """The result of a call in a thread of the pool."""
+    """Returns the result of a call in a thread of the pool."""
     return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments, **named))
 
 
@@ -210,7 +216,7 @@ def _give(ticket: Ticket, reply: Reply) -> None:
 
 
 def _plain(values: Array) -> object:
-    """Nested lists of numbers; JSON has no infinite ones and no NaN, so these become null."""
+    """Makes nested lists of numbers. JSON has no infinite ones and no NaN, so these become null."""
     finite = np.isfinite(values)
     if finite.all():
         return values.tolist()

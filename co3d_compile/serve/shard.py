@@ -64,7 +64,7 @@ class Shard:
         self._spawn(self._drop_idle())
 
     def healthy(self) -> bool:
-        """Whether the model runs. False: a new process is needed."""
+        """Says whether the model runs. False: a new process is needed."""
         return self._runner.healthy
 
     async def frame(self, frame: Frame) -> Reply:
@@ -75,11 +75,11 @@ class Shard:
         return await asyncio.shield(self._spawn(self._frame(frame)))
 
     async def frames(self, frames: Sequence[Frame]) -> list[Reply]:
-        """Several at once: all of them are answered when the last one is."""
+        """Answers several at once, when the last one is done."""
         return list(await asyncio.gather(*map(self.frame, frames)))
 
     async def status(self, name: str) -> Reply:
-        """Where a stream stands: its epoch, the number expected next, what a snapshot covers."""
+        """Returns where a stream stands: its epoch, the number expected next, what a snapshot covers."""
         try:
             async with self._lock(name):
                 stream = await self._known(name)
@@ -106,11 +106,11 @@ class Shard:
         return {"status": 200, "stream": name, "code": why, "last": stream.next - 1, "flushed": flushed}
 
     def names(self) -> list[str]:
-        """The streams that are there."""
+        """Returns the streams that are there."""
         return list(self._streams)
 
     def metrics(self) -> Reply:
-        """Counts, percentiles and what is there now."""
+        """Returns the counts, percentiles and what is there now."""
         waiting = sum(len(stream.busy) for stream in self._streams.values())
         now = {"streams": len(self._streams), "max_streams": self._options.max_streams, "waiting": waiting}
         return {"shard": self.name, "healthy": self.healthy(), **now, **self.stats.read()}
@@ -198,7 +198,7 @@ class Shard:
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def _stream_for(self, frame: Frame) -> Stream:
-        """The stream in a state that this frame may follow, or one that begins with it. Raises Refused."""
+        """Returns the stream in a state that this frame may follow, or one that begins with it. Raises Refused."""
         if frame.start:
             return await self._begin(frame, "asked")
         stream = self._streams.get(frame.stream) or await self._restored(frame.stream)
@@ -222,7 +222,7 @@ class Shard:
         return stream
 
     async def _begin(self, frame: Frame, why: str | None) -> Stream:
-        """A stream whose first frame this is. One of that name that is there is answered first."""
+        """Returns a stream whose first frame this is. One of that name that is there is answered first."""
         old = self._streams.get(frame.stream)
         if old is not None:
             await _drained(old)
@@ -242,14 +242,17 @@ class Shard:
         return stream
 
     async def _known(self, name: str) -> Stream:
-        """The stream, as it is here or in a snapshot. Raises Refused."""
+        """Returns the stream, as it is here or in a snapshot. Raises Refused."""
         stream = self._streams.get(name) or await self._restored(name)
         if stream is None:
             raise self._missing(name)
         return stream
 
     async def _restored(self, name: str) -> Stream | None:
-        """The stream as a snapshot left it, if there is one: of a replica that died, or of a server before this one."""
+        """Returns the stream as a snapshot left it, if there is one.
+
+        Of a replica that died, or of a server before this one.
+        """
         if self._store is None or name in self._gone:
             return None
         found = await in_thread(self._files, self._store.load, name)
@@ -277,7 +280,7 @@ class Shard:
         return heapq.heappop(self._free)
 
     def _missing(self, name: str) -> Refused:
-        """Why a stream is not there."""
+        """Says why a stream is not there."""
         gone = self._gone.get(name)
         if gone is None:
             message = "This stream is not known: begin it with frame 0, or with start."
@@ -327,7 +330,7 @@ class Shard:
     # --- the event loop -----------------------------------------------------------------------------------------------
 
     def _lock(self, name: str) -> asyncio.Lock:
-        """One call at a time decides what becomes of a stream; those that wait go in the order in which they came."""
+        """Lets one call at a time decide what becomes of a stream, in the order in which they came."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -344,7 +347,7 @@ async def _drained(stream: Stream) -> None:
 
 
 def _again(stream: Stream, frame: Frame) -> Reply:
-    """The answer to a frame that was taken before: the same once more if it is the newest. Raises Refused."""
+    """Returns the answer to a frame that was taken before: the same once more if it is the newest. Raises Refused."""
     if stream.repeat is not None and stream.repeat["frame"] == frame.number:
         return {**stream.repeat, "repeated": True}
     message = f"Frame {frame.number} was taken before; {stream.next} is next."

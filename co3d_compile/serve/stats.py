@@ -29,18 +29,18 @@ class Stats:
         self.export("events", number, what=what)
 
     def refuse(self, code: str) -> None:
-        """One frame that was not taken."""
+        """Counts one frame that was not taken."""
         self.refused[code] += 1
         self.export("refused", 1, code=code)
 
     def answer(self, milliseconds: float) -> None:
-        """From a frame's arrival at the shard to its answer."""
+        """Counts an answer, and the time from its frame's arrival at the shard."""
         self._latency.append(milliseconds)
         self.counts["answers"] += 1
         self.export("latency_ms", milliseconds)
 
     def batch(self, streams: int, milliseconds: float) -> None:
-        """One run of the model."""
+        """Counts one run of the model."""
         self._fill.append(streams)
         self._step.append(milliseconds)
         self.counts["runs"] += 1
@@ -51,7 +51,7 @@ class Stats:
         """Hands a value on to another collector of metrics: here to none."""
 
     def read(self) -> Reply:
-        """All of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
+        """Returns all of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
         return {
             "counts": dict(self.counts),
             "refused": dict(self.refused),

@@ -43,7 +43,7 @@ class SnapshotStore:
             file.write_bytes(b"\n".join([hashlib.sha256(line).hexdigest().encode(), line, blob]))
 
     def load(self, name: str) -> tuple[Reply, bytes] | None:
-        """What was saved last, or None if there is nothing or nothing whole."""
+        """Returns what was saved last, or None if there is nothing or nothing whole."""
         try:
             with self._path(name).open("rb") as file:
                 digest, line = file.readline(100).strip(), file.readline(_MAX_HEADER).rstrip(b"\n")
@@ -72,7 +72,7 @@ class SnapshotStore:
         return count
 
     def _path(self, name: str) -> Path:
-        """A name may hold anything, a file name may not."""
+        """Makes a file name of a name, which may hold anything."""
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.snapshot"
 
 

@@ -53,7 +53,7 @@ class Comparison:
     segments: tuple[Segment, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON data, scores left out."""
+        """Returns everything as JSON data, but for the scores."""
         window = self.tracks[0]
         rows = []
         for track in self.tracks:
@@ -68,7 +68,7 @@ class Comparison:
         return {"answers": len(self.times), "runs": rows}
 
     def shown(self, count: int) -> list[tuple[int, str]]:
-        """The classes that matter most: those that were best most often, in any run."""
+        """Returns the classes that matter most: those that were best most often, in any run."""
         classes = self.tracks[0].scores.shape[1]
         wins = np.sum([np.bincount(track.best, minlength=classes) for track in self.tracks], axis=0)
         most = np.max([track.scores.max(axis=0) for track in self.tracks], axis=0)
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def correlation(a: Scores, b: Scores) -> float | None:
-    """How alike scores are: the correlation over the classes, of logarithms where all are probabilities, on average.
+    """Measures how alike scores are: the mean correlation over the classes, of logarithms where all are probabilities.
 
     Of a single class, the correlation over time. None: one of both never changes.
     """
@@ -92,7 +92,7 @@ def correlation(a: Scores, b: Scores) -> float | None:
 
 
 def _right(times: npt.NDArray[np.float64], scores: Scores, segments: Sequence[Segment]) -> dict[str, Any]:
-    """The share of answers within a segment whose best class is that of one there, and how many segments are right.
+    """Counts the share of answers whose best class is that of a segment there, and how many segments are right.
 
     The class of a segment is the best one of the mean over the answers in it; a segment without answers does not count.
     """

@@ -40,7 +40,7 @@ class _Stream:
         self.delay = max(0, (output.delay + 1) * self.every)
 
     def last(self, prediction: Prediction, length: int) -> int:
-        """The last frame of the clip whose answer is about the same place."""
+        """Returns the last frame of the clip whose answer is about the same place."""
         if not self.middle:
             return prediction.frame + self.every - 1
         return prediction.frame - (length // self.every // 2) * self.every + length - 1
@@ -111,7 +111,7 @@ def _compared(
 
 
 def _track(name: str, answers: Sequence[Prediction]) -> Track:
-    """The answers of one stream."""
+    """Returns the answers of one stream."""
     milliseconds = float(np.median([answer.milliseconds for answer in answers]))
     return Track(name, np.stack([answer.scores for answer in answers]), milliseconds)
 
@@ -119,7 +119,7 @@ def _track(name: str, answers: Sequence[Prediction]) -> Track:
 def _taken(
     frames: Iterable[VideoFrame], predictor: Predictor, progress: Callable[[int], None] | None
 ) -> Iterable[tuple[VideoFrame, float]]:
-    """The frames that the model's rate takes, numbered anew so that each is taken once; and their own times."""
+    """Yields the frames that the model's rate takes, numbered anew so that each is taken once; and their own times."""
     rate, fps = Rate(predictor.fps), predictor.fps or 1.0
     count = 0
     for frame in frames:

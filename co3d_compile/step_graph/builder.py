@@ -49,7 +49,7 @@ class Builder:
         self._count = 0
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """An operator on nodes of the new graph; the same call gives the same node, constants are computed."""
+        """Returns an operator on nodes of the new graph; the same call gives the same node, constants are computed."""
         args = tuple(self.resolve(a) if isinstance(a, Slot) else a for a in args)
         key = (target, _hashable(args), _hashable(tuple(sorted(kwargs.items()))))
         if key in self._known:
@@ -78,12 +78,12 @@ class Builder:
         return shape_of_call(self.mode, target, args, kwargs)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor that has a shape and no values."""
+        """Returns a tensor that has a shape and no values."""
         with self.mode:
             return torch.empty(list(shape), dtype=dtype)
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
-        """A new constant."""
+        """Returns a new constant."""
         key = (name, "constant")
         if key in self._known:
             return self._known[key]
@@ -107,12 +107,12 @@ class Builder:
         return self.new_constant(result, names.pop() if len(names) == 1 else UNNAMED)
 
     def new_constant(self, value: torch.Tensor, made_of: str = UNNAMED) -> Node:
-        """A constant that has no name in the model; ``made_of``: the one that it is another form of."""
+        """Returns a constant that has no name in the model; ``made_of``: the one that it is another form of."""
         self._count += 1
         return self.constant(f"{made_of}_as_{self._count}", value.contiguous())
 
     def counter(self, like: Node, pulse: int) -> Node:
-        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        """Returns the number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         key = ("counter", pulse)
         if key not in self._known:
             read = self.count(like)
@@ -121,24 +121,24 @@ class Builder:
         return self._known[key]
 
     def zero_rows(self, like: Node, features: int) -> Node:
-        """Zeros (batch, features)."""
+        """Returns zeros (batch, features)."""
         value = torch.zeros(1, features, dtype=like.meta["val"].dtype)
         return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
 
     def count(self, like: Node) -> Node:
-        """A state (batch, 1) of int64; whoever makes it stores its next value."""
+        """Returns a state (batch, 1) of int64; whoever makes it stores its next value."""
         read = self.graph.call_function(counter, (like,))
         read.meta = {"path": self.path, "val": self.empty((self.batch, 1), torch.int64)}
         return read
 
     def carry(self, like: Node, features: int, of_ends: bool = False) -> Node:
-        """A state of (batch, features); whoever makes it stores its next value."""
+        """Returns a state of (batch, features); whoever makes it stores its next value."""
         return self._state([[like]], like, [features], of_ends)
 
     def carry_value(
         self, turns: Sequence[Sequence[Node]], like: Node, initial: float = 0.0, memory: int | None = None
     ) -> Node:
-        """A state in the shape of a node, the batch in front; whoever makes it stores its next value.
+        """Returns a state in the shape of a node, the batch in front; whoever makes it stores its next value.
 
         Args:
             turns: For each turn of a step the entries that it is made of.
@@ -155,7 +155,7 @@ class Builder:
         return node
 
     def resolve(self, ref: Entry) -> Node:
-        """The node of an entry."""
+        """Returns the node of an entry."""
         if isinstance(ref, Slot):
             return self.call(
                 aten.reshape.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]]
@@ -163,15 +163,15 @@ class Builder:
         return ref
 
     def sizes(self, node: Node) -> list[int]:
-        """The shape of a node of the new graph, at the captured batch."""
+        """Returns the shape of a node of the new graph, at the captured batch."""
         return [int(s) for s in node.meta["val"].shape]
 
     def features(self, node: Node) -> int:
-        """Numbers in one stream's share of a node of the new graph."""
+        """Counts the numbers in one stream's share of a node of the new graph."""
         return prod(self.sizes(node)) // self.batch
 
     def with_batch_of(self, x: Node, like: Node, x_dim: int = 0, like_dim: int = 0) -> Node:
-        """A constant of batch one (or one that is the same for each clip of the captured batch), for any batch."""
+        """Repeats a constant of batch one, or one that is the same for each captured clip, for any batch."""
         if x not in self._constants or self.sizes(x)[x_dim] not in (1, self.batch):
             return x
         if self.sizes(x)[x_dim] != 1:

@@ -72,7 +72,7 @@ def chosen(chooser: Chooser) -> Iterator[None]:
 
 
 def forced(form: str) -> AbstractContextManager[None]:
-    """Every convolution that has several taps in this form, wherever the form exists: for tests and measurements."""
+    """Makes every convolution with several taps take this form, where the form exists: for tests and measurements."""
     return chosen(lambda _: form)
 
 
@@ -88,12 +88,12 @@ class TapConvolution:
     groups: int
 
     def concat(self, low: EntryOperators, entries: Sequence[Node]) -> Node:
-        """One dense convolution on the channels of all entries."""
+        """Writes one dense convolution on the channels of all entries."""
         x = low.call(aten.cat.default, list(entries), 1)
         return self._convolve(low, x, low.call(aten.cat.default, list(self.taps), 1), self.bias)
 
     def sum(self, low: EntryOperators, entries: Sequence[Node]) -> Node:
-        """One convolution per tap."""
+        """Writes one convolution per tap."""
         parts = [
             self._convolve(low, x, tap, None if i else self.bias)
             for i, (x, tap) in enumerate(zip(entries, self.taps, strict=True))
@@ -101,7 +101,7 @@ class TapConvolution:
         return low.sum(parts)
 
     def accumulate(self, low: EntryOperators, entries: Sequence[AgedEntry], layout: Layout | None) -> Node:
-        """Partial sums, the oldest first: what is to wait longer is a state of a state."""
+        """Returns the partial sums, the oldest first: what is to wait longer is a state of a state."""
         total: Node | None = None
         newest = min(e.steps for e in entries)
         for age in range(max(e.steps for e in entries), -1, -1):
@@ -116,7 +116,7 @@ class TapConvolution:
         return total
 
     def pair(self, low: EntryOperators, entries: Sequence[Node]) -> tuple[Node, Node]:
-        """Two neighbouring outputs, from the entries under the taps of both, one more than there are taps.
+        """Returns two neighbouring outputs, from the entries under the taps of both, one more than there are taps.
 
         Taps are taken by threes, what is left by two or one: four, three and two convolutions for the two outputs.
         """
@@ -150,7 +150,7 @@ class TapConvolution:
         return [one], [other]
 
     def _minus(self, low: EntryOperators, x: Node, y: Node) -> Node:
-        """The difference. On images as a sum with a depthwise convolution: ONNX Runtime has no subtraction for tensors
+        """Subtracts; on images as a sum with a depthwise convolution: ONNX Runtime has no subtraction for tensors
         in its blocked layout, and computes these two as one operator."""
         channels = low.sizes(y)[1]
         if len(self.stride) != 2 or channels < FEWEST:
@@ -163,7 +163,7 @@ class TapConvolution:
         )
 
     def output_features(self, low: EntryOperators, x: Node) -> int:
-        """Numbers in one stream's share of an output entry."""
+        """Counts the numbers in one stream's share of an output entry."""
         sizes = low.sizes(x)
         window = zip(
             sizes[len(sizes) - len(self.stride) :],
@@ -189,7 +189,9 @@ class TapConvolution:
 def pairs(
     low: EntryOperators, conv: TapConvolution, positions: Sequence[Sequence[int]], entry: AgedEntry
 ) -> list[tuple[int, int]]:
-    """Which outputs of a step are computed two together: the second reads what the first reads, one tap further on.
+    """Returns which outputs of a step are computed two together.
+
+    The second reads what the first reads, one tap further on.
 
     Measured in ONNX Runtime 1.31 on an AMD EPYC (AVX2), one thread, milliseconds of CPU time of a step: R3D-18 555 with
     sums of taps and 388 with pairs, R(2+1)D-18 564 and 539, I3D R50 at four frames per step 676 and 626. Additions of
@@ -218,7 +220,9 @@ def pairs(
 
 
 def choose(low: EntryOperators, conv: TapConvolution, entries: Sequence[AgedEntry], queued: bool, shared: int) -> str:
-    """The form of one convolution: ``accumulate`` where it keeps clearly less, else ``sum``, or ``concat`` where small.
+    """Chooses a convolution's form.
+
+    ``accumulate`` where it keeps clearly less, else ``sum``, or ``concat`` where small.
 
     A state is read from memory that no cache holds, so bytes of state are what the forms differ in. Measured in ONNX
     Runtime 1.31 on an AMD EPYC, one thread, milliseconds of CPU time per frame, renamed states: I3D R50 123 with

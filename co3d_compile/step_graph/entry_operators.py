@@ -37,7 +37,10 @@ class EntryOperators(Builder):
         initial: float = 0.0,
         fix: Callable[[int, Node], Node] | None = None,
     ) -> Node:
-        """The value of a node so many steps ago: ``initial``, or what ``fix`` makes of it, where a stream begins."""
+        """Returns the value of a node so many steps ago.
+
+        ``initial``, or what ``fix`` makes of it, where a stream begins.
+        """
         node, restore = self.batch_first(node, layout)
         for t in range(1, steps + 1):
             node = self.call(previous, node, initial)
@@ -45,7 +48,7 @@ class EntryOperators(Builder):
         return restore(node)
 
     def batch_first(self, node: Node, layout: Layout | None) -> tuple[Node, Callable[[Node], Node]]:
-        """An entry as states hold it, with the batch and nothing else in its first dim, and the way back."""
+        """Returns an entry as states hold it, with the batch and nothing else in its first dim, and the way back."""
         place = layout.entry().batch if layout is not None else None
         shape = self.sizes(node)
         order = _batch_first(place, len(shape))
@@ -64,7 +67,10 @@ class EntryOperators(Builder):
         return node, restore
 
     def _apart(self, node: Node, place: Place) -> tuple[Node, Callable[[Node], Node]]:
-        """:meth:`batch_first` of an entry whose batch is folded behind other factors of a dim: (batch, features)."""
+        """Returns :meth:`batch_first` of an entry whose batch is folded behind other factors of a dim.
+
+        (batch, features).
+        """
         shape = self.sizes(node)
         before, behind = shape[: place.dim], shape[place.dim + 1 :]
         order = [len(before) + 1, *range(len(before) + 1), *range(len(before) + 2, len(shape) + 2)]
@@ -79,12 +85,12 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
     def rows(self, entries: Sequence[Node]) -> Node:
-        """Entries as (batch, entries, features)."""
+        """Returns the entries as (batch, entries, features)."""
         rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
     def stacked(self, refs: Sequence[Entry]) -> Node:
-        """Entries as (batch, entries, features); a run in one queue is a slice of it."""
+        """Returns the entries as (batch, entries, features); a run in one queue is a slice of it."""
         slots = [r for r in refs if isinstance(r, Slot)]
         if slots and len(refs) > 1:
             run = self._run(refs, slots[0].queue)
@@ -97,7 +103,7 @@ class EntryOperators(Builder):
         return self.rows([self.resolve(r) for r in refs])
 
     def _run(self, refs: Sequence[Entry], queue: Node) -> tuple[int, int] | None:
-        """Returns start and step of entries that lie evenly in one queue (the new ones are at its end)."""
+        """Returns the start and step of entries that lie evenly in one queue (the new ones are at its end)."""
         rows = operand(queue)
         new = operand_list(rows) if rows.target is aten.cat.default else [rows]
         place = {row: whole(queue, 1) + i for i, row in enumerate(new)}
@@ -115,7 +121,10 @@ class EntryOperators(Builder):
         return (positions[0], step) if not steps and step > 0 else None
 
     def from_rows(self, x: Node, batch_dim: int, dim: int, by: Node, rows: Sequence[int]) -> Node:
-        """Rows of a dim, which lie ``by`` (batch, 1) farther on for each stream; beyond an end the last one."""
+        """Returns the rows of a dim, which lie ``by`` (batch, 1) farther on for each stream.
+
+        Beyond an end the last one.
+        """
         sizes = self.sizes(x)
         index = self.call(aten.add.Tensor, by, self.new_constant(torch.tensor(list(rows)).view(1, -1)))
         index = self.call(aten.clamp.default, index, 0, sizes[dim] - 1)
@@ -127,23 +136,23 @@ class EntryOperators(Builder):
         return self.call(aten.gather.default, x, dim, index)
 
     def sum(self, parts: Sequence[Node]) -> Node:
-        """The sum of tensors."""
+        """Returns the sum of tensors."""
         total = parts[0]
         for part in parts[1:]:
             total = self.call(aten.add.Tensor, total, part)
         return total
 
     def minus(self, x: Node, y: Node) -> Node:
-        """The difference of tensors."""
+        """Returns the difference of tensors."""
         return self.call(aten.sub.Tensor, x, y)
 
     def stack(self, parts: Sequence[Node]) -> Node:
-        """Tensors along a new first dim."""
+        """Stacks tensors along a new first dim."""
         rows = [self.call(aten.unsqueeze.default, p, 0) for p in parts]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 0)
 
     def reduce_entries(self, refs: Sequence[Entry], kind: str) -> Node:
-        """Mean, sum, maximum or minimum over entries."""
+        """Computes the mean, sum, maximum or minimum over entries."""
         if len(refs) == 1:
             return self.resolve(refs[0])
         if len(refs) > 4:
@@ -163,7 +172,7 @@ class EntryOperators(Builder):
         return total
 
     def transposed(self, x: Node, tap: Node, geometry: list[list[int]], groups: int) -> Node:
-        """One tap of a transposed convolution, over space alone."""
+        """Writes one tap of a transposed convolution, over space alone."""
         stride, padding, output_padding, dilation = geometry
         if stride:
             target = TRANSPOSED_CONVOLUTIONS[len(stride) - 1]
@@ -173,7 +182,7 @@ class EntryOperators(Builder):
         return self.call(aten.squeeze.dim, result, 2)
 
     def zeros_like(self, x: Node) -> Node:
-        """Zeros in the shape of one entry."""
+        """Returns zeros in the shape of one entry."""
         value = torch.zeros([1, *self.sizes(x)[1:]], dtype=x.meta["val"].dtype)
         return self.with_batch_of(self.constant(f"zeros_{'x'.join(map(str, value.shape[1:]))}", value), x)
 
@@ -184,7 +193,7 @@ class EntryOperators(Builder):
         return self.call(aten.add.Tensor, x, self.call(aten.reshape.default, bias, [-1] + [1] * space))
 
     def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
-        """A reduction over other dims of one entry."""
+        """Returns a reduction over other dims of one entry."""
         if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
             return self.call(node.target, x, node.args[1], dims, keep)
         if node.target in (aten.var.correction, aten.std.correction):
@@ -195,7 +204,7 @@ class EntryOperators(Builder):
 
 
 def _batch_first(place: Place | None, rank: int) -> list[int] | None:
-    """The permutation that brings the batch's dim to the front, if it is not there."""
+    """Returns the permutation that brings the batch's dim to the front, if it is not there."""
     if place is None or not place.alone or not place.dim:
         return None
     return [place.dim, *(d for d in range(rank) if d != place.dim)]

@@ -44,7 +44,10 @@ class Memory(EntryOperators):
         return start
 
     def remembered(self, x: Node) -> tuple[int, bool]:
-        """What is known of the past that a convolution reads: entries others keep too; whether they must be kept."""
+        """Returns what is known of the past that a convolution reads: entries others keep too.
+
+        Whether they must be kept.
+        """
         marker = chain(x, take)[-1]
         if marker.target is not history:
             return 0, False
@@ -66,7 +69,7 @@ class Memory(EntryOperators):
         layout: Layout | None = None,
         start: InitialPast | None = None,
     ) -> PastEntries:
-        """The list of ``n`` past and the new entries.
+        """Returns the list of ``n`` past and the new entries.
 
         Small entries with a long past are kept in one queue, others in one state per entry.
         """
@@ -83,11 +86,14 @@ class Memory(EntryOperators):
         return PastEntries(self, list(new), n, layout, queue)
 
     def _of_boxes(self, node: Node) -> bool:
-        """Whether an entry is made of boxes, and so may have more rows than the next one: they have no common queue."""
+        """Says whether an entry is made of boxes, and so may have more rows than the next one.
+
+        They have no common queue.
+        """
         return bool(self.boxes) and not self.boxes.isdisjoint(computed_from(node))
 
     def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> PastEntries:
-        """Past and new entries with a number in place of those before the first."""
+        """Returns past and new entries with a number in place of those before the first."""
         ends = self.ends
         assert ends is not None
         marked = [ends.where(ends.inside(fact, i, back=False), x, value, layout) for i, x in enumerate(new)]
@@ -95,15 +101,15 @@ class Memory(EntryOperators):
         return self.past(marked, past, None, layout, ends.constants(firsts, fact, past, value))
 
     def counter(self, like: Node, pulse: int) -> Node:
-        """The number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        """Returns the number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         return self.ends.counter(pulse) if self.ends is not None else super().counter(like, pulse)
 
     def queue(self, new: Sequence[Node], capacity: int, initial: float = 0.0) -> Node:
-        """A queue (batch, capacity + new entries, features)."""
+        """Returns a queue (batch, capacity + new entries, features)."""
         return self.call(fifo, self.rows(new), capacity, initial)
 
 
 def leading(layout: Layout) -> bool:
-    """Whether the batch comes first in an entry."""
+    """Says whether the batch comes first in an entry."""
     place = layout.entry().batch
     return place is not None and place.dim == 0 and place.outer == 1

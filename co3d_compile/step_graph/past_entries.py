@@ -46,15 +46,15 @@ class LazyEntries(Sequence[Entry]):
 
     @abstractmethod
     def make(self, index: int) -> Entry:
-        """The entry of an index from 0 on."""
+        """Returns the entry of an index from 0 on."""
 
     @abstractmethod
     def origin(self, index: int) -> tuple[int, Entry]:
-        """How many steps ago an entry was new, and which of the new ones it was."""
+        """Returns how many steps ago an entry was new, and which of the new ones it was."""
 
 
 def origin(entries: Sequence[Entry], index: int) -> tuple[int, Entry]:
-    """How many steps ago an entry of any list was new, and which of the new ones it was."""
+    """Returns how many steps ago an entry of any list was new, and which of the new ones it was."""
     return entries.origin(index) if isinstance(entries, LazyEntries) else (0, entries[index])
 
 

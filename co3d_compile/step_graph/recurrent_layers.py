@@ -40,11 +40,11 @@ class Layers:
         return len(self.weights[0]) in (3, 5)
 
     def hidden(self, weights: list[Node]) -> int:
-        """Features of the hidden state."""
+        """Counts the features of the hidden state."""
         return int(weights[1].meta["val"].shape[1])
 
     def cells(self, weights: list[Node]) -> int:
-        """Features of the cell."""
+        """Counts the features of the cell."""
         return int(weights[1].meta["val"].shape[0]) // {"lstm": 4, "gru": 3}.get(self.kind, 1)
 
     def run(
@@ -56,7 +56,10 @@ class Layers:
         c: Node | None,
         keep: Callable[[int, Node, Node], Node] | None = None,
     ) -> tuple[list[Node], list[list[Node]]]:
-        """One layer over entries: its outputs, and its states after each. ``keep`` says which entries change these."""
+        """Runs one layer over entries: its outputs, and its states after each.
+
+        ``keep`` says which entries change these.
+        """
         bias_ih, bias_hh = (weights[2], weights[3]) if self.has_bias else (None, None)
         projection = weights[-1] if self.projects else None
         outs, finals = [], []
@@ -76,7 +79,7 @@ class Layers:
 
 
 def over_sequence(node: Node, low: StepGraph, x: Node, hidden: Sequence[Node]) -> list[Node]:
-    """The layers over a whole sequence, in one direction or both: its outputs, then the last states.
+    """Returns the layers over a whole sequence, in one direction or both: its outputs, then the last states.
 
     Args:
         node: The recurrent operator in the clip.
@@ -95,7 +98,7 @@ def over_sequence(node: Node, low: StepGraph, x: Node, hidden: Sequence[Node]) -
 
 
 def _unrolled(node: Node, low: StepGraph, layers: Layers, x: Node, states: list[Node]) -> list[Node]:
-    """The layers over a sequence, cell by cell."""
+    """Returns the layers over a sequence, cell by cell."""
     directions, dim = (2 if node.args[7] else 1), (1 if node.args[8] else 0)
     entries = [low.call(aten.select.int, x, dim, i) for i in range(low.sizes(x)[dim])]
     finals = []

@@ -21,7 +21,7 @@ SIZES = {*VIEWS, aten.reshape.default, aten.expand.default}
 
 
 def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[Node], batch_dim: int) -> Node:
-    """The result of a part of the clip graph in the step graph.
+    """Returns the result of a part of the clip graph in the step graph.
 
     Numbers that grow with the batch are found by writing the part for two batches: in views they are left open, and
     constants go on from clip to clip.
@@ -61,7 +61,7 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
 
 
 def _open(a: Node, b: Node, one: Argument, two: Argument) -> Argument:
-    """Arguments without the batch: a size that grows with it is left open."""
+    """Returns the arguments without the batch: a size that grows with it is left open."""
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         return type(one)(_open(a, b, x, y) for x, y in zip(one, two, strict=True))
     if isinstance(one, int) and one != two:
@@ -83,7 +83,7 @@ def _read(
     static: Mapping[Node, tuple[Tensor, Tensor]],
     like: tuple[Node, int],
 ) -> Node:
-    """The node of the step graph that has the value of one of the part."""
+    """Returns the node of the step graph that has the value of one of the part."""
     assert isinstance(node, Node)
     if node not in made:
         made[node] = _constant(low, *static[node], *like)
@@ -91,7 +91,7 @@ def _read(
 
 
 def _constant(low: Builder, one: Tensor, two: Tensor, like: Node, like_dim: int) -> Node:
-    """A constant, which may go on evenly from clip to clip."""
+    """Returns a constant, which may go on evenly from clip to clip."""
     if one.shape == two.shape:
         return low.new_constant(one)
     dims = [d for d, (m, n) in enumerate(zip(one.shape, two.shape, strict=True)) if m != n]

@@ -39,19 +39,19 @@ class StepGraph(Memory):
     # --- reading what clip nodes became
 
     def window_fact(self, node: Node) -> Fact:
-        """The fact that says from which windows a result comes."""
+        """Returns the fact that says from which windows a result comes."""
         return self.window_facts.get(node, fact_of(node))
 
     def pulse(self, node: Node) -> int:
-        """How many entries of a tensor there are: its new ones, and past ones where it is a history."""
+        """Returns how many entries of a tensor there are: its new ones, and past ones where it is a history."""
         return len(self.streams[node]) if node in self.streams else int(fact_of(node).pulse)
 
     def ref(self, node: Node, i: int) -> Entry:
-        """Entry ``i``, as a node or a slot of a queue."""
+        """Returns entry ``i``, as a node or a slot of a queue."""
         return self.streams[node][i]
 
     def with_past(self, x: Node, past: int) -> Sequence[Entry]:
-        """The new entries of a tensor behind so many past ones: a tensor and a delayed one share their memory."""
+        """Gives the new entries of a tensor behind so many past ones: a tensor and a delayed one share their memory."""
         if not past:
             return self.streams[x]
         source, delay = undelayed(x)
@@ -59,33 +59,33 @@ class StepGraph(Memory):
         return ChosenEntries(entries, list(range(past + len(self.streams[x])))) if delay else entries
 
     def entry(self, node: Node, i: int) -> Node:
-        """Entry ``i`` of a streaming tensor, as a node."""
+        """Returns entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
     def of_rank(self, x: Node, layout: Layout | None) -> Node:
-        """An entry with a dim of one for a single clip's batch, whose own dim is gone with those that were reduced."""
+        """Gives an entry a dim of one for a single clip's batch, where its own is gone with those that were reduced."""
         if layout is None or len(self.sizes(x)) == layout.entry().rank:
             return x
         return self.call(aten.reshape.default, x, layout.entry().sizes())
 
     def whole_entry(self, node: Node, i: int) -> Node:
-        """Entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
+        """Gives entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
         place, new = fact_of(node).time, self.entry(node, i)
         return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
 
     def without_time(self, node: Node, x: Node) -> Node:
-        """An entry of a node's output, computed with a dim of one where time is alone, without it."""
+        """Returns an entry of a node's output, computed with a dim of one where time is alone, without it."""
         place = fact_of(node).time
         whole = place is not None and place.alone and len(self.sizes(x)) == known(node).rank
         return self.call(aten.squeeze.dim, x, place.dim) if place is not None and whole else x
 
     def aged(self, node: Node, i: int) -> AgedEntry:
-        """Entry ``i`` as what was computed in this step or an earlier one."""
+        """Returns entry ``i`` as what was computed in this step or an earlier one."""
         steps, entry = origin(self.streams[node], i)
         return AgedEntry(self.resolve(entry), steps)
 
     def plain(self, node: Node, slot: tuple[int, int] | None = None) -> Node:
-        """A constant, or one slice of it, or the result of a window."""
+        """Returns a constant, or one slice of it, or the result of a window."""
         if node in self.window_entries and node not in self.windows:
             layout = fact_of(operand(node)).layout
             assert layout is not None
@@ -102,15 +102,15 @@ class StepGraph(Memory):
         return self.constant(f"{name}_tap_{index}", value.select(dim, index).contiguous())
 
     def one_of(self, constant: Node, dim: int) -> Node:
-        """A constant that is the same along a dim, without that dim."""
+        """Returns a constant that is the same along a dim, without that dim."""
         return self.call(aten.select.int, self.plain(constant), dim, 0)
 
     def first_row(self, constant: Node, dim: int = 0) -> Node:
-        """A constant of which all rows are the same, as one row."""
+        """Returns a constant of which all rows are the same, as one row."""
         return self.call(aten.slice.Tensor, self.plain(constant), dim, 0, 1)
 
     def as_clip(self, refs: Sequence[Entry], layout: Layout) -> Node:
-        """Entries as one tensor in which time is an ordinary dim, laid out as in the clip."""
+        """Returns the entries as one tensor in which time is an ordinary dim, laid out as in the clip."""
         time = layout.time
         assert time is not None
         length = len(refs)
@@ -141,19 +141,19 @@ class StepGraph(Memory):
         return self.call(aten.reshape.default, view, target.sizes())
 
     def with_time_of_one(self, node: Node, i: int) -> Node:
-        """The operator as it stands on entries ``i`` of its operands, given a time dim of one."""
+        """Returns the operator as it stands on entries ``i`` of its operands, given a time dim of one."""
         args, kwargs = map_arg(
             (node.args, node.kwargs), lambda n: self.whole_entry(n, i) if is_stream(n) else self.plain(n)
         )
         return self.without_time(node, self.call(node.target, *args, **kwargs))
 
     def same(self, node: Node) -> Node:
-        """The operator as it stands in the clip."""
+        """Returns the operator as it stands in the clip."""
         args, kwargs = map_arg((node.args, node.kwargs), self.plain)
         return self.call(node.target, *args, **kwargs)
 
     def resized(self, node: Node) -> Node:
-        """A view or expansion with the window's own length, and any batch."""
+        """Returns a view or expansion with the window's own length, and any batch."""
         fact = fact_of(node)
         if fact.layout is None or node.target not in VIEWS:
             return self.same(node)
@@ -170,7 +170,7 @@ VIEWS = {aten.reshape.default, aten.expand.default}
 
 
 def _split_like(target: Layout, entry: Layout) -> list[tuple[Axis, ...]]:
-    """The dims of ``target`` with plain axes as they are in ``entry`` (a layout merges neighbours)."""
+    """Returns the dims of ``target`` with plain axes as they are in ``entry`` (a layout merges neighbours)."""
     pieces = [a for dim in entry.dims for a in dim if not a.label]
     result = []
     for dim in target.dims:

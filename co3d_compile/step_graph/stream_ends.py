@@ -70,7 +70,7 @@ class StreamEnds:
     def inside(
         self, fact: Fact, i: int, front: bool = True, back: bool = True, lead: int = 0, tail: int = 0
     ) -> Node | None:
-        """Whether new entry ``i`` (negative: of the past) is in the range of its tensor: bool (batch, 1).
+        """Says whether new entry ``i`` (negative: of the past) is in the range of its tensor: bool (batch, 1).
 
         None where neither end is asked for.
         """
@@ -91,17 +91,17 @@ class StreamEnds:
         return low.call(aten.logical_and.default, *flags) if len(flags) == 2 else flags[0] if flags else None
 
     def exists(self, fact: Fact, i: int) -> Node:
-        """Whether new entry ``i`` is in the range of its tensor."""
+        """Says whether new entry ``i`` is in the range of its tensor."""
         flag = self.inside(fact, i)
         assert flag is not None
         return flag
 
     def counter(self, pulse: int) -> Node:
-        """Entries of a tensor before this step, were its delay 0."""
+        """Returns the entries of a tensor before this step, were its delay 0."""
         return self.before if pulse == 1 else self.low.call(aten.mul.Tensor, self.before, pulse)
 
     def choose(self, flag: Node | None, new: Node, old: Node | float) -> Node:
-        """``new`` where the flag is set, else ``old``; both have the batch alone in front."""
+        """Chooses ``new`` where the flag is set, else ``old``; both have the batch alone in front."""
         if flag is None:
             return new
         low = self.low
@@ -114,7 +114,7 @@ class StreamEnds:
     # --- what is read where there is none
 
     def mark(self, node: Node) -> list[Node]:
-        """The new entries of the marker ``outside``."""
+        """Returns the new entries of the marker ``outside``."""
         args, low = OutsideArgs.of(node), self.low
         fact, new = fact_of(args.x), [low.resolve(entry) for entry in low.streams[args.x]]
         if EDGE not in (args.front, args.back):
@@ -130,7 +130,7 @@ class StreamEnds:
         return [restore(x) for x in entries]
 
     def _filled(self, x: Node, fact: Fact, i: int, args: OutsideArgs) -> Node:
-        """Entry ``i``, with numbers where it is outside of the range of its tensor."""
+        """Returns entry ``i``, with numbers where it is outside of the range of its tensor."""
         front, back = args.front, args.back
         if front == back and isinstance(front, float):
             return self.where(self.inside(fact, i, lead=args.lead, tail=args.tail), x, front, fact.layout)
@@ -141,14 +141,17 @@ class StreamEnds:
         return x
 
     def where(self, flag: Node | None, x: Node, value: float, layout: Layout | None) -> Node:
-        """``x`` where the flag is set, else a number."""
+        """Chooses ``x`` where the flag is set, else a number."""
         if flag is None:
             return x
         first, restore = self.low.batch_first(x, layout)
         return restore(self.choose(flag, first, value))
 
     def kept(self, x: Node, step: int) -> Node:
-        """What a tensor, the batch alone in front, was in one step, counted from 0: in that step and all later ones."""
+        """Returns what a tensor, the batch alone in front, was in one step, counted from 0.
+
+        In that step and all later ones.
+        """
         low = self.low
         state = low.carry(x, low.features(x), of_ends=True)
         came = low.call(aten.ge.Scalar, self.steps, step + 2)
@@ -157,7 +160,7 @@ class StreamEnds:
         return last
 
     def _hold(self, entries: Sequence[Node], fact: Fact, first: int, tail: int = 0) -> list[Node]:
-        """Entries from the index ``first`` on, of which the last one within the range stays."""
+        """Returns the entries from the index ``first`` on, of which the last one within the range stays."""
         low, results = self.low, []
         shape = low.sizes(entries[0])
         kept = low.carry(entries[0], low.features(entries[0]), of_ends=True)
@@ -169,7 +172,7 @@ class StreamEnds:
         return results
 
     def last(self, result: Node, layout: Layout | None, facts: Sequence[Fact]) -> Node:
-        """A result per step that stays what it was when the last entry had come."""
+        """Returns a result per step that stays what it was when the last entry had come."""
         facts = [f for f in facts if f.end is not None]
         place = layout.batch if layout is not None else None
         if not facts or (place is not None and (place.dim or place.outer > 1)):
@@ -182,7 +185,7 @@ class StreamEnds:
     # --- means
 
     def mean_of_inside(self, x: Node, fact: Fact, own: Fact, kernel: Kernel, pad: tuple[int, int], o: int) -> Node:
-        """A mean over ``k`` entries, made one over those that exist (or are padding that is counted)."""
+        """Returns a mean over ``k`` entries, made one over those that exist (or are padding that is counted)."""
         low = self.low
         flags = []
         for tap in range(kernel.k):
@@ -194,14 +197,14 @@ class StreamEnds:
         return self.scaled(x, low.call(aten.clamp.default, number, 1.0), kernel.k, own.layout)
 
     def mean_of_newest(self, x: Node, fact: Fact, i: int, entries: int, layout: Layout | None) -> Node:
-        """A mean over the newest entries, made one over those that exist."""
+        """Returns a mean over the newest entries, made one over those that exist."""
         low = self.low
         number = low.call(aten.add.Tensor, self.counter(int(fact.pulse)), i - fact.delay + 1)
         number = low.call(aten.clamp.default, number, 1, entries)
         return self.scaled(x, low.call(aten._to_copy.default, number, dtype=torch.float32), entries, layout)
 
     def scaled(self, x: Node, number: Node, entries: int, layout: Layout | None) -> Node:
-        """A mean over ``entries`` with another divisor."""
+        """Returns a mean over ``entries`` with another divisor."""
         low = self.low
         first, restore = low.batch_first(x, layout)
         factor = low.call(aten.mul.Tensor, low.call(aten.reciprocal.default, number), float(entries))
@@ -213,7 +216,7 @@ class StreamEnds:
     # --- the past of a stream that has just begun
 
     def start(self, x: Node, new: Sequence[Entry], n: int) -> InitialPast | None:
-        """What the past of a tensor is at the start; None where zeros do."""
+        """Returns what the past of a tensor is at the start; None where zeros do."""
         low, fact = self.low, fact_of(x)
         layers = [OutsideArgs.of(n) for n in chain(x, outside)[:-1]]
         edge = next((args for args in layers if args.front == EDGE), None)
@@ -234,7 +237,10 @@ class StreamEnds:
         return InitialPast(fix=fix)
 
     def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> InitialPast | None:
-        """The past where it does not depend on any frame: what lies before the first entry, and delays below 0."""
+        """Returns the past where it does not depend on any frame.
+
+        What lies before the first entry, and delays below 0.
+        """
         pulse, known = len(entries), {}
         for back in range(1, n + 1):
             i, t = pulse - 1 - (back - 1) % pulse, -(-back // pulse)
@@ -251,7 +257,7 @@ class StreamEnds:
         return InitialPast(fix=lambda i, t, value: self._fresh(value, known.get((i, t))))
 
     def _fresh(self, value: Node, constant: torch.Tensor | None) -> Node:
-        """A past value, or the constant that it is when a stream begins."""
+        """Returns a past value, or the constant that it is when a stream begins."""
         if constant is None:
             return value
         low = self.low

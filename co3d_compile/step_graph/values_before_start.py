@@ -32,7 +32,7 @@ class ValuesBeforeStart:
         self._known: dict[tuple[Node, int], Any] = {}
 
     def value(self, node: Node, t: int) -> Tensor:
-        """The value of a node."""
+        """Returns the value of a node."""
         stack = [(node, t)]
         while stack:
             at = stack[-1]
@@ -59,7 +59,7 @@ class ValuesBeforeStart:
         return [(n, t) for n in node.all_input_nodes]
 
     def _steps(self, node: Node) -> int:
-        """Steps that a queue reaches back."""
+        """Counts the steps that a queue reaches back."""
         return -(-argument(node, 1, "n") // shape_of(operand(node))[1])
 
     def _compute(self, node: Node, t: int) -> Any:

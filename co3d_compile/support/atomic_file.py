@@ -14,7 +14,7 @@ from co3d_compile.errors import OutputError
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to, in a hidden folder beside the final one and under its name. A link is followed.
+    """Gives a path to write to, in a hidden folder beside the final one and under its name. A link is followed.
 
     What was written there is moved into place when the block ends well, the file itself after those beside it (the
     external data of an ONNX file, say). A block that leaves no file there leaves nothing in place.
@@ -42,7 +42,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def hidden_folder(target: Path, called: str) -> str:
-    """A new folder beside a file that is to be written. Raises OutputError, which calls the file as told."""
+    """Returns a new folder beside a file that is to be written. Raises OutputError, which calls the file as told."""
     try:
         return tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent)
     except OSError as error:

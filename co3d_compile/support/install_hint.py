@@ -14,14 +14,17 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def install_command(requirement: str) -> str:
-    """A command that installs this; ``requirement``: as pip takes it, such as ``co3d-compile[video]``."""
+    """Returns a command that installs this; ``requirement``: as pip takes it, such as ``co3d-compile[video]``."""
     name, bracket, extras = requirement.partition("[")
     before, place, behind = _origin() if name == PACKAGE else ("", name, "")
     return f"pip install {before}{shlex.quote(place + bracket + extras + behind)}"
 
 
 def _origin() -> tuple[str, str, str]:
-    """What pip was given for this installation, around the extras: options, the package or its place, its address."""
+    """Returns what pip was given for this installation, around the extras.
+
+    Options, the package or its place, its address.
+    """
     if (CHECKOUT / "pyproject.toml").is_file():  # an editable installation, or on the path without being installed
         return "-e ", str(CHECKOUT), ""
     try:

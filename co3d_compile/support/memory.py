@@ -9,17 +9,17 @@ from co3d_compile.support.linux_facts import linux_bytes
 
 
 def process_memory() -> int | None:
-    """Bytes of memory that this process has now; None where the system does not say."""
+    """Counts the bytes of memory that this process has now; None where the system does not say."""
     return linux_bytes("self/status", "VmRSS")
 
 
 def memory_left() -> float:
-    """Bytes of memory that new buffers can have, as Linux says it; infinity where it is not said."""
+    """Counts the bytes of memory that new buffers can have, as Linux says it; infinity where it is not said."""
     return linux_bytes("meminfo", "MemAvailable") or math.inf
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that the process has had; 0 where the system does not say."""
+    """Returns the most bytes of memory that the process has had; 0 where the system does not say."""
     # rusage also counts what the parent had before this program was loaded.
     said = linux_bytes("self/status", "VmHWM")
     if said is not None:

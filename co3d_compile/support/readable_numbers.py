@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 def plural(count: float, thing: str) -> str:
-    """``1 frame``, ``2 frames``"""
+    """Writes ``1 frame``, ``2 frames``."""
     number = str(count) if isinstance(count, int) else f"{count:g}"
     return f"{number} {thing}" if count == 1 else f"{number} {thing}s"
 
 
 def number_text(value: float) -> str:
-    """Three digits and a unit: 1.23 M."""
+    """Writes three digits and a unit: 1.23 M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
@@ -21,13 +21,13 @@ def number_text(value: float) -> str:
 
 
 def bytes_text(value: float) -> str:
-    """``1.2 MB``"""
+    """Writes ``1.2 MB``."""
     number, _, unit = number_text(value).partition(" ")
     return f"{number} {unit}B"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """``Did you mean mean?``, if a known name is near."""
+    """Asks ``Did you mean mean?``, if a known name is near."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     near = near or [each for each in known if each.lower() == word.lower()]
     return f"Did you mean {near[0]}?" if near else None

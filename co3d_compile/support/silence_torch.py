@@ -22,7 +22,7 @@ MADE_ANEW = "The tensor attributes? "
 
 @contextlib.contextmanager
 def quiet(stdout: bool = False) -> Iterator[None]:
-    """Nothing on stderr, and where it is PyTorch alone that prints, nothing on stdout: a model may print in forward."""
+    """Keeps stderr empty, and stdout where it is PyTorch alone that prints: a model may print in forward."""
     said = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: log.debug("said:\n%s", said.getvalue().strip()) if said.getvalue().strip() else None)

@@ -20,7 +20,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 
 def with_half_states(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
-    """The model with its float32 states as float16, and its contract. States of other dtypes stay as they are."""
+    """Gives the model with its float32 states as float16, and its contract. States of other dtypes stay as they are."""
     half = ir.from_proto(ir.to_proto(model))
     graph = half.graph
     chains = [chain for chain in contract.chains() if all(map(_fits, chain))]
@@ -37,12 +37,12 @@ def with_half_states(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
 
 
 def _fits(state: StateSpec) -> bool:
-    """Whether it is float32, and starts at a value that float16 has: infinity is one, the least float32 is not."""
+    """Says whether it is float32, and starts at a value that float16 has: infinity is one, the least float32 is not."""
     return state.dtype == "float32" and (not np.isfinite(state.initial) or abs(state.initial) <= LARGEST)
 
 
 def _narrow_input(graph: ir.Graph, value: ir.Value) -> None:
-    """Everything reads the state through a cast, but what only hands it on."""
+    """Makes everything read the state through a cast, but what only hands it on."""
     value.dtype = HALF
     uses = [(user, index) for user, index in value.uses() if user.outputs[0].dtype != HALF]
     if not uses:
@@ -56,7 +56,7 @@ def _narrow_input(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _narrow_result(graph: ir.Graph, value: ir.Value, states: set[str]) -> None:
-    """The next state leaves through a cast, unless it is another state that moves on."""
+    """Gives the next state a cast, unless it is another state that moves on."""
     node = value.producer()
     if node is not None and node.op_type == "Identity" and not value.uses():
         source = node.inputs[0]

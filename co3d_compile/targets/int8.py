@@ -34,7 +34,7 @@ class StreamReader(CalibrationDataReader):
         self.steps = 0
 
     def get_next(self) -> dict[str, Any] | None:
-        """Everything that the file's inputs take at the next step; None behind the last."""
+        """Returns everything that the file's inputs take at the next step; None behind the last."""
         frames = next(self._frames, None)
         if frames is None:
             self._session.close()
@@ -51,7 +51,7 @@ class StreamReader(CalibrationDataReader):
 
 
 def to_int8(model: ir.Model, contract: Contract, frames: Iterable[Any]) -> tuple[ir.Model, Contract]:
-    """The model with 8-bit convolutions and matrix products; everything between them stays in float32.
+    """Returns the model with 8-bit convolutions and matrix products; everything between them stays in float32.
 
     Weights take 7 bits, per output channel, so that processors without VNNI do not overflow.
 
@@ -103,7 +103,7 @@ def to_int8(model: ir.Model, contract: Contract, frames: Iterable[Any]) -> tuple
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantiser warns that it would like other steps before it, which a compiled graph needs not."""
+    """Silences ONNX Runtime's quantiser, which asks for steps before it that a compiled graph does not need."""
 
     def drop(_: logging.LogRecord) -> bool:
         return False

@@ -15,14 +15,14 @@ IDENTIFIER = b"TFL3"
 
 
 def signature_tensors(content: bytes, signature: str) -> dict[str, tuple[list[int], str]]:
-    """The shape and dtype of every input and output of a signature, by their names there."""
+    """Returns the shape and dtype of every input and output of a signature, by their names there."""
     runner = Interpreter(model_content=content).get_signature_runner(signature)
     details = {**runner.get_input_details(), **runner.get_output_details()}
     return {n: ([int(s) for s in d["shape"]], np.dtype(d["dtype"]).name) for n, d in details.items()}
 
 
 def with_metadata(content: bytes, entries: Mapping[str, str], description: str) -> bytes:
-    """The file with further entries in its metadata."""
+    """Returns the file with further entries in its metadata."""
     model = schema.ModelT.InitFromPackedBuf(content)
     model.description, model.metadata = description, model.metadata or []
     for name, text in entries.items():
@@ -37,17 +37,17 @@ def with_metadata(content: bytes, entries: Mapping[str, str], description: str) 
 
 
 def transposed_bytes(content: bytes) -> int:
-    """How many bytes the file's transposes write in a step, four to a number."""
+    """Returns how many bytes the file's transposes write in a step, four to a number."""
     return sum(4 * math.prod(shape) for code, shape in _results(content) if code == schema.BuiltinOperator.TRANSPOSE)
 
 
 def wide_shapes(content: bytes) -> set[tuple[int, ...]]:
-    """The shapes of more than four dims that results of operators have."""
+    """Returns the shapes of more than four dims that results of operators have."""
     return {shape for _, shape in _results(content) if len(shape) > 4}
 
 
 def _results(content: bytes) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The operator code and the shape of each result."""
+    """Yields the operator code and the shape of each result."""
     model: Any = schema.Model.GetRootAs(content)
     for at in range(model.SubgraphsLength()):
         graph = model.Subgraphs(at)

@@ -52,14 +52,14 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str,
 
 
 def _in_a_ring(state: str, source: str, takers: Mapping[str, str]) -> bool:
-    """Whether a state that took the value of this input would only hand it around."""
+    """Says whether a state that took the value of this input would only hand it around."""
     while state != source and state in takers:
         state = takers[state]
     return state == source
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """The value that another one merely repeats."""
+    """Returns the value that another one merely repeats."""
     node = value.producer()
     while node is not None and node.op_type in PASSES_ON and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -68,7 +68,7 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
-    """Whether a value is an input or a constant, is used, or is the sum of a state and something."""
+    """Says whether a value is an input or a constant, is used, or is the sum of a state and something."""
     node = value.producer()
     if node is None or any(user.op_type not in PASSES_ON for user, _ in value.uses()):
         return True
@@ -76,7 +76,7 @@ def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
 
 
 def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The same value as a tensor of its own."""
+    """Returns the same value as a tensor of its own."""
     dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
     if dtype == ir.DataType.BOOL:
         node = ir.node("Or", [value, value])

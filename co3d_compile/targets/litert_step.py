@@ -68,19 +68,19 @@ class LiteRtStep(nn.Module):
         return x.permute(CHANNELS_LAST) if self._turned(x.dim()) else x
 
     def _dim(self, dim: int | None, rank: int) -> int | None:
-        """Where a dim of the ONNX file is in this one."""
+        """Returns where a dim of the ONNX file is in this one."""
         return CHANNELS_LAST.index(dim) if dim is not None and self._turned(rank) else dim
 
     def outside(self, x: Array) -> Array:
-        """An array of the ONNX file as this file has it."""
+        """Returns an array of the ONNX file as this file has it."""
         return np.ascontiguousarray(x.transpose(CHANNELS_LAST)) if self._turned(x.ndim) else x
 
     def outer(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape as the file has it."""
+        """Returns a shape as the file has it."""
         return tuple(shape[d] for d in CHANNELS_LAST) if self._turned(len(shape)) else tuple(shape)
 
     def converted(self) -> bytes:
-        """The LiteRT file, without metadata."""
+        """Returns the LiteRT file, without metadata."""
         import litert_torch
 
         samples = {n: torch.zeros(self.outer(s), dtype=getattr(torch, self.dtypes[n])) for n, s in self.shapes.items()}
@@ -89,7 +89,10 @@ class LiteRtStep(nn.Module):
         return content
 
     def contract(self, content: bytes) -> dict[str, Any]:
-        """The contract of the file: as in the ONNX file, with the names, shapes and dtypes that the signature has."""
+        """Returns the contract of the file.
+
+        As in the ONNX file, with the names, shapes and dtypes that the signature has.
+        """
         tensors = signature_tensors(content, SIGNATURE)
         data: dict[str, Any] = json.loads(self.info.to_json())
         data["weights_sha256"] = None  # of the ONNX file

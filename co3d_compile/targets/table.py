@@ -49,23 +49,23 @@ class Target:
     done: str = ""
 
     def converter(self) -> Callable[..., tuple[ir.Model, Contract]]:
-        """The function that converts."""
+        """Returns the function that converts."""
         function: Callable[..., tuple[ir.Model, Contract]] = _loaded(self.convert)
         return function
 
     def writer(self) -> Callable[..., Path]:
-        """The function that writes."""
+        """Returns the function that writes."""
         function: Callable[..., Path] = _loaded(self.write)
         return function
 
     def settings_class(self) -> type[Settings]:
-        """The class of its settings."""
+        """Returns the class of its settings."""
         found: type[Settings] = _loaded(self.settings)
         return found
 
 
 def _loaded(name: str):  # type: ignore[no-untyped-def]
-    """What ``module:name`` names."""
+    """Imports what ``module:name`` names."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(f"co3d_compile.{module}"), attribute)
 

@@ -71,7 +71,7 @@ class StepModule(nn.Module):
         return values[0] if own == 1 else tuple(values[:own]), tuple(values[own:])
 
     def initial_state(self, batch: int = 1) -> State:
-        """The state at the start of ``batch`` streams, on the device of the weights."""
+        """Returns the state at the start of ``batch`` streams, on the device of the weights."""
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         return tuple(
             torch.full(resolve(s.shape, batch), s.initial, dtype=getattr(torch, s.dtype), device=device)
@@ -114,7 +114,7 @@ class StepModule(nn.Module):
         return [torch.ones(shape, dtype=torch.bool, device=frames.device) if valid is None else valid]
 
     def _steps(self, clips: tuple[Tensor, ...]) -> int:
-        """How many steps the clips are."""
+        """Returns how many steps the clips are."""
         found = set()
         for spec, clip in zip(self.info.inputs, clips, strict=True):
             if spec.frames_per_step is not None and spec.time_dim is not None:
@@ -126,7 +126,7 @@ class StepModule(nn.Module):
         return found.pop()
 
     def _frames(self, clips: tuple[Tensor, ...], step: int) -> list[Tensor]:
-        """The inputs of one step."""
+        """Returns the inputs of one step."""
         frames = []
         for spec, clip in zip(self.info.inputs, clips, strict=True):
             if spec.frames_per_step is None or spec.time_dim is None:
@@ -139,7 +139,7 @@ class StepModule(nn.Module):
 
 
 def step_graph(program: Program, *, distinct: bool = False) -> GraphModule:
-    """A copy of the step graph whose weights are parameters.
+    """Returns a copy of the step graph whose weights are parameters.
 
     Args:
         program: A threaded program.
@@ -176,7 +176,7 @@ def _own(graph: Graph, node: Node, taken: set[Any]) -> Node:
 
 
 def learned(program: Program) -> set[str]:
-    """Names of the floating-point constants that an operator takes as a weight or bias, by its own schema."""
+    """Gives the names of the floating-point constants that an operator takes as a weight or bias, by its own schema."""
     names = set()
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -190,7 +190,7 @@ def learned(program: Program) -> set[str]:
 
 
 def with_weights(program: Program, module: StepModule) -> Program:
-    """The program with the constants of a step module.
+    """Returns the program with the constants of a step module.
 
     Raises:
         UsageError: The module is of another model.
@@ -220,7 +220,7 @@ def with_weights(program: Program, module: StepModule) -> Program:
 
 
 def exported_program(program: Program, batch: int | None = None) -> ExportedProgram:
-    """The step as ``torch.export`` captures it; see :meth:`CompiledModel.to_exported_program`."""
+    """Returns the step as ``torch.export`` captures it; see :meth:`CompiledModel.to_exported_program`."""
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise UsageError(f"batch must be a positive whole number of streams, not {batch!r}.")
     if program.step.fixed_batch is not None and batch not in (None, program.step.fixed_batch):
@@ -238,7 +238,7 @@ def exported_program(program: Program, batch: int | None = None) -> ExportedProg
 
 
 def positional_contract(info: Contract) -> str:
-    """The metadata of an exported program: every state has its own output, in the order of the states."""
+    """Returns the metadata of an exported program: every state has its own output, in the order of the states."""
     data = json.loads(info.to_json())
     data["weights_sha256"] = None  # of the ONNX file
     for state in data["states"]:

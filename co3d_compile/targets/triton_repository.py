@@ -104,7 +104,7 @@ def _write(folder: Path, source: Path, contract: Contract, text: str) -> None:
 
 
 def config(contract: Contract, name: str, options: Options) -> str:
-    """The content of ``config.pbtxt``.
+    """Returns the content of ``config.pbtxt``.
 
     Raises:
         UnsupportedError: The model has states or a batch that Triton cannot hold.
@@ -129,7 +129,7 @@ def config(contract: Contract, name: str, options: Options) -> str:
 
 
 def _check(contract: Contract) -> bool:
-    """Whether the batch is free; refuses what Triton cannot hold."""
+    """Says whether the batch is free; refuses what Triton cannot hold."""
     given = {output.name for output in contract.outputs} | {state.input for state in contract.states}
     if any(state.output in given for state in contract.states):
         raise UnsupportedError(
@@ -173,7 +173,7 @@ def _batching(contract: Contract, options: Options, batched: bool) -> Message:
 
 
 def _state(index: int, state: StateSpec, batched: bool) -> Message:
-    """A state in a buffer of its own for each side: others may read it when its next value is there already."""
+    """Returns a state in a buffer of its own for each side: others may read it when its next value is there already."""
     dims = _dims(state.shape, batched)
     value = ("zero_data", "true") if _is_zero(state) else ("data_file", _text(_file(index)))
     initial: Message = [("name", _text("initial")), ("data_type", _type(state.dtype)), *dims, value]
@@ -195,12 +195,12 @@ def _tensor(name: str, dtype: str, shape: tuple[Any, ...], batched: bool) -> Mes
 
 
 def _dims(shape: tuple[Any, ...], batched: bool) -> Message:
-    """Triton leaves the batch out where it batches."""
+    """Leaves the batch out where Triton batches."""
     return [("dims", 1 if size == "N" else int(size)) for size in (shape[1:] if batched else shape)]
 
 
 def _facts(contract: Contract) -> dict[str, Any]:
-    """What a client should know, and what the server passes on untouched."""
+    """Returns what a client should know, and what the server passes on untouched."""
     facts: dict[str, Any] = {"co3d.warmup_steps": contract.warmup_steps}
     facts |= {f"co3d.delay.{name}": delay for name, delay in contract.delays.items()}
     facts |= {f"co3d.frames_per_step.{name}": count for name, count in contract.frames_per_step.items()}
@@ -232,7 +232,7 @@ def _text(value: str) -> str:
 
 
 def _lines(message: Message, indent: str = "") -> str:
-    """The text format of protobuf."""
+    """Returns the text format of protobuf."""
     lines = []
     for key, value in message:
         if isinstance(value, list):

@@ -57,7 +57,7 @@ class CustomRule(Rule):
         return [(n, [d for d in dims if -known(n).rank <= d < known(n).rank]) for n in moving(node)]
 
     def layout(self, node: Node) -> Layout:
-        """That of the first operand: every dim keeps its place, and the batch its size."""
+        """Takes the layout of the first operand: every dim keeps its place, and the batch its size."""
         if self.pointwise:
             return POINTWISE.layout(node)
         out, shape = known(moving(node)[0]), shape_of(node)
@@ -80,7 +80,7 @@ class CustomRule(Rule):
         return kernel if place is not None and place.alone and place.dim == dim else None
 
     def geometry(self, node: Node) -> tuple[Kernel, int]:
-        """The kernel and the dim it slides over, whether that is time or not."""
+        """Returns the kernel and the dim it slides over, whether that is time or not."""
         x = node.args[0]
         assert isinstance(x, Node)
         dim = of_call(self.dim, node) % len(shape_of(x))
@@ -124,7 +124,7 @@ class CustomRule(Rule):
         return results
 
     def _on_entries(self, node: Node) -> Compute:
-        """What computes one entry of the output from what :meth:`_operands` gives."""
+        """Returns what computes one entry of the output from what :meth:`_operands` gives."""
         call = self.decomposition or target_of(node)
         layout = known(node)
         if self.pointwise:
@@ -146,7 +146,7 @@ class CustomRule(Rule):
         call: Callable[..., T],
         plain: Callable[[Node], T],
     ) -> Call:
-        """The arguments for entry ``o`` of the output; a sliding operand's are those at the indices ``at``."""
+        """Returns the arguments for entry ``o`` of the output; a sliding operand's are those at the indices ``at``."""
         kernel, own = self.kernel(node), known(node).time
 
         def operand(n: Node) -> Entries | T:
@@ -175,7 +175,7 @@ class CustomRule(Rule):
         return inline(node, low, compute, whole_operands(node, operand, low.plain))
 
     def _on_clip(self, node: Node) -> tuple[Compute, Callable[[Node], Entries | None]]:
-        """What computes the whole output, and what it takes for an operand."""
+        """Returns what computes the whole output, and what it takes for an operand."""
         kernel, over = self.geometry(node) if self.slide is not None else (Kernel(), None)
         layouts = {n: fact_of(n).layout for n in [*moving(node), node]}
         times = {n: lay.time for n, lay in layouts.items() if lay is not None}
@@ -238,11 +238,14 @@ class CustomRule(Rule):
         compare(node, found, wanted, kernel is None)
 
     def _on_clip_of(self, node: Node, real: dict[Node, Tensor]) -> tuple[Call, Tensor]:
-        """Arguments for the whole output, and what the operator makes of them."""
+        """Returns the arguments for the whole output, and what the operator makes of them."""
         return whole_operands(node, self._on_clip(node)[1], real.__getitem__), called(node, real)
 
     def _at_one_entry(self, node: Node, real: dict[Node, Tensor], kernel: Kernel) -> tuple[Call, Tensor] | None:
-        """Arguments for one entry far from the ends, and that entry; None where padding reaches every entry."""
+        """Returns the arguments for one entry far from the ends, and that entry.
+
+        None where padding reaches every entry.
+        """
         last = max(fact_of(n).clip for n in moving(node)) - 1
         first, end = max(0, -(-kernel.p // kernel.s)), (last + kernel.p - (kernel.k - 1) * kernel.d) // kernel.s
         if first > end:
@@ -262,7 +265,7 @@ class CustomRule(Rule):
 def whole_operands(
     node: Node, operand: Callable[[Node], Entries | None], value: Callable[[Node], Node | Tensor]
 ) -> Call:
-    """The arguments for the whole output: operands with their time, and what is said of each by ``operand``."""
+    """Returns the arguments for the whole output: operands with their time, and what is said of each by ``operand``."""
 
     def new(n: Node) -> Entries | Node | Tensor:
         entries = operand(n)
@@ -272,12 +275,12 @@ def whole_operands(
 
 
 def called(node: Node, real: dict[Node, Tensor]) -> Tensor:
-    """The operator itself on tensors."""
+    """Returns the operator itself on tensors."""
     return Call.of(node, real.__getitem__).to(target_of(node))
 
 
 def target_of(node: Node) -> Function:
-    """The operator of a node, to be called."""
+    """Returns the operator of a node, to be called."""
     assert callable(node.target)
     return node.target
 
@@ -300,7 +303,7 @@ def compare(node: Node, found: Tensor, wanted: Tensor, whole: bool) -> None:
 
 
 def of_call(value: Any, node: Node) -> Any:
-    """An argument of :func:`rule`, or what it is for this call of the operator."""
+    """Returns an argument of :func:`rule`, or what it is for this call of the operator."""
     if not callable(value):
         return value
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
@@ -315,12 +318,12 @@ def of_call(value: Any, node: Node) -> Any:
 
 
 def moving(node: Node) -> list[Node]:
-    """The operands that are no constants."""
+    """Returns the operands that are no constants."""
     return [n for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
 
 
 def real_value(node: Node, low: StepGraph) -> Tensor:
-    """A constant's value; random numbers for any other operand."""
+    """Returns a constant's value; random numbers for any other operand."""
     if node.op == "get_attr":
         return low.program.constant(node)
     value = node.meta["val"]

@@ -117,7 +117,7 @@ def unregister(operator: Any) -> None:
 
 @contextmanager
 def scope() -> Iterator[None]:
-    """What is registered inside is forgotten at the end: for tests."""
+    """Forgets at the end what is registered inside: for tests."""
     tables: list[dict[Any, Any]] = [RULES, TRANSLATIONS, DECOMPOSITIONS]
     saved = [dict(table) for table in tables]
     try:

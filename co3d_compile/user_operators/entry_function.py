@@ -59,24 +59,24 @@ class Call:
 
     @staticmethod
     def of(node: Node, operand: Callable[[Node], Entries | Node | Tensor]) -> Call:
-        """The arguments of a node, with what a function makes of each operand."""
+        """Returns the arguments of a node, with what a function makes of each operand."""
         return Call(node.args, node.kwargs).map(lambda arg: operand(arg) if isinstance(arg, Node) else arg)
 
     def map(self, function: Callable[[Any], Any]) -> Call:
-        """The same arguments with a function applied to each, inside of lists too."""
+        """Returns the same arguments with a function applied to each, inside of lists too."""
         return Call(*pytree.tree_map(function, (self.args, self.kwargs)))
 
     def leaves(self) -> list[Any]:
-        """All arguments, lists flattened."""
+        """Returns all arguments, lists flattened."""
         return pytree.tree_leaves((self.args, self.kwargs))
 
     def to(self, function: Function) -> Tensor:
-        """What a function makes of these arguments."""
+        """Returns what a function makes of these arguments."""
         return function(*self.args, **self.kwargs)
 
 
 def by_function(function: Function) -> Compute:
-    """The user's function for one entry."""
+    """Returns the user's function for one entry."""
 
     def unwrap(e: Any) -> Any:
         return (list(e.items) if e.slides else e.items[0]) if isinstance(e, Entries) else e
@@ -85,7 +85,7 @@ def by_function(function: Function) -> Compute:
 
 
 def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
-    """The operator itself on the entries that one entry of the output reads, stacked on the time dim.
+    """Returns the operator itself on the entries that one entry of the output reads, stacked on the time dim.
 
     It pads as it does in the clip: the entry whose taps are these entries is taken from what it returns.
     """
@@ -108,7 +108,7 @@ def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
 
 
 def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
-    """The user's function for every entry of a clip, with zeros outside of it."""
+    """Returns the user's function for every entry of a clip, with zeros outside of it."""
 
     def compute(call: Call) -> Tensor:
         operands = [e for e in call.leaves() if isinstance(e, Entries) and e.dim is not None]
@@ -155,7 +155,7 @@ def inline(node: Node, low: StepGraph, compute: Compute, call: Call) -> Node:
 
 
 def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dict[Node, int | None]) -> Program:
-    """The function as a graph of ATen operators, as the compiler captures a model."""
+    """Returns the function as a graph of ATen operators, as the compiler captures a model."""
 
     class Traced(nn.Module):
         def forward(self, *tensors: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dic
 
 
 def any_batch(node: Node, inner: Node, tree: Any) -> Any:
-    """What a traced operator reads, with -1 for sizes that hold the number of streams."""
+    """Returns what a traced operator reads, with -1 for sizes that hold the number of streams."""
 
     def free(value: Any) -> Any:
         numbers = value.shape if isinstance(value, Tensor) else [value]
@@ -206,5 +206,5 @@ def any_batch(node: Node, inner: Node, tree: Any) -> Any:
 
 
 def where(node: Node) -> dict[str, str]:
-    """The operator and its module, for errors."""
+    """Returns the operator and its module, for errors."""
     return {"operator": operator_name(node.target), "module_path": module_path(node)}

@@ -23,14 +23,14 @@ SAME = 1e-5  # in standard deviations: two eager runs of the same clip
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Eager runs without gradients and without NNPACK, which smears NaN over a whole tensor."""
+    """Runs eagerly inside, without gradients and without NNPACK, which smears NaN over a whole tensor."""
     with torch.inference_mode(), torch.backends.nnpack.flags(enabled=False):
         yield
 
 
 @contextmanager
 def results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator[list[Tensor]]:
-    """What these modules return while the model runs; nothing, of a program that has no modules any more."""
+    """Gives what these modules return while the model runs; nothing, of a program that has no modules any more."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, result: Any) -> None:
@@ -46,7 +46,7 @@ def results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator
 
 
 def example_of(model: Model, example_inputs: Example) -> tuple[Any, Any]:
-    """The arguments of one clip, by place and by keyword."""
+    """Returns the arguments of one clip, by place and by keyword."""
     if example_inputs is not None:
         return tuple(example_inputs), {}
     if isinstance(model, ExportedProgram) and model.example_inputs is not None:
@@ -55,7 +55,7 @@ def example_of(model: Model, example_inputs: Example) -> tuple[Any, Any]:
 
 
 def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """A network that takes arguments by keyword alone, with the example that it is verified on.
+    """Returns a network that takes arguments by keyword alone, with the example that it is verified on.
 
     Raises:
         VerificationError: What was exported computes something else than the network on these arguments.
@@ -70,11 +70,11 @@ def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
-    """The tensors of one clip, in the order in which the model takes them."""
+    """Returns the tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(example_of(model, example_inputs)) if isinstance(t, Tensor)]
 
 
 def batch_of(model: Model, example_inputs: Example) -> int:
-    """The batch of the example."""
+    """Returns the batch of the example."""
     tensors = tensors_of(model, example_inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1

@@ -59,7 +59,7 @@ class Segment:
     results: dict[int, tuple[Array, ...]]
 
     def surrounded(self, reference: Reference) -> Frames:
-        """The clip with NaN before and after the stream in the first input."""
+        """Returns the clip with NaN before and after the stream in the first input."""
         first, *rest = self.clip
         dim = reference.inputs[0].time_dim
         if dim is None or not first.is_floating_point():
@@ -70,7 +70,7 @@ class Segment:
         return [first, *rest]
 
     def perturbed(self, count: int) -> Iterator[Frames]:
-        """The clip so many times, each number of it off by as much as float32 rounds."""
+        """Yields the clip so many times, each number of it off by as much as float32 rounds."""
         generator = torch.Generator().manual_seed(0)
         eps = torch.finfo(torch.float32).eps
         for _ in range(count):
@@ -120,19 +120,22 @@ class Timeline:
         )
 
     def _starts(self, step: int) -> list[Fraction]:
-        """Where the clips start whose results a step gives."""
+        """Returns where the clips start whose results a step gives."""
         seen = (step + 1) * self.pulse
         return [start for plan, delay in self._plans for start in plan.starts(seen, delay)]
 
     def _first_whole_clip(self) -> int:
-        """The first step at which a whole clip has been seen: before the first frame of a stream stands nothing."""
+        """Returns the first step at which a whole clip has been seen.
+
+        Before the first frame of a stream stands nothing.
+        """
         step = self.warmup
         while any(start < 0 for start in self._starts(step)):
             step += 1
         return step
 
     def index(self, output: int, plan: Plan, step: int, delay: int, entries: range) -> ResultIndex | None:
-        """What a result is by the index equations; None where nothing stands before the first frame.
+        """Returns what a result is by the index equations; None where nothing stands before the first frame.
 
         Args:
             output: Its number.
@@ -151,7 +154,7 @@ class Timeline:
         return None if self.recurrent and found[0] < 0 else ResultIndex(output, step, found)
 
     def segments(self, run: Iterable[Step]) -> Iterator[Segment]:
-        """Each segment, once its last step has been run; where the run ends early, one of its last steps.
+        """Yields each segment, once its last step has been run; where the run ends early, one of its last steps.
 
         Raises:
             UsageError: It ends before the first step that can be compared.
@@ -176,7 +179,7 @@ class Timeline:
             yield self._segment(range(first, seen), recent, seen)
 
     def _base(self, first: int) -> int:
-        """The step from which on there must be frames, so that this one's results are right."""
+        """Returns the step from which on there must be frames, so that this one's results are right."""
         base = 0 if self.recurrent else max(0, first - self.warmup)
         while base * self.pulse % self.reference.unit:  # clips begin at each phase of a dense model
             base -= 1
@@ -203,7 +206,10 @@ class Timeline:
 
 
 def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frames]:
-    """Random frames of every input, step by step, and one to three boxes; an input without time stays the same."""
+    """Yields random frames of every input, step by step, and one to three boxes.
+
+    An input without time stays the same.
+    """
     generator, first = torch.Generator().manual_seed(seed), None
     for step in count(1):
         shapes = [
@@ -217,7 +223,7 @@ def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frame
 
 
 def given_frames(reference: Reference, pulse: int, steps: Iterable[Any]) -> Iterator[Frames]:
-    """Frames as ``StreamSession.step`` takes them, as tensors with time, for all streams of the batch.
+    """Yields the frames as ``StreamSession.step`` takes them, as tensors with time, for all streams of the batch.
 
     Raises:
         UsageError: They are not what the model takes.

@@ -25,7 +25,7 @@ ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of the largest value, is no er
 
 
 def load_step(path: str | os.PathLike[str]) -> tuple[Callable[..., tuple[Tensor, ...]], Contract]:
-    """The step program in a ``.pt2`` archive, ready to be called, and its contract.
+    """Returns the step program in a ``.pt2`` archive, ready to be called, and its contract.
 
     Raises:
         LoadError: It is no archive that ``torch.export`` can read.
@@ -70,7 +70,7 @@ def verify_step(path: str | os.PathLike[str], model: str | os.PathLike[str], fou
 
 
 def _with(found: Verification, name: str, expected: Array, actual: Array) -> Verification:
-    """The finding with the larger error of the two."""
+    """Returns the finding with the larger error of the two."""
     error = float(absolute_difference(actual, expected).max())
     # Probabilities that are almost flat differ by less than a float32 can tell.
     beyond = max(0.0, error - ROUNDING * float(np.abs(expected).max())) if math.isfinite(error) else error

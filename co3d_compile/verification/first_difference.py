@@ -93,7 +93,7 @@ class Bisect:
         self.has_exact = True
 
     def run(self, progress: Callable[[int, int], None]) -> Bisection:
-        """The operator, or why none was found."""
+        """Returns the operator, or why none was found."""
         try:
             self.inner = InnerValues(self.path, self.info, self.reference.inputs[0].shape[0])
             self.rows = self._matched()
@@ -109,7 +109,7 @@ class Bisect:
     # --- which values are which operator's
 
     def _matched(self) -> list[Row]:
-        """The rows of the file's report, checked against the model.
+        """Returns the rows of the file's report, checked against the model.
 
         Raises:
             NoMatch: They are not of this model.
@@ -133,7 +133,7 @@ class Bisect:
         return rows
 
     def _stored(self) -> list[Row]:
-        """The operators as the file's report has them, or as compiling the model again gives them."""
+        """Returns the operators as the file's report has them, or as compiling the model again gives them."""
         stored = {p.key: p.value for p in self.inner.model.metadata_props}
         rows: list[Row] = stored_report(stored[REPORT_KEY]).get("table", []) if REPORT_KEY in stored else []
         if rows and all(_is_row(row, at) for at, row in enumerate(rows)):
@@ -148,17 +148,17 @@ class Bisect:
         return as_rows(twin.program.notes.survey)
 
     def _known(self) -> list[int]:
-        """The operators whose results are in the file."""
+        """Returns the operators whose results are in the file."""
         return [at for at, row in enumerate(self.rows) if self._is_known(at) and row["kind"] != "input"]
 
     def _is_known(self, at: int) -> bool:
-        """Whether a value of the model is in the file: an input, or a result that can be compared."""
+        """Says whether a value of the model is in the file: an input, or a result that can be compared."""
         row = self.rows[at]
         there = bool(row["origin"] and row["values"]) and self.inner.names.issuperset(row["values"])
         return row["kind"] == "input" or (there and at not in self.unlike)
 
     def _before(self, at: int) -> tuple[list[int], list[int]]:
-        """The nearest known values that an operator reads, inputs among them, and what is not known on the way."""
+        """Returns the nearest known values that an operator reads, inputs too, and what is not known on the way."""
         reached = sorted(self._reached(at, lambda i: not self._is_known(i)))
         return [i for i in reached if self._is_known(i)], [i for i in reached if not self._is_known(i)]
 
@@ -166,13 +166,13 @@ class Bisect:
         return self._reached(at, lambda i: True)
 
     def _reached(self, at: int, beyond: Callable[[int], bool]) -> set[int]:
-        """What an operator reads, and what that reads in turn where ``beyond`` says so."""
+        """Returns what an operator reads, and what that reads in turn where ``beyond`` says so."""
         return set(reached(self.rows[at]["inputs"], lambda i: self.rows[i]["inputs"] if beyond(i) else []))
 
     # --- the search
 
     def _search(self, progress: Callable[[int, int], None]) -> int | None:
-        """The first operator that differs while all that it reads agrees: found in float32, made sure of in float64."""
+        """Finds the first operator that differs while all that it reads agrees: in float32, made sure of in float64."""
         while True:
             worst = min((at for at, error in self.errors.items() if error.differs), default=None)
             suspects, exact = self._suspects(worst), False
@@ -185,7 +185,7 @@ class Bisect:
             progress(len(self.errors), len(self.errors) + len(suspects))
 
     def _suspects(self, worst: int | None) -> list[int]:
-        """The operators that may differ before the first that is known to, and have not been looked at."""
+        """Returns the operators that may differ before the first that is known to, and have not been looked at."""
         known = set(self._known())
         within = known if worst is None else self._ancestors(worst) & known
         compared = within & set(self.errors)
@@ -196,7 +196,7 @@ class Bisect:
         return sorted(suspects)
 
     def _chosen(self, suspects: Sequence[int]) -> list[int]:
-        """As many of them as fit, evenly spread: the one in the middle, or all."""
+        """Chooses as many of them as fit, evenly spread: the one in the middle, or all."""
         clips = len(self.segment.inside) / self.reference.clip + 2
         sizes = {at: math.prod(self.rows[at]["shape"]) * clips * 12 for at in suspects}  # float32 and float64
         count = min(MOST, len(suspects), max(1, int(BYTES / max(sizes.values()))))
@@ -205,7 +205,7 @@ class Bisect:
     # --- one comparison
 
     def _compare(self, chosen: Sequence[int], exact: bool) -> None:
-        """The errors of some operators, of all entries of each step."""
+        """Notes the errors of some operators, of all entries of each step."""
         rows = [(at, i) for at in chosen for i in range(self.rows[at]["entries"])]
         names = [self.rows[at]["values"][i] for at, i in rows]
         actual = self.inner.of_steps(names, self._frames(), self.segment.steps, self.segment.base)
@@ -227,7 +227,7 @@ class Bisect:
         return reference.values(clip, self.segment.front, self.segment.inside, indices)
 
     def _indices(self, reference: Reference, output: int, at: int, entry: int) -> Iterable[ResultIndex]:
-        """What one entry of an operator's result is at each step."""
+        """Returns what one entry of an operator's result is at each step."""
         row, plan = self.rows[at], reference.plans[output]
         back = row["entries"] - 1 - entry
         if plan.sort in ("stream", "entries") and self.pulse / plan.claim.rate != row["entries"]:
@@ -256,7 +256,7 @@ class Bisect:
         self.errors[at] = Error(max(errors) / scale, max(own, default=0.0) / scale, exact)
 
     def _frames(self) -> Iterable[list[Array]]:
-        """The segment's frames, step by step, as the file takes them."""
+        """Yields the segment's frames, step by step, as the file takes them."""
         reference, begin = self.reference, self.segment.inside.start
         for step in range(len(self.segment.inside) // self.pulse):
             cut = reference.cut(self.segment.clip, begin + step * self.pulse, self.pulse)
@@ -296,7 +296,7 @@ class Bisect:
 
 
 def _is_row(row: Json, at: int) -> bool:
-    """Whether a row of a report, which may come from anyone, is what the search counts on."""
+    """Says whether a row of a report, which may come from anyone, is what the search counts on."""
     if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in TEXTS):
         return False
     inputs, shape, values = (row.get(name) for name in ("inputs", "shape", "values"))
@@ -310,12 +310,12 @@ def _is_row(row: Json, at: int) -> bool:
 
 
 def _nodes(model: onnx.ModelProto) -> list[tuple[str, ...]]:
-    """What the operators of a file are, and how they are joined."""
+    """Returns what the operators of a file are, and how they are joined."""
     return [(n.op_type, n.name, *n.input, "", *n.output) for n in model.graph.node]
 
 
 def _distance(actual: Array, candidates: Sequence[Tensor]) -> float | None:
-    """The largest absolute difference from the nearest candidate; None where shapes do not fit."""
+    """Returns the largest absolute difference from the nearest candidate; None where shapes do not fit."""
     found = []
     for candidate in candidates:
         pair = _alike(actual, candidate.numpy())
@@ -326,7 +326,7 @@ def _distance(actual: Array, candidates: Sequence[Tensor]) -> float | None:
 
 
 def _alike(actual: Array, expected: Array) -> tuple[Array, Array] | None:
-    """Both in one shape, dims of one aside; None if they are of others.
+    """Returns both in one shape, dims of one aside; None if they are of others.
 
     A file's value may have zeros beyond the channels, or lack up to three, which are apart (passes/block_channels.py):
     what both have is compared.

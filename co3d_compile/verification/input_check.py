@@ -42,7 +42,7 @@ def _other_model(verb: str, file: str, model: str) -> UsageError:
 
 
 def _as_clip(spec: InputSpec) -> Dims:
-    """With the time dim that is gone at one frame per step."""
+    """Adds the time dim that is gone at one frame per step."""
     dims: Dims = list(spec.shape)
     if spec.time_dim is not None and spec.frames_per_step == 1:
         dims.insert(spec.time_dim, 1)
@@ -50,7 +50,10 @@ def _as_clip(spec: InputSpec) -> Dims:
 
 
 def _shapes(shapes: list[Dims], time_dims: Sequence[int | None]) -> list[Dims]:
-    """The batch is the session's affair, and how long a clip is that of the window: time is 1, 2, … times T."""
+    """Opens the batch, which is the session's affair, and time.
+
+    A clip has 1, 2, … times T frames, as the window has.
+    """
     timed = [d if d is not None and d < len(s) else None for s, d in zip(shapes, time_dims, strict=False)]
     least = min((int(s[d]) for s, d in zip(shapes, timed, strict=True) if d is not None), default=1)
 

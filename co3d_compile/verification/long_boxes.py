@@ -34,7 +34,7 @@ class LongBoxes:
     ahead: int
 
     def of_clip(self, start: Fraction) -> Tensor | None:
-        """The boxes of the clip that starts at a frame; None where it has none of these."""
+        """Returns the boxes of the clip that starts at a frame; None where it has none of these."""
         step = (int(start) + self.ahead - self.begin) // self.pulse
         return rows_of(self.values[step]) if 0 <= step < len(self.values) else None
 
@@ -42,7 +42,7 @@ class LongBoxes:
 def boxes_of(
     inputs: Sequence[Input], frames: Sequence[Tensor], begin: int, seen: int, ahead: int
 ) -> dict[str, LongBoxes]:
-    """The inputs that are boxes, by name.
+    """Returns the inputs that are boxes, by name.
 
     Args:
         inputs, frames: All inputs, and what they are on the long clip.
@@ -55,7 +55,7 @@ def boxes_of(
 
 
 def frames_ahead(plans: Sequence[Plan], newest: bool) -> int:
-    """Frames of the first input from the start of a clip to the entry that boxes belong to: entry T // 2 of a window of
+    """Counts the first input's frames from a clip's start to the entry of its boxes: entry T // 2 of a window of
     T entries, or its newest one.
 
     Raises:
@@ -72,17 +72,17 @@ def frames_ahead(plans: Sequence[Plan], newest: bool) -> int:
 
 
 def rows_of(values: Tensor) -> Tensor:
-    """The rows that are there."""
+    """Returns the rows that are there."""
     return values[~values.isnan().any(-1)]
 
 
 def all_boxes(steps: Sequence[Tensor]) -> Tensor:
-    """The boxes of all steps as one tensor."""
+    """Returns the boxes of all steps as one tensor."""
     return torch.nn.utils.rnn.pad_sequence(list(steps), batch_first=True, padding_value=torch.nan)
 
 
 def random_boxes(inputs: Sequence[Input], spec: Input, rows: int, generator: torch.Generator) -> Tensor:
-    """Boxes inside of a frame; columns in front of their corners are zero, such as the index in the batch."""
+    """Returns boxes inside of a frame; columns in front of their corners are zero, such as the index in the batch."""
     height, width = next(i.shape[-2:] for i in inputs if len(i.shape) > 3)
     corners = torch.rand((rows, 2, 2), generator=generator).sort(1).values * torch.tensor([width, height])
     return torch.cat([torch.zeros(rows, spec.shape[1]), corners.flatten(1)], 1)[:, 4:].to(spec.dtype)

@@ -91,7 +91,7 @@ class LongClip(Interpreter):
         self._read: dict[str, Value] = {}
 
     def index(self, claim: Claim, frame: Fraction) -> int | None:
-        """The entry of the long clip at a frame of the stream, if there is one."""
+        """Returns the entry of the long clip at a frame of the stream, if there is one."""
         index = (frame + self.offset) / (claim.rate * claim.spacing)
         return int(index) if index.denominator == 1 and index >= 0 else None
 
@@ -105,7 +105,7 @@ class LongClip(Interpreter):
         return value
 
     def _region(self, n: Node) -> Value:
-        """What is local in time, as the network computes it on all of the long clip."""
+        """Returns what is local in time, as the network computes it on all of the long clip."""
         part = self.regions[n.name]
         result = part.graph(*[self._read[name].value for name in part.inputs])
         return self._seen(n, Stream(result, self._claim(n)))
@@ -186,11 +186,11 @@ class LongClip(Interpreter):
         return Stream(result, claim, constant)
 
     def _constant(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """The operator on a single clip, where the compiler says that its values do not matter."""
+        """Returns the operator on a single clip, where the compiler says that its values do not matter."""
         return _on_clip(n, args, kwargs) if self._claim(n).kind is Kind.STATIC else None
 
     def _extended(self, v: Value, stream: Stream) -> Value:
-        """A constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
+        """Returns a constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
         place = stream.claim.place
         if not isinstance(v, Tensor) or place is None:
             return v
@@ -212,7 +212,7 @@ class LongClip(Interpreter):
         return (exact.narrow(-right, 0, 1) + step * count).to(v.dtype)
 
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """The sequence, and the last state after every position: the frames from the first on."""
+        """Returns the sequence, and the last state after every position: the frames from the first on."""
         source = n.args[0]
         assert isinstance(source, Node)
         x = self._claim(source)
@@ -251,7 +251,7 @@ class LongClip(Interpreter):
     # --- gates
 
     def _gate(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        """A pool or norm over the one entry, or over the newest window, for every entry."""
+        """Returns a pool or norm over the one entry, or over the newest window, for every entry."""
         x = args[0]
         rest = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, args[1:])
         place, length = x.claim.place, x.claim.length
@@ -282,7 +282,7 @@ class LongClip(Interpreter):
         return Stream(torch.cat(list(results), place.dim), claim)
 
     def _per_entry(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        """What follows a gate, entry by entry, until it meets the stream again."""
+        """Returns what follows a gate, entry by entry, until it meets the stream again."""
         leaves = pytree.tree_leaves((args, kwargs))
         streams = [v for v in leaves if isinstance(v, Stream)]
         totals = [len(v.values) for v in leaves if isinstance(v, Entries)]
@@ -307,7 +307,7 @@ class LongClip(Interpreter):
     # --- sizes that were captured
 
     def _apply(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """The operator on tensors; what was captured for T entries is said for as many as there are."""
+        """Returns the operator on tensors; what was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         layout = self._claim(n).layout
         if self.boxes and n.target in VIEWS and layout is not None:  # there may be any number of boxes
@@ -328,7 +328,7 @@ class LongClip(Interpreter):
 
 
 def _on_clip(n: Node, args: Arguments, kwargs: Named) -> Value:
-    """The operator on the first clip."""
+    """Returns the operator on the first clip."""
 
     def cut(v: Value) -> Value:
         if not isinstance(v, Stream):
@@ -339,7 +339,7 @@ def _on_clip(n: Node, args: Arguments, kwargs: Named) -> Value:
 
 
 def _one_by_one(n: Node, args: Arguments) -> bool:
-    """Whether the dim along which entries are joined is another one to the operator: channels, or what it reduces.
+    """Says whether the dim along which entries are joined is another one to the operator: channels, or what it reduces.
 
     The clip has a single entry there, so that the operator never computes over several.
     """
@@ -350,7 +350,7 @@ def _one_by_one(n: Node, args: Arguments) -> bool:
 
 
 def _beside(n: Node, claim: Claim) -> bool:
-    """Whether it concatenates tensors over another dim than time."""
+    """Says whether it concatenates tensors over another dim than time."""
     if n.target is not aten.cat.default or claim.place is None:
         return False
     return (n.args[1] if len(n.args) > 1 else 0) % n.meta["val"].dim() != claim.place.dim

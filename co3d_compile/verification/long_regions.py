@@ -51,7 +51,7 @@ class LongRegions:
         self.inside = frozenset(n.name for part in regions for n in _inside(part, nodes))
 
     def at(self, shapes: Sequence[Sequence[int]], double: bool) -> dict[str, LongRegion]:
-        """The regions on clips of these shapes, by the names of their results.
+        """Returns the regions on clips of these shapes, by the names of their results.
 
         Raises:
             NoReference: The network cannot be captured so.
@@ -98,7 +98,7 @@ class LongRegions:
 
 
 def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
-    """The nodes of the captured graph between the inputs of a region and its result."""
+    """Returns the nodes of the captured graph between the inputs of a region and its result."""
     inputs = {nodes[name] for name in part.inputs}
     found = reached(operands(nodes[part.result]), lambda n: [] if n in inputs else operands(n))
     return {n for n in found if n.op == "call_function" and n not in inputs}

@@ -27,12 +27,12 @@ class Stream:
         return self.claim.entries(self.value)
 
     def span(self, start: int | None, length: int) -> Tensor | None:
-        """Some entries; None where they are not all there."""
+        """Returns some entries; None where they are not all there."""
         there = start is not None and start + length <= self.count
         return self.claim.cut(self.value, start, length) if there and start is not None else None
 
     def entry(self, index: int | None) -> Tensor | None:
-        """One entry; None where it is not there."""
+        """Returns one entry; None where it is not there."""
         return self.span(index, 1)
 
 
@@ -51,5 +51,5 @@ class Entries:
     claim: Claim
 
     def entry(self, index: int | None) -> Tensor | None:
-        """One result; None where it is not there."""
+        """Returns one result; None where it is not there."""
         return self.values[index] if index is not None and index < len(self.values) else None

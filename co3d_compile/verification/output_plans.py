@@ -41,7 +41,7 @@ class Plan:
     reads: tuple[Read, ...] = ()
 
     def starts(self, seen: int, delay: int) -> list[Fraction]:
-        """Where in the stream the clip starts whose result has this delay after ``seen`` frames.
+        """Returns where in the stream the clip starts whose result has this delay after ``seen`` frames.
 
         The delay is that of the newest entry read, or of what this one was sliced from, the smallest over what is
         read. At several rates there may be more than one answer.
@@ -68,7 +68,7 @@ class ResultIndex:
 
 
 def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: set[str]) -> str:
-    """How a node is computed on the long clip; ``timed`` are the inputs with a time dim."""
+    """Returns how a node is computed on the long clip; ``timed`` are the inputs with a time dim."""
     if n.op == "placeholder":
         return "stream" if n.name in timed else "static"
     own = {sorts[a] for a in n.all_input_nodes}
@@ -90,7 +90,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
 
 
 def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Plan:
-    """How an output is computed."""
+    """Returns how an output is computed."""
     reads: set[Read] = set()
     stack, seen = [node] if sorts[node] == "window" else [], set()
     while stack:
@@ -108,7 +108,7 @@ def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Pla
 
 
 def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Read | None:
-    """The one entry that an item of a split, or the last state of a recurrent layer, reads of a stream."""
+    """Returns the one entry that an item of a split, or the last state of a recurrent layer, reads of a stream."""
     source = n.args[0]
     if n.target is not operator.getitem or not isinstance(source, Node):
         return None
@@ -123,7 +123,7 @@ def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> R
 
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
-    """What an operator of a window reads of a stream."""
+    """Returns what an operator of a window reads of a stream."""
     claim = claim_of(x, claims)
     if n.target in SCATTERS and x is n.args[0]:
         left = _not_written(n, claim) or [0]
@@ -136,7 +136,7 @@ def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
 
 
 def _not_written(n: Node, claim: Claim) -> list[int]:
-    """The entries of a tensor that are still read when a slice of it has been written over."""
+    """Returns the entries of a tensor that are still read when a slice of it has been written over."""
     every = list(range(claim.length))
     dim, *rest = n.args[2:] or (0,)
     if claim.place is None or claim.place.dim != integer(dim) % n.meta["val"].dim() or claim.length != claim.place.size:

@@ -80,7 +80,7 @@ class Reference:
         self._check_capture(model, example_inputs)
 
     def _plan(self) -> dict[Node, str]:
-        """How each result is computed on the long clip; returns how each node is."""
+        """Plans how each result is computed on the long clip; returns how each node is."""
         timed = {i.name for i in self.inputs if i.time_dim is not None}
         sorts: dict[Node, str] = {}
         for node in self.program.graph.nodes:
@@ -92,7 +92,7 @@ class Reference:
         return sorts
 
     def watching(self, names: Sequence[str]) -> Reference:
-        """This reference with nodes of the captured graph for results; what they do not need is not run."""
+        """Returns this reference with nodes of the captured graph for results; what they do not need is not run."""
         graph = copy.deepcopy(self.program.graph)
         nodes = {n.name: n for n in graph.nodes}
         next(n for n in graph.nodes if n.op == "output").args = (tuple(nodes[name] for name in names),)
@@ -100,7 +100,7 @@ class Reference:
         return self._with(GraphModule(self.program.module, graph))
 
     def doubled(self) -> Reference:
-        """This reference in float64: slower, and without rounding errors of its own."""
+        """Returns this reference in float64: slower, and without rounding errors of its own."""
         twin = self._with(GraphModule(self.program.module, copy.deepcopy(self.program.graph)).double())
         twin._double = True
         return twin
@@ -114,13 +114,16 @@ class Reference:
     # --- what is known before anything runs
 
     def recurrent_paths(self) -> set[str]:
-        """Module paths of recurrent layers and of all that they read: states there start as the clip's own do."""
+        """Returns the module paths of recurrent layers and of all that they read.
+
+        States there start as the clip's own do.
+        """
         operators = [n for n in self.program.graph.nodes if n.op == "call_function"]
         read = computed_from(*(n for n in operators if remembers_all(n, self.claims)))
         return {module_path(n) or "model" for n in read if n.op == "call_function"}
 
     def gates(self) -> list[str]:
-        """The operators that are replaced by what they are in the stream."""
+        """Returns the operators that are replaced by what they are in the stream."""
         return [
             n.name
             for n in self.program.graph.nodes
@@ -128,7 +131,7 @@ class Reference:
         ]
 
     def _check_capture(self, model: Model, example_inputs: Example) -> None:
-        """The captured graph on one random clip, beside the model itself."""
+        """Runs the captured graph on one random clip, beside the model itself."""
         args, kwargs = example_of(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
@@ -153,7 +156,7 @@ class Reference:
     # --- the long clip
 
     def random(self, shapes: Sequence[Sequence[int]], generator: torch.Generator) -> list[Tensor]:
-        """Random inputs of these shapes."""
+        """Returns random inputs of these shapes."""
         results = []
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if spec.boxes is not None:
@@ -166,19 +169,19 @@ class Reference:
         return results
 
     def length(self, frames: int) -> int:
-        """The least number of frames, at least as many, at which all entries of the long clip are whole."""
+        """Returns the least number of frames, at least as many, at which all entries of the long clip are whole."""
         whole = self.clip + ceil(max(0, frames - self.clip) / self.unit) * self.unit
         return whole + (self.unit - 1 if self.dense else 0)
 
     def shapes(self, total: int) -> list[list[int]]:
-        """The shape of so many frames of every input."""
+        """Returns the shape of so many frames of every input."""
         return [
             [int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
             for i in self.inputs
         ]
 
     def cut(self, frames: Clip, start: Fraction | int, count: int) -> list[Tensor]:
-        """Frames of every input; an input without time stays as it is."""
+        """Returns the frames of every input; an input without time stays as it is."""
         return [
             x
             if i.time_dim is None
@@ -194,7 +197,7 @@ class Reference:
         indices: Sequence[ResultIndex],
         done: Callable[[], None] = lambda: None,
     ) -> dict[ResultIndex, list[Tensor]]:
-        """Results of the model on a long clip.
+        """Returns the results of the model on a long clip.
 
         Args:
             frames: The long clip.
@@ -238,7 +241,7 @@ class Reference:
         return {self._phase(s) for s in index.starts} | {self._phase(n * rate) for n in index.entries}
 
     def _found(self, index: ResultIndex, value: Value, run: LongClip) -> dict[Fraction | None, Tensor]:
-        """What a run on a long clip says of a result, by entry or by the start of a clip."""
+        """Returns what a run on a long clip says of a result, by entry or by the start of a clip."""
         if isinstance(value, Windows):
             results = zip(run.starts, value.values, strict=True)
             return {start: x.clone() for start, x in results if start in index.starts and x is not None}
@@ -259,7 +262,7 @@ class Reference:
         return ordered[-1:] if place is None else [torch.cat(ordered, place.dim)]
 
     def clips(self, frames: Clip, front: int, indices: Sequence[ResultIndex]) -> dict[ResultIndex, list[Tensor]]:
-        """Results of the untouched model, each on one clip: right where nothing pads time.
+        """Returns the results of the untouched model, each on one clip: right where nothing pads time.
 
         Raises:
             VerificationError: Kernels are replaced, so that it is not what the file computes.
@@ -285,12 +288,12 @@ class Reference:
         return results
 
     def untouched(self, clip: Clip) -> list[Tensor]:
-        """The results of the model itself on one clip."""
+        """Returns the results of the model itself on one clip."""
         with eager():
             return list(self.program.module(*clip))
 
     def replaced(self, clip: Clip) -> list[Tensor]:
-        """The results on one clip of the model as it is replaced; the first entries' windows have what there is.
+        """Runs the replaced model on one clip. The windows of its first entries have what there is.
 
         Raises:
             NoReference: An operator cannot be run so.
@@ -340,7 +343,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _longest(flags: Sequence[bool]) -> range:
-    """The indices of the longest run of true flags."""
+    """Returns the indices of the longest run of true flags."""
     longest = range(0)
     for flag, group in groupby(range(len(flags)), flags.__getitem__):
         run = list(group)

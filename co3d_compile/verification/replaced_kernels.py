@@ -41,7 +41,7 @@ class ReplacedKernel:
     fold: bool
 
     def apply(self, n: Node, args: Arguments, kwargs: Named) -> Tensor:
-        """The operator as it is replaced, on tensors of any length."""
+        """Returns the operator as it is replaced, on tensors of any length."""
         names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
         given = {a.name: a.default_value for a in n.target._schema.arguments}  # type: ignore[union-attr]
         given |= dict(zip(names, args, strict=False)) | dict(kwargs)
@@ -81,7 +81,7 @@ class ReplacedKernel:
 
 
 def _filled(n: Node, x: Tensor, flat: list[int], over_time: tuple[int, int, int], value: float) -> Tensor:
-    """The operand with what is read outside of it: over time, where a pad repeats its edges, the edge again."""
+    """Returns the operand with what is read outside of it: over time, where a pad repeats its edges, the edge again."""
     source = n.args[0]
     dim, front, back = over_time
     if isinstance(source, Node) and "replication_pad" in names_of(source) and sum(flat) == front + back:
@@ -91,12 +91,12 @@ def _filled(n: Node, x: Tensor, flat: list[int], over_time: tuple[int, int, int]
 
 
 def names_of(n: Node) -> str:
-    """The operator of a node, as text."""
+    """Returns the operator of a node, as text."""
     return str(n.target)
 
 
 def _unpadded(n: Node) -> Any:
-    """The operator with its padding in numbers: ``conv3d.padding`` takes a word."""
+    """Returns the operator with its padding in numbers: ``conv3d.padding`` takes a word."""
     target: Any = n.target
     return target.overloadpacket.default if target._overloadname == "padding" else target
 
@@ -107,7 +107,7 @@ def _each(value: int | Sequence[int], dims: int) -> list[int]:
 
 
 def _pads(given: Mapping[str, Any], dims: int) -> list[tuple[int, int]]:
-    """The padding in front and at the end of each dim."""
+    """Returns the padding in front and at the end of each dim."""
     padding = given["padding"]
     if not isinstance(padding, str):
         return [(size, size) for size in _each(padding, dims)]
@@ -118,7 +118,7 @@ def _pads(given: Mapping[str, Any], dims: int) -> list[tuple[int, int]]:
 
 
 def replaced_kernels(info: Contract) -> dict[str, ReplacedKernel]:
-    """What a file says of its kernels, by the name of their node in the captured graph.
+    """Returns what a file says of its kernels, by the name of their node in the captured graph.
 
     Raises:
         VerificationError: What it says is damaged.

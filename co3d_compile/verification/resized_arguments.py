@@ -48,18 +48,18 @@ class Resize:
         return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
 
     def end(self, end: int) -> int:
-        """An end that was captured, as far from the end of what is there."""
+        """Returns an end that was captured, as far from the end of what is there."""
         return self.actual - (self.clip - end)
 
 
 def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
-    """The operator of a node on other arguments."""
+    """Returns the operator of a node on other arguments."""
     assert callable(n.target)
     return n.target(*args, **(kwargs or {}))
 
 
 def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
-    """The operator with the sizes among its arguments changed."""
+    """Returns the operator with the sizes among its arguments changed."""
     target, name = r.node.target, str(r.node.target)
     x, *rest = args
     if r.again and (target in COPIES or "upsample" in name):
@@ -88,7 +88,7 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
 
 
 def for_rows(n: Node, args: Arguments) -> Arguments:
-    """The arguments of a recurrent layer, with a state for each row that its input has."""
+    """Returns the arguments of a recurrent layer, with a state for each row that its input has."""
     x, hidden, *rest = args
     rows = x.shape[0 if n.args[8] else 1]
 
@@ -106,7 +106,7 @@ def _view(r: Resize, x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _entry(r: Resize, index: int) -> int:
-    """The index of a selection: from the front, but the newest is the newest."""
+    """Returns the index of a selection: from the front, but the newest is the newest."""
     index %= r.clip
     return r.actual - 1 if index == r.clip - 1 else index
 
@@ -123,7 +123,7 @@ def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
-    """Evenly spaced indices are a slice."""
+    """Takes evenly spaced indices as a slice."""
     if r.node.target is aten.index_select.default:
         dim, index = rest[0] % x.dim(), rest[1]
     else:
@@ -136,7 +136,7 @@ def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
 
 
 def _pool(r: Resize, x: Tensor, name: str, rest: Arguments) -> list[Value]:
-    """A kernel over the whole clip is one over the whole window; an adaptive pool that keeps time keeps it."""
+    """Makes a kernel over the whole clip one over the whole window. An adaptive pool that keeps time keeps it."""
     n = int(name.split("pool")[1][0])
     axis = r.dim - (x.dim() - n)
     sizes = [rest[0]] * n if isinstance(rest[0], int) else list(rest[0]) * (n if len(rest[0]) == 1 else 1)
@@ -152,7 +152,7 @@ def _spread(value: Value, n: int) -> Value:
 
 
 def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
-    """A slice or an entry written into a tensor; a constant among them grows with the other."""
+    """Returns a slice or an entry written into a tensor; a constant among them grows with the other."""
     base, new = args[:2]
     place = claim.place
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]
@@ -180,7 +180,7 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
 
 
 def _grown(x: Tensor, dim: int, by: int) -> Tensor:
-    """A constant that is the same at every entry, with more of them."""
+    """Returns a constant that is the same at every entry, with more of them."""
     one = x.narrow(dim, 0, 1)
     if not bool((x == one).all()):
         raise NoReference("a constant differs over time")
@@ -188,7 +188,10 @@ def _grown(x: Tensor, dim: int, by: int) -> Tensor:
 
 
 def filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
-    """What stands before and behind the longest part of a concatenation along time: as many entries as in the clip."""
+    """Returns what stands before and behind the longest part of a concatenation along time.
+
+    As many entries as in the clip.
+    """
     assert isinstance(n.args[0], (list, tuple))
     sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0] if isinstance(p, Node)]
     longest = sizes.index(max(sizes))
@@ -201,14 +204,14 @@ def filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
 
 
 def as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
-    """A constant that is the same for all frames of the clip, folded into another dim, for as many as there are."""
+    """Repeats a constant that is the same for all frames, folded into another dim, for all that there are."""
     if dim < 0 or v.shape[dim] != clip or clip == entries or not bool((v == v.narrow(dim, 0, 1)).all()):
         return v
     return v.narrow(dim, 0, 1).repeat_interleave(entries, dim)
 
 
 def banded(mask: Tensor, entries: int) -> Tensor:
-    """A mask that depends on the distance of two entries alone, for more of them."""
+    """Returns a mask that depends on the distance of two entries alone, for more of them."""
     if mask.shape[-2:] == (entries, entries):
         return mask
     if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):
@@ -220,7 +223,7 @@ def banded(mask: Tensor, entries: int) -> Tensor:
 
 
 def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
-    """Whether an operator computes over a dim, as over channels or what it reduces."""
+    """Says whether an operator computes over a dim, as over channels or what it reduces."""
     name = operator_name(n.target).removeprefix("aten.")
     if name in ("group_norm", "instance_norm"):
         return dim >= 2
@@ -233,7 +236,7 @@ def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
 
 
 def fixes_time(n: Node) -> bool:
-    """Whether a gate's arguments say how long the clip is."""
+    """Says whether a gate's arguments say how long the clip is."""
     name = str(n.target)
     return ("_pool" in name and "adaptive" not in name) or n.target is aten.layer_norm.default
 

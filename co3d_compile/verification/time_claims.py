@@ -73,12 +73,12 @@ class Claim:
         return self.place is not None and self.place.alone and (self.place.size, self.length) == (1, 1)
 
     def entries(self, x: Tensor) -> int:
-        """How many entries a tensor has."""
+        """Returns how many entries a tensor has."""
         place = self.place
         return x.shape[place.dim] // (place.outer * place.inner) if place is not None else 1
 
     def cut(self, x: Tensor, start: int, length: int) -> Tensor:
-        """Some entries of a tensor."""
+        """Returns some entries of a tensor."""
         place = self.place
         if place is None:
             raise NoReference("nothing is known of where time is")
@@ -92,7 +92,7 @@ NOTHING = Claim(Kind.STATIC)
 
 
 def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str, Claim]:
-    """The compiler's facts on the nodes of a captured graph, which stays as it is.
+    """Returns the compiler's facts on the nodes of a captured graph, which stays as it is.
 
     Args:
         program: As captured.
@@ -120,7 +120,7 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
 
 
 def _regrouped(program: Program) -> dict[str, Claim]:
-    """The claims on operands whose entries are regrouped for one reader, by the names of both."""
+    """Returns the claims on operands whose entries are regrouped for one reader, by the names of both."""
     claims = {}
     for node in program.graph.nodes:
         readers = [r for r in node.users if r.target not in (blocks, unblocked)]
@@ -155,7 +155,7 @@ def _claim(node: Node) -> Claim:
 
 
 def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
-    """The claim on a node; on an operator with several outputs that on the first."""
+    """Returns the claim on a node; on an operator with several outputs that on the first."""
     if n.name in claims:
         return claims[n.name]
     first = [u for u in n.users if u.target is operator.getitem and u.args[1] == 0]
@@ -163,18 +163,18 @@ def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
 
 
 def integer(argument: Argument) -> int:
-    """An argument that is a whole number."""
+    """Returns an argument that is a whole number."""
     assert isinstance(argument, int)
     return argument
 
 
 def is_recurrent(n: Node) -> bool:
-    """Whether it is a recurrent layer."""
+    """Says whether it is a recurrent layer."""
     return str(n.target).startswith(RECURRENT)
 
 
 def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
-    """Whether time is the sequence of a recurrent layer, and not among its rows."""
+    """Says whether time is the sequence of a recurrent layer, and not among its rows."""
     x, batch_first = n.args[0], n.args[8]
     assert isinstance(x, Node)
     place = claim_of(x, claims).place
@@ -182,7 +182,7 @@ def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
 
 
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
-    """Whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
+    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
     if isinstance(n.target, FrameLoop):
         return n.target.memory is None and claim_of(n, claims).kind is Kind.STREAM
     if is_recurrent(n):
@@ -196,13 +196,13 @@ def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
 
 
 def is_single(n: Node, claims: dict[str, Claim]) -> bool:
-    """Whether an operator on single entries of the stream loses the dim of time: one result per entry."""
+    """Says whether an operator on single entries of the stream loses the dim of time: one result per entry."""
     streams = [c for a in n.all_input_nodes if (c := claim_of(a, claims)).kind is Kind.STREAM]
     return claim_of(n, claims).single and all(c.length == 1 for c in streams)
 
 
 def is_window(n: Node, claims: dict[str, Claim]) -> bool:
-    """Whether an operator on a stream gives one result per position of the clip."""
+    """Says whether an operator on a stream gives one result per position of the clip."""
     claim = claim_of(n, claims)
     if n.target is aten.unbind.int:
         return any(claim_of(u, claims).single for u in n.users)

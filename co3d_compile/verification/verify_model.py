@@ -114,14 +114,14 @@ def _clip_model(
 
 
 def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[Frames]:
-    """The frames of each step: those given, or random ones."""
+    """Returns the frames of each step: those given, or random ones."""
     reference, pulse = check.reference, check.timeline.pulse
     return random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
 
 
 @contextlib.contextmanager
 def _file(compiled: CompiledModel | str | os.PathLike[str]) -> Iterator[str]:
-    """The path of the file: nothing but the file is looked at."""
+    """Gives the path of the file: nothing but the file is looked at."""
     if not isinstance(compiled, CompiledModel):
         yield os.fspath(compiled)
         return
@@ -141,7 +141,7 @@ def _bisect(path: str, check: _Check, program: Model, example: Example) -> Bisec
 
 
 def same_options(info: Contract) -> dict[str, Any]:
-    """The options by which a file can be compiled again, with its window or another one."""
+    """Returns the options by which a file can be compiled again, with its window or another one."""
     options = {name: info.options[name] for name in AGAIN if name in info.options}
     return {"time_dim": [spec.time_dim for spec in info.inputs], "boundary": info.boundary, **options}
 
@@ -225,7 +225,7 @@ class _Check:
     def _without_rounding(
         self, segment: Segment, indices: list[ResultIndex], expected: Expected, found: LargestError
     ) -> LargestError:
-        """The errors beside a reference in float64.
+        """Returns the errors beside a reference in float64.
 
         In float32 the untouched model has errors of its own; some networks amplify rounding a thousand times. Where
         those reach the tolerance a compiled model may be four times as far from float64: equally precise orders of
@@ -243,7 +243,7 @@ class _Check:
         return found
 
     def _index(self, output: int, step: int) -> ResultIndex | None:
-        """Which entries, or which clip, a result is by the index equations."""
+        """Returns which entries, or which clip, a result is by the index equations."""
         spec, plan = self.info.outputs[output], self.reference.plans[output]
         count = spec.entries_per_step if spec.has_time else 1
         if plan.sort in ("static", "window"):
@@ -260,7 +260,10 @@ class _Check:
         return self.timeline.index(output, plan, step, delay, range(count))
 
     def _expected(self, segment: Segment, indices: list[ResultIndex]) -> Expected:
-        """The reference: first with NaN around the stream, then, where that gets into a result, with other frames."""
+        """Runs the reference.
+
+        First with NaN around the stream, then, where that gets into a result, with other frames.
+        """
         reference = self.reference
         expected: Expected
         try:
@@ -288,7 +291,7 @@ class _Check:
     # --- what it comes to
 
     def _explained(self) -> tuple[str, bool]:
-        """Why it did not pass, and whether an operator may be to blame."""
+        """Says why it did not pass, and whether an operator may be to blame."""
         field, limit = max(self.reference.fields, default=0), self.info.receptive_field
         found = self.largest
         wrong = any(not error <= self.tolerance for _, error in found.steps.values())
@@ -312,19 +315,19 @@ class _Check:
         return self.replaced.reason, False
 
     def _depends_on_start(self) -> int | None:
-        """The last step of the first segment that depends on the states at the start."""
+        """Returns the last step of the first segment that depends on the states at the start."""
         segment = self.first_segment
         assert segment is not None
         return self.streamed.depends_on_start(segment, map(partial(self._frames, segment), range(segment.steps.stop)))
 
     def _frames(self, segment: Segment, step: int) -> Frames:
-        """The frames that a step took."""
+        """Returns the frames that a step took."""
         frames = self.reference.cut(segment.clip, segment.front + step * self.timeline.pulse, self.timeline.pulse)
         pairs = zip(self.reference.inputs, frames, strict=True)
         return [rows_of(x[step - segment.base]) if i.boxes is not None else x for i, x in pairs]
 
     def result(self) -> Verification:
-        """What was found."""
+        """Returns what was found."""
         first, last = (self.memory[0], self.memory[-1]) if len(self.memory) > 1 else (None, None)
         return Verification(
             passed=not self.reason,
@@ -350,7 +353,7 @@ class _Check:
 
 
 def _options(info: Contract) -> Options:
-    """The options that decide what is computed, as the file has them."""
+    """Returns the options that decide what is computed, as the file has them."""
     said = info.options
     dims = [i.time_dim for i in info.inputs]
     return Options(

@@ -30,20 +30,20 @@ class Place:
     is_stored: bool = False
 
     def repeated(self, x: Tensor, clips: int) -> Tensor:
-        """A tensor that is the same for all clips, once for each."""
+        """Returns a tensor that is the same for all clips, once for each."""
         apart = x.unflatten(self.dim, (-1, 1, self.inner))
         sizes = [clips if d == self.dim + 1 else size for d, size in enumerate(apart.shape)]
         return apart.expand(sizes).flatten(self.dim, self.dim + 2)
 
     def clip(self, x: Tensor, which: int, clips: int) -> Tensor:
-        """What a tensor has of one clip."""
+        """Returns what a tensor has of one clip."""
         return (
             x.unflatten(self.dim, (-1, clips, self.inner)).select(self.dim + 1, which).flatten(self.dim, self.dim + 1)
         )
 
 
 def behind_a_view(place: Place, before: Sequence[int], after: Sequence[int]) -> list[Place]:
-    """The places in which clips may lie behind a view from one shape to another one, both of one clip."""
+    """Returns the places in which clips may lie behind a view from one shape to another one, both of one clip."""
     stride = place.inner * prod(before[place.dim + 1 :])
     found = []
     for dim, size in enumerate(after):
@@ -54,7 +54,7 @@ def behind_a_view(place: Place, before: Sequence[int], after: Sequence[int]) -> 
 
 
 def behind(places: Mapping[Place, int], one: Sequence[int], several: Sequence[int], clips: int) -> Place | None:
-    """The place of clips in a result, from its shape for one clip and for several; None where both are the same.
+    """Gives the place of clips in a result, from its shape for one clip and for several; None where both are the same.
 
     Args:
         places: Those of the operands, with the size of the dim for one clip.
@@ -80,7 +80,7 @@ def behind(places: Mapping[Place, int], one: Sequence[int], several: Sequence[in
 def for_all_clips(
     operator: str, axis: int, given: Sequence[Any], places: Sequence[Place | None], clips: int
 ) -> list[Any]:
-    """The operands of an operator, those repeated for each clip that the file has for one.
+    """Returns the operands of an operator, those repeated for each clip that the file has for one.
 
     Args:
         operator: The operator.

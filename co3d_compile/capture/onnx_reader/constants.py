@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def core(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A constant with a single entry along each dim along which all entries are the same."""
+    """Returns a constant with a single entry along each dim along which all entries are the same."""
     for dim in range(array.ndim):
         one = array.take([0], dim) if array.shape[dim] > 1 else array
         if one is not array and bool((array.take([1], dim) == one).all()) and bool((array == one).all()):
@@ -22,7 +22,7 @@ def core(array: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def counted(array: NDArray[np.generic]) -> tuple[int, float, float] | None:
-    """Dim, first value and step of numbers that count evenly along one dim, or are all the same (step 0)."""
+    """Gives the dim, first value and step of numbers that count evenly along one dim, or are all the same (step 0)."""
     if array.size < 2 or array.dtype.kind not in "fiub":
         return None
     small = core(array)
@@ -37,7 +37,7 @@ def counted(array: NDArray[np.generic]) -> tuple[int, float, float] | None:
 
 
 def made(array: NDArray[np.generic]) -> Tensor | None:
-    """A constant that counts, or is one number, as PyTorch computes it; None for others."""
+    """Returns a constant that counts, or is one number, as PyTorch computes it; None for others."""
     found = counted(array)
     if found is None:
         return None

@@ -85,7 +85,7 @@ def _scan(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
 
 
 def _as_state(value: Value) -> Value:
-    """What a loop starts from: numbers as a tensor, so that the first turn is captured as the others are."""
+    """Returns what a loop starts from: numbers as a tensor, so that the first turn is captured as the others are."""
     return as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 

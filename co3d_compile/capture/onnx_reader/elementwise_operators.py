@@ -73,7 +73,7 @@ VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _old_broadcast(call: NodeCall, x: Tensor, y: Tensor) -> Tensor:
-    """``y`` as operator sets before 7 align it: its first dim is the dim ``axis`` of ``x``."""
+    """Returns ``y`` as operator sets before 7 align it: its first dim is the dim ``axis`` of ``x``."""
     if call.opset >= 7 or not call.has("axis"):
         return y
     return y.reshape([*y.shape, *[1] * (x.dim() - call.integer("axis", 0) - y.dim())])

@@ -36,7 +36,7 @@ def gather(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _taken(x: Tensor, dim: int, indices: Host) -> Tensor:
-    """Entries of a dim that are known while the model is traced."""
+    """Returns the entries of a dim that are known while the model is traced."""
     indices = indices % x.shape[dim]
     if indices.ndim == 0:
         return x.select(dim, int(indices))
@@ -45,13 +45,13 @@ def _taken(x: Tensor, dim: int, indices: Host) -> Tensor:
 
 
 def _selected(x: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """As many entries of a dim as a tensor of indices has."""
+    """Takes as many entries of a dim as a tensor of indices has."""
     rows = x.index_select(dim, indices.reshape(-1))
     return rows if indices.dim() == 1 else rows.reshape([*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]])
 
 
 def _from_front(call: NodeCall, position: int, indices: Tensor, size: int) -> Tensor:
-    """Indices that count from the end, counted from the front."""
+    """Counts from the front what counts from the end."""
     known = call.known(position)
     if known is not None:
         return as_tensor(known % size) if _has_negative(known) else indices
@@ -63,7 +63,10 @@ def _has_negative(indices: Host) -> bool:
 
 
 def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
-    """What indices take that walk evenly along each of their own one or two dims: a slice, or windows that slide."""
+    """Returns what indices take that walk evenly along each of their own one or two dims.
+
+    A slice, or windows that slide.
+    """
     if indices.ndim not in (1, 2) or indices.size < 2 or min(indices.shape) < 1:
         return None
     rows = indices.astype(np.int64).reshape(indices.shape[0], -1)
@@ -123,7 +126,7 @@ def scatter_elements(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor
 
 
 def _fills(call: NodeCall, x: Tensor, written: Sequence[int], dim: int) -> bool:
-    """Whether every entry of a dim is written to, in each clip where the file is written for one."""
+    """Says whether every entry of a dim is written to, in each clip where the file is written for one."""
     return x.shape[dim] in (written[dim], written[dim] * call.clips)
 
 
@@ -152,14 +155,14 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
 
 
 def _box(indices: Host, shape: tuple[int, ...]) -> list[slice] | None:
-    """The slices that tuples of indices name, if each walks evenly along a dim of its own, in the order of the dims."""
+    """Returns the slices that tuples of indices name, dim by dim, if each walks evenly along its own dim."""
     lines = _lines(indices)
     slices = [_even(line % size) for line, size in zip(lines or [], shape, strict=False)]
     return [s for s in slices if s is not None] if lines and None not in slices else None
 
 
 def _even(line: Host) -> slice | None:
-    """The slice that names the same entries as a line of indices that grow evenly."""
+    """Returns the slice that names the same entries as a line of indices that grow evenly."""
     step = int(line[1] - line[0]) if len(line) > 1 else 1
     if step < 1 or (np.diff(line) != step).any():
         return None
@@ -167,7 +170,7 @@ def _even(line: Host) -> slice | None:
 
 
 def _lines(indices: Host) -> list[Host] | None:
-    """The indices along each dim, if tuples of indices name all places where these cross."""
+    """Returns the indices along each dim, if tuples of indices name all places where these cross."""
     rank = indices.shape[-1]
     if indices.ndim != rank + 1 or indices.size == 0:
         return None
@@ -176,7 +179,7 @@ def _lines(indices: Host) -> list[Host] | None:
 
 
 def _written(x: Tensor, box: list[slice], updates: Tensor) -> Tensor:
-    """``x`` with a box of it replaced: slice by slice, as an assignment in PyTorch is captured."""
+    """Returns ``x`` with a box of it replaced: slice by slice, as an assignment in PyTorch is captured."""
     part = x
     parts = []
     for d, where in enumerate(box):

@@ -69,7 +69,7 @@ def attention(
 def _attended(
     call: NodeCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention, and its scores where the node gives these: raw, capped, masked or behind the softmax."""
+    """Computes attention, and its scores where the node gives these: raw, capped, masked or behind the softmax."""
     cap, wanted = call.number("softcap", 0.0), call.integer("qk_matmul_output_mode", 0)
     if not cap and len(call.node.outputs) < 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None
@@ -81,7 +81,7 @@ def _attended(
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as numbers to add to scores."""
+    """Returns a mask as numbers to add to scores."""
     if mask.dtype is not torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, float("-inf"))

@@ -76,16 +76,16 @@ class NodeCall:
         return f"{self.node.op_type} (node {self.node.name or '?'}, opset {self.opset})"
 
     def has(self, name: str) -> bool:
-        """Whether the node gives an attribute."""
+        """Says whether the node gives an attribute."""
         self.asked.add(name)
         return name in self.node.attributes
 
     def integer(self, name: str, default: int) -> int:
-        """An attribute that is a whole number."""
+        """Returns an attribute that is a whole number."""
         return self.node.attributes[name].as_int() if self.has(name) else default
 
     def number(self, name: str, default: float) -> float:
-        """An attribute that is a number."""
+        """Returns an attribute that is a number."""
         return self.node.attributes[name].as_float() if self.has(name) else default
 
     def numbers(self, name: str) -> list[float]:
@@ -93,29 +93,29 @@ class NodeCall:
         return list(self.node.attributes[name].as_floats()) if self.has(name) else []
 
     def text(self, name: str, default: str) -> str:
-        """An attribute that is a text."""
+        """Returns an attribute that is a text."""
         return self.node.attributes[name].as_string() if self.has(name) else default
 
     def texts(self, name: str) -> list[str]:
-        """An attribute that is a list of texts; empty where the node gives none."""
+        """Returns an attribute that is a list of texts; empty where the node gives none."""
         return list(self.node.attributes[name].as_strings()) if self.has(name) else []
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> list[int] | None:
-        """An attribute that is a list of whole numbers."""
+        """Returns an attribute that is a list of whole numbers."""
         if self.has(name):
             return list(self.node.attributes[name].as_ints())
         return None if default is None else list(default)
 
     def dims(self, given: Value, name: str = "axes") -> list[int] | None:
-        """Dims given as an input (newer operator sets) or as an attribute (older ones)."""
+        """Returns the dims given as an input (newer operator sets) or as an attribute (older ones)."""
         return whole_numbers(given) if given is not None else self.integers(name)
 
     def known(self, position: int) -> Host | None:
-        """The value of an input if it is known while the model is traced."""
+        """Returns the value of an input if it is known while the model is traced."""
         return self.host[position] if position < len(self.host) else None
 
     def is_constant(self, position: int) -> bool:
-        """Whether an input is a constant of the file."""
+        """Says whether an input is a constant of the file."""
         value = self.node.inputs[position]
         return value is not None and value.const_value is not None
 
@@ -126,7 +126,7 @@ class NodeCall:
             raise self.refuse(f"has the attribute {ignored[0]!r}, which is not known")
 
     def refuse(self, why: str, hint: str = "") -> UnsupportedError:
-        """The error of a call that cannot be read."""
+        """Returns the error of a call that cannot be read."""
         return UnsupportedError(f"The ONNX operator {self.where} {why}.", hint=hint or None)
 
 
@@ -147,19 +147,19 @@ def reads(*names: str, host: Sequence[int] = ()) -> Callable[[Compute], Compute]
 
 
 def whole_numbers(value: Value) -> list[int]:
-    """A shape, a list of dims or a single number, as a list."""
+    """Returns a shape, a list of dims or a single number, as a list."""
     assert isinstance(value, np.ndarray)
     return [int(v) for v in value.reshape(-1)]
 
 
 def as_tensor(value: Host) -> Tensor:
-    """A value that is known while the model is traced, as a tensor of the same numbers."""
+    """Returns a value that is known while the model is traced, as a tensor of the same numbers."""
     again = made(value)
     return torch.from_numpy(np.array(value)) if again is None else again
 
 
 def torch_dtype(onnx_type: int) -> torch.dtype:
-    """The dtype of PyTorch for one of ONNX. Half precision becomes float32."""
+    """Returns the dtype of PyTorch for one of ONNX. Half precision becomes float32."""
     dtype = ir.DataType(onnx_type)
     if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return torch.float32
@@ -167,12 +167,15 @@ def torch_dtype(onnx_type: int) -> torch.dtype:
 
 
 def even_padding(pads: Sequence[int]) -> list[int] | None:
-    """The padding per dim where front and end are the same, else None; ``pads`` lists all fronts, then all ends."""
+    """Returns the padding per dim where front and end are the same, else None.
+
+    ``pads`` lists all fronts, then all ends.
+    """
     half = len(pads) // 2
     return list(pads[:half]) if list(pads[:half]) == list(pads[half:]) else None
 
 
 def pad_pairs(pads: Sequence[int]) -> list[int]:
-    """The pads of ONNX (all fronts, then all ends) as ``torch.nn.functional.pad`` takes them (last dim first)."""
+    """Gives the pads of ONNX (all fronts, then all ends) as ``torch.nn.functional.pad`` takes them (last dim first)."""
     half = len(pads) // 2
     return [p for d in reversed(range(half)) for p in (pads[d], pads[half + d])]

@@ -31,7 +31,7 @@ OnnxSource: TypeAlias = "str | os.PathLike[str] | ModelProto | ir.Model"
 
 
 def is_onnx(model: object) -> TypeIs[OnnxSource]:
-    """Whether a model is given as an ONNX file or as what libraries make of one."""
+    """Says whether a model is given as an ONNX file or as what libraries make of one."""
     return isinstance(model, str | os.PathLike | ModelProto | ir.Model)
 
 
@@ -81,7 +81,7 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """A model in which constants are no inputs and no nodes, and functions are written out."""
+    """Returns a model in which constants are no inputs and no nodes, and functions are written out."""
     RemoveInitializersFromInputsPass()(model)
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -139,7 +139,7 @@ def _example(graph: ir.Graph, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, 
 
 
 def _sizes(value: ir.Value, given: Sequence[int] | None) -> list[int]:
-    """The shape of an input: as given, or the file's own; a free batch is one clip."""
+    """Returns the shape of an input: as given, or the file's own; a free batch is one clip."""
     shape = value.shape
     if given is not None:
         fixed = list(shape) if shape is not None else list(given)

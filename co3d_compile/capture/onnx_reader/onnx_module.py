@@ -120,7 +120,7 @@ class OnnxModule(nn.Module):
         self._names[value] = ".".join([*path[:-1], name])
 
     def _submodule(self, path: Sequence[str]) -> nn.Module:
-        """The submodule at a path, made where there is none."""
+        """Returns the submodule at a path, made where there is none."""
         module: nn.Module = self
         for name in path:
             child = module._modules.get(name)
@@ -142,12 +142,12 @@ class OnnxModule(nn.Module):
         return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
 
     def _given(self, inputs: Sequence[Tensor]) -> Values:
-        """The inputs by what they are in the file. Those in half precision are converted, as weights are."""
+        """Returns the inputs by what they are in the file. Those in half precision are converted, as weights are."""
         whole = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
         return dict(zip(self.onnx_graph.inputs, whole, strict=True))
 
     def _clips(self, inputs: Sequence[Tensor]) -> int:
-        """How many clips are given for each one that the file is written for."""
+        """Returns how many clips are given for each one that the file is written for."""
         given = set()
         for x, value in zip(inputs, self.onnx_graph.inputs, strict=True):
             size = value.shape[0] if x.dim() and value.shape is not None else None
@@ -156,7 +156,7 @@ class OnnxModule(nn.Module):
         return given.pop() if len(given) == 1 else 1
 
     def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
-        """Every value of the outermost graph by its name, to find where two runs differ."""
+        """Returns every value of the outermost graph by its name, to find where two runs differ."""
         values = self._given(inputs)
         with torch.no_grad():
             self.run(self.onnx_graph, values)
@@ -164,7 +164,7 @@ class OnnxModule(nn.Module):
         return {name: x.numpy() if isinstance(x, Tensor) else x for name, x in named.items()}
 
     def reads_numbers(self, value: ir.Value) -> bool:
-        """Whether an input is a shape, an axis or a size, which must be known while the model is traced."""
+        """Says whether an input is a shape, an axis or a size, which must be known while the model is traced."""
         return bool(value.uses()) and all(_wants_host(user, i) for user, i in value.uses())
 
     def run(self, graph: ir.Graph, values: Values) -> list[Tensor | Host]:
@@ -252,7 +252,7 @@ LARGE = ("ConstantOfShape", "Expand", "Tile")
 
 
 def _stays_small(node: ir.Node, inputs: Sequence[Host | None]) -> bool:
-    """Whether numbers make numbers, and not a large tensor of floats."""
+    """Says whether numbers make numbers, and not a large tensor of floats."""
     return node.op_type not in LARGE or (
         all(v is None or v.dtype.kind in "iub" for v in inputs) and node.op_type != LARGE[0]
     )
@@ -318,12 +318,12 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def has_half_precision(graph: ir.Graph) -> bool:
-    """Whether weights are stored in half precision."""
+    """Says whether weights are stored in half precision."""
     return any(v.dtype in HALF for v in graph.initializers.values())
 
 
 def is_quantized(graph: ir.Graph) -> bool:
-    """Whether numbers are rounded to 8 bits on the way."""
+    """Says whether numbers are rounded to 8 bits on the way."""
     return any(n.op_type == "QuantizeLinear" for n in graph)
 
 
@@ -332,7 +332,7 @@ def _approximates(graph: ir.Graph) -> bool:
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
-    """A graph, and those inside of its nodes."""
+    """Returns a graph, and those inside of its nodes."""
     found = [graph]
     for node in graph:
         for attribute in node.attributes.values():
@@ -351,7 +351,10 @@ def _wants_host(node: ir.Node, position: int) -> bool:
 
 
 def _scope_path(node: ir.Node) -> list[str]:
-    """The path of the module that a node comes from: as PyTorch's newer exporter stores it, or as node names say."""
+    """Returns the path of the module that a node comes from.
+
+    As PyTorch's newer exporter stores it, or as node names say.
+    """
     stored = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if stored:
         scopes: list[str] = re.findall(r"'([^']*)'", stored)[:-1]
@@ -361,12 +364,12 @@ def _scope_path(node: ir.Node) -> list[str]:
 
 
 def _module_path(name: str) -> list[str]:
-    """The name of a constant as a path: ``blocks.0.weight``, or ``onnx::Conv_12`` as a single part."""
+    """Returns the name of a constant as a path: ``blocks.0.weight``, or ``onnx::Conv_12`` as a single part."""
     return [_part(p) for p in name.replace("/", ".").split(".") if p] or ["constant"]
 
 
 def _part(name: str) -> str:
-    """A part of a module path: letters, digits and underscores, and no name that a module has itself."""
+    """Returns a part of a module path: letters, digits and underscores, and no name that a module has itself."""
     part = re.sub(r"\W", "_", name)
     taken = hasattr(OnnxModule, part) or hasattr(GraphModule, part) or part in OWN or keyword.iskeyword(part)
     return f"{part}_" if taken and not part.isdigit() else part
@@ -387,6 +390,6 @@ OWN = (
 
 
 def identifier(name: str | None) -> str:
-    """A name that Python takes for an argument."""
+    """Returns a name that Python takes for an argument."""
     part = re.sub(r"\W", "_", name or "value")
     return f"_{part}" if part[:1].isdigit() else f"{part}_" if keyword.iskeyword(part) else part

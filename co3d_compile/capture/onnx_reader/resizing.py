@@ -59,12 +59,12 @@ def _by_scales(call: NodeCall, x: Tensor, scales: Value) -> Tensor:
 
 
 def _keeps(call: NodeCall) -> bool:
-    """Whether sizes are limits within which the aspect ratio is kept."""
+    """Says whether sizes are limits within which the aspect ratio is kept."""
     return call.text("keep_aspect_ratio_policy", "stretch") != "stretch"
 
 
 def _factors(call: NodeCall, x: Tensor, dims: list[int], scales: Value, sizes: Value) -> list[float]:
-    """The scale of each dim."""
+    """Returns the scale of each dim."""
     factors = [1.0] * x.dim()
     if isinstance(scales, np.ndarray) and scales.size:
         for d, scale in zip(dims, scales.reshape(-1), strict=True):
@@ -83,7 +83,7 @@ def _factors(call: NodeCall, x: Tensor, dims: list[int], scales: Value, sizes: V
 def _own_mode(
     call: NodeCall, x: Tensor, changed: list[int], factors: list[float], result: list[int]
 ) -> tuple[str, bool | None] | None:
-    """The mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
+    """Returns the mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
     mode, how = call.text("mode", "nearest"), call.text("coordinate_transformation_mode", "half_pixel")
     exact = all(abs(result[d] - x.shape[d] * factors[d]) < 1e-3 for d in changed)
     if min(changed, default=0) < 2 or not 3 <= x.dim() <= 5 or not exact or call.integer("antialias", 0):
@@ -144,7 +144,7 @@ def _matrix(
     entries: int, size: int, places: NDArray[np.float32], kind: str, cubic: float = -0.75, inside: bool = False,
     spread: float = 1.0,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """The weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
+    """Returns the weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
     matrix = np.zeros((size, entries))
     rounds: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
         "floor": np.floor,
@@ -168,7 +168,7 @@ def _matrix(
 
 
 def _kernel(x: NDArray[np.float64], kind: str, a: float) -> NDArray[np.float64]:
-    """The weight at a distance: of a triangle, or of Keys' cubic."""
+    """Returns the weight at a distance: of a triangle, or of Keys' cubic."""
     if kind == "linear":
         return np.clip(1 - x, 0, None)
     near = ((a + 2) * x - (a + 3)) * x * x + 1

@@ -72,7 +72,7 @@ class _Search:
             module.onnx_places[value] = Place(0, pair[0].shape[0])
 
     def run(self) -> bool:
-        """Whether every value is found to be that of each clip."""
+        """Says whether every value is found to be that of each clip."""
         waiting: list[tuple[int, list[Place | None]]] = [(0, self._choices(self.nodes[0]))]
         tries = 0
         while waiting:
@@ -91,7 +91,7 @@ class _Search:
         return False
 
     def _choices(self, node: ir.Node) -> list[Place | None]:
-        """Where clips may lie behind a node, if a stored shape leaves that open."""
+        """Returns where clips may lie behind a node, if a stored shape leaves that open."""
         source = node.inputs[0] if node.inputs else None
         place = self.module.onnx_places.get(source) if source is not None else None
         if node.op_type != "Reshape" or place is None or source is None:

@@ -49,7 +49,10 @@ def reshape(call: NodeCall, x: Tensor, target: Value = None) -> Tensor:
 
 
 def _for_all_clips(call: NodeCall, x: Tensor, sizes: list[int]) -> list[int]:
-    """A shape that is stored for one clip, for several; where nothing is known, the batch is the outermost dim."""
+    """Returns a shape that is stored for one clip, for several.
+
+    Where nothing is known, the batch is the outermost dim.
+    """
     sizes = [x.shape[d] if s == 0 else s for d, s in enumerate(sizes)]
     known = math.prod(s for s in sizes if s != -1)
     if -1 not in sizes and known == x.numel():

@@ -18,7 +18,7 @@ FOLDING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gath
 
 
 def time_dims(graph: ir.Graph) -> list[int | None]:
-    """The dim of each input that counts frames; None where the file does not say.
+    """Returns the dim of each input that counts frames; None where the file does not say.
 
     Raises:
         UsageError: An input has its channels last, and no layer says which of its other dims is time.
@@ -89,6 +89,6 @@ def _frame_by_frame(node: ir.Node, position: int) -> int | None:
 
 
 def _order(node: ir.Node, rank: int) -> list[int]:
-    """The order of a Transpose; without ``perm`` the opposite one."""
+    """Returns the order of a Transpose; without ``perm`` the opposite one."""
     given = node.attributes.get("perm")
     return list(given.as_ints()) if given is not None else list(reversed(range(rank)))
