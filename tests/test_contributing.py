@@ -97,7 +97,7 @@ def functions_without_a_verb(path: Path) -> list[str]:
             continue
         decorators = " ".join(map(ast.unparse, node.decorator_list))
         first = (ast.get_docstring(node) or "Says").split()[0]
-        if not re.search("property|click", decorators) and not re.fullmatch("[A-Z][a-z]+s[,;.]?", first):
+        if not re.search("property|click", decorators) and not re.fullmatch("[A-Z][a-z]+s[,;.:]?", first):
             found.append(f"{path.relative_to(ROOT)}: {node.name}: {first} …")
     return found
 

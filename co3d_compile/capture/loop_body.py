@@ -24,82 +24,95 @@ POOLING = {
 }
 
 
-class Body:
-    """The graph of one turn, ``(*entries, *states, *fixed) -> (*next states, *outputs)``.
+class Signature:
+    """What a turn takes: entries along walks, values of turns before it, and what is the same for each turn.
 
     Args:
-        program: Has the copies.
         copies: The loop as it was captured.
         outputs: The operators that are read outside of the loop.
         openings: Walks whose first entry is a start.
 
     Attributes:
-        walked: For each entry that the body takes: the walk, and which of its entries.
+        needed: The operators that the outputs depend on.
+        walked: The entries that a turn takes: of which walk, and which of its entries.
         states: What is handed on: operators by their place in the body, and how many turns before.
-        fixed: Nodes outside that are the same for each turn.
+        fixed: Nodes outside that are the same for each turn, by what stands for them.
     """
 
-    def __init__(self, program: Program, copies: Copies, outputs: list[int], openings: Iterable[Walk] = ()) -> None:
-        self.program, self.copies, self.openings = program, copies, openings
-        self.mode = fake_mode(program)
-        self.graph = Graph()
-        self.needed = needed(copies, outputs)
-        self.walked: dict[tuple[Walk, int], Node] = {}
-        self.states: dict[tuple[int, int], Node] = {}
-        self.fixed: dict[Node, Node] = {}
-        self.values: dict[int, Node] = {}
-        self._fixed: dict[Hashable, Node] = {}
-        self._windows: dict[Walk, Node] = {}
-        self._placeholders()
-        for at in sorted(self.needed):
-            self.values[at] = self._operator(at)
-
-    def _placeholders(self) -> None:
-        edges = [(at, k, e) for at in sorted(self.needed) for k, e in enumerate(self.copies.edges[at])]
-        walks = dict.fromkeys(walk for at, k, _ in edges if (walk := self._walk(at, k)) is not None)
-        kept = [self.copies.walk_of(e.at) for _, _, e in edges if isinstance(e, Earlier)]
+    def __init__(self, copies: Copies, outputs: list[int], openings: Iterable[Walk] = ()) -> None:
+        self.copies, self.needed = copies, needed(copies, outputs)
+        edges = [(at, k, e) for at in sorted(self.needed) for k, e in enumerate(copies.edges[at])]
+        walks = dict.fromkeys(walk for at, k, _ in edges if (walk := self.walk(at, k)) is not None)
+        kept = [copies.walk_of(e.at) for _, _, e in edges if isinstance(e, Earlier)]
         walks.update(dict.fromkeys(walk for walk in kept if walk is not None))
-        walks.update(dict.fromkeys(self.openings))
-        for walk in walks:
-            for i in range(walk.entries):
-                root = walk.root.meta["val"]
-                shape = [s for d, s in enumerate(root.shape) if d != walk.dim]
-                self.walked[walk, i] = self._placeholder(f"entry_{len(self.walked)}", shape, root.dtype)
+        walks.update(dict.fromkeys(openings))
+        self.walked = [(walk, i) for walk in walks for i in range(walk.entries)]
         lags: dict[int, int] = {}
         for _, _, e in edges:
             if isinstance(e, Earlier):
                 lags[e.at] = max(e.lag, lags.get(e.at, 0))
-        for at, lag in lags.items():
-            for back in range(1, lag + 1):
-                value = self.copies.body[at].meta["val"]
-                self.states[at, back] = self._placeholder(f"state_{len(self.states)}", value.shape, value.dtype)
+        self.states = [(at, back) for at, lag in lags.items() for back in range(1, lag + 1)]
+        self.fixed: dict[Hashable, Node] = {}
         for at, k, e in edges:
-            outer = self._outer(at, k, e)
-            if outer is not None and self._key(e, outer) not in self._fixed:
-                value = outer.meta["val"]
-                inner = self._placeholder(f"fixed_{len(self.fixed)}", value.shape, value.dtype)
-                self._fixed[self._key(e, outer)] = self.fixed[outer] = inner
+            outer = self.outer(at, k, e)
+            if outer is not None:
+                self.fixed.setdefault(self.key(e, outer), outer)
 
-    def _walk(self, at: int, k: int) -> Walk | None:
+    def walk(self, at: int, k: int) -> Walk | None:
         """Returns the walk that an operand is, in the copy or outside of it."""
         edge = self.copies.edges[at][k]
         return self.copies.walk_of(edge.at) if isinstance(edge, Inner) else self.copies.walks.get((at, k))
 
-    def _outer(self, at: int, k: int, edge: Edge) -> Node | None:
+    def outer(self, at: int, k: int, edge: Edge) -> Node | None:
         """Returns the node outside of the loop that an operand is, if it is the same for each turn."""
-        if isinstance(edge, (Earlier, Frames)) or self._walk(at, k) is not None:
+        if isinstance(edge, (Earlier, Frames)) or self.walk(at, k) is not None:
             return None
         if isinstance(edge, Inner):
             return self.copies.body[edge.at] if edge.at in self.copies.invariant else None
         return edge.node
 
-    def _key(self, edge: Edge, outer: Node) -> Hashable:
+    def key(self, edge: Edge, outer: Node) -> Hashable:
+        """Returns what stands for a node outside."""
         return outer if isinstance(edge, (Inner, Earlier, Frames)) else edge.key
 
-    def _placeholder(self, name: str, shape: Any, dtype: torch.dtype) -> Node:
+
+class Body:
+    """The graph of one turn, ``(*entries, *states, *fixed) -> (*next states, *outputs)``.
+
+    Args:
+        program: Has the copies.
+        signature: What a turn takes.
+
+    Attributes:
+        walked: For each entry that the body takes: the walk, and which of its entries.
+        states: What is handed on: operators by their place in the body, and how many turns before.
+        fixed: Nodes outside that are the same for each turn, by what stands for them.
+        values: What the operators compute.
+    """
+
+    def __init__(self, program: Program, signature: Signature) -> None:
+        self.copies, self.signature = signature.copies, signature
+        self.mode = fake_mode(program)
+        self.graph = Graph()
+        self.walked = {
+            (walk, i): self._input(f"entry_{n}", walk.root, walk.dim) for n, (walk, i) in enumerate(signature.walked)
+        }
+        self.states = {
+            (at, back): self._input(f"state_{n}", self.copies.body[at]) for n, (at, back) in enumerate(signature.states)
+        }
+        self.fixed = {key: self._input(f"fixed_{n}", outer) for n, (key, outer) in enumerate(signature.fixed.items())}
+        self.values: dict[int, Node] = {}
+        self._windows: dict[Walk, Node] = {}
+        for at in sorted(signature.needed):
+            self.values[at] = self._operator(at)
+
+    def _input(self, name: str, like: Node, without: int | None = None) -> Node:
+        """Adds an input like a node, but for one of its dims."""
         node = self.graph.placeholder(name)
+        value = like.meta["val"]
         with self.mode:
-            node.meta["val"] = torch.empty([int(s) for s in shape], dtype=dtype)
+            shape = [int(s) for d, s in enumerate(value.shape) if d != without]
+            node.meta["val"] = torch.empty(shape, dtype=value.dtype)
         return node
 
     def call(self, path: str, target: Any, *args: Any) -> Node:
@@ -117,12 +130,12 @@ class Body:
         return new
 
     def _operand(self, at: int, k: int, edge: Edge) -> Node:
-        walk = self._walk(at, k)
+        walk = self.signature.walk(at, k)
         if walk is not None:
             return self._frames(walk)
-        outer = self._outer(at, k, edge)
+        outer = self.signature.outer(at, k, edge)
         if outer is not None:
-            return self._fixed[self._key(edge, outer)]
+            return self.fixed[self.signature.key(edge, outer)]
         if isinstance(edge, Earlier):
             return self.states[edge.at, edge.lag]
         assert isinstance(edge, Inner)

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Numbers, Run, Tokens, alike, frame_of, leaves, taken
+from co3d_compile.capture.loop_tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves, taken
 from co3d_compile.ir.node_reading import reached
 
 ROTATIONS = 3  # of a run: where its copies may begin
@@ -194,7 +194,7 @@ class _Reading:
                 first -= 1
         if last - first < 1:
             return None
-        return self._joined(signatures, edges, moved, first, last)
+        return self._joined(edges, moved, first, last)
 
     def _signature(self, t: int) -> _Signature:
         base = self.first + t * self.period
@@ -232,9 +232,7 @@ class _Reading:
             place: index - before.indices[place] for place, index in after.indices.items() if place in before.indices
         }
 
-    def _joined(
-        self, signatures: list[_Signature], edges: list[list[Edge]], moved: dict[Place, int], first: int, last: int
-    ) -> Copies | None:
+    def _joined(self, edges: list[list[Edge]], moved: dict[Place, int], first: int, last: int) -> Copies | None:
         """Copies ``first`` to ``last``; None if they cannot be turns of a loop."""
         turns = [
             dict(enumerate(self.tokens.nodes[base : base + self.period]))
@@ -281,13 +279,7 @@ def _walk_behind(copies: Copies) -> None:
 
 def _is_at(node: Node, walk: Walk) -> bool:
     """Says whether a node is what a walk takes first."""
-    take = frame_of(node)
-    return take is not None and (take.root, take.dim, take.start, take.length) == (
-        walk.root,
-        walk.dim,
-        walk.start,
-        walk.length,
-    )
+    return frame_of(node) == Take(walk.root, walk.dim, walk.start, walk.length)
 
 
 def _begins(first: list[list[Edge]], edges: list[list[Edge]]) -> bool:

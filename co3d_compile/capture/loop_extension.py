@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
-from co3d_compile.capture.loop_tokens import Tokens, alike, frame_of, leaves, taken, whole
+from co3d_compile.capture.loop_tokens import Take, Tokens, alike, frame_of, leaves, taken, whole
 
 
 class Extension:
@@ -29,12 +29,12 @@ class Extension:
         self.tokens, self.copies = tokens, copies
         used = {n for turn in copies.turns for n in turn.values()}
         self.found: dict[Hashable, Node] = {}
-        self.frames: dict[Hashable, Node] = {}
+        self.frames: dict[Take, Node] = {}
         for node in tokens.nodes:
             if node not in used:
                 self.found.setdefault(self._key(node), node)
             if (take := frame_of(node)) is not None:  # several turns may read one node
-                self.frames.setdefault((take.root, take.dim, take.start, take.length), node)
+                self.frames.setdefault(take, node)
 
     def run(self) -> None:
         """Adds what there is in front, and one turn behind."""
@@ -81,7 +81,7 @@ class Extension:
         if isinstance(edge, Outer):
             return edge.node
         walk = self.copies.walks[at, k]
-        return self.frames.get((walk.root, walk.dim, walk.start + index * walk.step, walk.length))
+        return self.frames.get(Take(walk.root, walk.dim, walk.start + index * walk.step, walk.length))
 
     def _start(self, at: int, index: int) -> int | None:
         """Returns the index at which an operator takes frames in a turn."""
@@ -172,10 +172,8 @@ class Extension:
         return True
 
     def _is_frame(self, x: Node, edge: Frames, place: tuple[int, int]) -> bool:
-        take, walk = frame_of(x), self.copies.walks[place]
-        return take is not None and (take.root, take.dim, take.start, take.length) == (
-            edge.root, edge.dim, walk.start - walk.step, edge.length
-        )  # fmt: skip
+        walk = self.copies.walks[place]
+        return frame_of(x) == Take(edge.root, edge.dim, walk.start - walk.step, edge.length)
 
     def _token(self, node: Node) -> int:
         return int(self.tokens.ids[self.tokens.place[node]])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_body import Body
+from co3d_compile.capture.loop_body import Body, Signature
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.node_reading import computed_from, run_operator
@@ -25,23 +25,23 @@ TOLERANCE = 1e-5
 Draw = Callable[..., Tensor]
 
 
-def add_first_turn(program: Program, copies: Copies, outputs: list[int], whole: bool) -> bool:
+def add_first_turn(program: Program, signature: Signature, outputs: list[int], whole: bool) -> bool:
     """Adds the turn in front of those that were found, if it is the body on zeros; whether it is.
 
     Args:
         program: Has the copies.
-        copies: Of the loop.
+        signature: What a turn of the loop takes.
         outputs: The operators of the body that something outside reads.
         whole: Whether the turn must have all of them: else it only makes what the next turn reads.
     """
-    body = Body(program, copies, outputs)
-    keys = list(body.states)
+    copies, keys = signature.copies, signature.states
     walks = {place: walk.moved(-1) for place, walk in copies.walks.items()}
     if any(lag != 1 or (at, 1) not in copies.starts for at, lag in keys) or any(w.start < 0 for w in walks.values()):
         return False
     if not all(copies.remembers(at) for at, _ in keys):
         return False  # no more than a piece of a turn that is read by the next one
-    entries, fixed, own = list(body.walked), list(body.fixed), list(body.values)
+    body = Body(program, signature)
+    entries, fixed, own = signature.walked, list(signature.fixed.values()), list(body.values)
     module = body.close([body.values[at] for at in own])
     firsts = [copies.starts[key] for key in keys]
     read = _collected_before(program, copies, outputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_body import Body, common_path, leave_pools, needed
+from co3d_compile.capture.loop_body import Body, Signature, common_path, leave_pools, needed
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.capture.loop_memory import memory_of
 from co3d_compile.capture.loop_time import TimeDims
@@ -50,6 +50,7 @@ class LoopWriter:
         self.numbers: dict[tuple[int, int], float] = {}  # those of one number all over; of frames, zero
         self.begins_late = False  # whether the turns are a loop, but for starts that are computed from frames
         self.outputs = self._outputs()
+        self.signature = Signature(copies, self.outputs)
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
 
     def _outputs(self) -> list[int]:
@@ -88,21 +89,21 @@ class LoopWriter:
     # --- whether it is a loop over frames
 
     def _over_frames(self, with_state: bool) -> bool:
-        body = Body(self.program, self.copies, self.outputs)
-        if bool(body.states) != with_state:
+        takes = self.signature
+        if bool(takes.states) != with_state:
             return False
-        if any(at in self.copies.invariant for at, _ in body.states):
+        if any(at in self.copies.invariant for at, _ in takes.states):
             return False
-        walks = {walk for walk, _ in body.walked}
+        walks = {walk for walk, _ in takes.walked}
         turns = len(self.copies.turns)
         if not walks or not all(self.times.is_time(w.root, w.dim) for w in walks):
             return False
         if any(2 * w.step * turns < shape_of(w.root)[w.dim] for w in walks):
             return False
-        if any(node in self.times.timed for node in body.fixed):
+        if any(node in self.times.timed for node in takes.fixed.values()):
             return False
-        starts = {key: self.copies.starts[key] for key in body.states if key in self.copies.starts}
-        if len(starts) < len(body.states):
+        starts = {key: self.copies.starts[key] for key in takes.states if key in self.copies.starts}
+        if len(starts) < len(takes.states):
             return False
         steps = {w.step for w in walks}
         timed = [(key, node) for key, node in starts.items() if node in self.times.timed]
@@ -135,15 +136,17 @@ class LoopWriter:
 
     def _loop(self, variants: list[Collected]) -> tuple[Node, dict[tuple[Collected, int], Node]]:
         """Returns the loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
-        body = Body(self.program, self.copies, self.outputs, self.openings.values())
+        takes = Signature(self.copies, self.outputs, self.openings.values()) if self.openings else self.signature
+        body = Body(self.program, takes)
         turns = len(self.copies.turns)
         keys = [(c, i) for c in variants for i in range(c.entries or 1)]
         results = [body.values[c.at] if c.entries is None else body.entry_of(c.at, c.dim, i) for c, i in keys]
         module = body.close(results)
-        fixed = list(body.fixed)
-        constants = {body.fixed[n]: self.program.constant(n) for n in fixed if n.op == "get_attr"}
+        fixed = list(takes.fixed.values())
+        pairs = zip(fixed, body.fixed.values(), strict=True)
+        constants = {inner: self.program.constant(outer) for outer, inner in pairs if outer.op == "get_attr"}
         memory = memory_of(module, list(body.states.values()), constants)
-        walked = list(body.walked)
+        walked = takes.walked
         dims = tuple(w.dim for w, _ in walked)
         opened = tuple(walked.index((self.openings[key], 0)) if key in self.openings else None for key in body.states)
         loop = FrameLoop(module, dims, len(body.states), tuple(c.dim for c, _ in keys), memory, opened)
@@ -167,7 +170,7 @@ class LoopWriter:
         operands += [self._of_shape(start, shape_of(self.copies.body[at]), anchor) for (at, _), start in starts.items()]
         with self.program.graph.inserting_before(anchor):
             node = self.program.graph.call_function(loop, (*operands, *fixed))
-        node.meta["path"] = common_path([self.copies.body[at] for at in body.needed])
+        node.meta["path"] = common_path([self.copies.body[at] for at in takes.needed])
         node.meta["val"] = tuple(self._stacked(result, c.dim) for result, (c, _) in zip(results, keys, strict=True))
         stacks = {}
         for i, key in enumerate(keys):

@@ -24,7 +24,7 @@ def join_results(program: Program) -> None:
         if node.target is aten.cat.default:
             _flatten(node)
         elif node.target is aten.select.int:
-            _forward(program, node)
+            _forward(node)
     for node in reversed(list(program.graph.nodes)):
         written = node.target in (aten.select_scatter.default, aten.slice_scatter.default)
         if written and any(user.target is not node.target for user in node.users):
@@ -40,7 +40,7 @@ def _flatten(node: Node) -> None:
     node.args = (parts, dim)
 
 
-def _forward(program: Program, node: Node) -> None:
+def _forward(node: Node) -> None:
     """Reads what was just written to an index there."""
     x, dim = operand(node), Arguments(node).dim(operand(node))
     index = Arguments(node).integer("index") % shape_of(x)[dim]

@@ -69,7 +69,7 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
     late = [w for w in sorted(writers, key=lambda w: len(w.outputs)) if w.begins_late]
     for whole in (True, False):
         for writer in late:
-            if add_first_turn(program, writer.copies, writer.outputs, whole):
+            if add_first_turn(program, writer.signature, writer.outputs, whole):
                 return LoopWriter(program, writer.copies, times).write(with_state=True)
     return False
 
