@@ -98,7 +98,7 @@ version_option = click.version_option(__version__, "--version", message="co3d-co
 
 
 class OneLineMain(click.Command):
-    """Answers a mistake on the command line with one line instead of click's three."""
+    """A command that answers a mistake on the command line with one line instead of click's three."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False

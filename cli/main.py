@@ -24,7 +24,7 @@ OTHERS = {"compile": "Did you mean co3d-compile?", "help": "Did you mean co3d --
 
 
 class LazyGroup(OneLineMain, click.Group):
-    """Imports a command's module when the command is wanted."""
+    """A group that imports a command's module when the command is wanted."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(NAMES)

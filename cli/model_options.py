@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ShapeType(click.ParamType[Any]):
-    """``1x3x16x224x224``"""
+    """A shape: ``1x3x16x224x224``."""
 
     name = "shape"
 
@@ -29,7 +29,7 @@ class ShapeType(click.ParamType[Any]):
 
 
 class NamedShapeType(click.ParamType[Any]):
-    """``NAME=1x3x16x224x224``"""
+    """A shape with a name: ``NAME=1x3x16x224x224``."""
 
     name = "named shape"
 

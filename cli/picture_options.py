@@ -12,7 +12,7 @@ NAMES = ("size", "mean", "std", "value_range", "channels", "layout", "fps")
 
 
 class SizeType(click.ParamType[Any]):
-    """``182`` or ``128x171``"""
+    """A size: ``182`` or ``128x171``."""
 
     name = "size"
 
@@ -24,7 +24,7 @@ class SizeType(click.ParamType[Any]):
 
 
 class NumbersType(click.ParamType[Any]):
-    """``0.45`` or ``0.485,0.456,0.406``"""
+    """Numbers for all channels or for each: ``0.45`` or ``0.485,0.456,0.406``."""
 
     name = "numbers"
 

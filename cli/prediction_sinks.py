@@ -27,7 +27,7 @@ EVENT = ("label", "begin", "end", "peak", "peak_time", "mean", "class")
 
 
 class Sink(Protocol):
-    """Takes each frame (None at the end) with the predictions that it brought."""
+    """An output that takes each frame (None at the end) with the predictions that it brought."""
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool | None:
         """Returns False where it does not go on: a window may have been closed."""

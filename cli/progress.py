@@ -14,7 +14,7 @@ from co3d_compile.cli.common import stderr
 
 
 class Progress:
-    """Called with ``(stage, done, total)``; keeps the seconds of each stage.
+    """A display that is called with ``(stage, done, total)``, and keeps the seconds of each stage.
 
     Args:
         verbose: As often as -v was given.

@@ -32,7 +32,7 @@ REMEMBERED = 20_000  # steps whose milliseconds are kept
 
 
 class Live:
-    """Says what goes on while it goes on; counts for the summary.
+    """A display of what goes on while it goes on, which counts for the summary.
 
     Args:
         silent: Say nothing on standard output: it holds something else.

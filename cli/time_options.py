@@ -27,7 +27,7 @@ class TimeDimType(click.ParamType[Any]):
 
 
 class DelayType(click.ParamType[Any]):
-    """``14`` frames, or ``0.5s``."""
+    """A delay: ``14`` frames, or ``0.5s``."""
 
     name = "delay"
 

@@ -16,7 +16,7 @@ Left = Mapping[Node, int]
 
 
 class DelayBudget:
-    """Finds what to change, given how kernels are changed.
+    """The search for what to change, given how kernels are changed.
 
     A network is late by its longest paths alone. So each round finds, of all paths that are too long, the kernels whose
     future weighs least and that every such path goes through one of; in the end each kernel is given back as much of

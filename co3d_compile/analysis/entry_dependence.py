@@ -39,7 +39,7 @@ Marks = Any  # a tensor of bool for each result of a node
 
 
 class Tracker:
-    """Follows marks through a graph of one length.
+    """A tracker of marks through a graph of one length.
 
     Args:
         module: The graph.

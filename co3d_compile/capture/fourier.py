@@ -28,7 +28,7 @@ class Parts:
 
 @dataclass
 class Fourier:
-    """Writes Fourier transforms over some dims of a tensor.
+    """The writer of Fourier transforms over some dims of a tensor.
 
     Args:
         apply: Puts an operator into the graph: its target, then its arguments.

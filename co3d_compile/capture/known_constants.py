@@ -24,7 +24,7 @@ _WRITES = {"__setitem__", "__set__"} | {
 
 
 class ConstantsKnown(TorchFunctionMode):
-    """Knows the numbers of what is made from shapes, Python numbers and the model's own tensors while it is traced.
+    """A mode that knows the numbers of what is made from shapes, numbers and the model's own tensors in tracing.
 
     The tracer knows shapes only, so ``if mask.any():`` or ``int(torch.linspace(0, t - 1, 4)[i])`` stops it, though
     no input can change the answer. Everything that such tensors are made by is computed beside the tracer as well;

@@ -167,7 +167,7 @@ def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Num
 
 
 class _Reading:
-    """Reads the copies that lie one behind the other from an operator on."""
+    """The reading of copies that lie one behind the other, from an operator on."""
 
     def __init__(self, tokens: Tokens, first: int, period: int, count: int) -> None:
         self.tokens, self.first, self.period, self.count = tokens, first, period, count

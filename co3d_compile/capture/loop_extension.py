@@ -18,7 +18,7 @@ from co3d_compile.capture.loop_tokens import Take, Tokens, alike, frame_of, leav
 
 
 class Extension:
-    """Finds further turns of a loop, by what their operators must read.
+    """The search for further turns of a loop, by what their operators must read.
 
     Args:
         tokens: Of the graph.

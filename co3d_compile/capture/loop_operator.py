@@ -34,7 +34,7 @@ class Collected:
 
 
 class LoopWriter:
-    """Writes a loop as an operator.
+    """The writer of a loop as an operator.
 
     Args:
         program: Has the copies.

@@ -46,7 +46,7 @@ def _run(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> Exp
 
 
 class _NothingDecided(TorchDispatchMode):
-    """Refuses to read a number from a tensor that depends on the clip: another clip would have another one."""
+    """A mode that refuses to read a number from a tensor that depends on the clip: another one has another number."""
 
     def __init__(self, clip: tuple[pytree.PyTree, ...]) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
 
 
 class _DataDetached(TorchFunctionMode):
-    """Makes ``x.data`` of an activation an operator that can be traced."""
+    """A mode in which ``x.data`` of an activation is an operator that can be traced."""
 
     def __torch_function__(
         self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None

@@ -42,7 +42,7 @@ def feature_outputs(info: Contract, named: Sequence[str] = ()) -> list[OutputSpe
 
 
 class FeatureRun:
-    """Writes the features of one video into a folder. Where a broken run has left parts, it goes on behind them.
+    """A run that writes the features of one video into a folder, behind the parts that a broken run has left.
 
     Args:
         session: The model, for one stream.

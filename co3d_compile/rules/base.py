@@ -27,6 +27,8 @@ class Rule:
 
     built_in: ClassVar[bool] = True
     """Whether it is the compiler's own, and none that a user declared."""
+    why: ClassVar[str] = "computes over the whole time axis"
+    """Why its operators have no extension, for people."""
 
     def remembers_all(self, node: Node) -> bool:
         """Says whether an entry depends on all entries before it, by a state that is carried along."""
@@ -76,7 +78,7 @@ class Rule:
 
     def reason(self, node: Node) -> str:
         """Says why the operator has no extension, for people."""
-        return "computes over the whole time axis"
+        return self.why
 
     def gate(self, node: Node, scope: str) -> Fact | None:
         """Returns the fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""

@@ -43,6 +43,8 @@ CROPS = {
 class Concatenation(Rule):
     """``cat`` of tensors."""
 
+    why = "joins several sequences along time"
+
     def parts(self, node: Node) -> tuple[list[Node], int]:
         """Returns the tensors and the dim."""
         given = Arguments(node)
@@ -170,9 +172,6 @@ class Concatenation(Rule):
             for p in parts
         ]
         return low.call(aten.cat.default, news, dim)
-
-    def reason(self, node: Node) -> str:
-        return "joins several sequences along time"
 
 
 def repeats_edge(front: list[Node], main: Node, dim: int) -> bool:

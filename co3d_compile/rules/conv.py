@@ -24,6 +24,8 @@ aten = torch.ops.aten
 class Convolution(KernelRule):
     """y[o] = sum_i w[i] x[o*s + i*d - p], the clip's own equation."""
 
+    why = "time is among the channels or folded into a spatial dim that the kernel slides over"
+
     def args(self, node: Node) -> ConvArgs:
         return ConvArgs.of(node)
 
@@ -71,9 +73,6 @@ class Convolution(KernelRule):
         result = low.call(node.target, low.whole_entry(conv.x, i), low.plain(conv.weight), bias, *sizes)
         return low.without_time(node, result)
 
-    def reason(self, node: Node) -> str:
-        return "time is among the channels or folded into a spatial dim that the kernel slides over"
-
 
 @register(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 class TransposedConvolution(SpreadingRule):
@@ -111,6 +110,8 @@ class TransposedConvolution(SpreadingRule):
 class Fold(SpreadingRule):
     """``fold``: columns that are added where they overlap. Over time a column is an entry: overlap-and-add."""
 
+    why = "time is folded into the columns or their features"
+
     def axis(self, node: Node) -> int | None:
         """Returns which of the two dims that the columns walk through is time, or None."""
         fold, place = FoldArgs.of(node), known(operand(node)).time
@@ -147,6 +148,3 @@ class Fold(SpreadingRule):
             geometry = [[1, taps], [1, fold.dilation[other]], [0, fold.padding[other]], [1, fold.stride[other]]]
             x = low.call(aten.col2im.default, x, [1, size], *geometry)
         return low.call(aten.reshape.default, x, [-1, channels, size])
-
-    def reason(self, node: Node) -> str:
-        return "time is folded into the columns or their features"

@@ -23,6 +23,8 @@ aten = torch.ops.aten
 class Loop(Rule):
     """A loop over frames. Its states are exact from the first frame: what they start from is the clip's own."""
 
+    why = "walks along another dim than time"
+
     def flow(self, node: Node) -> Fact:
         loop = loop_of(node)
         walked, _, _ = loop.parts(_operands(node))
@@ -121,9 +123,6 @@ class Loop(Rule):
                 low.windows[inner] = rule.window(inner, low) if rule is not None else low.same(inner)
         handed, outputs = loop.results()
         return [low.windows[n] for n in handed], [low.windows[n] for n in outputs]
-
-    def reason(self, node: Node) -> str:
-        return "walks along another dim than time"
 
 
 def _operands(node: Node) -> list[Node]:

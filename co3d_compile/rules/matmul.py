@@ -23,6 +23,8 @@ PAIRS = "computes every pair of entries"
 class Linear(Rule):
     """A linear layer over the last dim."""
 
+    why = "sums over features into which time is folded"
+
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         x = operand(node)
         return [(x, [-1])]
@@ -41,13 +43,12 @@ class Linear(Rule):
         result = low.call(node.target, new, *(low.plain(a) for a in node.args[1:] if isinstance(a, Node)))
         return low.without_time(node, result) if last else result
 
-    def reason(self, node: Node) -> str:
-        return "sums over features into which time is folded"
-
 
 @register(aten.matmul.default, aten.bmm.default, aten.mm.default)
 class MatrixProduct(Rule):
     """(…, m, k) times (…, k, n)."""
+
+    why = "sums over time (attention, or weights over the clip)"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         a, b = operand(node), operand(node, 1)
@@ -79,9 +80,6 @@ class MatrixProduct(Rule):
             return low.call(node.target, low.entry(a, i), low.plain(b))
         return low.with_time_of_one(node, i)
 
-    def reason(self, node: Node) -> str:
-        return "sums over time (attention, or weights over the clip)"
-
 
 @register(aten.addmm.default)
 class LinearOverRows(Rule):
@@ -102,6 +100,8 @@ class Attention(Rule):
 
     Where a constant mask lets every entry see only the newest few, keys and values are remembered and it streams.
     """
+
+    why = "attention over time"
 
     def past(self, node: Node) -> int:
         """Counts the entries of the past that a banded mask lets every entry see; 0 without such a mask."""
@@ -157,9 +157,6 @@ class Attention(Rule):
     def layout(self, node: Node) -> Layout:
         q, _, v = (known(n) for n in node.args[:3] if isinstance(n, Node))
         return Layout((*q.dims[:-1], v.dims[-1]))
-
-    def reason(self, node: Node) -> str:
-        return "attention over time"
 
 
 @register(aten.embedding.default)

@@ -34,6 +34,8 @@ DIM: dict[Target, int] = {
 class Order(Rule):
     """Operators with two outputs, values and where they were."""
 
+    why = "selects among all entries"
+
     def _dim(self, node: Node) -> int:
         return int(argument(node, DIM[node.target], "dim", -1)) % rank_of(operand(node))
 
@@ -70,6 +72,3 @@ class Order(Rule):
             for which, entries in enumerate(results):
                 entries.append(low.call(operator.getitem, both, which))
         return results
-
-    def reason(self, node: Node) -> str:
-        return "selects among all entries"

@@ -39,6 +39,8 @@ class Recurrent(Rule):
     Over another dim, with time among the rows of its batch, a layer is an operator on each entry, in both directions.
     """
 
+    why = "reads the clip in both directions"
+
     def flow(self, node: Node) -> Fact:
         x = operand(node)
         hidden = [h for h in _hidden(node) if is_stream(h)]
@@ -113,9 +115,6 @@ class Recurrent(Rule):
     def window(self, node: Node, low: StepGraph) -> Any:
         """Returns the layers over a window, in one direction or both: ``(sequence, last states …)``."""
         return over_sequence(node, low, low.plain(operand(node)), [_plain(h, low) for h in _hidden(node)])
-
-    def reason(self, node: Node) -> str:
-        return "reads the clip in both directions"
 
 
 def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:

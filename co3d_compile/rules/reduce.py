@@ -37,6 +37,8 @@ NEUTRAL = {"mean": 0.0, "sum": 0.0, "amax": -inf, "amin": inf}
 class Reduction(Rule):
     """Reductions over dims."""
 
+    why = "reduces over the whole time axis"
+
     def _norm_args(self, node: Node) -> tuple[Node, list[int], bool]:
         if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
             x = operand(node)
@@ -105,13 +107,12 @@ class Reduction(Rule):
         layout = fact_of(node).layout
         return [low.ends.mean_of_newest(r, fact_of(x), i, past + 1, layout) for i, r in enumerate(results)]
 
-    def reason(self, node: Node) -> str:
-        return "reduces over the whole time axis"
-
 
 @register(aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
 class Norm(Rule):
     """Layer, group and instance norm: over time (mean and variance of the whole clip) they are gates."""
+
+    why = "normalises over the whole time axis"
 
     def _dims(self, node: Node) -> list[int]:
         x = operand(node)
@@ -203,9 +204,6 @@ class Norm(Rule):
                 result = low.call(operator, result, low.call(aten.reshape.default, low.plain(vector), [-1, *tail]))
         return result
 
-    def reason(self, node: Node) -> str:
-        return "normalises over the whole time axis"
-
 
 @register(
     aten.softmax.int,
@@ -219,6 +217,8 @@ class Norm(Rule):
 )
 class AlongDims(Rule):
     """Operators that compute along given dims and keep the shape."""
+
+    why = "computes along the whole time axis"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         x = operand(node)
@@ -242,6 +242,3 @@ class AlongDims(Rule):
         if node.target == aten.flip.default:
             return low.call(node.target, new, dims)
         return low.call(node.target, new, dims[0], *node.args[2:], **node.kwargs)
-
-    def reason(self, node: Node) -> str:
-        return "computes along the whole time axis"

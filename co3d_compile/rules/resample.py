@@ -22,6 +22,8 @@ PICTURES = [aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa, aten._upsampl
 class Upsample(Rule):
     """Nearest: y[o] = x[floor(o/r)]. Linear without align_corners: between the entries around (o + 1/2)/r - 1/2."""
 
+    why = "resamples time"
+
     def _geometry(self, node: Node) -> tuple[Node, int, int | None, bool]:
         x = operand(node)
         n = known(x).rank - 2
@@ -106,9 +108,6 @@ class Upsample(Rule):
             return low.call(NEAREST[len(space) - 1].vec, x, sizes, scales)
         return low.call(LINEAR[len(space) - 1].vec, x, sizes, node.args[2], scales)
 
-    def reason(self, node: Node) -> str:
-        return "resamples time"
-
 
 def _of_pictures(node: Node) -> bool:
     """Says whether it computes both dims of a picture together."""
@@ -117,7 +116,7 @@ def _of_pictures(node: Node) -> bool:
 
 @register(aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
 class PixelShuffle(Rule):
-    """Moves channels into space."""
+    """Channels that are moved into space."""
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
         x = operand(node)

@@ -25,6 +25,8 @@ aten = torch.ops.aten
 class Slice(Renumbering):
     """``x[a:b:s]`` over time: y[o] = x[o*s + a]."""
 
+    why = "cuts a dim into which time is folded"
+
     def changed(self, node: Node) -> list[int]:
         x, dim, *cut = sliced(node)
         return [] if cut == [0, shape_of(x)[dim], 1] else [dim]
@@ -47,9 +49,6 @@ class Slice(Renumbering):
             return low.call(aten.slice.Tensor, low.plain(x), dim, start, end, step)
         return low.same(node)
 
-    def reason(self, node: Node) -> str:
-        return "cuts a dim into which time is folded"
-
 
 @register(aten.split_with_sizes.default)
 class Split(Rule):
@@ -63,6 +62,8 @@ class Split(Rule):
 @register(aten.select.int)
 class Select(Renumbering):
     """``x[:, :, a]``: entry a of the clip; every entry of the stream is entry a of some clip."""
+
+    why = "selects from a dim into which time is folded"
 
     def _args(self, node: Node) -> tuple[Node, int, int]:
         x = operand(node)
@@ -103,9 +104,6 @@ class Select(Renumbering):
             index = -1  # the newest, however long the window is
         return low.call(aten.select.int, low.plain(x), dim, index)
 
-    def reason(self, node: Node) -> str:
-        return "selects from a dim into which time is folded"
-
 
 @register(
     aten.constant_pad_nd.default,
@@ -118,6 +116,8 @@ class Select(Renumbering):
 )
 class Pad(Renumbering):
     """Pads: over time they are an offset of the index, for what they would fill in lies outside of every stream."""
+
+    why = "pads a dim into which time is folded"
 
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
         """Returns the operand, and the pad in front and at the end of each of its dims."""
@@ -155,13 +155,12 @@ class Pad(Renumbering):
         target = getattr(aten, f"{family}_pad{len(space)}d").default
         return low.call(target, new, [v for pad in reversed(space) for v in pad])
 
-    def reason(self, node: Node) -> str:
-        return "pads a dim into which time is folded"
-
 
 @register(aten.index_select.default)
 class IndexSelect(Rule):
     """``index_select`` over other dims than time."""
+
+    why = "gathers entries of the clip by their index"
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
         x = operand(node)
@@ -177,9 +176,6 @@ class IndexSelect(Rule):
         assert isinstance(x, Node) and isinstance(index, Node)
         d = known(x).entry_dims()[argument(node, 1, "dim") % rank_of(x)]
         return low.call(node.target, low.entry(x, i), d, low.plain(index))
-
-    def reason(self, node: Node) -> str:
-        return "gathers entries of the clip by their index"
 
 
 @register(hold)

@@ -24,7 +24,7 @@ class Stats:
         self._fill: deque[int] = deque(maxlen=KEPT)
 
     def count(self, what: str, number: int = 1) -> None:
-        """Frames, answers, restarts, snapshots, …"""
+        """Counts frames, answers, restarts, snapshots, …"""
         self.counts[what] += number
         self.export("events", number, what=what)
 

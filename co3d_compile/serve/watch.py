@@ -13,7 +13,7 @@ NAMES = 12  # streams that are named
 
 
 class Watch:
-    """Compares what shards say of themselves with what they said before."""
+    """A watch that compares what shards say of themselves with what they said before."""
 
     def __init__(self) -> None:
         self._known: dict[str, Reply] = {}

@@ -57,7 +57,7 @@ def _stores_a_shape(node: ir.Node) -> bool:
 
 
 class _Search:
-    """Runs two clips together, node by node; goes back to the last choice where a value is not that of each clip."""
+    """A run of two clips together, node by node. It goes back to its last choice where a value is not each clip's."""
 
     def __init__(self, module: OnnxModule, apart: list[Values]) -> None:
         self.module, self.apart = module, apart
