@@ -13,7 +13,8 @@ from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, run_operator
+from co3d_compile.ir.graph_walks import run_operator
+from co3d_compile.ir.node_reading import argument, operand
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants

@@ -13,9 +13,10 @@ from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import delay, insert, insert_constant, insert_marker, replace
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.markers import begin, history, opening, take
-from co3d_compile.ir.node_reading import argument, module_path, operand, operands, reached, shape_of
+from co3d_compile.ir.node_reading import argument, module_path, operand, operands, shape_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, amend_own, fact_of, is_start, is_stream

@@ -13,9 +13,10 @@ from torch.fx import Node
 from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, newest, set_newest
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name, reached
+from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of

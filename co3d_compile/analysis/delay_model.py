@@ -10,9 +10,10 @@ from math import ceil
 from torch.fx import Node
 
 from co3d_compile.analysis.kernel_future import Change, FutureKernel
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.index_equation import EDGE
 from co3d_compile.ir.markers import hold
-from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name, reached
+from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps, is_stream, is_window, misfit
 from co3d_compile.rules import rule_of

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.ir.graph_walks import reached, run_operator
 from co3d_compile.ir.layout import TIME, LayoutLost
-from co3d_compile.ir.node_reading import operands, reached, run_operator
+from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import NoExtension, fact_of, is_stream, is_window
 from co3d_compile.rules import rule_for

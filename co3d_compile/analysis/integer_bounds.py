@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.operator_families import MOVES, name_of
-from co3d_compile.ir.node_reading import run_operator
+from co3d_compile.ir.graph_walks import run_operator
 
 Bounds = tuple[Tensor, Tensor]
 MONOTONE = frozenset(

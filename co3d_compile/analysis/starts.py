@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from co3d_compile.analysis.window_facts import window_layout
 from co3d_compile.ir.aten_operators import sliced
-from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, reached, shape_of
+from co3d_compile.ir.graph_walks import in_order, reached
+from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, constant_of, fact_of, is_start, is_stream
 from co3d_compile.rules import Rule
@@ -66,16 +67,9 @@ def moving(node: Node) -> list[Node]:
 
 def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
     """Says whether a tensor is computed from the first entries of streams, and from constants."""
-    stack = [node]
-    while stack:
-        n = stack[-1]
+    for n in in_order([node], lambda n: [] if n in known else moving(n)):
         inner = moving(n)
-        missing = [x for x in inner if x not in known]
-        if missing and n not in known:
-            stack += missing
-            continue
         known[n] = (bool(inner) and all(known[x] for x in inner)) or last_of_front(n) is not None
-        stack.pop()
     return known[node]
 
 

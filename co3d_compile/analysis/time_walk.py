@@ -16,8 +16,9 @@ from co3d_compile.analysis.window_facts import window_fact
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.frame_loop import is_loop
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import LayoutLost
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, rank_of, reached, shape_of
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, rank_of, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import (
     KEY,

@@ -7,8 +7,9 @@ from fractions import Fraction
 
 from torch.fx import Node
 
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import window
-from co3d_compile.ir.node_reading import argument, operand, operands, reached
+from co3d_compile.ir.node_reading import argument, operand, operands
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.tracer import Clip, tensors_of
 from co3d_compile.ir.box_operators import ALIGN, BOXES, POOL
-from co3d_compile.ir.node_reading import computed_from, operand
+from co3d_compile.ir.graph_walks import computed_from
+from co3d_compile.ir.node_reading import operand
 
 
 def box_inputs(graph: Graph) -> dict[Node, bool]:

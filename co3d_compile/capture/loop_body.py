@@ -10,7 +10,8 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Edge, Frames, Inner, Walk
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
-from co3d_compile.ir.node_reading import module_path, reached
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten

@@ -10,7 +10,7 @@ import numpy as np
 from torch.fx import Node
 
 from co3d_compile.capture.loop_tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves, taken
-from co3d_compile.ir.node_reading import reached
+from co3d_compile.ir.graph_walks import reached
 
 ROTATIONS = 3  # of a run: where its copies may begin
 FARTHEST = 16  # copies back that a copy may read

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.ir.node_reading import computed_from
+from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.random_runs import random_tensor
 
 aten = torch.ops.aten

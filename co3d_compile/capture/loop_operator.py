@@ -17,7 +17,8 @@ from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import fake_mode, insert, insert_constant, replace
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.graph_walks import in_order
+from co3d_compile.ir.node_reading import operands, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
@@ -300,19 +301,9 @@ def _filling(node: Node) -> float | None:
 
 def sort(program: Program) -> None:
     """Puts each node behind all that it reads; the order of others stays."""
-    placed: set[Node] = set()
     nodes = list(program.graph.nodes)
     last = nodes[0]
-    for node in nodes:
-        stack = [node]
-        while stack:
-            missing = [n for n in stack[-1].all_input_nodes if n not in placed]
-            if missing and stack[-1] not in placed:
-                stack += missing
-                continue
-            at = stack.pop()
-            if at not in placed:
-                placed.add(at)
-                if at is not last:
-                    last.append(at)
-                last = at
+    for node in in_order(nodes, operands):
+        if node is not last:
+            last.append(node)
+        last = node

@@ -10,6 +10,7 @@ from torch.fx import Node
 from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.ir.aten_operators import SAME
 from co3d_compile.ir.frame_loop import is_loop
+from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.layout import Layout, LayoutLost
 from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.program import Program
@@ -50,16 +51,14 @@ class TimeDims:
             node.meta.pop(KEY, None)
 
     def _layout(self, node: Node) -> Layout | None:
-        stack = [node]
-        while stack:
-            missing = [n for n in stack[-1].all_input_nodes if n in self.timed and n not in self._known]
-            if missing and stack[-1] not in self._known:
-                stack += missing
-                continue
-            at = stack.pop()
+        for at in in_order([node], self._unknown):
             if at not in self._known:
                 self._note(at, self._of(at))
         return fact_of(node).layout
+
+    def _unknown(self, node: Node) -> list[Node]:
+        """Returns the operands whose layouts are needed first."""
+        return [n for n in operands(node) if node not in self._known and n in self.timed and n not in self._known]
 
     def _note(self, node: Node, layout: Layout | None) -> None:
         self._known.add(node)

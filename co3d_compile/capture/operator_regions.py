@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.aten_operators import SAME
-from co3d_compile.ir.node_reading import drawn_by_chance, operand, operands, run_operator
+from co3d_compile.ir.graph_walks import run_operator
+from co3d_compile.ir.node_reading import drawn_by_chance, operand, operands
 from co3d_compile.ir.program import Program
 
 MOST = 16  # operators; an activation or a norm written out has fewer

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch.fx import Node, map_arg
-
-T = TypeVar("T", bound=Hashable)
+from torch.fx import Node
 
 
 def operator_name(target: Any) -> str:
@@ -41,36 +39,6 @@ def overloads(operator: Any) -> list[Any]:
 def operands(node: Node) -> list[Node]:
     """Returns the tensor operands, in order, lists flattened."""
     return list(node.all_input_nodes)
-
-
-def reached(starts: Iterable[T], onward: Callable[[T], Iterable[T]]) -> dict[T, None]:
-    """Walks a graph depth first; returns what it comes to, the starts included, each once and in that order.
-
-    Args:
-        starts: Where it begins.
-        onward: What it finds behind a node.
-    """
-    found: dict[T, None] = {}
-    stack = list(starts)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found[node] = None
-            stack += onward(node)
-    return found
-
-
-def computed_from(*nodes: Node) -> dict[Node, None]:
-    """Returns all nodes that some depend on, these included."""
-    return reached(nodes, operands)
-
-
-def run_operator(node: Node, values: Mapping[Node, Any]) -> Any:
-    """Runs one operator on values of its operands."""
-    assert callable(node.target)
-    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-    with torch.no_grad():
-        return node.target(*args, **kwargs)
 
 
 def operand(node: Node, index: int = 0) -> Node:

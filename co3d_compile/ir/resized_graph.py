@@ -15,7 +15,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
-from co3d_compile.ir.node_reading import operands, operator_name, reached
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import operands, operator_name
 from co3d_compile.ir.stored_constants import get_constant
 
 aten = torch.ops.aten

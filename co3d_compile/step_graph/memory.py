@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
+from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import chain, fifo, history, outside, take
-from co3d_compile.ir.node_reading import computed_from, operand, whole
+from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact
 from co3d_compile.step_graph.builder import Entry

@@ -11,7 +11,8 @@ from torch.fx.node import Argument
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, run_operator
+from co3d_compile.ir.graph_walks import run_operator
+from co3d_compile.ir.node_reading import module_path, operands, operator_name
 from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.step_graph.builder import Builder

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from co3d_compile.ir.graph_walks import in_order, run_operator
 from co3d_compile.ir.markers import carry, fifo, previous
-from co3d_compile.ir.node_reading import argument, operand, operands, run_operator, shape_of
+from co3d_compile.ir.node_reading import argument, operand, operands, shape_of
 from co3d_compile.ir.stored_constants import get_constant
 
 
@@ -33,16 +34,9 @@ class ValuesBeforeStart:
 
     def value(self, node: Node, t: int) -> Tensor:
         """Returns the value of a node."""
-        stack = [(node, t)]
-        while stack:
-            at = stack[-1]
-            missing = [] if at in self._known else [o for o in self._operands(*at) if o not in self._known]
-            if missing:
-                stack.extend(missing)
-                continue
+        for at in in_order([(node, t)], lambda at: [] if at in self._known else self._operands(*at)):
             if at not in self._known:
                 self._known[at] = self._compute(*at)
-            stack.pop()
         result: Tensor = self._known[node, t]
         return result
 

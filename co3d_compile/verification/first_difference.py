@@ -23,7 +23,8 @@ from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
 from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, LoadError
-from co3d_compile.ir.node_reading import module_path, reached
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.operator_row import as_rows
 from co3d_compile.native.blocked_tensors import BLOCKED
 from co3d_compile.report.report_rows import Row

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.contract.model_contract import LocalRegion
-from co3d_compile.ir.node_reading import operands, reached
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, part_of

@@ -23,7 +23,8 @@ from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
-from co3d_compile.ir.node_reading import computed_from, drawn_by_chance, module_path
+from co3d_compile.ir.graph_walks import computed_from
+from co3d_compile.ir.node_reading import drawn_by_chance, module_path
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
