@@ -82,7 +82,7 @@ def _cores() -> int:
 
 
 def _tested(report: Report) -> Report:
-    """Returns the self-test; a package that is there and broken is a finding too."""
+    """Runs the self-test; a package that is there and broken is a finding too."""
     try:
         return _self_test(report)
     except Exception as error:

@@ -210,7 +210,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
 
 
 def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit: int | None) -> LoadError | None:
-    """Frames to predictions until the end; returns what broke the source off after some frames, if anything did."""
+    """Predicts from frames until the end; returns what broke the source off after some frames, if anything did."""
     problem, frame = None, None
     try:
         for count, frame in enumerate(source, 1):

@@ -170,7 +170,7 @@ def _beyond(program: Program, node: Node, channels: int, rest: dict[Node, Node])
 
 
 def _sum(program: Program, node: Node, fours: Node, rest: Node) -> Node:
-    """Returns a convolution as the sum of one for each half of its input."""
+    """Writes a convolution as the sum of one for each half of its input."""
     with program.graph.inserting_after(node):
         other = program.graph.node_copy(node)
     with program.graph.inserting_after(other):

@@ -54,7 +54,7 @@ class JoinStarts(Pass):
         return bool(found)
 
     def _leave_out(self, program: Program, node: Node) -> None:
-        """Zeros in place of the start."""
+        """Writes zeros in place of the start."""
         parts, dim, at = _parts(node)
         shape = [*shape_of(node)]
         shape[dim] = sum(shape_of(p)[dim] for p in parts[:at])

@@ -142,7 +142,7 @@ class MarkEnds(Pass):
         program.step.flush_steps = max(steps, default=0)
 
     def _end_together(self, program: Program, group: list[Node]) -> None:
-        """Windows whose results meet are for one clip: the one that ends first decides which clip is the last."""
+        """Ends windows together whose results meet, for one clip: the one that ends first decides which is the last."""
         ends = fact_of(operand(first_to_end(group)))
         frames = misfit(ends) * ends.rate
         for marker in group:

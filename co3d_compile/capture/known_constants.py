@@ -63,7 +63,7 @@ class ConstantsKnown(TorchFunctionMode):
         return result
 
     def _real(self, func: Callable[..., T], args: Args, kwargs: Kwargs) -> tuple[T, bool]:
-        """Returns the same call on numbers, and whether it drew some at random."""
+        """Makes the same call on numbers; says too whether it drew some at random."""
         args, kwargs = pytree.tree_map_only(Tensor, self._known.__getitem__, (args, kwargs))
         with _disable_current_modes():
             before = torch.get_rng_state()

@@ -46,7 +46,7 @@ class Extension:
     # --- one more turn at the end
 
     def _behind(self) -> bool:
-        """Adds a turn; whether there may be another one."""
+        """Adds a turn; says whether there may be another one."""
         turn = self._completed({}, len(self.copies.turns), self.copies.turns)
         if turn is None or not self._computes(turn):
             return False

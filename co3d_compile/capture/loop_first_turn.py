@@ -26,7 +26,7 @@ Draw = Callable[..., Tensor]
 
 
 def add_first_turn(program: Program, signature: Signature, outputs: list[int], whole: bool) -> bool:
-    """Adds the turn in front of those that were found, if it is the body on zeros; whether it is.
+    """Adds the turn in front of those that were found, if it is the body on zeros; says whether it is.
 
     Args:
         program: Has the copies.

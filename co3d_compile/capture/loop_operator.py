@@ -63,7 +63,7 @@ class LoopWriter:
         return sorted(needed(self.copies, list(found)) & found)
 
     def write(self, with_state: bool) -> bool:
-        """Writes the operator; whether the copies are a loop over frames.
+        """Writes the operator; says whether the copies are a loop over frames.
 
         Args:
             with_state: Whether it must hand values on; else it must hand on none.

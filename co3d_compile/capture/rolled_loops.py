@@ -35,7 +35,7 @@ def roll_loops(program: Program) -> None:
 
 
 def _one(program: Program) -> bool:
-    """Writes one loop as an operator; whether there was one."""
+    """Writes one loop as an operator; says whether there was one."""
     times = TimeDims(program)
     try:
         tokens = Tokens(program)
@@ -65,7 +65,7 @@ def _ways(tokens: Tokens, run: Run) -> list[Copies]:
 
 
 def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDims) -> bool:
-    """Writes a loop whose first turn was captured as other operators; whether one of these is. Least is read of it."""
+    """Writes a loop whose first turn was captured as other operators, of which least is read; says whether one was."""
     late = [w for w in sorted(writers, key=lambda w: len(w.outputs)) if w.begins_late]
     for whole in (True, False):
         for writer in late:

@@ -85,7 +85,7 @@ def _scores(node: Node, constants: Constants) -> _Scores | None:
 
 
 def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
-    """Returns a multiplication with, or a division by, a single number: the factor, and what is multiplied."""
+    """Reads a multiplication with, or a division by, a single number: the factor, and what is multiplied."""
     divides = node.target in (aten.div.Tensor, aten.div.Scalar)
     if not divides and node.target not in (aten.mul.Tensor, aten.mul.Scalar):
         return None

@@ -113,7 +113,7 @@ class _Search:
         return wide.module
 
     def one(self, facts: Mapping[str, Fact]) -> bool:
-        """Finds and replaces one region; whether there was one."""
+        """Finds and replaces one region; says whether there was one."""
         for start in self.nodes:
             if start.op != "call_function" or not self._starts(start, facts):
                 continue

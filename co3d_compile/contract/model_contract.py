@@ -242,7 +242,7 @@ def check_graph(contract: Contract, inputs: Sequence[GraphValue], outputs: Seque
 
 
 def contract_text(contract: Contract) -> str:
-    """Returns a compiled model in one line: what goes in and comes out, how far it sees, how long it warms up."""
+    """Describes a compiled model in one line: what goes in and comes out, how far it sees, how long it warms up."""
     inputs, outputs = (
         ", ".join(f"{spec.name} ({', '.join(map(str, spec.shape))})" for spec in specs)
         for specs in (contract.inputs, contract.outputs)

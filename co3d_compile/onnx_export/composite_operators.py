@@ -177,7 +177,7 @@ RUNNING: dict[Target, str] = {
 
 @translates(*RUNNING)
 def _running(e: Emitter, node: Node) -> Emitted | None:
-    """Returns the largest, least or product of all up to each, by doubling: the last 2, 4, 8, … of them."""
+    """Takes the largest, least or product of all up to each, by doubling: of the last 2, 4, 8, … of them."""
     x, several = operand(node), node.target is not aten.cumprod.default
     if several and any(u.args[1] != 0 for u in node.users):
         return None

@@ -59,7 +59,7 @@ def work_text(report: JsonObject) -> str:
 
 
 def region_text(item: JsonObject) -> str:
-    """Returns a region that is local in time: what an entry of it reads, and on how much a step runs it."""
+    """Says of a region that is local in time what an entry of it reads, and on how much a step runs it."""
     before, after, period = item["before"], item["after"], item["period"]
     what = "each entry" if period == 1 else f"each block of {period} entries"
     entries = f"{item['entries']} {'entry' if item['entries'] == 1 else 'entries'}"

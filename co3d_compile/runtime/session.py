@@ -299,7 +299,7 @@ class StreamSession:
     def _step_some(
         self, frames: Sequence[object], valid: Array | None, index: slice | Array
     ) -> Array | tuple[Array, ...]:
-        """Returns a step of the streams at ``index``: their states are gathered, and what comes out is put back."""
+        """Runs a step of the streams at ``index``: their states are gathered, and what comes out is put back."""
         count = index.stop - index.start if isinstance(index, slice) else len(index)
         arrays = self._inputs.checked(frames, valid, count)
         values = {name: array for (name, _, _), array in zip(self._inputs.tensors, arrays, strict=True)}

@@ -14,7 +14,7 @@ _DAMAGED = "Take a new one with session.snapshot()."
 
 
 def pack(fingerprint: bytes, streams: int, states: Sequence[bytes]) -> bytes:
-    """Returns a snapshot. ``fingerprint``: SHA-256 of the model."""
+    """Packs a snapshot. ``fingerprint``: SHA-256 of the model."""
     body = b"".join([_HEADER.pack(_MAGIC, fingerprint, streams), *states])
     return body + hashlib.sha256(body).digest()
 

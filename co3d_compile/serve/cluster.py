@@ -81,7 +81,7 @@ class ShardReplica:
         self._shard.start()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Returns a method of the shard, or ``model``: what a client needs to know of the file."""
+        """Calls a method of the shard, or says of ``model`` what a client needs to know of the file."""
         if method == "model":
             info = self._engine.info
             preprocess = None if self._engine.why_no_pictures else info.preprocess or {}

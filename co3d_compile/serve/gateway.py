@@ -36,11 +36,11 @@ class Shards(Protocol):
     """What a gateway needs of the shards. Raises Refused where one does not answer."""
 
     async def call(self, stream: str, method: str, *arguments: Any) -> Reply:
-        """Returns a method of the ``Shard`` that holds the stream."""
+        """Calls a method of the ``Shard`` that holds the stream."""
         ...
 
     async def all(self, method: str) -> list[Reply]:
-        """Returns a method of every shard; of one that does not answer: its name and ``healthy`` false."""
+        """Calls a method of every shard. One that does not answer gives its name, and ``healthy`` false."""
         ...
 
 

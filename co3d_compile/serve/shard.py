@@ -148,7 +148,7 @@ class Shard:
             return {"stream": frame.stream, "frame": frame.number, "shard": self.name, **refused.reply}
 
     async def _turn(self, frame: Frame) -> None:
-        """Frames that were sent one right after another may arrive in another order: let those before this one come."""
+        """Lets the frames come that were sent right before this one: they may arrive in another order."""
         stream, key = self._streams.get(frame.stream), (frame.stream, frame.number)
         first = stream.next if stream else 0
         if frame.start or not first < frame.number <= first + self._options.queue:
@@ -222,7 +222,7 @@ class Shard:
         return stream
 
     async def _begin(self, frame: Frame, why: str | None) -> Stream:
-        """Returns a stream whose first frame this is. One of that name that is there is answered first."""
+        """Opens a stream whose first frame this is. One of that name that is there is answered first."""
         old = self._streams.get(frame.stream)
         if old is not None:
             await _drained(old)

@@ -19,6 +19,7 @@ from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.support.silence_torch import quiet
+from co3d_compile.verification.clip_model import example_of
 
 
 class SlidingWindow:
@@ -46,9 +47,7 @@ class SlidingWindow:
         scores: ClassScores,
         kept: int,
     ) -> None:
-        given = model.example_inputs if isinstance(model, ExportedProgram) and not example_inputs else None
-        args, kwargs = given or (tuple(example_inputs or ()), {})
-        leaves, self._structure = pytree.tree_flatten((args, kwargs))
+        leaves, self._structure = pytree.tree_flatten(example_of(model, example_inputs or None))
         self._leaves, self._info, self._scores = leaves, info, scores
         self._places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         if len(self._places) != len(info.inputs):

@@ -193,7 +193,7 @@ class EntryOperators(Builder):
         return self.call(aten.add.Tensor, x, self.call(aten.reshape.default, bias, [-1] + [1] * space))
 
     def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
-        """Returns a reduction over other dims of one entry."""
+        """Computes a reduction over other dims of one entry."""
         if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
             return self.call(node.target, x, node.args[1], dims, keep)
         if node.target in (aten.var.correction, aten.std.correction):

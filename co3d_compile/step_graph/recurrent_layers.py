@@ -79,7 +79,7 @@ class Layers:
 
 
 def over_sequence(node: Node, low: StepGraph, x: Node, hidden: Sequence[Node]) -> list[Node]:
-    """Returns the layers over a whole sequence, in one direction or both: its outputs, then the last states.
+    """Runs the layers over a whole sequence, in one direction or both: its outputs, then the last states.
 
     Args:
         node: The recurrent operator in the clip.
@@ -98,7 +98,7 @@ def over_sequence(node: Node, low: StepGraph, x: Node, hidden: Sequence[Node]) -
 
 
 def _unrolled(node: Node, low: StepGraph, layers: Layers, x: Node, states: list[Node]) -> list[Node]:
-    """Returns the layers over a sequence, cell by cell."""
+    """Runs the layers over a sequence, cell by cell."""
     directions, dim = (2 if node.args[7] else 1), (1 if node.args[8] else 0)
     entries = [low.call(aten.select.int, x, dim, i) for i in range(low.sizes(x)[dim])]
     finals = []

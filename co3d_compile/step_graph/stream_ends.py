@@ -185,7 +185,7 @@ class StreamEnds:
     # --- means
 
     def mean_of_inside(self, x: Node, fact: Fact, own: Fact, kernel: Kernel, pad: tuple[int, int], o: int) -> Node:
-        """Returns a mean over ``k`` entries, made one over those that exist (or are padding that is counted)."""
+        """Makes a mean over ``k`` entries one over those that exist (or are padding that is counted)."""
         low = self.low
         flags = []
         for tap in range(kernel.k):
@@ -197,14 +197,14 @@ class StreamEnds:
         return self.scaled(x, low.call(aten.clamp.default, number, 1.0), kernel.k, own.layout)
 
     def mean_of_newest(self, x: Node, fact: Fact, i: int, entries: int, layout: Layout | None) -> Node:
-        """Returns a mean over the newest entries, made one over those that exist."""
+        """Makes a mean over the newest entries one over those that exist."""
         low = self.low
         number = low.call(aten.add.Tensor, self.counter(int(fact.pulse)), i - fact.delay + 1)
         number = low.call(aten.clamp.default, number, 1, entries)
         return self.scaled(x, low.call(aten._to_copy.default, number, dtype=torch.float32), entries, layout)
 
     def scaled(self, x: Node, number: Node, entries: int, layout: Layout | None) -> Node:
-        """Returns a mean over ``entries`` with another divisor."""
+        """Gives a mean over ``entries`` another divisor."""
         low = self.low
         first, restore = low.batch_first(x, layout)
         factor = low.call(aten.mul.Tensor, low.call(aten.reciprocal.default, number), float(entries))

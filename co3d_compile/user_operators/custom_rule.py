@@ -275,7 +275,7 @@ def whole_operands(
 
 
 def called(node: Node, real: dict[Node, Tensor]) -> Tensor:
-    """Returns the operator itself on tensors."""
+    """Runs the operator itself on tensors."""
     return Call.of(node, real.__getitem__).to(target_of(node))
 
 

@@ -76,7 +76,7 @@ class Call:
 
 
 def by_function(function: Function) -> Compute:
-    """Returns the user's function for one entry."""
+    """Runs the user's function for one entry."""
 
     def unwrap(e: Any) -> Any:
         return (list(e.items) if e.slides else e.items[0]) if isinstance(e, Entries) else e

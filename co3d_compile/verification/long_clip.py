@@ -186,11 +186,11 @@ class LongClip(Interpreter):
         return Stream(result, claim, constant)
 
     def _constant(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """Returns the operator on a single clip, where the compiler says that its values do not matter."""
+        """Runs the operator on a single clip, where the compiler says that its values do not matter."""
         return _on_clip(n, args, kwargs) if self._claim(n).kind is Kind.STATIC else None
 
     def _extended(self, v: Value, stream: Stream) -> Value:
-        """Returns a constant that has the clip's entries goes on beyond them: it counts, or stays the same."""
+        """Makes a constant that has the clip's entries go on beyond them: it counts, or stays the same."""
         place = stream.claim.place
         if not isinstance(v, Tensor) or place is None:
             return v
@@ -251,7 +251,7 @@ class LongClip(Interpreter):
     # --- gates
 
     def _gate(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        """Returns a pool or norm over the one entry, or over the newest window, for every entry."""
+        """Computes a pool or norm over the one entry, or over the newest window, for every entry."""
         x = args[0]
         rest = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, args[1:])
         place, length = x.claim.place, x.claim.length
@@ -307,7 +307,7 @@ class LongClip(Interpreter):
     # --- sizes that were captured
 
     def _apply(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """Returns the operator on tensors; what was captured for T entries is said for as many as there are."""
+        """Runs the operator on tensors. What was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         layout = self._claim(n).layout
         if self.boxes and n.target in VIEWS and layout is not None:  # there may be any number of boxes
@@ -328,7 +328,7 @@ class LongClip(Interpreter):
 
 
 def _on_clip(n: Node, args: Arguments, kwargs: Named) -> Value:
-    """Returns the operator on the first clip."""
+    """Runs the operator on the first clip."""
 
     def cut(v: Value) -> Value:
         if not isinstance(v, Stream):

@@ -41,7 +41,7 @@ class ReplacedKernel:
     fold: bool
 
     def apply(self, n: Node, args: Arguments, kwargs: Named) -> Tensor:
-        """Returns the operator as it is replaced, on tensors of any length."""
+        """Runs the operator as it is replaced, on tensors of any length."""
         names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
         given = {a.name: a.default_value for a in n.target._schema.arguments}  # type: ignore[union-attr]
         given |= dict(zip(names, args, strict=False)) | dict(kwargs)

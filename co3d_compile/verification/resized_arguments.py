@@ -53,13 +53,13 @@ class Resize:
 
 
 def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
-    """Returns the operator of a node on other arguments."""
+    """Runs the operator of a node on other arguments."""
     assert callable(n.target)
     return n.target(*args, **(kwargs or {}))
 
 
 def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
-    """Returns the operator with the sizes among its arguments changed."""
+    """Runs the operator with the sizes among its arguments changed."""
     target, name = r.node.target, str(r.node.target)
     x, *rest = args
     if r.again and (target in COPIES or "upsample" in name):
@@ -152,7 +152,7 @@ def _spread(value: Value, n: int) -> Value:
 
 
 def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
-    """Returns a slice or an entry written into a tensor; a constant among them grows with the other."""
+    """Writes a slice or an entry into a tensor. A constant among them grows with the other."""
     base, new = args[:2]
     place = claim.place
     dim, rest = args[2] % base.dim() if len(args) > 2 else 0, args[3:]

@@ -110,7 +110,7 @@ class _Search:
         return tuple(found.shape)
 
     def _step(self, node: ir.Node, choice: Place | None) -> bool:
-        """Runs a node; whether its results are those of each clip."""
+        """Runs a node; says whether its results are those of each clip."""
         places = self.module.onnx_places
         for output in node.outputs:
             places.pop(output, None)
