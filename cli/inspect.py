@@ -33,7 +33,7 @@ from co3d_compile.cli.progress import Progress
 from co3d_compile.cli.summary import delays, facts_table, recomputed_table, regions_table, rows_table, show
 from co3d_compile.cli.time_options import refuse_options, take_time, time_options
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
-from co3d_compile.contract.stored_report import damaged_report, stored_report
+from co3d_compile.contract.stored_report import reading_report, stored_report
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.media.class_labels import clean_labels
 from co3d_compile.report.facts import shape_text, state_text, stream_facts
@@ -123,10 +123,12 @@ def _show(
     contract: Contract, report: Report | None, time: Report | None, facts: Table, fps: float | None, verbose: int
 ) -> None:
     """Prints what is known, for people."""
+    with reading_report():
+        late = delay_rows(table(report, 1)) if report is not None else []
     show(
         stdout(),
         facts,
-        delays(_delays(report), fps, None if verbose else 10) if report is not None else None,
+        delays(late, fps, None if verbose else 10),
         _tree(report, contract, time, everything=verbose > 0) if report is not None else None,
         _states(contract, None if verbose else 20) if contract.states and (verbose or report is None) else None,
         regions_table([asdict(r) for r in contract.regions]),
@@ -188,10 +190,8 @@ def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
     from co3d_compile.report.profile_times import read_times, with_shares
 
     times = read_times(profile, model)
-    try:
+    with reading_report():
         rows, elsewhere = with_shares(report["table"], times)
-    except (KeyError, TypeError) as error:
-        raise damaged_report() from error
     kernels = [
         {"operator": name, "count": times.kernels[name] / times.steps, "milliseconds_step": spent / times.steps / 1e3}
         for name, spent in times.by_operator.most_common()
@@ -222,14 +222,6 @@ def _write(output: Output, contract: Contract, report: Report | None, time: Repo
         file.write_text(text, encoding="utf-8")
 
 
-def _delays(report: Report) -> list[Report]:
-    """Returns what makes answers late, of the operators in the file."""
-    try:
-        return delay_rows(table(report, 1))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise damaged_report() from error
-
-
 def state_bytes(state: StateSpec) -> int:
     """Counts the bytes of one state of one stream."""
     return math.prod(resolve(state.shape, 1)) * ITEM_BYTES.get(state.dtype, 4)
@@ -258,10 +250,8 @@ def _tree(report: Report, contract: Contract, time: Report | None, *, everything
     """Returns what happens over time, by module: only what the compiler changed, or everything."""
 
     frames = max(contract.frames_per_step.values(), default=1)
-    try:
+    with reading_report():
         rows = table(report, frames)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged_report() from error
     what = "Operators" if everything else "What the compiler changed (-v: every operator)"
     if time is not None:
         what += f", and what takes time: {time['milliseconds_step']:.3g} ms per step"

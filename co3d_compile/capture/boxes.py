@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.tracer import Clip, tensors_of
+from co3d_compile.capture.known_constants import tensors_of
+from co3d_compile.capture.tracer import Clip
 from co3d_compile.ir.box_operators import ALIGN, BOXES, POOL
 from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.node_reading import operand

@@ -20,10 +20,11 @@ from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
 from co3d_compile.capture.frame_loops import roll
+from co3d_compile.capture.known_constants import tensors_of
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.rolled_loops import roll_loops
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
-from co3d_compile.capture.tracer import Clip, Model, export, tensors_of
+from co3d_compile.capture.tracer import Clip, Model, export
 from co3d_compile.capture.written_out import join_written_out
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.options import Options

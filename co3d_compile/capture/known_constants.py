@@ -46,19 +46,19 @@ class ConstantsKnown(TorchFunctionMode):
         if self._own and isinstance(next(_own(self._model))[1], FakeTensor):  # the tracer's stand-ins are in place
             self._known.update((stand_in, self._own[name]) for name, stand_in in _own(self._model))
             self._own = {}
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         known = [t in self._known for t in tensors]
         if tensors and all(known) and func in _DECIDES:
             return self._real(func, args, kwargs)[0]
         result = func(*args, **kwargs)
-        made, writes = _tensors(result), _writes(func, kwargs)
+        made, writes = tensors_of(result), _writes(func, kwargs)
         if all(known) and (made or writes):
             values, random = self._real(func, args, kwargs)
             if not random:
-                self._known.update(zip(made, _tensors(values), strict=True))
+                self._known.update(zip(made, tensors_of(values), strict=True))
             elif writes:
                 self._known.clear()
-        elif writes and any(t in self._known for t in _tensors((args[:1], kwargs.get("out")))):
+        elif writes and any(t in self._known for t in tensors_of((args[:1], kwargs.get("out")))):
             self._known.clear()  # what is written may be a view of any of them
         return result
 
@@ -80,7 +80,8 @@ def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _tensors(values: pytree.PyTree) -> list[Tensor]:
+def tensors_of(values: pytree.PyTree) -> list[Tensor]:
+    """Returns the tensors of a nest of lists, tuples and dicts, in their order."""
     return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from co3d_compile.capture.known_constants import Args, Kwargs, T
+from co3d_compile.capture.known_constants import Args, Kwargs, T, tensors_of
 from co3d_compile.errors import CaptureError
 
 aten = torch.ops.aten
@@ -50,20 +49,16 @@ class _NothingDecided(TorchDispatchMode):
 
     def __init__(self, clip: tuple[pytree.PyTree, ...]) -> None:
         super().__init__()
-        self._depends = WeakIdKeyDictionary(dict.fromkeys(_tensors(clip), True))
+        self._depends = WeakIdKeyDictionary(dict.fromkeys(tensors_of(clip), True))
 
     def __torch_dispatch__(
         self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None
     ) -> T:
         """Runs an operator; what it computes depends on the clip if an operand does."""
-        depends = any(t in self._depends for t in _tensors((args, kwargs)))
+        depends = any(t in self._depends for t in tensors_of((args, kwargs)))
         if depends and func is aten._local_scalar_dense.default:
             raise CaptureError("The script chooses by the values of a tensor.", hint=DECIDE)
         result = func(*args, **(kwargs or {}))
         if depends:
-            self._depends.update(dict.fromkeys(_tensors(result), True))
+            self._depends.update(dict.fromkeys(tensors_of(result), True))
         return result
-
-
-def _tensors(values: pytree.PyTree) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]

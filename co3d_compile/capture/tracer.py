@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T
+from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError
@@ -46,11 +46,6 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
     finally:
         for m in training:
             m.training = True
-
-
-def tensors_of(values: pytree.PyTree) -> list[Tensor]:
-    """Returns the tensors of a nest of lists, tuples and dicts, in their order."""
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def doubled(clip: Clip) -> Clip | None:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from co3d_compile.contract.model_contract import REPORT_KEY
 from co3d_compile.errors import ContractError
 
 
-def damaged_report(why: BaseException | None = None) -> ContractError:
-    """Returns the error for a report that lacks something or holds what it should not."""
-    what = f": {why!r}" if why is not None else ""
-    return ContractError(f"The report in the file is damaged{what}.", hint="Compile the model again.")
+@contextmanager
+def reading_report(*more: type[Exception]) -> Iterator[None]:
+    """Blames the report in a file for what goes wrong inside: it lacks something, or holds what it should not.
+
+    Args:
+        more: What may be raised then beside Python's own errors.
+
+    Raises:
+        ContractError: The report is damaged.
+    """
+    expected: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, IndexError, *more)
+    try:
+        yield
+    except expected as why:
+        raise ContractError(f"The report in the file is damaged: {why!r}.", hint="Compile the model again.") from why
 
 
 def stored_report(text: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from types import ModuleType
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.stored_report import damaged_report
+from co3d_compile.contract.stored_report import reading_report
 from co3d_compile.errors import Co3dError
 from co3d_compile.report.facts import nothing_gained, operator_place, region_text, verification_text
 from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
@@ -43,7 +43,7 @@ def page(
         Co3dError: Jinja2 is missing. ContractError: The report is damaged.
     """
     jinja2 = page_tools()
-    try:
+    with reading_report(AttributeError, jinja2.TemplateError):
         context = _context(report, info, time, verification, fps or (info.preprocess or {}).get("fps"))
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("co3d_compile.report", "templates"),
@@ -51,9 +51,8 @@ def page(
             undefined=jinja2.StrictUndefined,
         )
         environment.filters.update(number=number_text, bytes=bytes_text, plural=plural, script=_script)
-        return environment.get_template("report.html").render(context)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, jinja2.TemplateError) as error:
-        raise damaged_report(error) from error
+        text: str = environment.get_template("report.html").render(context)
+    return text
 
 
 def _context(
