@@ -19,8 +19,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Dependence:
-    """``steps``: from which step on the states' start is forgotten. Frames ``low`` to ``high`` of the first input,
-    counted from the first frame of the current step; ``high < low``: none of them; ``low`` None: all that ever came.
+    """The steps back and the frames of the first input that an entry depends on.
+
+    Frames are counted from the first one of the current step: from -2 to 0 are the newest three. If ``high < low``, it
+    depends on none.
+
+    Args:
+        steps: From which step on the states' start is forgotten.
+        low: The oldest frame; None: all that ever came.
+        high: The newest frame.
     """
 
     steps: int = 0

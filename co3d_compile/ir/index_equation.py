@@ -10,6 +10,8 @@ from math import ceil, floor
 class Kernel:
     """The index equation of an operator over time: ``y[o] = f(x[o*s + i*d - p], i = 0 … k-1)``.
 
+    ``Kernel(k=3, p=1)`` is ``y[o] = f(x[o-1], x[o], x[o+1])``, and ``Kernel(s=2, p=-1)`` is the slice ``x[1::2]``.
+
     Args:
         k: Taps.
         d: Dilation in entries.
@@ -37,11 +39,14 @@ class Kernel:
         return self.trivial and self.p_end == 0
 
     def dense(self, spacing: int) -> Kernel:
-        """Returns the same kernel where entries lie ``spacing`` frames apart and every frame gives a result."""
+        """Returns the same kernel where entries lie ``spacing`` frames apart and every frame gives a result.
+
+        ``Kernel(k=3, s=2, p=1).dense(2)`` is ``Kernel(k=3, d=2, p=2)``.
+        """
         return replace(self, d=self.d * spacing, s=1, p=self.p * spacing, p_end=self.p_end * spacing)
 
     def length(self, entries: int) -> int:
-        """Counts the entries of the clip's output."""
+        """Counts the entries of the clip's output: of 8 entries ``Kernel(k=3)`` makes 6, and ``Kernel(k=2, s=2)`` 4."""
         span = entries + self.p + self.p_end - (self.k - 1) * self.d - 1
         result = (ceil(span / self.s) if self.ceil else floor(span / self.s)) + 1
         if self.ceil and (result - 1) * self.s >= entries + self.p:
@@ -49,11 +54,18 @@ class Kernel:
         return result
 
     def delay(self, delay: int) -> int:
-        """Returns the delay of the output, in its own entries, for a delay of the input."""
+        """Returns the delay of the output, in its own entries, for a delay of the input.
+
+        ``Kernel(k=3, p=1)`` waits for one entry of its future: ``delay(0)`` is 1. A causal one, with ``p=2``, waits for
+        none.
+        """
         return -1 - (self.p - 1 - delay - (self.k - 1) * self.d) // self.s
 
     def slack(self, delay: int, late: int) -> int:
-        """Counts the input's entries that a step does not need yet, for its delay and the output's (``late``)."""
+        """Counts the input's entries that a step does not need yet, for its delay and the output's (``late``).
+
+        ``Kernel(k=3, p=1).slack(0, 2)`` is 1: the output is one entry later than it could be.
+        """
         return (1 + late) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
 
     @property

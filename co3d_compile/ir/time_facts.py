@@ -62,6 +62,9 @@ class Own:
 class Fact:
     """What is known of one tensor.
 
+    Behind a convolution over time of three taps, padded by one, a clip of 8 frames has ``length`` 8, and the stream
+    ``pulse`` 1 and ``delay`` 1: after step j the newest entry is j - 1.
+
     Args:
         kind: How it depends on the stream.
         layout: Where batch and time are, with the sizes of the captured clip; None where nothing is known.
@@ -130,6 +133,8 @@ class Fact:
 
     def through(self, kernel: Kernel, layout: Layout, edges: tuple[bool, bool] = (False, False)) -> Fact:
         """Returns the fact of an operator's output over time, by its index equation.
+
+        Three taps padded by one, ``Kernel(k=3, p=1, p_end=1)``, add one to the delay and leave the length as it is.
 
         With ends, a crop at the end is held back until it is known which entries it drops, and what reads copies of
         an entry until that entry has come.

@@ -16,6 +16,8 @@ from co3d_compile.step_graph.step_graph import StepGraph
 class Spread:
     """The index equation of such an operator over time: y[o] = sum over i, j with o = i*s + j*d - p of f[j](x[i]).
 
+    With two taps and a stride of two, entry 3 adds to the outputs 6 and 7 alone.
+
     Args:
         k: Taps.
         s: Stride: how many outputs there are for each entry.
