@@ -84,8 +84,8 @@ class MarkEnds(Pass):
             self._mark(program, node, 0.0, 0.0)
         elif isinstance(rule, Upsample) and rule.past(node):
             self._mark(program, node, EDGE, EDGE)
-        fact = fact_of(node)
-        if (fact.lead or (fact.tail and self._back)) and node.target not in (history, take, outside):
+        copies = fact_of(node).copies
+        if (copies.lead or (copies.tail and self._back)) and node.target not in (history, take, outside):
             self._copies(program, node)
 
     def _mark(self, program: Program, node: Node, front: Outside, back: Outside) -> None:
@@ -113,10 +113,11 @@ class MarkEnds(Pass):
     def _copies(self, program: Program, x: Node) -> None:
         """Makes what reads copies of the entry at an edge read that entry, once it has come."""
         fact = fact_of(x)
-        ends = (EDGE if fact.lead else None, EDGE if fact.tail and self._back else None)
+        lead, tail = fact.copies.lead, fact.copies.tail
+        ends = (EDGE if lead else None, EDGE if tail and self._back else None)
         for user in list(x.users):
             if reads_copies(user) and (self._back or _waits(user, fact)):
-                user.replace_input_with(x, self._outside(program, x, x, *ends, fact.lead, fact.tail))
+                user.replace_input_with(x, self._outside(program, x, x, *ends, lead, tail))
 
     def _share(self) -> None:
         """Delays and windows of a marked tensor read the marked one: within the range both are the same."""
@@ -165,7 +166,7 @@ def _waits(reader: Node, x: Fact) -> bool:
     """Says whether an operator that slides begins no sooner than the first entry of what it reads comes."""
     while reader.target in (history, take):
         reader = next(iter(reader.users))
-    began, first = fact_of(reader), x.delay + x.lead
+    began, first = fact_of(reader), x.delay + x.copies.lead
     return began.own.slides is not None and began.delay // began.pulse >= first // x.pulse
 
 

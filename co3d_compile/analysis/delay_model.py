@@ -64,7 +64,7 @@ class DelayModel:
             ratio = own.pulse / fact_of(latest).pulse
             later = ceil((found[latest].delay - before) * ratio)
             return replace(own, delay=own.delay + later) if later else own
-        return replace(own, delay=moved.delay, lead=moved.lead, tail=moved.tail, end=moved.end)
+        return replace(own, delay=moved.delay, copies=moved.copies, end=moved.end)
 
     def _operands(self, node: Node) -> list[Node]:
         """Returns what a streaming operator waits for."""

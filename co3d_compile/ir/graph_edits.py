@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node, map_arg
 
+from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
@@ -87,5 +88,5 @@ def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
     """Returns ``x``, ``entries`` entries later."""
     past = insert_marker(program, before, history, x, entries, like=x)
     new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
-    amend(new, delay=fact_of(x).delay + entries, lead=0, tail=0)
+    amend(new, delay=fact_of(x).delay + entries, copies=NO_COPIES)
     return new

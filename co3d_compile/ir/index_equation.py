@@ -81,6 +81,42 @@ EDGE = "edge"
 
 
 @dataclass(frozen=True)
+class EdgeCopies:
+    """Entries at the edges of a tensor that are copies of the one beside them: the edge, repeated.
+
+    Behind a replicate pad of two in front ``lead`` is 2: the entries 0 and 1 are copies of entry 2.
+
+    Args:
+        lead: First entries that are copies of the one behind them, which may come after them.
+        tail: Last entries that are copies of the one before them.
+    """
+
+    lead: int = 0
+    tail: int = 0
+
+    def __bool__(self) -> bool:
+        return self.lead > 0 or self.tail > 0
+
+    def carried(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
+        """Says whether copies are copies behind a kernel too.
+
+        Args:
+            kernel: The index equation.
+            edges: Whether its padding in front, and at the end, repeats the entry at the edge.
+        """
+        front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
+        return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
+
+    def padded(self, kernel: Kernel, edges: tuple[bool, bool]) -> EdgeCopies:
+        """Returns the copies behind a pad, or a crop: those that are left, and those that it adds."""
+        sides = ((self.lead, kernel.p, edges[0]), (self.tail, kernel.p_end, edges[1]))
+        return EdgeCopies(*(max(0, there + p) if there or edge else 0 for there, p, edge in sides))
+
+
+NO_COPIES = EdgeCopies()
+
+
+@dataclass(frozen=True)
 class Sliding:
     """How an operator of the stream slides, once its padding over time is out of its arguments.
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch.fx import Node
 
 from co3d_compile.ir.constant_facts import Constant
-from co3d_compile.ir.index_equation import Kernel, Sliding
+from co3d_compile.ir.index_equation import NO_COPIES, EdgeCopies, Kernel, Sliding
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost, Place
 from co3d_compile.ir.node_reading import operand, shape_of
 
@@ -80,8 +80,7 @@ class Fact:
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
         pooled: Where time was in what a gate pools, counted from the last dim, its entries in the captured clip, and
             if the clip had ``window`` frames: what is expanded to that shape has time there again.
-        lead: First entries that are copies of the one behind them (the edge, repeated), which may come after them.
-        tail: Last entries that are copies of the one before them.
+        copies: The entries at its edges that are copies of the one beside them.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
         due: Frames of the first input until all entries have come that it is computed from (START only).
@@ -101,8 +100,7 @@ class Fact:
     end: Fraction | None = None
     per_entry: bool = False
     pooled: tuple[int, int, int] | None = None
-    lead: int = 0
-    tail: int = 0
+    copies: EdgeCopies = NO_COPIES
     due: Fraction = Fraction(0)
     own: Own = Own()
 
@@ -160,16 +158,15 @@ class Fact:
         if self.end is not None:
             end = self.end + kernel.reach * self.rate
             moved = replace(moved, end=end, delay=max(moved.delay, floor(end / moved.rate)))
-        known = ceil(Fraction(self.delay + self.lead, flowing.s))
-        carried = self._carries(kernel, edges) and not (self.lead and moved.delay >= known)
+        copies, known = self.copies, ceil(Fraction(self.delay + self.copies.lead, flowing.s))
+        carried = copies.carried(kernel, edges) and not (copies.lead and moved.delay >= known)
         waits = [moved.delay]
-        if self.end is not None and self.lead and not carried:
+        if self.end is not None and copies.lead and not carried:
             waits.append(known)
         if self.end is not None and edges[0]:  # the entry at the edge is given with the first frame, not before
             waits.append(-kernel.p)
-        lead = _copies(self.lead if carried else 0, kernel.p, edges[0])
-        tail = _copies(self.tail if carried else 0, kernel.p_end, edges[1])
-        return replace(moved, delay=max(waits), lead=lead, tail=tail)
+        copies = copies if carried else NO_COPIES
+        return replace(moved, delay=max(waits), copies=copies.padded(kernel, edges))
 
     def no_sooner(self, due: Fraction) -> Fact:
         """Returns the fact where the first entry must not come before so many frames have."""
@@ -185,13 +182,8 @@ class Fact:
 
         If ``begun``, no sooner than a frame.
         """
-        delay = self.delay + self.lead
-        return replace(self, delay=max(0, delay) if begun else delay, lead=0, tail=0, own=Own())
-
-    def _carries(self, kernel: Kernel, edges: tuple[bool, bool]) -> bool:
-        """Says whether copies at the edges are copies behind this kernel too."""
-        front, back = kernel.p <= 0 or edges[0], kernel.p_end <= 0 or edges[1]
-        return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
+        delay = self.delay + self.copies.lead
+        return replace(self, delay=max(0, delay) if begun else delay, copies=NO_COPIES, own=Own())
 
     def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
         """Returns the fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
@@ -214,11 +206,6 @@ class Fact:
         if self.kind is Kind.WINDOW:
             text += f" delay={self.delay}"
         return text
-
-
-def _copies(before: int, p: int, edge: bool) -> int:
-    """Returns how many copies there are at an end that is padded, or cropped if ``p`` is negative."""
-    return max(0, before + p) if before or edge else 0
 
 
 STATIC = Fact(Kind.STATIC)
@@ -305,7 +292,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
     if several and any(f.clip > 1 for f in streams) and any(f.clip == 1 and not f.per_entry for f in streams):
         raise NoExtension("spreads a single entry over the whole time axis")
     last = max(streams, key=lambda f: f.delay)
-    alike = len({(f.delay, f.lead, f.tail) for f in streams}) == 1
+    alike = len({(f.delay, f.copies) for f in streams}) == 1
     return replace(
         last,
         layout=layout,
@@ -313,8 +300,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         crop=_joint_crop(streams),
         per_entry=all(f.per_entry for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
-        lead=last.lead if alike else 0,
-        tail=last.tail if alike else 0,
+        copies=last.copies if alike else NO_COPIES,
         own=Own(),
     )
 

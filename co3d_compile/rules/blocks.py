@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.index_equation import NO_COPIES, Kernel
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import blocks, unblocked
 from co3d_compile.ir.node_reading import operand, whole
@@ -107,4 +107,4 @@ def unblocked_fact(fact: Fact) -> Fact | None:
     place = fact.time
     if layout is None or place is None or fact.dense:
         return None
-    return replace(combine([fact.upsampled(place.inner, 0)], layout), per_entry=False, lead=0, tail=0)
+    return replace(combine([fact.upsampled(place.inner, 0)], layout), per_entry=False, copies=NO_COPIES)

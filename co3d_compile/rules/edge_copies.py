@@ -30,17 +30,17 @@ def begins(node: Node) -> bool:
 def _early(node: Node, fact: Fact, x: Node) -> bool:
     own = fact_of(x)
     if node.op == "output":
-        return own.end is not None and own.lead > 0
+        return own.end is not None and own.copies.lead > 0
     rule = rule_for(node.target)
     if rule is None or fact.kind is not Kind.STREAM:
         return False
     if own.end is None:  # what remembers for good must have seen the first entry, which has come before the first frame
         return own.delay < 0 and rule.remembers_all(node)
     if rule.begins(node):
-        return own.delay < 0 or (own.lead, own.tail) != (0, 0)
-    if (own.lead, own.tail) == (0, 0) or rule.kernel(node) is not None:
+        return own.delay < 0 or bool(own.copies)
+    if not own.copies or rule.kernel(node) is not None:
         return False
-    alike = (fact.pulse, fact.delay, fact.lead, fact.tail) == (own.pulse, own.delay, own.lead, own.tail)
+    alike = (fact.pulse, fact.delay, fact.copies) == (own.pulse, own.delay, own.copies)
     return not alike or rule.past(node) > 0
 
 
@@ -50,4 +50,4 @@ def reads_copies(node: Node) -> bool:
         return True
     fact, slides = fact_of(node), own_of(node).slides
     pads = slides is not None and max(slides.kernel.p, slides.kernel.p_end) > 0
-    return pads or (fact.lead, fact.tail) == (0, 0)
+    return pads or not fact.copies

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
@@ -49,8 +50,7 @@ class LocalRegion(Rule):
             delay=-(-(fact.delay + after * fact.spacing) // period) * period,
             end=None if fact.end is None else fact.end - more * fact.rate,
             length=first.length + more,
-            lead=0,
-            tail=0,
+            copies=NO_COPIES,
             crop=0,
             own=Own(),
         )

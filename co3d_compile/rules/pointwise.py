@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
@@ -82,7 +83,7 @@ class Pointwise(Rule):
                         raise NoExtension("meets a constant with a time axis")
         fact = combine([fact_of(n) for n in operands(node)], self.layout(node))
         if any(counts_on(n, layout) for n in operands(node)):
-            return replace(fact, lead=0, tail=0)  # copies of one entry differ by what is counted
+            return replace(fact, copies=NO_COPIES)  # copies of one entry differ by what is counted
         return fact
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
