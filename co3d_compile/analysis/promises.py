@@ -127,7 +127,7 @@ def windowed(program: Program) -> str | None:
 
 
 def aligned(program: Program) -> str | None:
-    """Operands of each operator have the same delay, and windows whose results meet start at the same frame."""
+    """Finds operands of an operator with several delays, or windows whose results meet and start at several frames."""
     for n in filter(is_stream, calls(program)):
         delays = {fact_of(x).delay for x in n.all_input_nodes if is_stream(x)}
         if len(delays) > 1:

@@ -143,7 +143,7 @@ def time_in_turns(
 
 
 def summary(turns: Sequence[Turn], frames: int) -> JsonObject:
-    """Milliseconds per frame: median and quartiles over all calls, the median of each turn; calls; peak memory."""
+    """Sums up the milliseconds per frame: median and quartiles over all calls, of each turn; calls; peak memory."""
     samples = np.concatenate([t.milliseconds for t in turns]) / frames
     low, median, high = np.percentile(samples, [25, 50, 75])
     return {
@@ -156,7 +156,7 @@ def summary(turns: Sequence[Turn], frames: int) -> JsonObject:
 
 
 def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
-    """Medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is.
+    """Returns medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is.
 
     ``fastest clip/step``: over whatever runs the clip model fastest in that round.
     """

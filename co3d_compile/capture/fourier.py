@@ -91,7 +91,7 @@ class Fourier:
         return self.apply(aten.transpose.int, product, dim, last)
 
     def _matrix(self, kind: str, n: int, rows: int, columns: int, like: Node, scale: float) -> Node:
-        """Cosines or sines of ``2 pi j k / n``, times a scale; "both": of rows that stand for two of a transform."""
+        """Returns cosines or sines of ``2 pi j k / n``, times a scale; "both": of rows that stand for two."""
         dtype = like.meta["val"].dtype
         key = kind, n, rows, columns, dtype, scale
         if key not in self._stored:

@@ -233,7 +233,7 @@ class _Reading:
         }
 
     def _joined(self, edges: list[list[Edge]], moved: dict[Place, int], first: int, last: int) -> Copies | None:
-        """Copies ``first`` to ``last``; None if they cannot be turns of a loop."""
+        """Returns copies ``first`` to ``last``; None if they cannot be turns of a loop."""
         turns = [
             dict(enumerate(self.tokens.nodes[base : base + self.period]))
             for base in range(self.first + first * self.period, self.first + (last + 1) * self.period, self.period)

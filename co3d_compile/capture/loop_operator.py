@@ -203,7 +203,7 @@ class LoopWriter:
     # --- what reads it
 
     def _cats(self) -> Iterator[tuple[Node, list[tuple[Collected, int, int, int]]]]:
-        """Concatenations outside that collect turns: for each the groups (how, first turn, first part, parts)."""
+        """Yields concatenations that collect turns, and of each the groups (how, first turn, first part, parts)."""
         for cat in [n for n in self.program.graph.nodes if n.target is aten.cat.default and n not in self.turn_of]:
             parts = Arguments(cat).tensors("tensors")
             dim = Arguments(cat).dim(cat)

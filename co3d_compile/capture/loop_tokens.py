@@ -165,7 +165,7 @@ def runs(ids: Numbers, minimum: int) -> list[Run]:
 
 
 def _periods(ids: Numbers) -> set[int]:
-    """Distances at which phrases of tokens come again, of one token, of two, of four, and so on."""
+    """Returns the distances at which phrases of tokens come again, of one token, of two, of four, and so on."""
     periods: set[int] = set()
     length = 1
     while len(ids) > length:

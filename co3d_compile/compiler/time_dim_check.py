@@ -74,6 +74,6 @@ def check_time_dim(
 
 
 def _over_channels(program: Program) -> list[Fallback]:
-    """Layers on a window that cannot have time there."""
+    """Finds layers on a window that cannot have time there."""
     names = [(f, f.operator.removeprefix("aten.").lstrip("_")) for f in program.notes.recomputed]
     return [f for f, name in names if name.startswith(OVER_CHANNELS)]

@@ -172,7 +172,7 @@ class Contract:
         return max((part for part in self.regions if part.least_frames), key=lambda p: p.least_frames, default=None)
 
     def chains(self) -> list[tuple[StateSpec, ...]]:
-        """States grouped by the ONNX output that feeds them, each group in the order in which a value moves.
+        """Groups the states by the ONNX output that feeds them, in the order in which a value moves.
 
         A paired state is a group of one. Raises ContractError where states do not pair.
         """

@@ -119,7 +119,7 @@ def _find_output(info: Contract, name: str | None) -> int:
 
 
 def _class_count(spec: OutputSpec) -> int:
-    """Classes of an output of class scores, one list of them per entry."""
+    """Counts the classes of an output of class scores, one list of them per entry."""
     has_entries = spec.time_dim is not None and spec.entries_per_step > 1
     dims = [d for at, d in enumerate(spec.shape) if not (has_entries and at == spec.time_dim) and d not in ("N", 1)]
     if len(dims) > 1:

@@ -115,7 +115,7 @@ class EventFinder:
         return [event for index, run in self._runs.items() if (event := self._event(index, run, end))]
 
     def _begin(self, prediction: Prediction) -> None:
-        """Thresholds of every class; where nothing is looked for, they are infinite."""
+        """Sets the thresholds of every class; where nothing is looked for, they are infinite."""
         count, self._labels = len(prediction.scores), prediction.labels
         pairs = [self._every if self._all else (math.inf, math.inf)] * count
         for name, pair in self._given.items():

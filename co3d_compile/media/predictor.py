@@ -285,7 +285,7 @@ class Predictor:
 def predict(
     model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[VideoFrame], **options: Any
 ) -> Iterator[Prediction]:
-    """Predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
+    """Yields predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
     with Predictor(model, **options) as predictor:
         yield from predictor.predict(frames)
 

@@ -78,7 +78,7 @@ def in_native_layout(model: ir.Model, contract: Contract) -> tuple[ir.Model, Con
 
 
 def _can_be_blocked(state: StateSpec, block: int) -> bool:
-    """Images whose channels the kernels take; what pads them to whole blocks must be finite."""
+    """Says whether a state is images whose channels the kernels take. What pads them to whole blocks must be finite."""
     shape = state.shape
     if len(shape) != 4 or state.dtype != "float32" or "N" in shape[1:] or int(shape[1]) % ALIGNED:
         return False

@@ -81,7 +81,7 @@ class Report:
 
 
 def _table(rows: Iterable[tuple[str, ...]], first: str = "td") -> str:
-    """Cells that align to the left whatever the notebook's style says."""
+    """Writes cells that align to the left whatever the notebook's style says."""
     left = ' style="text-align:left"'
 
     def cell(kind: str, text: str) -> str:

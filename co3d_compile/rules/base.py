@@ -147,7 +147,7 @@ class Rule:
 
 
 def register(*operators: Any) -> Callable[[R], R]:
-    """Class decorator: the rule serves these operators (overloads, or packets with all their overloads)."""
+    """Decorates the class of the rule that serves these operators (overloads, or packets with all of theirs)."""
 
     def add(cls: R) -> R:
         instance = cls()

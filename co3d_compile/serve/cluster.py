@@ -234,7 +234,7 @@ class _Lane:
 
 
 def watched(replicas: int) -> list[Reply]:
-    """Process and streams of each shard, for ``Watch``; of one that does not answer, its name."""
+    """Lists process and streams of each shard, for ``Watch``; of one that does not answer, its name."""
 
     def one(name: str) -> Reply:
         try:

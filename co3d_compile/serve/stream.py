@@ -105,7 +105,7 @@ class Stream:
         return self.about() | {"frame": self.done, "steps": self.steps, "answer": self.repeat}
 
     def begin_again(self, why: str) -> None:
-        """Its slot is back at the start: what follows is of another epoch, and warms up again."""
+        """Notes that its slot is back at the start: what follows is of another epoch, and warms up again."""
         self.epoch, self.started, self.restart, self.steps = new_epoch(), self.done + 1, why, 0
 
     def rewind(self, ticket: Ticket, number: int, refused: Refused) -> None:
