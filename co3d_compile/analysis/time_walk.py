@@ -102,7 +102,7 @@ class TimeWalk:
         return self.decisions
 
     def next(self, given: Decisions, decisions: Decisions) -> TimeWalk:
-        """The walk behind this one: what was found in front of the first node that is decided anew stays so.
+        """Returns the walk behind this one: what was found in front of the first node that is decided anew stays so.
 
         Args:
             given: What was decided when this walk began.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 import torch
 from torch import Tensor
@@ -32,6 +33,23 @@ class Collected:
     at: int
     dim: int
     entries: int | None  # None: each turn's value was given the dim
+
+
+@dataclass(frozen=True)
+class Group:
+    """Turns whose outputs a concatenation collects one behind the other.
+
+    Args:
+        how: How it collects each of them.
+        turn: The first of these turns.
+        start: The part of the concatenation that is that turn's.
+        count: How many turns there are.
+    """
+
+    how: Collected
+    turn: int
+    start: int
+    count: int = 1
 
 
 class LoopWriter:
@@ -71,10 +89,10 @@ class LoopWriter:
         if not self.outputs or not self._over_frames(with_state):
             return False
         cats = list(self._cats())
-        if not with_state and any(len(Arguments(cat).tensors("tensors")) > groups[0][-1] for cat, groups in cats):
+        if not with_state and any(len(Arguments(cat).tensors("tensors")) > groups[0].count for cat, groups in cats):
             return False  # the first or last ones are others: frame_loops takes them
         alone = [at for at in self.outputs if self._read_alone(at, cats)]
-        variants = list(dict.fromkeys(c for _, groups in cats for c, *_ in groups))
+        variants = list(dict.fromkeys(group.how for _, groups in cats for group in groups))
         for at in alone:
             if all(c.at != at for c in variants):
                 variants.append(Collected(at, 1 if len(shape_of(self.copies.body[at])) else 0, None))
@@ -202,24 +220,23 @@ class LoopWriter:
 
     # --- what reads it
 
-    def _cats(self) -> Iterator[tuple[Node, list[tuple[Collected, int, int, int]]]]:
-        """Yields concatenations that collect turns, and of each the groups (how, first turn, first part, parts)."""
+    def _cats(self) -> Iterator[tuple[Node, list[Group]]]:
+        """Yields the concatenations that collect several turns one behind the other."""
         for cat in [n for n in self.program.graph.nodes if n.target is aten.cat.default and n not in self.turn_of]:
             parts = Arguments(cat).tensors("tensors")
             dim = Arguments(cat).dim(cat)
-            groups: list[tuple[Collected, int, int, int]] = []
+            groups: list[Group] = []
             for i, part in enumerate(parts):
                 found = self._collected(part, dim)
                 if found is None:
                     continue
                 how, turn = found
-                if groups:
-                    last, first, start, count = groups[-1]
-                    if last == how and (first + count, start + count) == (turn, i):
-                        groups[-1] = (last, first, start, count + 1)
-                        continue
-                groups.append((how, turn, i, 1))
-            groups = [g for g in groups if g[3] > 1]
+                last = groups[-1] if groups else None
+                if last is not None and Group(how, turn - last.count, i - last.count, last.count) == last:
+                    groups[-1] = replace_fields(last, count=last.count + 1)
+                else:
+                    groups.append(Group(how, turn, i))
+            groups = [group for group in groups if group.count > 1]
             if groups:
                 yield cat, groups
 
@@ -233,7 +250,7 @@ class LoopWriter:
             return (Collected(at, dim, None), turn) if made and at in self.outputs else None
         return None
 
-    def _read_alone(self, at: int, cats: list[tuple[Node, list[tuple[Collected, int, int, int]]]]) -> bool:
+    def _read_alone(self, at: int, cats: list[tuple[Node, list[Group]]]) -> bool:
         collecting = {cat for cat, groups in cats}
         for node, (_, own) in self.turn_of.items():
             if own == at:
@@ -243,19 +260,17 @@ class LoopWriter:
                         return True
         return False
 
-    def _join(
-        self, cat: Node, groups: list[tuple[Collected, int, int, int]], stacks: dict[tuple[Collected, int], Node]
-    ) -> None:
+    def _join(self, cat: Node, groups: list[Group], stacks: dict[tuple[Collected, int], Node]) -> None:
         parts, dim = Arguments(cat).tensors("tensors"), Arguments(cat).dim(cat)
         joined: list[Node] = []
         done = 0
-        for how, turn, start, count in groups:
-            joined += parts[done:start]
-            done = start + count
-            size = how.entries or 1
-            whole = self._sequence(cat, how, stacks)
-            if (turn, count) != (0, len(self.copies.turns)):
-                args = (dim, turn * size, (turn + count) * size)
+        for group in groups:
+            joined += parts[done : group.start]
+            done = group.start + group.count
+            size = group.how.entries or 1
+            whole = self._sequence(cat, group.how, stacks)
+            if (group.turn, group.count) != (0, len(self.copies.turns)):
+                args = (dim, group.turn * size, (group.turn + group.count) * size)
                 whole = insert(self.program, cat, aten.slice.Tensor, whole, *args)
             joined.append(whole)
         joined += parts[done:]
