@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 
 
 def read_clip_model(program: Model | OnnxSource, example_inputs: Example) -> tuple[Model, Example, tuple[str, ...]]:
-    """The network to compare with; where it was read from ONNX, beside that file first, which a note says."""
+    """Returns the network to compare with; where it was read from ONNX, beside that file first, which a note says."""
     if is_onnx(program):
         clip = read_onnx(program, [tuple(t.shape) for t in example_inputs or ()])
         program, example_inputs = clip.module, example_inputs or clip.example_inputs
@@ -71,7 +71,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
 
 
 def _session(source: Any) -> Any:
-    """The file in ONNX Runtime.
+    """Opens the file in ONNX Runtime.
 
     Raises:
         VerificationError: ONNX Runtime cannot open it.
@@ -84,12 +84,12 @@ def _session(source: Any) -> Any:
 
 
 def _clips(results: Sequence[Any]) -> NDArray[np.generic]:
-    """What several clips give, as one array."""
+    """Returns what several clips give, as one array."""
     return np.stack([np.asarray(r) for r in results])
 
 
 def _run(session: Any, clip: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-    """What the file gives for a clip.
+    """Returns what the file gives for a clip.
 
     Raises:
         VerificationError: ONNX Runtime cannot run it.
@@ -118,7 +118,7 @@ def _random(shape: torch.Size, kind: str, generator: torch.Generator) -> NDArray
 
 
 def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """The largest difference in standard deviations of what is expected, or where it hardly varies in parts of it."""
+    """Returns the largest difference in standard deviations, of all that is expected or of parts that hardly vary."""
     if a.shape != b.shape:
         return float("inf")
     expected = b.astype(np.float64)
@@ -128,7 +128,7 @@ def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 
 
 def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> str:
-    """The first node whose output differs, if each node's output can be asked for."""
+    """Returns the first node whose output differs, if each node's output can be asked for."""
     model = ir.from_proto(ir.to_proto(module.onnx_model))
     values = [v for node in model.graph for v in node.outputs if v.name]
     graph_outputs = list(model.graph.outputs)

@@ -16,7 +16,7 @@ MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def _geometry(call: NodeCall, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Stride and dilation of an operator that slides."""
+    """Returns the stride and dilation of an operator that slides."""
     ones = [1] * len(kernel)
     return call.integers("strides", ones) or ones, call.integers("dilations", ones) or ones
 
@@ -24,7 +24,7 @@ def _geometry(call: NodeCall, kernel: Sequence[int]) -> tuple[list[int], list[in
 def _pads(
     call: NodeCall, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """The padding, all fronts and then all ends: as given, or as ``auto_pad`` asks for."""
+    """Returns the padding, all fronts and then all ends: as given, or as ``auto_pad`` asks for."""
     space = len(kernel)
     how = call.text("auto_pad", "NOTSET")
     if how in ("NOTSET", "VALID"):
@@ -119,7 +119,7 @@ def average_pool(call: NodeCall, x: Tensor) -> Tensor:
 def _mean_by_convolution(
     call: NodeCall, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """A mean below a kernel that PyTorch's pools cannot express: a sum by convolution over the entries counted."""
+    """Computes a mean that PyTorch's pools cannot express: a sum by convolution over the entries counted."""
     given, space = _pads(call, x, kernel, stride, dilation), len(kernel)
     pads = _with_ceiling(x, kernel, stride, dilation, given) if call.integer("ceil_mode", 0) else given
     channels, counts = x.shape[1], bool(call.integer("count_include_pad", 0))
@@ -137,7 +137,7 @@ def _mean_by_convolution(
 def _with_ceiling(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[int]
 ) -> list[int]:
-    """Padding at the ends with which rounding the number of outputs up is rounding it down."""
+    """Returns the padding at the ends with which rounding the number of outputs up is rounding it down."""
     pads, space = list(pads), len(kernel)
     for i in range(space):
         extent = (kernel[i] - 1) * dilation[i] + 1

@@ -89,7 +89,7 @@ class NodeCall:
         return self.node.attributes[name].as_float() if self.has(name) else default
 
     def numbers(self, name: str) -> list[float]:
-        """An attribute that is a list of numbers; empty where the node gives none."""
+        """Returns an attribute that is a list of numbers; empty where the node gives none."""
         return list(self.node.attributes[name].as_floats()) if self.has(name) else []
 
     def text(self, name: str, default: str) -> str:

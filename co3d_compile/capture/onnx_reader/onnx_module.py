@@ -305,7 +305,7 @@ RANDOM = ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 def _moving(graph: ir.Graph) -> set[ir.Value]:
-    """The values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
+    """Returns the values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
     moving = {v for g in _graphs(graph) for v in g.inputs}
     for node in _nodes(graph):  # a node stands behind what it reads; graphs inside of nodes stand behind these
         inside = any(a.type is ir.AttributeType.GRAPH for a in node.attributes.values())

@@ -55,7 +55,7 @@ def _check(call: NodeCall, lengths: Value, x: Tensor) -> None:
 
 
 def _is_pytorch_layer(call: NodeCall, peepholes: Tensor | None, directions: int) -> bool:
-    """Whether a layer of PyTorch computes the same."""
+    """Says whether a layer of PyTorch computes the same."""
     kind, names = call.node.op_type, activation_names(call, directions)
     usual = names == USUAL[kind] * directions or (kind == "RNN" and set(names) == {"relu"})
     own = call.number("clip", 0.0) or call.integer("input_forget", 0) or peepholes is not None
@@ -63,7 +63,7 @@ def _is_pytorch_layer(call: NodeCall, peepholes: Tensor | None, directions: int)
 
 
 def _weights(kind: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[Tensor]:
-    """The weights of each direction as PyTorch orders them."""
+    """Returns the weights of each direction as PyTorch orders them."""
     order, weights = GATES[kind], []
     for d in range(w.shape[0]):
         sets = [w[d], r[d]] if b is None else [w[d], r[d], *b[d].chunk(2)]

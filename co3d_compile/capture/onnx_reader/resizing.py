@@ -105,7 +105,7 @@ def _own_mode(
 
 
 def _places(how: str, entries: int, size: int, factor: float) -> NDArray[np.float32]:
-    """The coordinates that the rows of a resized dim read, in float32, as runtimes compute them."""
+    """Returns the coordinates that the rows of a resized dim read, in float32, as runtimes compute them."""
     at, half, scale = np.arange(size, dtype=np.float32), np.float32(0.5), np.float32(factor)
     if how == "align_corners":
         return at * np.float32(entries - 1) / np.float32(max(size - 1, 1))

@@ -73,7 +73,7 @@ def _time_dim(source: ir.Value) -> int | None:
 
 
 def _frame_by_frame(node: ir.Node, position: int) -> int | None:
-    """The dim of an operand along which a node goes on from entry to entry, if it does."""
+    """Returns the dim of an operand along which a node goes on from entry to entry, if it does."""
     if node.op_type in RECURRENT and position == 0:
         layout = node.attributes.get("layout")
         return 1 if layout is not None and layout.as_int() else 0
