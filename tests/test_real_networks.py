@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 # As another one of the table, but for its length, its strides or its rates.
-ALIKE = ("x3d_m", "slowfast_r50_4x16", "r2plus1d_18-stride1")
+ALIKE = ("x3d_m", "x3d_l", "slowfast_r50_4x16", "r2plus1d_18-stride1", "r3d_18-stride1", "r2plus1d_r50")
 
 
 @pytest.mark.parametrize("network", [long(name) if name in ALIKE else name for name in REAL])
