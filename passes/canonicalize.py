@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace as with_fields
 from typing import Any
 
@@ -15,6 +16,7 @@ from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import argument, operand
+from co3d_compile.ir.operator_kind import kind_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -41,7 +43,7 @@ class Canonicalize(Pass):
     2. a pool over a whole axis is a mean or a maximum: ``avg_pool3d(x, [16, 7, 7])`` to ``mean(x, [2, 3, 4])``;
     3. ``slice_scatter``, ``select_scatter`` are slices and ``cat``; ``split`` is slices;
     4. gathering by evenly spaced constant indices is a slice;
-    5. what does not depend on the input is computed.
+    5. what does not depend on the input is computed; of parameters once, where it is computed several times.
     """
 
     ensures = frozenset({"canonical"})
@@ -74,6 +76,9 @@ class Canonicalize(Pass):
         """Computes every node that does not depend on an input."""
         values: dict[Node, Any] = {}
         learned: set[Node] = set()
+        lasting = program.refuted | program.notes.goes_on.keys()  # other ones in a longer clip
+        first: dict[Node, Node] = {}  # of what computes the same thing of parameters
+        known: dict[Hashable, Node] = {}
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 values[node] = program.constant(node)
@@ -87,20 +92,31 @@ class Canonicalize(Pass):
                 values[node] = run_operator(node, values)
                 if not learned.isdisjoint(node.all_input_nodes):
                     learned.add(node)
+                if node in learned and lasting.isdisjoint(program.names_of(node)):
+                    operands = tuple(first.get(n, n) for n in node.all_input_nodes)
+                    first[node] = known.setdefault((kind_of(node), operands), node)
+        constants: dict[Node, Node] = {}
         for node in list(program.graph.nodes):
             if node not in values or not isinstance(values[node], torch.Tensor):
                 continue
             value = values[node]
             if node.op == "call_function" and any(user not in values for user in node.users):
-                constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
-                known = Constant.of(value, node in learned, computed=True)
-                if not program.refuted.isdisjoint(program.names_of(node)):
-                    known = with_fields(known, progression=None, band=None)
-                amend_own(constant, constant=known)
-                node.replace_all_uses_with(constant)
+                like = first.get(node, node)
+                if like not in constants:
+                    constants[like] = self._constant(program, node, value, node in learned)
+                node.replace_all_uses_with(constants[like])
             elif node.op == "get_attr":
                 amend_own(node, constant=Constant.of(value, node in learned, computed=False))
         program.graph.eliminate_dead_code()
+
+    def _constant(self, program: Program, node: Node, value: torch.Tensor, learned: bool) -> Node:
+        """Puts the value of a node in front of it as a constant."""
+        constant = insert_constant(program, node, f"constant.{node.name}", value.contiguous().clone())
+        known = Constant.of(value, learned, computed=True)
+        if not program.refuted.isdisjoint(program.names_of(node)):
+            known = with_fields(known, progression=None, band=None)
+        amend_own(constant, constant=known)
+        return constant
 
 
 def _like(node: Node) -> torch.Tensor:

@@ -6,6 +6,7 @@ import operator
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument
 
 from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS
 from co3d_compile.ir.frame_loop import loop_bodies
@@ -31,6 +32,7 @@ class FoldBatchNorm(Pass):
     ensures = frozenset({"no_batch_norm"})
 
     def run(self, program: Program) -> bool:
+        self._made: dict[tuple[Argument, ...], tuple[Node, Node]] = {}  # of norms that are called several times
         norms = [n for n in program.graph.nodes if n.target in BATCH_NORMS]
         for node in norms:
             result = self._fold(program, node)
@@ -52,8 +54,12 @@ class FoldBatchNorm(Pass):
             return self._into_convolution(program, node, x, scale, offset)
         shape = [-1] + [1] * (rank_of(x) - 2)
         dtype = x.meta["val"].dtype
-        a = insert_constant(program, node, f"{node.name}.scale", scale.view(shape).to(dtype))
-        b = insert_constant(program, node, f"{node.name}.offset", offset.view(shape).to(dtype))
+        key = (*node.args[1:], len(shape), dtype)
+        if key not in self._made:
+            a = insert_constant(program, node, f"{node.name}.scale", scale.view(shape).to(dtype))
+            b = insert_constant(program, node, f"{node.name}.offset", offset.view(shape).to(dtype))
+            self._made[key] = a, b
+        a, b = self._made[key]
         return insert(program, node, aten.add.Tensor, insert(program, node, aten.mul.Tensor, x, a), b)
 
     def _scale(self, program: Program, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,8 +80,12 @@ class FoldBatchNorm(Pass):
         fused = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
         bias = offset if bias_node is None else offset + program.constant(bias_node).double() * scale
         owner, dot, _ = str(weight_node.target).rpartition(".")
-        w = insert_constant(program, node, f"{owner}{dot}fused_weight", fused.to(weight.dtype))
-        b = insert_constant(program, node, f"{owner}{dot}fused_bias", bias.to(weight.dtype))
+        key = (weight_node, bias_node, *node.args[1:])
+        if key not in self._made:
+            w = insert_constant(program, node, f"{owner}{dot}fused_weight", fused.to(weight.dtype))
+            b = insert_constant(program, node, f"{owner}{dot}fused_bias", bias.to(weight.dtype))
+            self._made[key] = w, b
+        w, b = self._made[key]
         new = insert(
             program,
             conv,

@@ -63,6 +63,20 @@ class Recorded(nn.Module):
         return Scores(features.mean((2, 3, 4)), features)
 
 
+class Padded(nn.Module):
+    """A mask of the frames that there are, in the dtype of what it is for: it reads nothing of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        missing = torch.zeros(x.shape[0], 1, x.shape[2], 1, 1, dtype=torch.bool)
+        away = missing.type_as(y).masked_fill(missing, -1e4)
+        return self.second(y + away.view(-1, x.shape[2] // 2, 2).flatten(1)[:, None, :, None, None])
+
+
 VIDEO = (1, 3, 8, 6, 6)
 CLOTHES: dict[str, Callable[[], nn.Module]] = {
     "scripted": lambda: torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()),
@@ -70,6 +84,7 @@ CLOTHES: dict[str, Callable[[], nn.Module]] = {
     "module of an exported program": lambda: torch.export.export(Shifted().eval(), (torch.randn(VIDEO),)).module(),
     "made at the first call": lambda: Late().eval(),
     "a dataclass": lambda: Recorded().eval(),
+    "a mask in the dtype of a stream": lambda: Padded().eval(),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
+from co3d_compile.canonical.merged_forms import part_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
@@ -198,6 +199,14 @@ def _split(program: Program, node: Node) -> None:
         replace(user, new)
 
 
+def _as_dtype(program: Program, node: Node) -> None:
+    """Rewrites ``type_as(a, b)``, which reads nothing of b but its dtype."""
+    x, new = operand(node), node.meta["val"]
+    if x.meta["val"].dtype != new.dtype:
+        x = insert(program, node, aten._to_copy.default, x, dtype=new.dtype)
+    replace(node, x)
+
+
 def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
     """Returns the start, end and step of evenly spaced rising indices."""
     values = index.flatten().tolist()
@@ -308,6 +317,7 @@ REWRITES: dict[Any, Any] = {
     aten.slice_scatter.default: writing,
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
+    aten.type_as.default: _as_dtype,
     aten.squeeze.default: _squeeze_all,
     aten.select.int: _select,
     aten.convolution.default: _convolution,
@@ -349,6 +359,7 @@ GATHERS: dict[Any, Any] = {
     aten.index.Tensor: _gather,
     aten.index_select.default: _index_select,
     aten.bmm.default: _bmm,
+    aten.slice.Tensor: part_of_merged,
     **OVERLAPS,
 }
 """Run after constants are computed, since these need them."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.analysis.operator_families import MOVES, name_of
 from co3d_compile.capture.loop_body import Body, Signature, common_path, leave_pools, needed
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.capture.loop_memory import memory_of
@@ -111,6 +112,8 @@ class LoopWriter:
         takes = self.signature
         if bool(takes.states) != with_state:
             return False
+        if not with_state and all(name_of(self.copies.body[at]) in {*MOVES, "getitem"} for at in takes.needed):
+            return False  # frames that are only taken are what they are
         if any(at in self.copies.invariant for at, _ in takes.states):
             return False
         walks = {walk for walk, _ in takes.walked}

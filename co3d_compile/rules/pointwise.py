@@ -171,7 +171,6 @@ register(
     aten.dropout,
     aten.to,
     aten._to_copy,
-    aten.type_as,
     aten.hardtanh,
     aten.relu6,
     aten.clamp,
