@@ -43,7 +43,7 @@ def insert(program: Program, before: Node, target: Any, *args: Any, **kwargs: An
 
 
 def insert_marker(program: Program, before: Node, target: Any, *args: Any, like: Node) -> Node:
-    """Puts a marker of ``co3d_compile.primitive`` in front of a node; its shape is its operand's in the clip."""
+    """Puts a marker (``ir/markers.py``) in front of a node; its shape is that of ``like`` in the clip."""
     with program.graph.inserting_before(before):
         node = program.graph.call_function(target, args)
     node.meta = {"val": like.meta["val"], KEY: replace_fields(fact_of(like), own=Own()), "path": module_path(before)}

@@ -176,7 +176,7 @@ def run_one(program: Program, p: Pass) -> bool:
         if bare:
             raise PassError(
                 f"The pass {p.name} left nodes without a shape: {', '.join(bare[:3])}.",
-                hint="Insert nodes with co3d_compile.graph.insert, which computes it.",
+                hint="Insert nodes with co3d_compile.passes.insert, which computes it.",
             )
         if modified is not False:  # who says nothing may have changed it
             program.module.recompile()

@@ -34,7 +34,7 @@ def page(
     Args:
         report: What the compiler has stored in ``metadata_props["co3d_report"]``.
         info: The contract of the same file.
-        time: If the report has the shares of a profile (``kernel_times.with_shares``): ``milliseconds_step``, and
+        time: If the report has the shares of a profile (``profile_times.with_shares``): ``milliseconds_step``, and
             ``elsewhere``, shares by name that are no operator's.
         verification: What a verification of the file has found, as JSON data; None if there was none.
         fps: Frames per second of the source. Default: what the file says.
