@@ -274,3 +274,33 @@ def test_time_is_asked_for_where_the_last_dim_is_mixed_first() -> None:
     with pytest.raises(co3d.UsageError, match=r"last dim.*\n?.*--time-dim 1"):
         co3d.compile(network)
     assert co3d.compile(network, time_dim=1).info.receptive_field == 3
+
+
+def test_a_branch_that_an_input_decides_becomes_a_constant() -> None:
+    """As a detector of voices that takes the rate of samples with each chunk."""
+    network = chosen()
+    network.graph.initializer.remove(next(v for v in network.graph.initializer if v.name == "yes"))
+    network.graph.input.append(single("yes", TensorProto.BOOL))
+    with pytest.raises(co3d.UnsupportedError, match=r"decided by the input yes(.|\n)*add an initializer"):
+        co3d.compile(network, time_dim=1)
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    compiled = co3d.compile(network, time_dim=1)
+    assert [i.name for i in compiled.info.inputs] == ["x"] and co3d.verify(compiled, network).passed
+
+
+RESIZED = {
+    "linear, from the entry's own place": ({"mode": "linear", "coordinate_transformation_mode": "asymmetric"}, 2.0, 2),
+    "nearest, rounded up": ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil"}, 3.0, 3),
+    "linear, to half": ({"mode": "linear", "coordinate_transformation_mode": "asymmetric"}, 0.5, 0),
+    "as TensorFlow did": ({"mode": "linear", "coordinate_transformation_mode": "tf_half_pixel_for_nn"}, 2.0, 2),
+}
+
+
+@pytest.mark.parametrize("how", RESIZED)
+def test_resizing_time_by_a_whole_factor_streams(how: str) -> None:
+    attributes, factor, delay = RESIZED[how]
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], **attributes)]
+    network = model(nodes, {"scales": np.array([1, 1, factor], np.float32)}, ["N", FEATURES, 2 * FRAMES])
+    compiled = co3d.compile(network, time_dim=2)
+    assert not compiled.info.recomputed and compiled.info.delays == {"y": delay}
+    assert co3d.verify(compiled, network).passed

@@ -33,7 +33,7 @@ EXPORTS = {
 """Both of PyTorch's exporters, each with two operator sets."""
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
-FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unfold_mean", "written"]
+FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unet_linear", "unfold_mean", "written"]
 """What the new exporter writes as indices, as blocks that overlap, or with sizes of one clip."""
 OTHERWISE = {
     "old exporter": {
@@ -61,7 +61,6 @@ OTHERWISE = {
         "rows_rnn": "an RNN is written step by step",
         "shift_in_place": "what is written over is stored for one clip: the compiled file is for one stream",
         "tsm_resnet": "what is written over is stored for one clip: the compiled file is for one stream",
-        "unet_linear": "a linear interpolation is written as indices of one clip",
     },
 }
 """Networks of which an exporter writes down less than the network says, or something else."""

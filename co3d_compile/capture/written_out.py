@@ -13,14 +13,19 @@ from co3d_compile.capture.written_activations import join_activations
 from co3d_compile.capture.written_attention import join_attention
 from co3d_compile.capture.written_group_norms import join_group_norms
 from co3d_compile.capture.written_norms import join_norms
+from co3d_compile.capture.written_resampling import join_interpolations
 from co3d_compile.ir.program import Program
+
+JOINS = (
+    join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms, join_attention,
+)  # fmt: skip
 
 
 def join_written_out(program: Program) -> None:
     """Joins what was written out. A program that leaves its sizes open stays as it is."""
     if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return
-    for join in (cancel_transposes, join_activations, join_norms, join_group_norms, join_attention):
+    for join in JOINS:
         before = {n.name for n in program.graph.nodes}
         join(program)
         if {n.name for n in program.graph.nodes} != before:

@@ -30,9 +30,32 @@ def controlled(run: Run, call: NodeCall, inputs: list[Value], values: Values) ->
 
 def _chosen(run: Run, call: NodeCall, condition: Value, values: Values) -> Sequence[Value]:
     if not isinstance(condition, np.ndarray):
-        raise call.refuse("is decided by the values of frames")
+        settings = _settings(call.node.inputs[0])
+        if not settings:
+            raise call.refuse("is decided by the values of frames")
+        raise call.refuse(
+            f"is decided by the input {' and '.join(settings)}, which is one number for all frames",
+            "Make it a constant of the file: add an initializer of that name to its graph "
+            "(model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))).",
+        )
     branch = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
     return run(call.node.attributes[branch].as_graph(), dict(values))
+
+
+def _settings(value: ir.Value | None) -> list[str]:
+    """The inputs of the file that alone decide a value, if each is a single number; empty for others."""
+    found: list[str] = []
+    waiting = [value] if value is not None else []
+    while waiting:
+        value = waiting.pop()
+        producer = value.producer()
+        if producer is not None:
+            waiting += [v for v in producer.inputs if v is not None]
+        elif value.const_value is None:
+            if value.shape is None or any(size != 1 for size in value.shape):
+                return []
+            found.append(value.name or "")
+    return sorted(set(found))
 
 
 def _loop(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequence[Value]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads, whole_numbers
+from co3d_compile.capture.onnx_reader.resampling_phases import phases
 
 
 @reads("Resize", host=(1, 2, 3))
@@ -177,7 +178,10 @@ def _kernel(x: NDArray[np.float64], kind: str, a: float) -> NDArray[np.float64]:
 
 
 def _apply(x: Tensor, dim: int, matrix: NDArray[np.float64]) -> Tensor:
-    """Multiplies a dim with a matrix, or picks its entries where the matrix only does that."""
+    """Resizes a dim by a matrix: entry by entry where that is enough, else by picking entries or by a product."""
+    by_phases = phases(matrix, x, dim)
+    if by_phases is not None:
+        return by_phases.resized(x, dim)
     if ((matrix == 0) | (matrix == 1)).all():
         return x.index_select(dim, torch.from_numpy(matrix.argmax(1)))
     weights = torch.from_numpy(matrix).to(x.dtype)
