@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
@@ -192,9 +193,16 @@ def _from_zero(node: Node) -> bool:
     return all(constant_of(h).fill == 0 for h in _hidden(node))
 
 
-@register(aten.cumsum.default)
-class CumulativeSum(AlongDims):
-    """The sum of all entries so far: a state, exact from the first frame, as in causal squeeze-and-excitation."""
+RUNNING: dict[Target, tuple[Target, float]] = {
+    aten.cumsum.default: (aten.add.Tensor, 0.0),
+    aten.cumprod.default: (aten.mul.Tensor, 1.0),
+}
+"""What an entry is joined to the result so far by, and what that begins with."""
+
+
+@register(*RUNNING)
+class Running(AlongDims):
+    """The sum or product of all entries so far: a state, exact from the first frame, as in causal gates."""
 
     def _over_time(self, node: Node) -> bool:
         return any(touches_time(x, dims) for x, dims in self.mixes(node))
@@ -212,20 +220,27 @@ class CumulativeSum(AlongDims):
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         if not self._over_time(node):
             return super().lower(node, low)
-        x = operand(node)
+        x, (join, initial) = operand(node), RUNNING[node.target]
+        rows = [self._row(node, low, i) for i in range(low.pulse(x))]
         first, restore = low.batch_first(low.entry(x, 0), fact_of(x).layout)
-        read = total = low.carry(first, low.features(first))
+        read = so_far = low.carry(rows[0], low.features(first), initial=initial)
         live = started(x, low)
-        sums = []
-        for i in range(low.pulse(x)):
-            entry = low.batch_first(low.entry(x, i), fact_of(x).layout)[0]
-            row = low.call(aten.reshape.default, entry, [-1, low.features(first)])
+        results = []
+        for i, row in enumerate(rows):
             if live is not None:
-                row = low.call(aten.where.self, live[i], row, low.zero_rows(first, 1))
-            total = low.call(aten.add.Tensor, total, row)
-            sums.append(restore(low.call(aten.reshape.default, total, [-1, *low.sizes(first)[1:]])))
-        low.call(store, read, total)
-        return sums
+                row = low.call(aten.masked_fill.Scalar, row, low.call(aten.logical_not.default, live[i]), initial)
+            so_far = low.call(join, so_far, row)
+            results.append(restore(low.call(aten.reshape.default, so_far, [-1, *low.sizes(first)[1:]])))
+        low.call(store, read, so_far)
+        return results
+
+    def _row(self, node: Node, low: StepGraph, i: int) -> Node:
+        """Gives the numbers of new entry ``i`` of the operand for each stream, in the dtype of the result."""
+        x, dtype = operand(node), node.meta["val"].dtype
+        entry = low.batch_first(low.entry(x, i), fact_of(x).layout)[0]
+        if x.meta["val"].dtype != dtype:  # counts of what is true, or of small numbers, outgrow their own
+            entry = low.call(aten._to_copy.default, entry, dtype=dtype)
+        return low.call(aten.reshape.default, entry, [-1, low.features(entry)])
 
 
 @register(operator.getitem)

@@ -210,7 +210,6 @@ class Norm(Rule):
     aten._softmax.default,
     aten.log_softmax.int,
     aten._log_softmax.default,
-    aten.cumprod.default,
     aten.flip.default,
     aten.roll.default,
     aten.glu.default,

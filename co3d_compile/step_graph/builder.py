@@ -131,9 +131,9 @@ class Builder:
         read.meta = {"path": self.path, "val": self.empty((self.batch, 1), torch.int64)}
         return read
 
-    def carry(self, like: Node, features: int, of_ends: bool = False) -> Node:
+    def carry(self, like: Node, features: int, of_ends: bool = False, initial: float = 0.0) -> Node:
         """Returns a state of (batch, features); whoever makes it stores its next value."""
-        return self._state([[like]], like, [features], of_ends)
+        return self._state([[like]], like, [features], of_ends, initial)
 
     def carry_value(
         self, turns: Sequence[Sequence[Node]], like: Node, initial: float = 0.0, memory: int | None = None

@@ -182,12 +182,12 @@ def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
 
 
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
-    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a sum over time."""
+    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a running sum."""
     if isinstance(n.target, FrameLoop):
         return n.target.memory is None and claim_of(n, claims).kind is Kind.STREAM
     if is_recurrent(n):
         return claim_of(n, claims).kind is Kind.STREAM and runs_over_time(n, claims)
-    if n.target is not aten.cumsum.default:
+    if n.target not in (aten.cumsum.default, aten.cumprod.default):
         return False
     x, dim = n.args[:2]
     assert isinstance(x, Node) and isinstance(dim, int)

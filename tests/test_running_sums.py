@@ -1,0 +1,43 @@
+"""Sums and products of all entries so far, in the dtype that PyTorch gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from zoo import Graph
+
+import co3d_compile as co3d
+
+FRAMES = 320
+"""So many that the sum of small numbers outgrows their dtype."""
+CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
+    "what is true": (lambda x: (x > 3).cumsum(2).float(), torch.float32),
+    "small numbers": (lambda x: x.cumsum(2).float(), torch.uint8),
+    "whole numbers as others": (lambda x: x.cumsum(2, dtype=torch.float32), torch.int32),
+    "half precision": (lambda x: x.half().cumsum(2, dtype=torch.float32), torch.float32),
+    "a product": (lambda x: (1 + (x - 4) / 100).cumprod(2), torch.float32),
+    "a product of what is true": (lambda x: (x < 7).cumprod(2).float(), torch.uint8),
+    "behind a delay": (lambda x: (1 + (x[:, :, 2:] - x[:, :, :-2]) / 100).cumprod(2), torch.float32),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"frames_per_step": 4}, {"boundary": "exact"}], ids=["one", "four", "exact"])
+@pytest.mark.parametrize("name", CASES)
+def test_running_results_go_on_as_in_one_long_clip(name: str, options: dict[str, object]) -> None:
+    compute, dtype = CASES[name]
+    net = Graph(lambda m, x: compute(x)).eval()
+    clips = torch.randint(0, 8, (1, 3, FRAMES), generator=torch.Generator().manual_seed(0)).to(dtype)
+    compiled = co3d.compile(net, (clips[:, :, :12],), **options)  # type: ignore[arg-type]
+    assert not compiled.info.recomputed
+    session, (delay,) = co3d.StreamSession(compiled), compiled.info.delays.values()
+    pulse = session.info.frames_per_step["inputs_0"]
+    steps = [session.step(clips[:, :, j : j + pulse].numpy()) for j in range(0, FRAMES, pulse)]
+    results = [step for step in steps if step is not None]
+    streamed = np.concatenate([r.reshape(1, 3, -1) for r in results], 2)
+    skipped = streamed.shape[2] - (FRAMES - delay)  # with exact ends what is not due yet is left out
+    expected = net(clips).numpy()[:, :, : FRAMES - delay]
+    np.testing.assert_allclose(streamed[:, :, skipped:], expected, rtol=1e-3 if "product" in name else 1e-5)
