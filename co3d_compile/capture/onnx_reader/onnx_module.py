@@ -247,8 +247,8 @@ WRONG = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
 )  # fmt: skip
 """What PyTorch, numpy and ONNX raise of operators that do not fit their operands."""
-LARGE = ("ConstantOfShape", "Expand", "Tile")
-"""Operators that make something large of few numbers: computed with tensors, so that they can be followed."""
+LARGE = ("ConstantOfShape", "Expand", "Tile", "QuantizeLinear", "DequantizeLinear")
+"""Operators that make something large of few numbers, or weights: tensors, so that they can be followed."""
 
 
 def _stays_small(node: ir.Node, inputs: Sequence[Host | None]) -> bool:
@@ -318,8 +318,11 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def has_half_precision(graph: ir.Graph) -> bool:
-    """Says whether weights are stored in half precision."""
-    return any(v.dtype in HALF for v in graph.initializers.values())
+    """Returns whether weights are stored, or numbers computed, in half precision."""
+    casts = (n.attributes["to"].as_int() for n in _nodes(graph) if n.op_type == "Cast")
+    return any(v.dtype in HALF for v in [*graph.inputs, *graph.initializers.values()]) or any(
+        to in HALF for to in casts
+    )
 
 
 def is_quantized(graph: ir.Graph) -> bool:
