@@ -222,6 +222,12 @@ WINDOWS = [
         x.shape[0] * x.shape[2])[:, None]).unflatten(0, (x.shape[0], -1)).transpose(1, 2), expect="recompute"),
     windowed("share of the clip that is over", lambda x: x + torch.arange(x.shape[2]) / x.shape[2], expect="recompute"),
     windowed("entries until the end", lambda x: x + (x.shape[2] - torch.arange(x.shape[2])), expect="recompute"),
+    windowed("normalised by its norm", lambda x: F.normalize(x, dim=2), expect="recompute"),
+    windowed("convolved with its own first entry", lambda x: F.conv1d(
+        x.reshape(1, -1, x.shape[2]), x[:, :, :1].reshape(-1, 1, 1), groups=x.shape[0] * 4).reshape(x.shape),
+        expect="recompute"),
+    windowed("times its own first entry as weights", lambda x: F.linear(x.transpose(1, 2), x[0, :, :1].t()),
+             expect="recompute"),
     windowed("overlapping pool, up-sampled, meets its operand", lambda x: torch.cat([_spread_over_time(x), x], 1)),
 ]  # fmt: skip
 

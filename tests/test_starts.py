@@ -180,6 +180,11 @@ NO_START: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "of the last ones": lambda m, x: torch.cat([x[:, :, -2:] * 2, x], 2),
     "joined to a window": lambda m, x: torch.cat([x[:, :, :1] * 2, x.softmax(2)[:, :, 1:]], 2),
     "before a window and an end": lambda m, x: torch.cat([x[:, :, :1] * 2, x.softmax(2)[:, :, 1:], x[:, :, -1:]], 2),
+    "twice the clip": lambda m, x: torch.cat([x, x], 2),
+    "before its mirror image": lambda m, x: torch.cat([x, x.flip(2)], 2),
+    "even entries before odd ones": lambda m, x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2),
+    "halves in the other order": lambda m, x: torch.cat([*reversed(x[:, :, 1:].relu().chunk(2, 2))], 2),
+    "before every other entry": lambda m, x: torch.cat([x, x[:, :, ::2]], 2),
     "met by a window": lambda m, x: torch.cat([x[:, :, :1] * x.flip(2)[:, :, :1], x[:, :, 1:]], 2),
 }
 

@@ -12,7 +12,16 @@ from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
-from co3d_compile.ir.time_facts import Fact, NoExtension, combine, fact_of, known, own_of, touches_time
+from co3d_compile.ir.time_facts import (
+    Fact,
+    NoExtension,
+    combine,
+    fact_of,
+    is_stream,
+    known,
+    own_of,
+    touches_time,
+)
 from co3d_compile.step_graph.step_graph import StepGraph
 
 RULES: dict[Any, Rule] = {}
@@ -71,10 +80,16 @@ class Rule:
         Raises:
             NoExtension: The operator has no meaning beyond the clip.
         """
+        if any(map(is_stream, self.weights(node))):
+            raise NoExtension("has weights that are computed from the frames")
         for operand, dims in self.mixes(node):
             if touches_time(operand, dims):
                 raise NoExtension(self.reason(node))
         return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
+
+    def weights(self, node: Node) -> Iterable[object]:
+        """Returns the arguments that must be the same for all entries, as weights are."""
+        return ()
 
     def reason(self, node: Node) -> str:
         """Says why the operator has no extension, for people."""

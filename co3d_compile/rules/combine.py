@@ -113,10 +113,10 @@ class Concatenation(Rule):
         parts, dim = self.parts(node)
         streams = [p for p in parts if is_stream(p)]
         main = max(streams, key=lambda p: shape_of(p)[dim])
-        for p in parts:
-            if p is main:
-                continue
-            filling = _root(p, dim) is _root(main, dim) if is_stream(p) else constant_of(p).filling or is_start(p)
+        at = parts.index(main)
+        for p in (*parts[:at], *parts[at + 1 :]):
+            own = _root(p, dim) is _root(main, dim) and 2 * _extent(p, dim) < fact_of(_root(p, dim)).clip
+            filling = own if is_stream(p) else constant_of(p).filling or is_start(p)
             if not filling or 2 * shape_of(main)[dim] < shape_of(node)[dim]:
                 raise NoExtension("joins several sequences along time")
         return main
@@ -220,11 +220,28 @@ def _root(node: Node, dim: int) -> Node:
     return node if common_root is None else common_root
 
 
+def _extent(node: Node, dim: int) -> int:
+    """Counts the entries of its root, side by side, over which a chain of crops, repeats and pads reaches at most."""
+    if node.target is aten.cat.default and _common_root(node, dim) is not None:
+        return max(_extent(p, dim) for p in node.all_input_nodes)
+    if node.target not in CROPS or node.target is aten.cat.default:
+        return fact_of(node).clip
+    x = node.all_input_nodes[0]
+    if node.target is aten.slice.Tensor:
+        _, own, start, end, _ = sliced(node)
+        return min(end - start, _extent(x, dim)) if own == dim else _extent(x, dim)
+    if node.target is aten.select.int and argument(node, 1, "dim") % rank_of(x) == dim:
+        return 1
+    return _extent(x, dim)
+
+
 def _common_root(node: Node, dim: int) -> Node | None:
     """Returns the root of what a concatenation only adds constants or its own entries to.
 
     None: it joins more than that.
     """
+    if Arguments(node).dim(node) != dim:
+        return None
     main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
     root = _root(main, dim)
     more = [p for p in others if fact_of(p).kind is not Kind.STATIC]

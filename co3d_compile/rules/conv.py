@@ -34,6 +34,9 @@ class Convolution(KernelRule):
         ((x, space),) = super().mixes(node)
         return [(x, [conv.first - 1, *space])]
 
+    def weights(self, node: Node) -> Iterable[object]:
+        return node.args[1:3]
+
     def layout(self, node: Node) -> Layout:
         channels = self.args(node).first - 1
         out = super().layout(node)
@@ -88,6 +91,9 @@ class TransposedConvolution(SpreadingRule):
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         conv = ConvArgs.of(node)
         return [(conv.x, [conv.first - 1, *(conv.first + a for a in conv.space)])]
+
+    def weights(self, node: Node) -> Iterable[object]:
+        return node.args[1:3]
 
     def layout(self, node: Node) -> Layout:
         conv = ConvArgs.of(node)

@@ -29,6 +29,9 @@ class Linear(Rule):
         x = operand(node)
         return [(x, [-1])]
 
+    def weights(self, node: Node) -> Iterable[object]:
+        return node.args[1:]
+
     def layout(self, node: Node) -> Layout:
         x = operand(node)
         lay = known(x)

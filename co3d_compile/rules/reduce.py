@@ -73,7 +73,7 @@ class Reduction(Rule):
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Reduces over space first: what is left to remember is small."""
-        x, dims, keep = reduced(node)
+        x, dims, keep = self._norm_args(node)
         place = known(x).time
         if node.target not in SEPARABLE or place is None or place.dim not in dims or not place.alone or len(dims) == 1:
             return None
@@ -127,6 +127,9 @@ class Norm(Rule):
         x, dims = operand(node), self._dims(node)
         scaled = node.target == aten.instance_norm.default and isinstance(argument(node, 1, "weight"), Node)
         return [(x, [1, *dims] if scaled else dims)]  # a scale for each entry of dim 1 has no more of them
+
+    def weights(self, node: Node) -> Iterable[object]:
+        return node.args[1:]
 
     def gate(self, node: Node, scope: str) -> Fact | None:
         x = operand(node)

@@ -166,6 +166,9 @@ class IndexSelect(Rule):
         x = operand(node)
         return [(x, [argument(node, 1, "dim")])]
 
+    def weights(self, node: Node) -> list[object]:
+        return [argument(node, 2, "index")]
+
     def layout(self, node: Node) -> Layout:
         x = operand(node)
         d = argument(node, 1, "dim") % rank_of(x)
