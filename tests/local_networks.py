@@ -108,6 +108,15 @@ class Weighted(Part):
         return x @ near / 5
 
 
+class WeightedByEinsum(Part):
+    """The same with the batch beside the channels, as ``einsum`` has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A smoothing in which time is summed over."""
+        near = (distances(x.shape[2]).abs() <= 2).float()
+        return torch.einsum("st,nct->ncs", near, x) / 5
+
+
 class Variance(Part):
     """Local mean and variance by ``unfold``."""
 
@@ -215,6 +224,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "filled in": (FilledIn, [(2, 1, 1)]),
     "softmax by hand": (Written, [(2, 2, 1)]),
     "band of weights": (Weighted, [(2, 2, 1)]),
+    "band of weights by einsum": (WeightedByEinsum, [(2, 2, 1)]),
     "local variance": (Variance, []),  # operators that have a rule, all of them
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),

@@ -91,6 +91,7 @@ ENDS = {
     ("mask -1e9", 3): 0,
     ("mask -inf", 1): 4,
     ("mask -inf", 3): 6,
+    ("band of weights by einsum", 1): 5,
     ("band behind a stride", 6): 18,
     ("band behind up-sampling", 1): 4,
 }

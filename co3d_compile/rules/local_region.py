@@ -82,19 +82,19 @@ class LocalRegion(Rule):
             at = len(entries) - low.pulse(x) + oldest
             clips.append(low.as_clip([entries[at + i * spacing] for i in range(length)], known(x)))
         places = [(known(x).batch, known(x).time) for x in operand_list(node)]
-        batch, time = places[0][0], self.layout(node).time
-        assert batch is not None and time is not None
+        batch, own_batch, time = places[0][0], self.layout(node).batch, self.layout(node).time
+        assert batch is not None and own_batch is not None and time is not None
         moved = None if low.ends is None else _moved_by(node, low.ends, front, length, block)
         if moved is not None:
             for i, (own, over) in enumerate(places):
                 assert own is not None and over is not None
-                clips[i] = low.from_rows(clips[i], own.dim, over.dim, moved, range(length))
+                clips[i] = low.from_rows(clips[i], own, over.dim, moved, range(length))
         result = write_body(low, part.captures, length, clips, batch.dim)
         rows = range(front, front + block)
         if moved is None:
             return [low.call(aten.select.int, result, time.dim, i) for i in rows]
         back = low.call(aten.neg.default, moved)
-        own_rows = low.from_rows(result, 0, time.dim, back, rows)
+        own_rows = low.from_rows(result, own_batch, time.dim, back, rows)
         return [low.call(aten.select.int, own_rows, time.dim, i) for i in range(block)]
 
 

@@ -120,12 +120,16 @@ class EntryOperators(Builder):
         step = steps.pop()
         return (positions[0], step) if not steps and step > 0 else None
 
-    def from_rows(self, x: Node, batch_dim: int, dim: int, by: Node, rows: Sequence[int]) -> Node:
+    def from_rows(self, x: Node, batch: Place, dim: int, by: Node, rows: Sequence[int]) -> Node:
         """Returns the rows of a dim, which lie ``by`` (batch, 1) farther on for each stream.
 
         Beyond an end the last one.
         """
-        sizes = self.sizes(x)
+        sizes, batch_dim = self.sizes(x), batch.dim
+        if batch.outer * batch.inner > 1:  # what is folded into the batch's dim moves as its stream does
+            by = self.call(aten.reshape.default, by, [1, -1, 1])
+            by = self.call(aten.expand.default, by, [batch.outer, -1, batch.inner])
+            by = self.call(aten.reshape.default, by, [-1, 1])
         index = self.call(aten.add.Tensor, by, self.new_constant(torch.tensor(list(rows)).view(1, -1)))
         index = self.call(aten.clamp.default, index, 0, sizes[dim] - 1)
         index = self.call(aten.reshape.default, index, [-1, len(rows)])
