@@ -72,6 +72,12 @@ def attend(m: Any, x: Tensor) -> Tensor:
     return torch.softmax(m.q(y) @ m.k(y).transpose(1, 2), 2) @ y
 
 
+def difference_by_split(x: Tensor) -> Tensor:
+    """Its first entry, cut off, gives zeros their shape alone."""
+    first, later = torch.split(x, [1, x.shape[2] - 1], 2)
+    return torch.cat([torch.zeros_like(first), later - x[:, :, :-1]], 2)
+
+
 def counts(x: Tensor) -> Tensor:
     """How many values of a frame fall into each of five bins: a window from the input on, and constants like it."""
     bins = (2 * x + 2).long().clamp(0, 4)
@@ -156,6 +162,18 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "mean of what is up-sampled": (
         lambda: Graph(lambda m, x: m.l((x + F.interpolate(F.max_pool1d(m.a(x), 4), scale_factor=4)).mean(2)),
                       a=conv(), l=nn.Linear(4, 3)), ((1, 4, 16),), {},
+    ),
+    "difference by split": (
+        lambda: Graph(lambda m, x: m.a(difference_by_split(x)), a=conv()),
+        (CLIP,), {},
+    ),
+    "copies of the last entry": (
+        lambda: Graph(lambda m, x: torch.cat([y := m.a(x), y[:, :, -1:].expand(-1, -1, 3)], 2), a=conv()),
+        (CLIP,), {},
+    ),
+    "every third entry negated": (
+        lambda: Graph(lambda m, x: torch.where(torch.arange(x.shape[2]) % 3 == 0, y := m.a(x), -y), a=conv()),
+        ((1, 4, 12),), {},
     ),
     "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
     "folded time": (

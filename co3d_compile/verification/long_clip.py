@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.node_reading import module_path, operator_name
@@ -164,7 +164,7 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        constant = self._constant(n, args, kwargs)
+        constant = self._constant(n, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
@@ -185,9 +185,17 @@ class LongClip(Interpreter):
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
         return Stream(result, claim, constant)
 
-    def _constant(self, n: Node, args: Arguments, kwargs: Named) -> Value:
+    def _constant(self, n: Node, kwargs: Named) -> Value:
         """Runs the operator on a single clip, where the compiler says that its values do not matter."""
-        return _on_clip(n, args, kwargs) if self._claim(n).kind is Kind.STATIC else None
+        if self._claim(n).kind is not Kind.STATIC:
+            return None
+
+        def given(a: Node) -> Value:
+            v = self.env[a]
+            shape_alone = isinstance(v, Stream) and v.constant is None and v.claim.place is None
+            return torch.zeros(a.meta["val"].shape, dtype=v.value.dtype) if shape_alone else v
+
+        return _on_clip(n, map_arg(n.args, given), kwargs)
 
     def _extended(self, v: Value, stream: Stream) -> Value:
         """Makes a constant that has the clip's entries go on beyond them: it counts, or stays the same."""

@@ -74,7 +74,8 @@ class Reference:
             self.claims = claims_of(self.program, regions)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
-        self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams))
+        blocks = [(part.period * self.claims[part.result].rate).numerator for part in regions]
+        self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams), *blocks)
         self.clip = next(int(i.shape[i.time_dim]) for i in self.inputs if i.time_dim is not None)
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False

@@ -65,6 +65,9 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
     if r.again and (target in COPIES or "upsample" in name):
         assert r.after.layout is not None
         return x.expand(list(r.after.layout.resize(TIME, r.actual).shape))
+    ends = target is aten.expand.default and r.after.layout is None and len(rest[0]) == x.dim()
+    if ends and r.clip == 1 and r.dim >= 0:
+        return x.expand([-1 if d == r.dim else s for d, s in enumerate(rest[0])])  # `filled` takes as many as it needs
     if target in VIEWS:
         return _view(r, x, rest[0])
     if target in (aten.slice.Tensor, aten.select.int) and (rest[0] if rest else 0) % x.dim() == r.dim:
@@ -123,16 +126,20 @@ def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
-    """Takes evenly spaced indices as a slice."""
+    """Takes evenly spaced indices as a slice, and what its ends repeat as copies of its first and last entry."""
     if r.node.target is aten.index_select.default:
         dim, index = rest[0] % x.dim(), rest[1]
     else:
         dim, index = next((d, i) for d, i in enumerate(rest[0]) if i is not None)
     values = index.flatten().tolist()
+    front, back = (next((i for i, v in enumerate(w) if v != w[0]), 1) - 1 for w in (values, values[::-1]))
+    values = values[front : len(values) - back]
     steps = {b - a for a, b in pairwise(values)} or {1}
     if dim != r.dim or len(steps) != 1 or min(steps) < 1 or index.dim() != 1:
         return call(r.node, (x, *rest))
-    return _slice(r, x, values[0], values[-1] + 1, steps.pop())
+    main = _slice(r, x, values[0], values[-1] + 1, steps.pop())
+    first, last = main.narrow(r.dim, 0, 1), main.narrow(r.dim, main.shape[r.dim] - 1, 1)
+    return torch.cat([*[first] * front, main, *[last] * back], r.dim) if front + back else main
 
 
 def _pool(r: Resize, x: Tensor, name: str, rest: Arguments) -> list[Value]:
