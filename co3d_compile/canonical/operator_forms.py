@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -207,9 +208,15 @@ def _as_dtype(program: Program, node: Node) -> None:
     replace(node, x)
 
 
-def _evenly(index: torch.Tensor) -> tuple[int, int, int] | None:
+def _repeated(values: Sequence[int]) -> int:
+    """Counts how often the first of some numbers stands in front of itself."""
+    return next((i for i, value in enumerate(values) if value != values[0]), len(values)) - 1
+
+
+def _evenly(values: Sequence[int]) -> tuple[int, int, int] | None:
     """Returns the start, end and step of evenly spaced rising indices."""
-    values = index.flatten().tolist()
+    if not values:
+        return None
     steps = {b - a for a, b in pairwise(values)} or {1}
     step = steps.pop()
     return (values[0], values[-1] + 1, step) if not steps and step > 0 and values[0] >= 0 else None
@@ -227,7 +234,9 @@ def _gather(program: Program, node: Node) -> None:
     ):
         return
     dim, index = given[0]
-    replace(node, insert(program, node, aten.index_select.default, x, dim, index))
+    taken = insert(program, node, aten.index_select.default, x, dim, index)
+    replace(node, taken)
+    _index_select(program, taken)
 
 
 def _index_select(program: Program, node: Node) -> None:
@@ -235,9 +244,17 @@ def _index_select(program: Program, node: Node) -> None:
     assert isinstance(x, Node) and isinstance(index, Node) and isinstance(dim, int)
     if index.op != "get_attr":
         return
-    even = _evenly(program.constant(index))
-    if even is not None:
-        replace(node, insert(program, node, aten.slice.Tensor, x, dim % rank_of(x), *even))
+    dim, values = dim % rank_of(x), program.constant(index).flatten().tolist()
+    front, back = _repeated(values), _repeated(values[::-1])
+    even = _evenly(values[front : len(values) - back])
+    if even is None:
+        return
+    start, end, _ = even
+    main = insert(program, node, aten.slice.Tensor, x, dim, *even)
+    if front + back:  # the first or the last entry several times, as ``clamp`` gives it
+        first, last = (insert(program, node, aten.slice.Tensor, x, dim, i, i + 1) for i in (start, end - 1))
+        main = insert(program, node, aten.cat.default, [*[first] * front, main, *[last] * back], dim)
+    replace(node, main)
 
 
 def _prelu(program: Program, node: Node) -> None:

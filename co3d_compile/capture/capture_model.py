@@ -57,6 +57,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     as_real_numbers(program)
     roll_loops(program)
     roll(program)
+    roll_loops(program, ends=True)
     join_written_out(program)
     program.follow()
     return program

@@ -81,16 +81,19 @@ class LoopWriter:
                 found.add(at)
         return sorted(needed(self.copies, list(found)) & found)
 
-    def write(self, with_state: bool) -> bool:
+    def write(self, with_state: bool, ends: bool = False) -> bool:
         """Writes the operator; says whether the copies are a loop over frames.
 
         Args:
             with_state: Whether it must hand values on; else it must hand on none.
+            ends: Whether the first or last results may be others, where nothing is handed on.
         """
         if not self.outputs or not self._over_frames(with_state):
             return False
         cats = list(self._cats())
-        if not with_state and any(len(Arguments(cat).tensors("tensors")) > groups[0].count for cat, groups in cats):
+        if not (with_state or ends) and any(
+            len(Arguments(cat).tensors("tensors")) > groups[0].count for cat, groups in cats
+        ):
             return False  # the first or last ones are others: frame_loops takes them
         alone = [at for at in self.outputs if self._read_alone(at, cats)]
         variants = list(dict.fromkeys(group.how for _, groups in cats for group in groups))

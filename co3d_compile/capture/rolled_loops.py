@@ -21,20 +21,24 @@ FEWEST = 2  # copies that lie one behind the other
 RUNS = 40  # of tokens that are looked at for each loop
 
 
-def roll_loops(program: Program) -> None:
+def roll_loops(program: Program, ends: bool = False) -> None:
     """Rewrites ``for t in range(T): h = cell(x[:, t], h); out.append(h)`` to one operator, :class:`FrameLoop`.
 
     Copies are found by what they are: the same operators again and again, which read the same, or what the copy before
     has computed, or frames at indices that walk. Whatever the loop looks like in Python is gone by then.
+
+    Args:
+        program: As captured.
+        ends: Whether the first or last results may be computed in another way, where nothing is handed on.
     """
     if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return  # the program leaves its sizes open
     _tidy(program)
-    while _one(program):
+    while _one(program, ends):
         pass
 
 
-def _one(program: Program) -> bool:
+def _one(program: Program, ends: bool) -> bool:
     """Writes one loop as an operator; says whether there was one."""
     times = TimeDims(program)
     try:
@@ -47,7 +51,7 @@ def _one(program: Program) -> bool:
                     if not with_state and any(walk.step > 1 for walk in copies.walks.values()):
                         continue  # parts of a clip that hand nothing on may be as many for any clip: heads of halves
                     writers.append(LoopWriter(program, copies, times))
-                    if writers[-1].write(with_state):
+                    if writers[-1].write(with_state, ends):
                         return True
                 if with_state and _with_first_turn(program, writers, times):
                     return True

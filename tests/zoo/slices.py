@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ def overlapping_blocks(x: Tensor) -> Tensor:
     return y.as_strided((n, t // 2 - 1, 4, c), (a, b // 2, *rest)).amax(2).transpose(1, 2)
 
 
+def differences_in_a_list(x: Tensor) -> Tensor:
+    """Frame by frame, with zeros for the one that the last frame has no difference to."""
+    frames = x.unbind(2)
+    return torch.stack([*(b - a for a, b in pairwise(frames)), torch.zeros_like(frames[0])], 2)
+
+
 # Each keeps its time axis and extends: the module itself on a long clip is the reference.
 STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
@@ -85,8 +92,11 @@ STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "pad_replicate": causal_replicate,
     "shift_forth": shift_forth,
     "frame_difference": frame_difference,
+    "differences_in_a_list": differences_in_a_list,
     "join_neighbours": join_neighbours,
     "stack_taps": stack_taps,
+    "indices_of_the_frames_before": lambda x: x - x[:, :, [0, 0, *range(x.shape[2] - 2)]],
+    "indices_of_the_frames_behind": lambda x: x - x[:, :, (torch.arange(x.shape[2]) + 1).clamp(max=x.shape[2] - 1)],
     "roll_and_clear": roll_and_clear,
     "overlapping_blocks": overlapping_blocks,
     "concat_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], x.shape[1], 2), x], 2)[:, :, :-2],
