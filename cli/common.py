@@ -82,6 +82,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 
 FILE = click.Path(path_type=Path)
+FILE_OR_STDOUT = click.Path(path_type=Path, allow_dash=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 COUNT = click.IntRange(min=1)
 verbose_option = option("-v", "--verbose", count=True, group=OTHER, help="Say more; -vv also shows tracebacks.")

@@ -12,6 +12,7 @@ import click
 from co3d_compile.cli.common import (
     COUNT,
     FILE,
+    FILE_OR_STDOUT,
     FOLDER,
     OUTPUT,
     SOURCE,
@@ -96,7 +97,7 @@ Exit codes:
 @option(
     "--csv",
     "csv_path",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=FILE_OR_STDOUT,
     group=OUTPUT,
     metavar="FILE",
     help="Write all predictions as CSV; - for standard output.",
@@ -104,7 +105,7 @@ Exit codes:
 @option(
     "--jsonl",
     "jsonl_path",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=FILE_OR_STDOUT,
     group=OUTPUT,
     metavar="FILE",
     help="Write all predictions as JSON, one a line; - for standard output.",
@@ -112,7 +113,7 @@ Exit codes:
 @option(
     "--events",
     "events_path",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=FILE_OR_STDOUT,
     group=OUTPUT,
     metavar="FILE",
     help="Write what was seen from when to when: as JSON, one a line, into FILE.jsonl, else as CSV; - for standard "
