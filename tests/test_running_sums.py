@@ -41,3 +41,27 @@ def test_running_results_go_on_as_in_one_long_clip(name: str, options: dict[str,
     skipped = streamed.shape[2] - (FRAMES - delay)  # with exact ends what is not due yet is left out
     expected = net(clips).numpy()[:, :, : FRAMES - delay]
     np.testing.assert_allclose(streamed[:, :, skipped:], expected, rtol=1e-3 if "product" in name else 1e-5)
+
+
+SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a whole clip": lambda x: x.sum(2),
+    "all numbers": lambda x: x.sum((1, 2)),
+    "channels": lambda x: x.sum(1),
+    "what is true": lambda x: (x > 150).sum(2),
+    "a few frames": lambda x: x.unfold(2, 5, 1).sum(-1),
+    "true in a few frames": lambda x: (x > 150).unfold(2, 5, 1).sum(-1),
+    "an average": lambda x: x.mean(2, dtype=torch.float32),
+    "neighbours": lambda x: torch.stack([x[:, :, 1:], x[:, :, :-1]]).sum(0),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_small_numbers_are_summed_up_as_large_ones(name: str) -> None:
+    net = Graph(lambda m, x: SUMS[name](x).float()).eval()
+    clip = torch.randint(100, 255, (1, 3, 12), dtype=torch.uint8)
+    compiled = co3d.compile(net, (clip,))
+    session, frames = co3d.StreamSession(compiled), [clip[:, :, i].numpy() for i in range(12)]
+    last = [session.step(frame) for frame in frames][-1]
+    expected = net(clip).numpy()
+    np.testing.assert_allclose(last, expected if last.shape == expected.shape else expected[..., -1], rtol=1e-6)
+    assert not compiled.info.recomputed

@@ -179,7 +179,17 @@ def _max_dim(program: Program, node: Node) -> None:
 def _mean_all(program: Program, node: Node) -> None:
     x = operand(node)
     target = {aten.mean.default: aten.mean.dim, aten.sum.default: aten.sum.dim_IntList}[node.target]  # type: ignore[index]
-    replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
+    new = insert(program, node, target, x, list(range(rank_of(x))), False, dtype=node.meta["val"].dtype)
+    _cast_first(program, new)
+    replace(node, new)
+
+
+def _cast_first(program: Program, node: Node) -> None:
+    """Makes the dtype in which PyTorch sums up that of the operand: small numbers are summed up as large ones."""
+    x, dtype = operand(node), node.meta["val"].dtype
+    if x.meta["val"].dtype != dtype:
+        node.update_arg(0, insert(program, node, aten._to_copy.default, x, dtype=dtype))
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
 
 
 def _split(program: Program, node: Node) -> None:
@@ -317,6 +327,13 @@ def _join(_: Program, node: Node) -> None:
         node.update_arg(0, kept)
 
 
+SUMS = (
+    aten.sum.dim_IntList,
+    aten.mean.dim,
+    aten.prod.dim_int,
+    aten.cumsum.default,
+    aten.cumprod.default,
+)
 REWRITES: dict[Any, Any] = {
     aten.cat.default: _join,
     **dict.fromkeys(DIMS, _pool),
@@ -325,6 +342,7 @@ REWRITES: dict[Any, Any] = {
     **dict.fromkeys(WITH_INDICES, _with_indices),
     aten.max.dim: _max_dim,
     aten.min.dim: _max_dim,
+    **dict.fromkeys(SUMS, _cast_first),
     aten.mean.default: _mean_all,
     aten.sum.default: _mean_all,
     aten.split.Tensor: _split,

@@ -235,11 +235,9 @@ class Running(AlongDims):
         return results
 
     def _row(self, node: Node, low: StepGraph, i: int) -> Node:
-        """Gives the numbers of new entry ``i`` of the operand for each stream, in the dtype of the result."""
-        x, dtype = operand(node), node.meta["val"].dtype
+        """Gives the numbers of new entry ``i`` of the operand for each stream."""
+        x = operand(node)
         entry = low.batch_first(low.entry(x, i), fact_of(x).layout)[0]
-        if x.meta["val"].dtype != dtype:  # counts of what is true, or of small numbers, outgrow their own
-            entry = low.call(aten._to_copy.default, entry, dtype=dtype)
         return low.call(aten.reshape.default, entry, [-1, low.features(entry)])
 
 
