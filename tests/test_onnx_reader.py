@@ -35,20 +35,28 @@ FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn
 """What the old exporter writes in smaller operators, or with the batch fixed."""
 FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unet_linear", "unfold_mean", "written"]
 """What the new exporter writes as indices, as blocks that overlap, or with sizes of one clip."""
+TRANSFORM = "a Fourier transform is an operator of its own (DFT, STFT), which is refused"
 OTHERWISE = {
     "old exporter": {
         "adaptive_to_four": "an adaptive pool is written as a pool with strides",
         "index_put": "blocks that overlap are written one by one",
+        "overlapping_blocks": "blocks are written with sizes of one clip",
         "roll": "a roll is written as two slices, which stream",
         "unfold_mean": "sliding windows are written as a list of slices: states of other shapes",
         "zeros_beside": "zeros beside the frames are stored for one clip",
     },
     "new exporter": {
         "adaptive_to_four": "an adaptive pool is written as a pool with strides",
-        "align_corners": "an interpolation is written as two selections",
         "attention_grouped": "keys and values are repeated before they are kept",
         "bilinear_layer": "a layer is written as an einsum",
         "class_token": "what is repeated is stored for one clip",
+        "filtered": TRANSFORM,
+        "overlapping_blocks": "blocks are written with sizes of one clip",
+        "phase": TRANSFORM,
+        "running_mean_per_frequency": "what is padded is kept behind it: a state of another shape",
+        "stft_both_parts": TRANSFORM,
+        "stft_centred": TRANSFORM,
+        "stft_power": TRANSFORM,
         "cnn_rnn": "an RNN is written as a loop: a state of another shape",
         "in_memory": "the strides of memory are written as indices into one clip",
         "module_unfold": "sliding windows are written with sizes of one clip",
