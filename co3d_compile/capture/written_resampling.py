@@ -20,7 +20,7 @@ DRAWS = 3
 
 
 def join_interpolations(program: Program) -> None:
-    """``x[i] + (x[j] - x[i]) * w`` with stored ``i``, ``j`` and ``w`` to an interpolation over the last dim."""
+    """Rewrites ``x[i] + (x[j] - x[i]) * w`` with ``i``, ``j`` and ``w`` stored to interpolation over the last dim."""
     if not any(n.target is SELECT for n in program.graph.nodes):
         return
     constants = Constants(program)
@@ -42,7 +42,7 @@ def _may(node: Node) -> bool:
 
 
 def _corners(region: Region) -> bool | None:
-    """``align_corners`` of the interpolation that a region computes; None if it computes none."""
+    """Returns ``align_corners`` of the interpolation that a region computes; None if it computes none."""
     x, node = region.source, region.result
     values = x.meta["val"], node.meta["val"]
     if x.op == "get_attr" or not all(isinstance(v, torch.Tensor) and v.is_floating_point() for v in values):

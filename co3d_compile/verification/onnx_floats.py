@@ -14,7 +14,7 @@ TYPES = {"to", "dtype"}
 
 
 def in_float32(model: ModelProto) -> ModelProto:
-    """The same file with half precision cast, and without the rounding to 8 bits on the way."""
+    """Returns the same file with half precision cast, and without the rounding to 8 bits on the way."""
     found = ModelProto()
     found.CopyFrom(model)
     for graph in _graphs(found.graph):
@@ -33,7 +33,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def _without_rounding(graph: GraphProto) -> None:
-    """``QuantizeLinear`` and what turns its result back do nothing; stored weights are turned back as before."""
+    """Lets ``QuantizeLinear`` and what turns its result back do nothing; stored weights are turned back as before."""
     rounded: set[str] = set()
     for node in graph.node:
         if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in rounded):

@@ -72,7 +72,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
 
 
 def _compared(module: OnnxModule, session: Any, shapes: list[torch.Size]) -> tuple[float, list[NDArray[np.generic]]]:
-    """How far what was read is from a file on some clips, and the last one of these."""
+    """Returns how far what was read is from a file on some clips, and the last one of these."""
     generator = torch.Generator().manual_seed(1)
     read, expected = [], []
     for _ in range(CLIPS):

@@ -43,7 +43,7 @@ def _chosen(run: Run, call: NodeCall, condition: Value, values: Values) -> Seque
 
 
 def _settings(value: ir.Value | None) -> list[str]:
-    """The inputs of the file that alone decide a value, if each is a single number; empty for others."""
+    """Returns the inputs of the file that alone decide a value, if each is a single number; empty for others."""
     found: list[str] = []
     waiting = [value] if value is not None else []
     while waiting:
