@@ -124,8 +124,7 @@ class TimeWalk:
         if rule is not None and node in self.program.originals and rule.resamples_again(node):
             self._decide(written=frozenset({node.name}))
             return
-        if isinstance(rule, Concatenation) and node.name not in self.decisions.starts and start_of(node, rule):
-            self._decide(starts=frozenset({node.name}))
+        if isinstance(rule, Concatenation) and node.name not in self.decisions.starts and self._begins(node, rule):
             return
         if is_loop(node):
             annotate_body(node)
@@ -142,6 +141,18 @@ class TimeWalk:
         node.meta[KEY] = replace(fact, own=replace(fact.own, by_decree=by_decree))
         if reason is not None:
             self.fallbacks.append((node, reason))
+
+    def _begins(self, node: Node, rule: Concatenation) -> bool:
+        """Whether a concatenation has a start of its own, which is then decided; what it joins is regrouped before."""
+        apart = folded(node)
+        with facts_as({x: fact for x, (fact, _) in apart.items()}):
+            begins = bool(start_of(node, rule))
+        if begins and apart:
+            steps = frozenset((node.name, x.name, steps) for x, (_, steps) in apart.items())
+            self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | steps)
+        elif begins:
+            self._decide(starts=frozenset({node.name}))
+        return begins
 
     def _rule(self, node: Node) -> Rule | None:
         """Returns the rule of a node, unless it is a window by decree."""

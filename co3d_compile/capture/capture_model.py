@@ -15,6 +15,7 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.also_outputs import add_outputs
 from co3d_compile.capture.boxes import box_inputs, one_box
+from co3d_compile.capture.chunked_streams import join_chunks
 from co3d_compile.capture.complex_numbers import as_real_numbers
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
@@ -22,7 +23,7 @@ from co3d_compile.capture.exported_graph import Unlifted, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.known_constants import tensors_of
 from co3d_compile.capture.model_checks import check_operators, check_parameters
-from co3d_compile.capture.rolled_loops import roll_loops
+from co3d_compile.capture.rolled_loops import roll_loops, tidy
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export
 from co3d_compile.capture.written_out import join_written_out
@@ -55,6 +56,8 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     inputs = describe_inputs(module, options)
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
     as_real_numbers(program)
+    tidy(program)
+    join_chunks(program)
     roll_loops(program)
     roll(program)
     roll_loops(program, ends=True)

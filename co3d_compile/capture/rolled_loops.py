@@ -33,7 +33,6 @@ def roll_loops(program: Program, ends: bool = False) -> None:
     """
     if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return  # the program leaves its sizes open
-    _tidy(program)
     while _one(program, ends):
         pass
 
@@ -78,7 +77,7 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
     return False
 
 
-def _tidy(program: Program) -> None:
+def tidy(program: Program) -> None:
     """Takes out what stands between copies: assertions, and results that are joined one by one."""
     graph = program.graph
     for node in list(graph.nodes):

@@ -1,0 +1,303 @@
+"""What is computed from chunks of a clip, entry by entry: the same entry of two chunks has one number.
+
+A chunk that begins with the last frames of the one before it, a cache of them, a convolution on both: all of these
+are operators on a few entries. Which of them come from which chunk is forgotten here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from co3d_compile.capture.chunk_places import FILLED, RESHAPING, SPLITTING, NoChunks, Place, selects_one
+from co3d_compile.capture.loop_tokens import Tokens
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, SAME, sliced
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+ZEROS = {aten.zeros.default, aten.new_zeros.default}
+FULL = {aten.full.default, aten.new_full.default}
+SHAPED = {aten.expand.default, *RESHAPING, *SAME}
+MOST = 200_000  # entries of all chunks
+
+
+@dataclass(frozen=True)
+class Filling:
+    """An entry that is one number all over."""
+
+    value: float
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Given:
+    """An entry of a tensor that chunks are cut from."""
+
+    root: Node
+    index: int
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An entry that an operator computes.
+
+    Args:
+        does: The same for all operators that do the same to whatever they are given.
+        reads: The numbers of the entries that it reads, for each operand that has entries.
+        part: Which one it is, where several are computed from the same.
+    """
+
+    does: Hashable
+    reads: tuple[tuple[int, ...], ...]
+    part: int
+
+
+Entry = Filling | Given | Computed
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How operators that do the same are written: one of them, its place, and those of the operands with entries."""
+
+    node: Node
+    place: Place
+    operands: tuple[Node, ...]
+    places: tuple[Place, ...]
+
+
+class Entries:
+    """The entries of tensors, by number. An entry has a greater number than those that it is computed from.
+
+    Args:
+        tokens: Of the graph.
+        places: Of all tensors that are looked at.
+        roots: The tensors that chunks are cut from.
+
+    Attributes:
+        all: The entries.
+        place: Where each is in its tensor.
+        how: How operators are written, by what they do.
+        of: The entries of each tensor.
+        operators: How many compute entries, and do not only choose among them.
+    """
+
+    def __init__(self, tokens: Tokens, places: Mapping[Node, Place], roots: set[Node]) -> None:
+        self.tokens, self.places, self.roots = tokens, places, roots
+        self.all: list[Entry] = []
+        self.place: list[Place] = []
+        self.how: dict[Hashable, Doing] = {}
+        self.of: dict[Node, list[int]] = {}
+        self.operators = 0
+        self._known: dict[tuple[Entry, Place], int] = {}
+        for node in [n for n in tokens.program.graph.nodes if n in places]:
+            self.of[node] = [self._number(e, places[node]) for e in self._entries(node)]
+            if len(self.all) > MOST:
+                raise NoChunks
+
+    def _number(self, entry: Entry | int, place: Place) -> int:
+        if isinstance(entry, int):
+            return entry
+        known = self._known.setdefault((entry, place), len(self.all))
+        if known == len(self.all):
+            self.all.append(entry)
+            self.place.append(place)
+        return known
+
+    def _entries(self, node: Node) -> Iterator[Entry | int]:
+        """The entries of a tensor: those of its operand, where it only chooses among them."""
+        place, count = self.places[node], self.places[node].entries(shape_of(node))
+        if node in self.roots:
+            yield from (Given(node, i) for i in range(count))
+        elif node.target in FILLED:
+            given = Arguments(node).given("fill_value") if node.target is aten.full_like.default else None
+            value = float(given) if isinstance(given, (int, float)) else float(node.target is aten.ones_like.default)
+            yield from [self._filling(node, value)] * count
+        elif (chosen := self._chosen(node, place)) is not None:
+            if len(chosen) != count:
+                raise NoChunks
+            yield from chosen
+        elif node.target in CONVOLUTIONS and place.dim >= 2:
+            yield from self._convolved(node, place.dim - 2)
+        else:
+            yield from self._one_by_one(node, count)
+
+    def _filling(self, node: Node, value: float) -> Filling:
+        return Filling(value, tuple(self.places[node].sized(shape_of(node), 1)), node.meta["val"].dtype)
+
+    def _chosen(self, node: Node, place: Place) -> list[int] | None:
+        """The entries that an operator takes from its operands as they are; None if it is no such operator."""
+        alone = place.outer == 1
+        if node.target in SAME or (node.target is aten.type_as.default and _dtype(node) == _dtype(operand(node))):
+            return self.of[operand(node)]
+        if node.target is aten.cat.default and alone and Arguments(node).dim(node) == place.dim:
+            return [e for x in Arguments(node).tensors("tensors") for e in self._joined(x, place)]
+        if node.target is aten.slice.Tensor and sliced(node)[1] == place.dim:
+            x, _, start, end, step = sliced(node)
+            return self.of[x][start:end:step] if alone else _refuse()
+        if node.target is operator.getitem:
+            return self._item(node, place)
+        if selects_one(node, place):
+            selected = operand(node)
+            x = operand(selected)
+            return [self.of[x][Arguments(selected).integer("index")]]
+        return None
+
+    def _joined(self, x: Node, place: Place) -> list[int]:
+        """The entries of a part of what is joined; a part that depends on no frame must be one number all over."""
+        if x in self.of:
+            return self.of[x]
+        value = filling_of(x, self.tokens.program)
+        if value is None:
+            return _refuse()
+        filling = Filling(value, tuple(place.sized(shape_of(x), 1)), x.meta["val"].dtype)
+        return [self._number(filling, place)] * place.entries(shape_of(x))
+
+    def _item(self, node: Node, place: Place) -> list[int] | None:
+        split, index = operand(node), node.args[1]
+        x = operand(split)
+        if Arguments(split).dim(x) != place.dim:
+            return None
+        if split.target is aten.unbind.int or place.outer > 1 or not isinstance(index, int):
+            return _refuse()
+        sizes = [int(part.shape[place.dim]) for part in split.meta["val"]]
+        return self.of[x][sum(sizes[:index]) : sum(sizes[: index + 1])]
+
+    def _convolved(self, node: Node, axis: int) -> Iterator[Entry]:
+        given, n = Arguments(node), rank_of(node) - 2
+        stride, dilation = given.integers("stride", n)[axis], given.integers("dilation", n)[axis]
+        padding = given.given("padding")
+        if isinstance(padding, str):
+            _refuse()
+        pad = given.integers("padding", n)[axis]
+        x = operand(node)
+        taps = (shape_of(given.tensor("weight"))[axis + 2] - 1) * dilation + 1
+        outside = self._number(self._filling(x, 0.0), self.places[x])
+        read = [outside] * pad + self.of[x] + [outside] * pad
+        does = self._does(node)
+        self.operators += 1
+        for start in range(0, len(read) - taps + 1, stride):
+            yield Computed(does, (tuple(read[start : start + taps]),), 0)
+
+    def _one_by_one(self, node: Node, count: int) -> Iterator[Entry | int]:
+        """Each entry of an operator that computes it from one entry of each operand, or several of one from it."""
+        read = [self.of[x] for x in self._timed(node)]
+        several = count // len(read[0]) if node.target in RESHAPING else 1
+        pads: tuple[int, int] = (0, 0)
+        if node.target is aten.constant_pad_nd.default:
+            pads = _time_pads(node, self.places[node])
+        if any(len(entries) * several + sum(pads) != count for entries in read):
+            _refuse()
+        self.operators += 1
+        does = self._does(node)
+        filling = None
+        if node.target is aten.constant_pad_nd.default:
+            filling = self._filling(node, float(Arguments(node).given("value") or 0.0))
+            if not any(_other_pads(node, self.places[node])):
+                yield from [*[filling] * pads[0], *read[0], *[filling] * pads[1]]
+                return
+        for i in range(count):
+            at = i - pads[0]
+            if filling is not None and not 0 <= at < len(read[0]):
+                yield filling
+                continue
+            reads = tuple((entries[at // several],) for entries in read)
+            if filling is not None and self._is_filled(reads[0][0], filling):
+                yield filling
+            else:
+                yield Computed(does, reads, at % several)
+
+    def _is_filled(self, number: int, filling: Filling) -> bool:
+        entry = self.all[number]
+        return isinstance(entry, Filling) and entry.value == filling.value
+
+    def _timed(self, node: Node) -> list[Node]:
+        """The operands with entries, each as often as it is read."""
+        leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Node)]
+        found = [operand(x) if x.target in SPLITTING else x for x in leaves]
+        found = [x for x in found if x in self.of]
+        return found or _refuse()
+
+    def _does(self, node: Node) -> Hashable:
+        """What an operator does, whatever the number of its entries: literals, constants, and shapes of one entry."""
+        place, timed = self.places[node], self._timed(node)
+        sizes = tuple(tuple(self.places[x].sized(shape_of(x), 1)) for x in timed)
+        target = aten.reshape.default if node.target in RESHAPING else node.target
+        key = (
+            target, place, tuple(place.sized(shape_of(node), 1)) if node.target not in RESHAPING else None,
+            _dtype(node), tuple(self.places[x] for x in timed), sizes, *self._literals(node),
+        )  # fmt: skip
+        self.how.setdefault(key, Doing(node, place, tuple(timed), tuple(self.places[x] for x in timed)))
+        return key
+
+    def _literals(self, node: Node) -> Iterator[Hashable]:
+        """What an operator is given beside entries."""
+        place = self.places[node]
+        if node.target in RESHAPING:
+            x = operand(node)
+            several = place.entries(shape_of(node)) // self.places[x].entries(shape_of(x))
+            yield several, tuple(place.sized(shape_of(node), several))
+            return
+        if node.target is aten.expand.default:
+            return
+        if node.target is aten.constant_pad_nd.default:
+            yield tuple(_other_pads(node, place)), Arguments(node).number("value")
+            return
+        if node.target is operator.getitem:
+            split = operand(node)
+            yield split.target, tuple(map(str, split.args[1:])), node.args[1]
+            return
+        for value in pytree.tree_leaves((node.args, node.kwargs)):
+            if not isinstance(value, Node):
+                yield type(value), str(value)
+            else:
+                yield "entries" if value in self.of else self.tokens.constant(value)
+
+
+def filling_of(node: Node, program: Program) -> float | None:
+    """The one number that a constant is all over, as far as that is seen."""
+    if node.target in SHAPED:
+        return filling_of(operand(node), program)
+    if node.target in ZEROS:
+        return 0.0
+    if node.target in FULL:
+        value = Arguments(node).given("fill_value")
+        return float(value) if isinstance(value, (int, float)) else None
+    if node.op == "get_attr":
+        value = program.constant(node)
+        alike = value.numel() and bool((value == value.flatten()[0]).all())
+        return float(value.flatten()[0]) if alike and str(node.target) not in program.learned else None
+    return None
+
+
+def _refuse() -> list[int]:
+    raise NoChunks
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    return getattr(node.meta["val"], "dtype", None)
+
+
+def _time_pads(node: Node, place: Place) -> tuple[int, int]:
+    """What a pad puts in front of the entries, and behind them."""
+    pads = Arguments(node).integers("pad")
+    at = 2 * (rank_of(node) - 1 - place.dim)
+    found = (pads[at], pads[at + 1]) if at < len(pads) else (0, 0)
+    if (any(found) and place.outer > 1) or min(pads, default=0) < 0:
+        _refuse()
+    return found
+
+
+def _other_pads(node: Node, place: Place) -> list[int]:
+    pads = list(Arguments(node).integers("pad"))
+    at = 2 * (rank_of(node) - 1 - place.dim)
+    if at < len(pads):
+        pads[at : at + 2] = [0, 0]
+    return pads

@@ -1,0 +1,231 @@
+"""Where time is in what chunks of a clip are computed from: asked backwards, from the join of the chunks' results."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.capture.loop_time import TimeDims
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, SAME, VIEWS
+from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
+from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
+from co3d_compile.rules import is_pointwise, rule_for
+
+aten = torch.ops.aten
+FILLED = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default}
+RESHAPING = {*VIEWS, aten.reshape.default}
+SPLITTING = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
+CUTTING = {aten.slice.Tensor, aten.select.int, *SPLITTING}
+SAME_PLACE = {*SAME, aten.type_as.default, aten.slice.Tensor, aten.constant_pad_nd.default, aten.cat.default}
+
+
+class NoChunks(Exception):
+    """What is joined is not computed entry by entry from chunks of a clip."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the entries of a tensor are: the dim, and what lies in that dim before them (a batch that they follow)."""
+
+    dim: int
+    outer: int = 1
+
+    def entries(self, shape: tuple[int, ...]) -> int:
+        """How many entries a tensor of a shape has."""
+        return shape[self.dim] // self.outer
+
+    def sized(self, shape: tuple[int, ...], entries: int) -> list[int]:
+        """The shape with another number of entries."""
+        return [*shape[: self.dim], self.outer * entries, *shape[self.dim + 1 :]]
+
+
+def places_of(cat: Node, times: TimeDims) -> tuple[dict[Node, Place], set[Node]]:
+    """The place of entries in all that a join over time is computed from, and the tensors that chunks are cut from.
+
+    Raises:
+        NoChunks: Some of it mixes entries in a way that is not known, or has them in two places.
+    """
+    cut = _cut(cat, times)
+    found = {cat: Place(Arguments(cat).dim(cat))}
+    roots: set[Node] = set()
+    for node in reversed(list(cat.graph.nodes)):
+        if node not in found:
+            continue
+        if node not in cut:
+            if found[node].outer > 1 or not times.is_time(node, found[node].dim):
+                _refuse(node, found[node])
+            roots.add(node)
+            continue
+        for x, place in _operands(node, found[node], times.timed):
+            if found.setdefault(x, place) != place:
+                _refuse(x, place)
+    return found, roots
+
+
+def _cut(cat: Node, times: TimeDims) -> set[Node]:
+    """The nodes that depend on parts of tensors."""
+    found: set[Node] = set()
+    for node in cat.graph.nodes:
+        if node in times.timed and (node.target in CUTTING or any(x in found for x in node.all_input_nodes)):
+            found.add(node)
+        if node is cat:
+            break
+    return found
+
+
+def _operands(node: Node, place: Place, timed: set[Node]) -> Iterator[tuple[Node, Place]]:
+    """The operands that have entries, and their places."""
+    moved = _move_of(node)
+    for x in dict.fromkeys(read_by(node)):
+        if x not in timed:
+            continue
+        if x.target in SPLITTING or selects_one(node, place):
+            x, to = operand(x), place
+        else:
+            to = moved(x, place)
+        shape = shape_of(x)
+        if not 0 <= to.dim < len(shape) or shape[to.dim] % to.outer:
+            _refuse(node, place)
+        yield x, to
+
+
+def selects_one(node: Node, place: Place) -> bool:
+    """Whether a node is one entry that was selected and given its dim back."""
+    if node.target is not aten.unsqueeze.default or operand(node).target is not aten.select.int:
+        return False
+    dims = Arguments(node).dim(node), Arguments(operand(node)).dim(operand(operand(node)))
+    return dims == (place.dim, place.dim) and place.outer == 1
+
+
+def read_by(node: Node) -> list[Node]:
+    """The operands of which an operator reads more than the shape and the kind of numbers."""
+    if node.target is aten.type_as.default:
+        return [operand(node)]
+    return [] if node.target in FILLED else node.all_input_nodes
+
+
+def _move_of(node: Node) -> Callable[[Node, Place], Place]:
+    """How the place of a result becomes that of an operand."""
+    if node.target in CONVOLUTIONS:
+        return lambda x, place: place if place.dim != 1 else _refuse(node, place)
+    if node.target in MOVES:
+        return lambda x, place: MOVES[node.target](node, x, place)
+    if node.target in SAME_PLACE or (node.target is operator.getitem and operand(node).target in SPLITTING):
+        return lambda x, place: place
+    if node.target in EXACT_OVERLOADS:
+        return lambda x, place: place if place.dim < 2 else _refuse(node, place)
+    if is_pointwise(node.target) or node.target is aten.expand.default:
+        return lambda x, place: _aligned(node, x, place)
+    return lambda x, place: _by_rule(node, x, place)
+
+
+def _refuse(node: Node, place: Place) -> Place:
+    """Says that nothing is known of the entries of a tensor at this place."""
+    raise NoChunks(f"{node} has no entries in dim {place.dim}")
+
+
+def _aligned(node: Node, x: Node, place: Place) -> Place:
+    moved = replace(place, dim=place.dim - rank_of(node) + rank_of(x))
+    if moved.dim < 0 or shape_of(x)[moved.dim] != shape_of(node)[place.dim]:
+        _refuse(node, place)
+    return moved
+
+
+def _select(node: Node, x: Node, place: Place) -> Place:
+    return replace(place, dim=place.dim + (Arguments(node).dim(x) <= place.dim))
+
+
+def _unsqueeze(node: Node, x: Node, place: Place) -> Place:
+    new = Arguments(node).dim(node)
+    if new == place.dim:
+        _refuse(node, place)
+    return replace(place, dim=place.dim - (new < place.dim))
+
+
+def _squeeze(node: Node, x: Node, place: Place) -> Place:
+    gone = [d for d in norm_dims(node.args[1], rank_of(x)) if shape_of(x)[d] == 1]  # type: ignore[arg-type]
+    return replace(place, dim=[d for d in range(rank_of(x)) if d not in gone][place.dim])
+
+
+def _permute(node: Node, x: Node, place: Place) -> Place:
+    return replace(place, dim=Arguments(node).dims(x, "dims")[place.dim])
+
+
+def _transpose(node: Node, x: Node, place: Place) -> Place:
+    a, b = Arguments(node).dim(x, "dim0"), Arguments(node).dim(x, "dim1")
+    return replace(place, dim={a: b, b: a}.get(place.dim, place.dim))
+
+
+def _view(node: Node, x: Node, place: Place) -> Place:
+    """Of a chunk of one frame several dims may be that of time.
+
+    A dim of its own is taken before one that is shared, the first one (the batch) last, and blocks of entries before
+    entries.
+    """
+    found = sorted(_views(shape_of(node), shape_of(x), place))
+    if not found:
+        return _refuse(node, place)
+    *_, back, outer = found[0]
+    return Place(-back, outer)
+
+
+def _views(new: tuple[int, ...], old: tuple[int, ...], place: Place) -> Iterator[tuple[bool, bool, int, int, int]]:
+    count = place.entries(new)
+    before, behind = prod(new[: place.dim]) * place.outer, prod(new[place.dim + 1 :])
+    for dim, size in enumerate(old):
+        outer, rest = divmod(before, prod(old[:dim]))
+        if rest or not outer or size % outer:
+            continue
+        inside = size // outer
+        if inside and count % inside == 0 and prod(old[dim + 1 :]) == behind * (count // inside):
+            yield outer > 1, dim == 0, inside, -dim, outer
+
+
+def _by_rule(node: Node, x: Node, place: Place) -> Place:
+    """The place that the operator's rule makes the result's."""
+    rule = rule_for(node.target)
+    if rule is None:
+        return _refuse(node, place)
+    for dim in [place.dim, *range(rank_of(x))]:
+        entries = place.entries(shape_of(node))
+        if dim >= rank_of(x) or shape_of(x)[dim] != entries * place.outer:
+            continue
+        to = replace(place, dim=dim)
+        alike = [y for y in node.all_input_nodes if y is x or _may_be(y, x, to)]
+        with facts_as({y: Fact(Kind.STREAM, _layout(y, to)) for y in alike}):
+            try:
+                mixed = any(y is x and dim in norm_dims(list(dims), rank_of(x)) for y, dims in rule.mixes(node))
+                if not mixed and rule.layout(node) == _layout(node, place):
+                    return to
+            except (LayoutLost, NoExtension, AssertionError, IndexError, TypeError, AttributeError):
+                continue
+    return _refuse(node, place)
+
+
+def _may_be(y: Node, x: Node, place: Place) -> bool:
+    """Whether another operand may have its entries in the same place."""
+    sizes = shape_of(y)[place.dim : place.dim + 1]
+    return y.op == "call_function" and sizes == shape_of(x)[place.dim : place.dim + 1]
+
+
+def _layout(x: Node, place: Place) -> Layout:
+    layout = Layout.plain(shape_of(x))
+    return layout.replace(place.dim, [Axis(PLAIN, place.outer), Axis(TIME, place.entries(shape_of(x)))])
+
+
+MOVES: dict[object, Callable[[Node, Node, Place], Place]] = {
+    aten.select.int: _select,
+    aten.unsqueeze.default: _unsqueeze,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.permute.default: _permute,
+    aten.transpose.int: _transpose,
+    **dict.fromkeys(RESHAPING, _view),
+}

@@ -1,0 +1,355 @@
+"""Clips that are computed chunk by chunk, as the same operators on the whole clip.
+
+A causal network is often run on a few frames at a time, with caches of the last frames in front of each convolution.
+Written out, its graph has each operator once for each chunk. What the chunks compute, entry by entry, is what the
+operator computes on the whole clip.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import operator
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node, map_arg
+
+from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given
+from co3d_compile.capture.chunk_places import RESHAPING, NoChunks, places_of
+from co3d_compile.capture.loop_time import TimeDims
+from co3d_compile.capture.loop_tokens import Tokens
+from co3d_compile.ir.aten_operators import CONVOLUTIONS
+from co3d_compile.ir.graph_edits import erase_unused, insert
+from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.random_runs import equal, random_tensor
+
+log = logging.getLogger(__name__)
+aten = torch.ops.aten
+FEWEST = 3  # chunks
+PIECES = 4  # that one operator may read, beside a start of its own
+LESS = 0.6  # of the operators, at most
+SAME = 3e-5  # of the largest number: the same sums in another order
+
+
+def join_chunks(program: Program) -> None:
+    """``cat([f(x[:1]), f(cat([x[:1], x[1:5]])), …])`` over time to f on all of x, where it is the same.
+
+    The numbers stay the same, and are compared.
+    """
+    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
+        return  # the program leaves its sizes open
+    times = TimeDims(program)
+    try:
+        for cat in [n for n in reversed(program.graph.nodes) if n.target is aten.cat.default]:
+            if not cat._erased and len(Arguments(cat).tensors("tensors")) >= FEWEST and _joined(program, cat, times):
+                times.forget()
+                times = TimeDims(program)
+    finally:
+        times.forget()
+
+
+def _joined(program: Program, cat: Node, times: TimeDims) -> bool:
+    """Puts operators on the whole clip in place of those on chunks; whether they do the same."""
+    last = cat.prev
+    try:
+        places, roots = places_of(cat, times)
+        new = _Writer(program, cat, Entries(Tokens(program), places, roots)).written()
+    except (NoChunks, RuntimeError, ValueError, TypeError, IndexError) as why:
+        log.debug("%s joins no chunks: %s", cat, why)
+        while cat.prev is not last:  # what was written before it turned out
+            program.graph.erase_node(cat.prev)
+        return False
+    if not _alike(program, cat, new):
+        erase_unused(new)
+        return False
+    cat.replace_all_uses_with(new)
+    erase_unused(cat)
+    program.record(new, "chunks of a clip")
+    return True
+
+
+class _Kept(Interpreter):
+    """A run of a graph that keeps some values."""
+
+    def __init__(self, program: Program, *nodes: Node) -> None:
+        super().__init__(program.module)
+        self.kept: dict[Node, Tensor] = dict.fromkeys(nodes)  # type: ignore[arg-type]
+
+    def run_node(self, n: Node) -> object:
+        value = super().run_node(n)
+        if n in self.kept:
+            self.kept[n] = value
+        return value
+
+
+def _alike(program: Program, a: Node, b: Node) -> bool:
+    """Whether two nodes have the same values for random clips."""
+    generator = torch.Generator().manual_seed(0)
+    values = [n.meta["val"] for n in program.placeholders()]
+    run = _Kept(program, a, b)
+    with torch.no_grad():
+        run.run(*(random_tensor(v.shape, v.dtype, generator) for v in values))
+    return equal(run.kept[a], run.kept[b], SAME)
+
+
+class _Layer:
+    """What one operator on the whole clip computes.
+
+    Args:
+        does: What the operator does.
+        entries: Those that are asked for, in the order of time.
+        reads: For each operand the entries that it has, in order.
+        at: The place of each entry in the result.
+    """
+
+    def __init__(self, does: Hashable, entries: list[int], reads: list[list[int]], at: dict[int, int]) -> None:
+        self.does, self.entries, self.reads, self.at = does, entries, reads, at
+        self.node: Node | None = None
+        self.open = False
+
+
+class _Writer:
+    """Writes the operators on the whole clip that compute what chunks are joined to."""
+
+    def __init__(self, program: Program, cat: Node, entries: Entries) -> None:
+        self.program, self.cat, self.entries = program, cat, entries
+        self.layer: dict[int, _Layer] = {}
+        self.made: dict[tuple[int, ...], Node] = {}
+
+    def written(self) -> Node:
+        """The whole of what is joined.
+
+        Raises:
+            NoChunks: It is no stream, or nearly as many operators are needed as for the chunks.
+        """
+        wanted = self.entries.of[self.cat]
+        for count, _ in enumerate(self._layers(wanted), 1):
+            if count > LESS * self.entries.operators:
+                raise NoChunks("as many operators")
+        if not self.entries.operators:
+            raise NoChunks("nothing is computed")
+        return self._sequence(wanted)
+
+    # --- which entries are computed together
+
+    def _layers(self, wanted: Sequence[int]) -> Iterator[_Layer]:
+        """The layers, from the last one to the first one: each is found when all that reads it is known."""
+        heap: list[int] = []
+        asked: dict[Hashable, list[set[int]]] = {}
+        self._ask(wanted, asked, heap)
+        while heap:
+            last = -heapq.heappop(heap)
+            entry = self.entries.all[last]
+            if last in self.layer or not isinstance(entry, Computed):
+                continue
+            for layer in self._chains(entry.does, self._together(last, asked[entry.does])):
+                yield layer
+                for read in layer.reads:
+                    self._ask(read, asked, heap)
+
+    def _ask(self, numbers: Sequence[int], asked: dict[Hashable, list[set[int]]], heap: list[int]) -> None:
+        """Notes that some entries are needed one behind the other."""
+        wanted: dict[Hashable, set[int]] = {}
+        for n in set(numbers):
+            entry = self.entries.all[n]
+            if isinstance(entry, Computed) and n not in self.layer:
+                wanted.setdefault(entry.does, set()).add(n)
+                heapq.heappush(heap, -n)
+        for does, new in wanted.items():
+            groups = asked.setdefault(does, [])
+            for known in [g for g in groups if g & new]:
+                groups.remove(known)
+                new |= known
+            groups.append(new)
+
+    def _together(self, last: int, groups: list[set[int]]) -> list[int]:
+        """Entries that are computed by one operator: none of them from another one; in the order of time.
+
+        They are asked for together, or some of them are earlier than all that are asked for elsewhere.
+        """
+        own = next(g for g in groups if last in g)
+        groups.remove(own)
+        found, before, least = list[int](), set[int](), min(min(g) for g in [own, *groups])
+        for e in sorted(own, reverse=True):
+            if e not in before:
+                found.append(e)
+                self._add_before(e, before, least)
+        if len(found) < len(own):
+            raise NoChunks("it is computed from itself")
+        for others in sorted(groups, key=max, reverse=True):
+            if max(others) < found[-1] and not others & before:
+                groups.remove(others)
+                found += sorted(others, reverse=True)
+                for e in others:
+                    self._add_before(e, before, least)
+        return found[::-1]
+
+    def _add_before(self, number: int, before: set[int], least: int) -> None:
+        """Adds what an entry is computed from."""
+        stack = [number]
+        while stack:
+            entry = self.entries.all[stack.pop()]
+            if isinstance(entry, Computed):
+                for read in entry.reads:
+                    new = [e for e in read if e >= least and e not in before]
+                    before.update(new)
+                    stack += new
+
+    def _chains(self, does: Hashable, together: list[int]) -> Iterator[_Layer]:
+        """The entries as results of as few operators as there must be."""
+        how = self.entries.how[does]
+        sliding = how.node.target in CONVOLUTIONS and how.place.dim >= 2
+        for layer in self._slid(does, together) if sliding else [self._each(does, together)]:
+            for e in layer.entries:
+                self.layer[e] = layer
+            yield layer
+
+    def _each(self, does: Hashable, together: list[int]) -> _Layer:
+        """An operator that computes each entry from one of each operand, or several from the same one."""
+        all_of = self.entries.all
+        entries = [e for e in map(all_of.__getitem__, together) if isinstance(e, Computed)]
+        reads = list(dict.fromkeys(e.reads for e in entries))
+        at = {r: i for i, r in enumerate(reads)}
+        several = self._several(does)
+        places = {n: at[e.reads] * several + e.part for n, e in zip(together, entries, strict=True)}
+        operands = [[r[k][0] for r in reads] for k in range(len(reads[0]))]
+        return _Layer(does, together, operands, places)
+
+    def _several(self, does: Hashable) -> int:
+        how = self.entries.how[does]
+        if how.node.target not in RESHAPING:
+            return 1
+        return how.place.entries(shape_of(how.node)) // how.places[0].entries(shape_of(how.operands[0]))
+
+    def _slid(self, does: Hashable, together: list[int]) -> Iterator[_Layer]:
+        """Convolutions: each entry is computed from some that follow each other, so many behind those of the last."""
+        how = self.entries.how[does]
+        stride = Arguments(how.node).integers("stride", len(shape_of(how.node)) - 2)[how.place.dim - 2]
+        line: list[int] = []
+        own: list[int] = []
+        for e in together:
+            window = self._window(e)
+            start = len(own) * stride
+            overlap = line[start:]
+            if own and (len(overlap) > len(window) or start > len(line) or tuple(overlap) != window[: len(overlap)]):
+                yield _Layer(does, own, [line], {n: i for i, n in enumerate(own)})
+                line, own, overlap = [], [], []
+            line = [*line, *window[len(overlap) :]]
+            own.append(e)
+        yield _Layer(does, own, [line], {n: i for i, n in enumerate(own)})
+
+    def _window(self, number: int) -> tuple[int, ...]:
+        entry = self.entries.all[number]
+        assert isinstance(entry, Computed)
+        return entry.reads[0]
+
+    # --- the operators
+
+    def _sequence(self, numbers: Sequence[int]) -> Node:
+        """A tensor with these entries."""
+        key = tuple(numbers)
+        if key not in self.made:
+            self.made[key] = self._pieced(numbers)
+        return self.made[key]
+
+    def _pieced(self, numbers: Sequence[int]) -> Node:
+        place = self.entries.place[numbers[0]]
+        if any(self.entries.place[n] != place for n in numbers):
+            raise NoChunks
+        front = next((i for i, n in enumerate(numbers) if not self._is_filling(n)), None)
+        if front is None:
+            raise NoChunks
+        pieces = [self._piece(run) for run in _runs([self._source(n) for n in numbers[front:]])]
+        whole = pieces[0] if len(pieces) == 1 else self._insert(aten.cat.default, pieces, place.dim)
+        if len(pieces) > PIECES or (place.outer > 1 and (len(pieces) > 1 or front)):
+            raise NoChunks
+        return self._padded(whole, [self.entries.all[n] for n in numbers[:front]], place.dim)
+
+    def _padded(self, whole: Node, fillings: Sequence[object], dim: int) -> Node:
+        values = {f.value for f in fillings if isinstance(f, Filling)}
+        if not values:
+            return whole
+        if len(values) > 1:
+            raise NoChunks
+        pads = [0, 0] * (len(shape_of(whole)) - 1 - dim) + [len(fillings), 0]
+        return self._insert(aten.constant_pad_nd.default, whole, pads, values.pop())
+
+    def _is_filling(self, number: int) -> bool:
+        return isinstance(self.entries.all[number], Filling)
+
+    def _source(self, number: int) -> tuple[Node, int, int]:
+        """The tensor that an entry is in, which one it is, and the dim."""
+        entry, place = self.entries.all[number], self.entries.place[number]
+        if isinstance(entry, Given):
+            return entry.root, entry.index, place.dim
+        if not isinstance(entry, Computed):
+            raise NoChunks
+        layer = self.layer[number]
+        return self._node(layer), layer.at[number], place.dim if place.outer == 1 else -1
+
+    def _piece(self, run: list[tuple[Node, int, int]]) -> Node:
+        node, first, dim = run[0]
+        if dim < 0:
+            return node if first == 0 and run[-1][1] == len(run) - 1 else self._refuse()
+        if first == 0 and len(run) == shape_of(node)[dim]:
+            return node
+        return self._insert(aten.slice.Tensor, node, dim, first, first + len(run))
+
+    def _refuse(self) -> Node:
+        raise NoChunks
+
+    def _node(self, layer: _Layer) -> Node:
+        if layer.node is None:
+            if layer.open:
+                raise NoChunks  # it is computed from itself
+            layer.open = True
+            layer.node = self._operator(layer)
+        return layer.node
+
+    def _operator(self, layer: _Layer) -> Node:
+        how = self.entries.how[layer.does]
+        operands = iter([self._sequence(read) for read in layer.reads])
+        node, count = how.node, len(layer.reads[0]) * self._several(layer.does)
+        sizes = how.place.sized(shape_of(node), count)
+        if node.target in RESHAPING:
+            return self._like(node, aten.reshape.default, next(operands), sizes)
+        if node.target is aten.expand.default:
+            return self._like(node, node.target, next(operands), sizes)
+        if node.target is aten.constant_pad_nd.default:
+            return self._like(node, node.target, next(operands), layer.does[-1][0], layer.does[-1][1])
+        if node.target is operator.getitem:
+            x = operand(node)
+            split = self._like(x, x.target, next(operands), *x.args[1:])
+            return self._like(node, node.target, split, node.args[1])
+        timed = set(how.operands)
+        args, kwargs = map_arg((node.args, node.kwargs), lambda v: next(operands) if v in timed else v)
+        if node.target in CONVOLUTIONS and how.place.dim >= 2:
+            args = self._unpadded(node, how.place.dim - 2, args)
+        return self._like(node, node.target, *args, **kwargs)
+
+    def _unpadded(self, node: Node, axis: int, args: tuple[object, ...]) -> tuple[object, ...]:
+        given, n = Arguments(node), len(shape_of(node)) - 2
+        pads = given.integers("padding", n)
+        pads[axis] = 0
+        rest = (given.given("bias"), given.integers("stride", n), pads, given.integers("dilation", n))
+        return (args[0], args[1], *rest, given.integer("groups"))
+
+    def _insert(self, target: object, *args: object) -> Node:
+        return insert(self.program, self.cat, target, *args)
+
+    def _like(self, node: Node, target: object, *args: object, **kwargs: object) -> Node:
+        new = insert(self.program, self.cat, target, *args, **kwargs)
+        new.meta = {**node.meta, "val": new.meta["val"]}
+        return new
+
+
+def _runs(sources: list[tuple[Node, int, int]]) -> Iterator[list[tuple[Node, int, int]]]:
+    """Entries of one tensor that follow each other."""
+    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(sources)) if a[0] is not b[0] or a[1] + 1 != b[1])]
+    for start, end in pairwise([*starts, len(sources)]):
+        yield sources[start:end]

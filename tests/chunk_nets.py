@@ -1,0 +1,176 @@
+"""Causal networks that compute a clip chunk by chunk, with caches of the last frames, on (N, 4, T)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Forward = Callable[[Any, Tensor], Tensor]
+Cache = dict[str, Tensor]
+
+
+class Chunked(nn.Module):
+    """A few layers, and the lines of Python that join them."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self._forward = forward
+        self.a, self.b, self.c = (nn.Conv1d(4, 4, 3) for _ in range(3))
+        self.slow, self.fast, self.mix = nn.Conv1d(4, 4, 3, stride=2), nn.Conv1d(4, 8, 3), nn.Conv1d(4, 4, 1)
+        self.heads, self.place = nn.Linear(4, 12), nn.Parameter(torch.randn(4, 13))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the lines compute."""
+        return self._forward(self, x)
+
+
+def ones(x: Tensor) -> Iterator[Tensor]:
+    """Chunks of one frame."""
+    return (x[:, :, t : t + 1] for t in range(x.shape[2]))
+
+
+def first_alone(x: Tensor) -> Iterator[Tensor]:
+    """The first frame by itself, then chunks of four."""
+    yield x[:, :, :1]
+    for t in range(1, x.shape[2], 4):
+        yield x[:, :, t : t + 4]
+
+
+def causal(conv: nn.Module, x: Tensor, cache: Cache, name: str) -> Tensor:
+    """A convolution on a chunk and the last two frames before it; zeros in front of the first ones."""
+    past = cache.get(name)
+    count = 0 if past is None else past.shape[2]
+    joined = x if past is None else torch.cat([past, x], 2)
+    cache[name] = joined[:, :, -2:].clone()
+    return conv(F.pad(joined, (2 - count, 0)))
+
+
+def replicated(conv: nn.Module, x: Tensor, cache: Cache, name: str) -> Tensor:
+    """The same, with the first frame in front of the first ones."""
+    past = cache[name] if name in cache else torch.cat([x[:, :, :1]] * 2, 2)
+    joined = torch.cat([past, x], 2)
+    cache[name] = joined[:, :, -2:]
+    return conv(joined)
+
+
+def layers(chunks: Callable[[Tensor], Any], cached: Callable[..., Tensor]) -> Forward:
+    """Two convolutions and a way past them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        cache: Cache = {}
+        out = []
+        for chunk in chunks(x):
+            y = F.silu(cached(m.a, chunk, cache, "a"))
+            out.append(chunk + F.silu(cached(m.b, y, cache, "b")))
+        return m.mix(torch.cat(out, 2))
+
+    return forward
+
+
+def starts_with_zeros(m: Any, x: Tensor) -> Tensor:
+    past, out = x.new_zeros(x.shape[0], 4, 2), None
+    for chunk in x.split(3, 2):
+        joined = torch.cat([past, m.mix(chunk)], 2)
+        past = joined[:, :, -2:]
+        y = torch.tanh(m.a(joined))
+        out = y if out is None else torch.cat([out, y], 2)
+    return out
+
+
+def doubled(m: Any, x: Tensor) -> Tensor:
+    """The first frame as it is; of each other one two."""
+    cache: Cache = {}
+    out = []
+    for t, chunk in enumerate(ones(x)):
+        y = causal(m.a, chunk, cache, "a")
+        if t:
+            y = causal(m.fast, y, cache, "twice").unflatten(1, (2, 4)).permute(0, 2, 3, 1).flatten(2)
+        out.append(causal(m.b, F.relu(y), cache, "b"))
+    return torch.cat(out, 2)
+
+
+def halved(m: Any, x: Tensor) -> Tensor:
+    """The first frame as it is; of the others each two one."""
+    cache: Cache = {}
+    out = []
+    for t, chunk in enumerate(first_alone(x)):
+        y = causal(m.a, chunk, cache, "a")
+        last = y[:, :, -1:]
+        if t:
+            y = m.slow(torch.cat([cache["half"], y], 2))
+        cache["half"] = last
+        out.append(causal(m.b, F.relu(y), cache, "b"))
+    return torch.cat(out, 2)
+
+
+def attention_in_a_frame(m: Any, x: Tensor) -> Tensor:
+    """Channels of a frame attend to each other: frames are folded into the batch, and come out again."""
+    cache: Cache = {}
+    out = []
+    for chunk in ones(x):
+        y = causal(m.a, chunk, cache, "a")
+        rows = m.heads(y.transpose(1, 2).reshape(-1, 4))
+        q, k, v = rows.reshape(-1, 1, 4, 3).chunk(3, -1)
+        y = y + F.scaled_dot_product_attention(q, k, v).reshape(x.shape[0], -1, 4).transpose(1, 2)
+        out.append(causal(m.b, F.normalize(y, dim=1), cache, "b"))
+    return torch.cat(out, 2)
+
+
+def one_layer_twice(m: Any, x: Tensor) -> Tensor:
+    """One convolution for two layers, each with a cache of its own."""
+    cache: Cache = {}
+    out = [causal(m.a, torch.relu(causal(m.a, chunk, cache, "1")), cache, "2") for chunk in ones(x)]
+    return torch.cat(out, 2)
+
+
+def written(m: Any, x: Tensor) -> Tensor:
+    cache: Cache = {}
+    y = torch.empty_like(x)
+    for t, chunk in enumerate(ones(x)):
+        y[:, :, t : t + 1] = causal(m.a, chunk, cache, "a")
+    return y
+
+
+# Each is a stream, with this delay.
+CHUNKED: dict[str, tuple[Forward, int]] = {
+    "one frame each": (layers(ones, causal), 0),
+    "two frames each": (layers(lambda x: x.split(2, 2), causal), 0),
+    "first one alone": (layers(first_alone, causal), 0),
+    "first one repeated": (layers(ones, replicated), 0),
+    "starts with zeros": (starts_with_zeros, 0),
+    "doubled": (doubled, 1),
+    "halved": (halved, 0),
+    "attention in a frame": (attention_in_a_frame, 0),
+    "one layer twice": (one_layer_twice, 0),
+    "written": (written, 0),
+}
+
+
+def over_a_chunk(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.mix(torch.softmax(chunk, 2)) for chunk in x.split(5, 2)], 2)
+
+
+def with_a_place(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([m.mix(torch.tanh(chunk) * m.place[:, t : t + 1]) for t, chunk in enumerate(ones(x))], 2)
+
+
+def remembering(m: Any, x: Tensor) -> Tensor:
+    """Each frame is made of all before it."""
+    h, out = torch.zeros_like(x[:, :, :1]), []
+    for chunk in ones(x):
+        h = torch.tanh(m.mix(chunk) + 0.5 * h)
+        out.append(h)
+    return torch.cat(out, 2)
+
+
+# None of them is computed frame by frame from a few frames.
+NOT_CHUNKED: dict[str, Forward] = {
+    "over a chunk": over_a_chunk,
+    "with a place": with_a_place,
+    "remembering": remembering,
+}
