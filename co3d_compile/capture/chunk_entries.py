@@ -100,7 +100,7 @@ class Entries:
         for node in [n for n in tokens.program.graph.nodes if n in places]:
             self.of[node] = [self._number(e, places[node]) for e in self._entries(node)]
             if len(self.all) > MOST:
-                raise NoChunks
+                raise NoChunks("too many entries")
 
     def _number(self, entry: Entry | int, place: Place) -> int:
         if isinstance(entry, int):
@@ -199,9 +199,12 @@ class Entries:
         does = self._does(node)
         filling = None
         if node.target is aten.constant_pad_nd.default:
-            filling = self._filling(node, float(Arguments(node).given("value") or 0.0))
-            if not any(_other_pads(node, self.places[node])):
-                yield from [*[filling] * pads[0], *read[0], *[filling] * pads[1]]
+            value = Arguments(node).given("value")
+            filling = self._filling(node, float(value) if isinstance(value, (int, float)) else 0.0)
+            if not any(other_pads(node, self.places[node])):
+                yield from [filling] * pads[0]
+                yield from read[0]
+                yield from [filling] * pads[1]
                 return
         for i in range(count):
             at = i - pads[0]
@@ -223,7 +226,9 @@ class Entries:
         leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Node)]
         found = [operand(x) if x.target in SPLITTING else x for x in leaves]
         found = [x for x in found if x in self.of]
-        return found or _refuse()
+        if not found:
+            raise NoChunks("it depends on no frames")
+        return found
 
     def _does(self, node: Node) -> Hashable:
         """What an operator does, whatever the number of its entries: literals, constants, and shapes of one entry."""
@@ -248,7 +253,7 @@ class Entries:
         if node.target is aten.expand.default:
             return
         if node.target is aten.constant_pad_nd.default:
-            yield tuple(_other_pads(node, place)), Arguments(node).number("value")
+            yield tuple(other_pads(node, place)), Arguments(node).number("value")
             return
         if node.target is operator.getitem:
             split = operand(node)
@@ -278,7 +283,8 @@ def filling_of(node: Node, program: Program) -> float | None:
 
 
 def _refuse() -> list[int]:
-    raise NoChunks
+    """Says that a tensor has other entries than those that are known."""
+    raise NoChunks("entries are mixed")
 
 
 def _dtype(node: Node) -> torch.dtype | None:
@@ -295,7 +301,8 @@ def _time_pads(node: Node, place: Place) -> tuple[int, int]:
     return found
 
 
-def _other_pads(node: Node, place: Place) -> list[int]:
+def other_pads(node: Node, place: Place) -> list[int]:
+    """What a pad puts at the ends of other dims than that of the entries."""
     pads = list(Arguments(node).integers("pad"))
     at = 2 * (rank_of(node) - 1 - place.dim)
     if at < len(pads):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 
-from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given
-from co3d_compile.capture.chunk_places import RESHAPING, NoChunks, places_of
+from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given, other_pads
+from co3d_compile.capture.chunk_places import RESHAPING, NoChunks, Place, places_of
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Tokens
 from co3d_compile.ir.aten_operators import CONVOLUTIONS
@@ -78,11 +78,13 @@ class _Kept(Interpreter):
 
     def __init__(self, program: Program, *nodes: Node) -> None:
         super().__init__(program.module)
-        self.kept: dict[Node, Tensor] = dict.fromkeys(nodes)  # type: ignore[arg-type]
+        self.nodes = nodes
+        self.kept: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> object:
+        """Keeps the value of a node."""
         value = super().run_node(n)
-        if n in self.kept:
+        if n in self.nodes and isinstance(value, Tensor):
             self.kept[n] = value
         return value
 
@@ -260,14 +262,12 @@ class _Writer:
     def _pieced(self, numbers: Sequence[int]) -> Node:
         place = self.entries.place[numbers[0]]
         if any(self.entries.place[n] != place for n in numbers):
-            raise NoChunks
-        front = next((i for i, n in enumerate(numbers) if not self._is_filling(n)), None)
-        if front is None:
-            raise NoChunks
-        pieces = [self._piece(run) for run in _runs([self._source(n) for n in numbers[front:]])]
+            raise NoChunks("entries are in several dims")
+        front = next((i for i, n in enumerate(numbers) if not self._is_filling(n)), len(numbers))
+        pieces = [self._piece(run, place) for run in _runs([self._source(n) for n in numbers[front:]])]
+        if not 0 < len(pieces) <= PIECES or (place.outer > 1 and (len(pieces) > 1 or front)):
+            raise NoChunks("entries lie apart")
         whole = pieces[0] if len(pieces) == 1 else self._insert(aten.cat.default, pieces, place.dim)
-        if len(pieces) > PIECES or (place.outer > 1 and (len(pieces) > 1 or front)):
-            raise NoChunks
         return self._padded(whole, [self.entries.all[n] for n in numbers[:front]], place.dim)
 
     def _padded(self, whole: Node, fillings: Sequence[object], dim: int) -> Node:
@@ -275,38 +275,34 @@ class _Writer:
         if not values:
             return whole
         if len(values) > 1:
-            raise NoChunks
+            raise NoChunks("several numbers stand in front")
         pads = [0, 0] * (len(shape_of(whole)) - 1 - dim) + [len(fillings), 0]
         return self._insert(aten.constant_pad_nd.default, whole, pads, values.pop())
 
     def _is_filling(self, number: int) -> bool:
         return isinstance(self.entries.all[number], Filling)
 
-    def _source(self, number: int) -> tuple[Node, int, int]:
-        """The tensor that an entry is in, which one it is, and the dim."""
-        entry, place = self.entries.all[number], self.entries.place[number]
+    def _source(self, number: int) -> tuple[Node, int]:
+        """The tensor that an entry is in, and which one it is."""
+        entry = self.entries.all[number]
         if isinstance(entry, Given):
-            return entry.root, entry.index, place.dim
+            return entry.root, entry.index
         if not isinstance(entry, Computed):
-            raise NoChunks
-        layer = self.layer[number]
-        return self._node(layer), layer.at[number], place.dim if place.outer == 1 else -1
+            raise NoChunks("numbers stand between entries")
+        return self._node(self.layer[number]), self.layer[number].at[number]
 
-    def _piece(self, run: list[tuple[Node, int, int]]) -> Node:
-        node, first, dim = run[0]
-        if dim < 0:
-            return node if first == 0 and run[-1][1] == len(run) - 1 else self._refuse()
-        if first == 0 and len(run) == shape_of(node)[dim]:
+    def _piece(self, run: list[tuple[Node, int]], place: Place) -> Node:
+        node, first = run[0]
+        if first == 0 and len(run) == place.entries(shape_of(node)):
             return node
-        return self._insert(aten.slice.Tensor, node, dim, first, first + len(run))
-
-    def _refuse(self) -> Node:
-        raise NoChunks
+        if place.outer > 1:
+            raise NoChunks("entries lie apart")
+        return self._insert(aten.slice.Tensor, node, place.dim, first, first + len(run))
 
     def _node(self, layer: _Layer) -> Node:
         if layer.node is None:
             if layer.open:
-                raise NoChunks  # it is computed from itself
+                raise NoChunks("it is computed from itself")
             layer.open = True
             layer.node = self._operator(layer)
         return layer.node
@@ -321,7 +317,8 @@ class _Writer:
         if node.target is aten.expand.default:
             return self._like(node, node.target, next(operands), sizes)
         if node.target is aten.constant_pad_nd.default:
-            return self._like(node, node.target, next(operands), layer.does[-1][0], layer.does[-1][1])
+            pads = other_pads(node, how.place)
+            return self._like(node, node.target, next(operands), pads, Arguments(node).given("value"))
         if node.target is operator.getitem:
             x = operand(node)
             split = self._like(x, x.target, next(operands), *x.args[1:])
@@ -329,10 +326,11 @@ class _Writer:
         timed = set(how.operands)
         args, kwargs = map_arg((node.args, node.kwargs), lambda v: next(operands) if v in timed else v)
         if node.target in CONVOLUTIONS and how.place.dim >= 2:
-            args = self._unpadded(node, how.place.dim - 2, args)
+            return self._like(node, node.target, *self._unpadded(node, how.place.dim - 2, args))
         return self._like(node, node.target, *args, **kwargs)
 
-    def _unpadded(self, node: Node, axis: int, args: tuple[object, ...]) -> tuple[object, ...]:
+    def _unpadded(self, node: Node, axis: int, args: Sequence[object]) -> tuple[object, ...]:
+        """The arguments of a convolution to which what lies outside of the clip is given among its entries."""
         given, n = Arguments(node), len(shape_of(node)) - 2
         pads = given.integers("padding", n)
         pads[axis] = 0
@@ -348,8 +346,8 @@ class _Writer:
         return new
 
 
-def _runs(sources: list[tuple[Node, int, int]]) -> Iterator[list[tuple[Node, int, int]]]:
+def _runs(sources: list[tuple[Node, int]]) -> Iterator[list[tuple[Node, int]]]:
     """Entries of one tensor that follow each other."""
-    starts = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(sources)) if a[0] is not b[0] or a[1] + 1 != b[1])]
-    for start, end in pairwise([*starts, len(sources)]):
+    apart = (i + 1 for i, (a, b) in enumerate(pairwise(sources)) if a[0] is not b[0] or a[1] + 1 != b[1])
+    for start, end in pairwise([*([0] if sources else []), *apart, len(sources)]):
         yield sources[start:end]
