@@ -33,6 +33,7 @@ def roll_loops(program: Program, ends: bool = False) -> None:
     """
     if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
         return  # the program leaves its sizes open
+    tidy(program)
     while _one(program, ends):
         pass
 
