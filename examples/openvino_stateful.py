@@ -19,25 +19,32 @@ import openvino as ov
 from openvino import opset13 as operators
 from openvino._offline_transformations import apply_make_stateful_transformation
 
+VIEWS = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+
 
 def copy_moved(model: ov.Model) -> None:
-    """Copies inputs that are the next value of a state as they are (a state that moves by a slot).
+    """Copies inputs that are the next value of a state as they are, or in another shape (a state that moves by a slot).
 
     Without it OpenVINO's CPU plugin (2026.4) may overwrite such a state before it is read: wrong numbers, no error.
     An operator that changes nothing, and that the plugin does not remove, is such a copy.
     """
     for result in model.get_results():
-        node = result.input_value(0).get_node()
-        if node.get_type_name() != "Identity":
+        moved = result.input_value(0)
+        source = moved
+        while source.get_node().get_type_name() in VIEWS:
+            source = source.get_node().input_value(0)
+        if source.get_node().get_type_name() != "Parameter":
             continue
-        source = node.input_value(0)
-        if not source.get_element_type().is_real():
-            raise ValueError(f"The state {node.output(0).get_any_name()} moves whole numbers: use stateful=False.")
-        infinity = operators.constant(np.array(np.inf, source.get_element_type().to_dtype()))
-        copy, names = operators.minimum(source, infinity), node.output(0).get_names()
+        kind, names = moved.get_element_type(), moved.get_names()
+        if kind == ov.Type.boolean:
+            raise ValueError(f"OpenVINO may overwrite the flags that move to {', '.join(names)}: use stateful=False.")
+        # OpenVINO has whole numbers of 64 bits in 32.
+        most = np.inf if kind.is_real() else min(np.iinfo(kind.to_dtype()).max, np.iinfo(np.int32).max)
+        copy = operators.minimum(moved, operators.constant(np.array(most, kind.to_dtype())))
         result.input(0).replace_source_output(copy.output(0))
-        node.output(0).set_names(set())
-        copy.output(0).set_names(names)
+        if moved.get_node().get_type_name() != "Parameter":
+            moved.set_names(set())
+            copy.output(0).set_names(names)
 
 
 class OpenVINOStream:
@@ -49,13 +56,20 @@ class OpenVINOStream:
         threads: CPU threads of one step; default OpenVINO's choice.
         device: OpenVINO's name of the device.
         stateful: False leaves the states as inputs and outputs, handed on by this class.
+        precision: "bf16" calculates in bfloat16 where the CPU does.
 
     Raises:
         ValueError: The file was not compiled by co3d-compile, or with ``--state-io renamed``.
     """
 
     def __init__(
-        self, path: str | Path, batch: int = 1, threads: int | None = None, device: str = "CPU", stateful: bool = True
+        self,
+        path: str | Path,
+        batch: int = 1,
+        threads: int | None = None,
+        device: str = "CPU",
+        stateful: bool = True,
+        precision: str = "f32",
     ) -> None:
         core = ov.Core()
         model = core.read_model(path)
@@ -63,7 +77,7 @@ class OpenVINOStream:
             raise ValueError(f"{path} was not compiled by co3d-compile.")
         self.info: dict[str, Any] = json.loads(model.get_rt_info(["framework", "co3d"]).astype(str))
         if self.info["version"] != 1:
-            raise ValueError(f"Contract version {self.info['version']} is not known here.")
+            raise ValueError(f"This reader for OpenVINO knows contract version 1, not {self.info['version']}.")
         states = self.info["states"]
         if {s["output"] for s in states} & {s["input"] for s in states}:
             raise ValueError("OpenVINO wants an output per state: compile with --state-io paired.")
@@ -73,8 +87,8 @@ class OpenVINOStream:
         if stateful and states:
             copy_moved(model)
             apply_make_stateful_transformation(model, {s["input"]: s["output"] for s in states})
-        # Some CPUs would calculate in bfloat16.
-        hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        # By themselves some CPUs would calculate in bfloat16.
+        hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             hints["INFERENCE_NUM_THREADS"] = threads
         self.request = core.compile_model(model, device, hints).create_infer_request()

@@ -38,7 +38,7 @@ class Stream {
     auto text = session_.GetModelMetadata().LookupCustomMetadataMapAllocated("co3d", allocator_);
     if (!text) throw std::runtime_error("the model was not compiled by co3d-compile");
     info_ = json::parse(text.get());
-    if (info_["version"] != 1) throw std::runtime_error("this contract version is not known here");
+    if (info_["version"] != 1) throw std::runtime_error("this C++ reader knows contract version 1 alone");
     for (size_t i = 0; i < session_.GetInputCount(); i++)
       inputs_.push_back(session_.GetInputNameAllocated(i, allocator_).get());
     for (size_t i = 0; i < session_.GetOutputCount(); i++)

@@ -35,7 +35,7 @@ class Stream:
             content = file.read()
         self.info, self.options = contract(content), Options(cpu_options=CpuOptions(num_threads=threads))
         if self.info["version"] != 1:
-            raise ValueError(f"Contract version {self.info['version']} is not known here.")
+            raise ValueError(f"This reader for LiteRT knows contract version 1, not {self.info['version']}.")
         self.model = CompiledModel.from_buffer(content, options=self.options)
         key = self.info["signature"]
         given, made = self.model.get_input_tensor_details(key), self.model.get_output_tensor_details(key)

@@ -55,7 +55,8 @@ export class Stream {
     stream.ort = ort;
     stream.batch = batch;
     stream.info = metadata(bytes);
-    if (stream.info.version !== 1) throw new Error(`contract version ${stream.info.version} is not known here`);
+    const { version } = stream.info;
+    if (version !== 1) throw new Error(`this JavaScript reader knows contract version 1, not ${version}`);
     const chosen = typeof options === "function" ? options(stream.info) : options;
     stream.session = await ort.InferenceSession.create(bytes, chosen);
     stream.reset();
