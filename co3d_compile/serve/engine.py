@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from co3d_compile.contract.model_contract import Contract, refuse_free_rows
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 from co3d_compile.media.class_scores import ClassScores, best_classes
 from co3d_compile.media.video import Image
@@ -22,6 +23,7 @@ from co3d_compile.serve.options import ServeOptions
 
 PICTURES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RGB, TENSOR = "image/x-rgb", "application/octet-stream"
+_TWO_CLIPS = "Compile it again, with two clips as the example (docs/semantics.md, The batch)."
 
 
 class BadFrame(Exception):
@@ -54,7 +56,6 @@ class Engine:
     """
 
     def __init__(self, model: str | os.PathLike[str] | bytes | Serializable, options: ServeOptions) -> None:
-        hint = "Compile it again, with two clips as the example (docs/semantics.md, The batch)."
         try:
             self.session = StreamSession(
                 model,
@@ -64,17 +65,16 @@ class Engine:
                 finite="reset",
                 layout=options.layout,
             )
-        except UsageError as error:
-            if "batch" not in error.message:
+            self.info = self.session.info
+            self.pulse = _check(self.info, options.max_streams)
+            self._inputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.inputs}
+            self._outputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.outputs}
+        except (UnsupportedError, UsageError) as error:
+            if isinstance(error, UsageError) and "batch" not in error.message:
                 raise
-            raise UnsupportedError(error.message, hint=hint) from error
-        self.info = self.session.info
-        if any(state.shape[state.batch_dim] != "N" for state in self.info.states):
-            raise UnsupportedError(f"The model was compiled for a batch of {options.max_streams}.", hint=hint)
-        self.pulse = Pulse(self.info)
+            hint = _TWO_CLIPS if isinstance(error, UsageError) else error.hint
+            raise UnsupportedError(f"co3d serve cannot run this model. {error.message}", hint=hint) from error
         self._max_pixels = options.max_pixels
-        self._inputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.inputs}
-        self._outputs = {spec.name: _batch_dim(spec.name, spec.shape) for spec in self.info.outputs}
         self.why_no_pictures = ""
         self._pictures: Pictures | None = None
         self._scores: ClassScores | None = None
@@ -180,6 +180,14 @@ class Engine:
             return None
         newest = self._scores.entries(outputs[self._scores.index])[-1:]
         return [rank.to_dict() for rank in best_classes(self._scores.of(newest)[0], self._scores.labels, count)]
+
+
+def _check(info: Contract, streams: int) -> Pulse:
+    """Says what a step of a stream takes. Refuses what streams cannot share, or frames alone are no step of."""
+    refuse_free_rows(info, "It")
+    if any(state.shape[state.batch_dim] != "N" for state in info.states):
+        raise UnsupportedError(f"The model was compiled for a batch of {streams}.", hint=_TWO_CLIPS)
+    return Pulse(info)
 
 
 def _batch_dim(name: str, shape: Sequence[int | str]) -> int:

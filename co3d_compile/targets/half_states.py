@@ -14,16 +14,25 @@ import numpy as np
 import onnx_ir as ir
 
 from co3d_compile.contract.model_contract import Contract, StateSpec
+from co3d_compile.errors import UsageError
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
 
 
 def with_half_states(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
-    """Gives the model with its float32 states as float16, and its contract. States of other dtypes stay as they are."""
+    """Gives the model with its float32 states as float16, and its contract. States of other dtypes stay as they are.
+
+    Raises:
+        UsageError: None of them is float32.
+    """
+    chains = [chain for chain in contract.chains() if all(map(_fits, chain))]
+    if not chains:
+        dtypes = ", ".join(sorted({state.dtype for state in contract.states}))
+        has = f"only states of {dtypes}" if dtypes else "no state"
+        raise UsageError(f"Nothing becomes float16 by half-states: the model has {has}.", hint="Keep it as it is.")
     half = ir.from_proto(ir.to_proto(model))
     graph = half.graph
-    chains = [chain for chain in contract.chains() if all(map(_fits, chain))]
     names = {state.input for chain in chains for state in chain}
     results = {value.name: value for value in graph.outputs}
     for chain in chains:

@@ -107,6 +107,7 @@ class LiteRtStep(nn.Module):
             state["input"], state["output"] = identifier(state["input"]), identifier(source)
             state["shape"], state["dtype"] = tensors[state["input"]]
             state["batch_dim"] = self._dim(state["batch_dim"], len(state["shape"]))
+        data["counters"] = [identifier(name) for name in data["counters"]]
         data["valid"] = None if data["valid"] is None else identifier(data["valid"])
         data["frames_per_step"] = {identifier(n): count for n, count in data["frames_per_step"].items()}
         return data

@@ -16,6 +16,7 @@ from co3d_compile.contract.model_contract import Contract, resolve
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import set_constant
+from co3d_compile.runtime.stream_lengths import StreamLengths
 
 State: TypeAlias = tuple[Tensor, ...]
 Results: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class StepModule(nn.Module):
         super().__init__()
         self.info = info
         self.graph = step_graph(program)
+        self._lengths = None if info.shortest is None else StreamLengths(info)
 
     def forward(
         self, *frames: Tensor, state: State | None = None, valid: Tensor | None = None
@@ -58,6 +60,7 @@ class StepModule(nn.Module):
 
         Raises:
             UsageError: The number of inputs or states does not fit.
+            SessionError: A stream ends that is too short for exact ends.
         """
         self._check(len(frames))
         if state is None:
@@ -66,7 +69,11 @@ class StepModule(nn.Module):
             raise UsageError(
                 f"Got {len(state)} states, expected {len(self.info.states)}.", hint="Give what the last step returned."
             )
-        values = self.graph(*frames, *self._flags(frames[0], valid), *state)
+        flags = self._flags(frames[0], valid)
+        if valid is not None and self._lengths is not None:
+            given = {spec.input: x.detach().cpu().numpy() for spec, x in zip(self.info.states, state, strict=True)}
+            self._lengths.check(valid.cpu().numpy(), given)
+        values = self.graph(*frames, *flags, *state)
         own = len(self.info.outputs)
         return values[0] if own == 1 else tuple(values[:own]), tuple(values[own:])
 
