@@ -64,7 +64,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.config = parse((folder / "config.pbtxt").read_text())
-        self.batching = self.config["sequence_batching"]
+        self.batching = {"state": [], **self.config.get("sequence_batching", {})}  # without states: any batches
         self.model = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
         self.slots: list[int | None] = [None] * max(1, self.config["max_batch_size"])
         self.states: dict[int, dict[str, Any]] = {}
@@ -98,8 +98,8 @@ class Server:
         chosen: dict[int, Request] = {}
         for request in self.waiting:
             chosen.setdefault(request.sequence, request)
-        limit = self.batching["oldest"]["max_candidate_sequences"]
-        assert len(self.states) <= limit
+        limit = self.batching.get("oldest")
+        assert limit is None or len(self.states) <= limit["max_candidate_sequences"]
         return list(chosen.values())[: len(self.slots)]
 
     def _direct(self) -> list[Request | None]:

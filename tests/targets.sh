@@ -9,7 +9,8 @@ LOG=$FOLDER/install.log
 mkdir -p "$FOLDER"
 : > "$LOG"
 # What needs nothing that is installed here was run by make test.
-chosen="not test_the_provider and not test_interleaved_sequences and (not test_pytorch or test_executorch)"
+chosen="not test_interleaved_sequences and not the_page and not what_is_refused"
+cells="ExecuTorch or OpenVINO_ or Node_js or Browser or Cpp"
 
 left_out() { # what, why, the tests that go with it
     echo "left out: $1: $2"
@@ -45,20 +46,22 @@ beside python openvino openvino-telemetry executorch torchao tritonclient \
     expecttest flatbuffers kgb parameterized python-rapidjson ruamel.yaml tabulate
 beside provider onnxruntime-openvino
 
-# LiteRT's packages ask for older versions of what is installed here: an environment of its own, which sees the other.
+# LiteRT's packages ask for older versions of what is installed here: an environment of its own, which sees the other,
+# and in which only what computes has the versions that are pinned.
 "$PY" -m venv --without-pip "$FOLDER/litert"
 SITE=$("$FOLDER/litert/bin/python" -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
 "$PY" -c "import site; print('\n'.join([*site.getsitepackages(), '$PWD']))" > "$SITE/beside.pth"
-grep -v -i "^typing[-_]extensions" constraints.txt > "$FOLDER/litert.txt"
+grep -i -E "^(torch|torchvision|numpy|onnx|onnx-ir|onnxruntime|onnxscript|protobuf|flatbuffers|ml_dtypes|sympy)==" \
+    constraints.txt > "$FOLDER/litert.txt"
 PIP_CONSTRAINT="$FOLDER/litert.txt" "$PY" -m pip --python "$FOLDER/litert/bin/python" install -qq --progress-bar off \
     litert-torch==0.10.0 ai-edge-litert==2.3.0 >> "$LOG" 2>&1 || left_out "LiteRT" "its packages could not be installed, see $LOG" "test_litert"
 
 if ! command -v npm > /dev/null || ! command -v node > /dev/null; then
-    left_out "Node.js and browser" "there is no node with npm" "test_readers and node or test_web"
+    left_out "Node.js and browser" "there is no node with npm" "test_readers and node or Node_js or test_web or Browser"
 else
-    javascript node || left_out "Node.js" "npm could not install onnxruntime-node, see $LOG" "test_readers and node"
+    javascript node || left_out "Node.js" "npm could not install onnxruntime-node, see $LOG" "test_readers and node or Node_js"
     if ! javascript web; then
-        left_out "browser" "npm could not install onnxruntime-web, see $LOG" "test_web"
+        left_out "browser" "npm could not install onnxruntime-web, see $LOG" "test_web or Browser"
     elif ! browser > /dev/null && ! debian chromium; then
         left_out "browser" "there is no Chromium, and it cannot be installed with apt" "test_web"
     fi
@@ -67,7 +70,7 @@ fi
 headers || debian g++ nlohmann-json3-dev || true
 headers || debian libonnxruntime-dev || true
 if ! headers; then
-    left_out "C++" "there are no headers of ONNX Runtime (set ONNXRUNTIME_HOME) or no nlohmann/json" "test_readers and cpp"
+    left_out "C++" "there are no headers of ONNX Runtime (set ONNXRUNTIME_HOME) or no nlohmann/json" "test_readers and cpp or Cpp"
 fi
 if ! "$PY" -c "import _tkinter" 2> /dev/null; then
     left_out "window" "this Python has no tkinter" "test_window"
@@ -78,11 +81,11 @@ fi
 run() { # folders, pytest's arguments
     OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 PYTHONPATH=$1 "$PY" -m pytest "${@:2}"
 }
-run "$FOLDER/provider" tests/test_openvino.py -k test_the_provider
+run "$FOLDER/provider" tests/test_targets.py -k ONNX_Runtime_with_OpenVINO
 run "$FOLDER/python" tests/test_bench.py -k test_every_side
 if [ -e "$SITE/litert_torch" ]; then
-    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 "$FOLDER/litert/bin/python" -m pytest tests/test_litert.py \
-        -k "not a_missing_package"
+    OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 CO3D_NO_SKIPS=1 "$FOLDER/litert/bin/python" -m pytest \
+        tests/test_litert.py tests/test_targets.py -k "test_litert and not a_missing_package or LiteRT_XNNPACK"
 fi
-run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen" \
-    tests/test_{triton,openvino,readers,web,window}.py tests/test_pytorch.py
+run "$FOLDER/python" -n 2 --dist worksteal -k "$chosen and (not test_targets or $cells)" \
+    tests/test_{targets,triton,openvino,readers,web,window}.py

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,6 @@ import co3d_compile as co3d
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.contract.reader_loop import stepped
 from co3d_compile.errors import Co3dError, SessionError, UnsupportedError, UsageError
-from co3d_compile.targets.litert import write_tflite
-from co3d_compile.targets.triton_repository import write_repository
 
 T, SIZE = 6, 12
 COUNTS = (2, 3, 0, 1, 4)  # boxes that come with one frame and the next
@@ -182,31 +179,17 @@ def test_an_exported_program_has_one_box() -> None:
     assert co3d.compile(one).info.outputs[0].shape == ("K", 3)
 
 
-def write_triton(model: co3d.CompiledModel, folder: Path) -> None:
-    write_repository(model.save(folder / "model.onnx"), model.info, folder / "repository")
-
-
-def write_litert(model: co3d.CompiledModel, folder: Path) -> None:
-    write_tflite(model.save(folder / "model.onnx"), model.info, folder / "model.tflite")
-
-
-ELSEWHERE: dict[str, Callable[[co3d.CompiledModel, Path], object]] = {
-    "A batch of 2": lambda model, _: co3d.StreamSession(model, batch=2),
-    "native": lambda model, _: model.to_native(),
-    "int8": lambda model, _: model.to_int8([]),
-    "half-states": lambda model, _: model.with_half_states(),
-    "to_module": lambda model, _: model.to_module(),
-    "to_exported_program": lambda model, _: model.to_exported_program(),
-    "Triton": write_triton,
-    "LiteRT": write_litert,
-    "Predictor": lambda model, _: co3d.Predictor(model),
+# Targets are in the table of test_targets.
+ELSEWHERE: dict[str, Callable[[co3d.CompiledModel], object]] = {
+    "A batch of 2": lambda model: co3d.StreamSession(model, batch=2),
+    "Predictor": co3d.Predictor,
 }
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_has_no_place_for_boxes_says_so(name: str, tmp_path: Path) -> None:
+def test_what_has_no_place_for_boxes_says_so(name: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"(?i){name}.*'boxes'|'boxes' .* no sequence of"):
-        ELSEWHERE[name](detector("samples")[1], tmp_path)
+        ELSEWHERE[name](detector("samples")[1])
 
 
 BAD_BOXES: dict[str, tuple[Any, str]] = {

@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Callable
 from concurrent import futures
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from sequence_batcher import Request, Server, parse
-from zoo.small import SMALL
+from target_kinds import compiled_kind
 
 import co3d_compile as co3d
 from co3d_compile.cli.main import main as group
@@ -25,21 +24,17 @@ from co3d_compile.targets.triton_repository import Options, config
 
 pytestmark = pytest.mark.slow
 
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "past entries": ("p3d", {}),
-    "flags and counters": ("p3d", {"boundary": "exact"}),
-    "pasts of minus infinity": ("resnext3d", {"boundary": "exact"}),
-    "recurrent": ("cnn_lstm", {}),
-    "several rates": ("audio_visual", {}),
-    "several outputs": ("two_heads", {}),
-}
-
-
-@cache
-def compiled_row(row: str) -> Any:
-    name, options = ROWS[row]
-    entry = SMALL[name]
-    return co3d.compile(entry.build(), entry.examples(), time_dim=entry.time_dim, **{**entry.options, **options})
+ROWS = (
+    "past entries",
+    "exact ends",
+    "exact ends of pools",
+    "recurrent",
+    "several rates",
+    "several outputs",
+    "loop with a first turn",
+    "region with a period",
+    "start of its own",
+)
 
 
 def export(*arguments: object) -> Any:
@@ -47,7 +42,7 @@ def export(*arguments: object) -> Any:
 
 
 def repository(tmp_path: Path, row: str, *arguments: object) -> Path:
-    compiled_row(row).save(tmp_path / "model.onnx")
+    compiled_kind(row).save(tmp_path / "model.onnx")
     result = export(tmp_path / "model.onnx", "--triton", tmp_path / "repository", *arguments)
     assert result.exit_code == 0, result.stderr
     return tmp_path / "repository" / "model"
@@ -77,11 +72,11 @@ def alone(compiled: Any, rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("strategy", ["oldest", "direct"])
-@pytest.mark.parametrize("row", ROWS)
-def test_interleaved_sequences(row: str, strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ROWS)
+def test_interleaved_sequences(network: str, strategy: str, tmp_path: Path) -> None:
     """Seven streams on three slots, at random, one id used twice: each gives what it gives alone."""
-    compiled = compiled_row(row)
-    server = Server(repository(tmp_path, row, "--strategy", strategy, "--max-batch", 3))
+    compiled = compiled_kind(network)
+    server = Server(repository(tmp_path, network, "--strategy", strategy, "--max-batch", 3))
     chance = random.Random(0)
     least = compiled.info.flush_steps + 2
     streams = {k: sequence(compiled.info, least + chance.randrange(6), k) for k in range(7)}
@@ -115,9 +110,9 @@ def as_message(text: str) -> Any:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--strategy", "direct", "--device", "gpu", "--instances", 2]])
-@pytest.mark.parametrize("row", ROWS)
-def test_tritons_own_protobuf_reads_it(row: str, arguments: list[object], tmp_path: Path) -> None:
-    folder, info = repository(tmp_path, row, *arguments), compiled_row(row).info
+@pytest.mark.parametrize("network", ROWS)
+def test_tritons_own_protobuf_reads_it(network: str, arguments: list[object], tmp_path: Path) -> None:
+    folder, info = repository(tmp_path, network, *arguments), compiled_kind(network).info
     message = as_message((folder / "config.pbtxt").read_text())
     ours = parse((folder / "config.pbtxt").read_text())
     assert (message.name, message.platform, message.max_batch_size) == ("model", "onnxruntime_onnx", 8)
@@ -216,7 +211,7 @@ BAD: dict[str, tuple[list[str], int, str]] = {
 @pytest.mark.parametrize(("arguments", "code", "says"), BAD.values(), ids=BAD)
 def test_bad_calls(arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    compiled_row("past entries").save("m.onnx")
+    compiled_kind("past entries").save("m.onnx")
     result = export(*arguments)
     assert result.exit_code == code
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and says in result.stderr
@@ -236,7 +231,7 @@ def test_a_model_that_is_there_already_stays(tmp_path: Path) -> None:
 
 def test_weights_beside_the_file_go_along(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    model = onnx.load_from_string(compiled_row("past entries").to_bytes())
+    model = onnx.load_from_string(compiled_kind("past entries").to_bytes())
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=512)
     assert export(path, "--triton", tmp_path / "r").exit_code == 0
     assert (tmp_path / "r" / "model" / "1" / "model.onnx.data").exists()
@@ -282,7 +277,7 @@ def serve(folder: Path) -> tuple[Any, int]:
 
 
 def test_the_client_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, compiled = repository(tmp_path, "past entries"), compiled_row("past entries")
+    folder, compiled = repository(tmp_path, "past entries"), compiled_kind("past entries")
     server, port = serve(folder)
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     import triton_client
@@ -291,7 +286,7 @@ def test_the_client_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rows = sequence(compiled.info, compiled.info.warmup_steps + 4, 0)
     expected = alone(compiled, rows)[compiled.info.warmup_steps :]
     (output,) = (o.name for o in compiled.info.outputs)
-    make: Callable[[], Any] = lambda: (row["x"][0] for row in rows)  # noqa: E731
+    make: Callable[[], Any] = lambda: (row[compiled.info.inputs[0].name][0] for row in rows)  # noqa: E731
     with InferenceServerClient(f"127.0.0.1:{port}") as client:
         for number in (1, 2):
             results = list(triton_client.stream(client, "model", make(), number))
