@@ -8,6 +8,7 @@ largest whole number.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -32,8 +33,8 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str,
     fed = {output: state for state, output in states.items()}
     moved: dict[str, str] = {}
     takers: dict[str, str] = {}
-    taken: set[ir.Value] = set()
     outputs = list(graph.outputs)
+    given = Counter(map(_source, outputs))
     graph.outputs.clear()
     for place, output in enumerate(outputs):
         name, value = output.name or "", _source(output)
@@ -42,9 +43,8 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str,
         if free and not _in_a_ring(fed[name], source, takers):
             moved[name], takers[source] = source, fed[name]
             continue
-        if value in taken or _needs_copy(value, states):
-            value = _copied(graph, value)
-        taken.add(value)
+        if given[value] > 1 or _needs_copy(value, states):
+            value = _copied(graph, value, name)
         value.name = name
         graph.outputs.append(value)
     RemoveUnusedNodesPass()(model)
@@ -75,7 +75,7 @@ def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
     return node.op_type == "Add" and any(v is not None and v.name in states for v in node.inputs)
 
 
-def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _copied(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     """Returns the same value as a tensor of its own."""
     dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
     if dtype == ir.DataType.BOOL:
@@ -85,7 +85,7 @@ def _copied(graph: ir.Graph, value: ir.Value) -> ir.Value:
         # LiteRT keeps whole numbers of 64 bits in 32.
         largest = np.inf if numpy.kind == "f" else min(np.iinfo(numpy).max, np.iinfo(np.int32).max)
         most = np.array(largest, numpy)
-        constant = ir.Value(name=f"{value.name}.most", const_value=ir.tensor(most, name=f"{value.name}.most"))
+        constant = ir.Value(name=f"{name}.most", const_value=ir.tensor(most, name=f"{name}.most"))
         constant.shape, constant.dtype = ir.Shape(()), dtype
         graph.register_initializer(constant)
         node = ir.node("Min", [value, constant])
