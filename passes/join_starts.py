@@ -9,19 +9,19 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.starts import last_of_front
-from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import delay, insert, insert_constant, insert_marker, replace
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.markers import begin, history, opening, take
-from co3d_compile.ir.node_reading import argument, module_path, operand, operands, shape_of
+from co3d_compile.ir.node_reading import argument, operand, operands, shape_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, amend_own, fact_of, is_start, is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
+from co3d_compile.rules.remembering import remembered
 
 aten = torch.ops.aten
 
@@ -40,11 +40,9 @@ class JoinStarts(Pass):
 
     def run(self, program: Program) -> bool:
         found = [n for n in program.graph.nodes if any(map(is_start, n.all_input_nodes)) and is_stream(n)]
+        always = remembered(program.graph)
         for node in found:
-            if program.options.boundary == "exact":
-                self._join(program, node)
-            elif _remembered(node):
-                self._check(node)
+            if program.options.boundary == "exact" or node in always:
                 self._join(program, node)
             else:
                 self._leave_out(program, node)
@@ -62,18 +60,6 @@ class JoinStarts(Pass):
         filling = insert_constant(program, node, f"constant.{node.name}", zeros)
         amend_own(filling, constant=Constant.of(zeros, learned=False, computed=True))
         node.args = ([filling, *parts[at:]], dim)
-
-    def _check(self, node: Node) -> None:
-        """Refuses a start that is right too late for a stream that begins without waiting for it."""
-        parts, _, at = _parts(node)
-        fact = fact_of(node)
-        if any(fact.no_sooner(fact_of(p).due).delay > fact.delay for p in parts[:at] if is_start(p)):
-            raise UnsupportedError(
-                "What remembers for good reads a start that is computed from entries of its future.",
-                operator="aten.cat",
-                module_path=module_path(node),
-                hint="Compile with boundary='exact'.",
-            )
 
     def _join(self, program: Program, node: Node) -> None:
         parts, dim, at = _parts(node)
@@ -140,9 +126,3 @@ def _openings(first: Node) -> list[Node]:
 
     found = reached(filter(is_start, [first]), lambda n: [] if opens(n) else filter(is_start, operands(n)))
     return [n for n in found if opens(n)]
-
-
-def _remembered(node: Node) -> bool:
-    """Says whether something behind a node depends on all that ever came."""
-    behind = filter(is_stream, reached([node], lambda n: n.users))
-    return any((rule := rule_for(n.target)) is not None and rule.remembers_all(n) for n in behind)

@@ -24,6 +24,7 @@ from co3d_compile.ir.time_facts import Kind, fact_of, is_start, is_stream, is_wi
 from co3d_compile.rules import rule_for, rule_of
 from co3d_compile.rules.failures import blaming
 from co3d_compile.rules.local_region import least_frames, pasts, run_entries
+from co3d_compile.rules.remembering import remembered
 from co3d_compile.step_graph.past_entries import ChosenEntries
 from co3d_compile.step_graph.step_graph import StepGraph
 from co3d_compile.step_graph.stream_ends import StreamEnds
@@ -64,6 +65,7 @@ class Lower(Pass):
             self._input(low, node, spec)
         if program.step.valid is not None:
             low.ends = StreamEnds(low, program.step.valid, program.inputs[0].pulse)
+        low.for_good = frozenset(remembered(program.graph))
         for node in program.graph.nodes:
             low.path = module_path(node)
             if node.op == "call_function":

@@ -13,16 +13,16 @@ from torch.fx import Node
 from co3d_compile.analysis.window_groups import first_to_end, meeting_windows, newest, set_newest
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
-from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.edge_copies import reads_copies
 from co3d_compile.rules.failures import blaming
+from co3d_compile.rules.remembering import remembered
 from co3d_compile.rules.resample import Upsample
 from co3d_compile.rules.spreading import SpreadingRule
 
@@ -49,7 +49,7 @@ class MarkEnds(Pass):
         self._marked: dict[tuple[Node, Outside, Outside, int, int], Node] = {}
         self._back = program.options.boundary == "exact"
         if not self._back:
-            for node in _remembered(program):
+            for node in remembered(program.graph):
                 with blaming(program, node):
                     self._node(program, node)
             return bool(self._marked)
@@ -154,14 +154,6 @@ class MarkEnds(Pass):
                 set_newest(marker, newest(marker) + held)
 
 
-def _remembered(program: Program) -> list[Node]:
-    """Returns what a recurrent layer or a sum over all time reads, in the graph's order."""
-    streams = [n for n in program.graph.nodes if is_stream(n) and n.op == "call_function"]
-    layers = [n for n in streams if (rule := rule_for(n.target)) is not None and rule.remembers_all(n)]
-    found = reached(layers, lambda n: filter(is_stream, operands(n)))
-    return [n for n in streams if n in found]
-
-
 def _waits(reader: Node, x: Fact) -> bool:
     """Says whether an operator that slides begins no sooner than the first entry of what it reads comes."""
     while reader.target in (history, take):
@@ -172,9 +164,9 @@ def _waits(reader: Node, x: Fact) -> bool:
 
 def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:
     """Returns the error of an operator whose clip form has no stream with ends, or with a first entry."""
-    remembered = "" if back else ", and what remembers for good reads those in front"
+    for_good = "" if back else ", and what remembers for good reads those in front"
     return UnsupportedError(
-        f"It reads entries from inside the clip at its ends (reflected, or of the other end){remembered}.",
+        f"It reads entries from inside the clip at its ends (reflected, or of the other end){for_good}.",
         operator=operator_name(slides.operator),
         module_path=module_path(node),
         hint="Compile with boundary='stream'."

@@ -183,6 +183,16 @@ class RolledMasked(Part):
         return torch.roll(x, 1, 2) * (torch.arange(x.shape[2]) > 0)
 
 
+class Envelope(Part):
+    """What an inverse Fourier transform divides by: the windows that lie over each entry."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows of 8, every 4 entries: one window alone at both ends."""
+        windows = torch.hann_window(10)[None, None, 1:9]
+        over = F.conv_transpose1d(torch.ones(1, 1, x.shape[2] // 4 - 1), windows.square(), stride=4)
+        return x / over
+
+
 class Global(Part):
     """Parts whose every entry depends on all frames, or on where it is."""
 
@@ -232,6 +242,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "gradient": (Gradient, [(1, 1, 1)]),
     "rolled, written over": (Rolled, []),  # an operator that has a rule
     "rolled, masked": (RolledMasked, [(1, 0, 1)]),
+    "windows that overlap": (Envelope, [(4, 4, 4)]),
 }
 """Before, after and period of each region."""
 RESIZED: dict[str, Callable[[], nn.Module]] = {

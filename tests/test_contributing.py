@@ -36,7 +36,7 @@ class Network(nn.Module):
 
 class KnownFamily(Network):
     def forward(self, x):
-        return torch.logcumsumexp(self.conv(x), 1)
+        return torch.triu(self.conv(x).transpose(1, 3))
 
 
 class NewFamily(Network):

@@ -21,15 +21,31 @@ class Recurrence(nn.Module):
         super().__init__()
         self.conv = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), *before)
         layers = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-        self.layer = layers[kind](6, 5, 2, batch_first=True) if kind in layers else None
+        self.kind, learned = kind.removeprefix("learned "), kind.startswith("learned ")
+        self.layer = layers[self.kind](6, 5, 2, batch_first=True) if self.kind in layers else None
+        self.start = nn.Parameter(torch.randn(2, 2, 1, 5)) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).transpose(1, 2)
-        return self.layer(x)[0] if self.layer is not None else torch.cumsum(x, 1)
+        if self.start is not None:
+            h, c = self.start.expand(-1, -1, len(x), -1).contiguous()
+            return self.layer(x, (h, c) if self.kind == "lstm" else h)[0]
+        return self.layer(x)[0] if self.layer is not None else SO_FAR[self.kind](x)
+
+
+SO_FAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "cumsum": lambda x: x.cumsum(1),
+    "whole numbers": lambda x: (x > 0).cumsum(1),
+    "cumprod": lambda x: (1 + 0.1 * x.tanh()).cumprod(1),
+    "logcumsumexp": lambda x: torch.where(x > 0.5, x, -torch.inf).logcumsumexp(1).exp(),
+    "cummax": lambda x: x.round(decimals=1).cummax(1)[0],
+    "index of cummax": lambda x: x.round(decimals=1).cummax(1)[1],
+    "cummin": lambda x: torch.cat(x.cummin(1), -1),
+}
 
 
 @pytest.mark.parametrize("pulse", [1, 4])
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "cumsum"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "learned lstm", "learned gru", *SO_FAR])
 def test_exact_from_the_first_entry(kind: str, pulse: int) -> None:
     torch.manual_seed(0)
     model = Recurrence(kind).eval()
@@ -43,7 +59,7 @@ def test_exact_from_the_first_entry(kind: str, pulse: int) -> None:
     streamed = np.concatenate(steps, axis=1)[:, delay:]
     inside = slice(0, 40 - 2 * delay)  # the clip's last entry reads its padding
     np.testing.assert_allclose(streamed[:, inside], expected[:, inside], rtol=1e-4, atol=1e-5)
-    assert session.info.receptive_field is None
+    assert session.info.receptive_field is None and not session.info.recomputed
 
 
 # What a layer pads its operand with is not what the layers before it make of a state of zeros.
@@ -79,14 +95,27 @@ def test_layers_in_front_begin_as_the_clip_does(before: str, kind: str) -> None:
         session.reset()
 
 
-def test_a_reflection_in_front_is_refused() -> None:
-    """It needs entries that come later, and the layer would never be right again."""
-    clip = torch.randn(1, 4, 12)
-    model = Recurrence("gru", nn.ReflectionPad1d((2, 0))).eval()
-    with pytest.raises(co3d.UnsupportedError, match=r"remembers for good.*\n?.*recurrence='window'"):
-        co3d.compile(model, (clip,))
-    compiled = co3d.compile(model, (clip,), recurrence="window")
-    assert co3d.verify(compiled, model, (clip,)).passed
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("pulse", [1, 3])
+@pytest.mark.parametrize("pad", [nn.ReflectionPad1d((4, 0)), nn.ReflectionPad1d((2, 2))], ids=["in front", "both ends"])
+def test_a_reflection_in_front_is_waited_for(pad: nn.Module, pulse: int, boundary: str) -> None:
+    """It is made of entries that come later, and the layer reads it for good."""
+    torch.manual_seed(0)
+    clip, model = torch.randn(1, 4, 12), Recurrence("gru", nn.ReLU(), pad, nn.Conv1d(6, 6, 5)).eval()
+    if boundary == "exact" and pad.padding[1]:
+        with pytest.raises(co3d.UnsupportedError, match="from inside the clip at its ends"):
+            co3d.compile(model, (clip,), boundary=boundary)
+        return
+    compiled = co3d.compile(model, (clip,), boundary=boundary, frames_per_step=pulse)
+    assert not compiled.info.recomputed and co3d.verify(compiled, model, (clip,)).passed
+    x = torch.randn(1, 4, 30)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    session = co3d.StreamSession(compiled, threads=1)
+    (delay,) = session.info.delays.values()
+    results = [session.step(x[:, :, j : j + pulse].numpy()).reshape(1, pulse, -1) for j in range(0, 30, pulse)]
+    streamed = np.concatenate(results, 1)[:, delay:]
+    np.testing.assert_allclose(streamed[:, :20], expected[:, : streamed.shape[1]][:, :20], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pulse", [1, 2])
@@ -141,3 +170,37 @@ def test_a_recurrence_for_each_pixel(kind: str, batch_leads: bool, early: bool, 
     inside = slice(0, 12 if boundary == "exact" else 12 - 2 * delay)
     assert not session.info.recomputed
     np.testing.assert_allclose(streamed[:, :, inside], expected[:, :, inside], rtol=1e-4, atol=1e-5)
+
+
+class GateInFront(nn.Module):
+    """Squeeze-and-excitation, and what remembers for good."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv1d(4, 6, 3, padding=1), nn.Conv1d(6, 6, 1)
+        self.layer = nn.GRU(6, 5, batch_first=True) if kind == "gru" else None
+
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        x = self.conv(x)
+        pooled = x.mean(2, keepdim=True)
+        if window:
+            ends = range(1, x.shape[2] + 1)
+            pooled = torch.stack([x[:, :, max(0, n - window) : n].mean(2) for n in ends], 2)
+        x = (x * self.fc(pooled).sigmoid()).transpose(1, 2)
+        return self.layer(x)[0] if self.layer is not None else torch.cumsum(x, 1)
+
+
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("kind", ["gru", "cumsum"])
+def test_a_gate_over_the_newest_window_begins_with_what_there_is(kind: str, boundary: str) -> None:
+    torch.manual_seed(0)
+    model, example = GateInFront(kind).eval(), (torch.randn(1, 4, 8),)
+    compiled = co3d.compile(model, example, pool_scope="window", boundary=boundary)
+    assert co3d.verify(compiled, model, example).passed
+    x = torch.randn(1, 4, 30)
+    with torch.inference_mode():
+        expected = model(x, window=8).numpy()
+    session = co3d.StreamSession(compiled, threads=1)
+    (delay,) = session.info.delays.values()
+    streamed = np.stack([session.step(frame.numpy()) for frame in x.unbind(2)][delay:], 1)
+    np.testing.assert_allclose(streamed, expected[:, : 30 - delay], rtol=1e-4, atol=1e-5)

@@ -62,3 +62,36 @@ def test_another_dim_is_named(network: nn.Module, clip: Tensor, said: str) -> No
 
 def test_a_window_alone_is_no_reason() -> None:
     assert co3d.compile(BothWays().eval(), (torch.rand(1, 4, 9),)).info.recomputed[0].operator == "aten.lstm"
+
+
+class Wave(nn.Module):
+    """A convolution over samples, (N, T), scaled by what belongs to the speaker, if that is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 3, 5)
+
+    def forward(self, x: Tensor, speaker: Tensor | None = None) -> Tensor:
+        features = self.conv(x.unsqueeze(1))
+        return features if speaker is None else features * speaker.unsqueeze(2)
+
+
+def test_a_series_of_numbers_has_one_dim_for_time() -> None:
+    assert co3d.compile(Wave().eval(), (torch.rand(1, 20),)).info.inputs[0].time_dim == 1
+
+
+class Spectrogram(nn.Module):
+    """A 2D convolution over (N, 1, T, F), and a recurrent layer of two directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn = nn.Conv2d(1, 2, 3, padding=1), nn.GRU(8, 3, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.conv(x).transpose(1, 2).flatten(2))[0]
+
+
+def test_a_single_channel_is_no_sequence() -> None:
+    compiled = co3d.compile(Spectrogram().eval(), (torch.rand(1, 1, 9, 4),))
+    assert compiled.info.inputs[0].time_dim == 2
+    assert [f.operator for f in compiled.info.recomputed] == ["aten.gru"]

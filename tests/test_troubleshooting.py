@@ -88,6 +88,11 @@ class Flip(nn.Module):
         return x.flip(2)
 
 
+class Beside(nn.Module):
+    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
+        return x * speaker.unsqueeze(2)
+
+
 class Chance(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand(x.shape[-1:])
@@ -276,6 +281,9 @@ CASES: dict[str, Callable[[], str]] = {
     # time and shapes
     "exported for": lambda: compiling(save_export(), "--shape", "1x3x8x8x8"),
     "time dim": lambda: raised(lambda: compile(tiny(), time_dim=5)),
+    "time dim not said": lambda: raised(
+        lambda: co3d.compile(Beside().eval(), (torch.zeros(1, 3, 8), torch.zeros(1, 3))),
+    ),
     "time dim of channels": lambda: raised(lambda: compile(tiny(), time_dim=1)),
     "time dims": lambda: raised(lambda: compile(tiny(), time_dim=[2, 2])),
     "frames per step": lambda: raised(

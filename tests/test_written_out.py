@@ -35,6 +35,13 @@ def layer_norm(x: Tensor) -> Tensor:
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * CHANNELS + 0.5
 
 
+def scaled_norm(x: Tensor) -> Tensor:
+    """As speech separation writes it: a scale and a shift belong to what is found first."""
+    x = x.permute(0, 2, 3, 4, 1)
+    centred = x - x.mean(-1, keepdim=True)
+    return CHANNELS * centred / ((centred**2).mean(-1, keepdim=True) + 1e-8) ** 0.5 + 0.5
+
+
 def folded_norm(x: Tensor) -> Tensor:
     """As Keras writes it: scale and shift are taken into the mean and the deviation."""
     mean = x.mean((1, 2, 3, 4), True)
@@ -90,6 +97,7 @@ FOUND: dict[str, tuple[str, Callable[[Tensor], Tensor], int]] = {
     "hardswish": ("aten.hardswish", lambda x: x * torch.clamp(x + 3, 0, 6) / 6, 3),
     "mish": ("aten.mish", lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))), 3),
     "layer norm": ("aten.layer_norm", layer_norm, 3),
+    "layer norm scaled inside, and what follows": ("aten.layer_norm", lambda x: scaled_norm(x).relu() + 1, 3),
     "layer norm over the clip": ("aten.layer_norm", folded_norm, 9),
     "instance norm": (
         "aten.instance_norm",

@@ -92,6 +92,14 @@ def moved(y: Tensor) -> Tensor:
     return result.flatten(0, 1)
 
 
+def across_blocks(m: Any, x: Tensor) -> Tensor:
+    """A recurrent layer from block to block, of blocks of 4 that overlap by 2, as dual-path networks have it."""
+    halves = torch.cat([x[:, :, :-2].unflatten(2, (-1, 4)), x[:, :, 2:].unflatten(2, (-1, 4))], 3)
+    blocks = halves.flatten(2).unflatten(2, (-1, 4)).permute(0, 3, 2, 1)
+    result: Tensor = m.r(blocks.flatten(0, 1))[0].unflatten(0, (-1, 4)).mean(1)
+    return result
+
+
 # name: factory, clip shapes, options
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "residual": (lambda: Graph(lambda m, x: x + m.b(F.relu(m.a(x))), a=conv(), b=conv(5, 2)), (CLIP,), {}),
@@ -155,6 +163,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],
                       a=conv(3, 0), r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {},
     ),
+    "across blocks": (lambda: Graph(across_blocks, r=nn.GRU(4, 4, batch_first=True)), ((1, 4, 18),), {}),
     "cumulative sum": (lambda: Graph(lambda m, x: m.a(F.pad(x, (2, 0))).cumsum(2), a=conv(3, 0)), (CLIP,), {}),
     "up and down": (
         lambda: nn.Sequential(conv(4, 1, 2), nn.ReLU(), nn.Upsample(scale_factor=2, mode="linear")), ((1, 4, 16),), {},

@@ -14,6 +14,7 @@ from fractions import Fraction
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.analysis.reflected_starts import write_reflections
 from co3d_compile.analysis.regrouping import Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
@@ -22,11 +23,12 @@ from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import blocks, hold, unblocked
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_stream, own_of
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
 from co3d_compile.rules.pointwise import Pointwise, counts_on
+from co3d_compile.rules.remembering import remembered
 
 
 def annotate(program: Program) -> list[tuple[Node, str]]:
@@ -38,7 +40,15 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
     annotate_inputs(program)
     given = Decisions()
     walk = TimeWalk(program, given)
-    while (found := walk.run()) != given:
+    while True:
+        found = walk.run()
+        if found == given and write_reflections(program):
+            walk = TimeWalk(program, given)
+            continue
+        if found == given:
+            found = replace(given, late=given.late | late_starts(program))
+        if found == given:
+            break
         write_again(program, found.written - given.written)
         regroup(program, found.regrouped - given.regrouped)
         decisions = separate_starts(program, found, found.starts - given.starts)
@@ -120,6 +130,13 @@ def separate_starts(program: Program, decisions: Decisions, names: frozenset[str
         assert isinstance(rule, Concatenation)
         firsts |= separate(program, node, start_of(node, rule))
     return replace(decisions, firsts=firsts)
+
+
+def late_starts(program: Program) -> frozenset[str]:
+    """Returns the names of the streams that wait for a start of their own: with ends, or if something remembers it."""
+    exact = program.options.boundary == "exact"
+    nodes = program.graph.nodes if exact else remembered(program.graph)
+    return frozenset(n.name for n in nodes if is_stream(n) and any(map(is_start, n.all_input_nodes)))
 
 
 def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> None:

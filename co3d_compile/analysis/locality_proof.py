@@ -82,6 +82,46 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     raise NotLocal("it depends on more than its operators say")
 
 
+def confirmed(part: Part, reach: Reach, entries: int, mask: float) -> tuple[Reach, int]:
+    """Confirms a claim, or the one that the constants of the part make of it.
+
+    What is divided by how many windows lie over each entry depends on that entry alone, and on where it stands: the
+    divisor repeats with the hop, and is another one near the ends.
+
+    Raises:
+        NotLocal: Neither holds.
+    """
+    try:
+        return reach, confirm(part, reach, entries, mask)
+    except NotLocal:
+        other = _repeating(part, reach, entries)
+        if other is None:
+            raise
+        return other, confirm(part, other, entries, mask)
+
+
+def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
+    """Returns the reach of a part whose entries differ by their place in a period, and at the ends; else None."""
+    try:
+        module = in_float64(part.at(entries))
+        clips = part.inputs(entries, torch.Generator().manual_seed(2))
+        alike = [clip.narrow(dim, 0, 1).expand_as(clip).clone() for clip, dim in zip(clips, part.dims, strict=True)]
+        rows = _run(module, alike).double().movedim(part.dim, 0).flatten(1)
+    except (NotResizable, RuntimeError, IndexError, ValueError, TypeError):
+        return None
+    count, near = len(rows), SAME * float(rows.abs().max())
+    for period in range(reach.period, count // 4 + 1, reach.period):
+        same = ((rows[period:] - rows[:-period]).abs().amax(1) <= near).tolist()
+        first, last = count // 4, 3 * count // 4 - period
+        if all(same[first:last]):
+            front = next((n + 1 for n in reversed(range(first)) if not same[n]), 0)
+            stop = next((n for n in range(last, count - period) if not same[n]), count - period)
+            after = max(reach.after, count - period - stop)
+            found = Reach(max(reach.before, front), after + (count - after) % period, period)
+            return found if found != reach else None
+    return None
+
+
 def run_length(captures: Captures, reach: Reach, block: int) -> int:
     """Returns the least number of entries at which a block has its reach, and which the graph can take.
 

@@ -50,6 +50,7 @@ class Decisions:
         written: Operators that are to be as the model has them, instead of in their canonical form.
         starts: Concatenations over time that begin with a start of its own.
         firsts: What computes such starts, from the first entries alone; not where the concatenation is a window.
+        late: Streams that wait until their start is known.
         regrouped: Operands of which several entries are made one, or one several.
     """
 
@@ -58,6 +59,7 @@ class Decisions:
     written: Names = frozenset()
     starts: Names = frozenset()
     firsts: Names = frozenset()
+    late: Names = frozenset()
     regrouped: frozenset[Regrouping] = frozenset()
 
 
@@ -195,6 +197,9 @@ class TimeWalk:
             if self.program.options.recurrence == "window" and rule.remembers_all(node):
                 raise NoExtension("starts again with each window (recurrence='window')")
             fact = rule.flow(node)
+            starts = [f.due for f in facts if f.kind is Kind.START]
+            if starts and node.name in self.decisions.late:
+                fact = fact.no_sooner(max(starts))
             several = isinstance(node.meta["val"], (tuple, list))
             items = tuple(rule.items(node, fact)) if several else ()
             return replace(fact, own=Own(items=items, block=rule.block(node))), None

@@ -23,6 +23,12 @@ from co3d_compile.ir.time_facts import constant_of
 
 aten = torch.ops.aten
 
+OVER_ALL = {
+    aten.mean.default: aten.mean.dim,
+    aten.sum.default: aten.sum.dim_IntList,
+    aten.max.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+}
 WITH_INDICES = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
@@ -176,9 +182,13 @@ def _max_dim(program: Program, node: Node) -> None:
     _only_first(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
 
 
-def _mean_all(program: Program, node: Node) -> None:
+def _over_all(program: Program, node: Node) -> None:
+    """Writes a reduction of all numbers as one over all dims."""
     x = operand(node)
-    target = {aten.mean.default: aten.mean.dim, aten.sum.default: aten.sum.dim_IntList}[node.target]  # type: ignore[index]
+    target = OVER_ALL[node.target]  # type: ignore[index]
+    if target not in SUMS:
+        replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
+        return
     new = insert(program, node, target, x, list(range(rank_of(x))), False, dtype=node.meta["val"].dtype)
     _cast_first(program, new)
     replace(node, new)
@@ -317,14 +327,21 @@ def _select(program: Program, node: Node) -> None:
         replace(node, insert(program, node, aten.squeeze.dims, x, [0]))
 
 
-def _join(_: Program, node: Node) -> None:
-    """Drops from a ``cat`` what has no entries: zeros in front of a kernel of one tap."""
-    parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]
-    kept = [p for p in parts if p.meta["val"].numel() or p.meta["val"].dtype != node.meta["val"].dtype]
+def _join(program: Program, node: Node) -> None:
+    """Makes all parts of a ``cat`` of one type, and drops empty ones: zeros in front of a kernel of one tap."""
+    dtype = node.meta["val"].dtype
+    kept = parts = [_of_type(program, node, p, dtype) for p in node.args[0]]  # type: ignore[union-attr]
+    if any(p.meta["val"].numel() for p in parts):
+        kept = [p for p in parts if p.meta["val"].numel()]
     if len(kept) == 1 and shape_of(kept[0]) == shape_of(node):
         replace(node, kept[0])
-    elif kept and len(kept) < len(parts):
+    elif kept != list(node.args[0]):  # type: ignore[arg-type]
         node.update_arg(0, kept)
+
+
+def _of_type(program: Program, node: Node, x: Node, dtype: torch.dtype) -> Node:
+    """Returns a tensor in the type that a node gives."""
+    return x if x.meta["val"].dtype is dtype else insert(program, node, aten._to_copy.default, x, dtype=dtype)
 
 
 SUMS = (
@@ -343,8 +360,7 @@ REWRITES: dict[Any, Any] = {
     aten.max.dim: _max_dim,
     aten.min.dim: _max_dim,
     **dict.fromkeys(SUMS, _cast_first),
-    aten.mean.default: _mean_all,
-    aten.sum.default: _mean_all,
+    **dict.fromkeys(OVER_ALL, _over_all),
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,

@@ -157,6 +157,34 @@ def _class_name(model: Model) -> str:
     return str(outermost[1]).rpartition(".")[2]
 
 
+def _usual(dim: int, shapes: list[tuple[int, ...]]) -> int:
+    """Returns the dim that counts frames where nobody says it: a series of single numbers, (N, T), has but one."""
+    return 1 if shapes and all(len(shape) == 2 for shape in shapes) else dim
+
+
+def _checked(dim: int, name: str, shape: tuple[int, ...], said: bool) -> int:
+    """Returns a time dim, counted from the front.
+
+    Raises:
+        UsageError: The input does not have it.
+    """
+    if -len(shape) <= dim < len(shape) and dim % len(shape):
+        return dim % len(shape)
+    shown = ", ".join(["N", *map(str, shape[1:])]) if shape else ""
+    if not said:
+        raise UsageError(
+            f"Which dim of {name} ({shown}) counts the frames was not said, and it has no dim {dim}.",
+            hint="Give time_dim with a number for each input, and None for one without time, such as [2, None] "
+            "(--time-dim 2 --time-dim none).",
+        )
+    raise UsageError(
+        f"time_dim={dim} is no time dim of the input {name} ({shown}).",
+        hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch. "
+        "For a network that takes its frames as rows, compile a module that takes (N, T, …) and calls it "
+        "with x.flatten(0, 1).",
+    )
+
+
 def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
     """Returns the user's inputs with their time dims.
 
@@ -165,21 +193,16 @@ def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
     """
     nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
     dims, boxes = options.time_dim, box_inputs(module.graph)
+    shapes = [tuple(int(s) for s in n.meta["val"].shape) for n in nodes]
+    if not options.time_said and isinstance(dims, int):
+        dims = _usual(dims, [s for n, s in zip(nodes, shapes, strict=True) if n not in boxes])
     per_input = [None if n in boxes else dims for n in nodes] if dims is None or isinstance(dims, int) else list(dims)
     if len(per_input) != len(nodes):
         raise UsageError(f"time_dim names {len(per_input)} inputs, but the model has {len(nodes)}.")
     inputs = []
-    for node, dim in zip(nodes, per_input, strict=True):
-        shape = tuple(int(s) for s in node.meta["val"].shape)
+    for node, shape, dim in zip(nodes, shapes, per_input, strict=True):
         if dim is not None:
-            if not -len(shape) <= dim < len(shape) or dim % len(shape) == 0:
-                raise UsageError(
-                    f"time_dim={dim} is no time dim of the input {node.name} with shape {'x'.join(map(str, shape))}.",
-                    hint="Give the dim that counts the frames, for (N, C, T, H, W) that is 2; dim 0 is the batch. "
-                    "For a network that takes its frames as rows, compile a module that takes (N, T, …) and calls it "
-                    "with x.flatten(0, 1).",
-                )
-            dim %= len(shape)
+            dim = _checked(dim, node.name, shape, options.time_said)
         inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim, boxes=boxes.get(node)))
     if all(i.time_dim is None for i in inputs):
         raise UsageError("No input has a time dim.")

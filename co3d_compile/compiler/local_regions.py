@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
-from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confirm, confirm_ends
+from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confirm_ends, confirmed
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.graph_walks import reached
@@ -333,7 +333,7 @@ class _Search:
                 if reach is not None:
                     if is_wrapped(found, reach):
                         raise Wrapped("entries at one end depend on entries at the other")
-                    length = confirm(part, reach, entries, torch.inf)
+                    reach, length = confirmed(part, reach, entries, torch.inf)
                     if self.program.options.boundary == "exact":
                         confirm_ends(part, reach, entries, length)
                     return reach, length
@@ -343,5 +343,6 @@ class _Search:
 def _time_dim_of(fact: Fact) -> int:
     """Returns the time dim of an input of a region."""
     place = fact.layout.time if fact.layout is not None else None
-    assert place is not None and place.alone
+    if place is None or not place.alone:
+        raise NotResizable("it reads something whose entries are not along one dim")
     return place.dim

@@ -57,7 +57,7 @@ def check_time_dim(
     """
     wrong = _over_channels(program)
     timed = next(i for i in program.inputs if i.time_dim is not None)
-    if not wrong or timed.time_dim != DEFAULT:
+    if not wrong or timed.time_dim != DEFAULT or timed.shape[1] == 1:
         return
     try:
         other = capture(network, example_inputs, replace(options, time_dim=1))

@@ -100,9 +100,7 @@ class Concatenation(Rule):
         assert kernel is not None
         fact = fact_of(main)
         front, back = self.outside(node)
-        joined = fact.through(kernel, known(main), (front == EDGE, back == EDGE))
-        due = max((fact_of(p).due for p in parts if is_start(p)), default=None)
-        return joined if due is None or fact.end is None else joined.no_sooner(due)
+        return fact.through(kernel, known(main), (front == EDGE, back == EDGE))
 
     def main(self, node: Node) -> Node:
         """Returns the part that is the stream; the others only fill the ends.

@@ -25,9 +25,8 @@ DIM: dict[Target, int] = {
     aten.median.dim: 1,
     aten.max.dim: 1,
     aten.min.dim: 1,
-    aten.cummax.default: 1,
-    aten.cummin.default: 1,
 }
+"""The position of the dim among the arguments."""
 
 
 @register(*DIM)
@@ -37,7 +36,7 @@ class Order(Rule):
     why = "selects among all entries"
 
     def _dim(self, node: Node) -> int:
-        return int(argument(node, DIM[node.target], "dim", -1)) % rank_of(operand(node))
+        return int(argument(node, DIM.get(node.target, 1), "dim", -1)) % rank_of(operand(node))
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         return [(operand(node), [self._dim(node)])]
@@ -58,7 +57,7 @@ class Order(Rule):
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Returns the entries of both outputs."""
-        x, at = operand(node), DIM[node.target]
+        x, at = operand(node), DIM.get(node.target, 1)
         args: list[Any] = list(node.args)
         dim = known(x).entry_dims()[self._dim(node)]
         kwargs = dict(node.kwargs)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.node import Target
 
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.time_facts import (
     Fact,
+    Kind,
     NoExtension,
     combine,
     constant_of,
@@ -26,7 +26,6 @@ from co3d_compile.ir.time_facts import (
     touches_time,
 )
 from co3d_compile.rules.base import Rule, in_table, one_entry, register
-from co3d_compile.rules.reduce import AlongDims
 from co3d_compile.step_graph.recurrent_layers import Layers, over_sequence
 from co3d_compile.step_graph.step_graph import StepGraph
 
@@ -35,7 +34,7 @@ aten = torch.ops.aten
 
 @register(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 class Recurrent(Rule):
-    """LSTM, GRU and RNN. Over time the state is exact from the first frame: its start at zero is the clip's own.
+    """LSTM, GRU and RNN. Over time the state is exact from the first frame: what it starts from is the clip's own.
 
     Over another dim, with time among the rows of its batch, a layer is an operator on each entry, in both directions.
     """
@@ -54,8 +53,8 @@ class Recurrent(Rule):
             raise NoExtension("reads the clip in both directions")
         if place is None or place.dim != _time_dim(node) or not place.alone or fact_of(x).spacing > 1:
             raise NoExtension("time is not its sequence dim")
-        if not _from_zero(node):
-            raise NoExtension("starts from a hidden state that is not zero")
+        if not all(_alike(h) for h in _hidden(node)):
+            raise NoExtension("starts from a hidden state that is computed from frames, or another for each clip")
         return combine([fact_of(x)], None)
 
     def over_rows(self, node: Node) -> bool:
@@ -122,11 +121,12 @@ def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:
     """Returns the entries of each output of layers whose state is carried from step to step."""
     layers, x = Layers.of(node, low), operand(node)
     entries = [low.entry(x, i) for i in range(low.pulse(x))]
-    keep = _keeps(x, low)
+    keep, hidden = _keeps(x, low), _hidden(node)
     finals = []
-    for weights in layers.weights:
+    for number, weights in enumerate(layers.weights):
         sizes = [layers.hidden(weights), *([layers.cells(weights)] if layers.kind == "lstm" else [])]
         states = [_carry(x, low, size) for size in sizes]
+        states = [(read, _opened(x, low, rows, h, number)) for (read, rows), h in zip(states, hidden, strict=True)]
         h, c = [rows for _, rows in states] + [None] * (2 - len(states))
         entries, final = layers.run(low, weights, entries, h, c, keep)  # type: ignore[arg-type]
         for (read, _), value in zip(states, final[-1], strict=True):
@@ -159,6 +159,18 @@ def _carry(x: Node, low: StepGraph, size: int) -> tuple[Node, Node]:
     return state, restore(state)
 
 
+def _opened(x: Node, low: StepGraph, rows: Node, hidden: Node, number: int) -> Node:
+    """Returns the rows of a state of a layer, or what the layer starts from if no entry has come before this step."""
+    if constant_of(hidden).fill == 0:
+        return rows
+    layout = fact_of(x).layout
+    start = low.call(aten.select.int, _plain(hidden, low), 0, number)
+    start = low.call(aten.add.Tensor, low.zero_rows(low.entry(x, 0), low.sizes(rows)[1]), start)
+    first, restore = low.batch_first(rows, layout)
+    flag = low.start.inside(fact_of(x), -1, back=False)
+    return restore(low.start.choose(flag, first, low.batch_first(start, layout)[0]))
+
+
 def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
     """Gives the rows of a state behind new entry ``i``: the new ones if that entry is in the stream, else the old."""
     live, layout = started(x, low), fact_of(x).layout
@@ -188,57 +200,10 @@ def _time_dim(node: Node) -> int:
     return 1 if node.args[8] else 0
 
 
-def _from_zero(node: Node) -> bool:
-    """Says whether the hidden state that the layer is given is a constant zero."""
-    return all(constant_of(h).fill == 0 for h in _hidden(node))
-
-
-RUNNING: dict[Target, tuple[Target, float]] = {
-    aten.cumsum.default: (aten.add.Tensor, 0.0),
-    aten.cumprod.default: (aten.mul.Tensor, 1.0),
-}
-"""What an entry is joined to the result so far by, and what that begins with."""
-
-
-@register(*RUNNING)
-class Running(AlongDims):
-    """The sum or product of all entries so far: a state, exact from the first frame, as in causal gates."""
-
-    def _over_time(self, node: Node) -> bool:
-        return any(touches_time(x, dims) for x, dims in self.mixes(node))
-
-    def flow(self, node: Node) -> Fact:
-        x = operand(node)
-        place = known(x).time
-        if self._over_time(node) and (place is None or not place.alone or fact_of(x).spacing > 1):
-            raise NoExtension("sums over a dim into which time is folded")
-        return combine([fact_of(x)], known(x))
-
-    def remembers_all(self, node: Node) -> bool:
-        return self._over_time(node)
-
-    def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        if not self._over_time(node):
-            return super().lower(node, low)
-        x, (join, initial) = operand(node), RUNNING[node.target]
-        rows = [self._row(node, low, i) for i in range(low.pulse(x))]
-        first, restore = low.batch_first(low.entry(x, 0), fact_of(x).layout)
-        read = so_far = low.carry(rows[0], low.features(first), initial=initial)
-        live = started(x, low)
-        results = []
-        for i, row in enumerate(rows):
-            if live is not None:
-                row = low.call(aten.masked_fill.Scalar, row, low.call(aten.logical_not.default, live[i]), initial)
-            so_far = low.call(join, so_far, row)
-            results.append(restore(low.call(aten.reshape.default, so_far, [-1, *low.sizes(first)[1:]])))
-        low.call(store, read, so_far)
-        return results
-
-    def _row(self, node: Node, low: StepGraph, i: int) -> Node:
-        """Gives the numbers of new entry ``i`` of the operand for each stream."""
-        x = operand(node)
-        entry = low.batch_first(low.entry(x, i), fact_of(x).layout)[0]
-        return low.call(aten.reshape.default, entry, [-1, low.features(entry)])
+def _alike(hidden: Node) -> bool:
+    """Says whether a hidden state that the layer is given is a constant, and the same for each clip."""
+    same = shape_of(hidden)[1] == 1 or constant_of(hidden).fill == 0 or 1 in constant_of(hidden).alike
+    return same and fact_of(hidden).kind is Kind.STATIC
 
 
 @register(operator.getitem)

@@ -73,9 +73,11 @@ class Reduction(Rule):
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Reduces over space first: what is left to remember is small."""
-        x, dims, keep = self._norm_args(node)
+        if node.target not in SEPARABLE:
+            return None
+        x, dims, keep = reduced(node)
         place = known(x).time
-        if node.target not in SEPARABLE or place is None or place.dim not in dims or not place.alone or len(dims) == 1:
+        if place is None or place.dim not in dims or not place.alone or len(dims) == 1:
             return None
         with node.graph.inserting_before(node):
             target: Any = node.target
@@ -97,15 +99,16 @@ class Reduction(Rule):
         x, _, _ = self._norm_args(node)
         kind = SEPARABLE[node.target]
         new = [self.entry(node, low, i) for i in range(low.pulse(x))]
-        if low.ends is None:
+        ends = low.opening(node)
+        if ends is None:
             entries = low.past(new, past)
             return [low.reduce_entries(entries[o : o + past + 1 : step], kind) for o in range(low.pulse(x))]
-        entries = low.newest(new, fact_of(x), fact_of(node).layout, past, NEUTRAL[kind])
+        entries = low.newest(ends, new, fact_of(x), fact_of(node).layout, past, NEUTRAL[kind])
         results = [low.reduce_entries(entries[o : o + past + 1], kind) for o in range(low.pulse(x))]
         if kind != "mean":
             return results
         layout = fact_of(node).layout
-        return [low.ends.mean_of_newest(r, fact_of(x), i, past + 1, layout) for i, r in enumerate(results)]
+        return [ends.mean_of_newest(r, fact_of(x), i, past + 1, layout) for i, r in enumerate(results)]
 
 
 @register(aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
@@ -176,16 +179,17 @@ class Norm(Rule):
         rows = [low.call(aten.reshape.default, new, [-1, g, prod(shape[1:]) // g]) for new in news]
         squares = [low.call(aten.mul.Tensor, r, r) for r in rows]
         moments = [[low.call(aten.mean.dim, r, [2], True) for r in both] for both in (rows, squares)]
-        if low.ends is not None:
-            first, second = (low.newest(m, fact_of(x), None, past, 0.0) for m in moments)
+        ends = low.opening(node)
+        if ends is not None:
+            first, second = (low.newest(ends, m, fact_of(x), None, past, 0.0) for m in moments)
         else:
             first, second = (low.past(m, past) for m in moments)
         results = []
         for o, r in enumerate(rows):
             mean = low.reduce_entries(first[o : o + past + 1 : step], "mean")
             square = low.reduce_entries(second[o : o + past + 1 : step], "mean")
-            if low.ends is not None:
-                mean, square = (low.ends.mean_of_newest(m, fact_of(x), o, past + 1, None) for m in (mean, square))
+            if ends is not None:
+                mean, square = (ends.mean_of_newest(m, fact_of(x), o, past + 1, None) for m in (mean, square))
             results.append(self._affine(node, low, self._normal(node, low, r, mean, square), shape))
         return results
 

@@ -11,7 +11,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
-from co3d_compile.ir.node_reading import operand, operand_list, whole
+from co3d_compile.ir.node_reading import argument, operand, operand_list, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -202,9 +202,9 @@ class EntryOperators(Builder):
             return self.call(node.target, x, node.args[1], dims, keep)
         if node.target in (aten.var.correction, aten.std.correction):
             return self.call(node.target, x, dims, correction=node.kwargs.get("correction", 1), keepdim=keep)
-        if isinstance(node.args[1], int):
-            return self.call(node.target, x, dims[0], keep)
-        return self.call(node.target, x, dims, keep, *node.args[3:], **node.kwargs)
+        rest = {name: value for name, value in node.kwargs.items() if name not in ("dim", "keepdim")}
+        single = isinstance(argument(node, 1, "dim"), int)
+        return self.call(node.target, x, dims[0] if single else dims, keep, *node.args[3:], **rest)
 
 
 def _batch_first(place: Place | None, rank: int) -> list[int] | None:

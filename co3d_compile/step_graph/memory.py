@@ -25,6 +25,7 @@ class Memory(EntryOperators):
 
     Attributes:
         ends: The flags of both ends of the stream; None with ``boundary="stream"``.
+        for_good: What something behind it remembers for good.
         boxes: Inputs with rows of their own in each step.
     """
 
@@ -32,6 +33,7 @@ class Memory(EntryOperators):
         super().__init__(program)
         self.ends: StreamEnds | None = None
         self._start: StreamEnds | None = None
+        self.for_good: frozenset[Node] = frozenset()
         self._capacity: dict[Node, int] = {}
         self.boxes: set[Node] = set()
 
@@ -93,10 +95,14 @@ class Memory(EntryOperators):
         """
         return bool(self.boxes) and not self.boxes.isdisjoint(computed_from(node))
 
-    def newest(self, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float) -> PastEntries:
+    def opening(self, node: Node) -> StreamEnds | None:
+        """Returns the flags of where the stream begins, if what a node is there is ever read."""
+        return self.start if self.ends is not None or node in self.for_good else None
+
+    def newest(
+        self, ends: StreamEnds, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float
+    ) -> PastEntries:
         """Returns past and new entries with a number in place of those before the first."""
-        ends = self.ends
-        assert ends is not None
         marked = [ends.where(ends.inside(fact, i, back=False), x, value, layout) for i, x in enumerate(new)]
         firsts = [self.batch_first(x, layout)[0] for x in marked]
         return self.past(marked, past, None, layout, ends.constants(firsts, fact, past, value))

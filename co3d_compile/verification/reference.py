@@ -236,6 +236,7 @@ class Reference:
             starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
             run = LongClip(self.program, self.claims, starts, front - phase, done)
             run.double, run.kernels, run.boxes = self._double, self.kernels, boxes
+            run.whole_windows = not self.recurrent_paths()  # else the clip begins with the stream, and it is known
             run.regions = self.regions.at(self.shapes(total), self._double)
             run.inside = self.regions.inside - self.claims.keys()
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}

@@ -33,6 +33,13 @@ Value: TypeAlias = Any
 Arguments: TypeAlias = Sequence[Value]
 Named: TypeAlias = Mapping[str, Value]
 RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
+ACCUMULATIONS = {
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.logcumsumexp.default,
+    aten.cummax.default,
+    aten.cummin.default,
+}
 
 
 class NoReference(Exception):
@@ -177,17 +184,17 @@ def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
     """Says whether time is the sequence of a recurrent layer, and not among its rows."""
     x, batch_first = n.args[0], n.args[8]
     assert isinstance(x, Node)
-    place = claim_of(x, claims).place
+    place = claims.get(f"{x.name}>{n.name}", claim_of(x, claims)).place  # as its entries are regrouped for it
     return place is not None and place.alone and place.dim == (1 if batch_first else 0)
 
 
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
-    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a running sum."""
+    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a sum or maximum so far."""
     if isinstance(n.target, FrameLoop):
         return n.target.memory is None and claim_of(n, claims).kind is Kind.STREAM
     if is_recurrent(n):
         return claim_of(n, claims).kind is Kind.STREAM and runs_over_time(n, claims)
-    if n.target not in (aten.cumsum.default, aten.cumprod.default):
+    if n.target not in ACCUMULATIONS:
         return False
     x, dim = n.args[:2]
     assert isinstance(x, Node) and isinstance(dim, int)

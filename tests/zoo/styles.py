@@ -307,6 +307,11 @@ def _streaming(name: str) -> Entry:
     return Entry(name, _build(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
 
 
+def highest(m: Any, x: Tensor) -> Tensor:
+    """The largest of all entries so far."""
+    return m.out(x.cummax(1)[0])
+
+
 # --- windows
 
 
@@ -349,7 +354,6 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "encoder_layer": (
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 16, batch_first=True), 1), _TOKENS, 1),
     "median": (lambda: Graph(lambda m, x: m.out(x.median(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
-    "highest_so_far": (lambda: Graph(lambda m, x: m.out(x.cummax(1)[0]), out=nn.Linear(12, 3)), _TOKENS, 1),
     "best_three": (lambda: Graph(lambda m, x: m.out(x.topk(3, 1)[0].mean(1)), out=nn.Linear(12, 3)), _TOKENS, 1),
     "instance_norm_1d": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4, affine=True), nn.Conv1d(4, 3, 1)), _SERIES, 2),
@@ -372,6 +376,15 @@ def _build(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[]
 
 
 STYLES = (
+    Entry(
+        "highest_so_far",
+        _build(lambda: Graph(highest, out=nn.Linear(12, 3)), _TOKENS),
+        (_TOKENS,),
+        time_dim=1,
+        reference=long_clip(1),
+        causal=True,
+        nan_start=False,
+    ),
     *(_copied(how, scope) for how in HOW for scope in ("frame", "window")),
     *(_streaming(name) for name in _STREAMS),
     Entry(
