@@ -330,12 +330,13 @@ def _select(program: Program, node: Node) -> None:
 def _join(program: Program, node: Node) -> None:
     """Makes all parts of a ``cat`` of one type, and drops empty ones: zeros in front of a kernel of one tap."""
     dtype = node.meta["val"].dtype
-    kept = parts = [_of_type(program, node, p, dtype) for p in node.args[0]]  # type: ignore[union-attr]
+    given: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    kept = parts = [_of_type(program, node, p, dtype) for p in given]
     if any(p.meta["val"].numel() for p in parts):
         kept = [p for p in parts if p.meta["val"].numel()]
     if len(kept) == 1 and shape_of(kept[0]) == shape_of(node):
         replace(node, kept[0])
-    elif kept != list(node.args[0]):  # type: ignore[arg-type]
+    elif kept != given:
         node.update_arg(0, kept)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.markers import store
 from co3d_compile.ir.node_reading import operand
@@ -17,8 +19,11 @@ from co3d_compile.rules.reduce import AlongDims
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-NEUTRAL = {aten.cumsum.default: (aten.add.Tensor, 0.0), aten.cumprod.default: (aten.mul.Tensor, 1.0)}
-EXTREMES = {
+NEUTRAL: dict[Target, tuple[OpOverload, float]] = {
+    aten.cumsum.default: (aten.add.Tensor, 0.0),
+    aten.cumprod.default: (aten.mul.Tensor, 1.0),
+}
+EXTREMES: dict[Target, tuple[OpOverload, OpOverload]] = {
     aten.cummax.default: (aten.maximum.default, aten.ge.Tensor),
     aten.cummin.default: (aten.minimum.default, aten.le.Tensor),
 }
