@@ -13,6 +13,7 @@ from torch.fx import Node
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
 from co3d_compile.canonical.merged_forms import part_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
+from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
@@ -23,12 +24,6 @@ from co3d_compile.ir.time_facts import constant_of
 
 aten = torch.ops.aten
 
-OVER_ALL = {
-    aten.mean.default: aten.mean.dim,
-    aten.sum.default: aten.sum.dim_IntList,
-    aten.max.default: aten.amax.default,
-    aten.min.default: aten.amin.default,
-}
 WITH_INDICES = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
@@ -182,26 +177,6 @@ def _max_dim(program: Program, node: Node) -> None:
     _only_first(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
 
 
-def _over_all(program: Program, node: Node) -> None:
-    """Writes a reduction of all numbers as one over all dims."""
-    x = operand(node)
-    target = OVER_ALL[node.target]  # type: ignore[index]
-    if target not in SUMS:
-        replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
-        return
-    new = insert(program, node, target, x, list(range(rank_of(x))), False, dtype=node.meta["val"].dtype)
-    _cast_first(program, new)
-    replace(node, new)
-
-
-def _cast_first(program: Program, node: Node) -> None:
-    """Makes the dtype in which PyTorch sums up that of the operand: small numbers are summed up as large ones."""
-    x, dtype = operand(node), node.meta["val"].dtype
-    if x.meta["val"].dtype != dtype:
-        node.update_arg(0, insert(program, node, aten._to_copy.default, x, dtype=dtype))
-    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
-
-
 def _split(program: Program, node: Node) -> None:
     """Writes ``split`` and ``unbind`` as slices and selections."""
     x = operand(node)
@@ -345,13 +320,6 @@ def _of_type(program: Program, node: Node, x: Node, dtype: torch.dtype) -> Node:
     return x if x.meta["val"].dtype is dtype else insert(program, node, aten._to_copy.default, x, dtype=dtype)
 
 
-SUMS = (
-    aten.sum.dim_IntList,
-    aten.mean.dim,
-    aten.prod.dim_int,
-    aten.cumsum.default,
-    aten.cumprod.default,
-)
 REWRITES: dict[Any, Any] = {
     aten.cat.default: _join,
     **dict.fromkeys(DIMS, _pool),
@@ -360,8 +328,8 @@ REWRITES: dict[Any, Any] = {
     **dict.fromkeys(WITH_INDICES, _with_indices),
     aten.max.dim: _max_dim,
     aten.min.dim: _max_dim,
-    **dict.fromkeys(SUMS, _cast_first),
-    **dict.fromkeys(OVER_ALL, _over_all),
+    **dict.fromkeys(SUMS, cast_first),
+    **dict.fromkeys(OVER_ALL, over_all),
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,

@@ -1,0 +1,45 @@
+"""Reductions in one form: over dims, and in the type in which they are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import operand, rank_of
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+OVER_ALL = {
+    aten.mean.default: aten.mean.dim,
+    aten.sum.default: aten.sum.dim_IntList,
+    aten.max.default: aten.amax.default,
+    aten.min.default: aten.amin.default,
+}
+SUMS = (
+    aten.sum.dim_IntList,
+    aten.mean.dim,
+    aten.prod.dim_int,
+    aten.cumsum.default,
+    aten.cumprod.default,
+)
+
+
+def over_all(program: Program, node: Node) -> None:
+    """Writes a reduction of all numbers as one over all dims."""
+    x = operand(node)
+    target = OVER_ALL[node.target]  # type: ignore[index]
+    if target not in SUMS:
+        replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
+        return
+    new = insert(program, node, target, x, list(range(rank_of(x))), False, dtype=node.meta["val"].dtype)
+    cast_first(program, new)
+    replace(node, new)
+
+
+def cast_first(program: Program, node: Node) -> None:
+    """Makes the dtype in which PyTorch sums up that of the operand: small numbers are summed up as large ones."""
+    x, dtype = operand(node), node.meta["val"].dtype
+    if x.meta["val"].dtype != dtype:
+        node.update_arg(0, insert(program, node, aten._to_copy.default, x, dtype=dtype))
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
