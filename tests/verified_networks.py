@@ -78,6 +78,11 @@ def difference_by_split(x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(first), later - x[:, :, :-1]], 2)
 
 
+def later_rows(x: Tensor) -> Tensor:
+    """The index of every entry but the first, wherever it is."""
+    return torch.arange(1, x.shape[2]).expand_as(x[:, :, 1:])
+
+
 def counts(x: Tensor) -> Tensor:
     """How many values of a frame fall into each of five bins: a window from the input on, and constants like it."""
     bins = (2 * x + 2).long().clamp(0, 4)
@@ -174,6 +179,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     ),
     "difference by split": (
         lambda: Graph(lambda m, x: m.a(difference_by_split(x)), a=conv()),
+        (CLIP,), {},
+    ),
+    "taken off the next entry, by its index": (
+        lambda: Graph(lambda m, x: m.a(x.index_add(2, torch.arange(1, x.shape[2]), x[:, :, :-1], alpha=-1)), a=conv()),
+        (CLIP,), {},
+    ),
+    "added to the next entry, by as many indices": (
+        lambda: Graph(lambda m, x: m.a(torch.zeros_like(x).scatter_add(2, later_rows(x), x[:, :, :-1])), a=conv()),
         (CLIP,), {},
     ),
     "copies of the last entry": (

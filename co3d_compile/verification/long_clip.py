@@ -21,10 +21,11 @@ from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
-from co3d_compile.verification.long_regions import LongRegion
+from co3d_compile.verification.long_regions import LongRegion, not_captured
 from co3d_compile.verification.long_values import Entries, Stream, Windows
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
+    BY_INDEX,
     SCATTERS,
     VIEWS,
     Resize,
@@ -54,6 +55,7 @@ from co3d_compile.verification.time_claims import (
 )
 
 aten = torch.ops.aten
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.instance_norm.default}
 
@@ -86,6 +88,7 @@ class LongClip(Interpreter):
         self.finite: dict[str, list[bool]] = {}
         self.watched: set[str] = set()
         self.regions: Mapping[str, LongRegion] = {}
+        self.longer: Callable[[str, tuple[str, ...]], LongRegion] = not_captured
         self.boxes: Mapping[str, LongBoxes] = {}
         self.inside: Set[str] = frozenset()  # nodes of regions that nothing else reads
         self._read: dict[str, Value] = {}
@@ -122,10 +125,29 @@ class LongClip(Interpreter):
         if self.double and kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         try:
-            return self._seen(n, self._call(n, args, kwargs))
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            what = str(error).strip().split("\n")[0]
-            raise NoReference(f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {what}") from error
+            value = self._call(n, args, kwargs)
+        except (NoReference, *FAILURES) as error:
+            value = self._captured_again(n)
+            if value is None and isinstance(error, NoReference):
+                raise
+            if value is None:
+                what = str(error).strip().split("\n")[0]
+                raise NoReference(f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {what}") from error
+        return self._seen(n, value)
+
+    def _captured_again(self, n: Node) -> Value:
+        """Returns what an operator of the stream gives that has its indices for one clip; None where it is not known.
+
+        It has those of the long clip where the network is captured on all of it.
+        """
+        given = {a.name: self.env[a] for a in n.all_input_nodes}
+        if self._claim(n).kind is not Kind.STREAM or not all(isinstance(v, (Stream, Tensor)) for v in given.values()):
+            return None
+        streams = {name: v.value for name, v in given.items() if isinstance(v, Stream)}
+        try:
+            return self._streams(n, self.longer(n.name, tuple(streams)).graph(*streams.values()))
+        except (NoReference, *FAILURES):
+            return None
 
     def _seen(self, n: Node, value: Value) -> Value:
         """Notes which entries of a watched tensor are finite."""
@@ -164,6 +186,8 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
+        if n.target in BY_INDEX and (found := self._captured_again(n)) is not None:
+            return found
         constant = self._constant(n, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
         if together or pointwise(n):
@@ -180,10 +204,14 @@ class LongClip(Interpreter):
             return self._recurrent(n, args, kwargs)
         kernel = self.kernels.get(n.name)
         result = self._apply(n, args, kwargs) if kernel is None else kernel.apply(n, args, kwargs)
+        return self._streams(n, result, constant)
+
+    def _streams(self, n: Node, result: Value, constant: Value = None) -> Value:
+        """Returns the results of an operator on all of the long clip."""
         if isinstance(result, (tuple, list)):
             items = {u.args[1]: self._claim(u) for u in n.users}
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
-        return Stream(result, claim, constant)
+        return Stream(result, self._claim(n), constant)
 
     def _constant(self, n: Node, kwargs: Named) -> Value:
         """Runs the operator on a single clip, where the compiler says that its values do not matter."""

@@ -47,7 +47,7 @@ class LongRegions:
         self, model: Model, example: Example, options: Options, program: Program, regions: Sequence[LocalRegion]
     ) -> None:
         self.model, self.example, self.options, self.program, self.regions = model, example, options, program, regions
-        self._known: dict[tuple[tuple[int, ...], ...], list[LongRegion]] = {}
+        self._known: dict[tuple[tuple[int, ...], ...], GraphModule] = {}
         nodes = {n.name: n for n in program.graph.nodes}
         self.inside = frozenset(n.name for part in regions for n in _inside(part, nodes))
 
@@ -57,17 +57,25 @@ class LongRegions:
         Raises:
             NoReference: The network cannot be captured so.
         """
-        if not self.regions:
-            return {}
+        return {spec.result: self.part(shapes, double, spec.result, spec.inputs) for spec in self.regions}
+
+    def part(self, shapes: Sequence[Sequence[int]], double: bool, result: str, inputs: tuple[str, ...]) -> LongRegion:
+        """Returns what computes a node from others on clips of these shapes.
+
+        Raises:
+            NoReference: The network cannot be captured so.
+        """
         key = tuple(tuple(shape) for shape in shapes)
         if key not in self._known:
             self._known[key] = self._captured(key)
-        found = self._known[key]
-        if double:
-            found = [LongRegion(in_float64(part.graph), part.inputs) for part in found]
-        return {spec.result: part for spec, part in zip(self.regions, found, strict=True)}
+        module = self._known[key]
+        nodes = list(module.graph.nodes)
+        order = {n: i for i, n in enumerate(nodes)}
+        place = {n.name: i for i, n in enumerate(self.program.graph.nodes)}
+        graph = part_of(module, [nodes[place[name]] for name in inputs], nodes[place[result]], order)
+        return LongRegion(in_float64(graph) if double else graph, inputs)
 
-    def _captured(self, shapes: tuple[tuple[int, ...], ...]) -> list[LongRegion]:
+    def _captured(self, shapes: tuple[tuple[int, ...], ...]) -> GraphModule:
         if isinstance(self.model, ExportedProgram) or self.example is None:
             raise NoReference("an exported program cannot be captured for a long clip")
         left = iter(shapes)
@@ -86,16 +94,12 @@ class LongRegions:
             check_same([self.program.module, module])
         except NotResizable as why:
             raise NoReference(str(why)) from why
-        nodes = list(module.graph.nodes)
-        order = {n: i for i, n in enumerate(nodes)}
-        place = {n.name: i for i, n in enumerate(self.program.graph.nodes)}
-        return [
-            LongRegion(
-                part_of(module, [nodes[place[name]] for name in spec.inputs], nodes[place[spec.result]], order),
-                spec.inputs,
-            )
-            for spec in self.regions
-        ]
+        return module
+
+
+def not_captured(_: str, __: tuple[str, ...]) -> LongRegion:
+    """Raises NoReference: nothing is captured on the long clip."""
+    raise NoReference("the network is not captured on the long clip")
 
 
 def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:

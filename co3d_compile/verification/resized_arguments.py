@@ -20,6 +20,7 @@ aten = torch.ops.aten
 VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
 COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
 SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
 
 
