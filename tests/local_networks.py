@@ -157,6 +157,20 @@ class MaskedBlocks(Part):
         return self.attend(x, self.scores(x) + torch.where(block[:, None] == block[None], 0.0, -1e9))
 
 
+class SlidingChunks(Part):
+    """Attention in a band, computed in chunks of four frames, each with those beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees 2 on both sides. A clip is of whole chunks."""
+        n, c, t = x.shape
+        q, k, v = (f(x.transpose(1, 2)) for f in (self.q, self.k, self.v))
+        k, v, there = (F.pad(y, (0, 0, 4, 4)).unflatten(1, (-1, 4)) for y in (k, v, torch.ones(1, t, 1)))
+        k, v, there = (torch.cat([y[:, :-2], y[:, 1:-1], y[:, 2:]], 2) for y in (k, v, there))
+        near = (torch.arange(4)[:, None] + 4 - torch.arange(12)).abs() <= 2
+        scores = (q.unflatten(1, (-1, 4)) @ k.transpose(2, 3)).masked_fill(~near | (there.mT == 0), -1e9)
+        return (scores.softmax(-1) @ v).reshape(n, t, c).transpose(1, 2)
+
+
 class Gradient(Part):
     """Central differences, by differences of its own at both ends."""
 
@@ -238,6 +252,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "local variance": (Variance, []),  # operators that have a rule, all of them
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),
+    "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
     "gradient": (Gradient, [(1, 1, 1)]),
     "rolled, written over": (Rolled, []),  # an operator that has a rule

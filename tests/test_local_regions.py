@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, RESIZED, Global, network
 from torch import nn
 from torch.nn import functional as F
+from verified_networks import rewrite
 
 import co3d_compile as co3d
 from co3d_compile import CompiledModel
@@ -128,10 +130,21 @@ def test_a_stream_that_is_too_short_is_found_wherever_it_has_come_from() -> None
     other.flush()  # stream 0 has not begun
 
 
-def test_a_region_is_verified_against_the_network_on_a_long_clip() -> None:
-    net, model = compiled("mask -1e9")
+@pytest.mark.parametrize("name", ["mask -1e9", "chunks beside each other"])
+def test_a_region_is_verified_against_the_network_on_a_long_clip(name: str) -> None:
+    net, model = compiled(name)
     found = co3d.verify(model, net, CLIP)
     assert found.passed and found.relative_error < 1e-5, found.reason
+
+
+def test_verification_fails_on_a_small_receptive_field(tmp_path: Path) -> None:
+    net, model = compiled("mask -1e4")
+    field = 9  # 5 of the region, 2 more of each convolution
+    for said in (field, field - 1):
+        model.save(tmp_path / "model.onnx")
+        rewrite(tmp_path / "model.onnx", receptive_field=said)
+        found = co3d.verify(tmp_path / "model.onnx", net, CLIP)
+        assert found.passed == (said == field), found.reason
 
 
 @pytest.mark.parametrize(

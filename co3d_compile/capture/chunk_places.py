@@ -88,8 +88,10 @@ def _operands(node: Node, place: Place, timed: set[Node]) -> Iterator[tuple[Node
             continue
         if x.target in SPLITTING or selects_one(node, place):
             x, to = operand(x), place
-        else:
+        elif isinstance(x.meta["val"], torch.Tensor):
             to = moved(x, place)
+        else:  # several tensors: of a recurrent layer, of a loop
+            _refuse(node, place)
         shape = shape_of(x)
         if not 0 <= to.dim < len(shape) or shape[to.dim] % to.outer:
             _refuse(node, place)

@@ -110,7 +110,7 @@ class LongClip(Interpreter):
     def _region(self, n: Node) -> Value:
         """Returns what is local in time, as the network computes it on all of the long clip."""
         part = self.regions[n.name]
-        result = part.graph(*[self._read[name].value for name in part.inputs])
+        result = part.run([self._read[name] for name in part.inputs])
         return self._seen(n, Stream(result, self._claim(n)))
 
     def _node(self, n: Node) -> Value:

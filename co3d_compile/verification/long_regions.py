@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.contract.model_contract import LocalRegion
+from co3d_compile.errors import CaptureError
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.options import Options
@@ -21,6 +22,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, part_of
 from co3d_compile.support.silence_torch import quiet
 from co3d_compile.verification.clip_model import Example, Model
+from co3d_compile.verification.long_values import Stream
 from co3d_compile.verification.time_claims import NoReference
 
 
@@ -30,6 +32,21 @@ class LongRegion:
 
     graph: GraphModule
     inputs: tuple[str, ...]
+
+    def run(self, given: Sequence[Stream]) -> Tensor:
+        """Returns its result, NaN where it depends on entries that nobody has seen (NaN).
+
+        Zero times NaN is NaN, though nothing depends on it: other numbers are drawn for such entries, twice.
+        """
+        if not any(len(_unseen(v)) for v in given):
+            return self.graph(*[v.value for v in given])
+        draws = torch.Generator().manual_seed(0)
+        one, other = (self.graph(*[_drawn(v, draws) for v in given]) for _ in range(2))
+        return (
+            one.masked_fill(one != other, torch.nan)
+            if one.is_floating_point()
+            else self.graph(*[v.value for v in given])
+        )
 
 
 class LongRegions:
@@ -65,17 +82,27 @@ class LongRegions:
         Raises:
             NoReference: The network cannot be captured so.
         """
-        key = tuple(tuple(shape) for shape in shapes)
-        if key not in self._known:
-            self._known[key] = self._captured(key)
-        module = self._known[key]
+        module = self._captured(shapes)
         nodes = list(module.graph.nodes)
         order = {n: i for i, n in enumerate(nodes)}
         place = {n.name: i for i, n in enumerate(self.program.graph.nodes)}
         graph = part_of(module, [nodes[place[name]] for name in inputs], nodes[place[result]], order)
         return LongRegion(in_float64(graph) if double else graph, inputs)
 
-    def _captured(self, shapes: tuple[tuple[int, ...], ...]) -> GraphModule:
+    def take(self, shapes: Sequence[Sequence[int]]) -> bool:
+        """Says whether the network can be captured so, if it has regions at all."""
+        try:
+            return not self.regions or self._captured(shapes) is not None
+        except NoReference:
+            return False
+
+    def _captured(self, shapes: Sequence[Sequence[int]]) -> GraphModule:
+        key = tuple(tuple(shape) for shape in shapes)
+        if key not in self._known:
+            self._known[key] = self._capture(key)
+        return self._known[key]
+
+    def _capture(self, shapes: tuple[tuple[int, ...], ...]) -> GraphModule:
         if isinstance(self.model, ExportedProgram) or self.example is None:
             raise NoReference("an exported program cannot be captured for a long clip")
         left = iter(shapes)
@@ -92,9 +119,25 @@ class LongRegions:
                 clip = pytree.tree_map_only(Tensor, longer, tuple(self.example))
                 module = capture(self.model, clip, self.options, two=False).module
             check_same([self.program.module, module])
-        except NotResizable as why:
+        except (NotResizable, CaptureError) as why:
             raise NoReference(str(why)) from why
         return module
+
+
+def _unseen(v: Stream) -> Tensor:
+    """Returns the indices of entries that are NaN everywhere."""
+    if v.claim.place is None or not v.claim.place.alone or not v.value.is_floating_point():
+        return torch.tensor([], dtype=torch.long)
+    return v.value.movedim(v.claim.place.dim, 0).flatten(1).isnan().all(1).nonzero().flatten()
+
+
+def _drawn(v: Stream, draws: torch.Generator) -> Tensor:
+    """Returns a tensor with random numbers in the entries that nobody has seen."""
+    unseen, place = _unseen(v), v.claim.place
+    if not len(unseen) or place is None:
+        return v.value
+    noise = torch.randn(v.value.shape, generator=draws).to(v.value.dtype)
+    return v.value.index_copy(place.dim, unseen, noise.index_select(place.dim, unseen))
 
 
 def not_captured(_: str, __: tuple[str, ...]) -> LongRegion:

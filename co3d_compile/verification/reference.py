@@ -186,9 +186,20 @@ class Reference:
         return results
 
     def length(self, frames: int) -> int:
-        """Returns the least number of frames, at least as many, at which all entries of the long clip are whole."""
-        whole = self.clip + ceil(max(0, frames - self.clip) / self.unit) * self.unit
-        return whole + (self.unit - 1 if self.dense else 0)
+        """Returns the least number of frames, at least as many, at which all entries of the long clip are whole.
+
+        A network that computes in blocks of frames takes whole blocks: how long they are, its clip says.
+        """
+        units = self.clip // self.unit
+        found = []
+        for block in (k for k in range(1, max(units, 1) + 1) if units % k == 0 or (units - 1) % k == 0):
+            step = block * self.unit
+            found.append(self.clip + ceil(max(0, frames - self.clip) / step) * step)
+            if self.regions.take(self.shapes(found[-1])):
+                break
+        else:
+            found = found[:1]
+        return found[-1] + (self.unit - 1 if self.dense else 0)
 
     def shapes(self, total: int) -> list[list[int]]:
         """Returns the shape of so many frames of every input."""
