@@ -60,6 +60,9 @@ class Order(Rule):
         x, at = operand(node), DIM.get(node.target, 1)
         args: list[Any] = list(node.args)
         dim = known(x).entry_dims()[self._dim(node)]
+        alone = dim is None  # among a single entry of time
+        dim = self._dim(node) if dim is None else dim
+        kept = alone and node.meta["val"][0].dim() == rank_of(x)
         kwargs = dict(node.kwargs)
         if len(args) > at:
             args[at] = dim
@@ -67,7 +70,9 @@ class Order(Rule):
             kwargs["dim"] = dim
         results: list[list[Node]] = [[], []]
         for i in range(low.pulse(x)):
-            both = low.call(node.target, low.entry(x, i), *args[1:], **kwargs)
+            new = low.whole_entry(x, i) if alone else low.entry(x, i)
+            both = low.call(node.target, new, *args[1:], **kwargs)
             for which, entries in enumerate(results):
-                entries.append(low.call(operator.getitem, both, which))
+                item = low.call(operator.getitem, both, which)
+                entries.append(low.call(aten.squeeze.dim, item, dim) if kept else item)
         return results

@@ -90,8 +90,8 @@ class Reduction(Rule):
         place = known(x).entry_dims()
         rest = [e for d in dims if (e := place[d]) is not None]
         new = low.entry(x, i)
-        if not rest:
-            return new
+        if not rest:  # of a single entry: its own mean, sum or extreme, but not its own variance, norm or place
+            return new if node.target in SEPARABLE else low.with_time_of_one(node, i)
         return low.with_dims(node, new, rest, keep)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
@@ -165,6 +165,8 @@ class Norm(Rule):
             return low.call(aten.layer_norm.default, low.entry(x, i), list(shape_of(x)[2:]), None, None, eps)
         if node.target == aten.layer_norm.default and place is not None and place.alone:
             args[0] = [size for d, size in enumerate(shape_of(x)) if d in self._dims(node) and d != place.dim]
+            if not args[0]:  # over a single entry of time alone
+                return low.with_time_of_one(node, i)
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
@@ -242,6 +244,8 @@ class AlongDims(Rule):
         x = operand(node)
         place = known(x).entry_dims()
         dims = [e for d in next(iter(self.mixes(node)))[1] if (e := place[d]) is not None]
+        if not dims:  # along a single entry of time
+            return low.with_time_of_one(node, i)
         new = low.entry(x, i)
         if node.target == aten.roll.default:
             return low.call(node.target, new, node.args[1], dims)

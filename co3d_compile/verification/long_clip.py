@@ -334,10 +334,15 @@ class LongClip(Interpreter):
             copies = place is not None and x.dim() >= right > 0 and x.shape[-right] == place.size
             return x.narrow(x.dim() - right, 0, 1) if copies else x
 
-        def result(i: int) -> Tensor:
+        def result(i: int) -> Value:
             return self._apply(n, *pytree.tree_map(lambda v: operand(v, i), (args, kwargs)))
 
         results = list(map(result, range(totals[0] if totals else streams[0].count)))
+        if isinstance(results[0], (tuple, list)):
+            items = {u.args[1]: self._claim(u) for u in n.users}
+            return tuple(
+                self._joined(items.get(k, claim), values) for k, values in enumerate(zip(*results, strict=True))
+            )
         return self._joined(claim, results) if streams or claim.one else Entries(results, claim)
 
     # --- sizes that were captured

@@ -377,6 +377,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     scale = float(b.double().std(correction=0)) or 1.0
+    a, b = (x.int() if x.dtype is torch.bool else x for x in (a, b))
     return bool(((a - b).abs() <= SAME * scale + 1e-30).all())
 
 

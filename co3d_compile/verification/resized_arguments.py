@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from co3d_compile.ir.layout import TIME
@@ -21,6 +22,19 @@ VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, ate
 COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
+PLACING = {  # they say where entries are, and compute nothing over them
+    *SPLITS,
+    *BY_INDEX,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.unbind.int,
+    aten.cat.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.index_select.default,
+}
+NOT_NAMED = object()
 SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
 
 
@@ -237,10 +251,22 @@ def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
         return dim >= 2
     if name == "layer_norm":
         return dim >= rank - len(args[1])
-    if name in ("mean", "sum", "amax", "amin", "softmax"):
-        dims = args[1] if len(args) > 1 and args[1] is not None else range(rank)
-        return dim in {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    if name == "scaled_dot_product_attention":
+        return dim == rank - 2
+    if n.target not in PLACING and (dims := _dims_named(n, args)) is not NOT_NAMED:
+        every = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        return dim in {d % rank for d in every}
     return dim == {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": rank - 1}.get(name)
+
+
+def _dims_named(n: Node, args: Arguments) -> Value:
+    """Returns the dims that an operator is called with; ``NOT_NAMED`` if its schema has none."""
+    if not isinstance(n.target, OpOverload):
+        return NOT_NAMED
+    for i, argument in enumerate(n.target._schema.arguments):
+        if argument.name in ("dim", "dims"):
+            return args[i] if i < len(args) else n.kwargs.get(argument.name, argument.default_value)
+    return NOT_NAMED
 
 
 def fixes_time(n: Node) -> bool:

@@ -1,0 +1,79 @@
+"""Operators over time where the clip has a single entry: a slice of one frame, the first turn of a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo import Graph
+
+import co3d_compile as co3d
+
+Operators = Mapping[str, Callable[[Tensor], Tensor]]
+GROUPS: dict[str, Operators] = {
+    "reduced": {
+        "variance": lambda x: x.var(1, unbiased=False) + 1 + x[:, 0],
+        "deviation": lambda x: x.std(1, keepdim=True, unbiased=False) + x,
+        "norm": lambda x: x.norm(dim=1),
+        "normalised": lambda x: F.normalize(x, dim=1),
+        "place of the largest": lambda x: x + x.argmax(1, keepdim=True),
+        "product": lambda x: x.prod(1),
+        "log of a sum": lambda x: x.logsumexp(1),
+        "any": lambda x: (x > 0).any(1),
+        "mean": lambda x: x.mean(1),
+    },
+    "accumulated": {
+        "sum": lambda x: x.cumsum(1),
+        "product": lambda x: x.cumprod(1),
+        "largest": lambda x: x.cummax(1).values,
+        "logs of sums": lambda x: x.logcumsumexp(1),
+    },
+    "put in order": {
+        "median": lambda x: x.median(1).values,
+        "largest": lambda x: x.max(1, keepdim=True).values,
+        "sorted": lambda x: x.sort(1).values,
+        "top": lambda x: x.topk(1, dim=1).values,
+        "flipped": lambda x: x.flip(1),
+        "rolled": lambda x: x + x.roll(1, 1),
+    },
+    "weighed": {
+        "softmax": lambda x: x + x.softmax(1),
+        "log-softmax": lambda x: x + x.log_softmax(1),
+        "layer norm": lambda x: x + F.layer_norm(x.mT, (1,)).mT,
+        "attention": lambda x: F.scaled_dot_product_attention(x, 2 * x, x),
+        "attention, written": lambda x: (x @ x.mT).softmax(-1) @ (3 * x),
+    },
+}
+
+
+@pytest.mark.parametrize("operators", GROUPS.values(), ids=list(GROUPS))
+def test_over_one_entry(operators: Operators) -> None:
+    def forward(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        return {name: operator(x[:, -1:]) for name, operator in operators.items()}
+
+    net, clip = Graph(forward).eval(), (torch.randn(1, 5, 3),)
+    compiled = co3d.compile(net, clip, time_dim=1)
+    assert compiled.info.recomputed == ()
+    result = co3d.verify(compiled, net, clip)
+    assert result.passed, result
+    session = co3d.StreamSession(compiled)
+    for frame in torch.randn(3, 1, 1, 3):
+        for name, value in zip(operators, session.step(frame.numpy()), strict=True):
+            np.testing.assert_allclose(value.ravel(), operators[name](frame).numpy().ravel(), rtol=1e-5, err_msg=name)
+
+
+def test_attention_over_a_cache_that_begins_with_one_entry() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        cache, results = x[:, :0], []
+        for frame in x.split(1, 1):
+            cache = torch.cat([cache, frame], 1)[:, -2:]
+            results.append(F.scaled_dot_product_attention(frame, cache, cache))
+        return torch.cat(results, 1)
+
+    net, clip = Graph(forward).eval(), (torch.randn(1, 4, 3),)
+    result = co3d.verify(co3d.compile(net, clip, time_dim=1), net, clip)
+    assert result.passed, result
