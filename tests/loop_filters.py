@@ -68,3 +68,12 @@ def carried_along(m: Any, x: Tensor) -> Tensor:
         h = torch.tanh(m.mix(torch.cat([x[:, t], h], -1)))
         out.append(h)
     return torch.stack(out, 1)
+
+
+def turning(m: Any, x: Tensor) -> Tensor:
+    """A linear recurrence over complex numbers, from zeros on."""
+    z = torch.complex(x, m.embed(x)[..., : x.shape[2]])
+    turn, states = 0.5 * torch.exp(1j * m.embed.weight[0, 0]), [torch.zeros(x.shape[0], x.shape[2], dtype=torch.cfloat)]
+    for frame in z.unbind(1):
+        states.append(turn * states[-1] + frame)
+    return torch.view_as_real(torch.stack(states[1:], 1)).flatten(2)

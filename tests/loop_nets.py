@@ -13,6 +13,7 @@ from loop_filters import (
     moving_average,
     smoothed_from_the_first_frame,
     spiking,
+    turning,
 )
 from loop_network import PICTURES, SERIES, Forward, zeros
 from torch import Tensor
@@ -300,6 +301,7 @@ CASES = {
         Case(less_the_background, states=2),
         Case(filter_of_order_two, states=2),
         Case(spiking),
+        Case(turning, states=2),  # its parts
         Case(carried_along, states=3),
         Case(frames_of_a_network, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),

@@ -60,6 +60,10 @@ def several_results(x: Tensor) -> Tensor:
     return torch.einsum("nthw,nthw->nt", a, b)
 
 
+def checked(x: Tensor) -> Tensor:
+    return x @ torch.linalg.inv(x.mT @ x + torch.eye(5))
+
+
 BODIES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {  # and whether it needs PyTorch's own way
     "in place": (nn.ReLU(inplace=True), False),
     "read after": (read_after, False),
@@ -68,6 +72,7 @@ BODIES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {  # and whether it
     "a view sees it": (a_view_sees_it, True),
     "into a view": (into_a_view, True),
     "with itself": (with_itself, False),
+    "whether a matrix could be inverted": (checked, False),
 }
 
 

@@ -256,6 +256,17 @@ def _angle(rewriting: _Rewriting, node: Node) -> Node:
     return rewriting.apply(aten.atan2.default, rewriting.imaginary(node), rewriting.of(node).real)
 
 
+def _filled(rewriting: _Rewriting, node: Node) -> Parts:
+    """Computes ``full``: a start of zeros, for one."""
+    size, value = node.args[:2]
+    whole = complex(value) if isinstance(value, (int, float, complex)) else None
+    if whole is None:
+        raise CaptureError("A complex tensor is filled with a number that is computed.", hint=HINT)
+    options = {"dtype": node.meta["val"].dtype.to_real(), "device": node.meta["val"].device}
+    real, imaginary = (rewriting.apply(aten.full.default, size, part, **options) for part in (whole.real, whole.imag))
+    return Parts(real, imaginary if whole.imag else None)
+
+
 def _conjugate(rewriting: _Rewriting, node: Node) -> Parts:
     x = rewriting.of(node)
     return Parts(x.real, rewriting.opposite(x.imaginary))
@@ -270,6 +281,7 @@ COMPLEX_RESULTS: dict[str, Callable[[_Rewriting, Node], Parts]] = {
     "exp": _Rewriting.turned,
     "polar": _Rewriting.polar,
     "complex": lambda r, node: Parts(Arguments(node).tensor("real"), Arguments(node).tensor("imag")),
+    "full": _filled,
     "_to_copy": _Rewriting.cast,
     "to": _Rewriting.cast,
     "view_as_complex": _Rewriting.of_pairs,

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export._remove_effect_tokens_pass import _remove_effect_tokens
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -62,6 +63,8 @@ def unlift(exported: ExportedProgram) -> Unlifted:
     Returns:
         The module, the names of its outputs, and which of its attributes are parameters.
     """
+    if any(spec.kind is InputKind.TOKEN for spec in exported.graph_signature.input_specs):
+        exported = _remove_effect_tokens(exported)  # they keep the order of checks, which compute nothing
     signature = exported.graph_signature
     root = nn.Module()
     constants = {**exported.state_dict, **exported.constants}

@@ -34,12 +34,14 @@ SAME = {
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
 }
-# What the tracer noted about a tensor beside a cast, and assertions of the model: they compute nothing.
+# What the tracer noted about a tensor beside a cast, assertions of the model, whether a matrix could be inverted: they
+# compute nothing.
 CHECKS = {
     aten._assert_tensor_metadata.default,
     aten._assert_async.default,
     aten._assert_async.msg,
     aten._assert_scalar.default,
+    aten._linalg_check_errors.default,
 }
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 EXACT = [aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d]
