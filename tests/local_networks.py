@@ -171,6 +171,16 @@ class SlidingChunks(Part):
         return (scores.softmax(-1) @ v).reshape(n, t, c).transpose(1, 2)
 
 
+class EveryOther(Part):
+    """Entries that are changed in place, every second one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each depends on itself alone, the even ones in another way."""
+        y = x.clone()
+        y[:, :, ::2] *= 2
+        return y
+
+
 class Gradient(Part):
     """Central differences, by differences of its own at both ends."""
 
@@ -253,6 +263,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),
     "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
+    "every other entry": (EveryOther, [(0, 0, 2), (0, 0, 1)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
     "gradient": (Gradient, [(1, 1, 1)]),
     "rolled, written over": (Rolled, []),  # an operator that has a rule

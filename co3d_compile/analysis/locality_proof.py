@@ -76,6 +76,8 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     while entries < 2 * longest:  # else a run of them would fit in one or two places alone
         entries *= 2
     whole = in_float64(part.at(entries))
+    if not _same_by_place(part, reach, whole, entries):
+        raise NotLocal("its entries differ by their place in the clip")
     for tried in range(length, longest + 1, reach.period):
         if _can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, mask):
             return tried
@@ -100,13 +102,28 @@ def confirmed(part: Part, reach: Reach, entries: int, mask: float) -> tuple[Reac
         return other, confirm(part, other, entries, mask)
 
 
+def _rows_of_one(part: Part, module: GraphModule, entries: int) -> Tensor:
+    """Returns the entries that a part gives where all that it reads are the same, one a row."""
+    clips = part.inputs(entries, torch.Generator().manual_seed(2))
+    alike = [clip.narrow(dim, 0, 1).expand_as(clip).clone() for clip, dim in zip(clips, part.dims, strict=True)]
+    return _run(module, alike).double().movedim(part.dim, 0).flatten(1)
+
+
+def _same_by_place(part: Part, reach: Reach, whole: GraphModule, entries: int) -> bool:
+    """Says whether blocks in the middle of a clip whose entries are all the same are the same, wherever they begin.
+
+    The blocks that :func:`_holds` looks at may all be even ones.
+    """
+    rows = _rows_of_one(part, whole, entries)
+    middle = rows[len(rows) // 4 : 3 * len(rows) // 4]
+    return len(middle) <= reach.period or _equal(middle[reach.period :], middle[: -reach.period])
+
+
 def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
     """Returns the reach of a part whose entries differ by their place in a period, and at the ends; else None."""
     try:
         module = in_float64(part.at(entries))
-        clips = part.inputs(entries, torch.Generator().manual_seed(2))
-        alike = [clip.narrow(dim, 0, 1).expand_as(clip).clone() for clip, dim in zip(clips, part.dims, strict=True)]
-        rows = _run(module, alike).double().movedim(part.dim, 0).flatten(1)
+        rows = _rows_of_one(part, module, entries)
     except (NotResizable, RuntimeError, IndexError, ValueError, TypeError):
         return None
     count, near = len(rows), SAME * float(rows.abs().max())
