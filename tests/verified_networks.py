@@ -163,6 +163,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
     "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),
+    "last entry by a slice": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1:], a=conv()), ((1, 4, 13),), {}),
+    "last entry sorted": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1:].sort(2)[0], a=conv()), (CLIP,), {}),
+    "last entry turned round": (
+        lambda: Graph(lambda m, x: torch.cat([(y := m.a(x))[:, :, :6], y[:, :, 7:].flip(2)], 2), a=conv()), (CLIP,), {},
+    ),
+    "gate beside differences": (
+        lambda: Graph(lambda m, x: ((y := m.a(x))[:, :, 1:] - y[:, :, :-1]) * x.mean(2, True).sigmoid(), a=conv()),
+        (CLIP,), {},
+    ),
+    "gates of single entries": (
+        lambda: Graph(lambda m, x: torch.cat([f * x.mean(2, True).sigmoid() for f in m.a(x).split(1, 2)], 2), a=conv()),
+        (CLIP,), {},
+    ),
     "lstm": (lambda: Graph(lambda m, x: m.r(x.transpose(1, 2))[0], r=nn.LSTM(4, 5, batch_first=True)), (CLIP,), {}),
     "lstm, last hidden": (
         lambda: Graph(lambda m, x: m.r(F.relu(m.a(F.pad(x, (2, 0)))).transpose(1, 2))[1][0],

@@ -240,6 +240,8 @@ class TimeWalk:
         pools = [n for n in self.program.graph.nodes if n.name in sources]
         originals = self.program.originals
         rules = [(n, self._rule(n)) for n in pools]
+        if pools and _selected(node, pools):
+            return
         stepwise = self.program.options.stride_mode == "step"  # dense strides have no up-sampling
         if (
             stepwise
@@ -263,6 +265,17 @@ class TimeWalk:
             return rule.gate(node, scope) is not None
         except LayoutLost:
             return False
+
+
+def _selected(node: Node, pools: Sequence[Node]) -> bool:
+    """Says whether a single entry of the clip, as ``x[:, :, 3:4]``, meets what was pooled over all of them.
+
+    No stride has left it alone: other clips have another such entry, and a gate would be that of yet another one.
+    """
+    finest = max(fact_of(n.all_input_nodes[0]).rate for n in pools)
+    whole = max(fact_of(n.all_input_nodes[0]).clip for n in pools)
+    met = [fact_of(n) for n in filter(is_stream, node.all_input_nodes)]
+    return whole > 1 and any(f.clip == 1 and not f.per_entry and f.rate <= finest for f in met)
 
 
 def _as_long(node: Node, pools: Sequence[Node]) -> bool:

@@ -113,7 +113,8 @@ class Concatenation(Rule):
         main = max(streams, key=lambda p: shape_of(p)[dim])
         at = parts.index(main)
         for p in (*parts[:at], *parts[at + 1 :]):
-            own = _root(p, dim) is _root(main, dim) and 2 * _extent(p, dim) < fact_of(_root(p, dim)).clip
+            whole = fact_of(_root(p, dim)).clip
+            own = _root(p, dim) is _root(main, dim) and 2 * _extent(p, dim) < whole <= 2 * shape_of(main)[dim]
             filling = own if is_stream(p) else constant_of(p).filling or is_start(p)
             if not filling or 2 * shape_of(main)[dim] < shape_of(node)[dim]:
                 raise NoExtension("joins several sequences along time")

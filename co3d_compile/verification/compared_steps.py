@@ -97,7 +97,8 @@ class Timeline:
         self.recurrent = bool(reference.recurrent_paths())
         self.pulse = next(f for i in info.inputs if (f := i.frames_per_step))
         self.few = max(3, 8 // self.pulse + 2)
-        self._plans = [(plan, output.delay) for plan, output in zip(reference.plans, info.outputs, strict=True)]
+        pairs = zip(reference.plans, info.outputs, strict=True)
+        self._plans = [(plan, plan.late(output.delay, output.has_time)) for plan, output in pairs]
         if info.boundary == "exact":  # what begins later than the stream, behind a start of its own, has its end there
             self.warmup += -(-reference.clip // self.pulse)
         begin, steps = self._first_whole_clip() if self.recurrent else self.warmup, steps or self.few
@@ -112,8 +113,9 @@ class Timeline:
             self.ranges = [range(b, b + self.few) for b in dict.fromkeys(begins)]
         self.stop = self.ranges[-1].stop
         least = min(reference.clip, max(8, 2 * reference.unit))
-        # A head may read no more than the newest entries of its clip, which begins before the stream.
-        before = ceil(-min(self._starts(self.warmup), default=0))
+        # What is cut out of the end of a clip belongs to a clip that begins before the stream, or lies before it.
+        first = [*self._starts(self.warmup), *self._entries(self.warmup)]
+        before = ceil(-min(first, default=0))
         self.margin, self._behind = (
             -(-frames // reference.unit) * reference.unit
             for frames in (0 if self.recurrent else max(least, before), least)
@@ -123,6 +125,15 @@ class Timeline:
         """Returns where the clips start whose results a step gives."""
         seen = (step + 1) * self.pulse
         return [start for plan, delay in self._plans for start in plan.starts(seen, delay)]
+
+    def _entries(self, step: int) -> list[Fraction]:
+        """Returns where the oldest entries are, in frames, that a step gives of each streaming output."""
+        found = []
+        for plan, delay in self._plans:
+            if plan.streams:
+                several = int(self.pulse / plan.claim.rate)
+                found.append((step * several - delay) * plan.claim.rate)
+        return found
 
     def _first_whole_clip(self) -> int:
         """Returns the first step at which a whole clip has been seen.

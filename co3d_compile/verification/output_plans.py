@@ -40,6 +40,20 @@ class Plan:
     name: str
     reads: tuple[Read, ...] = ()
 
+    @property
+    def streams(self) -> bool:
+        """Says whether the long clip has the output's entries one by one."""
+        return self.sort in ("stream", "entries")
+
+    def late(self, delay: int, has_time: bool) -> int:
+        """Counts the entries of the reference's tensor by which an output is late, from what the file says.
+
+        An output without time is as late as the entry that it was cut from: entry 0 of ``x[:, :, 12:]`` is frame 12.
+        """
+        if not self.streams:
+            return delay
+        return delay // self.claim.places if has_time else delay + self.claim.crop
+
     def starts(self, seen: int, delay: int) -> list[Fraction]:
         """Returns where in the stream the clip starts whose result has this delay after ``seen`` frames.
 

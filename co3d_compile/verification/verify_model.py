@@ -246,18 +246,15 @@ class _Check:
         """Returns which entries, or which clip, a result is by the index equations."""
         spec, plan = self.info.outputs[output], self.reference.plans[output]
         count = spec.entries_per_step if spec.has_time else 1
-        if plan.sort in ("static", "window"):
+        if not plan.streams:
             count = 1
         else:
             per_step = self.timeline.pulse / plan.claim.rate
             per_step *= plan.claim.places
             if per_step.denominator != 1 or (spec.has_time and count != per_step):
                 raise VerificationError(f"Output '{spec.name}' gives {count} entries per step, expected {per_step}.")
-        delay = spec.delay
-        if plan.sort in ("stream", "entries"):
-            delay = delay // plan.claim.places if spec.has_time else delay + plan.claim.crop
             count //= plan.claim.places if spec.has_time else 1
-        return self.timeline.index(output, plan, step, delay, range(count))
+        return self.timeline.index(output, plan, step, plan.late(spec.delay, spec.has_time), range(count))
 
     def _expected(self, segment: Segment, indices: list[ResultIndex]) -> Expected:
         """Runs the reference.
