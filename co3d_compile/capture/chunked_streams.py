@@ -11,7 +11,7 @@ import heapq
 import logging
 import operator
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -264,7 +264,10 @@ class _Writer:
         if any(self.entries.place[n] != place for n in numbers):
             raise NoChunks("entries are in several dims")
         front = next((i for i, n in enumerate(numbers) if not self._is_filling(n)), len(numbers))
-        pieces = [self._piece(run, place) for run in _runs([self._source(n) for n in numbers[front:]])]
+        runs = list(_runs([self._source(n) for n in numbers[front:]]))
+        if any(a[0][0] is b[0][0] and a[0][1] > b[0][1] for a, b in combinations(runs, 2)):
+            raise NoChunks("a later entry comes first")
+        pieces = [self._piece(run, place) for run in runs]
         if not 0 < len(pieces) <= PIECES or (place.outer > 1 and (len(pieces) > 1 or front)):
             raise NoChunks("entries lie apart")
         whole = pieces[0] if len(pieces) == 1 else self._insert(aten.cat.default, pieces, place.dim)
