@@ -145,7 +145,7 @@ class TimeWalk:
             self.fallbacks.append((node, reason))
 
     def _begins(self, node: Node, rule: Concatenation) -> bool:
-        """Whether a concatenation has a start of its own, which is then decided; what it joins is regrouped before."""
+        """Decides that a concatenation has a start of its own, if it has; what it joins is regrouped before."""
         apart = folded(node)
         with facts_as({x: fact for x, (fact, _) in apart.items()}):
             begins = bool(start_of(node, rule))

@@ -112,7 +112,7 @@ class Entries:
         return known
 
     def _entries(self, node: Node) -> Iterator[Entry | int]:
-        """The entries of a tensor: those of its operand, where it only chooses among them."""
+        """Returns the entries of a tensor: those of its operand, where it only chooses among them."""
         place, count = self.places[node], self.places[node].entries(shape_of(node))
         if node in self.roots:
             yield from (Given(node, i) for i in range(count))
@@ -133,7 +133,7 @@ class Entries:
         return Filling(value, tuple(self.places[node].sized(shape_of(node), 1)), node.meta["val"].dtype)
 
     def _chosen(self, node: Node, place: Place) -> list[int] | None:
-        """The entries that an operator takes from its operands as they are; None if it is no such operator."""
+        """Returns the entries that an operator takes from its operands as they are; None if it is no such operator."""
         alone = place.outer == 1
         if node.target in SAME or (node.target is aten.type_as.default and _dtype(node) == _dtype(operand(node))):
             return self.of[operand(node)]
@@ -151,7 +151,7 @@ class Entries:
         return None
 
     def _joined(self, x: Node, place: Place) -> list[int]:
-        """The entries of a part of what is joined; a part that depends on no frame must be one number all over."""
+        """Returns the entries of a part of what is joined; where it depends on no frame, it must be one number all over."""
         if x in self.of:
             return self.of[x]
         value = filling_of(x, self.tokens.program)
@@ -187,7 +187,7 @@ class Entries:
             yield Computed(does, (tuple(read[start : start + taps]),), 0)
 
     def _one_by_one(self, node: Node, count: int) -> Iterator[Entry | int]:
-        """Each entry of an operator that computes it from one entry of each operand, or several of one from it."""
+        """Yields the entries of an operator that computes each from one of each operand, or several from one."""
         read = [self.of[x] for x in self._timed(node)]
         several = count // len(read[0]) if node.target in RESHAPING else 1
         pads: tuple[int, int] = (0, 0)
@@ -222,7 +222,7 @@ class Entries:
         return isinstance(entry, Filling) and entry.value == filling.value
 
     def _timed(self, node: Node) -> list[Node]:
-        """The operands with entries, each as often as it is read."""
+        """Returns the operands with entries, each as often as it is read."""
         leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Node)]
         found = [operand(x) if x.target in SPLITTING else x for x in leaves]
         found = [x for x in found if x in self.of]
@@ -231,7 +231,7 @@ class Entries:
         return found
 
     def _does(self, node: Node) -> Hashable:
-        """What an operator does, whatever the number of its entries: literals, constants, and shapes of one entry."""
+        """Returns what an operator does, whatever its number of entries: literals, constants, shapes of one entry."""
         place, timed = self.places[node], self._timed(node)
         sizes = tuple(tuple(self.places[x].sized(shape_of(x), 1)) for x in timed)
         target = aten.reshape.default if node.target in RESHAPING else node.target
@@ -243,7 +243,7 @@ class Entries:
         return key
 
     def _literals(self, node: Node) -> Iterator[Hashable]:
-        """What an operator is given beside entries."""
+        """Returns what an operator is given beside entries."""
         place = self.places[node]
         if node.target in RESHAPING:
             x = operand(node)
@@ -267,7 +267,7 @@ class Entries:
 
 
 def filling_of(node: Node, program: Program) -> float | None:
-    """The one number that a constant is all over, as far as that is seen."""
+    """Returns the one number that a constant is all over, as far as that is seen."""
     if node.target in SHAPED:
         return filling_of(operand(node), program)
     if node.target in ZEROS:
@@ -292,7 +292,7 @@ def _dtype(node: Node) -> torch.dtype | None:
 
 
 def _time_pads(node: Node, place: Place) -> tuple[int, int]:
-    """What a pad puts in front of the entries, and behind them."""
+    """Returns what a pad puts in front of the entries, and behind them."""
     pads = Arguments(node).integers("pad")
     at = 2 * (rank_of(node) - 1 - place.dim)
     found = (pads[at], pads[at + 1]) if at < len(pads) else (0, 0)
@@ -302,7 +302,7 @@ def _time_pads(node: Node, place: Place) -> tuple[int, int]:
 
 
 def other_pads(node: Node, place: Place) -> list[int]:
-    """What a pad puts at the ends of other dims than that of the entries."""
+    """Returns what a pad puts at the ends of other dims than that of the entries."""
     pads = list(Arguments(node).integers("pad"))
     at = 2 * (rank_of(node) - 1 - place.dim)
     if at < len(pads):

@@ -38,16 +38,16 @@ class Place:
     outer: int = 1
 
     def entries(self, shape: tuple[int, ...]) -> int:
-        """How many entries a tensor of a shape has."""
+        """Says how many entries a tensor of a shape has."""
         return shape[self.dim] // self.outer
 
     def sized(self, shape: tuple[int, ...], entries: int) -> list[int]:
-        """The shape with another number of entries."""
+        """Returns the shape with another number of entries."""
         return [*shape[: self.dim], self.outer * entries, *shape[self.dim + 1 :]]
 
 
 def places_of(cat: Node, times: TimeDims) -> tuple[dict[Node, Place], set[Node]]:
-    """The place of entries in all that a join over time is computed from, and the tensors that chunks are cut from.
+    """Returns the place of entries in all that a join over time is computed from, and what chunks are cut from.
 
     Raises:
         NoChunks: Some of it mixes entries in a way that is not known, or has them in two places.
@@ -70,7 +70,7 @@ def places_of(cat: Node, times: TimeDims) -> tuple[dict[Node, Place], set[Node]]
 
 
 def _cut(cat: Node, times: TimeDims) -> set[Node]:
-    """The nodes that depend on parts of tensors."""
+    """Returns the nodes that depend on parts of tensors."""
     found: set[Node] = set()
     for node in cat.graph.nodes:
         if node in times.timed and (node.target in CUTTING or any(x in found for x in node.all_input_nodes)):
@@ -81,7 +81,7 @@ def _cut(cat: Node, times: TimeDims) -> set[Node]:
 
 
 def _operands(node: Node, place: Place, timed: set[Node]) -> Iterator[tuple[Node, Place]]:
-    """The operands that have entries, and their places."""
+    """Returns the operands that have entries, and their places."""
     moved = _move_of(node)
     for x in dict.fromkeys(read_by(node)):
         if x not in timed:
@@ -99,7 +99,7 @@ def _operands(node: Node, place: Place, timed: set[Node]) -> Iterator[tuple[Node
 
 
 def selects_one(node: Node, place: Place) -> bool:
-    """Whether a node is one entry that was selected and given its dim back."""
+    """Says whether a node is one entry that was selected and given its dim back."""
     if node.target is not aten.unsqueeze.default or operand(node).target is not aten.select.int:
         return False
     dims = Arguments(node).dim(node), Arguments(operand(node)).dim(operand(operand(node)))
@@ -107,14 +107,14 @@ def selects_one(node: Node, place: Place) -> bool:
 
 
 def read_by(node: Node) -> list[Node]:
-    """The operands of which an operator reads more than the shape and the kind of numbers."""
+    """Returns the operands of which an operator reads more than the shape and the kind of numbers."""
     if node.target is aten.type_as.default:
         return [operand(node)]
     return [] if node.target in FILLED else node.all_input_nodes
 
 
 def _move_of(node: Node) -> Callable[[Node, Place], Place]:
-    """How the place of a result becomes that of an operand."""
+    """Says how the place of a result becomes that of an operand."""
     if node.target in CONVOLUTIONS:
         return lambda x, place: place if place.dim != 1 else _refuse(node, place)
     if node.target in MOVES:
@@ -166,7 +166,7 @@ def _transpose(node: Node, x: Node, place: Place) -> Place:
 
 
 def _view(node: Node, x: Node, place: Place) -> Place:
-    """Of a chunk of one frame several dims may be that of time.
+    """Returns the place behind a view; of a chunk of one frame several dims may be that of time.
 
     A dim of its own is taken before one that is shared, the first one (the batch) last, and blocks of entries before
     entries.
@@ -191,7 +191,7 @@ def _views(new: tuple[int, ...], old: tuple[int, ...], place: Place) -> Iterator
 
 
 def _by_rule(node: Node, x: Node, place: Place) -> Place:
-    """The place that the operator's rule makes the result's."""
+    """Returns the place that the operator's rule makes the result's."""
     rule = rule_for(node.target)
     if rule is None:
         return _refuse(node, place)
@@ -212,7 +212,7 @@ def _by_rule(node: Node, x: Node, place: Place) -> Place:
 
 
 def _may_be(y: Node, x: Node, place: Place) -> bool:
-    """Whether another operand may have its entries in the same place."""
+    """Says whether another operand may have its entries in the same place."""
     sizes = shape_of(y)[place.dim : place.dim + 1]
     return y.op == "call_function" and sizes == shape_of(x)[place.dim : place.dim + 1]
 

@@ -37,7 +37,7 @@ SAME = 3e-5  # of the largest number: the same sums in another order
 
 
 def join_chunks(program: Program) -> None:
-    """``cat([f(x[:1]), f(cat([x[:1], x[1:5]])), …])`` over time to f on all of x, where it is the same.
+    """Writes ``cat([f(x[:1]), f(cat([x[:1], x[1:5]])), …])`` over time as f on all of x, where it is the same.
 
     The numbers stay the same, and are compared.
     """
@@ -90,7 +90,7 @@ class _Kept(Interpreter):
 
 
 def _alike(program: Program, a: Node, b: Node) -> bool:
-    """Whether two nodes have the same values for random clips."""
+    """Says whether two nodes have the same values for random clips."""
     generator = torch.Generator().manual_seed(0)
     values = [n.meta["val"] for n in program.placeholders()]
     run = _Kept(program, a, b)
@@ -124,7 +124,7 @@ class _Writer:
         self.made: dict[tuple[int, ...], Node] = {}
 
     def written(self) -> Node:
-        """The whole of what is joined.
+        """Returns the whole of what is joined.
 
         Raises:
             NoChunks: It is no stream, or nearly as many operators are needed as for the chunks.
@@ -140,7 +140,7 @@ class _Writer:
     # --- which entries are computed together
 
     def _layers(self, wanted: Sequence[int]) -> Iterator[_Layer]:
-        """The layers, from the last one to the first one: each is found when all that reads it is known."""
+        """Returns the layers, from the last one to the first one: each is found when all that reads it is known."""
         heap: list[int] = []
         asked: dict[Hashable, list[set[int]]] = {}
         self._ask(wanted, asked, heap)
@@ -203,7 +203,7 @@ class _Writer:
                     stack += new
 
     def _chains(self, does: Hashable, together: list[int]) -> Iterator[_Layer]:
-        """The entries as results of as few operators as there must be."""
+        """Returns the entries as results of as few operators as there must be."""
         how = self.entries.how[does]
         sliding = how.node.target in CONVOLUTIONS and how.place.dim >= 2
         for layer in self._slid(does, together) if sliding else [self._each(does, together)]:
@@ -212,7 +212,7 @@ class _Writer:
             yield layer
 
     def _each(self, does: Hashable, together: list[int]) -> _Layer:
-        """An operator that computes each entry from one of each operand, or several from the same one."""
+        """Returns an operator that computes each entry from one of each operand, or several from the same one."""
         all_of = self.entries.all
         entries = [e for e in map(all_of.__getitem__, together) if isinstance(e, Computed)]
         reads = list(dict.fromkeys(e.reads for e in entries))
@@ -253,7 +253,7 @@ class _Writer:
     # --- the operators
 
     def _sequence(self, numbers: Sequence[int]) -> Node:
-        """A tensor with these entries."""
+        """Returns a tensor with these entries."""
         key = tuple(numbers)
         if key not in self.made:
             self.made[key] = self._pieced(numbers)
@@ -286,7 +286,7 @@ class _Writer:
         return isinstance(self.entries.all[number], Filling)
 
     def _source(self, number: int) -> tuple[Node, int]:
-        """The tensor that an entry is in, and which one it is."""
+        """Returns the tensor that an entry is in, and which one it is."""
         entry = self.entries.all[number]
         if isinstance(entry, Given):
             return entry.root, entry.index
@@ -333,7 +333,7 @@ class _Writer:
         return self._like(node, node.target, *args, **kwargs)
 
     def _unpadded(self, node: Node, axis: int, args: Sequence[object]) -> tuple[object, ...]:
-        """The arguments of a convolution to which what lies outside of the clip is given among its entries."""
+        """Returns the arguments of a convolution to which what lies outside of the clip is given among its entries."""
         given, n = Arguments(node), len(shape_of(node)) - 2
         pads = given.integers("padding", n)
         pads[axis] = 0

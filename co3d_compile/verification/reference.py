@@ -156,7 +156,7 @@ class Reference:
                 )
 
     def _alike_in_float64(self, model: Model, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-        """Whether nothing but rounding was different: sums in another order, in a network that amplifies them."""
+        """Says whether nothing but rounding was different: sums in another order, in a network that amplifies them."""
         if not isinstance(model, nn.Module):
             return False
         try:
