@@ -151,7 +151,7 @@ class Entries:
         return None
 
     def _joined(self, x: Node, place: Place) -> list[int]:
-        """Returns the entries of a part of what is joined; where it depends on no frame, it must be one number all over."""
+        """Returns the entries of a part of what is joined; without frames in it, it must be one number all over."""
         if x in self.of:
             return self.of[x]
         value = filling_of(x, self.tokens.program)

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
-from torch.utils._pytree import PyTree
 
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
 from co3d_compile.verification.long_regions import LongRegion, not_captured
-from co3d_compile.verification.long_values import Entries, Stream, Windows
+from co3d_compile.verification.long_values import Entries, Stream, Windows, as_many_entries
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     BY_INDEX,
@@ -195,7 +193,7 @@ class LongClip(Interpreter):
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
-            args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), _as_many_entries((args, kwargs)))
+            args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), as_many_entries((args, kwargs)))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
         if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
             args = (filled(n, args[0], claim.place.dim), *args[1:])
@@ -369,17 +367,6 @@ class LongClip(Interpreter):
         if clip == actual and n.target not in VIEWS:
             return call(n, args, kwargs)
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
-
-
-def _as_many_entries(given: PyTree) -> PyTree:
-    """Cuts what meets at equal index to the entries that all of it has: a gate, one entry of a clip, beside a crop."""
-    leaves = pytree.tree_leaves(given)
-    timed = [v for v in leaves if isinstance(v, Stream) and v.claim.place is not None and v.claim.place.alone]
-    if len({v.claim.place.size for v in timed}) < 2:
-        return given
-    least = min(v.count for v in timed)
-    cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v in timed if v.count > least}
-    return pytree.tree_map(lambda v: cut.get(id(v), v), given)
 
 
 def _on_clip(n: Node, args: Arguments, kwargs: Named) -> Value:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._pytree import PyTree
 
 from co3d_compile.verification.time_claims import Claim
 
@@ -53,3 +55,14 @@ class Entries:
     def entry(self, index: int | None) -> Tensor | None:
         """Returns one result; None where it is not there."""
         return self.values[index] if index is not None and index < len(self.values) else None
+
+
+def as_many_entries(given: PyTree) -> PyTree:
+    """Cuts what meets at equal index to the entries that all of it has: a gate, one entry of a clip, beside a crop."""
+    leaves = pytree.tree_leaves(given)
+    timed = [v for v in leaves if isinstance(v, Stream) and v.claim.place is not None and v.claim.place.alone]
+    if len({v.claim.place.size for v in timed}) < 2:
+        return given
+    least = min(v.count for v in timed)
+    cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v in timed if v.count > least}
+    return pytree.tree_map(lambda v: cut.get(id(v), v), given)
