@@ -256,7 +256,8 @@ def _common_root(node: Node, dim: int) -> Node | None:
     None: it joins more than that.
     """
     if Arguments(node).dim(node) != dim:  # parts of the same entries, put together again
-        roots, intervals = ({of(p, dim) for p in node.all_input_nodes} for of in (_root, _interval))
+        roots = {_root(p, dim) for p in node.all_input_nodes}
+        intervals = {_interval(p, dim) for p in node.all_input_nodes}
         return roots.pop() if len(roots) == len(intervals) == 1 and None not in intervals else None
     main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
     root = _root(main, dim)

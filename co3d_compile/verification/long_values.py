@@ -59,10 +59,10 @@ class Entries:
 
 def as_many_entries(given: PyTree) -> PyTree:
     """Cuts what meets at equal index to the entries that all of it has: a gate, one entry of a clip, beside a crop."""
-    leaves = pytree.tree_leaves(given)
-    timed = [v for v in leaves if isinstance(v, Stream) and v.claim.place is not None and v.claim.place.alone]
-    if len({v.claim.place.size for v in timed}) < 2:
+    places = [(v, v.claim.place) for v in pytree.tree_leaves(given) if isinstance(v, Stream)]
+    timed = [(v, place) for v, place in places if place is not None and place.alone]
+    if len({place.size for _, place in timed}) < 2:
         return given
-    least = min(v.count for v in timed)
-    cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v in timed if v.count > least}
+    least = min(v.count for v, _ in timed)
+    cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v, _ in timed if v.count > least}
     return pytree.tree_map(lambda v: cut.get(id(v), v), given)
