@@ -103,13 +103,19 @@ def test_names_the_operator_whose_weights_were_changed(
     assert (what.operator, what.module_path) == (operator, module)
 
 
+NOT_NAMED = {"across blocks"}  # a capture of one clip has another view there than one of two
+
+
 @pytest.mark.parametrize("network", MODELS)
 def test_blames_nothing_in_a_file_that_is_right(network: str) -> None:
     module, example, _ = build(network)
     result = verify(compiled(network), module, example, tolerance=1e-30)
     if result.bisection is not None:  # else every number is the very same
         assert result.bisection.difference is None, result.bisection
-        assert result.bisection.compared == result.bisection.operators > 0
+        if network in NOT_NAMED:
+            assert "has no operator" in result.bisection.message
+        else:
+            assert result.bisection.compared == result.bisection.operators > 0
 
 
 @pytest.mark.parametrize("options", [{"boundary": "exact"}, {"state_io": "renamed"}])

@@ -240,7 +240,8 @@ class Reference:
         pairs = zip(self.inputs, frames, strict=True)
         total = next(x.shape[i.time_dim] for i, x in pairs if i.time_dim is not None)
         total -= self.unit - 1 if self.dense else 0
-        ahead = frames_ahead(self.plans, self.program.options.box_frame == "newest")
+        with_boxes = any(i.boxes is not None for i in self.inputs)
+        ahead = frames_ahead(self.plans, self.program.options.box_frame == "newest") if with_boxes else 0
         boxes = boxes_of(self.inputs, frames, inside.start - front, len(inside), ahead)
         found: dict[ResultIndex, dict[Fraction | None, Tensor]] = {index: {} for index in indices}
         for phase in sorted({p for index in indices for p in self._phases(index)} or {0}):
