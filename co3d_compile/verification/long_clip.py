@@ -22,14 +22,13 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
 from co3d_compile.verification.long_regions import LongRegion, not_captured
-from co3d_compile.verification.long_values import Entries, Stream, Windows, as_many_entries
+from co3d_compile.verification.long_values import Entries, Stream, Windows, as_many_entries, extended
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     BY_INDEX,
     SCATTERS,
     VIEWS,
     Resize,
-    as_many,
     banded,
     call,
     computes_over,
@@ -48,6 +47,7 @@ from co3d_compile.verification.time_claims import (
     NoReference,
     Value,
     claim_of,
+    integer,
     is_recurrent,
     is_single,
     is_window,
@@ -193,7 +193,7 @@ class LongClip(Interpreter):
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
-            args, kwargs = pytree.tree_map(lambda v: self._extended(v, longest), as_many_entries((args, kwargs)))
+            args, kwargs = pytree.tree_map(lambda v: extended(v, longest, self.offset), as_many_entries((args, kwargs)))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
         if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
             args = (filled(n, args[0], claim.place.dim), *args[1:])
@@ -209,9 +209,13 @@ class LongClip(Interpreter):
     def _streams(self, n: Node, result: Value, constant: Value = None) -> Value:
         """Returns the results of an operator on all of the long clip."""
         if isinstance(result, (tuple, list)):
-            items = {u.args[1]: self._claim(u) for u in n.users}
+            items = self._items(n)
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
         return Stream(result, self._claim(n), constant)
+
+    def _items(self, n: Node) -> dict[int, Claim]:
+        """Returns what the compiler says of the outputs of an operator that has several, by their number."""
+        return {integer(u.args[1]): self._claim(u) for u in n.users}
 
     def _constant(self, n: Node, kwargs: Named) -> Value:
         """Runs the operator on a single clip, where the compiler says that its values do not matter."""
@@ -225,34 +229,12 @@ class LongClip(Interpreter):
 
         return _on_clip(n, map_arg(n.args, given), kwargs)
 
-    def _extended(self, v: Value, stream: Stream) -> Value:
-        """Makes a constant that has the clip's entries go on beyond them: it counts, or stays the same."""
-        place = stream.claim.place
-        if not isinstance(v, Tensor) or place is None:
-            return v
-        right = stream.value.dim() - place.dim
-        entries = stream.value.shape[place.dim]
-        if not place.alone:
-            return as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
-        if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
-            return v
-        if place.size == 1:
-            return v.repeat_interleave(entries, v.dim() - right)
-        exact = v.double()
-        step, rounding = exact.diff(dim=-right).mean(-right, keepdim=True), 4 * float(exact.abs().max())
-        rounding *= torch.finfo(v.dtype).eps if v.is_floating_point() else 0
-        if not bool(((exact.diff(dim=-right) - step).abs() <= rounding).all()):
-            raise NoReference("a constant differs over time")
-        first = (Fraction(-self.offset) / (stream.claim.rate * stream.claim.spacing)).numerator
-        count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
-        return (exact.narrow(-right, 0, 1) + step * count).to(v.dtype)
-
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """Returns the sequence, and the last state after every position: the frames from the first on."""
         source = n.args[0]
         assert isinstance(source, Node)
         x = self._claim(source)
-        items = {u.args[1]: self._claim(u) for u in n.users}
+        items = self._items(n)
         sequence, *last = call(n, args, kwargs)
 
         def state_at(start: Fraction) -> Sequence[Tensor | None]:
@@ -337,13 +319,11 @@ class LongClip(Interpreter):
         def result(i: int) -> Value:
             return self._apply(n, *pytree.tree_map(lambda v: operand(v, i), (args, kwargs)))
 
-        counts = [v.count for v in streams if v.claim.place is not None]
-        results = list(map(result, range(min([*totals, *counts] if totals else counts))))
+        counts = [*totals, *(v.count for v in streams if v.claim.place is not None)]
+        results = list(map(result, range(min(counts, default=1))))
         if isinstance(results[0], (tuple, list)):
-            items = {u.args[1]: self._claim(u) for u in n.users}
-            return tuple(
-                self._joined(items.get(k, claim), values) for k, values in enumerate(zip(*results, strict=True))
-            )
+            items = self._items(n)
+            return tuple(self._joined(items.get(k, claim), v) for k, v in enumerate(zip(*results, strict=True)))
         return self._joined(claim, results) if streams or claim.one else Entries(results, claim)
 
     # --- sizes that were captured

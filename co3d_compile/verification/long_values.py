@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
-from co3d_compile.verification.time_claims import Claim
+from co3d_compile.verification.resized_arguments import as_many
+from co3d_compile.verification.time_claims import Claim, NoReference, Value
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,35 @@ def as_many_entries(given: PyTree) -> PyTree:
     least = min(v.count for v, _ in timed)
     cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v, _ in timed if v.count > least}
     return pytree.tree_map(lambda v: cut.get(id(v), v), given)
+
+
+def extended(v: Value, stream: Stream, offset: int) -> Value:
+    """Makes a constant that has the clip's entries go on beyond them: it counts, or stays the same.
+
+    Args:
+        v: It is returned as it is, if it is no such constant.
+        stream: What it meets on the long clip.
+        offset: Index of the stream's first frame in the long clip.
+
+    Raises:
+        NoReference: The constant differs over time.
+    """
+    place = stream.claim.place
+    if not isinstance(v, Tensor) or place is None:
+        return v
+    right = stream.value.dim() - place.dim
+    entries = stream.value.shape[place.dim]
+    if not place.alone:
+        return as_many(v, v.dim() - right, place.outer * place.size * place.inner, entries)
+    if v.dim() < right or v.shape[-right] != place.size or place.size == entries:
+        return v
+    if place.size == 1:
+        return v.repeat_interleave(entries, v.dim() - right)
+    exact = v.double()
+    step, rounding = exact.diff(dim=-right).mean(-right, keepdim=True), 4 * float(exact.abs().max())
+    rounding *= torch.finfo(v.dtype).eps if v.is_floating_point() else 0
+    if not bool(((exact.diff(dim=-right) - step).abs() <= rounding).all()):
+        raise NoReference("a constant differs over time")
+    first = (Fraction(-offset) / (stream.claim.rate * stream.claim.spacing)).numerator
+    count = torch.arange(first, first + stream.value.shape[place.dim]).view(-1, *[1] * (right - 1))
+    return (exact.narrow(-right, 0, 1) + step * count).to(v.dtype)
