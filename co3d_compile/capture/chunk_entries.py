@@ -14,11 +14,12 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import FILLED, RESHAPING, SPLITTING, NoChunks, Place, selects_one
+from co3d_compile.capture.chunk_places import RESHAPING, SPLITTING, NoChunks, Place, selects_one
 from co3d_compile.capture.loop_tokens import Tokens
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, SAME, sliced
+from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import Arguments, filling_like
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -116,16 +117,16 @@ class Entries:
         place, count = self.places[node], self.places[node].entries(shape_of(node))
         if node in self.roots:
             yield from (Given(node, i) for i in range(count))
-        elif node.target in FILLED:
-            given = Arguments(node).given("fill_value") if node.target is aten.full_like.default else None
-            value = float(given) if isinstance(given, (int, float)) else float(node.target is aten.ones_like.default)
-            yield from [self._filling(node, value)] * count
+        elif (number := filling_like(node)) is not None:
+            yield from [self._filling(node, float(number))] * count
         elif (chosen := self._chosen(node, place)) is not None:
             if len(chosen) != count:
                 raise NoChunks
             yield from chosen
         elif node.target in CONVOLUTIONS and place.dim >= 2:
             yield from self._convolved(node, place.dim - 2)
+        elif node.target is aten.constant_pad_nd.default:
+            yield from self._padded(node, count)
         else:
             yield from self._one_by_one(node, count)
 
@@ -186,36 +187,33 @@ class Entries:
         for start in range(0, len(read) - taps + 1, stride):
             yield Computed(does, (tuple(read[start : start + taps]),), 0)
 
-    def _one_by_one(self, node: Node, count: int) -> Iterator[Entry | int]:
+    def _padded(self, node: Node, count: int) -> Iterator[Entry | int]:
+        """Yields the entries of a pad: a number in front and behind, and in between what it makes of each."""
+        place, (x,) = self.places[node], self._timed(node)
+        front, back = _time_pads(node, place)
+        read = self.of[x]
+        if front + len(read) + back != count:
+            _refuse()
+        self.operators += 1
+        does, value = self._does(node), Arguments(node).given("value")
+        filling = self._filling(node, float(value) if isinstance(value, (int, float)) else 0.0)
+        yield from [filling] * front
+        if any(other_pads(node, place)):
+            yield from (filling if self._is_filled(e, filling) else Computed(does, ((e,),), 0) for e in read)
+        else:
+            yield from read
+        yield from [filling] * back
+
+    def _one_by_one(self, node: Node, count: int) -> Iterator[Entry]:
         """Yields the entries of an operator that computes each from one of each operand, or several from one."""
         read = [self.of[x] for x in self._timed(node)]
         several = count // len(read[0]) if node.target in RESHAPING else 1
-        pads: tuple[int, int] = (0, 0)
-        if node.target is aten.constant_pad_nd.default:
-            pads = _time_pads(node, self.places[node])
-        if any(len(entries) * several + sum(pads) != count for entries in read):
+        if any(len(entries) * several != count for entries in read):
             _refuse()
         self.operators += 1
         does = self._does(node)
-        filling = None
-        if node.target is aten.constant_pad_nd.default:
-            value = Arguments(node).given("value")
-            filling = self._filling(node, float(value) if isinstance(value, (int, float)) else 0.0)
-            if not any(other_pads(node, self.places[node])):
-                yield from [filling] * pads[0]
-                yield from read[0]
-                yield from [filling] * pads[1]
-                return
         for i in range(count):
-            at = i - pads[0]
-            if filling is not None and not 0 <= at < len(read[0]):
-                yield filling
-                continue
-            reads = tuple((entries[at // several],) for entries in read)
-            if filling is not None and self._is_filled(reads[0][0], filling):
-                yield filling
-            else:
-                yield Computed(does, reads, at % several)
+            yield Computed(does, tuple((entries[i // several],) for entries in read), i % several)
 
     def _is_filled(self, number: int, filling: Filling) -> bool:
         entry = self.all[number]
@@ -277,8 +275,7 @@ def filling_of(node: Node, program: Program) -> float | None:
         return float(value) if isinstance(value, (int, float)) else None
     if node.op == "get_attr":
         value = program.constant(node)
-        alike = value.numel() and bool((value == value.flatten()[0]).all())
-        return float(value.flatten()[0]) if alike and str(node.target) not in program.learned else None
+        return fill_of(value) if str(node.target) not in program.learned else None
     return None
 
 

@@ -14,12 +14,11 @@ from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, SAME, VIEWS
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import FILLED, Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
 from co3d_compile.rules import is_pointwise, rule_for
 
 aten = torch.ops.aten
-FILLED = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default}
 RESHAPING = {*VIEWS, aten.reshape.default}
 SPLITTING = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
 CUTTING = {aten.slice.Tensor, aten.select.int, *SPLITTING}

@@ -21,7 +21,7 @@ from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import fake_mode, insert, insert_constant, replace
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.node_reading import operands, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import Arguments, filling_like
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -137,7 +137,7 @@ class LoopWriter:
 
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
         """Says whether a start that is computed from frames is one, or has no more of them than the shape."""
-        number = _filling(start)
+        number = filling_like(start)
         walk = self._opening(start, steps) if number is None and self.copies.remembers(key[0]) else None
         if walk is not None:
             self.openings[key] = walk
@@ -311,13 +311,6 @@ class LoopWriter:
                     args = (how.dim, turn * how.entries, (turn + 1) * how.entries)
                     value = insert(self.program, user, aten.slice.Tensor, every, *args)
                 user.replace_input_with(node, value)
-
-
-def _filling(node: Node) -> float | None:
-    """Returns the number that fills a tensor which takes its shape from another one."""
-    if node.target is aten.full_like.default:
-        return Arguments(node).number("fill_value")
-    return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None
 
 
 def sort(program: Program) -> None:

@@ -36,10 +36,10 @@ class Constant:
             learned: Whether it is a parameter, or computed from one.
             computed: Whether the model computes it.
         """
-        even = _uniform(value)
+        fill = fill_of(value)
         return Constant(
-            fill=float(value.flatten()[0]) if even and value.numel() else None,
-            filling=even and not learned,
+            fill=fill,
+            filling=(fill is not None or not value.numel()) and not learned,
             alike=_alike(value) if computed else frozenset(),
             progression=progression(value) if computed and not learned else None,
             band=band(value),
@@ -86,5 +86,7 @@ def _alike(value: torch.Tensor) -> frozenset[int]:
     return frozenset(d for d in range(value.dim()) if not value.numel() or bool((value == value.narrow(d, 0, 1)).all()))
 
 
-def _uniform(value: torch.Tensor) -> bool:
-    return value.numel() == 0 or bool((value == value.flatten()[0]).all())
+def fill_of(value: torch.Tensor) -> float | None:
+    """Returns the one number that a tensor is all over; None where it differs, or is empty."""
+    alike = value.numel() and bool((value == value.flatten()[0]).all())
+    return float(value.flatten()[0]) if alike else None

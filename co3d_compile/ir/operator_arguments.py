@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import Argument
 
 from co3d_compile.ir.node_reading import norm_dims, rank_of, spread
+
+aten = torch.ops.aten
+FILLED = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default}
+"""What fills a tensor that takes its shape from another one."""
 
 
 class Arguments:
@@ -73,3 +78,11 @@ class Arguments:
     def dim(self, of: Node, name: str = "dim") -> int:
         """Returns one dim of a tensor, counted from the front."""
         return self.integer(name) % rank_of(of)
+
+
+def filling_like(node: Node) -> float | None:
+    """Returns the number that fills a tensor which takes its shape from another one; None where that is not known."""
+    if node.target is aten.full_like.default:
+        value = Arguments(node).given("fill_value")
+        return value if isinstance(value, (int, float)) else None
+    return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None

@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.index_equation import EDGE, Kernel
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import OutsideArgs, chain, outside, store
@@ -249,7 +250,7 @@ class StreamEnds:
             elif fill is not None:
                 shape = [1, *self.low.sizes(entries[i])[1:]]
                 known[i, t] = torch.full(shape, fill, dtype=entries[i].meta["val"].dtype)
-        numbers = {float(v.flatten()[0]) if bool((v == v.flatten()[0]).all()) else None for v in known.values()}
+        numbers = set(map(fill_of, known.values()))
         if numbers <= {0.0}:
             return None
         if len(numbers) == 1 and None not in numbers:
