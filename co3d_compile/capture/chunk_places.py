@@ -14,7 +14,7 @@ from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, SAME, VIEWS
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import FILLED, Arguments
+from co3d_compile.ir.operator_arguments import FILLED, Arguments, order_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
 from co3d_compile.rules import is_pointwise, rule_for
 
@@ -155,13 +155,10 @@ def _squeeze(node: Node, x: Node, place: Place) -> Place:
     return replace(place, dim=[d for d in range(rank_of(x)) if d not in gone][place.dim])
 
 
-def _permute(node: Node, x: Node, place: Place) -> Place:
-    return replace(place, dim=Arguments(node).dims(x, "dims")[place.dim])
-
-
-def _transpose(node: Node, x: Node, place: Place) -> Place:
-    a, b = Arguments(node).dim(x, "dim0"), Arguments(node).dim(x, "dim1")
-    return replace(place, dim={a: b, b: a}.get(place.dim, place.dim))
+def _reordered(node: Node, x: Node, place: Place) -> Place:
+    order = order_of(node)
+    assert order is not None
+    return replace(place, dim=order[place.dim])
 
 
 def _view(node: Node, x: Node, place: Place) -> Place:
@@ -226,7 +223,7 @@ MOVES: dict[object, Callable[[Node, Node, Place], Place]] = {
     aten.unsqueeze.default: _unsqueeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
-    aten.permute.default: _permute,
-    aten.transpose.int: _transpose,
+    aten.permute.default: _reordered,
+    aten.transpose.int: _reordered,
     **dict.fromkeys(RESHAPING, _view),
 }

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
 
@@ -222,11 +222,9 @@ def _moved(node: Node, dim: int) -> int | None:
     x = operand(node)
     if not isinstance(x.meta["val"], Tensor) or not isinstance(node.meta["val"], Tensor):
         return None
-    if node.target is aten.permute.default:
-        return Arguments(node).dims(x, "dims").index(dim)
-    if node.target is aten.transpose.int:
-        a, b = (Arguments(node).dim(x, name) for name in ("dim0", "dim1"))
-        return {a: b, b: a}.get(dim, dim)
+    order = order_of(node)
+    if order is not None:
+        return order.index(dim)
     if node.target in (aten.mean.dim, aten.amax.default) and min(Arguments(node).dims(x)) > dim:
         return dim
     if node.target in SIZES:

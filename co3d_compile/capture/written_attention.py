@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 from co3d_compile.capture.operator_regions import Constants, without_effect
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -179,12 +179,5 @@ def _turned(node: Node) -> tuple[list[int], Node]:
 
     Where it is no such step, the node itself.
     """
-    rank, order = rank_of(node), list(range(rank_of(node)))
-    if node.target is aten.permute.default:
-        return [d % rank for d in Arguments(node).integers("dims")], operand(node)
-    if node.target is aten.transpose.int:
-        values = Arguments(node)
-        a, b = values.dim(node, "dim0"), values.dim(node, "dim1")
-        order[a], order[b] = order[b], order[a]
-        return order, operand(node)
-    return order, node
+    order = order_of(node)
+    return (list(range(rank_of(node))), node) if order is None else (order, operand(node))

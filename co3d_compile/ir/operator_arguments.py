@@ -86,3 +86,18 @@ def filling_like(node: Node) -> float | None:
         value = Arguments(node).given("fill_value")
         return value if isinstance(value, (int, float)) else None
     return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None
+
+
+def order_of(node: Node) -> list[int] | None:
+    """Returns the order in which a node puts the dims of its operand, ``[0, 2, 1]`` where it swaps the last two.
+
+    None: it puts them in no other order.
+    """
+    if node.target is aten.permute.default:
+        return Arguments(node).dims(node, "dims")
+    if node.target is aten.transpose.int:
+        order = list(range(rank_of(node)))
+        a, b = (Arguments(node).dim(node, name) for name in ("dim0", "dim1"))
+        order[a], order[b] = order[b], order[a]
+        return order
+    return None
