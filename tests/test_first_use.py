@@ -222,14 +222,18 @@ CLIP = torch.zeros(1, 2, 8)
     [
         ({"x": CLIP}, "example_inputs is a dict"),
         ((CLIP.numpy(),), r"Give tensors: torch.from_numpy"),
-        (CLIP, "is a tensor"),
         ((), "with inputs of shape none"),
     ],
-    ids=["dict", "numpy", "tensor", "nothing"],
+    ids=["dict", "numpy", "nothing"],
 )
 def test_what_is_given_in_place_of_a_clip(inputs: Any, says: str) -> None:
     with pytest.raises(co3d.Co3dError, match=says):
         co3d.compile(Draws().eval(), inputs)
+
+
+def test_a_tensor_is_the_only_argument_of_a_clip() -> None:
+    network = torch.nn.Conv1d(2, 3, 3, padding=1).eval()
+    assert co3d.verify(co3d.compile(network, CLIP), network, CLIP).passed
 
 
 def test_a_network_that_draws_by_chance_is_told_where() -> None:

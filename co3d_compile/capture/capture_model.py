@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,11 @@ def captured_again(
         raise NotResizable(f"it cannot be captured for longer clips ({what[:200].rstrip('.')})") from error
 
 
+def arguments_of(clip: Sequence[Any] | Tensor | None) -> Sequence[Any] | None:
+    """Returns the arguments of one clip; a tensor by itself is the only one, as in ``torch.onnx.export``."""
+    return (clip,) if isinstance(clip, Tensor) else clip
+
+
 def check_kinds(model: PyTree, clip: PyTree) -> None:
     """Refuses what people give in place of a model, and of the arguments of one clip."""
     if not isinstance(model, (nn.Module, ExportedProgram)):
@@ -143,9 +149,6 @@ def check_kinds(model: PyTree, clip: PyTree) -> None:
         raise UsageError("example_inputs is a dict; the model would be called with its keys.", hint=hint)
     if any(isinstance(value, np.ndarray) for value in pytree.tree_leaves(clip)):
         raise UsageError("example_inputs holds a numpy array.", hint="Give tensors: torch.from_numpy(clip).")
-    if isinstance(clip, torch.Tensor):
-        hint = "Write (clip,): a tuple of the arguments of one clip."
-        raise UsageError("example_inputs is a tensor; the model would be called with its rows.", hint=hint)
 
 
 def _class_name(model: Model) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from co3d_compile.capture.capture_model import check_kinds
+from co3d_compile.capture.capture_model import arguments_of, check_kinds
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.compiler.build_model import Build
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -26,7 +26,7 @@ from co3d_compile.passes import default_passes
 
 def compile(
     module: nn.Module | ExportedProgram | OnnxSource,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Sequence[Any] | Tensor | None = None,
     *,
     window: int | None = None,
     frames_per_step: int | None = None,
@@ -57,7 +57,8 @@ def compile(
     Args:
         module: The trained clip model, or what ``torch.export`` made of it, or an ONNX clip model: its path, or what
             ``onnx`` or ``onnx_ir`` have read.
-        example_inputs: The arguments of one clip, such as ``(torch.randn(1, 3, 16, 112, 112),)``.
+        example_inputs: The arguments of one clip, such as ``(torch.randn(1, 3, 16, 112, 112),)``; of one
+            argument the tensor itself will do.
         window: Frames that operators over the whole time axis (the head's pool) look at; default the clip's own.
         frames_per_step: New frames of the first input per step: the least possible, or a multiple of it.
         pool_scope: What a pool that gates the stream (squeeze-and-excitation) looks at: ``"frame"`` the current
@@ -92,6 +93,7 @@ def compile(
         Co3dError: One of its kinds; the message names the operator, the module path and the way out.
     """
     notes: list[str] = []
+    example_inputs = arguments_of(example_inputs)
     if is_onnx(module):
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
