@@ -16,6 +16,7 @@ from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import argument, operand
+from co3d_compile.ir.operator_arguments import filled
 from co3d_compile.ir.operator_kind import kind_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
@@ -23,17 +24,6 @@ from co3d_compile.ir.stored_constants import delete_unused_constants
 from co3d_compile.ir.time_facts import amend_own
 
 aten = torch.ops.aten
-# Constants in the shape of another tensor: the position of their value among the arguments, or the value.
-LIKE: dict[Any, Any] = {
-    aten.full_like.default: 1,
-    aten.zeros_like.default: "0",
-    aten.ones_like.default: "1",
-    aten.empty_like.default: "0",
-    aten.new_zeros.default: "0",
-    aten.new_ones.default: "1",
-    aten.new_full.default: 2,
-    aten.new_empty.default: "0",
-}
 
 
 class Canonicalize(Pass):
@@ -84,10 +74,8 @@ class Canonicalize(Pass):
                 values[node] = program.constant(node)
                 if node.target in program.learned:
                     learned.add(node)
-            elif node.target in LIKE:
-                values[node] = _like(node)
-            elif node.target is aten.empty.memory_format:  # to be written over: what it holds must not matter
-                values[node] = torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype)
+            elif node.op == "call_function" and (value := filled(node)) is not None:
+                values[node] = value
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes):
                 values[node] = run_operator(node, values)
                 if not learned.isdisjoint(node.all_input_nodes):
@@ -117,14 +105,6 @@ class Canonicalize(Pass):
             known = with_fields(known, progression=None, band=None)
         amend_own(constant, constant=known)
         return constant
-
-
-def _like(node: Node) -> torch.Tensor:
-    """Returns a constant in the shape of another tensor."""
-    value = node.meta["val"]
-    index = LIKE[node.target]
-    fill: Any = node.args[index] if isinstance(index, int) else float(index)
-    return torch.full(tuple(value.shape), fill, dtype=value.dtype)
 
 
 def _same_dtype(node: Node) -> bool:

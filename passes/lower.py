@@ -16,7 +16,7 @@ from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, whole
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of, whole
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program, RegionRun
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -185,6 +185,7 @@ class Lower(Pass):
                 parts.append(result)
                 delays = [(newest(m), fact_of(operand(m)).rate) for m in windows]
                 spec.delay, spec.rate = min(delays, default=(0, Fraction(1)))
+                spec.lost = shape_of(node) if fact.lost else None
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     time = fact.layout.time
                     spec.time_dim, spec.pulse = time.dim, fact.length * (time.inner if time.outer == 1 else 1)

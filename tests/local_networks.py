@@ -217,6 +217,16 @@ class Envelope(Part):
         return x / over
 
 
+class Spectrum(Part):
+    """Half of each channel's short-time spectrum, as a signal again; the channels are folded into the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows of 8, every 4 entries."""
+        window = torch.hann_window(8)
+        spectrum = torch.stft(x.flatten(0, 1), 8, 4, window=window, return_complex=True) * 0.5
+        return torch.istft(spectrum, 8, 4, window=window, length=x.shape[2]).unflatten(0, (-1, CHANNELS))
+
+
 class Global(Part):
     """Parts whose every entry depends on all frames, or on where it is."""
 
@@ -269,6 +279,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "rolled, written over": (Rolled, []),  # an operator that has a rule
     "rolled, masked": (RolledMasked, [(1, 0, 1)]),
     "windows that overlap": (Envelope, [(4, 4, 4)]),
+    "back from a spectrum": (Spectrum, [(0, 0, 4)]),
 }
 """Before, after and period of each region."""
 RESIZED: dict[str, Callable[[], nn.Module]] = {

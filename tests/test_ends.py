@@ -189,6 +189,8 @@ GRAPHS = [
     row("tokens counted", fn(lambda m, x: (m.conv(x).transpose(1, 2).flatten(1) + 0.25 * torch.arange(
         4 * x.shape[2])).unflatten(1, (-1, 4)).transpose(1, 2), conv=lambda: conv(padding=1)), None),
     row("steps counted", fn(lambda m, x: m.conv(x) + torch.arange(x.shape[2]), conv=lambda: conv(padding=1)), None),
+    row("steps counted by a sum of ones", fn(lambda m, x: m.conv(x).cumsum(2) / torch.ones_like(x[:, :1]).cumsum(2),
+                                             conv=lambda: conv(padding=1)), None),
 ]  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def test_a_stream_that_is_too_short_is_found_wherever_it_has_come_from() -> None
     other.flush()  # stream 0 has not begun
 
 
-@pytest.mark.parametrize("name", ["mask -1e9", "chunks beside each other"])
+@pytest.mark.parametrize("name", ["mask -1e9", "chunks beside each other", "back from a spectrum"])
 def test_a_region_is_verified_against_the_network_on_a_long_clip(name: str) -> None:
     net, model = compiled(name)
     found = co3d.verify(model, net, CLIP)

@@ -365,6 +365,27 @@ def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[
     assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
 
 
+# Where time is in what a window gives, also where an operator on it does not say so.
+TIMES: list[tuple[str, Any, int | None]] = [
+    ("softmax", lambda m, x: m.conv(x).softmax(2), 2),
+    ("sorted", lambda m, x: m.conv(x).sort(2).values, 2),
+    ("sorted, time in front of channels", lambda m, x: m.conv(x).sort(2).values.mT.relu(), 1),
+    ("two of each channel, sorted", lambda m, x: m.conv(x).sort(2).indices.mT.reshape(x.shape[0], -1, 2, 2), 1),
+    ("every pair of entries", lambda m, x: (y := m.conv(x)).mT @ y, 1),
+    ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
+    ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
+    ("scores of all entries", lambda m, x: m.fc(m.conv(x).flatten(1)), None),
+]
+
+
+@pytest.mark.parametrize(("name", "forward", "dim"), TIMES, ids=[name for name, _, _ in TIMES])
+def test_where_time_is_in_what_a_window_gives(name: str, forward: Any, dim: int | None) -> None:
+    module = fn(forward, conv=lambda: conv(padding=1), fc=lambda: nn.Linear(32, 8))().eval()
+    (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
+    assert (output.has_time, output.time_dim) == (dim is not None, dim)
+    assert output.entries_per_step == (8 if dim is not None else 1)
+
+
 def test_what_the_tracer_notes_about_a_cast_is_no_operator() -> None:
     cast = entry("cast", fn(lambda m, x: m.conv(torch.as_tensor(x).to(torch.float32)), conv=conv))
     assert check(cast).recomputed == ()

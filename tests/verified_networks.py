@@ -206,6 +206,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: torch.cat([y := m.a(x), y[:, :, -1:].expand(-1, -1, 3)], 2), a=conv()),
         (CLIP,), {},
     ),
+    "masked behind its length": (
+        lambda: Graph(lambda m, x, n: m.a(x * (torch.arange(x.shape[2]) < n)[:, None]), a=conv()), (CLIP, (1, 1)),
+        {"time_dim": [2, None]},
+    ),
+    "masked behind its length, mean": (
+        lambda: Graph(lambda m, x, n: m.a(x.masked_fill(torch.arange(x.shape[2]) >= n[:, None], 0)).mean(2), a=conv()),
+        (CLIP, (1, 1)), {"time_dim": [2, None]},
+    ),
+    "times a count of ones": (lambda: Graph(lambda m, x: m.a(x) * torch.ones_like(x).cumsum(2), a=conv()), (CLIP,), {}),
     "every third entry negated": (
         lambda: Graph(lambda m, x: torch.where(torch.arange(x.shape[2]) % 3 == 0, y := m.a(x), -y), a=conv()),
         ((1, 4, 12),), {},

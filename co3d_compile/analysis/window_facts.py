@@ -18,32 +18,39 @@ def window_fact(node: Node, rule: Rule | None) -> Fact:
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())
-    layout = window_layout(node, rule)
+    told, layout = by_rule(node, rule), window_layout(node, rule)
+    lost = any(f.lost or (f.clip > 1 and told is None) for f in facts) and (told is None or told.time is None)
     longer = [f.length for f in facts if f.length != f.clip]
     length = layout.time.size if layout is not None and layout.time is not None else 1
     if longer:  # the window is longer than the clip
         kernel = rule.kernel(node) if rule is not None and layout is not None and not began else None
         length = kernel.length(max(longer)) if kernel is not None else max(longer)
-    return Fact(Kind.WINDOW, layout, length=length, sources=sources, pulse=facts[0].pulse, dense=facts[0].dense)
+    pulse, dense = facts[0].pulse, facts[0].dense
+    return Fact(Kind.WINDOW, layout, length=length, sources=sources, pulse=pulse, dense=dense, lost=lost)
 
 
 def window_layout(node: Node, rule: Rule | None) -> Layout | None:
     """Returns where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
+    layout = by_rule(node, rule)
+    return layout if layout is not None else probe(node)
+
+
+def by_rule(node: Node, rule: Rule | None) -> Layout | None:
+    """Returns where batch and time are behind an operator on a window, as far as its rule tells."""
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        try:
-            if rule is not None:
-                layout = rule.layout(node)
-                if layout.shape == tuple(value.shape):
-                    return layout
-        except (LayoutLost, NoExtension):
-            pass
-        return probe(node)
-    return None
+    if rule is None or not isinstance(value, torch.Tensor):
+        return None
+    try:
+        layout = rule.layout(node)
+    except (LayoutLost, NoExtension):
+        return None
+    return layout if layout.shape == tuple(value.shape) else None
 
 
 def probe(node: Node) -> Layout | None:
     """Finds the batch in an operator's output: it is the dim that grows with the batch of the operands."""
+    if not isinstance(node.meta.get("val"), torch.Tensor):
+        return None
     factor = 3
 
     def grown(n: Node) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 
 from co3d_compile.ir.aten_operators import EXACT_OVERLOADS
 from co3d_compile.rules import RULES, is_pointwise
@@ -110,12 +111,24 @@ def _walked(x: Tensor, starts: list[int], walks: dict[int, list[tuple[int, int, 
     return x.expand(list(size))
 
 
+def overlapped(grad: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Any:
+    """Computes ``unfold_backward``, as in ``istft``, of values for each row.
+
+    PyTorch writes it in another way where the values are the same for all rows of a batch.
+    """
+    written = decomposition_table[aten.unfold_backward.default]
+    d = dim % max(len(input_sizes), 1)
+    rows = [*input_sizes[:d], grad.shape[d], *input_sizes[d + 1 :], size]
+    return written(grad.expand(rows) if grad.dim() == len(rows) else grad, input_sizes, dim, size, step)
+
+
 OURS: dict[Any, Any] = {
     aten._convolution.default: convolution,
     aten.stack.default: stacked,
     aten.bilinear.default: bilinear,
     aten.as_strided.default: strided,
     aten.copy.default: copied,
+    aten.unfold_backward.default: overlapped,
 }
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.

@@ -33,7 +33,7 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         return frozenset()
     there = {n.name: n for n in longer.graph.nodes} if longer is not None else {}
     wrong = {name for name, shape in views.items() if name not in there or shape_of(there[name])[1:] != shape[1:]}
-    known = Constants(longer, wide=False) if longer is not None else None
+    known = Constants(longer, wide=False, shapes=True) if longer is not None else None
     for name, (dims, value) in constants.items():
         found = known.value(there[name]) if known is not None and name in there else None
         if found is None or not _goes_on(value, found, dims):

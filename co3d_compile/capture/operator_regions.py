@@ -13,6 +13,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.ir.aten_operators import SAME
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import drawn_by_chance, operand, operands
+from co3d_compile.ir.operator_arguments import filled
 from co3d_compile.ir.program import Program
 
 MOST = 16  # operators; an activation or a norm written out has fewer
@@ -24,10 +25,11 @@ class Constants:
     Args:
         program: Has the graph.
         wide: Whether floats are computed in float64.
+        shapes: Whether the shape of an input is no part of it: ``ones_like(x)`` is a constant then.
     """
 
-    def __init__(self, program: Program, wide: bool = True) -> None:
-        self.program, self.wide = program, wide
+    def __init__(self, program: Program, wide: bool = True, shapes: bool = False) -> None:
+        self.program, self.wide, self.shapes = program, wide, shapes
         self._values: dict[Node, Tensor | None] = {}
 
     def value(self, node: Node) -> Tensor | None:
@@ -42,6 +44,8 @@ class Constants:
             return widened(value) if self.wide else value
         if node.op != "call_function" or drawn_by_chance([node]):
             return None
+        if self.shapes and (made := filled(node)) is not None:
+            return widened(made) if self.wide else made
         values = {n: self.value(n) for n in operands(node)}
         if any(v is None for v in values.values()):
             return None

@@ -24,6 +24,7 @@ from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.capture.tracer import doubled, export
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.local_regions import stream_regions
+from co3d_compile.compiler.output_times import find_output_times
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
 from co3d_compile.compiler.replaced_module import ClipNetwork
@@ -141,6 +142,7 @@ class _Attempt:
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
         if wrong := refuted(program, partial(again, program)):
             raise _Refuted(wrong)
+        find_output_times(program, partial(again, program))
         _check_complete(program)
         self._show("export", len(build.pipeline), len(build.pipeline))
         with self._timed("export"):

@@ -46,7 +46,10 @@ class Input:
 
 @dataclass
 class Output:
-    """A model output in the step model; ``rate``: frames of the first input from one entry to the next."""
+    """A model output in the step model; ``rate``: frames of the first input from one entry to the next.
+
+    ``lost``: its shape in the clip, if it is a window's and nothing is known of where time is in it.
+    """
 
     name: str
     shape: list[int | str] = field(default_factory=list)
@@ -55,6 +58,7 @@ class Output:
     time_dim: int | None = None
     pulse: int = 1
     rate: Fraction = Fraction(1)
+    lost: tuple[int, ...] | None = None
 
 
 @dataclass

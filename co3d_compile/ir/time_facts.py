@@ -84,6 +84,7 @@ class Fact:
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
         due: Frames of the first input until all entries have come that it is computed from (START only).
+        lost: Whether time may stand in a dim of which nothing is known (WINDOW only).
         own: What is known of the operator itself.
     """
 
@@ -102,6 +103,7 @@ class Fact:
     pooled: tuple[int, int, int] | None = None
     copies: EdgeCopies = NO_COPIES
     due: Fraction = Fraction(0)
+    lost: bool = False
     own: Own = Own()
 
     @property

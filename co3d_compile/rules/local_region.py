@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from math import floor
+from math import floor, prod
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import NO_COPIES
-from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
 from co3d_compile.ir.program import Program, Region
@@ -89,13 +89,22 @@ class LocalRegion(Rule):
             for i, (own, over) in enumerate(places):
                 assert own is not None and over is not None
                 clips[i] = low.from_rows(clips[i], own, over.dim, moved, range(length))
-        result = write_body(low, part.captures, length, clips, batch.dim)
+        result = write_body(low, part.captures, length, clips, _clips_alone(low, clips[0], batch))
         rows = range(front, front + block)
         if moved is None:
             return [low.call(aten.select.int, result, time.dim, i) for i in rows]
         back = low.call(aten.neg.default, moved)
         own_rows = low.from_rows(result, own_batch, time.dim, back, rows)
         return [low.call(aten.select.int, own_rows, time.dim, i) for i in range(block)]
+
+
+def _clips_alone(low: StepGraph, x: Node, batch: Place) -> tuple[Node, int]:
+    """Returns a tensor with the clips along a dim of their own, and that dim: other factors may be folded into it."""
+    if batch.outer * batch.inner == 1:
+        return x, batch.dim
+    sizes = low.sizes(x)
+    before, after = prod(sizes[: batch.dim]), prod(sizes[batch.dim + 1 :])
+    return low.call(aten.reshape.default, x, [before * batch.outer, -1, batch.inner * after]), 1
 
 
 def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int) -> Node:

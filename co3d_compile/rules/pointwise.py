@@ -76,6 +76,8 @@ class Pointwise(Rule):
         if place is not None:
             right = layout.rank - place.dim
             for n in operands(node):
+                if is_stream(n) and place.size > 1 and _beside(n, place.dim, layout.rank):
+                    raise NoExtension("meets a mask of the whole clip")
                 filling = constant_of(n).filling or counts_on(n, layout) or _same(n, layout)
                 if fact_of(n).kind is Kind.STATIC and rank_of(n) >= right and shape_of(n)[-right] != 1 and not filling:
                     time_here = place.alone or shape_of(n)[-right] % (place.size * place.inner) == 0
@@ -110,6 +112,13 @@ class Pointwise(Rule):
         args = torch.fx.map_arg(node.args, operand)
         kwargs = torch.fx.map_arg(node.kwargs, operand)
         return low.call(node.target, *args, **kwargs)
+
+
+def _beside(stream: Node, dim: int, rank: int) -> bool:
+    """Says whether a stream has several numbers where another one has time: a mask of the clip by its length."""
+    layout = known(stream)
+    own = dim - rank + layout.rank
+    return own >= 0 and layout.shape[own] > 1 and not layout.has(TIME, own)
 
 
 def _same(constant: Node, layout: Layout) -> bool:

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 SIZES = {*VIEWS, aten.reshape.default, aten.expand.default}
 
 
-def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[Node], batch_dim: int) -> Node:
+def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[Node], like: tuple[Node, int]) -> Node:
     """Returns the result of a part of the clip graph in the step graph.
 
     Numbers that grow with the batch are found by writing the part for two batches: in views they are left open, and
@@ -32,9 +32,9 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
         captures: The part.
         entries: How many entries it is run on.
         inputs: These entries, as clips.
-        batch_dim: The batch's dim of the first input.
+        like: A tensor with the batch in a dim of its own, and that dim.
     """
-    batch, like = captures.sizes[0].batch, (inputs[0], batch_dim)
+    batch = captures.sizes[0].batch
     one = captures.at(entries, batch)
     two = captures.at(entries, batch + 1) if captures.wide is not None else one
     made: dict[Node, Node] = {}

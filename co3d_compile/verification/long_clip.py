@@ -22,7 +22,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
 from co3d_compile.verification.long_regions import LongRegion, not_captured
-from co3d_compile.verification.long_values import Entries, Stream, Windows, as_many_entries, extended
+from co3d_compile.verification.long_values import Entries, Stream, Windows, as_many_entries, counted, extended
 from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     BY_INDEX,
@@ -193,7 +193,8 @@ class LongClip(Interpreter):
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
-            args, kwargs = pytree.tree_map(lambda v: extended(v, longest, self.offset), as_many_entries((args, kwargs)))
+            given = pytree.tree_map(counted, (args, kwargs)) if claim.kind is Kind.STREAM else (args, kwargs)
+            args, kwargs = pytree.tree_map(lambda v: extended(v, longest, self.offset), as_many_entries(given))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
         if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
             args = (filled(n, args[0], claim.place.dim), *args[1:])

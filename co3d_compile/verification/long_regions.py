@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
 from co3d_compile.contract.model_contract import LocalRegion
-from co3d_compile.errors import CaptureError
+from co3d_compile.errors import CaptureError, VerificationError
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.options import Options
@@ -41,12 +41,11 @@ class LongRegion:
         if not any(len(_unseen(v)) for v in given):
             return self.graph(*[v.value for v in given])
         draws = torch.Generator().manual_seed(0)
-        one, other = (self.graph(*[_drawn(v, draws) for v in given]) for _ in range(2))
-        return (
-            one.masked_fill(one != other, torch.nan)
-            if one.is_floating_point()
-            else self.graph(*[v.value for v in given])
-        )
+        one: Tensor = self.graph(*[_drawn(v, draws) for v in given])
+        if not one.is_floating_point():
+            return self.graph(*[v.value for v in given])
+        other = self.graph(*[_drawn(v, draws) for v in given])
+        return one.masked_fill(one != other, torch.nan)
 
 
 class LongRegions:
@@ -66,7 +65,13 @@ class LongRegions:
         self.model, self.example, self.options, self.program, self.regions = model, example, options, program, regions
         self._known: dict[tuple[tuple[int, ...], ...], GraphModule] = {}
         nodes = {n.name: n for n in program.graph.nodes}
-        self.inside = frozenset(n.name for part in regions for n in _inside(part, nodes))
+        for part in regions:
+            if not {part.result, *part.inputs} <= nodes.keys():
+                raise VerificationError(
+                    f"The model has no {part.result} that is local in time, as the file says.",
+                    hint="Give the model that the file was compiled from, or compile it again.",
+                )
+        self.inside = frozenset(n.name for n in _inside(regions, nodes))
 
     def at(self, shapes: Sequence[Sequence[int]], double: bool) -> dict[str, LongRegion]:
         """Returns the regions on clips of these shapes, by the names of their results.
@@ -145,8 +150,20 @@ def not_captured(_: str, __: tuple[str, ...]) -> LongRegion:
     raise NoReference("the network is not captured on the long clip")
 
 
-def _inside(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
-    """Returns the nodes of the captured graph between the inputs of a region and its result."""
+def _inside(regions: Sequence[LocalRegion], nodes: dict[str, Node]) -> set[Node]:
+    """Returns the nodes of the captured graph between the inputs of regions and their results, which no others read."""
+    results = {nodes[part.result] for part in regions}
+    ends = results | {nodes[name] for part in regions for name in part.inputs}
+    between = set().union(*(_between(part, nodes) for part in regions)) - ends
+    inside: set[Node] = set()
+    for node in reversed(nodes.values()):
+        if node in between and inside | results >= node.users.keys():
+            inside.add(node)
+    return inside
+
+
+def _between(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
+    """Returns the operators that the result of a region is computed by."""
     inputs = {nodes[name] for name in part.inputs}
     found = reached(operands(nodes[part.result]), lambda n: [] if n in inputs else operands(n))
-    return {n for n in found if n.op == "call_function" and n not in inputs}
+    return {n for n in found if n.op == "call_function"}

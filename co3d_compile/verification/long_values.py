@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._pytree import PyTree
 
+from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.resized_arguments import as_many
 from co3d_compile.verification.time_claims import Claim, NoReference, Value
 
@@ -69,6 +70,16 @@ def as_many_entries(given: PyTree) -> PyTree:
     least = min(v.count for v, _ in timed)
     cut = {id(v): replace(v, value=v.claim.cut(v.value, 0, least)) for v, _ in timed if v.count > least}
     return pytree.tree_map(lambda v: cut.get(id(v), v), given)
+
+
+def counted(v: Value) -> Value:
+    """Returns what stands in each single clip for numbers that differ, though they depend on its shape alone.
+
+    ``ones_like(x).cumsum(2)`` counts from the first frame of a clip, and not from that of the long clip.
+    """
+    constant = v.constant if isinstance(v, Stream) and v.claim.kind is Kind.STATIC else None
+    differs = constant is not None and constant.numel() and bool((constant != constant.flatten()[0]).any())
+    return constant if differs else v
 
 
 def extended(v: Value, stream: Stream, offset: int) -> Value:

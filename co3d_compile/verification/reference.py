@@ -251,7 +251,7 @@ class Reference:
             run.whole_windows = not self.recurrent_paths()  # else the clip begins with the stream, and it is known
             run.regions = self.regions.at(self.shapes(total), self._double)
             run.longer = partial(self.regions.part, self.shapes(total), self._double)
-            run.inside = self.regions.inside - self.claims.keys()
+            run.inside = self.regions.inside
             run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
             clip = self.cut(frames, phase, total)
             with eager():

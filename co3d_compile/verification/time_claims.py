@@ -18,7 +18,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from co3d_compile.contract.model_contract import LocalRegion
-from co3d_compile.errors import VerificationError
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.layout import Layout, Place
@@ -141,11 +140,6 @@ def _regrouped(program: Program) -> dict[str, Claim]:
 
 def _call_region(program: Program, nodes: dict[str, Node], part: LocalRegion) -> None:
     """Puts one operator in place of what is local in time."""
-    if not {part.result, *part.inputs} <= nodes.keys():
-        raise VerificationError(
-            f"The model has no {part.result} that is local in time, as the file says.",
-            hint="Give the model that the file was compiled from, or compile it again.",
-        )
     old = nodes[part.result]
     reach = part.before, part.after, part.period
     with program.graph.inserting_before(old):
