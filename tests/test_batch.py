@@ -84,6 +84,8 @@ def test_a_squeeze_leaves_the_batch() -> None:
         (lambda m, x: m.l(m.a(x).mean((2, 3, 4))[0]), (3,)),
         (each_clip, (1, 3)),
         (lambda m, x: torch.stack([m.a(y[None]).mean((0, 2, 3, 4)) for y in x.unbind(0)]), (1, 4)),
+        (lambda m, x: m.l((y := m.a(x).mean((2, 3, 4))) * y.mean(0)), (1, 3)),
+        (lambda m, x: m.l(m.a(x).mean((2, 3, 4)).softmax(0)), (1, 3)),
     ],
 )
 def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., Any], shape: tuple[int, ...]) -> None:

@@ -97,6 +97,16 @@ def moved(y: Tensor) -> Tensor:
     return result.flatten(0, 1)
 
 
+def by_strongest_frequencies(m: Any, x: Tensor) -> Tensor:
+    """Two convolutions, weighted by the two strongest frequencies of all clips."""
+    spectrum = torch.fft.rfft(x.mT, dim=1).abs()
+    strength = spectrum.mean(0).mean(-1)
+    strength[0] = 0
+    weight = spectrum.mean(-1)[:, strength.topk(2)[1]].softmax(1)
+    result: Tensor = (torch.stack([m.a(x), m.b(x)], -1) * weight[:, None, None]).sum(-1)
+    return result
+
+
 def across_blocks(m: Any, x: Tensor) -> Tensor:
     """A recurrent layer from block to block, of blocks of 4 that overlap by 2, as dual-path networks have it."""
     halves = torch.cat([x[:, :, :-2].unflatten(2, (-1, 4)), x[:, :, 2:].unflatten(2, (-1, 4))], 3)
@@ -214,6 +224,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x, n: m.a(x.masked_fill(torch.arange(x.shape[2]) >= n[:, None], 0)).mean(2), a=conv()),
         (CLIP, (1, 1)), {"time_dim": [2, None]},
     ),
+    "strongest frequencies": (lambda: Graph(by_strongest_frequencies, a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "times a count of ones": (lambda: Graph(lambda m, x: m.a(x) * torch.ones_like(x).cumsum(2), a=conv()), (CLIP,), {}),
     "every third entry negated": (
         lambda: Graph(lambda m, x: torch.where(torch.arange(x.shape[2]) % 3 == 0, y := m.a(x), -y), a=conv()),

@@ -7,18 +7,30 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node, map_arg
 from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import module_path, operator_name, rank_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
 from co3d_compile.support.silence_torch import quiet
 
 aten = torch.ops.aten
 RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
+MOVES = {
+    aten.cat.default,
+    aten.permute.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+}
+"""What has a dim for an argument along which it does not compute."""
 FACTOR = 3
 SAME = 3e-4  # of the largest number: rounding of float32 in random states
 Value: TypeAlias = Tensor | Sequence[Tensor]
@@ -27,8 +39,8 @@ Value: TypeAlias = Tensor | Sequence[Tensor]
 def at_another_batch(program: Program) -> dict[Node, Value]:
     """Returns the fake value of each node where the batch is :data:`FACTOR` times the captured one.
 
-    An operator that fixes the batch ends it, and so does a graph captured for one clip in which streams are found to
-    mix: ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
+    An operator that fixes the batch ends it, and so does a graph in which streams are found to mix:
+    ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
     """
     values: dict[Node, Value] = {}
     if any(i.boxes is not None for i in program.inputs):
@@ -39,13 +51,18 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
         try:
             values[node] = _value(program, node, values)
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            _fix(program, f"at {operator_name(node.target)} in {module_path(node) or 'the model'}")
+            _fix(program, f"at {_named(node)}")
             return {}
+    crossing = next((n for n in values if _crosses(n, values)), None)
     if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
-        _fix(program, "it was captured for one clip, and does not say which of its dims of size one is the batch")
+        unknown = "it was captured for one clip, and does not say which of its dims of size one is the batch"
+        _fix(program, unknown if crossing is None else f"{_named(crossing)} computes over several streams")
         return {}
     if not all(_per_stream(program, node, values) for node in _results(program)[: len(program.outputs)]):
         _fix(program, "what it returns does not have one row per stream")
+        return {}
+    if crossing is not None and not program.step.fixed_batch and _reads_others(program, values):
+        _fix(program, f"{_named(crossing)} computes over several streams")
         return {}
     return values
 
@@ -120,6 +137,43 @@ def _streams_mix(program: Program, values: Mapping[Node, Value]) -> bool:
         if node.op != "get_attr" and (len(dims) != 1 or not equal(result, torch.cat(each, dims[0]), SAME)):
             return True
     return False
+
+
+def _crosses(node: Node, values: Mapping[Node, Value]) -> bool:
+    """Says whether an operator may compute over the batch: over a dim of it, or its result has no such dim any more."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return False
+    read = {d for n in node.all_input_nodes for d in grown_dims(n, values)}
+    result = node.meta["val"]
+    if not read or (isinstance(result, Tensor) and len(grown_dims(node, values)) != 1):
+        return bool(read)
+    given = Arguments(node)
+    dims = [given.given(name) for name in ("dim", "dims") if node.target not in MOVES]
+    along = [d for dim in dims for d in (dim if isinstance(dim, (list, tuple)) else [dim]) if isinstance(d, int)]
+    rank = rank_of(node.all_input_nodes[0]) if isinstance(node.all_input_nodes[0].meta["val"], Tensor) else 0
+    return any(d % rank in read for d in along if rank)
+
+
+def _reads_others(program: Program, values: Mapping[Node, Value]) -> bool:
+    """Says whether the first stream's results are others where the other streams are, on random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    clips = [n.meta["val"] for n in program.placeholders()]
+    given = [random_tensor((max(2, clip.shape[0]), *clip.shape[1:]), clip.dtype, generator) for clip in clips]
+    others = [torch.cat([x[:1], random_tensor(x[1:].shape, x.dtype, generator)]) for x in given]
+    try:
+        with torch.no_grad():
+            pairs = [program.module(*given), program.module(*others)]
+    except Exception:  # random numbers may be no indices
+        return False
+    for node, one, other in zip(_results(program), *pairs, strict=True):
+        dims = grown_dims(node, values)
+        if len(dims) == 1 and not equal(one.narrow(dims[0], 0, 1), other.narrow(dims[0], 0, 1), SAME):
+            return True
+    return False
+
+
+def _named(node: Node) -> str:
+    return f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
 
 
 def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:

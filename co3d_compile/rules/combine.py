@@ -148,8 +148,11 @@ class Concatenation(Rule):
                 news.append(low.entry(p, i))
             else:
                 news.append(self._filling(node, p, low, i))
-        like = next(low.entry(p, i) for p in parts if is_stream(p))
-        news = [low.with_batch_of(new, like) if not is_stream(p) else new for new, p in zip(news, parts, strict=True)]
+        at = parts.index(next(filter(is_stream, parts)))
+        batch = known(parts[at]).entry().batch
+        if batch is not None and batch.dim != place:
+            news = [new if is_stream(p) else low.with_batch_of(new, news[at], batch.dim, batch.dim)
+                   for new, p in zip(news, parts, strict=True)]  # fmt: skip
         return low.call(aten.cat.default, news, place)
 
     def _filling(self, node: Node, part: Node, low: StepGraph, i: int) -> Node:
@@ -166,8 +169,13 @@ class Concatenation(Rule):
     def window(self, node: Node, low: StepGraph) -> Node:
         parts, dim = self.parts(node)
         dynamic = next(p for p in parts if fact_of(p).kind is not Kind.STATIC)
+        like, layout = low.plain(dynamic), fact_of(dynamic).layout
+        batch = layout.batch.dim if layout is not None and layout.batch is not None else 0
+        several = layout.batch is not None if layout is not None else low.sizes(like)[batch] == low.batch
+        if batch == dim or not several:
+            return low.same(node)
         news = [
-            low.with_batch_of(low.plain(p), low.plain(dynamic)) if fact_of(p).kind is Kind.STATIC else low.plain(p)
+            low.with_batch_of(low.plain(p), like, batch, batch) if fact_of(p).kind is Kind.STATIC else low.plain(p)
             for p in parts
         ]
         return low.call(aten.cat.default, news, dim)
