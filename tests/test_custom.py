@@ -303,6 +303,8 @@ WRONG: list[tuple[Register, str]] = [
     (lambda: co3d.rule(difference, kernel=lambda x: TWO)(entry_of_difference), "TypeError"),
     (lambda: co3d.rule(difference, kernel=TWO), "no ONNX operator"),
     (lambda: co3d.rule(difference, kernel=TWO, onnx=lambda x, weight: onnx.Sub(x, unknown)), "NameError"),  # noqa: F821
+    (lambda: co3d.rule(difference, kernel=TWO, onnx=lambda x, weight: onnx.Gather(x, onnx.ArgMax(x, keepdims=0) + 9)),
+     "cannot run the compiled file"),
     (lambda: unregister(difference), "no ONNX operator"),
 ]  # fmt: skip
 

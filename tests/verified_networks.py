@@ -225,6 +225,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         (CLIP, (1, 1)), {"time_dim": [2, None]},
     ),
     "strongest frequencies": (lambda: Graph(by_strongest_frequencies, a=conv(), b=conv(5, 2)), (CLIP,), {}),
+    "determinants": (
+        lambda: Graph(lambda m, x: m.a(x).mean(1) * torch.linalg.det(x.mT.unflatten(2, (2, 2))), a=conv()),
+        (CLIP,), {},
+    ),
     "times a count of ones": (lambda: Graph(lambda m, x: m.a(x) * torch.ones_like(x).cumsum(2), a=conv()), (CLIP,), {}),
     "every third entry negated": (
         lambda: Graph(lambda m, x: torch.where(torch.arange(x.shape[2]) % 3 == 0, y := m.a(x), -y), a=conv()),

@@ -28,6 +28,7 @@ from co3d_compile.compiler.output_times import find_output_times
 from co3d_compile.compiler.program_contract import describe
 from co3d_compile.compiler.program_report import details, report_of
 from co3d_compile.compiler.replaced_module import ClipNetwork
+from co3d_compile.compiler.trial_step import try_step
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.errors import PassError, UnsupportedError
 from co3d_compile.ir.options import Options
@@ -154,7 +155,7 @@ class _Attempt:
         program.notes.survey = with_values(with_costs(program.notes.survey, clip, step, program), program)
         model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.notes.survey))
         compiled = CompiledModel(program, model, info, report)
-        compiled.check_opens()
+        try_step(compiled, build.source)
         return compiled
 
     def _captured(self) -> Program:

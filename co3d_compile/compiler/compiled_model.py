@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -20,7 +19,7 @@ from co3d_compile.compiler.program_report import details
 from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.contract.weights_digest import weights_digest
-from co3d_compile.errors import OutputError, UnsupportedError, UsageError
+from co3d_compile.errors import OutputError, UsageError
 from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.media.class_labels import clean_labels
 from co3d_compile.media.preprocess import check_names, preprocess_for
@@ -32,7 +31,6 @@ from co3d_compile.targets.table import TARGETS
 if TYPE_CHECKING:
     from co3d_compile.targets.torch_step import StepModule
 
-KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 LARGE = 2_000_000_000  # bytes from which weights go into a file of their own (protobuf ends at 2 GiB)
 
 
@@ -72,27 +70,6 @@ class CompiledModel:
             )
         content: bytes = ir.to_proto(self.model).SerializeToString()
         return content
-
-    def check_opens(self) -> None:
-        """Opens the file in ONNX Runtime as it is; what holds operators of users' own libraries is passed over.
-
-        Raises:
-            UnsupportedError: ONNX Runtime refuses it.
-        """
-        functions = {key[0] for key in self.model.functions}
-        if self.weight_bytes > LARGE or {node.domain for node in self.model.graph} - KNOWN_DOMAINS - functions:
-            return
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            ort.InferenceSession(self.to_bytes(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise UnsupportedError(
-                f"ONNX Runtime cannot open the compiled file: {str(error).strip().rstrip('.')}.",
-                hint="Write what the message names in another way, or give its translation: co3d.rule(op, onnx=…).",
-            ) from error
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def find_output_times(program: Program, again: Callable[[int, bool], Program | None]) -> None:
     """Finds the time dim of each output of a lowered program of which nothing is known; of several dims, the first.
 
-    What cannot be captured for a longer clip stays without one.
+    What cannot be captured for a longer clip stays without one, and so does what has more clips then.
 
     Args:
         program: Its outputs have their shapes in the clip.
@@ -33,8 +33,9 @@ def find_output_times(program: Program, again: Callable[[int, bool], Program | N
     assert longer is not None
     here, there = _outputs(program), _outputs(longer)
     for spec, step, clip in zip(program.outputs, here, there, strict=True):
-        shapes = zip(spec.lost or (), shape_of(clip), strict=False)
-        dim = next((d for d, (short, long) in enumerate(shapes) if short != long), None)
+        short, long = spec.lost or (), shape_of(clip)
+        grown = [d for d, (a, b) in enumerate(zip(short, long, strict=False)) if a != b]
+        dim = next((d for d in grown if d or short[0] != program.inputs[0].shape[0]), None)
         if dim is not None:
             spec.time_dim, spec.pulse = dim, shape_of(step)[dim]
 

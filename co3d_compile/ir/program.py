@@ -215,6 +215,7 @@ class Notes:
         kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
         holders: By node of the step graph: the results whose entries it holds, as (name, entry).
         values: The ONNX value of entry i of a node, by (name, i).
+        origins: The operator and the module path that each ONNX node comes from, by its name.
     """
 
     actions: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -233,6 +234,7 @@ class Notes:
     kernels: dict[str, str] = field(default_factory=dict)
     holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
     values: dict[tuple[str, int], str] = field(default_factory=dict)
+    origins: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass

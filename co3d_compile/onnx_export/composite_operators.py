@@ -71,6 +71,21 @@ def _blind(mask: torch.Tensor) -> bool:
     return bool(hidden.all(-1).any())
 
 
+# --- determinants
+
+
+@translates(aten._linalg_det.default)
+def _determinant(e: Emitter, node: Node) -> list[ir.Value]:
+    """Returns the determinant; what PyTorch keeps for gradients is read by nobody."""
+    return [e.op("Det", Arguments(node).tensor("A"))]
+
+
+@translates(aten._linalg_slogdet.default)
+def _log_determinant(e: Emitter, node: Node) -> list[ir.Value]:
+    determinant = e.op("Det", Arguments(node).tensor("A"))
+    return [e.op("Sign", determinant), e.op("Log", e.op("Abs", determinant))]
+
+
 # --- norms and statistics
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Argument, Target
 
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.batch_dims import at_another_batch
@@ -176,10 +176,12 @@ class Emitter:
             return
         values = [v.meta["val"] for v in (node, *node.all_input_nodes)]
         self._double = any(isinstance(v, torch.Tensor) and v.dtype is torch.float64 for v in values)
-        translation = TABLE.get(node.target)
+        translation, before = TABLE.get(node.target), len(self.nodes)
         result = translation(self, node) if translation is not None else None
         if result is None:
             result = self._by_torch(node)
+        origin = operator_name(node.target), self.scope
+        self.program.notes.origins |= {str(made.name): origin for made in self.nodes[before:]}
         if isinstance(result, ir.Value):
             result.type = ir.TensorType(DTYPES[node.meta["val"].dtype])
         self.values[node] = result

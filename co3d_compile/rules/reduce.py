@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import SEPARABLE, reduced
-from co3d_compile.ir.layout import TIME, Layout
+from co3d_compile.ir.layout import BATCH, TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, one_entry, register
@@ -57,6 +57,8 @@ class Reduction(Rule):
             out = out.resize(TIME, 1)
         for d in dims:
             labels = [a for a in out.dims[d] if a.label and a.size == 1]
+            if any(a.label == BATCH for a in out.dims[d]) > any(a.label == BATCH for a in labels):
+                raise LayoutLost  # of several clips one is made
             out = out.replace(d, labels)
         return out if keep else out.remove(dims)
 
