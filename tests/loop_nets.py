@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from loop_filters import (
     carried_along,
+    filter_in_transposed_form,
     filter_of_order_two,
     less_the_background,
     moving_average,
@@ -300,6 +301,7 @@ CASES = {
         Case(smoothed_from_the_first_frame, states=3),  # the frame before, and one that tells the first frame
         Case(less_the_background, states=2),
         Case(filter_of_order_two, states=2),
+        Case(filter_in_transposed_form, states=2),
         Case(spiking),
         Case(turning, states=2),  # its parts
         Case(carried_along, states=3),

@@ -86,8 +86,8 @@ class Copies:
     """A loop as it was captured.
 
     Args:
-        turns: For each turn the operators of its copy, by their place in the body. In the last one some may be missing:
-            what nobody reads is not captured.
+        turns: For each turn the operators of its copy, by their place in the body. In the last ones some may be
+            missing: what nobody reads is not captured.
         edges: The operands of each operator of the body, in the order in which it reads them.
         walks: The walks of operands and of operators.
         invariant: The operators of the body that do the same in each turn.

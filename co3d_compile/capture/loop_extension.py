@@ -1,8 +1,9 @@
-"""Turns of a loop that do not lie beside the others: a last one that lacks parts, a first one that lies among others.
+"""Turns of a loop that do not lie beside the others: last ones that lack parts, a first one that lies among others.
 
-What nobody reads is not captured, so the last copy may lack operators: those that would read frames behind the clip's
-last one, where each turn looks ahead, among them. In front of the first copy there may be one more
-whose operators lie among others, such as those that make the first state (``if h is None: h = …``).
+What nobody reads is not captured, so the last copies may lack operators: those that would read frames behind the
+clip's last one, where each turn looks ahead, and values that are handed on to turns that are not there. In front of the
+first copy there may be one more whose operators lie among others, such as those that make the first state
+(``if h is None: h = …``).
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ class Extension:
         used = {n for turn in copies.turns for n in turn.values()}
         self.found: dict[Hashable, Node] = {}
         self.frames: dict[Take, Node] = {}
+        self.same: dict[Node, Node] = {}  # the first node that computes the same
+        firsts: dict[Hashable, Node] = {}
         for node in tokens.nodes:
+            key = self._key(node)
+            self.same[node] = firsts.setdefault(key, node)
             if node not in used:
-                self.found.setdefault(self._key(node), node)
+                self.found.setdefault(key, node)
             if (take := frame_of(node)) is not None:  # several turns may read one node
                 self.frames.setdefault(take, node)
 
     def run(self) -> None:
-        """Adds what there is in front, and one turn behind."""
+        """Adds what there is in front, and behind."""
         while self._front():
             pass
         while self._behind():
@@ -46,12 +51,12 @@ class Extension:
     # --- one more turn at the end
 
     def _behind(self) -> bool:
-        """Adds a turn; says whether there may be another one."""
+        """Adds a turn, of which parts may be missing; says whether there may be another one."""
         turn = self._completed({}, len(self.copies.turns), self.copies.turns)
         if turn is None or not self._computes(turn):
             return False
         self.copies.turns.append(turn)
-        return len(turn) == len(self.copies.body)
+        return True
 
     def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:
         """Returns a turn with all its operators that there are; None where it would begin before the first frame."""
@@ -101,7 +106,7 @@ class Extension:
         take = taken(node)
         if take is not None:
             at = take.start if operands is None else start
-            return (node.target, self.tokens.constant(whole(next(inputs))), take.dim, at, take.length)
+            return (node.target, self._value(whole(next(inputs))), take.dim, at, take.length)
         parts: list[Hashable] = [node.target]
         for value in pytree.tree_leaves((node.args, node.kwargs)):
             parts.append(self._leaf(value, inputs))
@@ -109,8 +114,12 @@ class Extension:
 
     def _leaf(self, value: Any, inputs: Any) -> Hashable:
         if isinstance(value, Node):
-            return self.tokens.constant(next(inputs))
+            return self._value(next(inputs))
         return (type(value), str(value))
+
+    def _value(self, node: Node) -> Hashable:
+        """Returns what stands for a value: frames that were taken several times are one."""
+        return self.tokens.constant(self.same.get(node, node))
 
     # --- one more turn in front
 
