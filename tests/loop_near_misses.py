@@ -38,6 +38,21 @@ def summed(m: Any, x: Tensor) -> Tensor:
     return total / x.shape[1]
 
 
+def last_mean_so_far(m: Any, x: Tensor) -> Tensor:
+    mean = zeros(x, 4)
+    for t in range(x.shape[1]):
+        mean = mean + (m.embed(x[:, t]) - mean) / (t + 1)
+    return mean
+
+
+def share_of_the_clip(m: Any, x: Tensor) -> Tensor:
+    h, out = zeros(x, 5), []
+    for t in range(x.shape[1]):
+        h = m.gru(x[:, t] * (t / x.shape[1]), h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 def largest(m: Any, x: Tensor) -> Tensor:
     h, best = zeros(x, 4), zeros(x, 4)
     for t in range(x.shape[1]):
@@ -67,6 +82,8 @@ NEAR_MISSES = {
         discounted_by_its_index,
         started_by_all_frames,
         summed,
+        last_mean_so_far,
+        share_of_the_clip,
         largest,
         refined,
         positions,

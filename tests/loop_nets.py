@@ -11,6 +11,7 @@ from loop_filters import (
     filter_in_transposed_form,
     filter_of_order_two,
     less_the_background,
+    mean_and_variance_so_far,
     moving_average,
     smoothed_from_the_first_frame,
     spiking,
@@ -302,6 +303,7 @@ CASES = {
         Case(less_the_background, states=2),
         Case(filter_of_order_two, states=2),
         Case(filter_in_transposed_form, states=2),
+        Case(mean_and_variance_so_far, states=3),  # one of them counts
         Case(spiking),
         Case(turning, states=2),  # its parts
         Case(carried_along, states=3),

@@ -66,7 +66,15 @@ def test_a_loop_is_a_layer_with_state(name: str) -> None:
 @pytest.mark.parametrize("boundary", ["stream", "exact"])
 @pytest.mark.parametrize("pulse", [1, 4])
 @pytest.mark.parametrize(
-    "name", ["conv_lstm", "last_of_lstm_cell", "learned_start", "behind_a_look_ahead", "smoothed_from_the_first_frame"]
+    "name",
+    [
+        "conv_lstm",
+        "last_of_lstm_cell",
+        "learned_start",
+        "behind_a_look_ahead",
+        "smoothed_from_the_first_frame",
+        "mean_and_variance_so_far",
+    ],
 )
 def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: str) -> None:
     case = CASES[name]

@@ -23,6 +23,7 @@ from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
 from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.known_constants import tensors_of
+from co3d_compile.capture.loop_numbers import CountedNumbers
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.rolled_loops import roll_loops, tidy
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
@@ -59,7 +60,9 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     as_real_numbers(program)
     tidy(program)
     join_chunks(program)
+    counted = CountedNumbers(program)
     roll_loops(program)
+    counted.restore()
     roll(program)
     roll_loops(program, ends=True)
     join_written_out(program)

@@ -15,6 +15,7 @@ from co3d_compile.analysis.operator_families import MOVES, name_of
 from co3d_compile.capture.loop_body import Body, Signature, common_path, leave_pools, needed
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.capture.loop_memory import memory_of
+from co3d_compile.capture.loop_numbers import counts_turns
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
@@ -121,7 +122,9 @@ class LoopWriter:
             return False
         walks = {walk for walk, _ in takes.walked}
         turns = len(self.copies.turns)
-        if not walks or not all(self.times.is_time(w.root, w.dim) for w in walks):
+        if any(counts_turns(w.root) for w in walks) and self._last_alone():
+            return False  # a mean over the clip, which a stream would take over all that ever came
+        if all(counts_turns(w.root) for w in walks) or not all(self.times.is_time(w.root, w.dim) for w in walks):
             return False
         if any(2 * w.step * turns < shape_of(w.root)[w.dim] for w in walks):
             return False
@@ -134,6 +137,11 @@ class LoopWriter:
         timed = [(key, node) for key, node in starts.items() if node in self.times.timed]
         self.begins_late = not all(self._begins(key, node, steps) for key, node in timed)
         return not self.begins_late
+
+    def _last_alone(self) -> bool:
+        """Says whether nothing outside reads what another turn than the last one has computed."""
+        last = len(self.copies.turns) - 1
+        return all(t == last or self.turn_of.keys() >= n.users.keys() for n, (t, _) in self.turn_of.items())
 
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
         """Says whether a start that is computed from frames is one, or has no more of them than the shape."""
