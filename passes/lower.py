@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from co3d_compile.analysis.multiply_adds import region_costs
 from co3d_compile.analysis.operator_survey import survey
@@ -14,6 +14,7 @@ from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of, whole
@@ -73,7 +74,7 @@ class Lower(Pass):
                     self._node(low, node)
         self._outputs(low, program)
         self._holders(low, program)
-        program.module = GraphModule(program.module, low.graph)
+        program.module = module_of(program.module, low.graph)
         program.graph.eliminate_dead_code()
         delete_unused_constants(program.module)
         return True

@@ -148,7 +148,8 @@ class Check:
     def _long_clip(self) -> LongClip:
         make = self.entry.reference or (lambda m: Reference(m, time_dims=(self.entry.time_dims()[0],)))
         clip = [x.double() if self.precise and x.is_floating_point() else x for x in self._clip()]
-        return LongClip(make(self.untouched), clip, self.dims, self.entry.as_list, self._dense())
+        key = self.entry.build, self.entry.reference, self.batch
+        return LongClip(make(self.untouched), clip, self.dims, self.entry.as_list, self._dense(), key)
 
     def random(self, steps: int, seed: int) -> list[Tensor]:
         """So many steps of every input."""

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.node import map_arg
 from zoo.small import SMALL
 
-from co3d_compile.capture.decompose import decomposed
+from co3d_compile.capture.decompose import ALONE, decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift
 from co3d_compile.capture.tracer import export
@@ -94,6 +96,49 @@ def test_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (sizes == [1]) == whole
     x = torch.rand(2, *CLIP[1:])
     torch.testing.assert_close(module(x.clone())[0], network(x.clone()))
+
+
+USUAL: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x * torch.arange(5) + torch.arange(2, 7) - torch.arange(0, 10, 2),
+    lambda x: torch.cat(x.chunk(2, 2)[::-1], 2).contiguous(),
+    lambda x: x.transpose(1, 2).contiguous() + x.detach().transpose(1, 2),
+    lambda x: torch.einsum("ncthw,nctvw->ncthv", x, x),
+    lambda x: x.as_strided((x.shape[0], 3, 4), (300, 100, 25)),
+    lambda x: x[:, :1].expand_as(x).flatten(1),
+    lambda x: x.transpose(1, 3).flatten(2) * torch.hann_window(60),
+    lambda x: torch.view_as_complex(x[..., :2].contiguous()).real + torch.fft.rfft(x[..., 0], dim=3).imag[..., :1],
+    lambda x: x.index_add(2, torch.tensor([0, 0, 1, 3]), x) + torch.linspace(0, 1, 5),
+    lambda x: x @ x.mT + x.movedim(1, 2).movedim(2, 1) @ torch.triu(torch.ones(5, 5)),
+    lambda x: torch.cat(
+        [x.narrow(2, 1, 2), x.new_zeros(x.shape[0], 3, 1, 5, 5), x.new_ones(x.shape[0], 3, 1, 5, 5)], 2
+    ),
+    lambda x: torch.stack([torch.zeros_like(x), torch.ones_like(x), torch.zeros(5) + x], 2),
+    lambda x: x.std(2) + torch.var_mean(x, 3)[0].mean() + x.sum() + (x > 0).all(),
+    lambda x: torch.stack(x.unbind(2)[::-1], 2).unflatten(2, (2, 2)).reshape(-1, 3, 2, 2, 25),
+    lambda x: torch.nn.functional.pad(torch.dropout(x, 0.5, False), (1, 0), value=2.0).view_as(
+        x.new_zeros(2, 3, 4, 5, 6)
+    ),
+)
+
+
+def test_what_is_traced_alone_has_the_parts_that_pytorch_gives_it() -> None:
+    class Usual(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [body(x) for body in USUAL]
+
+    program = export(Usual(), (torch.rand(2, *CLIP[1:]),))
+    assert {str(operator) for operator in ALONE} <= {str(node.target) for node in program.graph.nodes}
+    expected, _, _ = unlift(program.run_decompositions(decompositions()))
+    found, _, _ = decomposed(program, decompositions())
+    assert operators(found) == operators(expected)
+
+
+def operators(module: GraphModule) -> list[str]:
+    """Each operator with its operands and arguments."""
+    numbers = {node: f"%{i}" for i, node in enumerate(module.graph.nodes) if node.op != "get_attr"}
+    return [
+        f"{n.target} {map_arg(n.args, lambda x: numbers.get(x, 'constant'))} {n.kwargs}" for n in module.graph.nodes
+    ]
 
 
 @pytest.mark.parametrize("network", ["c3d", "p3d", "st_gcn", "cnn_lstm", "se_mean-frame", "causal_attention", "ms_tcn"])

@@ -68,7 +68,7 @@ def check(answers: list[Reply], frames: list[np.ndarray], session: co3d.StreamSe
 
 def a_replica_that_is_killed(server: Server) -> None:
     """All go on exactly, but for those whose snapshot is lost or whose client has kept too little: these are told."""
-    count, length, killed_at = 64, 48, 20
+    count, length, killed_at = 64, 24, 12
     films = {f"camera-{n}": film(n, length) for n in range(count)}
     on_shard = {name: shard_of(name, 2) for name in films}
     without = [name for n, name in enumerate(films) if n % 8 == 0 and on_shard[name] == 0]  # their snapshots go too

@@ -2,14 +2,15 @@
 
 ``ExportedProgram.run_decompositions`` traces the whole network a second time, which takes longer than the first. Here
 it is given a program with one example of each operator that is to be decomposed, and what it makes of an example takes
-the place of every operator like it; all others stay as they are. A program of which this cannot be told operator by
-operator (control flow, values that Python reads, writes that other tensors see) goes through PyTorch's own way.
+the place of every operator like it; all others stay as they are. The usual operators are traced without it: its setup
+takes as long as tracing a small network. A program of which this cannot be told operator by operator (control flow,
+values that Python reads, writes that other tensors see) goes through PyTorch's own way.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -36,6 +38,45 @@ from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
 
 Table: TypeAlias = Mapping[Any, Callable[..., Any]]
+aten = torch.ops.aten
+
+ALONE = {
+    aten.all.default,
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+    aten.as_strided.default,
+    aten.chunk.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.einsum.default,
+    aten.expand_as.default,
+    aten.flatten.using_ints,
+    aten.hann_window.default,
+    aten.imag.default,
+    aten.index_add.default,
+    aten.linspace.default,
+    aten.mT.default,
+    aten.movedim.int,
+    aten.narrow.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.ones.default,
+    aten.ones_like.default,
+    aten.real.default,
+    aten.reshape.default,
+    aten.stack.default,
+    aten.std.dim,
+    aten.sum.default,
+    aten.triu.default,
+    aten.unbind.int,
+    aten.unflatten.int,
+    aten.var_mean.dim,
+    aten.view_as.default,
+    aten.zeros.default,
+    aten.zeros_like.default,
+}
+"""Operators made of nothing that PyTorch keeps whole, so that any tracer finds the same parts of them."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +140,54 @@ def _decompose(module: GraphModule, table: Table) -> None:
     if not nodes:
         return
     examples = [alike[0] for alike in nodes.values()]
-    whole, _, _ = unlift(_program(examples).run_decompositions(dict(table)))
-    _keep_constants(whole, module)
-    for parts, alike in zip(_decomposed_examples(whole.graph, examples), nodes.values(), strict=True):
+    quick = [node for node in examples if _quick(node) is not None]
+    others = [node for node in examples if _quick(node) is None]
+    found = {}
+    if quick:
+        found |= _decomposed_examples(_traced(quick, table), quick)
+    if others:
+        whole, _, _ = unlift(_program(others).run_decompositions(dict(table)))
+        _keep_constants(whole, module)
+        found |= _decomposed_examples(whole.graph, others)
+    for example, alike in zip(examples, nodes.values(), strict=True):
         for node in alike:
-            _put(module.graph, node, parts)
+            _put(module.graph, node, found[example])
+
+
+def _quick(node: Node) -> Callable[..., Any] | None:
+    """Returns what computes an operator that is traced by itself; None: PyTorch's decomposition is asked.
+
+    Dropout and batch norm of a network in use have one form each, which is what PyTorch makes of them, too.
+    """
+    target, given = node.target, node.args
+    if target is aten.dropout.default and len(given) == 3 and not given[2]:
+        return lambda x, *_: aten.clone.default(x)
+    if target is aten.batch_norm.default and len(given) == 9 and not given[5] and None not in given[:5]:
+        return lambda x, w, b, mean, variance, _, momentum, epsilon, __: (
+            aten._native_batch_norm_legit_no_training.default(x, w, b, mean, variance, momentum, epsilon)[0]
+        )
+    moves = target is aten.pad.default and (len(given) < 3 or given[2] == "constant")
+    return target if callable(target) and (moves or target in ALONE) else None
+
+
+def _traced(examples: Sequence[Node], table: Table) -> Graph:
+    """Returns a graph of the examples side by side, decomposed: inputs and outputs are those of :func:`_program`."""
+    operands = [operand for node in examples for operand in node.all_input_nodes]
+
+    def side_by_side(*values: Tensor) -> tuple[Tensor, ...]:
+        waiting, results = iter(values), list[Tensor]()
+        for node in examples:
+            own = {operand: next(waiting) for operand in node.all_input_nodes}
+            compute = _quick(node)
+            assert compute is not None
+            result = compute(*map_arg(node.args, own.__getitem__), **map_arg(node.kwargs, own.__getitem__))
+            results += [result] if isinstance(result, Tensor) else result
+        return tuple(results)
+
+    values = [node.meta["val"] for node in operands]
+    mode = next(x.fake_mode for x in pytree.tree_leaves([*values, examples[0].meta["val"]]) if hasattr(x, "fake_mode"))
+    with mode, torch.no_grad():
+        return make_fx(side_by_side, decomposition_table=dict(table))(*values).graph
 
 
 def _results_of(node: Node) -> int | None:
@@ -142,12 +226,12 @@ def _program(examples: list[Node]) -> ExportedProgram:
     return ExportedProgram(nn.Module(), graph, signature, {}, {}, [whole], (values, {}))
 
 
-def _decomposed_examples(graph: Graph, examples: list[Node]) -> list[_Parts]:
+def _decomposed_examples(graph: Graph, examples: list[Node]) -> dict[Node, _Parts]:
     """Returns what each example has become."""
     inputs = iter([node for node in graph.nodes if node.op == "placeholder"])
     (returned,) = next(node for node in graph.nodes if node.op == "output").args
     outputs = iter(returned)
-    found = []
+    found = {}
     for node in examples:
         operands = [next(inputs) for _ in node.all_input_nodes]
         results = [next(outputs) for _ in range(_results_of(node) or 1)]
@@ -156,7 +240,7 @@ def _decomposed_examples(graph: Graph, examples: list[Node]) -> list[_Parts]:
             if each in needed:
                 needed.update(each.all_input_nodes)
         between = [each for each in graph.nodes if each in needed and each.op != "placeholder"]
-        found.append(_Parts(operands, between, results))
+        found[node] = _Parts(operands, between, results)
     return found
 
 

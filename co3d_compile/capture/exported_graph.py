@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.torchscript import DECIDE
 from co3d_compile.errors import CaptureError
+from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.stored_constants import set_constant
 
@@ -97,7 +98,7 @@ def unlift(exported: ExportedProgram) -> Unlifted:
                     f"The input {node.name} is no tensor.", hint="Bake it into the model with a wrapper."
                 )
             graph.erase_node(node)
-    module = GraphModule(root, graph)
+    module = module_of(root, graph)
     learned = frozenset(str(s.target) for s in signature.input_specs if s.kind is InputKind.PARAMETER)
     return module, output_names(exported, tensors), learned
 

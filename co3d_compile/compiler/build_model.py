@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import nn
@@ -130,18 +130,19 @@ class _Attempt:
     def model(self) -> CompiledModel:
         """Captures, runs the passes, exports and reports."""
         build = self.build
-        again = partial(captured_again, self.network, build.source.clip, build.options, self.two)
         self._show("capture", -1, len(build.pipeline))
         with self._timed("capture"):
             program = self._captured()
         operators = sum(n.op == "call_function" for n in program.graph.nodes)
         log.info("captured %s, %d operators: %.3f s", program.name, operators, self.seconds["capture"])
         clip = costs(program)
+        source = self.network, build.source.clip, build.options, self.two
+        again = cache(partial(captured_again, *source, program))  # regions, and what is refuted, ask for the same clips
         with self._timed("regions"):
-            stream_regions(program, partial(again, program))
+            stream_regions(program, again)
         checks = promises.PROMISES if build.dump is not None or promises.always else {}
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
-        if wrong := refuted(program, partial(again, program)):
+        if wrong := refuted(program, again):
             raise _Refuted(wrong)
         find_output_times(program, partial(again, program))
         _check_complete(program)

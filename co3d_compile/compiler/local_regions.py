@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
 from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confirm_ends, confirmed
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
-from co3d_compile.ir.graph_edits import erase_unused
+from co3d_compile.ir.graph_edits import erase_unused, module_of
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, shape_of
@@ -52,7 +52,7 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
 
     None where nothing falls back to a window, or a rule fails.
     """
-    module = GraphModule(program.module, copy.deepcopy(program.graph))
+    module = module_of(program.module, copy.deepcopy(program.graph))
     options = replace(program.options, unsupported="window")
     tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
     tried.decreed, tried.regions, tried.refuted = program.decreed, program.regions, program.refuted
@@ -80,7 +80,7 @@ class _Search:
     again: Again
 
     def __post_init__(self) -> None:
-        self.short = GraphModule(self.program.module, copy.deepcopy(self.program.graph))
+        self.short = module_of(self.program.module, copy.deepcopy(self.program.graph))
         self.nodes = list(self.short.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.tried: set[Node] = set()

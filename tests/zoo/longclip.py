@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from . import Reference, Window
 
 _PROBE = 48  # frames over which entries are counted: a multiple of every stride in use
+_LARGE = 6_000_000  # numbers in a clip
+_counted: dict[Hashable, list[tuple[int, ...]]] = {}
 
 
 @contextmanager
@@ -36,16 +38,26 @@ class LongClip:
         dims: time dim of each input.
         as_list: the trunk takes one list.
         dense: entry o of the model started at frame phi stands at o * stride + phi.
+        key: what is the same for clips of the same trunk, whose entries are counted once.
     """
 
-    def __init__(self, reference: Reference, clip: Sequence[Tensor], dims: Sequence[int], as_list: bool, dense: bool):
+    def __init__(
+        self,
+        reference: Reference,
+        clip: Sequence[Tensor],
+        dims: Sequence[int],
+        as_list: bool,
+        dense: bool,
+        key: Hashable = None,
+    ) -> None:
         self.reference, self.dims, self.as_list, self.dense = reference, tuple(dims), as_list, dense
         self._like = tuple(clip)
         self.clip = tuple(tensor.shape[dim] for tensor, dim in zip(clip, dims, strict=True))
-        self.lengths = self._count(self.clip)
-        repeats = _PROBE // math.gcd(self.clip[0], _PROBE)
-        ends = [self._count([n * clips for n in self.clip]) for clips in (8, 8 + repeats)]
-        self._frames = repeats * self.clip[0]
+        common = math.gcd(*self.clip)
+        repeats = _PROBE // math.gcd(self.clip[0] // common, _PROBE)
+        probes = [[n * 3 + n // common * more for n in self.clip] for more in (0, repeats)]
+        self.lengths, *ends = self._counts([self.clip, *probes], (key, self.clip) if key is not None else None)
+        self._frames = self.clip[0] // common * repeats
         self._entries = [b - a for a, b in zip(*ends, strict=True)]
         self.tensors: tuple[Tensor, ...] = ()
         self.start = 0
@@ -82,14 +94,24 @@ class LongClip:
         copies = [tensor.clone() for tensor in frames]  # some models write into their input
         return as_tuple(self.reference.trunk(copies) if self.as_list else self.reference.trunk(*copies))
 
+    def _counts(self, lengths: Sequence[Sequence[int]], key: Hashable) -> list[tuple[int, ...]]:
+        """Entries of each trunk tensor where inputs are so long; a small network is quicker itself than its fake."""
+        found = _counted.get(key)
+        if found is None:
+            large = sum(t.numel() // n * m for t, n, m in zip(self._like, self.clip, lengths[-1], strict=True)) > _LARGE
+            with FakeTensorMode(allow_non_fake_inputs=True) if large else nullcontext(), eager():
+                found = [self._count(each) for each in lengths]
+        if key is not None:
+            _counted[key] = found
+        return found
+
     def _count(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shapes = [
-                [n if k == dim else size for k, size in enumerate(tensor.shape)]
-                for tensor, dim, n in zip(self._like, self.dims, lengths, strict=True)
-            ]
-            tensors = self._trunk([torch.empty(s, dtype=t.dtype) for s, t in zip(shapes, self._like, strict=True)])
-            return tuple(t.shape[dim] for t, dim in zip(tensors, self.reference.time_dims, strict=True))
+        shapes = [
+            [n if k == dim else size for k, size in enumerate(tensor.shape)]
+            for tensor, dim, n in zip(self._like, self.dims, lengths, strict=True)
+        ]
+        tensors = self._trunk([torch.zeros(s, dtype=t.dtype) for s, t in zip(shapes, self._like, strict=True)])
+        return tuple(t.shape[dim] for t, dim in zip(tensors, self.reference.time_dims, strict=True))
 
     def _interleaved(self, frames: Sequence[Tensor], tensor: int) -> Tensor:
         dim = self.reference.time_dims[tensor]

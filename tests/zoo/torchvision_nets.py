@@ -146,8 +146,8 @@ def _swin(small: bool) -> nn.Module:
     return SwinTransformer3d(
         patch_size=[2, 4, 4],
         embed_dim=12,
-        depths=[2, 1],
-        num_heads=[2, 4],
+        depths=[2],
+        num_heads=[2],
         window_size=[4, 4, 4],
         num_classes=10,
     )
