@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
+from _pytest.mark import ParameterSet
 
 
 def slow(*values: object) -> object:
     """A case of a test that ``make check`` leaves out."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def few(cases: Iterable[Any], *quick: object) -> list[object]:
+    """Cases of which ``make check`` runs these alone, one of each kind; those of ``pytest.param`` go by their id."""
+    rows: list[object] = []
+    for case in cases:
+        if isinstance(case, ParameterSet):
+            marks = [*case.marks, *([] if case.id in quick else [pytest.mark.slow])]
+            rows.append(pytest.param(*case.values, id=case.id, marks=marks))
+        elif case in quick:
+            rows.append(case)
+        else:
+            rows.append(slow(*case) if isinstance(case, tuple) else slow(case))
+    return rows
 
 
 def long(*values: object) -> object:

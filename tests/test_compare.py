@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from film import Brightness, gray
+from marks import slow
 from model_files import save_export, use_folder
 from test_cli_run import one_line
 from torch import nn
@@ -56,11 +57,11 @@ def compare(archive: str, *args: str) -> Result:
 @pytest.mark.parametrize(
     ("network", "options"),
     [
-        (without_padding(), []),
-        (without_padding(pooled=False), []),
+        slow(without_padding(), []),
+        slow(without_padding(pooled=False), []),
         (without_padding(stride=2), []),
-        (without_padding(), ["--frames-per-step", "4"]),
-        (without_padding(), ["--fps", "10"]),
+        slow(without_padding(), ["--frames-per-step", "4"]),
+        slow(without_padding(), ["--fps", "10"]),
     ],
     ids=["pooled", "every frame", "strided", "several frames", "rate"],
 )

@@ -107,6 +107,7 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
     assert not [each for path in files for each in functions_without_a_verb(path)]
 
 
+@pytest.mark.slow
 def test_the_patches_apply_and_do_what_they_say(tmp_path: Path) -> None:
     for folder in ("co3d_compile", "passes", "cli"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

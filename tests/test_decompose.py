@@ -113,6 +113,7 @@ USUAL: tuple[Callable[[Tensor], Tensor], ...] = (
         [x.narrow(2, 1, 2), x.new_zeros(x.shape[0], 3, 1, 5, 5), x.new_ones(x.shape[0], 3, 1, 5, 5)], 2
     ),
     lambda x: torch.stack([torch.zeros_like(x), torch.ones_like(x), torch.zeros(5) + x], 2),
+    lambda x: (z := torch.fft.rfft(x)).real + z.imag,  # one operand of both
     lambda x: x.std(2) + torch.var_mean(x, 3)[0].mean() + x.sum() + (x > 0).all(),
     lambda x: torch.stack(x.unbind(2)[::-1], 2).unflatten(2, (2, 2)).reshape(-1, 3, 2, 2, 25),
     lambda x: torch.nn.functional.pad(torch.dropout(x, 0.5, False), (1, 0), value=2.0).view_as(

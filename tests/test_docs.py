@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from torch import nn
 
 import co3d_compile as co3d
@@ -60,7 +61,9 @@ def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=page_id)
+@pytest.mark.parametrize(
+    "page", [slow(p) if page_id(p) == "docs/custom_passes.md" else p for p in PAGES if python_of(p)], ids=page_id
+)
 def test_python_on_the_page_runs(
     page: Path, given: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +103,7 @@ def test_the_reference_has_every_public_name() -> None:
     assert set(re.findall(r"`co3d\.(\w+)", page)) == set(named), "who reads the file sees what each name is"
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     """Every page is in the navigation, no link or anchor is broken, every public name has its docstring there."""
     pytest.importorskip("mkdocs")

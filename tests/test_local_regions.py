@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, RESIZED, Global, network
+from marks import few, slow
 from torch import nn
 from torch.nn import functional as F
 from verified_networks import rewrite
@@ -50,7 +51,7 @@ def largest_difference(net: nn.Module, model: CompiledModel, batch: int = 2, fra
     return worst
 
 
-@pytest.mark.parametrize("name", LOCAL)
+@pytest.mark.parametrize("name", few(LOCAL, "band", "mask -1e9", "band of weights", "chunks"))
 def test_what_is_local_streams(name: str) -> None:
     net, model = compiled(name)
     assert not model.info.recomputed
@@ -58,7 +59,7 @@ def test_what_is_local_streams(name: str) -> None:
     assert largest_difference(net, model) < 1e-5
 
 
-@pytest.mark.parametrize("name", GLOBAL)
+@pytest.mark.parametrize("name", [slow(name) if name == "learned positions" else name for name in GLOBAL])
 def test_what_is_not_local_stays_on_a_window(name: str) -> None:
     _, model = compiled(name)
     assert not model.info.regions
@@ -66,7 +67,7 @@ def test_what_is_not_local_stays_on_a_window(name: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"frames_per_step": 3}, {"stride_mode": "dense"}], ids=str)
-@pytest.mark.parametrize("name", ["band", "mask -1e9", "histogram"])
+@pytest.mark.parametrize("name", [slow("band"), "mask -1e9", slow("histogram")])
 def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) -> None:
     net, model = compiled(name, **options)
     assert largest_difference(net, model) < 1e-5
@@ -100,7 +101,7 @@ ENDS = {
 """The least length of a stream with exact ends, by network and frames per step."""
 
 
-@pytest.mark.parametrize(("name", "frames_per_step"), ENDS)
+@pytest.mark.parametrize(("name", "frames_per_step"), few(ENDS, ("mask -1e9", 1), ("mask -inf", 1)))
 def test_both_ends_are_those_of_the_whole_clip(name: str, frames_per_step: int) -> None:
     net, model = compiled(name, boundary="exact", frames_per_step=frames_per_step)
     least = ENDS[name, frames_per_step]
@@ -130,7 +131,7 @@ def test_a_stream_that_is_too_short_is_found_wherever_it_has_come_from() -> None
     other.flush()  # stream 0 has not begun
 
 
-@pytest.mark.parametrize("name", ["mask -1e9", "chunks beside each other", "back from a spectrum"])
+@pytest.mark.parametrize("name", ["mask -1e9", slow("chunks beside each other"), "back from a spectrum"])
 def test_a_region_is_verified_against_the_network_on_a_long_clip(name: str) -> None:
     net, model = compiled(name)
     found = co3d.verify(model, net, CLIP)

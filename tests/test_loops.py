@@ -10,12 +10,14 @@ import torch
 from loop_near_misses import NEAR_MISSES
 from loop_nets import CASES, Case
 from loop_network import SERIES, Network
+from marks import few, slow
 from torch import nn
 
 import co3d_compile as co3d
 from co3d_compile.capture.loop_memory import memory_of
 
 FRAMES = 20  # three times a clip
+LONG = ("one_cell_for_both_loops", "layers_in_a_list", "one_loop_after_the_other", "lstm_cell", "learned_start")
 
 
 def build(case: Case) -> nn.Module:
@@ -51,7 +53,7 @@ def check(case: Case, net: nn.Module, compiled: co3d.CompiledModel, batch: int =
     assert not exact or len(results) == len(expected) == FRAMES
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in CASES])
 def test_a_loop_is_a_layer_with_state(name: str) -> None:
     case = CASES[name]
     net = build(case)
@@ -67,14 +69,13 @@ def test_a_loop_is_a_layer_with_state(name: str) -> None:
 @pytest.mark.parametrize("pulse", [1, 4])
 @pytest.mark.parametrize(
     "name",
-    [
-        "conv_lstm",
-        "last_of_lstm_cell",
-        "learned_start",
-        "behind_a_look_ahead",
-        "smoothed_from_the_first_frame",
-        "mean_and_variance_so_far",
-    ],
+    few(
+        (
+            *("conv_lstm", "last_of_lstm_cell", "learned_start", "behind_a_look_ahead"),
+            *("smoothed_from_the_first_frame", "mean_and_variance_so_far"),
+        ),
+        *("conv_lstm", "smoothed_from_the_first_frame"),
+    ),
 )
 def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: str) -> None:
     case = CASES[name]
@@ -85,7 +86,7 @@ def test_several_frames_a_step_and_exact_ends(name: str, pulse: int, boundary: s
         check(case, net, compiled, batch=3)
 
 
-@pytest.mark.parametrize("name", ["gru_cell", "last_of_gru_cell", "conv_lstm", "less_the_background"])
+@pytest.mark.parametrize("name", [slow("gru_cell"), slow("last_of_gru_cell"), slow("conv_lstm"), "less_the_background"])
 def test_a_loop_starts_again_with_each_window(name: str) -> None:
     case = CASES[name]
     net = build(case)
@@ -118,7 +119,7 @@ def test_values_that_are_made_of_each_other_are_looked_at_once() -> None:
     assert memory_of(torch.fx.GraphModule({}, graph), states, {}) is None
 
 
-@pytest.mark.parametrize("name", NEAR_MISSES)
+@pytest.mark.parametrize("name", [slow(n) if n in ("started_by_all_frames", "backwards") else n for n in NEAR_MISSES])
 def test_what_is_no_layer_with_state_stays_a_window(name: str) -> None:
     torch.manual_seed(0)
     net = Network(NEAR_MISSES[name]).eval()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiled import compiled
+from marks import few, slow
 from oracle import check
 from oracle_ends import check_boundary
 from torch import Tensor, nn
@@ -167,7 +168,20 @@ def least(case: Entry) -> int:
     return max(math.ceil(o.frames_per_entry or 1) - 1 for o in compiled(case).info.outputs)
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = (
+    "dilated",
+    "even",
+    "not-padded",
+    "same",
+    "pools-of-other-kinds",
+    "residual",
+    "dense",
+    "several-outputs",
+    "window",
+)
+
+
+@pytest.mark.parametrize("case", few(CASES, *QUICK))
 def test_budgets_down_to_none(case: Entry) -> None:
     natural, first = late(compiled(case)), least(case)
     assert natural > first
@@ -194,7 +208,7 @@ def test_a_budget_that_cannot_be_had(case: Entry, lowest: int) -> None:
 WITHOUT_ENDS = {"dense-strides", "longer-window", "not-padded"}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.id not in WITHOUT_ENDS])
+@pytest.mark.parametrize("case", few((c for c in CASES if c.id not in WITHOUT_ENDS), *QUICK))
 def test_with_both_ends(case: Entry) -> None:
     budget = least(case) + (case.name == "replicate")  # copies of the first frame come with that frame, not before
     for by in ("shift", "fold"):
@@ -217,7 +231,7 @@ def video() -> nn.Module:
     ).eval()
 
 
-@pytest.mark.parametrize("by", ["shift", "drop", "fold"])
+@pytest.mark.parametrize("by", [slow("shift"), slow("drop"), "fold"])
 def test_the_clip_network_is_fine_tuned_and_compiled_again(by: str) -> None:
     torch.manual_seed(0)
     network, clip = video(), torch.randn(1, 2, 8, 5, 5)

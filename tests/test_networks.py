@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from marks import slow
+from marks import few
 from oracle import check
 from oracle_ends import check_boundary
 from zoo.small import SMALL
@@ -13,7 +13,7 @@ from zoo.small import SMALL
 QUICK = ("p3d", "cnn_lstm", "unet_linear", "transformer", "two_heads", "se_mean-window")  # one of each kind
 
 
-@pytest.mark.parametrize("network", [name if name in QUICK else slow(name) for name in SMALL])
+@pytest.mark.parametrize("network", few(SMALL, *QUICK))
 def test_network(network: str) -> None:
     entry = SMALL[network]
     facts = check(entry)

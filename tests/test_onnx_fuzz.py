@@ -165,6 +165,7 @@ def outcome(seed: int, folder: Path) -> str:
     return "compiled"
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_with_an_error_of_ours(tmp_path: Path) -> None:
     outcomes = [outcome(seed, tmp_path) for seed in range(FEW)]
     assert "compiled" in outcomes and len(set(outcomes)) > 2

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """\
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,7 @@ follow_imports = skip
 """
 
 
+@pytest.mark.slow
 def test_a_script_is_checked_against_the_package_as_it_is_installed(tmp_path: Path) -> None:
     """Right lines pass and wrong ones do not: modules that are not found would be Any, and everything right."""
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -187,7 +187,8 @@ def _traced(examples: Sequence[Node], table: Table) -> Graph:
     values = [node.meta["val"] for node in operands]
     mode = next(x.fake_mode for x in pytree.tree_leaves([*values, examples[0].meta["val"]]) if hasattr(x, "fake_mode"))
     with mode, torch.no_grad():
-        return make_fx(side_by_side, decomposition_table=dict(table))(*values).graph
+        own = [aten.alias.default(x) for x in values]  # an operand of two examples is two inputs
+        return make_fx(side_by_side, decomposition_table=dict(table))(*own).graph
 
 
 def _results_of(node: Node) -> int | None:
