@@ -142,7 +142,7 @@ def _decompose(module: GraphModule, table: Table) -> None:
     examples = [alike[0] for alike in nodes.values()]
     quick = [node for node in examples if _quick(node) is not None]
     others = [node for node in examples if _quick(node) is None]
-    found = {}
+    found: dict[Node, _Parts] = {}
     if quick:
         found |= _decomposed_examples(_traced(quick, table), quick)
     if others:
