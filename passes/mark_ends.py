@@ -49,7 +49,8 @@ class MarkEnds(Pass):
         self._marked: dict[tuple[Node, Outside, Outside, int, int], Node] = {}
         self._back = program.options.boundary == "exact"
         if not self._back:
-            for node in remembered(program.graph):
+            self._remembered = remembered(program.graph)
+            for node in self._remembered:
                 with blaming(program, node):
                     self._node(program, node)
             return bool(self._marked)
@@ -118,6 +119,13 @@ class MarkEnds(Pass):
         for user in list(x.users):
             if reads_copies(user) and (self._back or _waits(user, fact)):
                 user.replace_input_with(x, self._outside(program, x, x, *ends, lead, tail))
+            elif reads_copies(user) and user in self._remembered:
+                raise UnsupportedError(
+                    "It repeats the first entry, is read before that has come, and is remembered for good.",
+                    operator=operator_name(x.target),
+                    module_path=module_path(x),
+                    hint="Compile with boundary='exact', or with recurrence='window'.",
+                )
 
     def _share(self) -> None:
         """Delays and windows of a marked tensor read the marked one: within the range both are the same."""
@@ -155,11 +163,11 @@ class MarkEnds(Pass):
 
 
 def _waits(reader: Node, x: Fact) -> bool:
-    """Says whether an operator that slides begins no sooner than the first entry of what it reads comes."""
+    """Says whether an operator begins no sooner than the first entry of what it reads comes."""
     while reader.target in (history, take):
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.copies.lead
-    return began.own.slides is not None and began.delay // began.pulse >= first // x.pulse
+    return began.delay // began.pulse >= first // x.pulse
 
 
 def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:

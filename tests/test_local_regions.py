@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from marks import few, slow
 from torch import nn
 from torch.nn import functional as F
 from verified_networks import rewrite
+from zoo import Graph
 
 import co3d_compile as co3d
 from co3d_compile import CompiledModel
@@ -64,6 +66,63 @@ def test_what_is_not_local_stays_on_a_window(name: str) -> None:
     _, model = compiled(name)
     assert not model.info.regions
     assert any("not local" in r.reason for r in model.info.recomputed)
+
+
+def _first(t: int, value: float) -> torch.Tensor:
+    """A weight for each entry: one, and another one for the first."""
+    return torch.where(torch.arange(t) == 0, value, 1.0)
+
+
+OWN_ENTRIES: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "class token": lambda m, x: torch.cat([m.token.expand(len(x), -1, -1), x], 2).sum(2),
+    "class token that attends": lambda m, x: m.attend(torch.cat([m.token.expand(len(x), -1, -1), x], 2).mT)[:, 0],
+    "token behind the frames": lambda m, x: torch.cat([x, m.token.expand(len(x), -1, -1)], 2).amax(2),
+    "token in place of the first frame": lambda m, x: torch.where(torch.arange(x.shape[2]) == 0, m.token, x).sum(2),
+    "added to the first frame": lambda m, x: (x + m.token * (1 - _first(x.shape[2], 0))).sum(2),
+    "weight of the last frame": lambda m, x: (x * _first(x.shape[2], 3.0).flip(0)).sum(2),
+    "trapezoids": lambda m, x: (x * _first(x.shape[2], 0.5) * _first(x.shape[2], 0.5).flip(0)).sum(2),
+    "mean but of the first frame": lambda m, x: (x * _first(x.shape[2], 0)).sum(2) / _first(x.shape[2], 0).sum(),
+}
+"""Entries of the network's own, or with a weight of their own, which what pools all of them must not lose."""
+
+
+@pytest.mark.parametrize("name", OWN_ENTRIES)
+def test_entries_of_its_own_are_no_edge_of_what_is_local(name: str) -> None:
+    def attend(y: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(y, y, y)
+
+    torch.manual_seed(0)
+    net = Graph(OWN_ENTRIES[name]).eval()
+    net.attend = attend  # type: ignore
+    net.token = nn.Parameter(torch.randn(1, CHANNELS, 1))
+    session = co3d.StreamSession(co3d.compile(net, (torch.randn(1, CHANNELS, 8),)), batch=2)
+    x = torch.randn(2, CHANNELS, 12)
+    for n in range(12):
+        got = session.step(x[:, :, n].numpy())
+        if n >= session.info.warmup_steps:
+            with torch.no_grad():
+                np.testing.assert_allclose(got, net(x[:, :, n - 7 : n + 1]), atol=1e-5)
+
+
+def _places(x: torch.Tensor) -> torch.Tensor:
+    return torch.arange(x.shape[2])
+
+
+REMEMBERED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gradient": lambda x: torch.gradient(x, dim=2)[0],
+    "neighbours": lambda x: x[:, :, (_places(x)[:, None] + torch.arange(-1, 2)).clamp(0, x.shape[2] - 1)].amax(-1),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_what_is_remembered_for_good_begins_with_the_clips_own_first_entries(name: str) -> None:
+    net, clip = Graph(lambda m, x: REMEMBERED[name](x).cumsum(2)).eval(), torch.randn(1, CHANNELS, 8)
+    compiled = co3d.compile(net, (clip,))
+    assert co3d.verify(compiled, net, (clip,)).passed
+    session = co3d.StreamSession(compiled)
+    for frame in clip.unbind(2):
+        got = session.step(frame.numpy())
+    np.testing.assert_allclose(got, net(clip), atol=1e-5)  # on a window: what a stream remembers of it is wrong
 
 
 @pytest.mark.parametrize("options", [{"frames_per_step": 3}, {"stride_mode": "dense"}], ids=str)

@@ -204,3 +204,21 @@ def test_a_gate_over_the_newest_window_begins_with_what_there_is(kind: str, boun
     (delay,) = session.info.delays.values()
     streamed = np.stack([session.step(frame.numpy()) for frame in x.unbind(2)][delay:], 1)
     np.testing.assert_allclose(streamed, expected[:, : 30 - delay], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_starts_from_what_is_pooled_is_a_window() -> None:
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.start = nn.GRU(4, 6, batch_first=True), nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x, self.start(x.mean(1))[None])[0]
+            return found
+
+    torch.manual_seed(0)
+    net, clip = Started().eval(), torch.randn(1, 8, 4)
+    session = co3d.StreamSession(co3d.compile(net, (clip,), time_dim=1))
+    for frame in clip.unbind(1):
+        got = session.step(frame.numpy())
+    np.testing.assert_allclose(got, net(clip).detach(), atol=1e-5)

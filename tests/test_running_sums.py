@@ -14,6 +14,14 @@ import co3d_compile as co3d
 
 FRAMES = 320
 """So many that the sum of small numbers outgrows their dtype."""
+
+
+def _differences(x: Tensor) -> Tensor:
+    """As many as frames: the first one twice."""
+    found = x[:, :, 1:] - x[:, :, :-1]
+    return torch.cat([found[:, :, :1], found], 2)
+
+
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
     "what is true": (lambda x: (x > 3).cumsum(2).float(), torch.float32),
     "small numbers": (lambda x: x.cumsum(2).float(), torch.uint8),
@@ -21,6 +29,15 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
     "half precision": (lambda x: x.half().cumsum(2, dtype=torch.float32), torch.float32),
     "a product": (lambda x: (1 + (x - 4) / 100).cumprod(2), torch.float32),
     "a product of what is true": (lambda x: (x < 7).cumprod(2).float(), torch.uint8),
+    "of differences, the first frame repeated": (
+        lambda x: torch.diff(x, dim=2, prepend=x[:, :, :1]).abs().cumsum(2),
+        torch.float32,
+    ),
+    "of differences, the first of them repeated": (lambda x: _differences(x).abs().cumsum(2), torch.float32),
+    "of the entry before, the first one repeated": (
+        lambda x: (torch.cat([x[:, :, :1], x[:, :, :-1]], 2) * x).cumsum(2),
+        torch.float32,
+    ),
     "behind a delay": (lambda x: (1 + (x[:, :, 2:] - x[:, :, :-2]) / 100).cumprod(2), torch.float32),
 }
 

@@ -106,7 +106,7 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
     Of all periods the smallest with two blocks at least of the same pattern in the interior. What is in front of them
     and behind them depends on the ends of the clip, and may be anything.
     """
-    entire = [_completed(d) for d in found]
+    entire = [completed(d) for d in found]
     if any(d is None for d in entire):
         return None
     whole = [d for d in entire if d is not None]
@@ -126,7 +126,7 @@ def is_wrapped(found: Sequence[Dependence], reach: Reach) -> bool:
     return any(abs(distance) > most for row in rows for distance in row)
 
 
-def _completed(d: Dependence) -> Dependence | None:
+def completed(d: Dependence) -> Dependence | None:
     """Returns all columns, where some were marked: the others are the one in the middle, moved."""
     if len(d.columns) == d.rows:
         return d
@@ -166,4 +166,4 @@ def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Ite
                 yield min(row) + i, max(row) + i
 
 
-__all__ = ["Dependence", "Reach", "dependences", "is_wrapped", "reach_of", "spread"]
+__all__ = ["Dependence", "Reach", "completed", "dependences", "is_wrapped", "reach_of", "spread"]

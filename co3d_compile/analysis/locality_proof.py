@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from co3d_compile.analysis.locality import Reach
+from co3d_compile.analysis.locality import Dependence, Reach, completed
 from co3d_compile.ir.resized_graph import Captures, NotResizable, in_float64
 from co3d_compile.support.silence_torch import quiet
 
@@ -24,8 +24,8 @@ class NotLocal(Exception):
     """A claim of locality does not hold. The message is the reason."""
 
 
-class Wrapped(NotLocal):
-    """Entries at one end depend on entries at the other."""
+class OddEnds(NotLocal):
+    """Entries at one end are not computed as those between are; those of a result farther behind may be."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,27 @@ def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
             found = Reach(max(reach.before, front), after + (count - after) % period, period)
             return found if found != reach else None
     return None
+
+
+def odd_entries(part: Part, found: Sequence[Dependence], period: int, entries: int) -> str | None:
+    """Says what is odd about entries that are not what those between are, though the clip has all that these read.
+
+    They are no edge that a stream never reads, as padding is: a weight of the last frame, a mask over the first one.
+    Nor is what depends on no frame at all, such as a class token in front, unless it is one number, as padding is.
+    """
+    whole, found = in_float64(part.at(entries)), [d for d in map(completed, found) if d is not None]
+    rows, middle = found[0].rows, found[0].rows // 2
+    alike = _rows_of_one(part, whole, entries)
+    near = [[r for d in found for r in d.row(middle + i)] for i in range(period)]
+    for n in range(rows):
+        i = (n - middle) % period
+        inside = near[i] and n + min(near[i]) >= 0 and n + max(near[i]) < len(found[0].columns)
+        if inside and not _equal(alike[n], alike[middle + i]):
+            return "some of its entries are computed otherwise, by their place in the clip"
+    own = [n for n in range(rows) if not any(d.row(n) for d in found)]
+    learned = _run(whole, part.inputs(entries, torch.Generator().manual_seed(3))).movedim(part.dim, 0)[own].flatten(1)
+    alike_throughout = _equal(learned, learned[:, :1].expand_as(learned))
+    return None if alike_throughout else "some of its entries are the network's own, whatever the frames are"
 
 
 def run_length(captures: Captures, reach: Reach, block: int) -> int:

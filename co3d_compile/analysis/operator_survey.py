@@ -19,7 +19,7 @@ from co3d_compile.ir.node_reading import module_path, operand, operator_name, wh
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
-from co3d_compile.rules import rule_for
+from co3d_compile.rules.remembering import remembers_all
 
 
 def survey(program: Program) -> list[Operator]:
@@ -95,7 +95,7 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
 def _done(node: Node, fact: Fact) -> str:
     if fact.kind is Kind.WINDOW:
         return "on a window"
-    if _carries(node, fact):
+    if remembers_all(node):
         return "carries its state"
     if fact.own.gate is not None:
         return "gate over one frame" if fact.own.gate == "frame" else "gate over a window"
@@ -105,11 +105,6 @@ def _done(node: Node, fact: Fact) -> str:
         return "continual"
     held = [h for n in node.all_input_nodes if (h := _source(n)[1])]
     return f"operand delayed by {max(held)}" if held else ""
-
-
-def _carries(node: Node, fact: Fact) -> bool:
-    rule = rule_for(node.target)
-    return fact.kind is Kind.STREAM and rule is not None and rule.remembers_all(node)
 
 
 def _source(node: Node) -> tuple[Node, int | None]:
@@ -139,7 +134,7 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
     parts = [known[n] for n in node.all_input_nodes if n in known]
     if not parts:
         return Fraction(0), Fraction(0)
-    if any(part is None for part in parts) or _carries(node, fact):
+    if any(part is None for part in parts) or remembers_all(node):
         return None
     first, last = min(part[0] for part in parts), max(part[1] for part in parts)
     before: Fact = next(n.meta[KEY] for n in node.all_input_nodes if n in known)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile
 
+from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.gate_dependence import forgets_entry
@@ -250,7 +251,7 @@ class TimeWalk:
             and all(r is not None and n in originals and r.slides_again(n, originals[n].dims) for n, r in rules)
         ):
             self._decide(written=sources)
-        elif pools and all(r is not None and self._can_gate(n, r) for n, r in rules):
+        elif pools and _gives_entries(node) and all(r is not None and self._can_gate(n, r) for n, r in rules):
             per_entry = self.program.options.pool_scope == "frame"
             if per_entry and forgets_entry(self.program, pools, node):
                 self._decide(windows=sources)
@@ -265,6 +266,11 @@ class TimeWalk:
             return rule.gate(node, scope) is not None
         except LayoutLost:
             return False
+
+
+def _gives_entries(node: Node) -> bool:
+    """Says whether an operator may have gates: a recurrent layer, of several results, only starts from a pool."""
+    return isinstance(node.meta["val"], Tensor)
 
 
 def _selected(node: Node, pools: Sequence[Node]) -> bool:

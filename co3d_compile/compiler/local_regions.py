@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
-from co3d_compile.analysis.locality_proof import NotLocal, Part, Wrapped, confirm_ends, confirmed
+from co3d_compile.analysis.locality_proof import NotLocal, OddEnds, Part, confirm_ends, confirmed, odd_entries
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused, module_of
 from co3d_compile.ir.graph_walks import reached
@@ -23,12 +23,13 @@ from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, shape_of
 from co3d_compile.ir.program import Program, Region
 from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
-from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind
+from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
 from co3d_compile.passes import default_passes
+from co3d_compile.rules.remembering import remembers_all
 
 log = logging.getLogger(__name__)
 TRIES = 6  # results behind one operator that are looked at
-FARTHER = 2  # times that results farther behind are looked at, where ends of the clip meet
+FARTHER = 4  # times that results farther behind are looked at, where ends of the clip meet
 FAR = 300  # nodes behind it that are looked at
 LONGEST = 4  # times the clip's length, at which it must show
 REORDERED = {"permute", "transpose", "t", "clone", "detach", "alias", "contiguous", "_to_copy"}
@@ -52,7 +53,18 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
 
     None where nothing falls back to a window, or a rule fails.
     """
-    module = module_of(program.module, copy.deepcopy(program.graph))
+    tried = _annotated(program, copy.deepcopy(program.graph))
+    if tried is None or not tried.notes.recomputed:
+        return None
+    found = {n.name: n.meta.get(KEY, STATIC) for n in tried.graph.nodes}
+    known = {captured: found[name] for captured, name in tried.places().items()}
+    became = program.places()
+    return {name: known[new] for name, new in became.items() if new in known}
+
+
+def _annotated(program: Program, graph: Graph) -> Program | None:
+    """Returns a program of such a graph, in which each node has its fact; None where a rule fails."""
+    module = module_of(program.module, graph)
     options = replace(program.options, unsupported="window")
     tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
     tried.decreed, tried.regions, tried.refuted = program.decreed, program.regions, program.refuted
@@ -64,12 +76,7 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
     except Exception as error:  # it will be said when the passes run in earnest
         log.info("no regions are looked for: %s", error)
         return None
-    if not tried.notes.recomputed:
-        return None
-    found = {n.name: n.meta.get(KEY, STATIC) for n in tried.graph.nodes}
-    known = {captured: found[name] for captured, name in tried.places().items()}
-    became = program.places()
-    return {name: known[new] for name, new in became.items() if new in known}
+    return tried
 
 
 @dataclass
@@ -84,7 +91,7 @@ class _Search:
         self.nodes = list(self.short.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.tried: set[Node] = set()
-        self.wrapped: set[Node] = set()
+        self.odd: set[Node] = set()
         self.lists: dict[GraphModule, list[Node]] = {}
 
     @cached_property
@@ -127,14 +134,14 @@ class _Search:
     def _any(self, start: Node, facts: Mapping[str, Fact]) -> bool:
         """Says whether one of the results behind an operator streams.
 
-        Where both ends of one meet, as behind ``roll``, those farther behind are looked at: what wraps around may be
-        overwritten.
+        Where both ends of one meet, as behind ``roll``, or one has entries of its own, those farther behind are looked
+        at: what wraps around may be overwritten, and what is the network's own cut off.
         """
         for _ in range(1 + FARTHER):
             results = self._results(start, facts)
             if any(self._streams(start, result, facts) for result in results):
                 return True
-            if self.wrapped.isdisjoint(results):
+            if self.odd.isdisjoint(results):
                 return False
         return False
 
@@ -254,27 +261,46 @@ class _Search:
         try:
             inputs = self._inputs(result, facts)
             part = self._part(result, inputs, facts, wide=False)
-            found, shortest = self._proved(part)
+            found, shortest, odd = self._proved(part)
             captures = self._part(result, inputs, facts, wide=True).captures
+            names = tuple(n.name for n in inputs)
+            where, reach = (operator_name(start.target), module_path(start)), (found.before, found.after, found.period)
+            known = Region(result.name, *where, captures, names, part.dims, part.dim, *reach, shortest)
+            self._keep_first(start, result, inputs, known, odd)
         except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
             log.info("%s in %s is no region: %s", operator_name(start.target), module_path(start) or "the model", why)
-            self.wrapped |= {result} if isinstance(why, Wrapped) else set()
-            known = isinstance(why, (NotLocal, NotResizable))
-            text = str(why) if known else "it cannot be run at other lengths"
+            self.odd |= {result} if isinstance(why, OddEnds) else set()
+            text = str(why) if isinstance(why, (NotLocal, NotResizable)) else "it cannot be run at other lengths"
             self.program.notes.not_local.setdefault(start.name, text)
             return False
-        reach = found.before, found.after, found.period
-        where = operator_name(start.target), module_path(start)
-        names = tuple(n.name for n in inputs)
-        self.program.regions[result.name] = Region(
-            result.name, *where, captures, names, part.dims, part.dim, *reach, shortest
-        )
-        self._replace(start, result, inputs, (*reach, part.dim))
+        self.program.regions[result.name] = known
+        self._replace(self.program.graph, start, result, inputs, known)
+        self.program.module.recompile()
         return True
 
-    def _replace(self, start: Node, result: Node, inputs: list[Node], numbers: tuple[int, ...]) -> None:
-        """Puts one operator in place of what computes a result."""
-        places, graph = self.program.places(), self.program.graph
+    def _keep_first(self, start: Node, result: Node, inputs: list[Node], known: Region, odd: str | None) -> None:
+        """Sees that what follows may do without the first and last entries of a clip, which a stream has no more.
+
+        Raises:
+            OddEnds: A window behind the region would read odd ones, or something remembers the first ones for good.
+        """
+        trial = replace(self.program, regions={**self.program.regions, result.name: known})
+        graph = copy.deepcopy(self.program.graph)
+        self._replace(graph, start, result, inputs, known)
+        tried = _annotated(trial, graph)
+        if tried is None:
+            raise NotLocal("a rule fails behind it")
+        own = [n for n in tried.graph.nodes if n.target is region and n.args[1] == result.name]
+        behind = reached(own, lambda n: [*n.users] if fact_of(n).kind is Kind.STREAM else [])
+        if odd is not None and any(fact_of(n).kind is Kind.WINDOW for n in behind):
+            raise OddEnds(odd)
+        edges = odd is not None or known.before + known.after > 0
+        if edges and self.program.options.boundary == "stream" and any(map(remembers_all, behind)):
+            raise OddEnds("its first entries, which a stream has not got, are remembered for good")
+
+    def _replace(self, graph: Graph, start: Node, result: Node, inputs: list[Node], known: Region) -> None:
+        """Puts one operator in place of what computes a result, in the program's graph or a copy of it."""
+        places, numbers = self.program.places(), (known.before, known.after, known.period, known.dim)
         there = {n.name: n for n in graph.nodes}
         old = there[places[result.name]]
         with graph.inserting_before(old):
@@ -283,7 +309,6 @@ class _Search:
         new.meta = {**old.meta, "path": module_path(start)}
         old.replace_all_uses_with(new)
         erase_unused(old)
-        self.program.module.recompile()
 
     def _part(self, result: Node, inputs: list[Node], facts: Mapping[str, Fact], wide: bool) -> Part:
         """Returns what computes a result, at any length.
@@ -313,8 +338,8 @@ class _Search:
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
-    def _proved(self, part: Part) -> tuple[Reach, int]:
-        """Returns the reach of a part, and the entries of the shortest clip of which a block is right.
+    def _proved(self, part: Part) -> tuple[Reach, int, str | None]:
+        """Returns the reach of a part, the entries of the shortest clip of which a block is right, and what is odd.
 
         Raises:
             NotLocal: It is not local.
@@ -332,11 +357,12 @@ class _Search:
                 reach = reach_of(found)
                 if reach is not None:
                     if is_wrapped(found, reach):
-                        raise Wrapped("entries at one end depend on entries at the other")
+                        raise OddEnds("entries at one end depend on entries at the other")
                     reach, length = confirmed(part, reach, entries, torch.inf)
+                    odd = odd_entries(part, found, reach.period, entries)
                     if self.program.options.boundary == "exact":
                         confirm_ends(part, reach, entries, length)
-                    return reach, length
+                    return reach, length, odd
         raise NotLocal("what each entry depends on differs from entry to entry")
 
 

@@ -34,8 +34,8 @@ def _early(node: Node, fact: Fact, x: Node) -> bool:
     rule = rule_for(node.target)
     if rule is None or fact.kind is not Kind.STREAM:
         return False
-    if own.end is None:  # what remembers for good must have seen the first entry, which has come before the first frame
-        return own.delay < 0 and rule.remembers_all(node)
+    if own.end is None:  # what remembers for good must have seen the first entry: of padding, or a copy of a later one
+        return (own.delay < 0 or own.copies.lead > 0) and rule.remembers_all(node)
     if rule.begins(node):
         return own.delay < 0 or bool(own.copies)
     if not own.copies or rule.kernel(node) is not None:
