@@ -144,7 +144,7 @@ class _Attempt:
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
         if wrong := refuted(program, again):
             raise _Refuted(wrong)
-        find_output_times(program, partial(again, program))
+        find_output_times(program, again)
         _check_complete(program)
         self._show("export", len(build.pipeline), len(build.pipeline))
         with self._timed("export"):
