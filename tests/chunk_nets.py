@@ -137,6 +137,18 @@ def written(m: Any, x: Tensor) -> Tensor:
 
 
 # Each is a stream, with this delay.
+def deep(m: Any, x: Tensor) -> Tensor:
+    """Causal convolutions with more layers between them than Python's stack is deep."""
+    cache: Cache = {}
+    out = []
+    for chunk in x.split(5, 2):
+        y = causal(m.a, chunk, cache, "a")
+        for _ in range(200):
+            y = torch.sin(y)
+        out.append(causal(m.b, y, cache, "b"))
+    return torch.cat(out, 2)
+
+
 CHUNKED: dict[str, tuple[Forward, int]] = {
     "one frame each": (layers(ones, causal), 0),
     "two frames each": (layers(lambda x: x.split(2, 2), causal), 0),
@@ -148,6 +160,7 @@ CHUNKED: dict[str, tuple[Forward, int]] = {
     "attention in a frame": (attention_in_a_frame, 0),
     "one layer twice": (one_layer_twice, 0),
     "written": (written, 0),
+    "deep": (deep, 0),
 }
 
 

@@ -130,11 +130,15 @@ class _Writer:
             NoChunks: It is no stream, or nearly as many operators are needed as for the chunks.
         """
         wanted = self.entries.of[self.cat]
-        for count, _ in enumerate(self._layers(wanted), 1):
-            if count > LESS * self.entries.operators:
+        layers = list[_Layer]()
+        for layer in self._layers(wanted):
+            layers.append(layer)
+            if len(layers) > LESS * self.entries.operators:
                 raise NoChunks("as many operators")
         if not self.entries.operators:
             raise NoChunks("nothing is computed")
+        for layer in reversed(layers):  # from the first one on: a network may be deeper than Python's stack
+            self._node(layer)
         return self._sequence(wanted)
 
     # --- which entries are computed together
