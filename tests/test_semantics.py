@@ -134,6 +134,22 @@ UPSAMPLING = [
     row("linear 2", lambda: nn.Upsample(scale_factor=2, mode="linear"), 1),
     row("linear 3", lambda: nn.Upsample(scale_factor=3, mode="linear"), 1),
     row("linear 4", lambda: nn.Upsample(scale_factor=4, mode="linear"), 2),
+    row("nearest, down by 2", fn(lambda m, x: F.interpolate(x, scale_factor=0.5)), 0),
+    row("linear, down by 2", fn(lambda m, x: F.interpolate(x, scale_factor=0.5, mode="linear")), 0),
+    row("linear, down by 3", fn(lambda m, x: F.interpolate(x, scale_factor=1 / 3, mode="linear")), 0),
+    row(
+        "transposed, by the general operator",
+        fn(
+            lambda m, x: torch.convolution(x, m.up.weight, m.up.bias, (2,), (1,), (1,), True, (1,), 1),
+            up=lambda: up(3, 2),
+        ),
+        1,
+    ),
+    row(
+        "convolution, by the general operator",
+        fn(lambda m, x: torch.convolution(x, m.conv.weight, m.conv.bias, (2,), (1,), (3,), False, (0,), 1), conv=conv),
+        conv_delay(0, 3, 3, 2, 1),
+    ),
     row("repeat interleave", fn(lambda m, x: torch.repeat_interleave(x, 2, dim=2)), 0),
     row("conv, transposed", of(conv(padding=1), up(4, 2, 1)), 3),
     row("down and up", of(conv(4, 1, 2, 1), nn.ReLU(), up(4, 2, 1)), 3),
@@ -384,6 +400,19 @@ def test_where_time_is_in_what_a_window_gives(name: str, forward: Any, dim: int 
     (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
     assert (output.has_time, output.time_dim) == (dim is not None, dim)
     assert output.entries_per_step == (8 if dim is not None else 1)
+
+
+def test_last_states_of_several_layers() -> None:
+    torch.manual_seed(0)
+    module = fn(
+        lambda m, x: torch.cat(m.rnn(x)[1], 2).transpose(0, 1).flatten(1),
+        rnn=lambda: nn.LSTM(4, 3, 2, batch_first=True),
+    )().eval()
+    session = co3d.StreamSession(co3d.compile(module, (torch.randn(1, 6, 4),), time_dim=1), threads=1)
+    x = torch.randn(1, 9, 4)
+    for t in range(9):
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(session.step_one(x[:, t].numpy())), module(x[:, : t + 1]))
 
 
 def test_what_the_tracer_notes_about_a_cast_is_no_operator() -> None:
