@@ -22,6 +22,15 @@ def _differences(x: Tensor) -> Tensor:
     return torch.cat([found[:, :, :1], found], 2)
 
 
+def _hysteresis(x: Tensor) -> Tensor:
+    """Set above five, and until what comes is not above two."""
+    flag, flags = torch.zeros_like(x[:, :, 0], dtype=torch.bool), []
+    for frame in x.unbind(2):
+        flag = (frame > 5) | (flag & (frame > 2))
+        flags.append(flag)
+    return torch.stack(flags, 2)
+
+
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
     "what is true": (lambda x: (x > 3).cumsum(2).float(), torch.float32),
     "small numbers": (lambda x: x.cumsum(2).float(), torch.uint8),
@@ -38,6 +47,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
         lambda x: (torch.cat([x[:, :, :1], x[:, :, :-1]], 2) * x).cumsum(2),
         torch.float32,
     ),
+    "a flag with hysteresis": (lambda x: _hysteresis(x).float(), torch.float32),
     "behind a delay": (lambda x: (1 + (x[:, :, 2:] - x[:, :, :-2]) / 100).cumprod(2), torch.float32),
 }
 

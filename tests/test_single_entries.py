@@ -77,3 +77,27 @@ def test_attention_over_a_cache_that_begins_with_one_entry() -> None:
     net, clip = Graph(forward).eval(), (torch.randn(1, 4, 3),)
     result = co3d.verify(co3d.compile(net, clip, time_dim=1), net, clip)
     assert result.passed, result
+
+
+def test_what_takes_the_place_of_a_first_entry_is_no_crop() -> None:
+    def forward(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        cleared = x.clone()
+        cleared[:, 0] = 0
+        differences = torch.cat([torch.zeros_like(x[:, :1]), x[:, 1:] - x[:, :-1]], 1)
+        return {"cleared": cleared.mean(1), "doubled": torch.cat([x[:, :1] * 2, x[:, 1:]], 1).mean(1),
+                "differences": differences.abs().mean(1), "cut": x[:, 1:].mean(1)}  # fmt: skip
+
+    compiled = co3d.compile(Graph(forward).eval(), (torch.randn(1, 8, 3),), time_dim=1)
+    assert list(compiled.info.delays.values()) == [0, 0, 0, 0]  # each reads the newest frame
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_a_factor_that_is_not_whole_is_none_though_the_length_is(mode: str) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.2, mode=mode)  # 8 entries of 4
+
+    net, clip = Graph(forward).eval(), torch.randn(1, 3, 4)
+    session = co3d.StreamSession(co3d.compile(net, (clip,)))
+    for frame in clip.unbind(2):
+        got = session.step(frame.numpy())
+    np.testing.assert_allclose(got, net(clip), atol=1e-5)

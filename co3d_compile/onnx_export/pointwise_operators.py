@@ -43,10 +43,6 @@ TABLE.update(
         aten.rsqrt.default: lambda e, node: e.op("Reciprocal", e.op("Sqrt", operand(node))),
         aten.silu.default: lambda e, node: e.op("Mul", operand(node), e.op("Sigmoid", operand(node))),
         aten.rsub.Scalar: lambda e, node: e.op("Sub", e.scalar(node.args[1], node), operand(node)),
-        aten.masked_fill.Scalar: lambda e, node: e.op(
-            "Where", operand(node, 1), e.scalar(node.args[2], node), operand(node)
-        ),
-        aten.where.self: lambda e, node: e.op("Where", e.typed(node.args[0], torch.bool), *e.pair(node, 1)),
         aten._to_copy.default: lambda e, node: e.op("Cast", operand(node), to=int(DTYPES[node.meta["val"].dtype])),
         aten.softplus.default: declared("Softplus", only={"beta": 1, "threshold": 20}),
     }
@@ -93,6 +89,23 @@ def _binary(e: Emitter, node: Node) -> ir.Value | None:
     name = OF_FLAGS.get(node.target) if flags else None
     name = name or BINARY.get(node.target)
     return None if name is None else e.op(name, *e.pair(node))
+
+
+@translates(aten.where.self)
+def _where(e: Emitter, node: Node) -> ir.Value:
+    return _chosen(e, node, e.typed(node.args[0], torch.bool), *e.pair(node, 1))
+
+
+@translates(aten.masked_fill.Scalar)
+def _masked_fill(e: Emitter, node: Node) -> ir.Value:
+    return _chosen(e, node, e.typed(node.args[1], torch.bool), e.scalar(node.args[2], node), operand(node))
+
+
+def _chosen(e: Emitter, node: Node, flag: ir.Value, a: ir.Value | Node, b: ir.Value | Node) -> ir.Value:
+    """Writes ``a`` where a flag is set, else ``b``; ONNX Runtime has no choice between flags."""
+    if node.meta["val"].dtype is not torch.bool:
+        return e.op("Where", flag, a, b)
+    return e.op("Or", e.op("And", flag, a), e.op("And", e.op("Not", flag), b))
 
 
 @translates(aten.logical_not.default, aten.bitwise_not.default)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.fx import Node
 
@@ -100,7 +102,10 @@ class Concatenation(Rule):
         assert kernel is not None
         fact = fact_of(main)
         front, back = self.outside(node)
-        return fact.through(kernel, known(main), (front == EDGE, back == EDGE))
+        found = fact.through(kernel, known(main), (front == EDGE, back == EDGE))
+        return replace(
+            found, crop=max(0, found.crop - kernel.p)
+        )  # what stands in front takes the place of what was cut
 
     def main(self, node: Node) -> Node:
         """Returns the part that is the stream; the others only fill the ends.

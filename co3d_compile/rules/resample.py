@@ -42,9 +42,16 @@ class Upsample(Rule):
         if axis is None:
             return 1
         old, new = shape_of(x)[2 + axis], shape_of(node)[2 + axis]
-        if new % old or (self._corners(node) and new != old):
+        scale = (self._scales(node) or {}).get(axis, new / old)  # 2.1 makes 8 of 4, as 2 does, but other ones
+        if new % old or scale != new / old or (self._corners(node) and new != old):
             raise NoExtension("resamples time by a factor that is not whole, or aligns corners")
         return new // old
+
+    def _scales(self, node: Node) -> dict[int, float] | None:
+        """Returns the factor of each axis, if factors are given, and not sizes."""
+        place = 2 if "nearest" in str(node.target) else 3
+        scales = argument(node, place, "scale_factors") if "vec" in str(node.target) else None
+        return None if scales is None else dict(enumerate(scales))
 
     def flow(self, node: Node) -> Fact:
         x, _, axis, nearest = self._geometry(node)
@@ -99,9 +106,9 @@ class Upsample(Rule):
         if sizes == old:
             return x
         nearest = "nearest" in str(node.target)
-        scales = argument(node, 2 if nearest else 3, "scale_factors") if "vec" in str(node.target) else None
-        if scales is not None:  # a factor that is not whole says more than the size does
-            sizes, scales = None, [scales[a] for a in space]
+        given, scales = self._scales(node), None
+        if given is not None:  # a factor that is not whole says more than the size does
+            sizes, scales = None, [given[a] for a in space]
         if _of_pictures(node):
             return low.call(node.target.overloadpacket.vec, x, sizes, node.args[2], scales)  # type: ignore[union-attr]
         if nearest:
