@@ -38,9 +38,29 @@ class Dependence:
     rows: int
     columns: dict[int, Tensor]
 
-    def row(self, n: int) -> tuple[int, ...]:
-        """Returns the distances from an entry to the entries that it depends on, as far as they were marked."""
-        return tuple(e - n for e, rows in self.columns.items() if bool(rows[n]))
+    def distances(self) -> list[tuple[int, ...]]:
+        """Returns, for each entry, the distances to the entries that it depends on, as far as they were marked."""
+        entries, rows = torch.stack(list(self.columns.values())).nonzero(as_tuple=True)
+        return self._per_row(torch.tensor(list(self.columns))[entries] - rows, rows)
+
+    def all_distances(self) -> list[tuple[int, ...]]:
+        """Returns the same for all entries: those that were not marked do as the one in the middle."""
+        marked = sorted(self.columns)
+        if len(marked) == self.rows:
+            return self.distances()
+        middle = marked[len(marked) // 2]
+        near = middle - self.columns[middle].nonzero().flatten()
+        rows, distances = torch.arange(self.rows).repeat_interleave(len(near)), near.repeat(self.rows)
+        unmarked = torch.tensor([e for e in range(self.rows) if e not in self.columns])
+        moved = torch.isin(rows + distances, unmarked)
+        there = zip(self.distances(), self._per_row(distances[moved], rows[moved]), strict=True)
+        return [tuple(sorted({*some, *others})) for some, others in there]
+
+    def _per_row(self, distances: Tensor, rows: Tensor) -> list[tuple[int, ...]]:
+        found: list[list[int]] = [[] for _ in range(self.rows)]
+        for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
+            found[row].append(distance)
+        return [tuple(row) for row in found]
 
 
 def dependences(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: int) -> list[Dependence]:
@@ -106,12 +126,8 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
     Of all periods the smallest with two blocks at least of the same pattern in the interior. What is in front of them
     and behind them depends on the ends of the clip, and may be anything.
     """
-    entire = [completed(d) for d in found]
-    if any(d is None for d in entire):
-        return None
-    whole = [d for d in entire if d is not None]
-    rows = whole[0].rows
-    distances = [[d.row(n) for n in range(rows)] for d in whole]
+    distances = [d.all_distances() for d in found]
+    rows = found[0].rows
     for period in range(1, min(LONGEST_PERIOD, rows // 2) + 1):
         found_reach = _at_period(distances, rows, period)
         if found_reach is not None:
@@ -122,22 +138,8 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
 def is_wrapped(found: Sequence[Dependence], reach: Reach) -> bool:
     """Says whether entries at one end depend on entries beyond the reach, such as those at the other end (``roll``)."""
     most = reach.before + reach.after + reach.period
-    rows = [d.row(n) for d in found for n in range(d.rows)]
+    rows = [row for d in found for row in d.distances()]
     return any(abs(distance) > most for row in rows for distance in row)
-
-
-def completed(d: Dependence) -> Dependence | None:
-    """Returns all columns, where some were marked: the others are the one in the middle, moved."""
-    if len(d.columns) == d.rows:
-        return d
-    middle = sorted(d.columns)[len(d.columns) // 2]
-    near = [int(n) - middle for n in d.columns[middle].nonzero().flatten()]
-    columns = {}
-    for e in range(d.rows):
-        moved = torch.zeros(d.rows, dtype=torch.bool)
-        moved[[e + n for n in near if 0 <= e + n < d.rows]] = True
-        columns[e] = d.columns.get(e, moved)
-    return Dependence(d.rows, columns)
 
 
 def _at_period(distances: list[list[tuple[int, ...]]], rows: int, period: int) -> Reach | None:
@@ -166,4 +168,4 @@ def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Ite
                 yield min(row) + i, max(row) + i
 
 
-__all__ = ["Dependence", "Reach", "completed", "dependences", "is_wrapped", "reach_of", "spread"]
+__all__ = ["Dependence", "Reach", "dependences", "is_wrapped", "reach_of", "spread"]

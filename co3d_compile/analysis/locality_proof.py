@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from co3d_compile.analysis.locality import Dependence, Reach, completed
+from co3d_compile.analysis.locality import Dependence, Reach
 from co3d_compile.ir.resized_graph import Captures, NotResizable, in_float64
 from co3d_compile.support.silence_torch import quiet
 
@@ -145,16 +145,16 @@ def odd_entries(part: Part, found: Sequence[Dependence], period: int, entries: i
     They are no edge that a stream never reads, as padding is: a weight of the last frame, a mask over the first one.
     Nor is what depends on no frame at all, such as a class token in front, unless it is one number, as padding is.
     """
-    whole, found = in_float64(part.at(entries)), [d for d in map(completed, found) if d is not None]
+    whole, distances = in_float64(part.at(entries)), [d.all_distances() for d in found]
     rows, middle = found[0].rows, found[0].rows // 2
     alike = _rows_of_one(part, whole, entries)
-    near = [[r for d in found for r in d.row(middle + i)] for i in range(period)]
+    near = [[r for d in distances for r in d[middle + i]] for i in range(period)]
     for n in range(rows):
         i = (n - middle) % period
-        inside = near[i] and n + min(near[i]) >= 0 and n + max(near[i]) < len(found[0].columns)
+        inside = near[i] and n + min(near[i]) >= 0 and n + max(near[i]) < rows
         if inside and not _equal(alike[n], alike[middle + i]):
             return "some of its entries are computed otherwise, by their place in the clip"
-    own = [n for n in range(rows) if not any(d.row(n) for d in found)]
+    own = [n for n in range(rows) if not any(d[n] for d in distances)]
     learned = _run(whole, part.inputs(entries, torch.Generator().manual_seed(3))).movedim(part.dim, 0)[own].flatten(1)
     alike_throughout = _equal(learned, learned[:, :1].expand_as(learned))
     return None if alike_throughout else "some of its entries are the network's own, whatever the frames are"
