@@ -114,6 +114,10 @@ CAUSAL = [
     row("pad in front, dilated", fn(lambda m, x: m.conv(F.pad(x, (8, 0))), conv=lambda: conv(3, 4)), 0, causal=True),
     row("concat in front", fn(lambda m, x: m.conv(torch.cat([x.new_zeros(x.shape[0], 4, 2), x], 2)), conv=conv), 0,
         causal=True),
+    row("a difference of nothing in front", fn(lambda m, x: m.conv(torch.cat([(x - x)[:, :, :2], x], 2)), conv=conv), 0,
+        causal=True),
+    row("an entry times zero in front", fn(lambda m, x: m.conv(torch.cat([x[:, :, :1] * 0, x], 2)), conv=lambda:
+        conv(2)), 0, causal=True),
     row("nothing in front of a kernel of one tap", fn(lambda m, x: m.b(m.a(torch.cat([x.new_zeros(x.shape[0], 4, 0), x],
         2))), a=lambda: conv(1), b=conv), 2),
     row("two causal", fn(lambda m, x: m.b(F.pad(m.a(F.pad(x, (2, 0))), (1, 0))), a=conv, b=lambda: conv(2)), 0,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.canonical.constant_forms import no_difference, product_with_zero
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
 from co3d_compile.canonical.merged_forms import part_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
@@ -338,6 +339,8 @@ REWRITES: dict[Any, Any] = {
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
     aten.type_as.default: _as_dtype,
+    aten.sub.Tensor: no_difference,
+    aten.mul.Tensor: product_with_zero,
     aten.squeeze.default: _squeeze_all,
     aten.select.int: _select,
     aten.convolution.default: _convolution,
