@@ -248,6 +248,8 @@ WINDOWS = [
         expect="recompute"),
     windowed("times its own first entry as weights", lambda x: F.linear(x.transpose(1, 2), x[0, :, :1].t()),
              expect="recompute"),
+    windowed("mean of frames and joints in a dim", lambda x: x.unflatten(1, (2, 2)).transpose(2, 3).flatten(2).mean(2)),
+    windowed("maximum of rows of joints", lambda x: x.unflatten(1, (2, 2)).permute(0, 3, 2, 1).flatten(1, 2).amax(1)),
     windowed("overlapping pool, up-sampled, meets its operand", lambda x: torch.cat([_spread_over_time(x), x], 1)),
 ]  # fmt: skip
 

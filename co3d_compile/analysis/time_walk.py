@@ -191,7 +191,7 @@ class TimeWalk:
         try:
             if node.name in self.decisions.gates:
                 if folded(node):
-                    self._regroup(node, rule)
+                    self._regroup(node, rule, self.program.options.pool_scope)
                 gate = rule.gate(node, self.program.options.pool_scope)
                 assert gate is not None
                 return self._gate(node, gate)
@@ -212,11 +212,11 @@ class TimeWalk:
                 return window_fact(node, rule), str(why)
             return self._without_extension(node, rule, str(why))
 
-    def _regroup(self, node: Node, rule: Rule) -> bool:
-        """Says whether the operator streams once entries are regrouped, which is then decided."""
+    def _regroup(self, node: Node, rule: Rule, scope: str = "recompute") -> bool:
+        """Says whether the operator streams, or is a gate, once entries are regrouped, which is then decided."""
         if not self.program.refuted.isdisjoint(self.program.names_of(node)):
             return False
-        found = regroupings(node, rule, self.program.options.pool_scope)
+        found = regroupings(node, rule, scope)
         self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)
         return bool(found)
 

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from co3d_compile.canonical.constant_forms import no_difference, product_with_zero
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
-from co3d_compile.canonical.merged_forms import part_of_merged
+from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, reduction_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
 from co3d_compile.canonical.resampling_forms import RESAMPLING
@@ -383,6 +383,7 @@ GATHERS: dict[Any, Any] = {
     aten.index_select.default: _index_select,
     aten.bmm.default: _bmm,
     aten.slice.Tensor: part_of_merged,
+    **dict.fromkeys(REDUCTIONS, reduction_of_merged),
     **OVERLAPS,
 }
 """Run after constants are computed, since these need them."""
