@@ -75,6 +75,11 @@ def positions(m: Any, x: Tensor) -> Tensor:
     return h
 
 
+def beside_empty_places(m: Any, x: Tensor) -> Tensor:
+    empty = torch.cat([zeros(x, 1, 4)] * x.shape[1], 1)
+    return torch.stack([m.embed(x[:, t]) * m.embed(empty[:, t]) for t in range(x.shape[1])], 1)
+
+
 NEAR_MISSES = {
     f.__name__: f
     for f in (
@@ -87,5 +92,6 @@ NEAR_MISSES = {
         largest,
         refined,
         positions,
+        beside_empty_places,
     )
 }
