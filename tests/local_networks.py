@@ -181,6 +181,16 @@ class EveryOther(Part):
         return y
 
 
+class FourthOver(Part):
+    """Entries that a mask of all frames says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every fourth entry is one."""
+        y = x.clone()
+        y[:, :, torch.arange(x.shape[2]) % 4 == 0] = 1.0
+        return y
+
+
 class Gradient(Part):
     """Central differences, by differences of its own at both ends."""
 
@@ -274,6 +284,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "histogram": (Histogram, [(0, 0, 1)]),
     "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
     "every other entry": (EveryOther, [(0, 0, 2), (0, 0, 1)]),
+    "every fourth written over": (FourthOver, [(0, 0, 4)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
     "gradient": (Gradient, [(1, 1, 1)]),
     "rolled, written over": (Rolled, []),  # an operator that has a rule

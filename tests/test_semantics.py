@@ -173,6 +173,22 @@ SHIFTS = [
     row("split with sizes", fn(lambda m, x: m.conv(torch.split(x, [2, x.shape[2] - 2], dim=2)[1]), conv=conv), 4),
 ]  # fmt: skip
 
+
+def written_over(x: Tensor, where: Callable[[Tensor], Any], number: float | Tensor) -> Tensor:
+    y = x.clone()
+    y[where(y)] = number
+    return y
+
+
+MASKS = [
+    row("written over where it is negative", fn(lambda m, x: m.b(written_over(m.a(x), lambda y: y < 0, 0)),
+                                                a=lambda: conv(padding=1), b=lambda: conv(padding=1)), 2),
+    row("frames written over", fn(lambda m, x: m.b(written_over(m.a(x).mT, lambda y: y.mean(2) < 0, 0.5).mT),
+                                  a=lambda: conv(padding=1), b=lambda: conv(padding=1)), 2),
+    row("channels written over", fn(lambda m, x: m.conv(written_over(x, lambda y: (slice(None), torch.arange(4) < 2),
+                                                                     torch.tensor([1.0]))), conv=conv), 2),
+]  # fmt: skip
+
 # The delayed residual: the largest delay wins, the other operand is held back.
 OPERANDS = [
     row("residual", fn(lambda m, x: x + m.conv(x), conv=lambda: conv(padding=1)), 1),
@@ -348,7 +364,7 @@ GATES = [
 
 TABLE = [
     *(conv_case(*case) for case in CONVS), *(chained_case(*case) for case in CHAINS), *POOLS, *CAUSAL, *UPSAMPLING,
-    *SHIFTS, *OPERANDS, *WINDOWS, *NO_GATES, *PYRAMIDS, *GATES,
+    *SHIFTS, *MASKS, *OPERANDS, *WINDOWS, *NO_GATES, *PYRAMIDS, *GATES,
 ]  # fmt: skip
 
 

@@ -45,6 +45,17 @@ def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return cast if cast.shape == into.shape else cast.expand(into.shape)
 
 
+def masked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """Computes ``x[mask] = 0``, one number wherever a mask is true, as a choice between this number and x."""
+    masks = [index for index in indices if index is not None]
+    one = all(isinstance(size, int) and size == 1 for size in values.shape)
+    if accumulate or not one or len(masks) != 1 or masks[0].dtype is not torch.bool:
+        return NotImplemented
+    behind = x.dim() - (len(indices) - 1) - masks[0].dim()
+    number = values.squeeze() if values.dim() else values
+    return torch.where(masks[0].reshape(*masks[0].shape, *[1] * behind), number, x)
+
+
 def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
     """Computes ``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
@@ -129,6 +140,7 @@ OURS: dict[Any, Any] = {
     aten.as_strided.default: strided,
     aten.copy.default: copied,
     aten.unfold_backward.default: overlapped,
+    aten.index_put.default: masked,
 }
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.
