@@ -40,6 +40,10 @@ GROUPS: dict[str, Operators] = {
         "flipped": lambda x: x.flip(1),
         "rolled": lambda x: x + x.roll(1, 1),
     },
+    "beside constants": {  # the batch is behind the dim in which they are joined
+        "zeros": lambda x: torch.stack([torch.zeros_like(x[:, 0]), x[:, 0]]).sum(0),
+        "ones": lambda x: torch.stack([x[:, 0], torch.ones_like(x[:, 0])]).cumsum(0)[1],
+    },
     "weighed": {
         "softmax": lambda x: x + x.softmax(1),
         "log-softmax": lambda x: x + x.log_softmax(1),
