@@ -105,3 +105,16 @@ def test_a_factor_that_is_not_whole_is_none_though_the_length_is(mode: str) -> N
     for frame in clip.unbind(2):
         got = session.step(frame.numpy())
     np.testing.assert_allclose(got, net(clip), atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_an_entry_that_is_added_to_is_verified(index: int) -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = m.conv(x)
+        y[:, :, index] += 1
+        result: Tensor = m.conv(y)
+        return result
+
+    net, clip = Graph(forward, conv=nn.Conv1d(3, 3, 3, padding=1)).eval(), (torch.randn(1, 3, 8),)
+    result = co3d.verify(co3d.compile(net, clip), net, clip)
+    assert result.passed, result

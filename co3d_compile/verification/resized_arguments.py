@@ -187,6 +187,9 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
         time = next(iter([d for d in range(base.dim()) if base.shape[d] != old_base[d]] + behind), None)
     if time is None:
         return call(n, args)
+    if selects and dim == time:  # one entry, which has no time: the clip's last one is the last of the long clip
+        last = rest[0] % old_base[dim] == old_base[dim] - 1
+        return call(n, (base, new, dim, -1 if last else rest[0]))
     there = time - (1 if selects and dim < time else 0)
     more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
     if more[0] < more[1]:
