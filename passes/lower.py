@@ -11,6 +11,7 @@ from torch.fx import Node
 from co3d_compile.analysis.multiply_adds import region_costs
 from co3d_compile.analysis.operator_survey import survey
 from co3d_compile.analysis.receptive_field import dependences
+from co3d_compile.analysis.repeated_frames import note_repeated_frames
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
@@ -72,6 +73,9 @@ class Lower(Pass):
             if node.op == "call_function":
                 with blaming(program, node):
                     self._node(low, node)
+        singles = {n: entries[len(entries) - 1] for n, entries in low.streams.items() if fact_of(n).single}
+        windows = {n: result for n, result in low.windows.items() if isinstance(result, Node)}
+        note_repeated_frames(program, {**windows, **singles})
         self._outputs(low, program)
         self._holders(low, program)
         program.module = module_of(program.module, low.graph)
@@ -175,7 +179,7 @@ class Lower(Pass):
         for spec, node in zip(program.outputs, output.args[0], strict=True):
             restore(low, node)
             fact, windows = fact_of(node), windows_of(node, low.window_fact)
-            spec.dtype = node.meta["val"].dtype
+            spec.dtype, spec.lost = node.meta["val"].dtype, shape_of(node) if fact.lost else None
             spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.told, 1, None, fact.rate
             if fact.kind is Kind.STREAM:
                 result = self._stream_output(low, node, spec)
@@ -186,7 +190,6 @@ class Lower(Pass):
                 parts.append(result)
                 delays = [(newest(m), fact_of(operand(m)).rate) for m in windows]
                 spec.delay, spec.rate = min(delays, default=(0, Fraction(1)))
-                spec.lost = shape_of(node) if fact.lost else None
                 if fact.layout is not None and fact.layout.time is not None and fact.layout.time.size > 1:
                     time = fact.layout.time
                     spec.time_dim, spec.pulse = time.dim, fact.length * (time.inner if time.outer == 1 else 1)

@@ -403,6 +403,14 @@ def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[
     assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
 
 
+def _backwards(x: Tensor) -> Tensor:
+    total, results = x[:, :, -1], []
+    for t in reversed(range(x.shape[2])):
+        total = 0.5 * total + x[:, :, t].tanh()
+        results.insert(0, total)
+    return torch.stack(results, 1)
+
+
 # Where time is in what a window gives, also where an operator on it does not say so.
 TIMES: list[tuple[str, Any, int | None]] = [
     ("softmax", lambda m, x: m.conv(x).softmax(2), 2),
@@ -410,6 +418,7 @@ TIMES: list[tuple[str, Any, int | None]] = [
     ("sorted, time in front of channels", lambda m, x: m.conv(x).sort(2).values.mT.relu(), 1),
     ("two of each channel, sorted", lambda m, x: m.conv(x).sort(2).indices.mT.reshape(x.shape[0], -1, 2, 2), 1),
     ("every pair of entries", lambda m, x: (y := m.conv(x)).mT @ y, 1),
+    ("list of frames, from the last one on", lambda m, x: _backwards(m.conv(x)), 1),
     ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
     ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
     ("scores of all entries", lambda m, x: m.fc(m.conv(x).flatten(1)), None),

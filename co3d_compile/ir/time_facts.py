@@ -84,7 +84,7 @@ class Fact:
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
         due: Frames of the first input until all entries have come that it is computed from (START only).
-        lost: Whether time may stand in a dim of which nothing is known (WINDOW only).
+        lost: Whether time may stand in a dim of which nothing is known: of a window, or of a list of single frames.
         own: What is known of the operator itself.
     """
 
@@ -301,6 +301,7 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         length=max(f.length for f in streams),
         crop=_joint_crop(streams),
         per_entry=all(f.per_entry for f in streams),
+        lost=any(f.lost for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
         copies=last.copies if alike else NO_COPIES,
         own=Own(),

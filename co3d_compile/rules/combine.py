@@ -80,7 +80,9 @@ class Concatenation(Rule):
                 if not is_stream(p):
                     self._check_constant(node, p, parts, dim)
             try:
-                return combine([fact_of(p) for p in parts], self.layout(node))
+                fact = combine([fact_of(p) for p in parts], self.layout(node))
+                frames = [shape_of(p)[dim] for p in parts if fact_of(p).single]
+                return replace(fact, lost=fact.lost or (len(frames) > 1 and 1 in frames))
             except LayoutLost:
                 raise NoExtension("concatenates tensors with time in different dims") from None
         return self._over_time(node, parts, dim)

@@ -45,6 +45,10 @@ class Plan:
         """Says whether the long clip has the output's entries one by one."""
         return self.sort in ("stream", "entries")
 
+    def timed(self, has_time: bool) -> bool:
+        """Says whether a streaming output has entries. A list of single frames has none, and may have time."""
+        return has_time and not self.claim.single
+
     def late(self, delay: int, has_time: bool) -> int:
         """Counts the entries of the reference's tensor by which an output is late, from what the file says.
 
@@ -52,7 +56,7 @@ class Plan:
         """
         if not self.streams:
             return delay
-        return delay // self.claim.places if has_time else delay + self.claim.crop
+        return delay // self.claim.places if self.timed(has_time) else delay + self.claim.crop
 
     def starts(self, seen: int, delay: int) -> list[Fraction]:
         """Returns where in the stream the clip starts whose result has this delay after ``seen`` frames.

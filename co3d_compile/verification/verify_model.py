@@ -248,15 +248,16 @@ class _Check:
     def _index(self, output: int, step: int) -> ResultIndex | None:
         """Returns which entries, or which clip, a result is by the index equations."""
         spec, plan = self.info.outputs[output], self.reference.plans[output]
-        count = spec.entries_per_step if spec.has_time else 1
+        timed = plan.timed(spec.has_time)
+        count = spec.entries_per_step if timed else 1
         if not plan.streams:
             count = 1
         else:
             per_step = self.timeline.pulse / plan.claim.rate
             per_step *= plan.claim.places
-            if per_step.denominator != 1 or (spec.has_time and count != per_step):
+            if per_step.denominator != 1 or (timed and count != per_step):
                 raise VerificationError(f"Output '{spec.name}' gives {count} entries per step, expected {per_step}.")
-            count //= plan.claim.places if spec.has_time else 1
+            count //= plan.claim.places if timed else 1
         return self.timeline.index(output, plan, step, plan.late(spec.delay, spec.has_time), range(count))
 
     def _expected(self, segment: Segment, indices: list[ResultIndex]) -> Expected:
