@@ -82,10 +82,8 @@ class CountedNumbers:
                 x = insert(self.program, self._first, aten.select.int, x, d, 0)
         dtype, end = like.meta["val"].dtype, first + step * (shape_of(frames)[dim] - 0.5)
         line = insert(self.program, self._first, aten.arange.start_step, first, end, step, dtype=dtype)
-        never = insert(self.program, self._first, aten.ne.Tensor, x, x)  # but for what is no number
-        none = insert(self.program, self._first, aten._to_copy.default, never, dtype=dtype)
-        none = insert(self.program, self._first, aten.mul.Tensor, none, 0.0)
-        counter = insert(self.program, self._first, aten.add.Tensor, none, line)
+        known = insert(self.program, self._first, aten.eq.Tensor, x, x)
+        counter = insert(self.program, self._first, aten.where.self, known, line, line)  # beside each frame
         for _ in range(rank_of(like) - 1):
             counter = insert(self.program, self._first, aten.unsqueeze.default, counter, 2)
         counter.meta[COUNTS] = True
