@@ -446,6 +446,20 @@ def test_last_states_of_several_layers() -> None:
             torch.testing.assert_close(torch.from_numpy(session.step_one(x[:, t].numpy())), module(x[:, : t + 1]))
 
 
+@pytest.mark.parametrize(
+    ("layer", "clip", "state", "nodes"),
+    [
+        (lambda: nn.Conv3d(8, 2, 3, (1, 2, 2), 1), (1, 8, 6, 8, 8), ("N", 2, 4, 4), ["0/Conv", "0/Conv_1", "0/Add"]),
+        (lambda: nn.Conv1d(2, 8, 3, padding=1), (1, 2, 6), ("N", 2), ["0/Concat", "0/Gemm"]),
+    ],
+    ids=["sums", "entries"],
+)
+def test_a_state_holds_the_smaller_of_sums_and_entries(layer: Any, clip: Any, state: Any, nodes: list[str]) -> None:
+    compiled = co3d.compile(nn.Sequential(layer()).eval(), (torch.randn(clip),))
+    assert [tuple(s.shape) for s in compiled.info.states] == [state, state]
+    assert [n.name for n in compiled.model.graph][: len(nodes)] == nodes
+
+
 def test_what_the_tracer_notes_about_a_cast_is_no_operator() -> None:
     cast = entry("cast", fn(lambda m, x: m.conv(torch.as_tensor(x).to(torch.float32)), conv=conv))
     assert check(cast).recomputed == ()
