@@ -6,7 +6,7 @@ With ``boundary="exact"`` at both ends; else before the first entry alone, where
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, lcm
 
 from torch.fx import Node
 
@@ -64,6 +64,7 @@ class MarkEnds(Pass):
                     self._node(program, node)
         self._share()
         self._outputs(program)
+        program.step.length_multiple = _length_multiple(program)
         return True
 
     def _node(self, program: Program, node: Node) -> None:
@@ -168,6 +169,17 @@ def _waits(reader: Node, x: Fact) -> bool:
         reader = next(iter(reader.users))
     began, first = fact_of(reader), x.delay + x.copies.lead
     return began.delay // began.pulse >= first // x.pulse
+
+
+def _length_multiple(program: Program) -> int:
+    """Returns by multiples of how many frames a sequence may differ from the clip: an up-sampled entry is for several.
+
+    Behind a stride of 2 a clip of 15 frames has 8 entries, which are up-sampled to 16, one too many; 16 frames have as
+    many as are needed. A network that cuts off the last of 16 is made for the one, and not for the other.
+    """
+    streams = [n for n in program.graph.nodes if is_stream(n)]
+    pairs = [(fact_of(x).rate, fact_of(n).rate) for n in streams for x in n.all_input_nodes if is_stream(x)]
+    return lcm(*(before.numerator for before, behind in pairs if before > behind))
 
 
 def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:

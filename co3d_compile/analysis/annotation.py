@@ -80,6 +80,7 @@ def annotate_inputs(program: Program) -> None:
         Kind.STREAM,
         dense=options.stride_mode == "dense",
         end=Fraction(0) if options.boundary == "exact" else None,
+        frames=first,
     )
     single = replace(base, pulse=Fraction(first, common), per_entry=True, pooled=(len(spec.shape) - dim, first, window))
     for node, spec in zip(program.placeholders(), program.inputs, strict=True):

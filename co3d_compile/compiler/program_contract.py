@@ -37,7 +37,8 @@ def describe(program: Program) -> metadata.Contract:
         for s in program.step.states
     )
     field, regions = program.step.receptive_field, program.notes.regions
-    newest = _has_boxes(program) or any(run.least_frames for run in regions)
+    multiple = program.step.length_multiple
+    lengths = multiple > 1 or any(run.least_frames for run in regions)
     return metadata.Contract(
         compiler_version=__version__,
         inputs=_inputs(program),
@@ -54,7 +55,9 @@ def describe(program: Program) -> metadata.Contract:
         valid=program.step.valid,
         flush_steps=program.step.flush_steps,
         counters=tuple(program.step.counters),
-        version=metadata.NEWEST if newest else metadata.VERSION,
+        length_multiple=multiple,
+        length_remainder=int(program.inputs[0].shape[program.inputs[0].time_dim or 0]) % multiple,
+        version=metadata.NEWEST if lengths or _has_boxes(program) else metadata.VERSION,
     )
 
 

@@ -26,7 +26,7 @@ METADATA_KEY = "co3d"
 REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of it
 VERSION = 1
 NEWEST = 2
-"""Of a file that a reader of version 1 would misread: a sequence may be too short for it, or it takes boxes."""
+"""Of a file that a reader of version 1 would misread: it does not take sequences of any length, or it takes boxes."""
 T = TypeVar("T")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)
@@ -141,6 +141,8 @@ class Contract:
     valid: str | None = None
     flush_steps: int = 0
     counters: tuple[str, ...] = ()
+    length_multiple: int = 1
+    length_remainder: int = 0
     preprocess: Mapping[str, Any] | None = None
     labels: tuple[Any, ...] | None = None
     native: int | None = None
@@ -170,6 +172,16 @@ class Contract:
     def shortest(self) -> LocalRegion | None:
         """The region that needs the longest stream for exact ends, if one needs any length."""
         return max((part for part in self.regions if part.least_frames), key=lambda p: p.least_frames, default=None)
+
+    @property
+    def lengths(self) -> str:
+        """Says which streams have exact ends, if not all do."""
+        part, multiple = self.shortest, self.length_multiple
+        said = [f"of {part.least_frames} frames or more, for {part.place} is local in time"] if part is not None else []
+        if multiple > 1:
+            more = f"{self.length_remainder} more than " if self.length_remainder else ""
+            said.append(f"of {more}a multiple of {multiple} frames, for what is behind a stride is up-sampled")
+        return ", and ".join(said)
 
     def chains(self) -> list[tuple[StateSpec, ...]]:
         """Groups the states by the ONNX output that feeds them, in the order in which a value moves.
@@ -290,9 +302,10 @@ def _check_names(contract: Contract) -> None:
     own = {state.output for state in contract.states} - set(state_inputs)
     lost = set(contract.counters) - set(state_inputs)
     forbid(
-        bool(lost) or (contract.shortest is not None and len(contract.counters) != 2),
-        "counters names two states where streams have a least length",
+        bool(lost) or (bool(contract.lengths) and len(contract.counters) != 2),
+        "counters names two states where streams do not have any length",
     )
+    forbid(contract.length_remainder >= contract.length_multiple, "length_remainder is below length_multiple")
     _check_unique("output", [item.name for item in contract.outputs] + sorted(own))
 
 

@@ -134,6 +134,8 @@ _READERS: dict[type, dict[str, Reader[Any]]] = {
         "valid": or_null(text()),
         "flush_steps": whole(0),
         "counters": each(text()),
+        "length_multiple": whole(1),
+        "length_remainder": whole(0),
         "preprocess": or_null(typed(dict)),
         "labels": or_null(each(lambda value, where: value)),
         "native": or_null(whole(2)),

@@ -177,6 +177,7 @@ class Step:
         valid: Name of the input for valid flags (``boundary="exact"``).
         flush_steps: Steps after the last frame until no result is due any more.
         counters: Of a stream with exact ends: the states that hold its steps so far, and the frames that these lacked.
+        length_multiple: Of a stream with exact ends: its length is that of the clip, more or less a multiple of it.
         receptive_field: In frames of the first input; None: without bound.
         warmup_steps: Steps until no result depends any more on what the states held at the start.
         window: Frames of a window, where the model has one.
@@ -187,6 +188,7 @@ class Step:
     valid: str | None = None
     flush_steps: int = 0
     counters: list[str] = field(default_factory=list)
+    length_multiple: int = 1
     receptive_field: int | None = 1
     warmup_steps: int = 0
     window: int | None = None

@@ -83,6 +83,7 @@ class Fact:
         copies: The entries at its edges that are copies of the one beside them.
         end: With ``boundary="exact"``: entry n is within the tensor's own range iff n >= 0 and frame
             ``floor(n * rate + end)`` of the first input is not behind the last; None without ends.
+        frames: Of the first input in the captured clip, with ends: behind an up-sampling they are those of its length.
         due: Frames of the first input until all entries have come that it is computed from (START only).
         lost: Whether time may stand in a dim of which nothing is known: of a window, or of a list of single frames.
         own: What is known of the operator itself.
@@ -102,6 +103,7 @@ class Fact:
     per_entry: bool = False
     pooled: tuple[int, int, int] | None = None
     copies: EdgeCopies = NO_COPIES
+    frames: int = 0
     due: Fraction = Fraction(0)
     lost: bool = False
     own: Own = Own()
@@ -190,9 +192,12 @@ class Fact:
     def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
         """Returns the fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
 
-        The end is that of a clip of a matching length.
+        The end is that of the captured clip, and of those that are longer or shorter by a multiple of the rate.
         """
-        end = None if self.end is None else self.end // self.rate * self.rate + cut * self.rate / r
+        end = None
+        if self.end is not None:
+            entries = ceil((self.frames - self.end) / self.rate)
+            end = self.frames - entries * self.rate + cut * self.rate / r
         more, later = self.length * r - cut, self.delay * r + delay
         crop = self.crop * r
         return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, crop=crop, end=end)

@@ -89,7 +89,7 @@ class StreamSession:
         if device == CPU:
             check_memory(running.form.contract, self.batch)
         self._inputs = StepInputs(self.info, self.batch)
-        self._lengths = None if self.info.shortest is None else StreamLengths(self.info)
+        self._lengths = StreamLengths(self.info) if self.info.lengths else None
         self._only: Results | None = None
         self._rows = self.info.free_rows is not None
         if self._rows:

@@ -1,4 +1,4 @@
-"""Refuses streams that end before a part of the network that is local in time has all that its ends need."""
+"""Refuses streams of a length at which their ends are not exact."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class StreamLengths:
     """How long streams must be, and how long they are by the counters among their states."""
 
     def __init__(self, info: Contract) -> None:
-        assert info.shortest is not None
-        self._part, self._counters = info.shortest, info.counters
+        self._least = 0 if info.shortest is None else info.shortest.least_frames
+        self._multiple, self._remainder = info.length_multiple, info.length_remainder
+        self._which, self._counters = info.lengths, info.counters
         self._frames = info.inputs[0].frames_per_step or 1
 
     def check(self, valid: Array, states: Mapping[str, Array], streams: Sequence[int] | Array | None = None) -> None:
@@ -29,19 +30,19 @@ class StreamLengths:
             streams: Which streams these are; default: all.
 
         Raises:
-            SessionError: One has begun, and ends too early.
+            SessionError: One has begun, and ends where it must not.
         """
         if valid.all():
             return
         steps, lacking = (states[name].reshape(-1) for name in self._counters)
         frames = steps * self._frames - lacking + valid.sum(1)
-        short = np.flatnonzero(~valid.all(1) & (frames > 0) & (frames < self._part.least_frames))
-        if not len(short):
+        wrong = (frames < self._least) | (frames % self._multiple != self._remainder)
+        ending = np.flatnonzero(~valid.all(1) & (frames > 0) & wrong)
+        if not len(ending):
             return
-        stream = int(short[0] if streams is None else streams[short[0]])
-        length, least = plural(int(frames[short[0]]), "frame"), self._part.least_frames
+        stream = int(ending[0] if streams is None else streams[ending[0]])
+        length = plural(int(frames[ending[0]]), "frame")
         raise SessionError(
-            f"Stream {stream} ends after {length}. What begins with {self._part.place} is local in time, and has exact "
-            f"ends in streams of {least} frames or more.",
-            hint="Reset this stream and drop its results; run so short a clip through the network itself.",
+            f"Stream {stream} ends after {length}. Ends are exact in streams {self._which}.",
+            hint="Reset this stream and drop its results; run such a clip through the network itself.",
         )

@@ -42,7 +42,7 @@ class StepModule(nn.Module):
         super().__init__()
         self.info = info
         self.graph = step_graph(program)
-        self._lengths = None if info.shortest is None else StreamLengths(info)
+        self._lengths = StreamLengths(info) if info.lengths else None
 
     def forward(
         self, *frames: Tensor, state: State | None = None, valid: Tensor | None = None

@@ -136,11 +136,9 @@ def _check(contract: Contract) -> bool:
             "States that only move have no output of their own, and Triton needs one per state.",
             hint="Compile with --state-io paired.",
         )
-    part = contract.shortest
-    if part is not None:
+    if contract.lengths:
         raise UnsupportedError(
-            f"What begins with {part.place} has exact ends only in streams of {part.least_frames} frames or more, and "
-            "Triton does not count them.",
+            f"Ends are exact only in streams {contract.lengths}. Triton does not count frames.",
             hint="Compile it with boundary='stream'.",
         )
     states = [state.shape for state in contract.states]
