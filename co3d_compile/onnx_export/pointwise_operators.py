@@ -141,9 +141,7 @@ def _compare(e: Emitter, node: Node) -> ir.Value:
 def _clamp(e: Emitter, node: Node) -> ir.Value:
     given = Arguments(node)
     bounds = [given.given(b) if isinstance(b, str) else b for b in BOUNDS[node.target]]
-    if (
-        None in bounds and node.meta["val"].dtype is torch.int64
-    ):  # OpenVINO makes 0 of a Clip with one bound
+    if None in bounds and node.meta["val"].dtype is torch.int64:  # of a Clip with one bound OpenVINO makes 0
         (bound,) = (b for b in bounds if b is not None)
         return e.op("Min" if bounds[0] is None else "Max", operand(node), e.scalar(bound, node))
     return e.op("Clip", operand(node), *(None if b is None else e.scalar(b, node) for b in bounds))
