@@ -245,6 +245,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),
         ((1, 6, 4, 5, 5),), {"time_dim": 1},
     ),
+    "the first two frames": (lambda: Graph(lambda m, x: x[:, :, 0] + x[:, :, 1] * 2), ((1, 4, 12),), {}),
     "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
 }  # fmt: skip
 

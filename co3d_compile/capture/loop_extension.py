@@ -28,7 +28,7 @@ class Extension:
 
     def __init__(self, tokens: Tokens, copies: Copies) -> None:
         self.tokens, self.copies = tokens, copies
-        used = {n for turn in copies.turns for n in turn.values()}
+        self.used = {n for turn in copies.turns for n in turn.values()}
         self.found: dict[Hashable, Node] = {}
         self.frames: dict[Take, Node] = {}
         self.same: dict[Node, Node] = {}  # the first node that computes the same
@@ -36,7 +36,7 @@ class Extension:
         for node in tokens.nodes:
             key = self._key(node)
             self.same[node] = firsts.setdefault(key, node)
-            if node not in used:
+            if node not in self.used:
                 self.found.setdefault(key, node)
             if (take := frame_of(node)) is not None:  # several turns may read one node
                 self.frames.setdefault(take, node)
@@ -53,9 +53,10 @@ class Extension:
     def _behind(self) -> bool:
         """Adds a turn, of which parts may be missing; says whether there may be another one."""
         turn = self._completed({}, len(self.copies.turns), self.copies.turns)
-        if turn is None or not self._computes(turn):
-            return False
+        if turn is None or not self._computes(at for at, node in turn.items() if node not in self.used):
+            return False  # what reads no frames would be found for ever
         self.copies.turns.append(turn)
+        self.used.update(turn.values())
         return True
 
     def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:

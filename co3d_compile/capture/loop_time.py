@@ -71,8 +71,8 @@ class TimeDims:
         if is_loop(node):
             annotate_body(node)
             return None
-        if all(fact_of(n).layout is None for n in read):
-            return None  # it does not depend on frames
+        if node not in self.timed:
+            return None
         source = operand(node) if node.target is operator.getitem else node
         if any(fact_of(n).layout is None for n in operands(source) if n in self.timed and not is_loop(source)):
             return None

@@ -113,12 +113,14 @@ class Timeline:
             self.ranges = [range(b, b + self.few) for b in dict.fromkeys(begins)]
         self.stop = self.ranges[-1].stop
         least = min(reference.clip, max(8, 2 * reference.unit))
-        # What is cut out of the end of a clip belongs to a clip that begins before the stream, or lies before it.
-        first = [*self._starts(self.warmup), *self._entries(self.warmup)]
-        before = ceil(-min(first, default=0))
+        # What is cut out of the end of a clip belongs to a clip that begins before the stream, or lies before it; what
+        # is cut out of its front to one that ends behind the stream.
+        starts = self._starts(self.warmup)
+        before = ceil(-min([*starts, *self._entries(self.warmup)], default=0))
+        behind = ceil(max(starts, default=0)) + reference.clip - (self.warmup + 1) * self.pulse
         self.margin, self._behind = (
             -(-frames // reference.unit) * reference.unit
-            for frames in (0 if self.recurrent else max(least, before), least)
+            for frames in (0 if self.recurrent else max(least, before), max(least, behind))
         )
 
     def _starts(self, step: int) -> list[Fraction]:
