@@ -196,7 +196,6 @@ def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None
 
 MISTAKES: dict[str, tuple[Any, ...]] = {
     "a number": (3, (CLIP,), {}, "A int is no model"),
-    "a clip that is no tuple": (nn.Conv3d(3, 4, 3), CLIP, {}, r"Write \(clip,\)"),
     "no clip": (nn.Conv3d(3, 4, 3), None, {}, "example_inputs is needed"),
     "a dim as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": "2"}, "neither a dim"),
     "a dim with a fraction": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": 2.0}, "neither a dim"),

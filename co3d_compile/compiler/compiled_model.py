@@ -63,7 +63,7 @@ class CompiledModel:
         Raises:
             OutputError: It is over 2 GB: use :meth:`save`.
         """
-        if self.weight_bytes > LARGE:
+        if self.is_large:
             raise OutputError(
                 "The model is over 2 GB, which one ONNX file cannot hold.",
                 hint="Use save(path): it keeps the weights in a second file.",
@@ -76,6 +76,11 @@ class CompiledModel:
         """Bytes of all constants."""
         return sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value is not None)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether its weights need a file of their own."""
+        return self.weight_bytes > LARGE
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the ONNX file: to a temporary file first, which is then renamed.
 
@@ -85,7 +90,7 @@ class CompiledModel:
             OutputError: The path cannot be written.
         """
         with whole_file(path) as written:
-            if self.weight_bytes > LARGE:
+            if self.is_large:
                 ir.save(self.model, written, external_data=f"{written.name}.data")
             else:
                 written.write_bytes(self.to_bytes())

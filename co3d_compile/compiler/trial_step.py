@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from co3d_compile.compiler.compiled_model import LARGE, CompiledModel
+from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.contract.model_contract import Contract, InputSpec, resolve
 from co3d_compile.contract.reader_loop import Array, stepped
@@ -35,7 +35,7 @@ def try_step(compiled: CompiledModel, source: ClipNetwork) -> None:
         UnsupportedError: ONNX Runtime refuses it; the operator is named, if ONNX Runtime does.
     """
     functions = {key[0] for key in compiled.model.functions}
-    if compiled.weight_bytes > LARGE or {node.domain for node in compiled.model.graph} - KNOWN_DOMAINS - functions:
+    if compiled.is_large or {node.domain for node in compiled.model.graph} - KNOWN_DOMAINS - functions:
         return
     program, info = compiled.program, compiled.info
     batch, doing = program.step.fixed_batch or 1, "open"
@@ -72,8 +72,8 @@ def _frames(spec: InputSpec, x: Tensor | None, batch: int) -> Array:
     shape, dtype = resolve(spec.shape, batch), np.dtype(spec.dtype)
     if x is None or "K" in spec.shape:
         return np.ones(shape, dtype)
-    if spec.time_dim is not None:
-        x = x.narrow(spec.time_dim, 0, spec.frames_per_step or 1)
+    if spec.time_dim is not None:  # the clip over again, where a step takes more frames than it has
+        x = x.index_select(spec.time_dim, torch.arange(spec.frames_per_step or 1) % x.shape[spec.time_dim])
     x = torch.cat([x.detach()] * batch)[:batch]
     result: Array = x.reshape(shape).numpy().astype(dtype) if x.numel() == prod(shape) else np.ones(shape, dtype)
     return result

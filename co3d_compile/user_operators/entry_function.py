@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node, map_arg
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.decompose import decomposed
@@ -125,7 +126,9 @@ def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
                     return x
                 if not e.slides:
                     return x.select(d, min(o, x.shape[d] - 1))
-                return [x.select(d, i) if 0 <= i < length else x.select(d, 0) * 0 for i in read]
+                front, back = max(0, -read[0]), max(0, read[-1] + 1 - length)
+                padded = functional.pad(x, [0, 0] * (x.dim() - 1 - d) + [front, back])
+                return [padded.select(d, i + front) for i in read]
 
             results.append(call.map(at).to(function).unsqueeze(dim or 0))
         return torch.cat(results, dim or 0)
