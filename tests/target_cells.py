@@ -31,7 +31,12 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "`torch.export` archive": _NO_ROWS,
     "AOTInductor": _NO_ROWS,
     "ExecuTorch, XNNPACK": {**_NO_ROWS, "recomputed convolutions": "convolution"},
-    "LiteRT, XNNPACK": {**_NO_ROWS, "region with a least length": "contract version 1"},
+    "LiteRT, XNNPACK": {
+        **_NO_ROWS,
+        "region with a least length": "contract version 1",
+        **dict.fromkeys(("float64", "uint8 frames"), "converter does not take this step"),
+        "loop with a first turn": "one tensor of the outputs",
+    },
     "OpenVINO, its own states": {**_VERSION, **_MOVED},
     "OpenVINO, states outside": {**_VERSION, **_MOVED},
     "OpenVINO, bfloat16": {**_VERSION, **_MOVED},

@@ -21,6 +21,13 @@ def signature_tensors(content: bytes, signature: str) -> dict[str, tuple[list[in
     return {n: ([int(s) for s in d["shape"]], np.dtype(d["dtype"]).name) for n, d in details.items()}
 
 
+def merged_outputs(content: bytes, signature: str) -> list[str]:
+    """Returns the names of outputs of a signature that are the same tensor as another one."""
+    details = Interpreter(model_content=content).get_signature_runner(signature).get_output_details()
+    places = [d["index"] for d in details.values()]
+    return [name for name, d in details.items() if places.count(d["index"]) > 1]
+
+
 def with_metadata(content: bytes, entries: Mapping[str, str], description: str) -> bytes:
     """Returns the file with further entries in its metadata."""
     model = schema.ModelT.InitFromPackedBuf(content)

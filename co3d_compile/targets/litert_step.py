@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from co3d_compile.capture.onnx_reader.onnx_file import prepared
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, identifier
 from co3d_compile.contract.model_contract import Contract, resolve
-from co3d_compile.errors import VerificationError
+from co3d_compile.errors import UnsupportedError, VerificationError
 from co3d_compile.runtime.session import StreamSession
-from co3d_compile.targets.litert_file import signature_tensors
+from co3d_compile.targets.litert_file import merged_outputs, signature_tensors
 from co3d_compile.targets.litert_graph import separated
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -27,6 +27,7 @@ SIGNATURE = "step"
 CHANNELS_LAST = (0, 2, 3, 1)
 TOLERANCE = 1e-3  # standard deviations of the results; deep networks round to 1e-4 of them in any runtime
 STEPS = 4  # compared beyond the warm-up
+ELSEWHERE = "Run the ONNX file, or export it for another target (docs/targets.md)."
 log = logging.getLogger(__name__)
 
 
@@ -80,12 +81,24 @@ class LiteRtStep(nn.Module):
         return tuple(shape[d] for d in CHANNELS_LAST) if self._turned(len(shape)) else tuple(shape)
 
     def converted(self) -> bytes:
-        """Returns the LiteRT file, without metadata."""
+        """Returns the LiteRT file, without metadata.
+
+        Raises:
+            UnsupportedError: LiteRT's converter does not take the step, or makes one of several outputs.
+        """
         import litert_torch
 
         samples = {n: torch.zeros(self.outer(s), dtype=getattr(torch, self.dtypes[n])) for n, s in self.shapes.items()}
-        made = litert_torch.signature(SIGNATURE, self, sample_kwargs=samples).convert()
+        try:
+            made = litert_torch.signature(SIGNATURE, self, sample_kwargs=samples).convert()
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # whatever the converter meets
+            why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise UnsupportedError(f"LiteRT's converter does not take this step: {why}.", hint=ELSEWHERE) from error
         content: bytes = made.model_content()
+        if merged := merged_outputs(content, SIGNATURE):
+            raise UnsupportedError(f"LiteRT's converter makes one tensor of the outputs {merged}.", hint=ELSEWHERE)
         return content
 
     def contract(self, content: bytes) -> dict[str, Any]:
