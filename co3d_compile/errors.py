@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class Co3dError(Exception):
@@ -88,6 +89,16 @@ class SessionError(Co3dError):
 
 class Co3dWarning(UserWarning):
     """Something the user should know that stops nothing."""
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what a library says went wrong; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def without_extension(operators: Sequence[str], hint: str) -> UnsupportedError:
+    """Returns the error of a network of which parts would run again at each step, where that is refused."""
+    return UnsupportedError(f"These operators have no extension beyond the clip: {'; '.join(operators)}.", hint=hint)
 
 
 def not_onnx(model: str | os.PathLike[str] | bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from co3d_compile.analysis.annotation import annotate, first_timed
-from co3d_compile.errors import UnsupportedError
+from co3d_compile.errors import without_extension
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operator_name
@@ -55,9 +55,9 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
     if (fallbacks or regions) and program.options.unsupported == "error":
         lines = [f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {why}" for n, why in fallbacks]
         lines += [local_text(program.regions[str(n.args[1])]) for n in regions]
-        raise UnsupportedError(
-            "These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
-            hint="Without --unsupported error they are applied to a window of the newest entries, or to the few that "
+        raise without_extension(
+            lines,
+            "Without --unsupported error they are applied to a window of the newest entries, or to the few that "
             "what is local in time reads.",
         )
     for node, why in fallbacks:

@@ -9,7 +9,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.analysis.operator_families import MOVES, name_of
-from co3d_compile.errors import UnsupportedError
+from co3d_compile.errors import without_extension
 from co3d_compile.ir.markers import MARKERS
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Fallback, Program
@@ -48,10 +48,7 @@ def note_repeated_frames(program: Program, entries: Mapping[Node, Hashable]) -> 
     program.notes.recomputed += found.values()
     if found and program.options.unsupported == "error":
         lines = [f"{row.operator} in {row.module_path or 'the model'}: {row.reason}" for row in found.values()]
-        raise UnsupportedError(
-            "These operators have no extension beyond the clip: " + "; ".join(lines) + ".",
-            hint="Without --unsupported error a step computes them for all of these frames.",
-        )
+        raise without_extension(lines, "Without --unsupported error a step computes them for all of these frames.")
 
 
 def _frames_read(program: Program) -> dict[Node, frozenset[int]]:

@@ -29,7 +29,7 @@ from co3d_compile.capture.rolled_loops import roll_loops, tidy
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export
 from co3d_compile.capture.written_out import join_written_out
-from co3d_compile.errors import UsageError
+from co3d_compile.errors import UsageError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.resized_graph import NotResizable
@@ -133,8 +133,8 @@ def captured_again(
             warnings.simplefilter("ignore")
             return capture(model, pytree.tree_map_only(Tensor, longer, tuple(clip)), options, two=two and not more)
     except Exception as error:  # a network refuses other clips in any way it likes
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotResizable(f"it cannot be captured for longer clips ({what[:200].rstrip('.')})") from error
+        what = first_line(error)[:200].rstrip(".")
+        raise NotResizable(f"it cannot be captured for longer clips ({what})") from error
 
 
 def arguments_of(clip: Sequence[Any] | Tensor | None) -> Sequence[Any] | None:

@@ -10,7 +10,7 @@ values that Python reads, writes that other tensors see) goes through PyTorch's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -140,11 +140,11 @@ def _decompose(module: GraphModule, table: Table) -> None:
     if not nodes:
         return
     examples = [alike[0] for alike in nodes.values()]
-    quick = [node for node in examples if _quick(node) is not None]
-    others = [node for node in examples if _quick(node) is None]
+    quick = {node: compute for node in examples if (compute := _quick(node)) is not None}
+    others = [node for node in examples if node not in quick]
     found: dict[Node, _Parts] = {}
     if quick:
-        found |= _decomposed_examples(_traced(quick, table), quick)
+        found |= _decomposed_examples(_traced(quick, table), list(quick))
     if others:
         whole, _, _ = unlift(_program(others).run_decompositions(dict(table)))
         _keep_constants(whole, module)
@@ -170,22 +170,27 @@ def _quick(node: Node) -> Callable[..., Any] | None:
     return target if callable(target) and (moves or target in ALONE) else None
 
 
-def _traced(examples: Sequence[Node], table: Table) -> Graph:
-    """Returns a graph of the examples side by side, decomposed: inputs and outputs are those of :func:`_program`."""
+def _traced(examples: Mapping[Node, Callable[..., Any]], table: Table) -> Graph:
+    """Returns a graph of the examples side by side, decomposed: inputs and outputs are those of :func:`_program`.
+
+    Args:
+        examples: What computes each of them.
+        table: Decompositions.
+    """
     operands = [operand for node in examples for operand in node.all_input_nodes]
 
     def side_by_side(*values: Tensor) -> tuple[Tensor, ...]:
         waiting, results = iter(values), list[Tensor]()
-        for node in examples:
+        for node, compute in examples.items():
             own = {operand: next(waiting) for operand in node.all_input_nodes}
-            compute = _quick(node)
-            assert compute is not None
             result = compute(*map_arg(node.args, own.__getitem__), **map_arg(node.kwargs, own.__getitem__))
             results += [result] if isinstance(result, Tensor) else result
         return tuple(results)
 
     values = [node.meta["val"] for node in operands]
-    mode = next(x.fake_mode for x in pytree.tree_leaves([*values, examples[0].meta["val"]]) if hasattr(x, "fake_mode"))
+    mode = next(
+        x.fake_mode for x in pytree.tree_leaves([*values, next(iter(examples)).meta["val"]]) if hasattr(x, "fake_mode")
+    )
     with mode, torch.no_grad():
         own = [aten.alias.default(x) for x in values]  # an operand of two examples is two inputs
         return make_fx(side_by_side, decomposition_table=dict(table))(*own).graph

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import insert
-from co3d_compile.ir.node_reading import rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -21,7 +21,6 @@ ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor
 FEWEST = 3  # numbers that count
 MOST = 8  # numbers in each turn that are written alike
 SAME = 1e-9
-COUNTS = "counts_turns"  # of the metadata of a node
 
 
 class CountedNumbers:
@@ -86,13 +85,14 @@ class CountedNumbers:
         counter = insert(self.program, self._first, aten.where.self, known, line, line)  # beside each frame
         for _ in range(rank_of(like) - 1):
             counter = insert(self.program, self._first, aten.unsqueeze.default, counter, 2)
-        counter.meta[COUNTS] = True
         return counter
 
 
 def counts_turns(node: Node) -> bool:
     """Says whether a tensor only counts the turns of a loop: what walks along it alone is no loop over frames."""
-    return bool(node.meta.get(COUNTS))
+    while node.target is aten.unsqueeze.default:
+        node = operand(node)
+    return node.target is aten.where.self and node.args[1] is node.args[2]
 
 
 def _has_number(node: Node) -> bool:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
-from co3d_compile.errors import CaptureError, Co3dError, UsageError
+from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
 from co3d_compile.support.silence_torch import quiet
 
 Model: TypeAlias = nn.Module | ExportedProgram
@@ -84,10 +84,10 @@ def export(
             f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
         ) from error
     except Exception as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = first_line(error).rstrip(".:")
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call)) or "none"
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message.rstrip('.:')}.",
+            f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message}.",
             hint=_way_out(model),
         ) from error
 

@@ -105,9 +105,8 @@ class Concatenation(Rule):
         fact = fact_of(main)
         front, back = self.outside(node)
         found = fact.through(kernel, known(main), (front == EDGE, back == EDGE))
-        return replace(
-            found, crop=max(0, found.crop - kernel.p)
-        )  # what stands in front takes the place of what was cut
+        # What stands in front takes the place of what was cut.
+        return replace(found, crop=max(0, found.crop - kernel.p))
 
     def main(self, node: Node) -> Node:
         """Returns the part that is the stream; the others only fill the ends.

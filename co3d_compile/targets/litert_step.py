@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from co3d_compile.capture.onnx_reader.onnx_file import prepared
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, identifier
 from co3d_compile.contract.model_contract import Contract, resolve
-from co3d_compile.errors import UnsupportedError, VerificationError
+from co3d_compile.errors import UnsupportedError, VerificationError, first_line
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.targets.litert_file import merged_outputs, signature_tensors
 from co3d_compile.targets.litert_graph import separated
@@ -94,8 +94,8 @@ class LiteRtStep(nn.Module):
         except ModuleNotFoundError:
             raise
         except Exception as error:  # whatever the converter meets
-            why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise UnsupportedError(f"LiteRT's converter does not take this step: {why}.", hint=ELSEWHERE) from error
+            why = f"LiteRT's converter does not take this step: {first_line(error)[:200]}."
+            raise UnsupportedError(why, hint=ELSEWHERE) from error
         content: bytes = made.model_content()
         if merged := merged_outputs(content, SIGNATURE):
             raise UnsupportedError(f"LiteRT's converter makes one tensor of the outputs {merged}.", hint=ELSEWHERE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
-from co3d_compile.errors import UsageError
+from co3d_compile.errors import UsageError, first_line
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.options import Options
@@ -114,23 +115,27 @@ def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
     def compute(call: Call) -> Tensor:
         operands = [e for e in call.leaves() if isinstance(e, Entries) and e.dim is not None]
         length = max(e.items[0].shape[e.dim] for e in operands)
-        results = []
-        for o in range(kernel.length(length)):
-            read = [o * kernel.s + i * kernel.d - kernel.p for i in range(kernel.k)]
+        count = kernel.length(length)
+        back = max(0, (count - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1 - kernel.p - length)
 
-            def at(e: Any, o: int = o, read: list[int] = read) -> Any:
-                if not isinstance(e, Entries):
-                    return e
-                x, d = e.items[0], e.dim
-                if d is None:
-                    return x
-                if not e.slides:
-                    return x.select(d, min(o, x.shape[d] - 1))
-                front, back = max(0, -read[0]), max(0, read[-1] + 1 - length)
-                padded = functional.pad(x, [0, 0] * (x.dim() - 1 - d) + [front, back])
-                return [padded.select(d, i + front) for i in read]
+        def padded(e: Any) -> Any:
+            if not isinstance(e, Entries) or e.dim is None or not e.slides:
+                return e
+            x = e.items[0]
+            return replace(e, items=(functional.pad(x, [0, 0] * (x.dim() - 1 - e.dim) + [kernel.p, back]),))
 
-            results.append(call.map(at).to(function).unsqueeze(dim or 0))
+        def at(e: Any, o: int) -> Any:
+            if not isinstance(e, Entries):
+                return e
+            x, d = e.items[0], e.dim
+            if d is None:
+                return x
+            if not e.slides:
+                return x.select(d, min(o, x.shape[d] - 1))
+            return [x.select(d, o * kernel.s + i * kernel.d) for i in range(kernel.k)]
+
+        around = call.map(padded)
+        results = [around.map(partial(at, o=o)).to(function).unsqueeze(dim or 0) for o in range(count)]
         return torch.cat(results, dim or 0)
 
     return compute
@@ -182,9 +187,7 @@ def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dic
             exported = torch.export.export(Traced(), tuple(examples), strict=False)
             module, _, learned = decomposed(exported, decompositions())
     except Exception as error:
-        raise UsageError(
-            f"What computes one entry fails: {str(error).strip().splitlines()[0]}", **where(node)
-        ) from error
+        raise UsageError(f"What computes one entry fails: {first_line(error)}", **where(node)) from error
     program = Program(module, Options(), [], [], learned=learned)
     Canonicalize().run(program)
     return program
