@@ -16,7 +16,8 @@ import co3d_compile as co3d
 
 REFUSALS = (co3d.Co3dError, Refusal)
 _NO_ROWS = {"boxes": "no place for the input 'boxes'"}
-_VERSION = dict.fromkeys(("boxes", "region with a least length"), "contract version 1")
+_LENGTHS = ("region with a least length", "U-Net with exact ends")
+_VERSION = dict.fromkeys(("boxes", *_LENGTHS), "contract version 1")
 _MOVED = {"renamed": "an output per state"}
 _FLAGS = {
     kind: 'model with boundary="exact" cannot be quantised'
@@ -33,7 +34,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "ExecuTorch, XNNPACK": {**_NO_ROWS, "recomputed convolutions": "convolution"},
     "LiteRT, XNNPACK": {
         **_NO_ROWS,
-        "region with a least length": "contract version 1",
+        **dict.fromkeys(_LENGTHS, "contract version 1"),
         **dict.fromkeys(("float64", "uint8 frames"), "converter does not take this step"),
         "loop with a first turn": "one tensor of the outputs",
     },
@@ -46,7 +47,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "Triton's batcher": {
         **_NO_ROWS,
         "renamed": "States that only move have no output of their own",
-        "region with a least length": "only in streams of",
+        **dict.fromkeys(_LENGTHS, "only in streams of"),
     },
     "`co3d serve`": {
         **_NO_ROWS,

@@ -81,14 +81,14 @@ def _local(has: str, part: str, **options: Any) -> Kind:
     return Kind(has, lambda: with_part(LOCAL[part][0]()), ((1, 4, 16),), options)
 
 
-def _row(has: str, forward: Callable[[Any, Tensor], Tensor], **options: Any) -> Kind:
+def _row(has: str, forward: Callable[[Any, Tensor], Tensor], shape: tuple[int, ...] = ROW, **options: Any) -> Kind:
     """Between two convolutions over time."""
 
     def build() -> nn.Module:
         around = {"first": nn.Conv1d(4, 4, 3, padding=1), "last": nn.Conv1d(4, 4, 3, padding=1)}
         return Graph(lambda m, x: m.last(F.relu(forward(m, F.relu(m.first(x))))), **around, more=nn.Conv1d(4, 8, 1))
 
-    return Kind(has, build, (ROW,), options)
+    return Kind(has, build, (shape,), options)
 
 
 def _attention_in_blocks(m: Any, x: Tensor) -> Tensor:
@@ -101,6 +101,11 @@ def _channels_into_time(m: Any, x: Tensor) -> Tensor:
     n, _, t = x.shape
     y: Tensor = m.more(x)
     return y.view(n, 4, 2, t).permute(0, 1, 3, 2).reshape(n, 4, t * 2)
+
+
+def _u_net(m: Any, x: Tensor) -> Tensor:
+    """Entries at half the rate, up-sampled and cropped to the frames, added to those of each frame."""
+    return x + F.interpolate(F.max_pool1d(x, 2, ceil_mode=True), scale_factor=2.0)[:, :, : x.shape[2]]
 
 
 def _first_entry_apart(m: Any, x: Tensor) -> Tensor:
@@ -222,6 +227,12 @@ KINDS: dict[str, Kind] = {
     "blocks of time": _row("views that split time into blocks of four", _attention_in_blocks),
     "channels into time": _row("two results per frame from channels", _channels_into_time),
     "start of its own": _row("a first entry apart, with exact ends", _first_entry_apart, boundary="exact"),
+    "U-Net with exact ends": _row(
+        "up-sampling over time, exact ends in streams of odd lengths: contract version 2",
+        _u_net,
+        shape=(1, 4, 13),
+        boundary="exact",
+    ),
     "Fourier": _spectrogram(),
     "boxes": Kind("rows of its own at each step: contract version 2", Detector, ((1, 3, 6, 12, 12), (2, 5))),
 }

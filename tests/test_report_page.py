@@ -24,6 +24,8 @@ from co3d_compile.contract.model_contract import REPORT_KEY
 from co3d_compile.contract.read_contract import parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import ContractError
+from co3d_compile.report.report_rows import table
+from co3d_compile.report.time_drawing import NARROW, draw
 from co3d_compile.report.web_page import page
 
 
@@ -115,6 +117,22 @@ def test_each_operator_s_facts_add_up_to_those_of_the_model(name: str) -> None:
     assert sum(row.macs_clip for row in rows) == round(report.gmac_clip * 1e9)
     assert sum(row.macs_step for row in rows) == round(report.gmac_step * 1e9)
     assert sum(row.state_bytes for row in rows) == report.state_bytes
+
+
+def test_the_drawing_fits_a_screen_of_390_pixels() -> None:
+    """Names, bars and delays, however long the names are: a letter of 11.5 pixels is seldom wider than 6.6."""
+    model = compiled("residual")
+    rows = table(stored_report(metadata(model)[REPORT_KEY]), 1)
+    for row in rows:
+        row["module_path"] = "blocks.2.res_blocks." * 5 + row["module_path"]
+    drawing = draw(rows, NARROW)
+    assert drawing.width <= 390 - 2 * (12 + 10 + 1)  # margins of the page, of the panel, its border
+    for lane in drawing.lanes:
+        assert 6 + 8 + 6.6 * len(lane.name + lane.operator) <= drawing.width and len(lane.name) > 20
+        left, width = lane.seen
+        assert min(left, *lane.dots, 6) >= 0 and max(left + width, *lane.dots, lane.now) < drawing.width - 8 - 2 * 6.6
+    assert all(x + 6.6 * len(text) <= drawing.width for _, x, _, text in drawing.delays)
+    assert drawing.lanes[-1].y < drawing.height
 
 
 def test_a_recurrent_layer_has_seen_all(folder: Path) -> None:

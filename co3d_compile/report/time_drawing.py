@@ -13,12 +13,39 @@ from dataclasses import dataclass
 from co3d_compile.report.report_rows import Row
 from co3d_compile.support.readable_numbers import plural
 
-LEFT, WIDTH, RIGHT = 310, 690, 90  # pixels: names, time, numbers
-LANE, TOP = 22, 34
+TOP = 34
 Place = Callable[[float], float]  # frames ago to pixels
 MOST_DOTS = 16
 MOST_LANES = 400
 PAST = ("gate over a window", "carries its state")  # what makes a lane of an operator without taps
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What the drawing is drawn on, in pixels.
+
+    Attributes:
+        left: In front of time.
+        time: How wide time is.
+        right: Behind it: delays and their lines.
+        lane: From one lane to the next.
+        names: From the middle of a lane down to the line on which its name stands.
+        operators: Where the operators' names end; None: they stand right behind the modules'.
+        letters: That both names together may have.
+    """
+
+    left: int
+    time: int
+    right: int
+    lane: int
+    names: float
+    operators: int | None
+    letters: int
+
+
+WIDE = Sheet(left=310, time=690, right=90, lane=22, names=4, operators=300, letters=46)
+NARROW = Sheet(left=18, time=270, right=56, lane=40, names=-11, operators=None, letters=50)
+"""For a screen of 390 pixels: the names stand above their lanes."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +83,13 @@ class Drawing:
     flows: list[str]
     delays: list[tuple[str, float, float, str]]
     ticks: list[tuple[float, str]]
+    sheet: Sheet
     width: int
     height: int
     left_out: int
 
 
-def draw(rows: list[Row]) -> Drawing:
+def draw(rows: list[Row], sheet: Sheet = WIDE) -> Drawing:
     """Returns the places of everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
     read = {at for row in rows for at in row["inputs"]}
     lanes_of = [at for at, row in enumerate(rows) if _has_lane(row) or at not in read]
@@ -69,9 +97,10 @@ def draw(rows: list[Row]) -> Drawing:
     past = max([1.0, *(row["delay"] - row["first"] for row in rows if row["first"] is not None)])
 
     def x(frames_ago: float) -> float:
-        return LEFT + WIDTH - min(max(frames_ago, 0.0), past) * WIDTH / past
+        return sheet.left + sheet.time - min(max(frames_ago, 0.0), past) * sheet.time / past
 
-    lanes = {at: _lane(rows, at, TOP + LANE * (number + 0.5), x, past) for number, at in enumerate(shown)}
+    first = TOP + sheet.lane / 2 - min(sheet.names + 4, 0)  # the first name is below the scale
+    lanes = {at: _lane(rows, at, first + sheet.lane * number, x, past, sheet) for number, at in enumerate(shown)}
     flows, delays = [], []
     for at, end in lanes.items():
         for index, amount in zip(rows[at]["inputs"], rows[at]["held"], strict=False):
@@ -87,8 +116,9 @@ def draw(rows: list[Row]) -> Drawing:
         flows=flows,
         delays=delays,
         ticks=_ticks(past, x),
-        width=LEFT + WIDTH + RIGHT,
-        height=round(TOP + LANE * len(lanes) + 12),
+        sheet=sheet,
+        width=sheet.left + sheet.time + sheet.right,
+        height=round(first + sheet.lane * (len(lanes) - 0.5) + 12),
         left_out=len(lanes_of) - len(shown),
     )
 
@@ -99,7 +129,7 @@ def _has_lane(row: Row) -> bool:
     return row["kind"] == "input" or row["taps"] > 1 or any(row["held"]) or row["done"] in PAST
 
 
-def _lane(rows: list[Row], at: int, y: float, x: Place, past: float) -> Lane:
+def _lane(rows: list[Row], at: int, y: float, x: Place, past: float, sheet: Sheet) -> Lane:
     row = rows[at]
     delay = row["delay"]
     oldest = past if row["first"] is None else delay - row["first"]
@@ -113,10 +143,11 @@ def _lane(rows: list[Row], at: int, y: float, x: Place, past: float) -> Lane:
         if count <= MOST_DOTS:
             dots = tuple(x(delay + (row["padding"] - i) * rate) for i in range(count))
     note = f"{row['operator']}: {row['done'] or 'unchanged'}, delay {plural(delay, 'frame')}"
+    operator = row["operator"].removeprefix("aten.")
     return Lane(
         y=y,
-        name=row["module_path"] or row["name"],
-        operator=row["operator"].removeprefix("aten."),
+        name=_shortened(row["module_path"] or row["name"], sheet.letters - len(operator)),
+        operator=operator,
         note=note + (f", depends on {plural(row['field'], 'frame')}" if row["field"] else ""),
         kind=_kind(row),
         seen=(x(oldest), max(3.0, x(newest) - x(oldest))),
@@ -125,6 +156,11 @@ def _lane(rows: list[Row], at: int, y: float, x: Place, past: float) -> Lane:
         now=x(delay),
         delay=f"{delay:g}",
     )
+
+
+def _shortened(name: str, letters: int) -> str:
+    """Leaves out the front of a name that is too long."""
+    return name if len(name) <= letters else "…" + name[len(name) + 1 - max(letters, 2) :]
 
 
 def _kind(row: Row) -> str:

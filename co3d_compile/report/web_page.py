@@ -14,7 +14,7 @@ from co3d_compile.errors import Co3dError
 from co3d_compile.report.facts import nothing_gained, operator_place, region_text, verification_text
 from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
 from co3d_compile.report.report_rows import JsonObject, Row, table
-from co3d_compile.report.time_drawing import draw
+from co3d_compile.report.time_drawing import NARROW, WIDE, draw
 from co3d_compile.support.install_hint import install_command
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
@@ -68,7 +68,7 @@ def _context(
         "facts": _facts(report, info, fps),
         "latency": latency_texts(json.loads(info.to_json()), fps),
         "delays": [(f"{row['frames']:+}", row) for row in delay_rows(rows)],
-        "drawing": draw(rows),
+        "drawings": {"wide": draw(rows, WIDE), "narrow": draw(rows, NARROW)},
         "stages": _stages(rows, time),
         "steps": _steps(rows),
         "rows": [[row[name] for name in columns] for row in rows if row["kind"] != "input"],
