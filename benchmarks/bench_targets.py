@@ -135,6 +135,7 @@ def targets(compiled: Any, folder: Path) -> dict[str, Turn]:
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "step.aoti.pt2"))
         found["aotinductor"] = positional(torch._inductor.aoti_load_package(package), state)
     if importlib.util.find_spec("executorch"):
+        program = compiled.to_exported_program(batch=1, executorch=True)
         found["executorch"] = positional(executorch(program, folder / "step.pte"), state)
     if importlib.util.find_spec("litert_torch"):
         found["litert"] = litert(model, compiled.info, folder / "step.tflite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import textwrap
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,5 +156,11 @@ def _print(report: Report) -> None:
     ways: dict[str, list[str]] = {}
     for feature in lacking:
         ways.setdefault(feature["install"], []).append(feature["feature"])
-    how = [Text(f"{install_command(what)}  # {join(names)}", overflow="fold") for what, names in ways.items()]
+    how = [_way(stdout().width, install_command(what), join(names)) for what, names in ways.items()]
     show(stdout(), facts, table, Group(Text("To get what is missing", "bold"), *how) if how else None)
+
+
+def _way(width: int, command: str, what: str) -> Text:
+    """Returns a command below what it is for: each line of that is a comment, for who copies all."""
+    comment = textwrap.fill(what, width, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+    return Text.assemble((comment, "dim"), "\n", command, overflow="fold")

@@ -31,7 +31,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "PyTorch, eager": _NO_ROWS,
     "`torch.export` archive": _NO_ROWS,
     "AOTInductor": _NO_ROWS,
-    "ExecuTorch, XNNPACK": {**_NO_ROWS, "recomputed convolutions": "convolution"},
+    "ExecuTorch, XNNPACK": _NO_ROWS,
     "LiteRT, XNNPACK": {
         **_NO_ROWS,
         **dict.fromkeys(_LENGTHS, "contract version 1"),

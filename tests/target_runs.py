@@ -45,7 +45,7 @@ def executorch(job: Job) -> Results:
     from executorch.exir import to_edge_transform_and_lower
     from executorch.runtime import Runtime
 
-    program = job.model.to_exported_program(batch=job.batch)
+    program = job.model.to_exported_program(batch=job.batch, executorch=True)
     edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     (job.folder / "step.pte").write_bytes(edge.to_executorch().buffer)
     loaded = Runtime.get().load_program(job.folder / "step.pte")  # a method does not keep its program alive

@@ -161,7 +161,9 @@ def test_doctor_says_what_is_missing_and_what_is_broken(monkeypatch: pytest.Monk
     monkeypatch.setattr("co3d_compile.StreamSession", lambda *_: 1 / 0)
     result = CliRunner().invoke(group, ["doctor"])
     assert result.exit_code == 3
-    assert f"{install_command('co3d-compile[wings]')}  # fly" in result.stdout
+    assert f"# fly\n{install_command('co3d-compile[wings]')}\n" in result.stdout
+    told = result.stdout.split("To get what is missing\n")[1].splitlines()
+    assert all(line.startswith(("# ", "pip install ")) for line in told if line.strip()), "not to be copied as it is"
     assert "FAILED, ZeroDivisionError" in result.stdout
     assert result.stderr == "error: The self-test failed: ZeroDivisionError: division by zero.\n"
 

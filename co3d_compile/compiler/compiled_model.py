@@ -209,7 +209,7 @@ class CompiledModel:
             model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, self.program.notes.survey))
         return CompiledModel(self.program, model, info, report)
 
-    def to_exported_program(self, batch: int | None = None) -> ExportedProgram:
+    def to_exported_program(self, batch: int | None = None, *, executorch: bool = False) -> ExportedProgram:
         """Returns the step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
 
         Its arguments are the inputs of the ONNX file in their order: frames, ``valid`` if there is one, then one per
@@ -217,14 +217,17 @@ class CompiledModel:
 
         Args:
             batch: The number of streams, fixed; None: any number.
+            executorch: Writes what ExecuTorch has no kernels for, such as 3D convolutions, in other operators.
 
         Raises:
             UsageError: The model itself fixes another batch.
         """
+        from co3d_compile.targets.executorch_operators import for_executorch
         from co3d_compile.targets.torch_step import exported_program
 
         self._wide("to_exported_program")
-        return exported_program(self.program, batch)
+        program = exported_program(self.program, batch)
+        return for_executorch(program) if executorch else program
 
     def save_exported_program(self, path: str | os.PathLike[str]) -> Path:
         """Writes :meth:`to_exported_program` as a ``.pt2`` archive, with the contract as its extra file ``co3d``.
