@@ -17,7 +17,7 @@ from rich.text import Text
 from co3d_compile.cli.common import Command, Report, join, json_option, print_json, stdout, verbose_option
 from co3d_compile.cli.features import FEATURES
 from co3d_compile.cli.progress import Progress
-from co3d_compile.cli.summary import facts_table, rows_table, show
+from co3d_compile.cli.summary import console_for, facts_table, rows_table, show
 from co3d_compile.errors import VerificationError
 from co3d_compile.support.install_hint import install_command
 from co3d_compile.version import __version__
@@ -156,7 +156,7 @@ def _print(report: Report) -> None:
     ways: dict[str, list[str]] = {}
     for feature in lacking:
         ways.setdefault(feature["install"], []).append(feature["feature"])
-    how = [_way(stdout().width, install_command(what), join(names)) for what, names in ways.items()]
+    how = [_way(console_for(stdout()).width, install_command(what), join(names)) for what, names in ways.items()]
     show(stdout(), facts, table, Group(Text("To get what is missing", "bold"), *how) if how else None)
 
 

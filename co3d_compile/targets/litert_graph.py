@@ -3,13 +3,15 @@
 A GPU delegate of LiteRT stumbles over an input that is passed on as an output, over an output that the graph goes on
 using, and over ``state + tensor`` as an output. A state that takes the value of an input needs no output: whoever runs
 the file moves it, as with ``state_io="renamed"``. The other two get a copy: the minimum with infinity, or with the
-largest whole number.
+largest whole number. LiteRT's converter makes one tensor of two outputs that are computed alike, so a second copy is
+the maximum with what is least.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +37,7 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str,
     takers: dict[str, str] = {}
     outputs = list(graph.outputs)
     given = Counter(map(_source, outputs))
+    copies: Counter[ir.Value] = Counter()
     graph.outputs.clear()
     for place, output in enumerate(outputs):
         name, value = output.name or "", _source(output)
@@ -44,7 +47,10 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str,
             moved[name], takers[source] = source, fed[name]
             continue
         if given[value] > 1 or _needs_copy(value, states):
-            value = _copied(graph, value, name)
+            original = value
+            for turn in range(copies[original] // 2 + 1):
+                value = _copied(graph, value, f"{name}.{turn}", most=(copies[original] + turn) % 2 == 0)
+            copies[original] += 1
         value.name = name
         graph.outputs.append(value)
     RemoveUnusedNodesPass()(model)
@@ -75,21 +81,27 @@ def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
     return node.op_type == "Add" and any(v is not None and v.name in states for v in node.inputs)
 
 
-def _copied(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """Returns the same value as a tensor of its own."""
-    dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
+def _copied(graph: ir.Graph, value: ir.Value, name: str, *, most: bool) -> ir.Value:
+    """Returns the same value as a tensor of its own: the minimum with the ``most`` that there is, or a maximum."""
+    dtype, rank = value.dtype if value.dtype is not None else ir.DataType.FLOAT, len(value.shape or ())
     if dtype == ir.DataType.BOOL:
-        node = ir.node("Or", [value, value])
+        node = ir.node("Or" if most else "And", [value, value])
     else:
-        numpy = dtype.numpy()
-        # LiteRT keeps whole numbers of 64 bits in 32.
-        largest = np.inf if numpy.kind == "f" else min(np.iinfo(numpy).max, np.iinfo(np.int32).max)
-        most = np.array(largest, numpy)
-        constant = ir.Value(name=f"{name}.most", const_value=ir.tensor(most, name=f"{name}.most"))
-        constant.shape, constant.dtype = ir.Shape(()), dtype
+        # With as many dims as the value: LiteRT's converter keeps channels last only where all operands have four.
+        limit = np.full((1,) * rank, _limit(dtype.numpy(), most), dtype.numpy())
+        constant = ir.Value(name=f"{name}.limit", const_value=ir.tensor(limit, name=f"{name}.limit"))
+        constant.shape, constant.dtype = ir.Shape(limit.shape), dtype
         graph.register_initializer(constant)
-        node = ir.node("Min", [value, constant])
+        node = ir.node("Min" if most else "Max", [value, constant])
     copy = node.outputs[0]
     copy.shape, copy.dtype = value.shape, dtype
     graph.append(node)
     return copy
+
+
+def _limit(dtype: np.dtype[Any], most: bool) -> float:
+    """Returns the largest or the least number; LiteRT keeps whole numbers of 64 bits in 32."""
+    if dtype.kind == "f":
+        return np.inf if most else -np.inf
+    own, kept = np.iinfo(dtype), np.iinfo(np.int32)
+    return min(own.max, kept.max) if most else max(own.min, kept.min)
