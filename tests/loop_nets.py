@@ -18,6 +18,7 @@ from loop_filters import (
     turning,
 )
 from loop_network import PICTURES, SERIES, Forward, zeros
+from loop_starts import another_first_turn, both_states_started_by_layers, started_by_a_layer
 from torch import Tensor
 
 
@@ -307,6 +308,9 @@ CASES = {
         Case(spiking),
         Case(turning, states=2),  # its parts
         Case(carried_along, states=3),
+        Case(started_by_a_layer, states=2),  # one of them tells the first frame
+        Case(both_states_started_by_layers, states=3),
+        Case(another_first_turn, states=3),
         Case(frames_of_a_network, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),
         Case(list_of_features, PICTURES),

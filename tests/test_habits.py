@@ -72,17 +72,22 @@ for model in (Branch(True), Branch(False), nn.Sequential(nn.Conv3d(4, 4, 3))):
         print("compiled")
     except co3d.CaptureError as error:
         print(error)
+try:
+    co3d.compile(nn.Linear(8, 8), torch.zeros(1, 4, 8), time_dim=2, window=16)
+except co3d.UnsupportedError as error:
+    print(error)
 """
 
 
 @pytest.mark.slow
-def test_attempts_at_a_capture_that_fail_are_not_printed() -> None:
-    """PyTorch prints a graph at each."""
+def test_attempts_that_fail_are_not_printed() -> None:
+    """PyTorch prints a graph, or a traceback, at each."""
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr == ""
     first, second, third, *_ = done.stdout.splitlines()
     assert first.startswith("Branch chooses in Python by the values of a tensor") and second == "compiled"
     assert third.startswith("Sequential cannot be captured")
+    assert "does not accept a window of 16 frames" in done.stdout
 
 
 def test_what_a_user_should_know_is_a_warning_of_a_kind_of_its_own() -> None:

@@ -14,9 +14,9 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import RESHAPING, SPLITTING, NoChunks, Place, selects_one
+from co3d_compile.capture.chunk_places import SPLITTING, NoChunks, Place, selects_one
 from co3d_compile.capture.loop_tokens import Tokens
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, SAME, sliced
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, sliced
 from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
@@ -25,7 +25,7 @@ from co3d_compile.ir.program import Program
 aten = torch.ops.aten
 ZEROS = {aten.zeros.default, aten.new_zeros.default}
 FULL = {aten.full.default, aten.new_full.default}
-SHAPED = {aten.expand.default, *RESHAPING, *SAME}
+SHAPED = {aten.expand.default, *RESHAPES, *SAME}
 MOST = 200_000  # entries of all chunks
 
 
@@ -207,7 +207,7 @@ class Entries:
     def _one_by_one(self, node: Node, count: int) -> Iterator[Entry]:
         """Yields the entries of an operator that computes each from one of each operand, or several from one."""
         read = [self.of[x] for x in self._timed(node)]
-        several = count // len(read[0]) if node.target in RESHAPING else 1
+        several = count // len(read[0]) if node.target in RESHAPES else 1
         if any(len(entries) * several != count for entries in read):
             _refuse()
         self.operators += 1
@@ -232,9 +232,9 @@ class Entries:
         """Returns what an operator does, whatever its number of entries: literals, constants, shapes of one entry."""
         place, timed = self.places[node], self._timed(node)
         sizes = tuple(tuple(self.places[x].sized(shape_of(x), 1)) for x in timed)
-        target = aten.reshape.default if node.target in RESHAPING else node.target
+        target = aten.reshape.default if node.target in RESHAPES else node.target
         key = (
-            target, place, tuple(place.sized(shape_of(node), 1)) if node.target not in RESHAPING else None,
+            target, place, tuple(place.sized(shape_of(node), 1)) if node.target not in RESHAPES else None,
             _dtype(node), tuple(self.places[x] for x in timed), sizes, *self._literals(node),
         )  # fmt: skip
         self.how.setdefault(key, Doing(node, place, tuple(timed), tuple(self.places[x] for x in timed)))
@@ -243,7 +243,7 @@ class Entries:
     def _literals(self, node: Node) -> Iterator[Hashable]:
         """Returns what an operator is given beside entries."""
         place = self.places[node]
-        if node.target in RESHAPING:
+        if node.target in RESHAPES:
             x = operand(node)
             several = place.entries(shape_of(node)) // self.places[x].entries(shape_of(x))
             yield several, tuple(place.sized(shape_of(node), several))

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, SAME, VIEWS
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, RESHAPES, SAME
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import FILLED, Arguments, order_of
@@ -19,7 +19,6 @@ from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
 from co3d_compile.rules import is_pointwise, rule_for
 
 aten = torch.ops.aten
-RESHAPING = {*VIEWS, aten.reshape.default}
 SPLITTING = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
 CUTTING = {aten.slice.Tensor, aten.select.int, *SPLITTING}
 SAME_PLACE = {*SAME, aten.type_as.default, aten.slice.Tensor, aten.constant_pad_nd.default, aten.cat.default}
@@ -225,5 +224,5 @@ MOVES: dict[object, Callable[[Node, Node, Place], Place]] = {
     aten.squeeze.dims: _squeeze,
     aten.permute.default: _reordered,
     aten.transpose.int: _reordered,
-    **dict.fromkeys(RESHAPING, _view),
+    **dict.fromkeys(RESHAPES, _view),
 }

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 
 from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given, other_pads
-from co3d_compile.capture.chunk_places import RESHAPING, NoChunks, Place, places_of
+from co3d_compile.capture.chunk_places import NoChunks, Place, places_of
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Tokens
-from co3d_compile.ir.aten_operators import CONVOLUTIONS
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES
 from co3d_compile.ir.graph_edits import erase_unused, insert
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -228,7 +228,7 @@ class _Writer:
 
     def _several(self, does: Hashable) -> int:
         how = self.entries.how[does]
-        if how.node.target not in RESHAPING:
+        if how.node.target not in RESHAPES:
             return 1
         return how.place.entries(shape_of(how.node)) // how.places[0].entries(shape_of(how.operands[0]))
 
@@ -319,7 +319,7 @@ class _Writer:
         operands = iter([self._sequence(read) for read in layer.reads])
         node, count = how.node, len(layer.reads[0]) * self._several(layer.does)
         sizes = how.place.sized(shape_of(node), count)
-        if node.target in RESHAPING:
+        if node.target in RESHAPES:
             return self._like(node, aten.reshape.default, next(operands), sizes)
         if node.target is aten.expand.default:
             return self._like(node, node.target, next(operands), sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
+from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments, order_of
+from co3d_compile.ir.operator_arguments import Arguments, filled
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
 
 aten = torch.ops.aten
-SIZES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+SIZES = {*RESHAPES, aten.expand.default}
 SAME = 3e-5  # of the largest number: the same sums in another order
 
 
@@ -40,14 +42,12 @@ def roll(program: Program) -> None:
     generator = torch.Generator().manual_seed(0)
     clips = [random_tensor(clip.shape, clip.dtype, generator) for clip in clips]
     before: list[Tensor] = []
-    collected: dict[Node, int] = {}
     # What is collected step by step ends in the last concatenation. A loop over what another collects comes after it.
     for node in [*reversed(loops), *loops]:
-        new = _rolled(program, node, collected) if node.users else None
+        new = rolled(program, node) if node.users else None
         if new is not None:
             before = before or _results(program, clips)
             readers = list(node.users)
-            collected[new] = Arguments(node).dim(node)
             node.replace_all_uses_with(new)
             pairs = zip(_results(program, clips), before, strict=True)
             if not all(equal(after, wanted, SAME) for after, wanted in pairs):
@@ -56,26 +56,28 @@ def roll(program: Program) -> None:
             graph.eliminate_dead_code()
 
 
-def _rolled(program: Program, node: Node, collected: dict[Node, int]) -> Node | None:
-    """Returns what takes the place of a concatenation, if it collects a loop over frames."""
-    loop = _Loop(program, node, collected)
-    if len(loop.parts) < 3:
+def rolled(program: Program, node: Node) -> Node | None:
+    """Returns what may take the place of a concatenation, if it collects a loop over frames; else None."""
+    dim = Arguments(node).dim(node)
+    parts = _joined(node, dim)
+    if len(parts) < 3:
         return None
+    times = TimeDims(program)
     try:
-        return loop.rolled()
+        return _Loop(program, node, dim, parts, times).rolled()
     except (_Differ, RuntimeError, ValueError, TypeError, IndexError):
         program.graph.eliminate_dead_code()  # what was written before it turned out
         return None
+    finally:
+        times.forget()
 
 
 class _Loop:
     """One concatenation of what a loop collects."""
 
-    def __init__(self, program: Program, node: Node, collected: dict[Node, int]) -> None:
-        self.program, self.node, self.collected = program, node, collected
+    def __init__(self, program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> None:
+        self.program, self.node, self.dim, self.parts, self.times = program, node, dim, parts, times
         self.rows = shape_of(program.placeholders()[0])[0]
-        self.dim = Arguments(node).dim(node)
-        self.parts = _joined(node, self.dim)
         self.found: dict[tuple[Node, ...], tuple[Node, bool]] = {}
 
     def rolled(self) -> Node:
@@ -99,44 +101,54 @@ class _Loop:
         return self.found[copies]
 
     def _leaf(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
-        """Returns the frames of one tensor, one after the other, folded into the batch."""
-        taken = [t for t in map(frame_of, copies) if t is not None and t.length in (None, 1)]
-        if len(taken) != len(copies) or len({(t.root, t.dim) for t in taken}) != 1:
+        """Returns the frames of one tensor, one after the other, folded into the batch.
+
+        In place of the first and last ones one number may stand: a padding.
+        """
+        taken = [frame_of(c) for c in copies]
+        walked = [i for i, t in enumerate(taken) if t is not None and t.length in (None, 1)]
+        if not walked:
             return None
-        x, dim = taken[0].root, taken[0].dim
+        first, end = walked[0], walked[-1] + 1
+        takes = [t for t in taken[first:end] if t is not None and t.length in (None, 1)]
+        pad = _padding([*copies[:first], *copies[end:]])
+        if len(takes) != end - first or len({(t.root, t.dim) for t in takes}) != 1 or pad is None:
+            return None
+        x, dim = takes[0].root, takes[0].dim
         batch = 0 if dim else 1  # (T, N, …)
-        selected = rank_of(copies[0]) < rank_of(x)
-        if dim != time_dim(self.program, x, self.collected) or shape_of(x)[batch] != self.rows or not (dim or selected):
+        one = copies[first]
+        selected = rank_of(one) < rank_of(x)
+        if not self.times.is_time(x, dim) or shape_of(x)[batch] != self.rows or not (dim or selected):
             return None
-        frames = self._frames(x, dim, [t.start for t in taken])
+        frames = self._frames(x, dim, [t.start for t in takes])
+        if len(copies) > len(takes):
+            sides = [0, 0] * (rank_of(x) - 1 - dim) + [first, len(copies) - end]
+            frames = insert(self.program, self.node, aten.constant_pad_nd.default, frames, sides, pad)
         order = [batch, dim, *(d for d in range(rank_of(x)) if d not in (batch, dim))]
-        first = insert(self.program, self.node, aten.permute.default, frames, order)
-        sizes = [self.rows * len(copies), *shape_of(copies[0])[1:]]
-        return insert(self.program, self.node, aten.reshape.default, first, sizes), True
+        rows = insert(self.program, self.node, aten.permute.default, frames, order)
+        sizes = [self.rows * len(copies), *shape_of(one)[1:]]
+        return insert(self.program, self.node, aten.reshape.default, rows, sizes), True
 
     def _frames(self, x: Node, dim: int, indices: list[int]) -> Node:
-        """Returns the frames that follow each other, the first and the last of them maybe several times."""
+        """Returns the frames that follow each other, and what stands in front of the first and behind the last."""
         size = shape_of(x)[dim]
         if indices == list(range(size)):
             return x
-        steps = {b - a for a, b in pairwise(indices)}
-        low, high = min(indices), max(indices)
-        if len(indices) * 2 < size or indices != sorted(indices) or len(steps - {0}) != 1:
-            raise _Differ
-        step = (steps - {0}).pop()
-        front, back = indices.count(low) - 1, indices.count(high) - 1
-        once = list(range(low, high + 1, step))
-        if indices != [low] * front + once + [high] * back:
+        steps = [b - a for a, b in pairwise(indices)]
+        step = max(set(steps), key=steps.count)
+        begin = next(i for i, s in enumerate(steps) if s == step)
+        end = begin + next((i for i, s in enumerate(steps[begin:]) if s != step), len(steps) - begin) + 1
+        if step < 1 or (end - begin) * 2 < max(size // step, len(indices)):
             raise _Differ
 
         def part(start: int, end: int, by: int = 1) -> Node:
             return insert(self.program, self.node, aten.slice.Tensor, x, dim, start, end, by)
 
-        main = part(low, high + 1, step)
-        if not front + back:
+        main = part(indices[begin], indices[end - 1] + 1, step)
+        if end - begin == len(indices):
             return main
-        ends = [part(low, low + 1)] * front, [part(high, high + 1)] * back
-        return insert(self.program, self.node, aten.cat.default, [*ends[0], main, *ends[1]], dim)
+        front, back = [part(i, i + 1) for i in indices[:begin]], [part(i, i + 1) for i in indices[end:]]
+        return insert(self.program, self.node, aten.cat.default, [*front, main, *back], dim)
 
     def _operator(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
         """Returns the operator that all copies are, on what their operands are."""
@@ -173,6 +185,13 @@ class _Loop:
         return new, True
 
 
+def _padding(nodes: list[Node]) -> float | None:
+    """Returns the number that all of these are filled with, 0 where there are none; None for anything else."""
+    made = [filled(n) for n in nodes]
+    numbers = {None if m is None else m.flatten()[0].item() for m in made} or {0.0}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
 def _joined(node: Node, dim: int) -> tuple[Node, ...]:
     """Returns what is joined along a dim, entry by entry, without that dim where it was made for it.
 
@@ -192,44 +211,6 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
         parts += _flattened(part, dim) if inner else [part]
     return tuple(parts)
-
-
-def time_dim(program: Program, node: Node, collected: Mapping[Node, int]) -> int | None:
-    """Returns where time is, behind operators that leave each dim in its place or say where they move it; else None.
-
-    Args:
-        program: What the node is in.
-        node: The tensor.
-        collected: The dim of the frames in what other loops have collected.
-    """
-    chain = [node]
-    while (
-        chain[-1] not in collected
-        and chain[-1].op == "call_function"
-        and chain[-1].args
-        and isinstance(chain[-1].args[0], Node)
-    ):
-        chain.append(chain[-1].args[0])
-    first = chain.pop()
-    dim = collected.get(first, {i.name: i.time_dim for i in program.inputs}.get(first.name))
-    for moving in reversed(chain):
-        dim = _moved(moving, dim) if dim is not None else None
-    return dim
-
-
-def _moved(node: Node, dim: int) -> int | None:
-    """Returns where an operator leaves a dim of its first operand; None where it is not known to leave it whole."""
-    x = operand(node)
-    if not isinstance(x.meta["val"], Tensor) or not isinstance(node.meta["val"], Tensor):
-        return None
-    order = order_of(node)
-    if order is not None:
-        return order.index(dim)
-    if node.target in (aten.mean.dim, aten.amax.default) and min(Arguments(node).dims(x)) > dim:
-        return dim
-    if node.target in SIZES:
-        return dim if shape_of(node)[: dim + 1] == shape_of(x)[: dim + 1] else None
-    return dim if rank_of(node) == rank_of(x) else None
 
 
 def _results(program: Program, clips: Sequence[Tensor]) -> list[Tensor]:

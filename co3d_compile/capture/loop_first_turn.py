@@ -47,7 +47,7 @@ def add_first_turn(program: Program, signature: Signature, outputs: list[int], w
     read = _collected_before(program, copies, outputs)
     draws: tuple[Draw, ...] = (torch.rand, torch.randn)  # what a ReLU lets through alone says too little
     for draw in draws:
-        values = _values([*firsts, *fixed, *(w.root for w, _ in entries), *read.values()], program, draw)
+        values = drawn_values([*firsts, *fixed, *(w.root for w, _ in entries), *read.values()], program, draw)
         taken = [_entry(values[w.root], w, i) for w, i in entries]
         with torch.no_grad():
             results = module(*taken, *(_zeros(copies.body[at]) for at, _ in keys), *(values[n] for n in fixed))
@@ -93,8 +93,8 @@ def _collected(part: Node) -> Node:
     return part.all_input_nodes[0] if part.target is aten.unsqueeze.default else part
 
 
-def _values(nodes: Sequence[Node], program: Program, draw: Draw) -> dict[Node, Tensor]:
-    """Returns the values of some nodes for random inputs."""
+def drawn_values(nodes: Sequence[Node], program: Program, draw: Draw) -> dict[Node, Tensor]:
+    """Returns the values of nodes, and of all that they are computed from, for random inputs."""
     wanted = computed_from(*nodes)
     generator, values = torch.Generator().manual_seed(0), dict[Node, Tensor]()
     for node in [n for n in program.graph.nodes if n in wanted]:

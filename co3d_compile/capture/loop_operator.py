@@ -92,7 +92,8 @@ class LoopWriter:
         if not self.outputs or not self._over_frames(with_state):
             return False
         cats = list(self._cats())
-        if not (with_state or ends) and any(
+        remembers = with_state and any(self.copies.walk_of(at) is None for at, _ in self.signature.states)
+        if not (remembers or ends) and any(
             len(Arguments(cat).tensors("tensors")) > groups[0].count for cat, groups in cats
         ):
             return False  # the first or last ones are others: frame_loops takes them
@@ -235,7 +236,28 @@ class LoopWriter:
     # --- what reads it
 
     def _cats(self) -> Iterator[tuple[Node, list[Group]]]:
-        """Yields the concatenations that collect several turns one behind the other."""
+        """Yields the concatenations that collect several turns one behind the other.
+
+        Those that join a few turns, as ``cat(hs[t - 1 : t + 2], 1)`` does for each t, read turn by turn.
+        """
+        found = list(self._joins())
+        spans: dict[Collected, set[tuple[int, int]]] = {}
+        for _, groups in found:
+            for group in groups:
+                spans.setdefault(group.how, set()).add((group.turn, group.count))
+        few = {
+            how
+            for how, spanned in spans.items()
+            if how.entries is not None
+            and (len(spanned) > 2 or all(2 * count <= len(self.copies.turns) for _, count in spanned))
+        }
+        for cat, groups in found:
+            collecting = [group for group in groups if group.how not in few]
+            if collecting:
+                yield cat, collecting
+
+    def _joins(self) -> Iterator[tuple[Node, list[Group]]]:
+        """Yields the concatenations of several turns that follow each other, and which ones these are."""
         for cat in [n for n in self.program.graph.nodes if n.target is aten.cat.default and n not in self.turn_of]:
             parts = Arguments(cat).tensors("tensors")
             dim = Arguments(cat).dim(cat)
@@ -306,6 +328,7 @@ class LoopWriter:
 
     def _select_the_rest(self, variants: list[Collected], stacks: dict[tuple[Collected, int], Node]) -> None:
         """Makes what reads the value of one turn read that turn's entry of the output."""
+        sequences = {how: self._from_the_start(how, stacks[how, 0]) for how in variants if how.entries is None}
         for node, (turn, at) in self.turn_of.items():
             users = [u for u in node.users if u not in self.turn_of and (u.users or u.op == "output")]
             if at not in self.outputs or not users:
@@ -313,12 +336,37 @@ class LoopWriter:
             how = next(c for c in variants if c.at == at)
             for user in users:
                 if how.entries is None:
-                    value = insert(self.program, user, aten.select.int, stacks[how, 0], how.dim, turn)
+                    every, before = sequences[how]
+                    value = insert(self.program, user, aten.select.int, every, how.dim, before + turn)
                 else:
                     every = self._sequence(user, how, stacks)
                     args = (how.dim, turn * how.entries, (turn + 1) * how.entries)
                     value = insert(self.program, user, aten.slice.Tensor, every, *args)
                 user.replace_input_with(node, value)
+
+    def _from_the_start(self, how: Collected, stack: Node) -> tuple[Node, int]:
+        """Returns an output of all turns behind the frame that it starts from, where that is read too; else by itself.
+
+        The number says how many entries are in front of the first turn's.
+        """
+        walk, start = self.openings.get((how.at, 1)), self.copies.starts.get((how.at, 1))
+        if walk is None or start is None or not _computed_from_it(start):
+            return stack, 0
+        after = stack.next
+        first = insert(self.program, after, aten.slice.Tensor, walk.root, walk.dim, walk.start, walk.start + 1)
+        if walk.dim != how.dim:
+            order = [d for d in range(len(shape_of(first))) if d != walk.dim]
+            order.insert(how.dim, walk.dim)
+            first = insert(self.program, after, aten.permute.default, first, order)
+        every = insert(self.program, after, aten.cat.default, [first, stack], how.dim)
+        start.replace_all_uses_with(insert(self.program, after, aten.select.int, every, how.dim, 0))
+        return every, 1
+
+
+def _computed_from_it(node: Node) -> bool:
+    """Says whether anything but a list of results reads a node."""
+    lists = {aten.cat.default, aten.unsqueeze.default}
+    return any(u.target not in lists for u in node.users)
 
 
 def sort(program: Program) -> None:

@@ -11,6 +11,7 @@ from co3d_compile.capture.loop_extension import Extension
 from co3d_compile.capture.loop_first_turn import add_first_turn
 from co3d_compile.capture.loop_operator import LoopWriter
 from co3d_compile.capture.loop_results import join_results
+from co3d_compile.capture.loop_starts import take_starts_from_streams
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Run, Tokens, runs
 from co3d_compile.ir.aten_operators import CHECKS
@@ -75,6 +76,9 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
         for writer in late:
             if add_first_turn(program, writer.signature, writer.outputs, whole):
                 return LoopWriter(program, writer.copies, times).write(with_state=True)
+    for writer in sorted(late, key=lambda w: len(w.copies.turns[-1]) < len(w.copies.body)):  # whole turns, if there are
+        if take_starts_from_streams(program, writer.copies, writer.signature.states, times):
+            return LoopWriter(program, writer.copies, TimeDims(program)).write(with_state=True)
     return False
 
 

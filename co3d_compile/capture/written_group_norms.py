@@ -10,14 +10,13 @@ from torch.fx import Node
 from torch.fx.node import Target
 
 from co3d_compile.capture.operator_regions import Constants, without_effect
-from co3d_compile.ir.aten_operators import VIEWS
+from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import argument, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-RESHAPES = {*VIEWS, aten.reshape.default}
 AFFINE: dict[Target, int] = {aten.group_norm.default: 2, aten.instance_norm.default: 1, aten.layer_norm.default: 2}
 """Where a norm takes its scale; its shift is the next argument."""
 

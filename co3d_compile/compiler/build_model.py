@@ -36,6 +36,7 @@ from co3d_compile.ir.pass_manager import Pass, Progress, run_passes
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.export_program import export as to_onnx
 from co3d_compile.rules.failures import RuleFailure
+from co3d_compile.support.silence_torch import without_torch_logs
 
 log = logging.getLogger(__name__)
 RESTARTS = 3  # a rule that fails at one operator may fail at others of its kind
@@ -69,6 +70,10 @@ class Build:
 
     def model(self) -> CompiledModel:
         """Compiles for any number of clips at once; for a single one, where the network was made for one."""
+        with without_torch_logs():
+            return self._model()
+
+    def _model(self) -> CompiledModel:
         source = self.source
         whole = isinstance(source.network, ExportedProgram) or source.clip is None
         two = not whole and doubled((tuple(source.clip or ()), dict(source.keywords)))

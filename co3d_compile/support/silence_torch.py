@@ -21,15 +21,23 @@ MADE_ANEW = "The tensor attributes? "
 
 
 @contextlib.contextmanager
+def without_torch_logs() -> Iterator[None]:
+    """Keeps PyTorch's loggers from printing what is tried, and may fail."""
+    with contextlib.ExitStack() as stack:
+        for name in LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(setattr, logger, "disabled", logger.disabled)
+            logger.disabled = True
+        yield
+
+
+@contextlib.contextmanager
 def quiet(stdout: bool = False) -> Iterator[None]:
     """Keeps stderr empty, and stdout where it is PyTorch alone that prints: a model may print in forward."""
     said = io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: log.debug("said:\n%s", said.getvalue().strip()) if said.getvalue().strip() else None)
-        for name in LOGGERS:
-            logger = logging.getLogger(name)
-            stack.callback(setattr, logger, "disabled", logger.disabled)
-            logger.disabled = True
+        stack.enter_context(without_torch_logs())
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", MADE_ANEW, UserWarning)
         stack.enter_context(contextlib.redirect_stderr(said))

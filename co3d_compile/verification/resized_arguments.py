@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.time_facts import Kind
@@ -18,7 +19,7 @@ from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoRef
 
 aten = torch.ops.aten
 
-VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
+VIEWS = {*RESHAPES, aten.expand.default}
 COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
@@ -55,6 +56,12 @@ class Resize:
         return place.dim if place is not None and place.alone else -1
 
     @property
+    def outer(self) -> int:
+        """The dim of the operand along which entry follows entry, each of one place or of several; or -1."""
+        place = self.before.place
+        return place.dim if place is not None and place.outer == 1 else -1
+
+    @property
     def again(self) -> bool:
         """Whether what a gate pooled is given to every entry again."""
         after = self.after.layout
@@ -85,9 +92,11 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
         return x.expand([-1 if d == r.dim else s for d, s in enumerate(rest[0])])  # `filled` takes as many as it needs
     if target in VIEWS:
         return _view(r, x, rest[0])
-    if target in (aten.slice.Tensor, aten.select.int) and (rest[0] if rest else 0) % x.dim() == r.dim:
-        return _slice(r, x, *rest[1:]) if target is aten.slice.Tensor else x.select(r.dim, _entry(r, rest[1]))
-    if target in SPLITS and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.dim:
+    if target is aten.slice.Tensor and (rest[0] if rest else 0) % x.dim() == r.outer:
+        return _slice(r, x, *rest[1:])
+    if target is aten.select.int and rest[0] % x.dim() == r.dim:
+        return x.select(r.dim, _entry(r, rest[1]))
+    if target in SPLITS and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.outer:
         return _split(r, x)
     if target in (aten.index.Tensor, aten.index_select.default):
         return _gather(r, x, rest)
@@ -130,13 +139,14 @@ def _entry(r: Resize, index: int) -> int:
 
 
 def _slice(r: Resize, x: Tensor, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
-    start, stop, _ = slice(start, end).indices(r.clip)
-    stop = r.end(max(start, stop))
-    return aten.slice.Tensor(x, r.dim, start, stop, step)
+    each = r.before.places
+    start, stop, _ = slice(start, end).indices(r.clip * each)
+    behind = r.clip * each - max(start, stop)
+    return aten.slice.Tensor(x, r.outer, start, r.actual * each - behind, step)
 
 
 def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
-    ends = list(accumulate((value.shape[r.dim] for value in r.node.meta["val"]), initial=0))
+    ends = list(accumulate((value.shape[r.outer] for value in r.node.meta["val"]), initial=0))
     return tuple(_slice(r, x, start, end) for start, end in pairwise(ends))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -18,10 +19,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from co3d_compile.contract.model_contract import LocalRegion
+from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import erase_unused
-from co3d_compile.ir.layout import Layout, Place
+from co3d_compile.ir.layout import TIME, Layout, LayoutLost, Place
 from co3d_compile.ir.markers import blocks, chain, region, unblocked
+from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments as Given
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, STATIC, Kind
 from co3d_compile.passes import default_passes
@@ -32,6 +36,7 @@ Value: TypeAlias = Any
 Arguments: TypeAlias = Sequence[Value]
 Named: TypeAlias = Mapping[str, Value]
 RECURRENT = ("aten.lstm", "aten.gru", "aten.rnn_")
+MOVES = {*RESHAPES, aten.slice.Tensor}
 ACCUMULATIONS = {
     aten.cumsum.default,
     aten.cumprod.default,
@@ -122,7 +127,37 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
         claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
         gates |= {name} if found[name].gate is not None else set()
     program.notes.split_views, program.notes.goes_on = copied.notes.split_views, copied.notes.goes_on
+    _add_moves(program, claims)
     return claims | _regrouped(copied)
+
+
+def _add_moves(program: Program, claims: dict[str, Claim]) -> None:
+    """Adds the claims on views and slices that the passes have rewritten with what reads them.
+
+    Time is where they put it.
+    """
+    for node in program.graph.nodes:
+        if node.name in claims or node.target not in MOVES:
+            continue
+        of = claims.get(operand(node).name, NOTHING)
+        if of.kind is Kind.STREAM and of.layout is not None:
+            with suppress(LayoutLost):
+                layout = of.layout.view(shape_of(node)) if node.target in RESHAPES else _part(of.layout, node)
+                claims[node.name] = replace(of, layout=layout)
+
+
+def _part(layout: Layout, node: Node) -> Layout:
+    """Returns the layout of a slice, if it takes whole entries.
+
+    Raises:
+        LayoutLost: It takes parts of them.
+    """
+    dim, place = Given(node).dim(operand(node)), layout.time
+    if place is None or place.dim != dim:
+        return layout.sized(shape_of(node), [dim])
+    if place.outer != 1 or shape_of(node)[dim] % place.inner:
+        raise LayoutLost
+    return layout.resize(TIME, shape_of(node)[dim] // place.inner)
 
 
 def _regrouped(program: Program) -> dict[str, Claim]:
