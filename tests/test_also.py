@@ -89,8 +89,8 @@ def test_they_are_what_the_module_returns_in_the_stream() -> None:
         (["blok"], "No module 'blok' computes something in this network. Did you mean block?"),
         (["nothing"], "No module 'nothing' computes something"),
         (["twice"], "The module 'twice' is called 2 times"),
-        (["stem", "stem"], "twice in also"),
-        ("stem", "no list of module paths"),
+        (["stem", "stem"], "twice in also. Name each once."),
+        ("stem", "no list of module paths. Give a list, such as"),
     ],
     ids=str,
 )

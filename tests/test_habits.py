@@ -202,7 +202,7 @@ def test_the_process_and_the_model_are_left_as_they_were(tmp_path: Path) -> None
 MISTAKES: dict[str, tuple[Any, ...]] = {
     "a number": (3, (CLIP,), {}, "A int is no model"),
     "no clip": (nn.Conv3d(3, 4, 3), None, {}, "example_inputs is needed"),
-    "a dim as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": "2"}, "neither a dim"),
+    "a dim as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": "2"}, "nor a list of them. Give the dim that counts"),
     "a dim with a fraction": (nn.Conv3d(3, 4, 3), (CLIP,), {"time_dim": 2.0}, "neither a dim"),
     "a window as text": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": "3"}, "whole number"),
     "a window without end": (nn.Conv3d(3, 4, 3), (CLIP,), {"window": 10**9}, "at most 100000"),

@@ -53,7 +53,9 @@ def largest_difference(net: nn.Module, model: CompiledModel, batch: int = 2, fra
     return worst
 
 
-@pytest.mark.parametrize("name", few(LOCAL, "band", "mask -1e9", "band of weights", "chunks"))
+@pytest.mark.parametrize(
+    "name", few(LOCAL, "band", "mask -1e9", "band of weights", "histogram", "every fourth written over")
+)
 def test_what_is_local_streams(name: str) -> None:
     net, model = compiled(name)
     assert not model.info.recomputed
@@ -130,6 +132,20 @@ def test_what_is_remembered_for_good_begins_with_the_clips_own_first_entries(nam
 def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) -> None:
     net, model = compiled(name, **options)
     assert largest_difference(net, model) < 1e-5
+
+
+def test_a_region_behind_a_stride_runs_at_every_phase() -> None:
+    net, model = compiled("band behind a stride", stride_mode="dense")
+    assert model.info.regions and not model.info.recomputed
+    x = torch.randn(1, CHANNELS, 48, generator=torch.Generator().manual_seed(0))
+    session, delay, late = co3d.StreamSession(model), model.info.outputs[0].delay, model.info.warmup_steps
+    got = np.stack([session.step(x[:, :, j].numpy()).reshape(1, 2) for j in range(48)], 2)
+    for phase in (0, 1):
+        with torch.no_grad():
+            wanted = net(x[:, :, phase:]).numpy()
+        newest = [(o, 2 * o + phase + delay) for o in range(8, wanted.shape[2] - 8)]
+        for o, step in newest:
+            assert step < late or np.abs(got[:, :, step] - wanted[:, :, o]).max() < 1e-5
 
 
 def whole_sequence(model: CompiledModel, x: torch.Tensor) -> np.ndarray[Any, Any]:

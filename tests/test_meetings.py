@@ -1,0 +1,148 @@
+"""Networks in which many rules meet, so that the quick tests ask each of them: ends, starts, loops, folded batches.
+
+Each stands for many rows of the tables that take longer (`test_ends`, `test_starts`, `test_recurrent`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import check
+from test_semantics import conv, entry, fn, up
+from torch import Tensor, nn
+from unlike_streams import streams
+from zoo import Graph
+
+from co3d_compile.support.machine import block_channels
+
+LATE = 7.0  # below zero a zero outside would win a maximum and pull a mean
+
+
+def banded(x: Tensor) -> Tensor:
+    """Attention of each entry to itself and the three before it."""
+    index = torch.arange(x.shape[1])
+    seen = (index <= index[:, None]) & (index > index[:, None] - 4)
+    return F.scaled_dot_product_attention(x, x, x, attn_mask=seen)
+
+
+def _pyramid(m: Any, x: Tensor) -> Tensor:
+    first, last = x[:, :, 0].unsqueeze(2), x[:, :, -1:]
+    y = F.relu(m.a(torch.cat([first, first, x, last], 2))) - LATE
+    low = m.down(torch.cat([m.mean(y), m.most(y)], 1))
+    return m.z(m.y(F.pad(m.up(low) + y, (5, 0), value=0.5))) + m.smooth(low)
+
+
+def _heads(m: Any, x: Tensor) -> Any:
+    y = m.conv(torch.cat([x, x.flip(1)], 0)).unflatten(1, (2, 2)).flatten(0, 1).transpose(1, 2)
+    a, b = m.merge(banded(y).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2)).unflatten(0, (2, -1))
+    edge = F.pad(x, (2, 0), mode="replicate")
+    so_far = a.cumsum(2) / torch.arange(1, x.shape[2] + 1)
+    return torch.cat([a - b.flip(1), so_far], 1), edge.relu(), m.mean(so_far - LATE)
+
+
+def _remembered(m: Any, x: Tensor) -> Any:
+    every, (last, _) = m.lstm(F.pad(m.conv(x), (2, 0), value=0.5).transpose(1, 2))
+    return m.gru(every)[0].transpose(1, 2), last[-1]
+
+
+def _autoencoder(m: Any, x: Tensor) -> Tensor:
+    x = m.a(torch.cat([x[:, :, :1]] * 2 + [x], 2))
+    low = torch.cat([x[:, :, :1], F.avg_pool1d(x[:, :, 1:], 2, 2)], 2)
+    low = m.b(torch.cat([low[:, :, :1]] * 2 + [F.silu(low)], 2))
+    return m.c(torch.cat([low[:, :, :1], F.interpolate(low[:, :, 1:], scale_factor=2.0)], 2))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], dict[str, Any]]] = {
+    "pyramid": (
+        fn(_pyramid, a=lambda: conv(4), mean=lambda: nn.AvgPool1d(3, 2, 1, count_include_pad=False),
+           most=lambda: nn.MaxPool1d(3, 2, 1), down=lambda: conv(padding=1, c=8), up=lambda: up(4, 2, 1),
+           y=lambda: conv(padding=1), z=lambda: conv(6), smooth=lambda: nn.Upsample(scale_factor=2, mode="linear")),
+        [8, 12, 14],
+        {},
+    ),
+    "heads": (fn(_heads, conv=lambda: conv(padding=1), merge=lambda: conv(padding=1),
+                 mean=lambda: nn.AvgPool1d(3, 2, 1, count_include_pad=False)), [8, 9, 5], {}),
+    "remembered": (fn(_remembered, conv=lambda: conv(padding=1), lstm=lambda: nn.LSTM(4, 5, 2, batch_first=True),
+                      gru=lambda: nn.GRU(5, 3, batch_first=True)), [8, 11], {}),
+    "autoencoder": (fn(_autoencoder, a=conv, b=conv, c=lambda: conv(padding=1)), [9, 13], {"clip_frames": 9}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_streams_of_unlike_length(name: str) -> None:
+    build, lengths, options = NETWORKS[name]
+    torch.manual_seed(1)
+    module = build().eval()
+    streams(module, module, lengths, **options)
+
+
+def _newest(x: Tensor, reduced: Callable[[Tensor], Tensor]) -> Tensor:
+    """Reduced over the newest eight entries, or as many as there are."""
+    return torch.stack([reduced(x[:, :, max(0, n - 7) : n + 1]) for n in range(x.shape[2])], 2)
+
+
+def _normed(x: Tensor) -> Tensor:
+    """Two groups of two channels, by the first two moments of the newest entries."""
+    rows = x.unflatten(1, (2, 2))
+    mean, square = (_newest(r.mean(2), lambda v: v.mean(2)) for r in (rows, rows.square()))
+    return ((rows - mean[:, :, None]) * (square - mean.square() + 1e-5).rsqrt()[:, :, None]).flatten(1, 2)
+
+
+def test_gates_and_norms_over_a_window_count_what_is_there() -> None:
+    def clip(m: Any, x: Tensor) -> Tensor:
+        y = F.group_norm(m.a(x), 2)
+        return m.b(y * y.mean(2, True).sigmoid() + y.amax(2, True).sigmoid())
+
+    def entries(m: Any, x: Tensor) -> Tensor:
+        y = _normed(m.a(x))
+        return m.b(y * _newest(y, lambda v: v.mean(2)).sigmoid() + _newest(y, lambda v: v.amax(2)).sigmoid())
+
+    layers = {"a": conv(padding=1), "b": conv(padding=1)}
+    streams(Graph(clip, **layers).eval(), Graph(entries, **layers).eval(), [12, 8, 5], pool_scope="window")
+
+
+def _pictures(m: Any, x: Tensor) -> Tensor:
+    """Operators on pictures, of frames in the batch: between them time is folded."""
+    f = m.conv(x).transpose(1, 2).flatten(0, 1)
+    shuffled = F.pixel_shuffle(f, 2).flatten(1)
+    sampled = F.grid_sample(
+        f, m.grid.weight.view(1, 3, 3, 2).tanh().expand(f.shape[0], -1, -1, -1), align_corners=False
+    )
+    columns = F.unfold(f, (3, 2), padding=(1, 0), stride=(2, 1)).mean(2)
+    joints = torch.bmm(m.joints.weight[None].expand(f.shape[0], -1, -1), f.flatten(2)).amax(2).repeat(2, 1, 1).sum(0)
+    cov = torch.matmul(f.flatten(2), f.flatten(2).mT) / 36 + torch.eye(4)
+    rows = m.rows(f.mean(1))[0].flatten(1)
+    y = torch.cat([shuffled, sampled.flatten(1), columns, joints, torch.linalg.det(cov)[:, None], rows], 1)
+    return m.last(y.unflatten(0, (x.shape[0], -1)).transpose(1, 2))
+
+
+def test_operators_on_pictures_stream() -> None:
+    layers = {
+        "conv": lambda: nn.Conv3d(3, 4, 3, padding=1), "grid": lambda: nn.Embedding(9, 2),
+        "rows": lambda: nn.GRU(6, 3, batch_first=True),
+        "joints": lambda: nn.Embedding(4, 4), "last": lambda: conv(padding=1, c=227),
+    }  # fmt: skip
+    facts = check(entry("pictures", fn(_pictures, **layers), (1, 3, 8, 6, 6)))
+    assert not facts.recomputed and facts.delays == (2,)
+
+
+@pytest.mark.parametrize("form", ["", "to_native"])
+def test_two_frames_a_step_share_convolutions(form: str) -> None:
+    """Kernels of three, five and four entries, with more channels than fill a block of the machine's kernels."""
+    if form and block_channels() == 1:
+        pytest.skip("ONNX Runtime has no blocked layout on this machine")
+
+    def wide(kernel: int) -> nn.Conv3d:
+        return nn.Conv3d(18, 18, (kernel, 3, 3), padding=(kernel // 2, 1, 1))
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.b(m.a(x).relu()).relu()
+        return m.c(y * y.mean((3, 4), True).sigmoid())
+
+    layers = {"a": lambda: wide(3), "b": lambda: wide(5), "c": lambda: wide(4)}
+    pairs = entry("pairs", fn(forward, **layers), (1, 18, 8, 6, 6), tight=False, options={"frames_per_step": 2})
+    check(pairs, form=form)
