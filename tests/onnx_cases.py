@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, TypeProto, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 
 from co3d_compile.capture.onnx_reader.control_flow import CONTROL
-from co3d_compile.capture.onnx_reader.node_call import TABLE
+from co3d_compile.capture.onnx_reader.node_call import TABLE, TensorList
 from co3d_compile.capture.onnx_reader.onnx_file import prepared
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.errors import Co3dError
@@ -59,11 +59,14 @@ def _is_claimed(test: TestCase) -> bool:
         return False
     graph = test.model.graph
     names = {f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in graph.node}
-    plain = all(
-        v.type.HasField("tensor_type") and v.type.tensor_type.elem_type in KINDS for v in [*graph.input, *graph.output]
-    )
+    plain = all(_tensor_of(v.type).elem_type in KINDS for v in [*graph.input, *graph.output])
     left_out = any(part in test.name for part in LEFT_OUT)
     return plain and not left_out and len(graph.node) == 1 and names <= {*TABLE, *CONTROL}
+
+
+def _tensor_of(kind: TypeProto) -> TypeProto.Tensor:
+    """The kind of a tensor, or of those in a list."""
+    return kind.sequence_type.elem_type.tensor_type if kind.HasField("sequence_type") else kind.tensor_type
 
 
 def run(test: TestCase) -> Outcome:
@@ -75,13 +78,11 @@ def run(test: TestCase) -> Outcome:
         module = OnnxModule(model)
         for inputs, outputs in test.data_sets:
             given = [_array(x) for x in inputs]
-            values = {
-                v: x if module.reads_numbers(v) else torch.from_numpy(np.array(x)) for v, x in _pairs(model, given)
-            }
+            values = {v: x if module.reads_numbers(v) else _tensors(x) for v, x in _pairs(model, given)}
             with torch.no_grad():
                 results = module.run(model.graph, values)
             for result, expected in zip(results, outputs, strict=True):
-                _compare(np.asarray(result), _array(expected), test)
+                _compare(result, _array(expected), test)
     except (AssertionError, Co3dError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         return Outcome(operator, test.name, False, lines[0] if lines else type(error).__name__)
@@ -89,7 +90,15 @@ def run(test: TestCase) -> Outcome:
 
 
 def _array(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_array(v) for v in value]
     return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, list):
+        return TensorList(tuple(_tensors(v) for v in value))
+    return torch.from_numpy(np.array(value))
 
 
 def _pairs(model: ir.Model, given: list[Any]) -> Iterator[tuple[ir.Value, Any]]:
@@ -97,6 +106,11 @@ def _pairs(model: ir.Model, given: list[Any]) -> Iterator[tuple[ir.Value, Any]]:
 
 
 def _compare(result: Any, expected: Any, test: TestCase) -> None:
+    if isinstance(expected, list):
+        for a, b in zip(result.entries, expected, strict=True):
+            _compare(a, b, test)
+        return
+    result = np.asarray(result)
     assert result.shape == expected.shape, f"shape {result.shape}, not {expected.shape}"
     assert result.dtype == expected.dtype, f"{result.dtype}, not {expected.dtype}"
     np.testing.assert_allclose(result, expected, rtol=max(test.rtol, 1e-3), atol=max(test.atol, 1e-5))

@@ -133,6 +133,56 @@ def scanned() -> onnx.ModelProto:
     return model(nodes, CONSTANTS, SERIES)
 
 
+def listed() -> onnx.ModelProto:
+    """Lists of tensors: features apart, each frame's tanh put at the end of a list in a loop, and joined again."""
+    body = helper.make_graph(
+        [
+            helper.make_node("SequenceAt", ["frames", "turn"], ["frame"]),
+            helper.make_node("Tanh", ["frame"], ["row"]),
+            helper.make_node("SequenceInsert", ["before", "row"], ["after"]),
+            helper.make_node("Identity", ["going"], ["on"]),
+        ],
+        "body",
+        [single("turn", TensorProto.INT64), single("going", TensorProto.BOOL), rows("before")],
+        [single("on", TensorProto.BOOL), rows("after")],
+    )
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "sizes"], ["parts"], axis=2),
+        helper.make_node("SequenceAt", ["parts", "first"], ["a"]),
+        helper.make_node("SequenceErase", ["parts", "first"], ["others"]),
+        helper.make_node("SequenceAt", ["others", "first"], ["b"]),
+        helper.make_node("SequenceConstruct", ["b", "a"], ["turned"]),
+        helper.make_node("ConcatFromSequence", ["turned"], ["c"], axis=2),
+        *convolution("c", "d"),
+        helper.make_node("SplitToSequence", ["d"], ["frames"], axis=1, keepdims=0),
+        helper.make_node("SequenceLength", ["frames"], ["turns"]),
+        helper.make_node("SequenceEmpty", [], ["none"]),
+        helper.make_node("Loop", ["turns", "", "none"], ["all"], body=body),
+        helper.make_node("ConcatFromSequence", ["all"], ["y"], axis=1, new_axis=1),
+    ]
+    constants = {**weights(w=(5, 3, 3)), "sizes": np.array([1, 2]), "first": np.array(0)}
+    return model(nodes, constants, SERIES)
+
+
+def rows(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_sequence_value_info(name, TensorProto.FLOAT, None)
+
+
+def spectra() -> onnx.ModelProto:
+    """The power of each frame's frequencies, filtered, and back."""
+    frames = [1, FRAMES, 8]
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last"], ["signal"]),
+        helper.make_node("DFT", ["signal", "", "axis"], ["spectrum"], onesided=1),
+        helper.make_node("Mul", ["spectrum", "filter"], ["kept"]),
+        helper.make_node("DFT", ["kept", "size", "axis"], ["back"], onesided=1, inverse=1),
+        helper.make_node("Squeeze", ["back", "last"], ["smooth"]),
+        *convolution("smooth", "y"),
+    ]
+    constants = {**weights(w=(5, 8, 3), filter=(5, 1)), "last": np.array([-1]), "axis": np.array(-2)}
+    return with_opset(model(nodes, {**constants, "size": np.array(8)}, ["N", *frames[1:]]), 20)
+
+
 FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], int | None]] = {
     "If": (chosen, 3),
     "functions": (functions, 5),
@@ -140,6 +190,8 @@ FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], int | None]] = {
     "Softmax of opset 11": (old_softmax, 3),
     "Loop": (looped, None),
     "Scan": (scanned, None),
+    "lists of tensors": (listed, 3),
+    "Fourier transforms": (spectra, 3),
 }
 """What builds a file, and the receptive field of its network."""
 
@@ -151,6 +203,26 @@ def test_a_form_of_file_streams(form: str) -> None:
     compiled = co3d.compile(network, time_dim=1)
     assert compiled.info.receptive_field == receptive_field and not compiled.info.recomputed
     assert co3d.verify(compiled, network).passed
+
+
+def test_a_list_of_tensors_as_an_output_is_refused() -> None:
+    network = model([helper.make_node("SplitToSequence", ["x"], ["y"], axis=1)], {}, SERIES)
+    network.graph.output[0].CopyFrom(rows("y"))
+    with pytest.raises(co3d.UnsupportedError, match="The output y of the ONNX file is no tensor"):
+        co3d.compile(network, time_dim=1)
+
+
+def test_a_state_as_an_input_becomes_a_constant() -> None:
+    """As a detector of voices that takes and gives the state of its layers: their number is no number of clips."""
+    nodes = [*convolution("x", "a"), helper.make_node("ReduceSum", ["h", "layers"], ["last"], keepdims=1),
+             helper.make_node("Add", ["a", "last"], ["y"])]  # fmt: skip
+    network = model(nodes, {**weights(w=(5, 3, 3)), "layers": np.array([0])}, SERIES)
+    network.graph.input.append(value("h", 2, 1, 5))
+    with pytest.raises(co3d.UsageError, match=r"input h \(2, 1, 5\) has no clips in dim 0(.|\n)*an initializer"):
+        co3d.compile(network, time_dim=[1, None])
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((2, 1, 5), np.float32), "h"))
+    compiled = co3d.compile(network, time_dim=1)
+    assert compiled.info.receptive_field == 3 and co3d.verify(compiled, network).passed
 
 
 def test_a_softmax_over_features_and_time_is_a_window() -> None:

@@ -165,6 +165,11 @@ def outcome(seed: int, folder: Path) -> str:
     return "compiled"
 
 
+@pytest.mark.parametrize("seed", [1435], ids=["a Scan without the number of its inputs"])
+def test_files_that_were_not_refused(seed: int, tmp_path: Path) -> None:
+    assert outcome(seed, tmp_path) == "UnsupportedError"
+
+
 @pytest.mark.slow
 def test_damaged_files_are_refused_with_an_error_of_ours(tmp_path: Path) -> None:
     outcomes = [outcome(seed, tmp_path) for seed in range(FEW)]

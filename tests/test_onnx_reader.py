@@ -34,9 +34,12 @@ EXPORTS = {
 """Both of PyTorch's exporters, each with two operator sets."""
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
-FROM_NEW = ["fold_upright", "scatter_add", "transformer", "unet_linear", "unfold_mean", "written"]
-"""What the new exporter writes as indices, as blocks that overlap, or with sizes of one clip."""
-TRANSFORM = "a Fourier transform is an operator of its own (DFT, STFT), which is refused"
+FROM_NEW = [
+    *("attention_grouped", "class_token", "filtered", "fold_upright", "module_unfold", "movinet-frame", "phase"),
+    *("resized_pictures", "running_mean_per_frequency", "scatter_add", "shift_in_place", "stft_centred"),
+    *("transformer", "unet_linear", "unfold_mean", "written"),
+]
+"""What the new exporter writes as indices, as blocks that overlap, as other operators, or with sizes of one clip."""
 OTHERWISE = {
     "old exporter": {
         "adaptive_to_four": "an adaptive pool is written as a pool with strides",
@@ -44,32 +47,18 @@ OTHERWISE = {
         "overlapping_blocks": "blocks are written with sizes of one clip",
         "roll": "a roll is written as two slices, which stream",
         "unfold_mean": "sliding windows are written as a list of slices: states of other shapes",
-        "zeros_beside": "zeros beside the frames are stored for one clip",
+        "zeros_beside": "what is read as .data is stored: the numbers of the example clip",
     },
     "new exporter": {
         "adaptive_to_four": "an adaptive pool is written as a pool with strides",
-        "attention_grouped": "keys and values are repeated before they are kept",
         "bilinear_layer": "a layer is written as an einsum",
-        "class_token": "what is repeated is stored for one clip",
-        "filtered": TRANSFORM,
         "overlapping_blocks": "blocks are written with sizes of one clip",
-        "phase": TRANSFORM,
-        "running_mean_per_frequency": "what is padded is kept behind it: a state of another shape",
-        "stft_both_parts": TRANSFORM,
-        "stft_centred": TRANSFORM,
-        "stft_power": TRANSFORM,
         "cnn_rnn": "an RNN is written as a loop: a state of another shape",
         "in_memory": "the strides of memory are written as indices into one clip",
-        "module_unfold": "sliding windows are written with sizes of one clip",
-        "movinet-frame": "a convolution is padded before its state is kept",
-        "movinet-window": "a convolution is padded before its state is kept",
-        "resized_pictures": "a resampling is written with other products",
         "roll": "a roll is written as two slices, which stream",
-        "rows_projected": "an LSTM with projections is written as an LSTM without",
+        "rows_projected": "an LSTM with projections is written as an LSTM without, whose weights do not fit",
         "rows_relu": "an RNN is written step by step",
         "rows_rnn": "an RNN is written step by step",
-        "shift_in_place": "what is written over is stored for one clip: the compiled file is for one stream",
-        "tsm_resnet": "what is written over is stored for one clip: the compiled file is for one stream",
     },
 }
 """Networks of which an exporter writes down less than the network says, or something else."""
@@ -163,7 +152,7 @@ def facts(compiled: co3d.CompiledModel) -> dict[str, Any]:
         "receptive field": info.receptive_field,
         "warm-up": info.warmup_steps,
         "frames per step": list(info.frames_per_step.values()),
-        "states": sorted(tuple(map(str, s.shape)) for s in info.states),
+        "states": sorted(tuple(str(size) for size in s.shape if size != 1) for s in info.states),
         "multiply-adds": round(report.gmac_frame * 1e9),
         "recomputed": len(info.recomputed),
     }

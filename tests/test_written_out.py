@@ -155,3 +155,42 @@ def test_a_norm_that_scales_each_frame_is_a_window() -> None:
     with pytest.warns(co3d.Co3dWarning, match="Nothing gained"):
         compiled = co3d.compile(network, clip, time_dim=1)
     assert compiled.info.recomputed and co3d.verify(compiled, network, clip).passed
+
+
+class Heads(nn.Module):
+    """Four heads of queries on two of keys and values, each of which stands for two."""
+
+    def __init__(self, repeated: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(12, 24)
+        self.repeated = repeated
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (-1, 3)).transpose(1, 2) for y in self.qkv(x).split([12, 6, 6], -1))
+        if self.repeated is None:
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, self.repeated(k), self.repeated(v))
+
+
+def kept(repeated: Callable[[Tensor], Tensor] | None) -> int:
+    """Numbers in the states."""
+    network, clip = Heads(repeated).eval(), (torch.rand(1, 8, 12),)
+    compiled = co3d.compile(network, clip, time_dim=1)
+    assert co3d.verify(compiled, network, clip).passed
+    return sum(math.prod(size for size in state.shape if isinstance(size, int)) for state in compiled.info.states)
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        lambda k: k.repeat_interleave(2, 1),
+        lambda k: k[:, :, None].expand(-1, -1, 2, -1, -1).reshape(k.shape[0], 4, *k.shape[2:]),
+    ],
+)
+def test_heads_that_are_repeated_are_kept_once(repeated: Callable[[Tensor], Tensor]) -> None:
+    assert kept(repeated) == kept(None)
+
+
+def test_heads_in_another_order_are_kept_as_they_are() -> None:
+    assert kept(lambda k: k.repeat(1, 2, 1, 1)) > kept(None)

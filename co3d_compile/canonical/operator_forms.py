@@ -364,8 +364,10 @@ REWRITES: dict[Any, Any] = {
 
 
 def _bmm(program: Program, node: Node) -> None:
-    """Writes ``bmm`` with one constant matrix, copied for each row of the batch, as a linear layer."""
+    """Writes a product with one constant matrix, copied for each row of the batch, as a linear layer."""
     x, weight = operand(node), operand(node, 1)
+    if rank_of(x) != 3 or rank_of(weight) != 3 or shape_of(x)[0] != shape_of(weight)[0]:
+        return
     left = x.op == "get_attr"
     if left:
         x, weight = weight, x
@@ -382,6 +384,7 @@ GATHERS: dict[Any, Any] = {
     aten.index.Tensor: _gather,
     aten.index_select.default: _index_select,
     aten.bmm.default: _bmm,
+    aten.matmul.default: _bmm,
     aten.slice.Tensor: part_of_merged,
     **dict.fromkeys(REDUCTIONS, reduction_of_merged),
     **OVERLAPS,

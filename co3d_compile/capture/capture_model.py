@@ -212,4 +212,23 @@ def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
         inputs.append(Input(node.name, shape, node.meta["val"].dtype, dim, boxes=boxes.get(node)))
     if all(i.time_dim is None for i in inputs):
         raise UsageError("No input has a time dim.")
+    _check_clips(inputs)
     return inputs
+
+
+def _check_clips(inputs: list[Input]) -> None:
+    """Refuses an input without time that has something else than clips in dim 0, such as the layers of a state.
+
+    Raises:
+        UsageError: It names the input.
+    """
+    timed = next(i for i in inputs if i.time_dim is not None)
+    for i in inputs:
+        if i.time_dim is None and i.boxes is None and i.shape and i.shape[0] != timed.shape[0]:
+            raise UsageError(
+                f"The input {i.name} ({', '.join(map(str, i.shape))}) has no clips in dim 0: "
+                f"{timed.name} has {timed.shape[0]} there.",
+                hint="Make a constant of what is the same for all clips, such as the zeros that a state starts from: "
+                "a buffer of the module, in an ONNX file an initializer of that name "
+                "(model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))).",
+            )

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
@@ -71,7 +72,8 @@ def export(
     call = tuple(clip), dict(keywords or {})
     try:
         with torch.no_grad(), evaluated(model):
-            _run_once(model, *call)
+            if not isinstance(model, OnnxModule):  # it makes nothing
+                _run_once(model, *call)
             calls = doubled(call) if two else None
             if calls is not None:
                 with contextlib.suppress(Exception):  # a model for a single clip is captured as such below

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from co3d_compile.capture.shared_heads import share_heads
 from co3d_compile.capture.transposes import cancel_transposes
 from co3d_compile.capture.written_activations import join_activations
 from co3d_compile.capture.written_attention import join_attention
@@ -18,6 +19,7 @@ from co3d_compile.ir.program import Program
 
 JOINS = (
     join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms, join_attention,
+    share_heads,
 )  # fmt: skip
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BROADCAST = {"Where", "Div", "Pow", "Mod", "PRelu", "Add", "Sub", "Mul", "Max", "Min", "Sum", "Mean"}
-ALIGNED = {*BROADCAST, "ScatterND"}
+ALIGNED = {*BROADCAST, "ScatterND", "MatMul"}
 """Operators whose operands are aligned at their last dims. A constant may have the size of a dim in which clips lie."""
 SAME_DIMS = {"Concat", "ScatterElements"}
 
@@ -31,6 +32,9 @@ class Place:
 
     def repeated(self, x: Tensor, clips: int) -> Tensor:
         """Returns a tensor that is the same for all clips, once for each."""
+        if x.stride(self.dim) == 0:  # one entry, repeated: more often
+            sizes = [clips * size if d == self.dim else size for d, size in enumerate(x.shape)]
+            return x.narrow(self.dim, 0, 1).expand(sizes)
         apart = x.unflatten(self.dim, (-1, 1, self.inner))
         sizes = [clips if d == self.dim + 1 else size for d, size in enumerate(apart.shape)]
         return apart.expand(sizes).flatten(self.dim, self.dim + 2)
@@ -40,6 +44,11 @@ class Place:
         return (
             x.unflatten(self.dim, (-1, clips, self.inner)).select(self.dim + 1, which).flatten(self.dim, self.dim + 1)
         )
+
+    def joined(self, clips: Sequence[Tensor]) -> Tensor:
+        """Returns the tensor that has these clips; ``clip`` gives each of them again."""
+        apart = [x.unflatten(self.dim, (-1, self.inner)) for x in clips]
+        return torch.stack(apart, self.dim + 1).flatten(self.dim, self.dim + 2)
 
 
 def behind_a_view(place: Place, before: Sequence[int], after: Sequence[int]) -> list[Place]:
@@ -101,7 +110,7 @@ def for_all_clips(
         if not same or not isinstance(x, Tensor):
             continue
         dim = place.dim + (x.dim() - like.dim() if operator in ALIGNED else 0)
-        joined = operator == "Concat" and dim == axis % like.dim()
-        if 0 <= dim < x.dim() and x.shape[dim] == size and not joined and (size > 1 or operator not in BROADCAST):
+        own = dim == axis % like.dim() if operator == "Concat" else operator == "MatMul" and dim >= x.dim() - 2
+        if 0 <= dim < x.dim() and x.shape[dim] == size and not own and (size > 1 or operator not in BROADCAST):
             found[i] = Place(dim, place.inner).repeated(x, clips)
     return found

@@ -17,7 +17,7 @@ from co3d_compile.capture.onnx_reader.node_call import Host, NodeCall, Value, as
 
 CONTROL = ("If", "Loop", "Scan")
 Values: TypeAlias = "dict[ir.Value, Value]"
-Run: TypeAlias = "Callable[[ir.Graph, Values], Sequence[Tensor | Host]]"
+Run: TypeAlias = "Callable[[ir.Graph, Values], Sequence[Value]]"
 """Runs a graph on what it is given and what lies around it, and returns its outputs."""
 
 
@@ -65,7 +65,7 @@ def _loop(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
     if turns is None or not isinstance(turns, np.ndarray) or isinstance(going, Tensor):
         raise call.refuse("ends when the values of frames say so")
     carried = [_as_state(v) for v in carried]
-    collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
+    collected: list[list[Value]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     for turn in range(int(turns.reshape(-1)[0])):
         if isinstance(going, np.ndarray) and not bool(going.reshape(-1)[0]):
             break
@@ -88,9 +88,9 @@ def _scan(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
     states, series = [_as_state(v) for v in inputs[: len(inputs) - scanned]], inputs[len(inputs) - scanned :]
     dims = call.integers("scan_input_axes") or [0] * scanned
     backwards = call.integers("scan_input_directions") or [0] * scanned
-    collected: list[list[Tensor | Host]] = [[] for _ in range(len(body.outputs) - len(states))]
+    collected: list[list[Value]] = [[] for _ in range(len(body.outputs) - len(states))]
     first = series[0]
-    assert first is not None
+    assert isinstance(first, Tensor | np.ndarray)
     length = int(first.shape[dims[0]])
     for turn in range(length):
         entries = [
@@ -112,13 +112,14 @@ def _as_state(value: Value) -> Value:
     return as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
-def _stacked(call: NodeCall, rows: Sequence[Tensor | Host], dim: int) -> Tensor | Host:
+def _stacked(call: NodeCall, rows: Sequence[Value], dim: int) -> Tensor | Host:
     if not rows:
         raise call.refuse("has no turns")
     if all(isinstance(r, np.ndarray) for r in rows):
         return np.stack([r for r in rows if isinstance(r, np.ndarray)], dim)
-    return torch.stack([as_tensor(r) if isinstance(r, np.ndarray) else r for r in rows], dim)
+    tensors = [as_tensor(r) if isinstance(r, np.ndarray) else r for r in rows]
+    return torch.stack([r for r in tensors if isinstance(r, Tensor)], dim)
 
 
 def _entry(x: Value, dim: int, index: int) -> Value:
-    return np.take(x, index, dim) if isinstance(x, np.ndarray) else x.select(dim, index) if x is not None else None
+    return np.take(x, index, dim) if isinstance(x, np.ndarray) else x.select(dim, index) if isinstance(x, Tensor) else x

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from co3d_compile.capture.onnx_reader.node_call import NodeCall, even_padding, pad_pairs, reads
+from co3d_compile.capture.onnx_reader.node_call import NodeCall, even_padding, even_part, pad_pairs, reads
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -48,9 +48,8 @@ def convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tensor | None =
         raise call.refuse(f"slides over {len(kernel)} dims")
     stride, dilation = _geometry(call, kernel)
     pads = _pads(call, x, kernel, stride, dilation)
-    padding = even_padding(pads)
-    if padding is None:
-        x, padding = F.pad(x, pad_pairs(pads)), [0] * len(kernel)
+    padding, others = even_part(pads)
+    x = F.pad(x, pad_pairs(others)) if any(others) else x
     return CONVOLUTIONS[len(kernel)](x, weight, bias, stride, padding, dilation, call.integer("group", 1))
 
 
@@ -91,10 +90,10 @@ def max_pool(call: NodeCall, x: Tensor) -> tuple[Tensor, ...]:
     if len(call.node.outputs) > 1 and call.node.outputs[1].name:
         raise call.refuse("gives the places of its maxima")
     ceil = bool(call.integer("ceil_mode", 0))
-    padding = even_padding(pads)
-    if padding is None or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+    padding, others = even_part(pads, [k // 2 for k in kernel])
+    if any(others):
         lowest = float("-inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
-        x, padding = F.pad(x, pad_pairs(pads), value=lowest), [0] * len(kernel)
+        x = F.pad(x, pad_pairs(others), value=lowest)
     dtype = x.dtype
     x = x if x.is_floating_point() else x.to(torch.float64)  # PyTorch has no max pool of whole numbers
     return (MAX_POOLS[len(kernel)](x, kernel, stride, padding, dilation, ceil).to(dtype),)

@@ -73,6 +73,9 @@ def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
     along, across = _even(rows[:, 0]), _even(rows[0])
     if along is None or across is None or (rows - rows[:1] != rows[:, :1] - rows[0, 0]).any():
         return None
+    if indices.ndim == 2 and rows.shape[1] > rows.shape[0] and across.step >= along.step:
+        windows = _walked(x, dim, rows.T)  # a row for each tap, as convolutions are written out
+        return None if windows is None else windows.transpose(dim, dim + 1)
     first, step, inner, last = along.start, along.step, across.step, int(rows[-1, -1]) + 1
     last = INT64_MAX if last + step > x.shape[dim] else last
     if indices.ndim == 1:

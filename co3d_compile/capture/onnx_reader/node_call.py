@@ -18,8 +18,8 @@ from co3d_compile.errors import UnsupportedError
 
 Host: TypeAlias = "NDArray[np.generic]"
 """A value that is known while the model is traced: a shape, an index, a list of sizes."""
-Value: TypeAlias = "Tensor | Host | None"
-Result: TypeAlias = "Tensor | Host | tuple[Tensor, ...]"
+Value: TypeAlias = "Tensor | Host | TensorList | None"
+Result: TypeAlias = "Tensor | Host | TensorList | tuple[Tensor, ...]"
 Compute: TypeAlias = "Callable[..., Result]"
 
 WITHOUT_EFFECT = {
@@ -33,6 +33,13 @@ WITHOUT_EFFECT = {
 
 TABLE: dict[str, Reader] = {}
 """The function of each operator of the domain ``ai.onnx``."""
+
+
+@dataclass(frozen=True)
+class TensorList:
+    """A list of tensors, which ONNX calls a sequence."""
+
+    entries: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,21 @@ def even_padding(pads: Sequence[int]) -> list[int] | None:
     """
     half = len(pads) // 2
     return list(pads[:half]) if list(pads[:half]) == list(pads[half:]) else None
+
+
+def even_part(pads: Sequence[int], most: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+    """Returns the padding per dim where front and end are the same, and the pads that are left.
+
+    Args:
+        pads: All fronts, then all ends.
+        most: The most of each dim that counts as such.
+    """
+    half = len(pads) // 2
+    even = [
+        a == b and (most is None or a <= most[d]) for d, (a, b) in enumerate(zip(pads[:half], pads[half:], strict=True))
+    ]
+    padding = [p if same else 0 for p, same in zip(pads[:half], even, strict=True)]
+    return padding, [0 if same else p for p, same in zip(pads, even * 2, strict=True)]
 
 
 def pad_pairs(pads: Sequence[int]) -> list[int]:

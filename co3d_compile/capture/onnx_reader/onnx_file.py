@@ -14,8 +14,9 @@ from onnx import ModelProto
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, RemoveInitializersFromInputsPass
 from torch import Tensor
 
+from co3d_compile.capture.onnx_reader.graph_facts import check_values, has_half_precision, is_quantized
 from co3d_compile.capture.onnx_reader.node_call import torch_dtype
-from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, has_half_precision, is_quantized
+from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.onnx_reader.several_clips import is_right_for_several
 from co3d_compile.contract.model_contract import METADATA_KEY
 from co3d_compile.errors import Co3dError, LoadError, UsageError
@@ -68,6 +69,7 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
             "This file takes frames one at a time already: it is a compiled model.",
             hint="Give the clip model that it was compiled from.",
         )
+    check_values(model.graph)
     try:
         module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
         example = _example(model.graph, shapes)

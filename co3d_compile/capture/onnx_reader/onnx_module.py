@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     convolutions,
     elementwise_operators,
+    fourier_operators,
     indexing,
     matrix_products,
     normalizations,
@@ -32,12 +33,20 @@ from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     reductions,
     resizing,
     shape_operators,
+    tensor_lists,
 )
 from co3d_compile.capture.onnx_reader.clip_places import Place, for_all_clips
 from co3d_compile.capture.onnx_reader.constants import core, counted
 from co3d_compile.capture.onnx_reader.control_flow import CONTROL, Values, controlled
+from co3d_compile.capture.onnx_reader.graph_facts import (
+    check_operators,
+    graphs_of,
+    has_half_precision,
+    is_quantized,
+    nodes_of,
+)
 from co3d_compile.capture.onnx_reader.node_call import TABLE, Compute, Host, NodeCall, Result, Value, as_tensor
-from co3d_compile.errors import Co3dError, LoadError, UnsupportedError, UsageError
+from co3d_compile.errors import Co3dError, LoadError, UsageError
 
 SHAPE_LIKE = 1 << 20  # whole numbers, at most so many, may be shapes or indices; more are data
 
@@ -73,11 +82,11 @@ class OnnxModule(nn.Module):
         self._host: dict[ir.Value, Host] = {}
         self._scalars: dict[ir.Value, Host] = {}
         self._shapes: dict[ir.Value, tuple[int, ...]] = {}
-        _check_operators(model.graph, self.onnx_opset)
-        for graph in _graphs(model.graph):
+        check_operators(model.graph, self.onnx_opset)
+        for graph in graphs_of(model.graph):
             for value in graph.initializers.values():
                 self._add_constant(value)
-        for node in _nodes(model.graph):
+        for node in nodes_of(model.graph):
             self._submodule(_scope_path(node))
         names = [identifier(v.name) for v in model.graph.inputs]
         parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
@@ -139,7 +148,8 @@ class OnnxModule(nn.Module):
             raise UsageError("The file is for one clip at a time.")
         results = self.run(self.onnx_graph, values)
         named = zip(self.onnx_graph.outputs, results, strict=True)
-        return {identifier(v.name): as_tensor(r) if isinstance(r, np.ndarray) else r for v, r in named}
+        tensors = ((v, as_tensor(r) if isinstance(r, np.ndarray) else r) for v, r in named)
+        return {identifier(v.name): r for v, r in tensors if isinstance(r, Tensor)}
 
     def _given(self, inputs: Sequence[Tensor]) -> Values:
         """Returns the inputs by what they are in the file. Those in half precision are converted, as weights are."""
@@ -160,14 +170,14 @@ class OnnxModule(nn.Module):
         values = self._given(inputs)
         with torch.no_grad():
             self.run(self.onnx_graph, values)
-        named = {v.name or "": x for v, x in values.items() if x is not None}
+        named = {v.name or "": x for v, x in values.items() if isinstance(x, (Tensor, np.ndarray))}
         return {name: x.numpy() if isinstance(x, Tensor) else x for name, x in named.items()}
 
     def reads_numbers(self, value: ir.Value) -> bool:
         """Says whether an input is a shape, an axis or a size, which must be known while the model is traced."""
         return bool(value.uses()) and all(_wants_host(user, i) for user, i in value.uses())
 
-    def run(self, graph: ir.Graph, values: Values) -> list[Tensor | Host]:
+    def run(self, graph: ir.Graph, values: Values) -> list[Value]:
         """Runs the nodes of a graph; ``values`` are its inputs, and what lies around it."""
         for node in graph:
             results = self.results_of(node, values)
@@ -175,7 +185,7 @@ class OnnxModule(nn.Module):
         outputs = [self._value(v, values) for v in graph.outputs]
         if any(v is None for v in outputs):
             raise LoadError("The ONNX file has an output that nothing computes.")
-        return [v for v in outputs if v is not None]
+        return outputs
 
     def _value(self, value: ir.Value | None, values: Mapping[ir.Value, Value]) -> Value:
         if value is None or (not value.name and value.producer() is None):
@@ -247,15 +257,17 @@ WRONG = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
 )  # fmt: skip
 """What PyTorch, numpy and ONNX raise of operators that do not fit their operands."""
-LARGE = ("ConstantOfShape", "Expand", "Tile", "QuantizeLinear", "DequantizeLinear")
-"""Operators that make something large of few numbers, or weights: tensors, so that they can be followed."""
+LARGE = ("Expand", "Tile", "QuantizeLinear", "DequantizeLinear")
+"""Operators that may make something large of few numbers, or weights: tensors, so that they can be followed."""
+TENSORS = ("ConstantOfShape", "SequenceConstruct", "SplitToSequence")
+"""Operators that make tensors, or lists of them, also of numbers."""
 
 
 def _stays_small(node: ir.Node, inputs: Sequence[Host | None]) -> bool:
     """Says whether numbers make numbers, and not a large tensor of floats."""
-    return node.op_type not in LARGE or (
-        all(v is None or v.dtype.kind in "iub" for v in inputs) and node.op_type != LARGE[0]
-    )
+    if node.op_type in TENSORS:
+        return False
+    return node.op_type not in LARGE or all(v is None or v.dtype.kind in "iub" for v in inputs)
 
 
 def reference(call: NodeCall, inputs: Sequence[Host | None]) -> tuple[Value, ...]:
@@ -281,71 +293,8 @@ def reference(call: NodeCall, inputs: Sequence[Host | None]) -> tuple[Value, ...
     return tuple(np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds))
 
 
-def _check_operators(graph: ir.Graph, opset: int) -> None:
-    """Names all operators that cannot be read, at once."""
-    missing: dict[str, list[ir.Node]] = {}
-    moving = _moving(graph)
-    for node in _nodes(graph):
-        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        known = name in TABLE or name in CONTROL or name == "Constant"
-        fixed = name == node.op_type and node.inputs and not moving.intersection(node.outputs)
-        if not known and (not fixed or name in RANDOM):
-            missing.setdefault(name, []).append(node)
-    if missing:
-        lines = [
-            f"{name} ({len(nodes)} times, first at node {nodes[0].name or '?'})" for name, nodes in missing.items()
-        ]
-        raise UnsupportedError(
-            f"These ONNX operators (opset {opset}) cannot be read: {'; '.join(lines)}.",
-            hint="Export the model with standard operators, or with another opset.",
-        )
-
-
-RANDOM = ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
-
-
-def _moving(graph: ir.Graph) -> set[ir.Value]:
-    """Returns the values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
-    moving = {v for g in _graphs(graph) for v in g.inputs}
-    for node in _nodes(graph):  # a node stands behind what it reads; graphs inside of nodes stand behind these
-        inside = any(a.type is ir.AttributeType.GRAPH for a in node.attributes.values())
-        if node.op_type not in ("Shape", "Size") and (inside or moving.intersection(node.inputs)):
-            moving.update(node.outputs)
-    return moving
-
-
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-def has_half_precision(graph: ir.Graph) -> bool:
-    """Returns whether weights are stored, or numbers computed, in half precision."""
-    casts = (n.attributes["to"].as_int() for n in _nodes(graph) if n.op_type == "Cast")
-    return any(v.dtype in HALF for v in [*graph.inputs, *graph.initializers.values()]) or any(
-        to in HALF for to in casts
-    )
-
-
-def is_quantized(graph: ir.Graph) -> bool:
-    """Says whether numbers are rounded to 8 bits on the way."""
-    return any(n.op_type == "QuantizeLinear" for n in graph)
-
-
 def _approximates(graph: ir.Graph) -> bool:
     return has_half_precision(graph) or is_quantized(graph)
-
-
-def _graphs(graph: ir.Graph) -> list[ir.Graph]:
-    """Returns a graph, and those inside of its nodes."""
-    found = [graph]
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type is ir.AttributeType.GRAPH:
-                found += _graphs(attribute.as_graph())
-    return found
-
-
-def _nodes(graph: ir.Graph) -> list[ir.Node]:
-    return [node for g in _graphs(graph) for node in g]
 
 
 def _wants_host(node: ir.Node, position: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from co3d_compile.capture.onnx_reader.node_call import NodeCall, Value, reads
+from co3d_compile.capture.onnx_reader.node_call import Host, NodeCall, reads
 from co3d_compile.capture.onnx_reader.recurrent_cells import USUAL, activation_names, by_steps
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -16,7 +16,7 @@ GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 
 @reads("LSTM", "GRU", "RNN", host=(4,))
 def recurrent(
-    call: NodeCall, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Value = None,
+    call: NodeCall, x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | Host | None = None,
     h: Tensor | None = None, c: Tensor | None = None, peepholes: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Runs a recurrent layer over (T, N, C), or over (N, T, C) where ``layout`` is 1.
@@ -48,7 +48,7 @@ def recurrent(
     return (y, last) if cell is None else (y, last, cell)
 
 
-def _check(call: NodeCall, lengths: Value, x: Tensor) -> None:
+def _check(call: NodeCall, lengths: Tensor | Host | None, x: Tensor) -> None:
     steps = x.shape[1 if call.integer("layout", 0) else 0]
     if lengths is not None and any(int(n) != steps for n in lengths.reshape(-1)):
         raise call.refuse("is given rows of different lengths")

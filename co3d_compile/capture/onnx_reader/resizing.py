@@ -34,7 +34,7 @@ def resize(call: NodeCall, x: Tensor, roi: Value = None, scales: Value = None, s
         return x  # so do runtimes, whatever the scales are
     if own is not None:
         mode, corners = own
-        return F.interpolate(x, size=result[2:], mode=mode, align_corners=corners)
+        return F.interpolate(x, result[2:], None, mode, corners, antialias=bool(call.integer("antialias", 0)))
     for d in changed:
         x = _resized_dim(call, x, d, result[d], factors[d])
     return x
@@ -87,8 +87,12 @@ def _own_mode(
     """Returns the mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
     mode, how = call.text("mode", "nearest"), call.text("coordinate_transformation_mode", "half_pixel")
     exact = all(abs(result[d] - x.shape[d] * factors[d]) < 1e-3 for d in changed)
-    if min(changed, default=0) < 2 or not 3 <= x.dim() <= 5 or not exact or call.integer("antialias", 0):
+    if min(changed, default=0) < 2 or not 3 <= x.dim() <= 5 or not exact:
         return None
+    if call.integer("antialias", 0):
+        alike = {"linear": "bilinear"} | ({"cubic": "bicubic"} if call.number("cubic_coeff_a", -0.75) == -0.5 else {})
+        same = x.dim() == 4 and how == "half_pixel" and call.integer("exclude_outside", 0) and mode in alike
+        return (alike[mode], False) if same else None
     if mode == "nearest":
         rounds = call.text("nearest_mode", "round_prefer_floor")
         whole = all(factors[d] == int(factors[d]) for d in changed)

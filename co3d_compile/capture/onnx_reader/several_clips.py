@@ -1,7 +1,7 @@
 """Whether a file that is written for one clip is right for several, and where these lie in its tensors.
 
 Sizes that a file stores are those of one clip. Which of them counts the clips is tried: two clips are run together
-beside each by itself, and every value is compared.
+beside each by itself, and every value behind the first such size is compared.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from co3d_compile.capture.onnx_reader.clip_places import Place, behind, behind_a_view
 from co3d_compile.capture.onnx_reader.control_flow import Values
+from co3d_compile.capture.onnx_reader.graph_facts import nodes_of
 from co3d_compile.capture.onnx_reader.node_call import Value
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.errors import Co3dError
@@ -28,25 +30,20 @@ STORED = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "ScatterElem
 
 def is_right_for_several(module: OnnxModule, clip: Sequence[Tensor]) -> bool:
     """Runs two clips together and one by one, if the file stores shapes; the module then knows where clips lie."""
-    if not any(map(_stores_a_shape, module.onnx_graph)):
+    first = next((i for i, node in enumerate(module.onnx_graph) if _stores_a_shape(node)), None)
+    if first is None:
         return True
-    other = [x.flip(-1) if x.is_floating_point() else x for x in clip]
     try:
         with torch.no_grad():
-            apart = [_values(module, c) for c in (clip, other)]
-            right = _Search(module, apart).run()
+            module.onnx_clips = 1
+            one: Values = dict(zip(module.onnx_graph.inputs, clip, strict=True))
+            module.run(module.onnx_graph, one)
+            right = _Search(module, one).run(first) or _Search(module, one).run(0)
     except (Co3dError, RuntimeError, ValueError):
         right = False
     if not right:
         module.onnx_places = {}
     return right
-
-
-def _values(module: OnnxModule, clip: Sequence[Tensor]) -> Values:
-    values: Values = dict(zip(module.onnx_graph.inputs, clip, strict=True))
-    module.onnx_clips = 1
-    module.run(module.onnx_graph, values)
-    return values
 
 
 def _stores_a_shape(node: ir.Node) -> bool:
@@ -57,23 +54,28 @@ def _stores_a_shape(node: ir.Node) -> bool:
 
 
 class _Search:
-    """A run of two clips together, node by node. It goes back to its last choice where a value is not each clip's."""
+    """A run of two clips together, node by node. It goes back to its last choice where a value is not each clip's.
 
-    def __init__(self, module: OnnxModule, apart: list[Values]) -> None:
-        self.module, self.apart = module, apart
+    In front of the first node that stores a shape only the shapes are computed.
+
+    Args:
+        module: Runs the file.
+        one: Every value of one clip.
+    """
+
+    def __init__(self, module: OnnxModule, one: Values) -> None:
+        self.module = module
         self.nodes = list(module.onnx_graph)
+        self.apart: list[Values] = [one, {}]
         self.values: Values = {}
         module.onnx_places = {}
-        module.onnx_clips = CLIPS
-        for value in module.onnx_graph.inputs:
-            pair = [values[value] for values in apart]
-            assert isinstance(pair[0], Tensor) and isinstance(pair[1], Tensor)
-            self.values[value] = torch.cat([x for x in pair if isinstance(x, Tensor)])
-            module.onnx_places[value] = Place(0, pair[0].shape[0])
 
-    def run(self) -> bool:
-        """Says whether every value is found to be that of each clip."""
-        waiting: list[tuple[int, list[Place | None]]] = [(0, self._choices(self.nodes[0]))]
+    def run(self, first: int) -> bool:
+        """Says whether every value from a node on is found to be that of each clip."""
+        start = self._begin(first)
+        if start is None:
+            return False
+        waiting: list[tuple[int, list[Place | None]]] = [(start, self._choices(self.nodes[start]))]
         tries = 0
         while waiting:
             at, choices = waiting.pop()
@@ -89,6 +91,47 @@ class _Search:
                 return all(self.module.onnx_places.get(v) is not None for v in self.module.onnx_graph.outputs)
             waiting.append((at + 1, self._choices(self.nodes[at + 1])))
         return False
+
+    def _begin(self, first: int) -> int | None:
+        """Puts two clips in front of a node, or of an earlier one that leaves open where they lie.
+
+        Returns:
+            The place of the node; None where the shapes before it are not those of two clips.
+        """
+        at = self._shapes_before(first)
+        if at is None:
+            return None
+        one, other = self.apart
+        read = {v for node in self.nodes[at:] for v in _read(node)} | set(self.module.onnx_graph.outputs)
+        for value in [v for v in self.values if v in read]:
+            x, place = one[value], self.module.onnx_places.get(value)
+            if isinstance(x, Tensor):
+                apart = [x, x.flip(-1) if place is not None and x.dim() and x.is_floating_point() else x]
+                other[value] = apart[1]
+                self.values[value] = x if place is None else place.joined(apart)
+            else:
+                other[value] = x
+        self.module.onnx_clips = 1
+        for node in self.nodes[at:]:
+            other.update(zip(node.outputs, self.module.results_of(node, other), strict=False))
+        self.module.onnx_clips = CLIPS
+        return at
+
+    def _shapes_before(self, first: int) -> int | None:
+        """Notes where clips lie in front of a node, by the shapes of what is computed there."""
+        self.module.onnx_clips = CLIPS
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            for value in self.module.onnx_graph.inputs:
+                x = self.apart[0][value]
+                assert isinstance(x, Tensor)
+                self.values[value] = x.new_empty([CLIPS * x.shape[0], *x.shape[1:]])
+                self.module.onnx_places[value] = Place(0, x.shape[0])
+            for at, node in enumerate(self.nodes[:first]):
+                if self._choices(node) != [None]:
+                    return at
+                if not self._step(node, None, in_value=False):
+                    return None
+        return first
 
     def _choices(self, node: ir.Node) -> list[Place | None]:
         """Returns where clips may lie behind a node, if a stored shape leaves that open."""
@@ -106,11 +149,11 @@ class _Search:
 
     def _shape(self, value: ir.Value) -> tuple[int, ...]:
         found = self.apart[0][value]
-        assert found is not None
+        assert isinstance(found, Tensor | np.ndarray)
         return tuple(found.shape)
 
-    def _step(self, node: ir.Node, choice: Place | None) -> bool:
-        """Runs a node; says whether its results are those of each clip."""
+    def _step(self, node: ir.Node, choice: Place | None, in_value: bool = True) -> bool:
+        """Runs a node; says whether its results are those of each clip, in value or in shape alone."""
         places = self.module.onnx_places
         for output in node.outputs:
             places.pop(output, None)
@@ -121,12 +164,12 @@ class _Search:
             self.values.update(zip(node.outputs, results, strict=False))
             for output, result in zip(node.outputs, results, strict=False):
                 if isinstance(result, Tensor):
-                    self._compare(node, output, result, choice)
+                    self._compare(node, output, result, choice, in_value)
         except (Co3dError, ValueError):
             return False
         return True
 
-    def _compare(self, node: ir.Node, output: ir.Value, result: Tensor, choice: Place | None) -> None:
+    def _compare(self, node: ir.Node, output: ir.Value, result: Tensor, choice: Place | None, in_value: bool) -> None:
         """Notes where clips lie in a result.
 
         Raises:
@@ -137,14 +180,20 @@ class _Search:
         place = choice or behind(given, self._shape(output), result.shape, CLIPS)
         if place is not None:
             places[output] = place
-        for i, values in enumerate(self.apart):
+        for i, values in enumerate(self.apart if in_value else ()):
             if not _same(result if place is None else place.clip(result, i, CLIPS), values[output]):
                 raise ValueError("two clips together do not give what each gives by itself")
 
 
+def _read(node: ir.Node) -> set[ir.Value]:
+    """Returns the values that a node reads, and those that graphs inside of it read."""
+    inside = [a.as_graph() for a in node.attributes.values() if a.type is ir.AttributeType.GRAPH]
+    return {v for n in [node, *(n for g in inside for n in nodes_of(g))] for v in n.inputs if v is not None}
+
+
 def _same(a: Tensor, b: Value) -> bool:
     if not isinstance(b, Tensor):
-        return b is not None and a.shape == b.shape
+        return isinstance(b, np.ndarray) and a.shape == b.shape
     if a.shape != b.shape or not a.is_floating_point():
         return torch.equal(a, b)
     return not a.numel() or bool(((a - b).abs() <= SAME * b.abs().max() + 1e-12).all()) or not bool(b.isfinite().all())

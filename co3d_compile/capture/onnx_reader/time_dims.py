@@ -23,7 +23,15 @@ def time_dims(graph: ir.Graph) -> list[int | None]:
     Raises:
         UsageError: An input has its channels last, and no layer says which of its other dims is time.
     """
-    return [_time_dim(value) for value in graph.inputs]
+    return [_said(value) for value in graph.inputs]
+
+
+def _said(source: ir.Value) -> int | None:
+    """Returns the dim that counts frames. What cannot be read says nothing; it is refused when it is run."""
+    try:
+        return _time_dim(source)
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return None
 
 
 def _time_dim(source: ir.Value) -> int | None:
