@@ -80,6 +80,17 @@ def beside_empty_places(m: Any, x: Tensor) -> Tensor:
     return torch.stack([m.embed(x[:, t]) * m.embed(empty[:, t]) for t in range(x.shape[1])], 1)
 
 
+def weighed_after_all_frames(m: Any, x: Tensor) -> Tensor:
+    """Lists of frames get a dim in front, and meet weights that have one behind."""
+    h, frames = m.embed(x.mean(1)), [zeros(x, 4) for _ in range(3)]
+    for t in range(x.shape[1]):
+        feature, last = m.to_d(x[:, t]), torch.stack(frames[-3:])
+        weights = torch.stack([(frame * m.embed(feature)).sum(1) for frame in last])
+        h = torch.tanh((last * weights.reshape(*weights.shape, 1).softmax(0)).sum(0) + feature + h)
+        frames.append(h)
+    return h
+
+
 NEAR_MISSES = {
     f.__name__: f
     for f in (
@@ -93,5 +104,6 @@ NEAR_MISSES = {
         refined,
         positions,
         beside_empty_places,
+        weighed_after_all_frames,
     )
 }

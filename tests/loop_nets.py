@@ -256,6 +256,32 @@ def caches_of_two_layers(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def sum_of_the_last_states(m: Any, x: Tensor) -> Tensor:
+    """Each of the first states is a zero of its own."""
+    h, states, out = zeros(x, 4), [zeros(x, 4) for _ in range(3)], []
+    for t in range(x.shape[1]):
+        h = torch.tanh(m.embed(h) + torch.stack(states[-3:]).sum(0) + m.to_d(x[:, t]))
+        states.append(h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def weighing_the_last_states(m: Any, x: Tensor) -> Tensor:
+    """As many values are handed on in the middle of a turn as at its end (a motion-aware unit)."""
+    h, out = zeros(x, 4), []
+    states, features = ([zeros(x, 4) for _ in range(3)] for _ in range(2))
+    for t in range(x.shape[1]):
+        feature = m.to_d(x[:, t])
+        last, beside = torch.stack(states[-3:]), torch.stack(features[-3:])
+        weights = torch.stack([(beside[i] * m.embed(feature)).sum(1) for i in range(3)])
+        trend = (last * weights.unsqueeze(-1).softmax(0)).sum(0)
+        h = torch.tanh(m.embed(h) + trend + feature)
+        states.append(h)
+        features.append(feature)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 # Near misses: what a clip has of these is no layer with state, or none that a stream could go on with.
 
 
@@ -321,5 +347,7 @@ CASES = {
         Case(difference_to_the_frame_before, field=2),
         Case(last_frames_in_a_tensor, field=3),
         Case(caches_of_two_layers, states=2, field=5),
+        Case(sum_of_the_last_states, states=3),
+        Case(weighing_the_last_states, states=6),
     )
 }

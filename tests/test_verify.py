@@ -248,6 +248,31 @@ def test_a_model_that_depends_on_chance_has_no_reference() -> None:
         verify(compiled, loud, (torch.randn(CLIP),))
 
 
+class Remembering(nn.Module):
+    """A recurrent network that goes on from where the clip before ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.state = nn.Linear(4, 4), torch.zeros(1, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state of each frame."""
+        states = []
+        for frame in x.unbind(1):
+            self.state = torch.tanh(self.mix(frame) + self.state)
+            states.append(self.state)
+        return torch.stack(states, 1)
+
+
+def test_says_that_a_network_keeps_something_from_call_to_call() -> None:
+    network, clip = Remembering(), torch.randn(1, 6, 4)
+    compiled = co3d.compile(network, clip, time_dim=1)
+    with torch.no_grad():
+        network(clip)
+    result = verify(compiled, network, (clip,))
+    assert not result.passed and "from call to call" in result.reason
+
+
 def no_long_clip(*_: Any) -> None:
     raise NoReference("no such operator")
 

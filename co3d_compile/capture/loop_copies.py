@@ -137,7 +137,8 @@ def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
 def _rotations(tokens: Tokens, run: Run) -> list[int]:
     """Returns where the first copy may begin: where least is handed on to the next one, and that is read least often.
 
-    Once counted with the frames that copies take, once without: each copy can take those that it needs.
+    Once counted with the frames that copies take, once without: each copy can take those that it needs. Where the run
+    begins is one more: as many values may be handed on in the middle of a copy, some of them made of frames.
     """
     size = run.stop - run.start
     middle = max(1, size // run.period // 2) * run.period
@@ -147,7 +148,7 @@ def _rotations(tokens: Tokens, run: Run) -> list[int]:
         ways = [(values[middle + r], reads[middle + r], -((size - r) // run.period), r) for r in range(run.period)
                 if middle + r <= size]  # fmt: skip
         found.update(dict.fromkeys(run.start + r for *_, r in sorted(ways)[:ROTATIONS]))
-    return list(found)
+    return [*found, *({run.start} - found.keys())]
 
 
 def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Numbers]:
@@ -255,7 +256,7 @@ class _Reading:
                 return None
             walks[at, k] = Walk(take.root, take.dim, take.start, step, take.length)
         found = Copies(turns, edges, walks, invariant, {})
-        if not _find_starts(found):
+        if not _find_starts(self.tokens, found):
             return None
         _walk_behind(found)
         return found
@@ -315,7 +316,7 @@ def _invariant(edges: list[list[Edge]], moved: dict[Place, int]) -> set[int]:
     return found
 
 
-def _find_starts(copies: Copies) -> bool:
+def _find_starts(tokens: Tokens, copies: Copies) -> bool:
     """Notes what the first turns read in place of an earlier one's values; False if they disagree."""
     for t, turn in enumerate(copies.turns):
         for at, operands in enumerate(copies.edges):
@@ -324,7 +325,7 @@ def _find_starts(copies: Copies) -> bool:
                     continue
                 key, node = (edge.at, edge.lag - t), leaves(turn[at])[k]
                 known = copies.starts.setdefault(key, node)
-                if known is not node:
+                if tokens.constant(known) != tokens.constant(node):
                     return False
                 if not alike(node, copies.body[edge.at]):
                     return False

@@ -111,6 +111,8 @@ class Tokens:
 
     def constant(self, node: Node) -> Hashable:
         """Returns what stands for a node outside of a loop: constants with the same numbers are the same."""
+        if node.op == "call_function" and not node.all_input_nodes and _always_the_same(node):
+            return (node.target, str(node.args), str(node.kwargs))
         if node.op != "get_attr":
             return node
         if node not in self._constants:
@@ -138,6 +140,11 @@ class Tokens:
         if isinstance(value, Node):
             return self.constant(value) if value.op == "get_attr" else IN_PLACE_OF_A_TENSOR
         return (type(value), str(value))
+
+
+def _always_the_same(node: Node) -> bool:
+    """Says whether an operator gives the same numbers each time that it runs."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 @dataclass(frozen=True)

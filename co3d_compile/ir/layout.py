@@ -148,6 +148,8 @@ class Layout:
         batch = self.batch
         if batch is None or batch.size != 1 or batch.alone or not self.dims or self.dims[0]:
             return self
+        if self.dims[batch.dim] == (Axis(BATCH, 1), Axis(TIME, 1)):
+            return self  # the batch is where it was: a single entry rides on it
         return self.without(BATCH).replace(0, [Axis(BATCH, 1)])
 
     def entry_dims(self) -> list[int | None]:

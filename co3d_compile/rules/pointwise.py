@@ -107,6 +107,8 @@ class Pointwise(Rule):
             dropped = own is not None and own.alone
             if right and rank_of(arg) >= right and not dropped:
                 return low.call(aten.squeeze.dim, new, rank_of(arg) - right)
+            if own is not None and own.alone and not right:  # a single entry beside several numbers
+                return low.call(aten.unsqueeze.default, new, own.dim)
             return new
 
         args = torch.fx.map_arg(node.args, operand)

@@ -69,6 +69,14 @@ def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     return program
 
 
+def repeats(model: Model, example_inputs: Example) -> bool:
+    """Says whether two calls with the same clip give the same."""
+    args, kwargs = example_of(model, example_inputs)
+    with eager(), evaluated(model) as module:
+        a, b = (pytree.tree_leaves(module(*deepcopy(tuple(args)), **deepcopy(dict(kwargs)))) for _ in range(2))
+    return all(equal(x, y, SAME) for x, y in zip(a, b, strict=True) if isinstance(x, Tensor))
+
+
 def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
     """Returns the tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(example_of(model, example_inputs)) if isinstance(t, Tensor)]

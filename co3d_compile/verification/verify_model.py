@@ -24,7 +24,7 @@ from co3d_compile.errors import UsageError, VerificationError
 from co3d_compile.ir.options import Options
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
-from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, tensors_of
+from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, repeats, tensors_of
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
 from co3d_compile.verification.findings import Bisection, StepError
@@ -46,6 +46,10 @@ AGAIN = (  # as compiled
 )
 PERTURBED = 3  # runs of the untouched model with its frames off by rounding, to see what that makes of its results
 TOLERANCE = 1e-4
+REMEMBERS = (
+    " Two calls of the network with the same clip do not give the same: it keeps something from call to call, or "
+    "draws by chance. Make it begin anew in its forward."
+)
 # What is not exact, and how far off it may be: float16 states put X3D-S, at full size with random weights, 4e-2 off.
 REDUCED = {"state_dtype": ("float16", "States are float16", 0.1), "int8": (True, "Convolutions compute in 8 bits", 1.0)}
 ABOUT_RIGHT = 1e-2  # standard deviations: from here on a file is worth a closer look
@@ -99,6 +103,8 @@ def verify(
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
             check.run(_source(check, frames, seed))
+            if check.differs and not repeats(model, example):
+                check.reason += REMEMBERS
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, model, example)
     return check.result()
