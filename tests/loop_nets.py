@@ -178,6 +178,14 @@ def frames_of_a_network(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def frames_of_a_network_with_batch_norm(m: Any, x: Tensor) -> Tensor:
+    y, h, out = m.norm(m.wide(x.flatten(0, 1))).relu().mean((2, 3)).unflatten(0, x.shape[:2]), zeros(x, 5), []
+    for t in range(x.shape[1]):
+        h = m.gru(y[:, t, :4], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 def network_inside_of_the_loop(m: Any, x: Tensor) -> Tensor:
     h, out = zeros(x, 5), []
     for t in range(x.shape[1]):
@@ -338,6 +346,7 @@ CASES = {
         Case(both_states_started_by_layers, states=3),
         Case(another_first_turn, states=3),
         Case(frames_of_a_network, PICTURES),
+        Case(frames_of_a_network_with_batch_norm, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),
         Case(list_of_features, PICTURES),
         Case(behind_a_look_ahead, states=6),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.loop_layouts import annotate_body
-from co3d_compile.ir.aten_operators import SAME
+from co3d_compile.ir.aten_operators import BATCH_NORMS, SAME
 from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.layout import Layout, LayoutLost
@@ -76,7 +76,7 @@ class TimeDims:
         source = operand(node) if node.target is operator.getitem else node
         if any(fact_of(n).layout is None for n in operands(source) if n in self.timed and not is_loop(source)):
             return None
-        if node.target in SAME:
+        if node.target in SAME or source.target in BATCH_NORMS:  # of which the first result alone is read
             return fact_of(read[0]).layout
         rule = rule_for(node.target)
         try:
