@@ -107,6 +107,18 @@ def by_strongest_frequencies(m: Any, x: Tensor) -> Tensor:
     return result
 
 
+def states_side_by_side(m: Any, x: Tensor) -> Tensor:
+    """Neighbours among the states of a loop, joined as features that weigh each other."""
+    h, states, out = x.new_zeros(x.shape[0], 4), [], []
+    for t in range(x.shape[2]):
+        h = torch.tanh(m.mix(x[:, :, t]) + h)
+        states.append(h)
+    for i in range(1, x.shape[2] - 1):
+        y = torch.cat(states[i - 1 : i + 2], 1)
+        out.append(m.out(y * torch.sigmoid(m.weigh(y))))
+    return torch.stack(out, 2)
+
+
 def across_blocks(m: Any, x: Tensor) -> Tensor:
     """A recurrent layer from block to block, of blocks of 4 that overlap by 2, as dual-path networks have it."""
     halves = torch.cat([x[:, :, :-2].unflatten(2, (-1, 4)), x[:, :, 2:].unflatten(2, (-1, 4))], 3)
@@ -246,6 +258,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         ((1, 6, 4, 5, 5),), {"time_dim": 1},
     ),
     "the first two frames": (lambda: Graph(lambda m, x: x[:, :, 0] + x[:, :, 1] * 2), ((1, 4, 12),), {}),
+    "states of a loop, side by side": (
+        lambda: Graph(states_side_by_side, mix=nn.Linear(4, 4), weigh=nn.Linear(12, 12), out=nn.Linear(12, 3)),
+        (CLIP,), {},
+    ),
     "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
 }  # fmt: skip
 
