@@ -276,10 +276,11 @@ def sum_of_the_last_states(m: Any, x: Tensor) -> Tensor:
 
 def weighing_the_last_states(m: Any, x: Tensor) -> Tensor:
     """As many values are handed on in the middle of a turn as at its end (a motion-aware unit)."""
-    h, out = zeros(x, 4), []
+    h, out = None, []
     states, features = ([zeros(x, 4) for _ in range(3)] for _ in range(2))
     for t in range(x.shape[1]):
         feature = m.to_d(x[:, t])
+        h = zeros(x, 4) if h is None else h
         last, beside = torch.stack(states[-3:]), torch.stack(features[-3:])
         weights = torch.stack([(beside[i] * m.embed(feature)).sum(1) for i in range(3)])
         trend = (last * weights.unsqueeze(-1).softmax(0)).sum(0)

@@ -111,7 +111,7 @@ class Tokens:
 
     def constant(self, node: Node) -> Hashable:
         """Returns what stands for a node outside of a loop: constants with the same numbers are the same."""
-        if node.op == "call_function" and not node.all_input_nodes and _always_the_same(node):
+        if is_constant(node):
             return (node.target, str(node.args), str(node.kwargs))
         if node.op != "get_attr":
             return node
@@ -142,9 +142,10 @@ class Tokens:
         return (type(value), str(value))
 
 
-def _always_the_same(node: Node) -> bool:
-    """Says whether an operator gives the same numbers each time that it runs."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in node.target.tags
+def is_constant(node: Node) -> bool:
+    """Says whether an operator reads nothing and gives the same numbers each time that it runs, such as zeros."""
+    made = node.op == "call_function" and not node.all_input_nodes and isinstance(node.target, torch._ops.OpOverload)
+    return made and torch.Tag.nondeterministic_seeded not in node.target.tags  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from co3d_compile.capture.loop_operator import LoopWriter
 from co3d_compile.capture.loop_results import join_results
 from co3d_compile.capture.loop_starts import take_starts_from_streams
 from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Run, Tokens, runs
+from co3d_compile.capture.loop_tokens import Run, Tokens, is_constant, runs
 from co3d_compile.ir.aten_operators import CHECKS
 from co3d_compile.ir.program import Program
 
@@ -83,10 +83,14 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
 
 
 def tidy(program: Program) -> None:
-    """Takes out what stands between copies: assertions, and results that are joined one by one."""
+    """Takes out what stands between copies: assertions, constants, and results that are joined one by one."""
     graph = program.graph
     for node in list(graph.nodes):
         if node.target in CHECKS:
             graph.erase_node(node)
+    first = next((n for n in graph.nodes if n.op == "call_function"), None)
+    for node in [n for n in graph.nodes if is_constant(n) and n is not first]:
+        assert first is not None
+        first.prepend(node)
     join_results(program)
     graph.eliminate_dead_code()
