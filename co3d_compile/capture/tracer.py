@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from co3d_compile.capture.caught_failures import failures_caught
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.torchscript import DECIDE, exported_script
@@ -114,8 +115,8 @@ def _where(error: Exception) -> str:
 
 
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
-    """Runs ``torch.export``, also of a model that reads ``x.data`` (for the tracer it is made ``x.detach()``) or
-    decides in Python by the values of constants."""
+    """Runs ``torch.export``, also of a model that reads ``x.data`` (for the tracer it is made ``x.detach()``),
+    decides in Python by the values of constants or catches what a module of it raises."""
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
             return exported_script(model, clip)
@@ -123,7 +124,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
         try:
             return torch.export.export(model, clip, keywords, strict=False)
         except Exception:
-            with _DataDetached(), ConstantsKnown(model):
+            with _DataDetached(), ConstantsKnown(model), failures_caught():
                 return torch.export.export(model, clip, keywords, strict=False)
 
 

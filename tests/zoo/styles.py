@@ -208,6 +208,16 @@ def zeros_beside(m: Any, x: Tensor) -> Tensor:
     return F.relu(y + torch.cat([short.data, torch.zeros(short.size(0), 1, *short.shape[2:])], dim=1))
 
 
+def called_with_lengths(m: Any, x: Tensor) -> Tensor:
+    """Calls layers of any kind with lengths of the clips, and those that take none without them."""
+    for layer in (m.net, m.out):
+        try:
+            x = layer(x, lengths=None)
+        except TypeError:
+            x = layer(x)
+    return x
+
+
 def decided_by_constants(m: Any, x: Tensor) -> Tensor:
     """Python that reads the values of ranges and masks, which no frame can change."""
     y, weight = m.net(x), torch.ones(4)
@@ -297,6 +307,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "bilinear_layer": (
         lambda: Graph(lambda m, x: m.fc(m.net(x).mT, x.mT).mT, net=nn.Conv1d(4, 5, 3, padding=1),
                       fc=nn.Bilinear(5, 4, 3)), _SERIES, 2),
+    "called_with_lengths": (lambda: Graph(called_with_lengths, net=conv(), out=conv(4, 3)), _VIDEO, 2),
     "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
