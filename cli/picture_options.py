@@ -8,6 +8,10 @@ import click
 
 from co3d_compile.cli.common import FILE, PICTURE, Options, Report, option, together
 
+NOT_SAID = (
+    "note: the model's file does not say how pictures are prepared; values from 0 to 1 are assumed. "
+    "co3d-compile --size --mean --std stores it"
+)
 NAMES = ("size", "mean", "std", "value_range", "channels", "layout", "fps")
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from co3d_compile.cli.common import Report, join, stderr, stdout
+from co3d_compile.cli.picture_options import NOT_SAID
 from co3d_compile.cli.prediction_sinks import Sinks
 from co3d_compile.cli.summary import console_for, facts_table
 from co3d_compile.media.frame_source import Source
@@ -24,10 +25,6 @@ from co3d_compile.report.latency import latency_texts
 from co3d_compile.support.readable_numbers import plural
 
 EVERY = 1.0  # seconds between two lines
-_NOT_SAID = (
-    "note: the model's file does not say how pictures are prepared; values from 0 to 1 are assumed. "
-    "co3d-compile --size --mean --std stores it, or give these here."
-)
 REMEMBERED = 20_000  # steps whose milliseconds are kept
 
 
@@ -66,7 +63,7 @@ class Live:
         if self._bars:
             self._bars.start()
         if self._predictor.info.preprocess is None:
-            click.echo(_NOT_SAID, file=stderr())
+            click.echo(f"{NOT_SAID}, or give these here.", file=stderr())
         if not self._silent:
             self._say(Text(self._opening(), style="dim"))
             self._say(Text(self._late(), style="dim"))

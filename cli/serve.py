@@ -35,8 +35,12 @@ from co3d_compile.cli.common import (
     stoppable,
     verbose_option,
 )
+from co3d_compile.cli.picture_options import NOT_SAID
 from co3d_compile.cli.progress import Progress
-from co3d_compile.errors import LoadError, UsageError
+from co3d_compile.contract.model_contract import Contract
+from co3d_compile.errors import LoadError, UnsupportedError, UsageError
+from co3d_compile.media.video_steps import Pictures
+from co3d_compile.runtime.stored_metadata import read_contract
 from co3d_compile.serve.options import ServeOptions
 from co3d_compile.support.readable_numbers import plural
 
@@ -124,6 +128,8 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
                     str(path), options["replicas"], settings, host=options["host"], port=port,
                     gateways=options["gateways"], address=options["address"],
                 )  # fmt: skip
+            if note := about_pictures(read_contract(path)):
+                click.echo(note, file=stderr())
             _say(as_json, f"http://{options['host']}:{port}", prometheus, options["replicas"], settings)
             with _watching(options["replicas"]), stoppable():  # Ray has set signal handlers of its own
                 while True:
@@ -155,6 +161,17 @@ def _watching(replicas: int) -> Iterator[None]:
     finally:
         end.set()
         thread.join(cluster.LOOK)
+
+
+def about_pictures(info: Contract) -> str | None:
+    """Returns what to say of a model that takes pictures, and whose file does not say how they are prepared."""
+    if info.preprocess is not None:
+        return None
+    try:
+        Pictures(info)
+    except UnsupportedError:
+        return None
+    return f"{NOT_SAID}."
 
 
 def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: ServeOptions) -> None:

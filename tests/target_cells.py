@@ -36,7 +36,6 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         **_NO_ROWS,
         **dict.fromkeys(_LENGTHS, "contract version 1"),
         **dict.fromkeys(("float64", "uint8 frames"), "converter does not take this step"),
-        "loop with a first turn": "one tensor of the outputs",
     },
     "OpenVINO, its own states": {**_VERSION, **_MOVED},
     "OpenVINO, states outside": {**_VERSION, **_MOVED},

@@ -12,6 +12,7 @@ from test_serve_shard import frame
 from torch import nn
 
 import co3d_compile as co3d
+from co3d_compile.cli.serve import about_pictures
 from co3d_compile.media import VideoFrame
 from co3d_compile.serve.engine import TENSOR, Engine
 from co3d_compile.serve.options import ServeOptions
@@ -65,3 +66,11 @@ def test_pictures_are_preprocessed_as_the_file_says() -> None:
         await shard.close()
 
     asyncio.run(main())
+
+
+def test_a_file_that_does_not_say_how_pictures_are_prepared_is_told_of() -> None:
+    network, clip = nn.Conv3d(3, 4, 3, padding=1).eval(), torch.zeros(1, 3, 4, 8, 8)
+    assert "does not say how pictures are prepared" in (about_pictures(co3d.compile(network, clip).info) or "")
+    assert about_pictures(co3d.compile(network, clip, preprocess={"mean": 0.4}).info) is None
+    row = co3d.compile(nn.Conv1d(3, 4, 3, padding=1).eval(), torch.zeros(1, 3, 4))
+    assert about_pictures(row.info) is None, "it takes none"
