@@ -108,6 +108,15 @@ def use_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def save_onnx() -> str:
+    """An ONNX clip model of a network of this kind, with names of its own."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()
+    names = {"input_names": ["video"], "output_names": ["maps"]}
+    torch.onnx.export(network, (torch.zeros(SHAPE),), "clip.onnx", dynamo=False, opset_version=17, **names)
+    return "clip.onnx"
+
+
 def save_export(path: str = "m.bin", model: nn.Module | None = None, clip: Tensor | None = None) -> str:
     clip = torch.randn(SHAPE) if clip is None else clip
     program = torch.export.export(model or tiny(), (clip,))

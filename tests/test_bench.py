@@ -41,7 +41,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_side(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["archive", "ONNX"])
+def test_every_side(kind: str, archive: Path, tmp_path: Path) -> None:
+    if kind == "ONNX":
+        torch.onnx.export(network(), (CLIP,), str(tmp_path / "clip.onnx"), dynamo=False, opset_version=17)
+        archive = tmp_path / "clip.onnx"
     result = run(archive, *QUICK, "--json", "--chart", tmp_path / "times.svg")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)

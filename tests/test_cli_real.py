@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from model_files import FACTORY, save_export, save_pickle, save_script, use_folder
+from model_files import FACTORY, save_export, save_onnx, save_pickle, save_script, use_folder
 
 from co3d_compile.cli import doctor
 from co3d_compile.cli.compile import main as compile_command
@@ -49,6 +49,7 @@ def files() -> set[str]:
 
 SOURCES: dict[str, tuple[Callable[[], str], list[str]]] = {
     "export": (save_export, []),
+    "ONNX": (save_onnx, []),
     "script": (save_script, SHAPE),
     "pickle": (save_pickle, [*SHAPE, "--trust-pickle"]),
     "factory": (lambda: f"{FACTORY}:tiny", SHAPE),
@@ -118,9 +119,12 @@ def test_bad_input(factory: str, more: list[str], code: int, says: str) -> None:
     assert files() == set()
 
 
-def test_inspect_and_verify_read_what_was_compiled() -> None:
-    model = save_export()
+@pytest.mark.parametrize("save", [save_export, save_onnx])
+def test_inspect_and_verify_read_what_was_compiled(save: Callable[[], str]) -> None:
+    model = save()
     report_of(model, *OUT)
+    before = CliRunner().invoke(group, ["inspect", model])
+    assert before.exit_code == 0, before.stderr
     shown = CliRunner().invoke(group, ["inspect", "out.onnx"])
     assert shown.exit_code == 0 and "3 frames" in shown.stdout
     checked = CliRunner().invoke(group, ["verify", "out.onnx", "--against", model, "--json"])

@@ -17,6 +17,8 @@ from marks import few, slow
 from onnx import TensorProto, helper
 from onnx_cases import node_tests, operator_of, run
 from torch import nn
+from zoo import Entry
+from zoo.real import REAL
 from zoo.small import SMALL
 
 import co3d_compile as co3d
@@ -46,6 +48,7 @@ OTHERWISE = {
         "index_put": "blocks that overlap are written one by one",
         "overlapping_blocks": "blocks are written with sizes of one clip",
         "roll": "a roll is written as two slices, which stream",
+        "swin3d_t": "a roll is written as two slices, which stream",
         "unfold_mean": "sliding windows are written as a list of slices: states of other shapes",
         "zeros_beside": "what is read as .data is stored: the numbers of the example clip",
     },
@@ -56,6 +59,7 @@ OTHERWISE = {
         "cnn_rnn": "an RNN is written as a loop: a state of another shape",
         "in_memory": "the strides of memory are written as indices into one clip",
         "roll": "a roll is written as two slices, which stream",
+        "swin3d_t": "a roll is written as two slices, which stream",
         "rows_projected": "an LSTM with projections is written as an LSTM without, whose weights do not fit",
         "rows_relu": "an RNN is written step by step",
         "rows_rnn": "an RNN is written step by step",
@@ -92,7 +96,7 @@ def test_operators_pass_the_tests_of_onnx_itself() -> None:
 @pytest.mark.parametrize("exporter", EXPORTS)
 @pytest.mark.parametrize("name", [slow(n) if n == "c3d" else n for n in NETWORKS if n in SMALL])
 def test_a_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Path) -> None:
-    is_the_same(name, exporter, tmp_path)
+    is_the_same(SMALL[name], exporter, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,18 +108,23 @@ def test_a_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Pat
     ),
 )
 def test_what_an_exporter_writes_out_is_found_again(name: str, exporter: str, tmp_path: Path) -> None:
-    is_the_same(name, exporter, tmp_path)
+    is_the_same(SMALL[name], exporter, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "exporter"), EVERY)
 def test_every_small_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Path) -> None:
-    is_the_same(name, exporter, tmp_path)
+    is_the_same(SMALL[name], exporter, tmp_path)
 
 
-def is_the_same(name: str, exporter: str, folder: Path) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "exporter"), [(n, e) for n in REAL for e in EXPORTS if is_written(n, e)])
+def test_every_real_network_is_the_same_from_onnx(name: str, exporter: str, tmp_path: Path) -> None:
+    is_the_same(REAL[name].entry(), exporter, tmp_path)
+
+
+def is_the_same(entry: Entry, exporter: str, folder: Path) -> None:
     """Delay, receptive field, warm-up, states, work and every number of a stream are those of the PyTorch network."""
-    entry = SMALL[name]
     network, clip = entry.build().eval(), tuple(entry.examples())
     try:
         path = exported(network, clip, folder / "clip.onnx", EXPORTS[exporter])
