@@ -205,6 +205,23 @@ def test_a_form_of_file_streams(form: str) -> None:
     assert co3d.verify(compiled, network).passed
 
 
+def test_a_view_of_memory_is_for_several_streams() -> None:
+    """As PyTorch's newer exporter writes a pool to one entry: indices into all entries of one clip, flattened."""
+    nodes = [
+        *convolution("x", "a"),
+        helper.make_node("ReduceMean", ["a"], ["m"], axes=[1]),
+        helper.make_node("Reshape", ["m", "flat"], ["f"]),
+        helper.make_node("Gather", ["f", "places"], ["y"], axis=0),
+    ]
+    constants = {**weights(w=(5, 3, 3)), "flat": np.array([-1]), "places": np.arange(5).reshape(1, 5)}
+    network = onnx.shape_inference.infer_shapes(model(nodes, constants, [1, *SERIES[1:]]))
+    compiled = co3d.compile(network, time_dim=1)
+    assert {state.shape[0] for state in compiled.info.states} == {"N"}
+    with co3d.StreamSession(compiled, batch=2) as session:
+        assert session.step(np.zeros((2, FEATURES), np.float32)).shape == (2, 5)
+    assert co3d.verify(compiled, network).passed
+
+
 def test_a_list_of_tensors_as_an_output_is_refused() -> None:
     network = model([helper.make_node("SplitToSequence", ["x"], ["y"], axis=1)], {}, SERIES)
     network.graph.output[0].CopyFrom(rows("y"))

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, R
 from torch import Tensor
 
 from co3d_compile.capture.onnx_reader.graph_facts import check_values, has_half_precision, is_quantized
+from co3d_compile.capture.onnx_reader.memory_views import reshape_views
 from co3d_compile.capture.onnx_reader.node_call import torch_dtype
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.onnx_reader.several_clips import is_right_for_several
@@ -83,10 +84,11 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """Returns a model in which constants are no inputs and no nodes, and functions are written out."""
+    """Returns a model in which constants are no inputs and no nodes, and functions and views are written out."""
     RemoveInitializersFromInputsPass()(model)
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    reshape_views(model.graph)
     return model
 
 
