@@ -264,6 +264,14 @@ def caches_of_two_layers(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
+def part_with_a_sign_in_its_name(m: Any, x: Tensor) -> Tensor:
+    h, out = zeros(x, 4), []
+    for t in range(x.shape[1]):
+        h = torch.tanh(getattr(m, "named-1")(x[:, t]) + h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
 def sum_of_the_last_states(m: Any, x: Tensor) -> Tensor:
     """Each of the first states is a zero of its own."""
     h, states, out = zeros(x, 4), [zeros(x, 4) for _ in range(3)], []
@@ -357,6 +365,7 @@ CASES = {
         Case(difference_to_the_frame_before, field=2),
         Case(last_frames_in_a_tensor, field=3),
         Case(caches_of_two_layers, states=2, field=5),
+        Case(part_with_a_sign_in_its_name),
         Case(sum_of_the_last_states, states=3),
         Case(weighing_the_last_states, states=6),
     )

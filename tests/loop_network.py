@@ -30,6 +30,7 @@ class Network(nn.Module):
         self.to_b, self.to_c, self.to_d = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 4)
         self.cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.places = nn.Parameter(torch.randn(6, 4))
+        self.add_module("named-1", nn.Linear(4, 4))
         self.to_state, self.to_cell = nn.Linear(4, 5), nn.Linear(4, 5)
         self.look, self.wide = nn.Conv1d(4, 4, 3, padding=1), nn.Conv2d(3, 16, 3)
 

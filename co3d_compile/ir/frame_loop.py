@@ -128,6 +128,7 @@ def _close(program: Program, node: Node, inside: Program) -> None:
         if name not in given:
             with graph.inserting_after(_placeholders(graph)[-1]):
                 given[name] = graph.placeholder(f"{name.replace('.', '_')}_of_loop")
+            given[name].target = given[name].name  # a path may have signs that no name in Python has
             given[name].meta = dict(constant.meta)
             kept.append(_outside(program, node, name, get_constant(inside.module, name)))
         constant.replace_all_uses_with(given[name])
