@@ -130,6 +130,16 @@ def test_operators_on_pictures_stream() -> None:
     assert not facts.recomputed and facts.delays == (2,)
 
 
+def test_channels_and_frames_by_lists_of_indices() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.b(m.a(x)[:, [2, 0, 1, 3]][:, [-3, -2, -1]])
+        return y[:, :, torch.arange(0, x.shape[2], 2)]
+
+    picked = entry("picked", fn(forward, a=lambda: conv(padding=1), b=lambda: conv(padding=1, c=3)))
+    facts = check(picked)
+    assert not facts.recomputed and facts.frames_per_step == (2,)
+
+
 @pytest.mark.parametrize("form", ["", "to_native"])
 def test_two_frames_a_step_share_convolutions(form: str) -> None:
     """Kernels of three, five and four entries, with more channels than fill a block of the machine's kernels."""
