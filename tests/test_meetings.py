@@ -102,7 +102,13 @@ def test_gates_and_norms_over_a_window_count_what_is_there() -> None:
         return m.b(y * _newest(y, lambda v: v.mean(2)).sigmoid() + _newest(y, lambda v: v.amax(2)).sigmoid())
 
     layers = {"a": conv(padding=1), "b": conv(padding=1)}
-    streams(Graph(clip, **layers).eval(), Graph(entries, **layers).eval(), [12, 8, 5], pool_scope="window")
+    streams(
+        Graph(clip, **layers).eval(),
+        Graph(entries, **layers).eval(),
+        [12, 8, 5],
+        pool_scope="window",
+        frames_per_step=2,
+    )
 
 
 def _pictures(m: Any, x: Tensor) -> Tensor:
