@@ -34,6 +34,14 @@ def test_the_mean_of_flattened_features_keeps_one_number_of_each_frame() -> None
     assert [s.shape for s in states] == [("N", 3, 6, 6), ("N", 3, 6, 6), ("N", 7, 4)]
 
 
+def test_a_head_over_nine_places_is_on_the_window_that_is_said() -> None:
+    layers = (nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d((1, 3, 3)), nn.Flatten(), nn.Linear(36, 5))
+    module, clip = nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 6, 6)
+    compiled = co3d.compile(module, (clip,))
+    assert compiled.info.window == 8
+    assert co3d.verify(compiled, module, (clip,)).passed
+
+
 def test_a_recurrent_layer_costs_its_weights_at_each_frame() -> None:
     report = co3d.compile(nn.LSTM(4, 3, batch_first=True), (torch.randn(1, 8, 4),), time_dim=1).report()
     assert report.gmac_step == pytest.approx(4 * 3 * (4 + 3) / 1e9)
