@@ -35,10 +35,18 @@ def test_the_mean_of_flattened_features_keeps_one_number_of_each_frame() -> None
 
 
 def test_a_head_over_nine_places_is_on_the_window_that_is_said() -> None:
-    layers = (nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d((1, 3, 3)), nn.Flatten(), nn.Linear(36, 5))
+    layers = (
+        nn.Conv3d(3, 4, 3, padding=1),
+        nn.AdaptiveAvgPool3d((1, 3, 3)),
+        nn.Conv3d(4, 4, 1),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    )
     module, clip = nn.Sequential(*layers).eval(), torch.randn(1, 3, 8, 6, 6)
     compiled = co3d.compile(module, (clip,))
     assert compiled.info.window == 8
+    assert [n.op_type for n in compiled.model.graph].count("Conv") == 2
+    assert all(len(v.shape) <= 4 for n in compiled.model.graph for v in n.outputs if v.shape is not None)
     assert co3d.verify(compiled, module, (clip,)).passed
 
 
