@@ -41,7 +41,12 @@ def _heads(m: Any, x: Tensor) -> Any:
     a, b = m.merge(banded(y).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2)).unflatten(0, (2, -1))
     edge = F.pad(x, (2, 0), mode="replicate")
     so_far = a.cumsum(2) / torch.arange(1, x.shape[2] + 1)
-    return torch.cat([a - b.flip(1), so_far], 1), edge.relu(), m.mean(so_far - LATE)
+    return (
+        torch.cat([a - b.flip(1), so_far], 1),
+        edge.relu(),
+        m.mean(so_far - LATE),
+        m.b(m.a(F.pad(x, (6, 0), value=0.5))),
+    )
 
 
 def _remembered(m: Any, x: Tensor) -> Any:
@@ -64,7 +69,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], dict[str, Any]]] =
         [8, 12, 14],
         {},
     ),
-    "heads": (fn(_heads, conv=lambda: conv(padding=1), merge=lambda: conv(padding=1),
+    "heads": (fn(_heads, a=lambda: conv(padding=1), b=lambda: conv(6), conv=lambda: conv(padding=1),
+                 merge=lambda: conv(padding=1),
                  mean=lambda: nn.AvgPool1d(3, 2, 1, count_include_pad=False)), [8, 9, 5], {}),
     "remembered": (fn(_remembered, conv=lambda: conv(padding=1), lstm=lambda: nn.LSTM(4, 5, 2, batch_first=True),
                       gru=lambda: nn.GRU(5, 3, batch_first=True)), [8, 11], {}),
