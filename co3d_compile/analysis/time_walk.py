@@ -14,6 +14,7 @@ from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.analysis.regrouping import Regrouping, folded, regroupings
 from co3d_compile.analysis.starts import start_fact, start_of, starts_behind
 from co3d_compile.analysis.window_facts import window_fact
+from co3d_compile.analysis.window_padding import paddings_of
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.frame_loop import is_loop
@@ -53,6 +54,7 @@ class Decisions:
         firsts: What computes such starts, from the first entries alone; not where the concatenation is a window.
         late: Streams that wait until their start is known.
         regrouped: Operands of which several entries are made one, or one several.
+        padded: Paddings over time that a window reads as they are.
     """
 
     gates: Names = frozenset()
@@ -62,6 +64,7 @@ class Decisions:
     firsts: Names = frozenset()
     late: Names = frozenset()
     regrouped: frozenset[Regrouping] = frozenset()
+    padded: Names = frozenset()
 
 
 @dataclass
@@ -138,6 +141,9 @@ class TimeWalk:
         if fact.kind is Kind.WINDOW and (start := starts_behind(node)):
             self.decisions = replace(self.decisions, firsts=self.decisions.firsts - start)
             return
+        if reason is not None and not self.program.looking and (padded := paddings_of(node)):
+            self._decide(padded=padded)
+            return
         if fact.layout is None and fact.kind is Kind.STREAM and not fact.own.items:
             raise AssertionError(f"{node.name} streams without a layout")
         by_decree = node.name in self._decreed and fact.kind is Kind.WINDOW
@@ -179,6 +185,8 @@ class TimeWalk:
         kinds = {f.kind for f in facts}
         if kinds <= {Kind.STATIC}:
             return STATIC, None
+        if node.name in self.decisions.padded:
+            return window_fact(node, rule), "pads what is read as a whole"
         if node.name in self.decisions.firsts:
             return start_fact(node, rule), None
         if Kind.WINDOW in kinds:  # a single entry (a selection, or a head behind its time axis) is no stream here

@@ -68,6 +68,7 @@ def _annotated(program: Program, graph: Graph) -> Program | None:
     options = replace(program.options, unsupported="window")
     tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
     tried.decreed, tried.regions, tried.refuted = program.decreed, program.regions, program.refuted
+    tried.looking = True
     tried.follow()
     passes = default_passes()
     try:

@@ -258,6 +258,7 @@ class Program:
         originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.
+        looking: Whether what is local in time is still looked for: until it is found, windows take no paddings.
         regions: The parts of the clip graph that are local in time, by the names under which it calls them.
         notes: What is only reported.
     """
@@ -271,6 +272,7 @@ class Program:
     decreed: list[tuple[str, ...]] = field(default_factory=list)
     learned: frozenset[str] = frozenset()
     refuted: frozenset[str] = frozenset()
+    looking: bool = False
     originals: dict[Node, Original] = field(default_factory=dict)
     written: set[Node] = field(default_factory=set)
     step: Step = field(default_factory=Step)

@@ -1,0 +1,63 @@
+"""Padding over time that belongs to a window: what looks at the whole clip looks at its zeros too.
+
+A convolution slides: what its padding fills in lies outside of a stream, which has real frames there. A window does
+not slide. Behind ``F.pad(x, (0, T))`` an operator over all 2 T entries, such as a Fourier transform that must not wrap
+around, or a linear layer over them, has T frames and T zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.index_equation import Kernel
+from co3d_compile.ir.layout import LayoutLost
+from co3d_compile.ir.node_reading import operands
+from co3d_compile.ir.operator_arguments import order_of
+from co3d_compile.ir.time_facts import NoExtension, is_stream
+from co3d_compile.rules import rule_of
+
+aten = torch.ops.aten
+VIEWS = {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims}
+
+
+def paddings_of(node: Node) -> frozenset[str]:
+    """Returns the names of the paddings over time that an operator on a window reads; it may move their dims before."""
+
+    def moved(n: Node) -> list[Node]:
+        return [x for x in operands(n) if is_stream(x)] if n is node or _moves(n) else []
+
+    return frozenset(n.name for n in reached([node], moved) if n is not node and _grows(n) and not _slides_behind(n))
+
+
+def _grows(node: Node) -> bool:
+    """Says whether a padding adds more entries than are cut off in front of it."""
+    added, kernel = 0, _kernel(node)
+    if kernel is None or max(kernel.p, kernel.p_end) <= 0:
+        return False
+    while kernel is not None and kernel.k == kernel.s == 1:
+        added += kernel.p + kernel.p_end
+        node = max((x for x in operands(node) if is_stream(x)), key=lambda x: x.meta["val"].numel())
+        kernel = _kernel(node)
+    return added > 0
+
+
+def _slides_behind(node: Node) -> bool:
+    """Says whether a kernel of several taps reads a padding too."""
+    readers = reached([node], lambda n: n.users if n is node or _moves(n) else [])
+    return any((kernel := _kernel(n)) is not None and kernel.k > 1 for n in readers)
+
+
+def _moves(node: Node) -> bool:
+    """Says whether an operator only puts dims elsewhere."""
+    return node.target in VIEWS or (node.op == "call_function" and order_of(node) is not None)
+
+
+def _kernel(node: Node) -> Kernel | None:
+    """Returns the index equation of an operator over time, if it has one."""
+    rule = rule_of(node) if node.op == "call_function" else None
+    try:
+        return rule.kernel(node) if rule is not None and is_stream(node) else None
+    except (LayoutLost, NoExtension):
+        return None

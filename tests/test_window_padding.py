@@ -1,0 +1,91 @@
+"""Padding over time in front of what looks at the whole clip: it is part of the window, as the network has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import co3d_compile as co3d
+
+CLIP, CHANNELS = 8, 3
+
+
+class Layers(nn.Module):
+    """A few layers, and what joins them; x is (N, C, T)."""
+
+    def __init__(self, forward: Callable[[Layers, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._forward = forward
+        self.linear = nn.Linear(CHANNELS * (CLIP + 2), 4)
+        self.kernel = nn.Parameter(torch.randn(CHANNELS, CLIP))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the function computes."""
+        return self._forward(self, x)
+
+
+def long_convolution(m: Layers, x: Tensor) -> Tensor:
+    """A kernel as long as the clip, by Fourier transforms of twice its length: nothing wraps around."""
+    product = torch.fft.rfft(x, n=2 * CLIP) * torch.fft.rfft(m.kernel, n=2 * CLIP)
+    return torch.fft.irfft(product, n=2 * CLIP)[..., :CLIP]
+
+
+def zeros_in_front(m: Layers, x: Tensor) -> Tensor:
+    return m.linear(F.pad(x, (2, 0)).flatten(1))
+
+
+def zeros_joined(m: Layers, x: Tensor) -> Tensor:
+    return m.linear(torch.cat([x, x.new_zeros(x.shape[0], CHANNELS, 2)], 2).flatten(1))
+
+
+def first_again(m: Layers, x: Tensor) -> Tensor:
+    return m.linear(F.pad(x, (2, 0), mode="replicate").flatten(1))
+
+
+def reflected(m: Layers, x: Tensor) -> Tensor:
+    return m.linear(F.pad(x, (1, 1), mode="reflect").flatten(1))
+
+
+def attention(m: Layers, x: Tensor) -> Tensor:
+    tokens = F.pad(x, (1, 0)).transpose(1, 2)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens)[:, -1]
+
+
+def sorted_frames(m: Layers, x: Tensor) -> Tensor:
+    return F.pad(x, (0, 3)).sort(2)[0]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames],
+    ids=lambda f: f.__name__,
+)
+def test_padding_in_front_of_a_window_is_part_of_it(forward: Callable[[Layers, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net, x = Layers(forward).eval(), torch.randn(1, CHANNELS, 3 * CLIP)
+    compiled = co3d.compile(net, torch.randn(1, CHANNELS, CLIP))
+    assert compiled.info.receptive_field == CLIP and compiled.report().recomputed
+    session = co3d.StreamSession(compiled, threads=1)
+    results = [session.step(frame.numpy()) for frame in x.unbind(2)]
+    with torch.inference_mode():
+        wanted = [net(x[:, :, t - CLIP + 1 : t + 1]).numpy() for t in range(CLIP - 1, 3 * CLIP)]
+    np.testing.assert_allclose(np.stack(results[CLIP - 1 :]), np.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_behind_the_same_padding_slides() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv1d(CHANNELS, 2, 3), nn.Linear(CHANNELS * (CLIP + 2), 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            padded = F.pad(x, (2, 0))
+            return self.conv(padded), self.linear(padded.flatten(1))
+
+    compiled = co3d.compile(Both().eval(), torch.randn(1, CHANNELS, CLIP))
+    assert [r["operator"] for r in compiled.report().recomputed] == ["aten.linear"]
