@@ -18,7 +18,7 @@ from loop_filters import (
     turning,
 )
 from loop_network import PICTURES, SERIES, Forward, zeros
-from loop_starts import another_first_turn, both_states_started_by_layers, started_by_a_layer
+from loop_starts import another_first_turn, both_states_started_by_layers, change_of_features, started_by_a_layer
 from torch import Tensor
 
 
@@ -354,6 +354,7 @@ CASES = {
         Case(started_by_a_layer, states=2),  # one of them tells the first frame
         Case(both_states_started_by_layers, states=3),
         Case(another_first_turn, states=3),
+        Case(change_of_features, states=4),
         Case(frames_of_a_network, PICTURES),
         Case(frames_of_a_network_with_batch_norm, PICTURES),
         Case(network_inside_of_the_loop, PICTURES),

@@ -32,3 +32,15 @@ def another_first_turn(m: Any, x: Tensor) -> Tensor:
         h = y if h is None else torch.maximum(0.5 * h, y) + m.to_cell(x[:, t])
         out.append(h)
     return torch.stack(out, 1)
+
+
+def change_of_features(m: Any, x: Tensor) -> Tensor:
+    """A turn hands on what it has computed of its frame alone, beside a state."""
+    before = m.to_state(x[:, 0])
+    total, out = torch.zeros_like(before), [before]
+    for t in range(1, x.shape[1]):
+        now = m.to_state(x[:, t])
+        total = 0.8 * total + (now - before).abs()
+        before = now
+        out.append(total)
+    return torch.stack(out, 1)

@@ -104,7 +104,9 @@ class TimeWalk:
             elif node.op == "output":
                 self._wait(node, STATIC)
             if self.decisions != given:
-                break
+                return self.decisions
+        if not self.program.looking:
+            self._decide(padded=frozenset().union(*(paddings_of(node) for node, _ in self.fallbacks)))
         return self.decisions
 
     def next(self, given: Decisions, decisions: Decisions) -> TimeWalk:
@@ -140,9 +142,6 @@ class TimeWalk:
                 fact, reason = self._fact(node, rule)
         if fact.kind is Kind.WINDOW and (start := starts_behind(node)):
             self.decisions = replace(self.decisions, firsts=self.decisions.firsts - start)
-            return
-        if reason is not None and not self.program.looking and (padded := paddings_of(node)):
-            self._decide(padded=padded)
             return
         if fact.layout is None and fact.kind is Kind.STREAM and not fact.own.items:
             raise AssertionError(f"{node.name} streams without a layout")

@@ -15,7 +15,7 @@ from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import LayoutLost
 from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.operator_arguments import order_of
-from co3d_compile.ir.time_facts import NoExtension, is_stream
+from co3d_compile.ir.time_facts import NoExtension, is_stream, is_window
 from co3d_compile.rules import rule_of
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ def paddings_of(node: Node) -> frozenset[str]:
     def moved(n: Node) -> list[Node]:
         return [x for x in operands(n) if is_stream(x)] if n is node or _moves(n) else []
 
-    return frozenset(n.name for n in reached([node], moved) if n is not node and _grows(n) and not _slides_behind(n))
+    return frozenset(n.name for n in reached([node], moved) if n is not node and _grows(n) and _whole(n))
 
 
 def _grows(node: Node) -> bool:
@@ -43,10 +43,10 @@ def _grows(node: Node) -> bool:
     return added > 0
 
 
-def _slides_behind(node: Node) -> bool:
-    """Says whether a kernel of several taps reads a padding too."""
+def _whole(node: Node) -> bool:
+    """Says whether nothing but windows reads a padding."""
     readers = reached([node], lambda n: n.users if n is node or _moves(n) else [])
-    return any((kernel := _kernel(n)) is not None and kernel.k > 1 for n in readers)
+    return all(is_window(n) or n is node or _moves(n) for n in readers)
 
 
 def _moves(node: Node) -> bool:

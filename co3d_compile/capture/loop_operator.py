@@ -61,10 +61,11 @@ class LoopWriter:
         program: Has the copies.
         copies: Of the loop.
         times: Where time is in the program.
+        pieces: Whether what a turn hands on may be computed from its frames alone.
     """
 
-    def __init__(self, program: Program, copies: Copies, times: TimeDims) -> None:
-        self.program, self.copies, self.times = program, copies, times
+    def __init__(self, program: Program, copies: Copies, times: TimeDims, pieces: bool = False) -> None:
+        self.program, self.copies, self.times, self.pieces = program, copies, times, pieces
         leave_pools(copies)
         self.turn_of = {n: (t, at) for t, turn in enumerate(copies.turns) for at, n in turn.items()}
         self.openings: dict[tuple[int, int], Walk] = {}  # the starts that are frames
@@ -147,7 +148,8 @@ class LoopWriter:
     def _begins(self, key: tuple[int, int], start: Node, steps: set[int]) -> bool:
         """Says whether a start that is computed from frames is one, or has no more of them than the shape."""
         number = filling_like(start)
-        walk = self._opening(start, steps) if number is None and self.copies.remembers(key[0]) else None
+        own = self.pieces or self.copies.remembers(key[0])
+        walk = self._opening(start, steps) if number is None and own else None
         if walk is not None:
             self.openings[key] = walk
         if number is not None or walk is not None:

@@ -78,7 +78,7 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
                 return LoopWriter(program, writer.copies, times).write(with_state=True)
     for writer in sorted(late, key=lambda w: len(w.copies.turns[-1]) < len(w.copies.body)):  # whole turns, if there are
         if take_starts_from_streams(program, writer.copies, writer.signature.states, times):
-            return LoopWriter(program, writer.copies, TimeDims(program)).write(with_state=True)
+            return LoopWriter(program, writer.copies, TimeDims(program), pieces=True).write(with_state=True)
     return False
 
 
