@@ -204,8 +204,8 @@ class Timeline:
         inside = range(self.margin, self.margin + len(items) * self.pulse)
         total = self.reference.length(inside.stop + self._behind)
         generator = torch.Generator().manual_seed(1 + base)
-        before = self.reference.random(self.reference.shapes(inside.start), generator)
-        behind = self.reference.random(self.reference.shapes(total - inside.stop), generator)
+        before = self.reference.random_clips.draw(self.reference.shapes(inside.start), generator)
+        behind = self.reference.random_clips.draw(self.reference.shapes(total - inside.stop), generator)
         clip = [
             all_boxes([item.frames[k] for item in items])
             if i.boxes is not None
@@ -229,7 +229,7 @@ def random_frames(reference: Reference, pulse: int, seed: int) -> Iterator[Frame
             [1 + step % 3, *shape[1:]] if i.boxes is not None else shape
             for i, shape in zip(reference.inputs, reference.shapes(pulse), strict=True)
         ]
-        frames = reference.random(shapes, generator)
+        frames = reference.random_clips.draw(shapes, generator)
         first = first or frames
         moves = [i.time_dim is not None or i.boxes is not None for i in reference.inputs]
         yield [x if new else y for new, x, y in zip(moves, frames, first, strict=True)]

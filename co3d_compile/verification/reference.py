@@ -26,12 +26,21 @@ from co3d_compile.errors import VerificationError
 from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.node_reading import drawn_by_chance, module_path
 from co3d_compile.ir.options import Options
-from co3d_compile.verification.clip_model import SAME, Example, Model, eager, example_of, results_inside
-from co3d_compile.verification.long_boxes import boxes_of, frames_ahead, random_boxes
+from co3d_compile.verification.clip_model import (
+    SAME,
+    Example,
+    Model,
+    eager,
+    example_of,
+    results_inside,
+    tensors_of,
+)
+from co3d_compile.verification.long_boxes import boxes_of, frames_ahead
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.long_values import Entries, Stream, Windows
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
+from co3d_compile.verification.random_clips import RandomClips
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
@@ -79,6 +88,7 @@ class Reference:
         self.clip = next(int(i.shape[i.time_dim]) for i in self.inputs if i.time_dim is not None)
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False
+        self.random_clips = RandomClips(self.inputs, tensors_of(model, example_inputs))
         self._check_capture(model, example_inputs)
 
     def _plan(self) -> dict[Node, str]:
@@ -136,7 +146,9 @@ class Reference:
         """Runs the captured graph on one random clip, beside the model itself."""
         args, kwargs = example_of(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        clip = iter(self.random([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
+        with eager():
+            self.random_clips.settle(lambda drawn: Interpreter(self.program.module).run(*drawn))
+        clip = iter(self.random_clips.draw([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
         with eager(), evaluated(model) as module, results_inside(module, self.program.options.also) as inside:
@@ -171,19 +183,6 @@ class Reference:
         return _all_alike(got[: len(wanted)], wanted)
 
     # --- the long clip
-
-    def random(self, shapes: Sequence[Sequence[int]], generator: torch.Generator) -> list[Tensor]:
-        """Returns random inputs of these shapes."""
-        results = []
-        for spec, shape in zip(self.inputs, shapes, strict=True):
-            if spec.boxes is not None:
-                x = random_boxes(self.inputs, spec, shape[0], generator)
-            elif spec.dtype.is_floating_point:
-                x = torch.randn(*shape, generator=generator)
-            else:
-                x = torch.randint(0, 2, list(shape), generator=generator)
-            results.append(x.to(spec.dtype))
-        return results
 
     def length(self, frames: int) -> int:
         """Returns the least number of frames, at least as many, at which all entries of the long clip are whole.
@@ -377,9 +376,10 @@ def _all_alike(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
 def _alike(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
-    scale = float(b.double().std(correction=0)) or 1.0
-    a, b = (x.int() if x.dtype is torch.bool else x for x in (a, b))
-    return bool(((a - b).abs() <= SAME * scale + 1e-30).all())
+    a, b = a.double(), b.double()
+    finite = b[b.isfinite()]
+    scale = (float(finite.std(correction=0)) if finite.numel() else 0.0) or 1.0
+    return torch.allclose(a, b, rtol=0.0, atol=SAME * scale + 1e-30, equal_nan=True)
 
 
 def _longest(flags: Sequence[bool]) -> range:

@@ -176,6 +176,8 @@ class _Check:
         most = max((most for _, most in self.reduced), default=TOLERANCE)
         self.tolerance = most if tolerance is None else tolerance
         self.notes = [f"{what}, so the file is not exact: up to {self.tolerance:g} passes." for what, _ in self.reduced]
+        if what := self.reference.random_clips.what:
+            self.notes.append(f"Random frames are {what}: for normal ones the network gives no finite numbers.")
         self.replaced = ReplacedParts(self.reference, self.info)
         self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
