@@ -112,7 +112,8 @@ class Tokens:
     def constant(self, node: Node) -> Hashable:
         """Returns what stands for a node outside of a loop: constants with the same numbers are the same."""
         if is_constant(node):
-            return (node.target, str(node.args), str(node.kwargs))
+            args = node.args[1:] if node.target is aten.full.default else node.args  # a number broadcasts
+            return (node.target, str(args), str(node.kwargs))
         if node.op != "get_attr":
             return node
         if node not in self._constants:

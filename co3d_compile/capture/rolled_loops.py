@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch.fx import Node
 
 from co3d_compile.capture.loop_copies import Copies, copies_of
 from co3d_compile.capture.loop_extension import Extension
@@ -14,11 +15,14 @@ from co3d_compile.capture.loop_results import join_results
 from co3d_compile.capture.loop_starts import take_starts_from_streams
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Run, Tokens, is_constant, runs
-from co3d_compile.ir.aten_operators import CHECKS
+from co3d_compile.ir.aten_operators import CHECKS, RESHAPES, SAME
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.program import Program
 
 log = logging.getLogger(__name__)
+aten = torch.ops.aten
 FEWEST = 2  # copies that lie one behind the other
+MOVES = {*RESHAPES, *SAME, aten.expand.default, aten.repeat.default}
 RUNS = 40  # of tokens that are looked at for each loop
 
 
@@ -88,9 +92,25 @@ def tidy(program: Program) -> None:
     for node in list(graph.nodes):
         if node.target in CHECKS:
             graph.erase_node(node)
+    _fill_at_once(program)
     first = next((n for n in graph.nodes if n.op == "call_function"), None)
     for node in [n for n in graph.nodes if is_constant(n) and n is not first]:
         assert first is not None
         first.prepend(node)
     join_results(program)
     graph.eliminate_dead_code()
+
+
+def _fill_at_once(program: Program) -> None:
+    """Rewrites ``full([1, 4], 0).expand(2, 4)`` to ``full([2, 4], 0)``, as files from elsewhere make first states."""
+    made: set[Node] = set()
+    for node in list(program.graph.nodes):
+        if node.target is aten.full.default:
+            made.add(node)
+        elif node.target in MOVES and operand(node) in made:
+            _, number, *_ = operand(node).args
+            with program.graph.inserting_before(operand(node)):
+                new = program.graph.call_function(aten.full.default, ([*shape_of(node)], number))
+            new.kwargs, new.meta = operand(node).kwargs, node.meta
+            node.replace_all_uses_with(new)
+            made.add(new)
