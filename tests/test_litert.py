@@ -44,22 +44,6 @@ def test_no_output_is_an_input_or_used_or_a_sum_with_a_state(network: str, tmp_p
     assert given.issuperset(sources) and len(set(sources)) == len(sources)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["past entries", "recurrent", "loop with a first turn"])
-def test_for_a_cpu_only_what_is_an_input_or_another_output_is_copied(network: str, tmp_path: Path) -> None:
-    compiled = compiled_kind(network)
-    states = {state.input: state.output for state in compiled.info.states}
-    copies = []
-    for gpu in (True, False):
-        model = prepared(ir.load(compiled.save(tmp_path / "model.onnx")))
-        before = len(list(model.graph))
-        separated(model, len(compiled.info.outputs), states, gpu=gpu)
-        outputs = list(model.graph.outputs)
-        assert len(set(outputs)) == len(outputs) and not any(v.is_graph_input() for v in outputs)
-        copies.append(len(list(model.graph)) - before)
-    assert copies[1] < copies[0]
-
-
 def test_what_it_refuses(tmp_path: Path) -> None:
     compiled = compiled_kind("past entries")
     half = compiled.with_half_states().save(tmp_path / "half.onnx")

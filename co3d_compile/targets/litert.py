@@ -40,12 +40,6 @@ class Options(Settings):
         "channels last, as LiteRT's kernels take them, or the one with fewer transposed bytes.",
         choices=("auto", "channels-first", "channels-last"),
     )
-    delegate: str = setting(
-        "gpu",
-        "What a LiteRT file is to run on: a GPU delegate wants copies of next states that the step goes on using; a "
-        "CPU is faster without.",
-        choices=("gpu", "cpu"),
-    )
 
 
 def write_tflite(
@@ -81,8 +75,7 @@ def write_tflite(
         from co3d_compile.targets.litert_step import LiteRtStep, compare
 
         layouts = {"auto": (False, True), "channels-first": (False,), "channels-last": (True,)}[options.tensors]
-        gpu = options.delegate == "gpu"
-        steps = [LiteRtStep(model, contract, options.batch, channels_last=last, gpu=gpu) for last in layouts]
+        steps = [LiteRtStep(model, contract, options.batch, channels_last=last) for last in layouts]
         written = [(step, step.converted()) for step in steps]
         step, content = min(written, key=lambda pair: transposed_bytes(pair[1]))
         content = with_metadata(content, {METADATA_KEY: json.dumps(step.contract(content))}, name or Path(model).stem)

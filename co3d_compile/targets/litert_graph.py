@@ -20,14 +20,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 PASSES_ON = {"Identity"}
 
 
-def separated(model: ir.Model, own: int, states: Mapping[str, str], *, gpu: bool = True) -> dict[str, str]:
+def separated(model: ir.Model, own: int, states: Mapping[str, str]) -> dict[str, str]:
     """Rewrites the outputs of a step in place.
 
     Args:
         model: The step: its first ``own`` outputs are results, the others next states.
         own: How many results it has.
         states: The output that each state takes its next value from, by the state's input.
-        gpu: Whether a GPU delegate is to take it; without one fewer copies are needed.
 
     Returns:
         For each next state that is the value of an input: the name of the output, now gone, to that of the input.
@@ -47,7 +46,7 @@ def separated(model: ir.Model, own: int, states: Mapping[str, str], *, gpu: bool
         if free and not _in_a_ring(fed[name], source, takers):
             moved[name], takers[source] = source, fed[name]
             continue
-        if given[value] > 1 or value.producer() is None or (gpu and _needs_copy(value, states)):
+        if given[value] > 1 or _needs_copy(value, states):
             original = value
             for turn in range(copies[original] // 2 + 1):
                 value = _copied(graph, value, f"{name}.{turn}", most=(copies[original] + turn) % 2 == 0)
@@ -75,10 +74,9 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
-    """Says whether a value is used, or is the sum of a state and something."""
+    """Says whether a value is an input or a constant, is used, or is the sum of a state and something."""
     node = value.producer()
-    assert node is not None
-    if any(user.op_type not in PASSES_ON for user, _ in value.uses()):
+    if node is None or any(user.op_type not in PASSES_ON for user, _ in value.uses()):
         return True
     return node.op_type == "Add" and any(v is not None and v.name in states for v in node.inputs)
 

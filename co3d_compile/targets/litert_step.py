@@ -39,17 +39,13 @@ class LiteRtStep(nn.Module):
         contract: Its metadata.
         batch: Streams that advance together.
         channels_last: Whether tensors of four dims enter and leave with their channels last.
-        gpu: Whether a GPU delegate is to take it.
     """
 
-    def __init__(
-        self, model: str | os.PathLike[str], contract: Contract, batch: int, *, channels_last: bool, gpu: bool
-    ) -> None:
+    def __init__(self, model: str | os.PathLike[str], contract: Contract, batch: int, *, channels_last: bool) -> None:
         super().__init__()
         self.info, self.batch, self.channels_last = contract, batch, channels_last
         graph = prepared(ir.load(os.fspath(model)))
-        states = {s.input: s.output for s in contract.states}
-        self.moved = separated(graph, len(contract.outputs), states, gpu=gpu)
+        self.moved = separated(graph, len(contract.outputs), {s.input: s.output for s in contract.states})
         self.step = OnnxModule(graph).eval()
         self.shapes = {identifier(v.name): self._sizes(v) for v in graph.graph.inputs}
         self.dtypes = {identifier(v.name): str(v.dtype.numpy()) for v in graph.graph.inputs if v.dtype is not None}
