@@ -135,6 +135,7 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
                 while True:
                     time.sleep(1)  # not signal.pause: it would miss a signal that comes right before it
         except (Stopped, SystemExit) as stopped:  # Ray's own handler of SIGTERM leaves by SystemExit
+            click.echo("finishing …", file=stderr())
             number = stopped.number if isinstance(stopped, Stopped) else signal.SIGTERM
             raise Stopped(number, "the streams are saved" if options["state_dir"] else "it has ended") from None
         finally:

@@ -243,7 +243,7 @@ def a_stop_and_a_start(server: Server, limits: list[object]) -> None:
     replies = [server.ask(f"/v1/streams/s/frames/{n}", frames[n].tobytes(), **post)[1] for n in range(5)]
     code, error = server.stop()
     lines = error.splitlines()
-    assert code == 143 and "the streams are saved" in lines[-1]
+    assert code == 143 and "the streams are saved" in lines[-1] and "finishing …" in lines
     assert any("shard-0 died and is back as process" in line and "camera-" in line for line in lines[:-1]), error
     again = Server(server.model, Path(server.facts["state_dir"]), "--replicas", 1, *limits, patience=8)
     try:
