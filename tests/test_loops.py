@@ -17,7 +17,15 @@ import co3d_compile as co3d
 from co3d_compile.capture.loop_memory import memory_of
 
 FRAMES = 20  # three times a clip
-LONG = ("one_cell_for_both_loops", "layers_in_a_list", "one_loop_after_the_other", "lstm_cell", "learned_start")
+STARTED = ("started_by_a_layer", "both_states_started_by_layers", "change_of_features")
+LONG = (
+    "one_cell_for_both_loops",
+    "layers_in_a_list",
+    "one_loop_after_the_other",
+    "lstm_cell",
+    "learned_start",
+    *STARTED,
+)
 
 
 def build(case: Case) -> nn.Module:
