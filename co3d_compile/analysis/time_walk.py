@@ -13,8 +13,8 @@ from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.analysis.regrouping import Regrouping, folded, regroupings
 from co3d_compile.analysis.starts import start_fact, start_of, starts_behind
+from co3d_compile.analysis.window_contents import paddings_of, uneven_strides
 from co3d_compile.analysis.window_facts import window_fact
-from co3d_compile.analysis.window_padding import paddings_of
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.frame_loop import is_loop
@@ -54,7 +54,7 @@ class Decisions:
         firsts: What computes such starts, from the first entries alone; not where the concatenation is a window.
         late: Streams that wait until their start is known.
         regrouped: Operands of which several entries are made one, or one several.
-        padded: Paddings over time that a window reads as they are.
+        whole: What could slide, and is part of a window.
     """
 
     gates: Names = frozenset()
@@ -64,7 +64,7 @@ class Decisions:
     firsts: Names = frozenset()
     late: Names = frozenset()
     regrouped: frozenset[Regrouping] = frozenset()
-    padded: Names = frozenset()
+    whole: Names = frozenset()
 
 
 @dataclass
@@ -105,8 +105,9 @@ class TimeWalk:
                 self._wait(node, STATIC)
             if self.decisions != given:
                 return self.decisions
-        if not self.program.looking:
-            self._decide(padded=frozenset().union(*(paddings_of(node) for node, _ in self.fallbacks)))
+        if self.fallbacks and not self.program.looking:
+            paddings = frozenset().union(*(paddings_of(node) for node, _ in self.fallbacks))
+            self._decide(whole=paddings | uneven_strides(self.program))
         return self.decisions
 
     def next(self, given: Decisions, decisions: Decisions) -> TimeWalk:
@@ -184,8 +185,8 @@ class TimeWalk:
         kinds = {f.kind for f in facts}
         if kinds <= {Kind.STATIC}:
             return STATIC, None
-        if node.name in self.decisions.padded:
-            return window_fact(node, rule), "pads what is read as a whole"
+        if node.name in self.decisions.whole:
+            return window_fact(node, rule), "is read as a whole"
         if node.name in self.decisions.firsts:
             return start_fact(node, rule), None
         if Kind.WINDOW in kinds:  # a single entry (a selection, or a head behind its time axis) is no stream here

@@ -1,4 +1,4 @@
-"""Padding over time in front of what looks at the whole clip: it is part of the window, as the network has it."""
+"""What is part of a window as the network has it: padding over time, and strides that have no common step."""
 
 from __future__ import annotations
 
@@ -93,3 +93,28 @@ def test_a_convolution_behind_the_same_padding_slides() -> None:
 
     compiled = co3d.compile(Both().eval(), torch.randn(1, CHANNELS, CLIP))
     assert [r["operator"] for r in compiled.report().recomputed] == ["aten.linear"]
+
+
+class Pyramid(nn.Module):
+    """Pools over several lengths of time, resampled to one: a temporal pyramid."""
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv, self.mix, self.lengths = nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 1, 1), lengths
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the features beside those of each length."""
+        y = self.conv(x)
+        parts = [self.mix(F.max_pool1d(y, k)) for k in self.lengths]
+        return torch.cat([y, *(F.interpolate(p, size=y.shape[2], mode="linear", align_corners=True) for p in parts)], 1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "frames"), [((2, 3, 5, 7), 1), ((2, 4), 4)], ids=["no common step", "steps of four"]
+)
+def test_strides_without_a_common_step_are_part_of_the_window(lengths: tuple[int, ...], frames: int) -> None:
+    """Whole entries of all four would come every 210 frames, and a clip has 24."""
+    net, clip = Pyramid(lengths).eval(), torch.randn(1, 3, 24)
+    compiled = co3d.compile(net, clip)
+    assert list(compiled.info.frames_per_step.values()) == [frames]
+    assert co3d.verify(compiled, net, clip).passed

@@ -1,11 +1,16 @@
-"""Padding over time that belongs to a window: what looks at the whole clip looks at its zeros too.
+"""What belongs to a window though it could slide: paddings, and strides that no common step has room for.
 
 A convolution slides: what its padding fills in lies outside of a stream, which has real frames there. A window does
 not slide. Behind ``F.pad(x, (0, T))`` an operator over all 2 T entries, such as a Fourier transform that must not wrap
 around, or a linear layer over them, has T frames and T zeros.
+
+Pools over 2, 3, 5 and 6 frames side by side, as in a temporal pyramid, would give whole entries every 30 frames. Where
+that is more than a clip has, and windows alone read them, they are computed on the window.
 """
 
 from __future__ import annotations
+
+from math import lcm
 
 import torch
 from torch.fx import Node
@@ -15,7 +20,8 @@ from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import LayoutLost
 from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.operator_arguments import order_of
-from co3d_compile.ir.time_facts import NoExtension, is_stream, is_window
+from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import NoExtension, fact_of, is_stream, is_window
 from co3d_compile.rules import rule_of
 
 aten = torch.ops.aten
@@ -29,6 +35,21 @@ def paddings_of(node: Node) -> frozenset[str]:
         return [x for x in operands(n) if is_stream(x)] if n is node or _moves(n) else []
 
     return frozenset(n.name for n in reached([node], moved) if n is not node and _grows(n) and _whole(n))
+
+
+def uneven_strides(program: Program) -> frozenset[str]:
+    """Returns the names of strides that end in windows, where a step would take more frames than a clip has."""
+    timed = [i for i in program.inputs if i.time_dim is not None]
+    streams = [n for n in program.graph.nodes if n.op == "call_function" and is_stream(n)]
+    if lcm(*(fact_of(n).rate.numerator for n in streams)) <= int(timed[0].shape[timed[0].time_dim or 0]):
+        return frozenset()
+    return frozenset(n.name for n in streams if (k := _kernel(n)) is not None and k.s > 1 and _ends_in_windows(n))
+
+
+def _ends_in_windows(node: Node) -> bool:
+    """Says whether no result streams that is computed from a node."""
+    behind = reached([node], lambda n: n.users if is_stream(n) else [])
+    return all(is_stream(n) or is_window(n) for n in behind)
 
 
 def _grows(node: Node) -> bool:
