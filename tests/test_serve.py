@@ -262,7 +262,8 @@ def a_stop_that_ray_hangs_in(server: Server) -> None:
     (keeper,) = [pid for pid, line in family(server.process.pid).items() if "gcs_server" in line]
     os.kill(keeper, signal.SIGSTOP)
     code, error = server.stop()
-    assert code == 1 and error.startswith("error: Ray did not stop within 8 seconds") and error.count("\n") == 1
+    assert code == 1 and error.startswith("finishing …\nerror: Ray did not stop within 8 seconds")
+    assert error.count("\n") == 2
 
 
 @pytest.mark.slow
