@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from co3d_compile.analysis.annotation import annotate, first_timed
+from co3d_compile.analysis.annotation import annotate
 from co3d_compile.errors import without_extension
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.markers import region
@@ -77,7 +77,7 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
     wanted = program.options.window
     windows = any(fact_of(n).kind is Kind.WINDOW for n in program.graph.nodes)
     if windows or "window" in {scope for _, scope in program.notes.gates}:
-        program.step.window = wanted or first_timed(program)[1]
+        program.step.window = wanted or program.first_timed()[1]
     elif wanted is not None:
         program.notes.warnings.append("window has no effect: the model has no operator over the whole time axis.")
 

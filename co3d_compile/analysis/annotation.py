@@ -171,7 +171,7 @@ def fix_pulse(program: Program) -> None:
     annotated = [n for n in program.graph.nodes if KEY in n.meta]
     flowing = [f for n in annotated if is_stream(n) for f in [fact_of(n), *own_of(n).items]]
     factor = Fraction(math.lcm(*((f.pulse / f.own.block).denominator for f in flowing)))
-    base = fact_of(first_timed(program)[0]).pulse * factor
+    base = fact_of(program.first_timed()[0]).pulse * factor
     wanted = program.options.frames_per_step
     if wanted is not None:
         if wanted % base:
@@ -184,11 +184,3 @@ def fix_pulse(program: Program) -> None:
         node.meta[KEY] = fact_of(node).scaled(factor)
     for node, spec in zip(program.placeholders(), program.inputs, strict=True):
         spec.pulse = int(fact_of(node).pulse)
-
-
-def first_timed(program: Program) -> tuple[Node, int]:
-    """Returns the first input that has time, and its frames."""
-    for node, spec in zip(program.placeholders(), program.inputs, strict=True):
-        if spec.time_dim is not None:
-            return node, spec.shape[spec.time_dim]
-    raise AssertionError("a stream has frames")

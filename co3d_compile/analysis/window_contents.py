@@ -39,9 +39,8 @@ def paddings_of(node: Node) -> frozenset[str]:
 
 def uneven_strides(program: Program) -> frozenset[str]:
     """Returns the names of strides that end in windows, where a step would take more frames than a clip has."""
-    timed = [i for i in program.inputs if i.time_dim is not None]
     streams = [n for n in program.graph.nodes if n.op == "call_function" and is_stream(n)]
-    if lcm(*(fact_of(n).rate.numerator for n in streams)) <= int(timed[0].shape[timed[0].time_dim or 0]):
+    if lcm(*(fact_of(n).rate.numerator for n in streams)) <= program.first_timed()[1]:
         return frozenset()
     return frozenset(n.name for n in streams if (k := _kernel(n)) is not None and k.s > 1 and _ends_in_windows(n))
 

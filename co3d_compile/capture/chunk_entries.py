@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.chunk_places import SPLITTING, NoChunks, Place, selects_one
 from co3d_compile.capture.loop_tokens import Tokens
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, sliced
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, SIZED, sliced
 from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
@@ -25,7 +25,7 @@ from co3d_compile.ir.program import Program
 aten = torch.ops.aten
 ZEROS = {aten.zeros.default, aten.new_zeros.default}
 FULL = {aten.full.default, aten.new_full.default}
-SHAPED = {aten.expand.default, *RESHAPES, *SAME}
+SHAPED = {*SIZED, *SAME}
 MOST = 200_000  # entries of all chunks
 
 

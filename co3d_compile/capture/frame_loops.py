@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
-from co3d_compile.ir.aten_operators import RESHAPES
+from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filled
@@ -20,7 +20,6 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
 
 aten = torch.ops.aten
-SIZES = {*RESHAPES, aten.expand.default}
 SAME = 3e-5  # of the largest number: the same sums in another order
 
 
@@ -175,7 +174,7 @@ class _Loop:
             return first, False
         args, kwargs = pytree.tree_unflatten(leaves, flat[0][1])
         count = len(copies)
-        if first.target in SIZES and args[1][0] == self.rows:
+        if first.target in SIZED and args[1][0] == self.rows:
             args = (args[0], [self.rows * count, *args[1][1:]])
         new = insert(self.program, self.node, first.target, *args, **kwargs)
         new.meta = {**first.meta, "val": new.meta["val"]}

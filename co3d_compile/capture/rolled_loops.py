@@ -15,14 +15,14 @@ from co3d_compile.capture.loop_results import join_results
 from co3d_compile.capture.loop_starts import take_starts_from_streams
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Run, Tokens, is_constant, runs
-from co3d_compile.ir.aten_operators import CHECKS, RESHAPES, SAME
+from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.program import Program
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
 FEWEST = 2  # copies that lie one behind the other
-MOVES = {*RESHAPES, *SAME, aten.expand.default, aten.repeat.default}
+MOVES = {*SIZED, *SAME, aten.repeat.default}
 RUNS = 40  # of tokens that are looked at for each loop
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.capture.operator_regions import run_in_float64
+from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, shape_of
 from co3d_compile.ir.program import Program
@@ -17,9 +18,8 @@ aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 HEADS = -3
 MOVES = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.clone.default, aten.repeat.default,
-    aten.repeat_interleave.self_int,
+    *SIZED, aten.permute.default, aten.transpose.int, aten.unsqueeze.default, aten.squeeze.dim, aten.clone.default,
+    aten.repeat.default, aten.repeat_interleave.self_int,
 }  # fmt: skip
 """Operators that move entries of one tensor, or repeat them."""
 

@@ -45,6 +45,7 @@ CHECKS = {
 }
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 RESHAPES = {*VIEWS, aten.reshape.default}
+SIZED = {*RESHAPES, aten.expand.default}  # they say the sizes of their result
 EXACT = [aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d]
 EXACT_OVERLOADS = {o for packet in EXACT for o in (packet.vec, packet.default)}
 AVERAGE = {aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default}

@@ -336,6 +336,13 @@ class Program:
         """Returns the nodes of the inputs, in their order."""
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
+    def first_timed(self) -> tuple[Node, int]:
+        """Returns the first input that has time, and its frames."""
+        for node, spec in zip(self.placeholders(), self.inputs, strict=True):
+            if spec.time_dim is not None:
+                return node, spec.shape[spec.time_dim]
+        raise AssertionError("a stream has frames")
+
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:
         """Returns a shape of the step model: the batch is N, or the number that the model fixes.
 

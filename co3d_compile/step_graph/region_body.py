@@ -10,7 +10,7 @@ from torch.fx import Node, map_arg
 from torch.fx.node import Argument
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.aten_operators import CHECKS, RESHAPES, SAME, VIEWS
+from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED, VIEWS
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import module_path, operands, operator_name
 from co3d_compile.ir.resized_graph import Captures
@@ -18,7 +18,6 @@ from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.step_graph.builder import Builder
 
 aten = torch.ops.aten
-SIZES = {*RESHAPES, aten.expand.default}
 
 
 def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[Node], like: tuple[Node, int]) -> Node:
@@ -66,7 +65,7 @@ def _open(a: Node, b: Node, one: Argument, two: Argument) -> Argument:
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         return type(one)(_open(a, b, x, y) for x, y in zip(one, two, strict=True))
     if isinstance(one, int) and one != two:
-        if a.target not in SIZES:
+        if a.target not in SIZED:
             raise UnsupportedError(
                 "A number among its arguments grows with the batch.",
                 operator=operator_name(a.target),

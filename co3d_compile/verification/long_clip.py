@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
 
+from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
@@ -27,7 +28,6 @@ from co3d_compile.verification.replaced_kernels import ReplacedKernel
 from co3d_compile.verification.resized_arguments import (
     BY_INDEX,
     SCATTERS,
-    VIEWS,
     Resize,
     banded,
     call,
@@ -333,7 +333,7 @@ class LongClip(Interpreter):
         """Runs the operator on tensors. What was captured for T entries is said for as many as there are."""
         source = n.args[0][0] if isinstance(n.args[0], (list, tuple)) and n.args[0] else n.args[0]
         layout = self._claim(n).layout
-        if self.boxes and n.target in VIEWS and layout is not None:  # there may be any number of boxes
+        if self.boxes and n.target in SIZED and layout is not None:  # there may be any number of boxes
             args = (args[0], layout.sizes())
         before = self.claims.get(f"{source}>{n}", self._claim(source) if isinstance(source, Node) else NOTHING)
         x = args[0]
@@ -345,7 +345,7 @@ class LongClip(Interpreter):
         if before.place is None or not isinstance(x, Tensor):
             return call(n, args, kwargs)
         clip, actual = before.place.size, before.entries(x)
-        if clip == actual and n.target not in VIEWS:
+        if clip == actual and n.target not in SIZED:
             return call(n, args, kwargs)
         return resized(Resize(n, before, self._claim(n), clip, actual), args, kwargs)
 

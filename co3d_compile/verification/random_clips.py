@@ -11,23 +11,23 @@ from torch import Tensor
 from co3d_compile.ir.program import Input
 from co3d_compile.verification.long_boxes import random_boxes
 
-Draw: TypeAlias = Callable[[Input, Tensor | None, list[int], torch.Generator], Tensor]
+Draw: TypeAlias = Callable[[Input, Tensor, list[int], torch.Generator], Tensor]
 
 
-def _normal(spec: Input, example: Tensor | None, shape: list[int], generator: torch.Generator) -> Tensor:
+def _normal(spec: Input, example: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     if spec.dtype.is_floating_point:
         return torch.randn(*shape, generator=generator)
     return torch.randint(0, 2, shape, generator=generator)
 
 
-def _from_0_to_1(spec: Input, example: Tensor | None, shape: list[int], generator: torch.Generator) -> Tensor:
+def _from_0_to_1(spec: Input, example: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     floats = spec.dtype.is_floating_point
     return torch.rand(*shape, generator=generator) if floats else _normal(spec, example, shape, generator)
 
 
-def _of_the_example(spec: Input, example: Tensor | None, shape: list[int], generator: torch.Generator) -> Tensor:
+def _of_the_example(spec: Input, example: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:
     """Draws from the numbers of the example clip, such as the indices of an embedding."""
-    if example is None or not example.numel():
+    if not example.numel():
         return _normal(spec, example, shape, generator)
     return example.flatten()[torch.randint(0, example.numel(), shape, generator=generator)]
 
@@ -64,24 +64,31 @@ class RandomClips:
             results.append(x.to(spec.dtype))
         return results
 
-    def settle(self, run: Callable[[list[Tensor]], Sequence[Tensor]]) -> None:
+    def settle(self, run: Callable[[list[Tensor]], Sequence[Tensor]]) -> tuple[list[Tensor], Sequence[Tensor]]:
         """Chooses the numbers of which the network makes most finite ones.
 
         Args:
             run: Runs the network on a clip.
+
+        Returns:
+            The clip that was drawn so, and what the network gives for it: nothing, where it takes none of such numbers.
         """
         shapes = [spec.shape for spec in self.inputs]
-        fewest = None
+        clip: list[Tensor] = []
+        best: tuple[int, str, Draw, list[Tensor], Sequence[Tensor]] | None = None
         for what, draw in DRAWS:
             self.what, self._draw = what, draw
+            clip = self.draw(shapes, torch.Generator().manual_seed(1))
             try:
-                results = run(self.draw(shapes, torch.Generator().manual_seed(1)))
+                results = run(clip)
             except (IndexError, RuntimeError, ValueError):
                 continue  # it does not take such numbers
             wrong = sum(int((~r.isfinite()).sum()) for r in results)
-            if fewest is None or wrong < fewest[0]:
-                fewest = wrong, what, draw
+            if best is None or wrong < best[0]:
+                best = wrong, what, draw, clip, results
             if not wrong:
                 break
-        if fewest is not None:
-            _, self.what, self._draw = fewest
+        if best is None:
+            return clip, []
+        _, self.what, self._draw, clip, results = best
+        return clip, results

@@ -146,14 +146,14 @@ class Reference:
         """Runs the captured graph on one random clip, beside the model itself."""
         args, kwargs = example_of(model, example_inputs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
+        captured = Interpreter(self.program.module)
         with eager():
-            self.random_clips.settle(lambda drawn: Interpreter(self.program.module).run(*drawn))
-        clip = iter(self.random_clips.draw([i.shape for i in self.inputs], torch.Generator().manual_seed(1)))
+            drawn, got = self.random_clips.settle(lambda clip: captured.run(*[x.clone() for x in clip]))
+        clip = iter(drawn)
         leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
         args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
         with eager(), evaluated(model) as module, results_inside(module, self.program.options.also) as inside:
             wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
-            got = Interpreter(self.program.module).run(*[v.clone() for v in leaves if isinstance(v, Tensor)])
         count = len(wanted) if self.program.options.also else len(got)
         if not _all_alike(got[:count], wanted) and not self._alike_in_float64(model, args, kwargs):
             raise VerificationError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import RESHAPES
+from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.time_facts import Kind
@@ -19,7 +19,6 @@ from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoRef
 
 aten = torch.ops.aten
 
-VIEWS = {*RESHAPES, aten.expand.default}
 COPIES = {aten.expand.default, aten.repeat.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
 BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
@@ -69,10 +68,6 @@ class Resize:
         streams = streams and self.before.rate == self.after.rate  # else it is up-sampled: more entries, not the same
         return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
 
-    def end(self, end: int) -> int:
-        """Returns an end that was captured, as far from the end of what is there."""
-        return self.actual - (self.clip - end)
-
 
 def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
     """Runs the operator of a node on other arguments."""
@@ -90,7 +85,7 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
     ends = target is aten.expand.default and r.after.layout is None and len(rest[0]) == x.dim()
     if ends and r.clip == 1 and r.dim >= 0:
         return x.expand([-1 if d == r.dim else s for d, s in enumerate(rest[0])])  # `filled` takes as many as it needs
-    if target in VIEWS:
+    if target in SIZED:
         return _view(r, x, rest[0])
     if target is aten.slice.Tensor and (rest[0] if rest else 0) % x.dim() == r.outer:
         return _slice(r, x, *rest[1:])
