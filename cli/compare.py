@@ -116,13 +116,14 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
     info = read_contract(compiled)
     with Progress(verbose) as progress:
         progress("load")
-        loaded = load_model(against, options)
+        loaded = load_model(against, options, info)
         found = _compare(compiled, info, loaded, given, progress)
     if plot is not None:
         from co3d_compile.side_by_side.score_plot import save_scores
 
         save_scores(plot, found, f"{compiled.name} beside {against}, on {given['source']}")
     result = {"model": str(compiled), "against": against, "source": given["source"], **found.to_dict()}
+    result["notes"] = loaded.notes
     if as_json:
         print_json(result)
     else:
@@ -181,6 +182,7 @@ def _print(result: Report, plot: Path | None) -> None:
         ("Model", result["model"]),
         ("Against", result["against"]),
         ("Source", result["source"]),
+        *(("Note", note) for note in result["notes"]),
         ("Milliseconds", "of an answer, the sliding window in PyTorch; co3d bench times it in ONNX Runtime too"),
     )
     show(stdout(), table, facts, f"{join([plot])} written" if plot is not None else None)

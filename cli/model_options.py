@@ -12,6 +12,7 @@ from co3d_compile.cli.common import FILE, MODEL, Options, Report, option, togeth
 
 if TYPE_CHECKING:
     from co3d_compile.capture.load_model import Loaded
+    from co3d_compile.contract.model_contract import Contract
 
 
 class ShapeType(click.ParamType[Any]):
@@ -60,7 +61,8 @@ def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) 
 # Where a model comes from; `load_model` takes them.
 model_options = together(
     option("--shape", "shapes", type=ShapeType(), multiple=True, group=MODEL, metavar="1x3x16x224x224",
-           help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own."),
+           help="Shape of one clip (N, C, T, H, W). Once per input. A torch.export archive knows its own, "
+                "and so does a compiled file that the model stands beside."),
     option("--input", "named", type=NamedShapeType(), multiple=True, group=MODEL, metavar="NAME=SHAPE",
            help="Shape of one clip that a factory's model takes by keyword alone. Once per such input."),
     option("--weights", type=FILE, group=MODEL, metavar="FILE",
@@ -81,12 +83,21 @@ against_option = option(
 )
 
 
-def load_model(model: str, options: Options) -> Loaded:
-    """Loads a model as `model_options` say; takes those options out of ``options``."""
-    from co3d_compile.capture.load_model import load
+def load_model(model: str, options: Options, compiled: Contract | None = None) -> Loaded:
+    """Loads a model as `model_options` say; takes those options out of ``options``.
 
+    Args:
+        model: What the user gives.
+        options: Those of the command line.
+        compiled: What a file says that was compiled from this model: where nothing else does, the clip's shape is its.
+    """
+    from co3d_compile.capture.load_model import load
+    from co3d_compile.contract.clip_shapes import clip_shapes
+
+    assumed = [] if compiled is None else clip_shapes(compiled)
     names = ("shapes", "weights", "kwargs", "trust_pickle")
-    return load(model, named=dict(options.pop("named")), **{name: options.pop(name) for name in names})
+    given = {name: options.pop(name) for name in names}
+    return load(model, named=dict(options.pop("named")), assumed=assumed, **given)
 
 
 def is_plain_onnx(path: Path) -> bool:

@@ -49,7 +49,7 @@ Examples:
     co3d verify model.onnx --against model.pt2
   A model from code, with its weights:
     co3d verify model.onnx --against package.module:factory \\
-        --weights weights.pth --shape 1x3x16x224x224
+        --weights weights.pth
   The frames that co3d run would feed, and the error over time as a picture:
     co3d verify model.onnx --against model.pt2 --video video.mp4 \\
         --plot errors.svg
@@ -112,20 +112,23 @@ def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verb
     how = {name: options.pop(name) for name in ("video", "steps", "is_long", "seed", "bisect")}
     keep_apart([plot], model=compiled, original=against, video=how["video"], weights=options["weights"])
     _check(plot, how)
-    info = read_contract(compiled)
+    info, weights = read_contract(compiled), options["weights"]
     with Progress(verbose) as progress:
         progress("load")
-        loaded = load_model(against, options)
+        loaded = load_model(against, options, info)
         found = _verify(compiled, info, loaded, how, progress)
         if plot is not None:
             found.plot(plot, f"{compiled.name} against {against}")
     result: Report = found.to_dict()
+    result["notes"] = [*loaded.notes, *result["notes"]]
     if as_json:
         print_json({**result, "model": str(compiled), "against": against, "video": how["video"]})
     else:
         _print(result, compiled, f"{against} ({loaded.kind})", how, plot)
     if not result["passed"]:
-        raise VerificationError(f"{compiled} differs from {against}: {reason(result)}")
+        drawn = loaded.kind.startswith("factory") and weights is None
+        hint = "Are the weights the same? Without --weights a factory mostly draws new ones." if drawn else None
+        raise VerificationError(f"{compiled} differs from {against}: {reason(result)}", hint=hint)
 
 
 def _check(plot: Path | None, how: Options) -> None:

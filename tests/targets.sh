@@ -50,7 +50,7 @@ beside provider onnxruntime-openvino
 # and in which only what computes has the versions that are pinned.
 "$PY" -m venv --without-pip "$FOLDER/litert"
 SITE=$("$FOLDER/litert/bin/python" -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")
-"$PY" -c "import site; print('\n'.join([*site.getsitepackages(), '$PWD']))" > "$SITE/beside.pth"
+"$PY" -c "import sys; print('\n'.join([*(p for p in sys.path if p.endswith('site-packages')), '$PWD']))" > "$SITE/beside.pth"
 grep -i -E "^(torch|torchvision|numpy|onnx|onnx-ir|onnxruntime|onnxscript|protobuf|flatbuffers|ml_dtypes|sympy)==" \
     constraints.txt > "$FOLDER/litert.txt"
 PIP_CONSTRAINT="$FOLDER/litert.txt" "$PY" -m pip --python "$FOLDER/litert/bin/python" install -qq --progress-bar off \

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
-from model_files import FACTORY, save_export, save_onnx, save_pickle, save_script, use_folder
+from marks import slow
+from model_files import FACTORY, save_export, save_onnx, save_pickle, save_script, tiny, use_folder
 
 from co3d_compile.cli import doctor
 from co3d_compile.cli.compile import main as compile_command
@@ -67,6 +69,43 @@ def test_every_source_compiles_and_verifies(make: Callable[[], str], more: list[
     assert report["file_bytes"] == Path("out.onnx").stat().st_size
     session = StreamSession("out.onnx")
     assert np.asarray(session.step(np.zeros((1, 3, 8, 8), np.float32))).shape == (1, 4, 8, 8)
+
+
+def with_weights() -> str:
+    torch.save(tiny().state_dict(), "w.pth")
+    return f"{FACTORY}:tiny"
+
+
+def of_any_size() -> str:
+    """An ONNX clip model whose file does not say how long its clips are."""
+    import onnx
+
+    model = onnx.load(save_onnx())
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in list(value.type.tensor_type.shape.dim)[2:]:
+            dim.dim_param = "any"
+    onnx.save(model, "clip.onnx")
+    return "clip.onnx"
+
+
+@pytest.mark.parametrize(
+    ("make", "more", "options"),
+    [
+        (with_weights, ["--weights", "w.pth"], []),
+        slow(of_any_size, [], []),
+        slow(save_script, [], ["--frames-per-step", "2"]),
+        slow(save_pickle, ["--trust-pickle"], ["--window", "8"]),
+    ],
+    ids=["factory", "ONNX", "script", "pickle"],
+)
+def test_a_compiled_file_knows_the_clip(make: Callable[[], str], more: list[str], options: list[str]) -> None:
+    model = make()
+    report_of(model, *OUT, *SHAPE, *more, *options)
+    result = CliRunner().invoke(group, ["verify", "out.onnx", "--against", model, *more])
+    assert result.exit_code == 0, result.stderr
+    assert ("1x3x4x8x8, as the compiled file says" in result.stdout) == (model != "clip.onnx")
+    other = CliRunner().invoke(group, ["verify", "out.onnx", "--against", model, *more, "--shape", "1x3x4x8x9"])
+    assert other.exit_code != 0
 
 
 def test_the_step_as_a_torch_export_program() -> None:
@@ -144,6 +183,7 @@ def test_verify_sees_other_weights() -> None:
     result = CliRunner().invoke(group, ["verify", "out.onnx", "--against", f"{FACTORY}:tiny", *SHAPE])
     assert result.exit_code == 3
     assert "FAILED" in result.stdout
+    assert "Without --weights a factory mostly draws new ones" in result.stderr
 
 
 def test_doctor() -> None:

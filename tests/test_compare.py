@@ -75,6 +75,14 @@ def test_answers_about_the_same_frames_meet(network: nn.Module, options: list[st
     assert json.loads(compare(archive, "--json", "--every", "3").stdout)["answers"] <= result["answers"] // 3 + 1
 
 
+def test_the_clip_is_that_of_the_file() -> None:
+    Path("co3d_test_made.py").write_text("from test_compare import without_padding\n")
+    made(without_padding())
+    result = compare("co3d_test_made:without_padding", "--json")
+    assert result.exit_code == 0, result.output
+    assert "1x3x8x16x16" in json.loads(result.stdout)["notes"][0]
+
+
 def test_scores_are_equal_where_they_must_be() -> None:
     from co3d_compile.side_by_side.streams_on_video import run_side_by_side
 

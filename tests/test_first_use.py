@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 import torch
 from film import compiled as compiled_film
 from hand_made import fir, pair
+from PIL import Image
 
 import co3d_compile as co3d
 from co3d_compile.contract.model_contract import InputSpec
@@ -251,6 +254,48 @@ def test_reports_read_well() -> None:
     assert repr(found).startswith("<Verification passed, relative error") and len(repr(found)) < 200
 
 
-def test_a_picture_alone_is_no_frame() -> None:
-    with pytest.raises(UsageError, match=r"Give co3d\.VideoFrame\(image"):
-        co3d.Predictor(compiled_film()).push(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
+@cache
+def film() -> bytes:
+    return compiled_film()
+
+
+def test_a_picture_alone_is_a_frame() -> None:
+    pictures = [np.full((48, 64, 3), 12 * n, np.uint8) for n in range(20)]
+    kinds: list[Callable[[int], Any]] = [
+        lambda n: co3d.VideoFrame(pictures[n], n / 30, n),
+        lambda n: pictures[n],
+        lambda n: Image.fromarray(pictures[n]),
+        lambda n: Image.fromarray(pictures[n]).convert("L"),
+        lambda n: co3d.VideoFrame(pictures[n], n / 30, n) if n < 9 else pictures[n],
+    ]
+    found = []
+    for kind in kinds:
+        with co3d.Predictor(film()) as predictor:
+            found.append([p for n in range(20) for p in predictor.push(kind(n))])
+            assert predictor.restarts == 0
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert (one.frame, one.newest_frame, one.warmup) == (two.frame, two.newest_frame, two.warmup)
+            assert one.time == pytest.approx(two.time)
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
+
+
+def test_pictures_alone_come_at_the_models_rate_or_at_their_own() -> None:
+    picture = np.full((48, 64, 3), 99, np.uint8)
+    with co3d.Predictor(film(), preprocess={"fps": 10}) as predictor:
+        for _ in range(12):
+            predictor.push(picture)
+        assert (predictor.frames, predictor.skipped, predictor.repeated) == (12, 0, 0)
+        predictor.reset()
+        for n in range(12):
+            predictor.push(picture, time=n / 20)
+        assert predictor.skipped == 6
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), "a.png"]
+)
+@pytest.mark.parametrize("timed", [False, True])
+def test_what_is_no_picture(picture: Any, timed: bool) -> None:
+    with pytest.raises(UsageError, match=r"A picture is an array \(height, width, 3\)"):
+        co3d.Predictor(film()).push(co3d.VideoFrame(picture, 0.0, 0) if timed else picture)

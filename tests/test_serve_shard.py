@@ -257,6 +257,9 @@ def test_what_breaks_the_order_is_refused_or_begins_an_epoch() -> None:
         assert (asked["restart"], asked["started"]) == ("asked", 0)
         replies = [asked] + [await send(number) for number in range(1, 40)]
         same(replies, alone("one frame per step", engine, film))
+        await shard.frame(frame("b", 0, film[0], start=True))  # as a client does at its first frame
+        counts = shard.metrics()["counts"]
+        assert (counts["starts"], counts["restarts"]) == (2, 2)
 
     with_shard("one frame per step", work)
 

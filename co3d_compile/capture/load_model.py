@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from co3d_compile.capture.archive_safety import (
     identify,
     not_a_module,
 )
+from co3d_compile.capture.example_clips import ClipShapes, Shape, check_shapes, example_clips, shapes_text
 from co3d_compile.capture.model_factory import (
     brief,
     build,
@@ -42,11 +42,6 @@ from co3d_compile.capture.model_factory import (
 from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
 from co3d_compile.capture.tracer import export
 from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
-
-Shape = tuple[int, ...]
-
-MAX_CLIP_ELEMENTS = 1 << 30
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,7 @@ def load(
     model: str,
     *,
     shapes: Sequence[Shape] = (),
+    assumed: Sequence[Shape] = (),
     named: Mapping[str, Shape] | None = None,
     weights: Path | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -83,6 +79,7 @@ def load(
             ``package.module:factory``. The kind of a file is found from its content. The current directory is
             importable.
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
+        assumed: Shapes to take where neither ``shapes`` nor the file says them.
         named: Shape of each clip that a factory's model takes by keyword alone.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
         kwargs: Keyword arguments of the factory.
@@ -93,21 +90,20 @@ def load(
         CaptureError: The model refuses a clip of these shapes.
         UsageError: A shape is missing or absurd, or an option does not belong to this kind of model.
     """
-    for shape in (*shapes, *(named or {}).values()):
-        if min(shape, default=0) < 1 or math.prod(shape) > MAX_CLIP_ELEMENTS:
-            raise UsageError(f"A clip of shape {show_shape(shape)} makes no sense: sizes are from 1, 4 GiB in all.")
+    check_shapes([*shapes, *(named or {}).values()])
     path = Path(model)
     if path.exists():
         if weights is not None or kwargs or named:
             what = "--weights, --kwargs and --input belong to a package.module:factory; this model is a file."
             raise UsageError(what)
-        return _load_file(path, shapes, trust_pickle)
+        return _load_file(path, ClipShapes(shapes, assumed), trust_pickle)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
-        return _load_factory(model, shapes, named or {}, weights, kwargs or {}, trust_pickle)
+        clips = ClipShapes(shapes, () if named else assumed)
+        return _load_factory(model, clips, named or {}, weights, kwargs or {}, trust_pickle)
     raise LoadError(f"There is no file {model}.", hint="To build a model from code give package.module:factory.")
 
 
-def _load_file(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+def _load_file(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     if not path.is_file():
         raise LoadError(f"{path} is not a file.")
     try:
@@ -117,7 +113,7 @@ def _load_file(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loade
     return READERS[kind](path, shapes, trust_pickle)
 
 
-def _read_archive(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+def _read_archive(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     """Returns what ``torch.export.save`` has written."""
     if not trust_pickle:
         check_export_archive(path)
@@ -146,16 +142,16 @@ def _not_opened(path: Path, error: Exception) -> LoadError:
     )
 
 
-def _read_script(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+def _read_script(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     """Returns what ``torch.jit.save`` has written."""
     try:
         script = torch.jit.load(str(path), map_location="cpu")
     except Exception as error:
         raise damaged(path, brief(error)) from error
-    return _from_script(script, shapes, SCRIPT, [])
+    return _from_script(script, shapes, SCRIPT, shapes.notes)
 
 
-def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+def _read_pickle(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     """Returns a module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
     import_from_here()
     try:
@@ -173,19 +169,20 @@ def _read_pickle(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loa
             ) from error
         raise damaged(path, brief(error)) from error
     if isinstance(content, nn.Module):
-        return _from_module(content, shapes, PICKLE, [f"unpickled {path} as told by --trust-pickle"])
+        notes = [f"unpickled {path} as told by --trust-pickle", *shapes.notes]
+        return _from_module(content, shapes, PICKLE, notes)
     if isinstance(content, dict):
         raise not_a_module(path)
     raise LoadError(f"{path} holds a {type(content).__name__}, not a model.", hint=SAFE_WAYS)
 
 
-def _read_onnx(path: Path, shapes: Sequence[Shape], trust_pickle: bool) -> Loaded:
+def _read_onnx(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     """Returns a clip model of any library, as ONNX."""
-    clip = read_onnx(path, shapes)
+    clip = read_onnx(path, shapes.given, shapes.assumed)
     return Loaded(clip.module, clip.example_inputs, ONNX, clip.notes)
 
 
-READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
+READERS: dict[str, Callable[[Path, ClipShapes, bool], Loaded]] = {
     EXPORT: _read_archive,
     SCRIPT: _read_script,
     PICKLE: _read_pickle,
@@ -196,7 +193,7 @@ READERS: dict[str, Callable[[Path, Sequence[Shape], bool], Loaded]] = {
 
 def _load_factory(
     model: str,
-    shapes: Sequence[Shape],
+    shapes: ClipShapes,
     named: Mapping[str, Shape],
     weights: Path | None,
     kwargs: Mapping[str, Any],
@@ -219,20 +216,20 @@ def _load_factory(
     if weights is not None:
         notes += load_weights(built, weights, trust_pickle)
     if named:
-        return _by_keyword(built, shapes, named, kind, notes)
-    return _from_module(built, shapes, kind, notes)
+        return _by_keyword(built, shapes.given, named, kind, notes)
+    return _from_module(built, shapes, kind, notes + shapes.notes)
 
 
-def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+def _from_program(program: ExportedProgram, shapes: ClipShapes, kind: str, notes: list[str]) -> Loaded:
     args, kwargs = program.example_inputs or ((), {})
     if kwargs:
         raise LoadError(f"The program takes keyword arguments ({some(list(kwargs))}).", hint="Export it without.")
-    inputs = tuple(args) or _example_inputs(shapes)
+    inputs = tuple(args) or example_clips(shapes.known)
     tensors = _flatten(inputs)
     own = [tuple(t.shape) for t in tensors]
-    if shapes and [tuple(s) for s in shapes] != own:
+    if shapes.given and [tuple(s) for s in shapes.given] != own:
         raise UsageError(
-            f"The program was exported for {_shapes(own)}, not {_shapes(shapes)}.",
+            f"The program was exported for {shapes_text(own)}, not {shapes_text(shapes.given)}.",
             hint="Leave --shape out, or export it again with this clip.",
         )
     weights = set(program.graph_signature.parameters)
@@ -240,10 +237,10 @@ def _from_program(program: ExportedProgram, shapes: Sequence[Shape], kind: str, 
     return Loaded(program, inputs, kind, notes)
 
 
-def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+def _from_script(script: torch.jit.ScriptModule, shapes: ClipShapes, kind: str, notes: list[str]) -> Loaded:
     notes += _to_eval(script)
     _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
-    inputs: tuple[Any, ...] = _example_inputs(shapes, script)
+    inputs: tuple[Any, ...] = example_clips(shapes.known, script)
     schema = script.forward.schema  # type: ignore[attr-defined]
     wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
     if [a.type.kind() for a in wanted] == ["ListType"]:
@@ -254,12 +251,12 @@ def _from_script(script: torch.jit.ScriptModule, shapes: Sequence[Shape], kind: 
     return Loaded(script, inputs, kind, notes)
 
 
-def _from_module(module: nn.Module, shapes: Sequence[Shape], kind: str, notes: list[str]) -> Loaded:
+def _from_module(module: nn.Module, shapes: ClipShapes, kind: str, notes: list[str]) -> Loaded:
     if isinstance(module, torch.jit.ScriptModule):
         return _from_script(module, shapes, kind, notes)
     notes += _to_eval(module)
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
-    one_by_one, *in_a_list = _calls(module, _example_inputs(shapes, module))
+    one_by_one, *in_a_list = _calls(module, example_clips(shapes.known, module))
     try:
         _try(module, one_by_one)
     except CaptureError:
@@ -277,19 +274,9 @@ def _by_keyword(
     """Returns a network with clips that it takes by keyword alone: it is exported with them."""
     notes += _to_eval(module)
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
-    clips = _example_inputs([*shapes, *named.values()], module)
+    clips = example_clips([*shapes, *named.values()], module)
     program = export(module, clips[: len(shapes)], True, dict(zip(named, clips[len(shapes) :], strict=True)))
     return Loaded(program, None, kind, notes)
-
-
-def _example_inputs(shapes: Sequence[Shape], module: nn.Module | None = None) -> tuple[Tensor, ...]:
-    """Returns random clips, in float64 for a network that has no other numbers."""
-    if not shapes:
-        raise UsageError("The clip shape is not known.", hint="Give --shape, such as --shape 1x3x16x224x224.")
-    generator = torch.Generator().manual_seed(SEED)
-    kinds = {p.dtype for p in module.parameters()} if module is not None else set()
-    dtype = torch.float64 if kinds == {torch.float64} else torch.float32
-    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
 def _calls(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
@@ -332,7 +319,7 @@ def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         # TorchScript's message is a traceback; what went wrong stands last.
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         why = lines[-1] if isinstance(module, torch.jit.ScriptModule) else brief(error)
-        shapes = _shapes([tuple(t.shape) for t in _flatten(inputs)])
+        shapes = shapes_text([tuple(t.shape) for t in _flatten(inputs)])
         raise CaptureError(
             f"The model refuses a clip of {shapes}: {why}.",
             module_path=inside[-1] if inside else None,
@@ -377,7 +364,3 @@ def _flatten(inputs: Iterable[Any]) -> list[Tensor]:
 
 def _numbered(tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
     return [(f"input {i}", tensor) for i, tensor in enumerate(tensors)]
-
-
-def _shapes(shapes: Iterable[Sequence[int]]) -> str:
-    return " and ".join(show_shape(s) for s in shapes) or "no shape"

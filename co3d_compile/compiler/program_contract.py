@@ -87,6 +87,7 @@ def _options(program: Program) -> dict[str, Any]:
     if _has_boxes(program):
         options["box_frame"] = given.box_frame
     options["time_dim"] = [i.time_dim for i in program.inputs]
+    options["clip_frames"] = {i.name: int(i.shape[i.time_dim]) for i in program.inputs if i.time_dim is not None}
     if given.max_delay is not None:
         options |= {"max_delay": given.max_delay, "delay_by": given.delay_by}
         options["limited"] = [asdict(row) for row in program.notes.limited]

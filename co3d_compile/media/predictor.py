@@ -20,13 +20,15 @@ from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, label_of
 from co3d_compile.media.preprocess import Preprocess, Settings
-from co3d_compile.media.video import VideoFrame
+from co3d_compile.media.video import Picture, VideoFrame, image_of
 from co3d_compile.media.video_steps import Feed, frame_about, frames_per_entry
 from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.finite_values import Finite
 from co3d_compile.runtime.open_model import Provider, Serializable
 from co3d_compile.runtime.running_model import Layout
 from co3d_compile.runtime.session import StreamSession
+
+USUAL_RATE = 30.0  # pictures per second where nothing says how fast they come
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,15 +155,19 @@ class Predictor:
         self.session.reset()
         self._feed.reset()
         self._steps = 0
+        self._newest: VideoFrame | None = None
         self._begin()
 
-    def push(self, frame: VideoFrame) -> list[Prediction]:
-        """Takes the next frame of the source. Returns the predictions that are there now, often none or one."""
-        if not isinstance(frame, VideoFrame):
-            raise UsageError(
-                f"push takes a VideoFrame, not a {type(frame).__name__}.",
-                hint="Give co3d.VideoFrame(image, time=seconds, index=number), or step a StreamSession with arrays.",
-            )
+    def push(self, picture: Picture, time: float | None = None) -> list[Prediction]:
+        """Takes the next frame of the source. Returns the predictions that are there now, often none or one.
+
+        Args:
+            picture: A VideoFrame; or a picture alone, as an array (height, width, 3) of uint8, RGB, or as an image of
+                Pillow, which is numbered here.
+            time: Seconds from the start of the source, of a picture alone. Default: it follows the one before at the
+                model's rate, and none is left out or repeated; at 30 a second if the model has no rate.
+        """
+        frame = self._numbered(picture, time)
         results = self._behind_gap(frame) if frame.away else []
         before = self.frames
         for full in self._feed.add(frame):
@@ -169,6 +175,7 @@ class Predictor:
             self.frames += 1
             if full:
                 results += self._step()
+        self._newest = frame
         self.skipped += self.frames == before
         self.repeated += self.frames > before + 1
         return results
@@ -194,6 +201,18 @@ class Predictor:
         warmup = self.info.warmup_steps * self._pulse.frames
         return self.info.receptive_field or max(warmup, self.info.window or 0)
 
+    def _numbered(self, picture: Picture, time: float | None) -> VideoFrame:
+        """Returns a picture with its time and number."""
+        if isinstance(picture, VideoFrame):
+            image_of(picture.image)
+            if time is not None:
+                raise UsageError("A VideoFrame has its time already.", hint="Give the picture alone with its time.")
+            return picture
+        image, last = image_of(picture), self._newest
+        if last is None:
+            return VideoFrame(image, 0.0 if time is None else time, 0)
+        return VideoFrame(image, last.time + 1 / (self.fps or USUAL_RATE) if time is None else time, last.index + 1)
+
     def _behind_gap(self, frame: VideoFrame) -> list[Prediction]:
         """Begins anew where a gap is too long for the states; what was still due before it is returned."""
         times = [seconds for _, seconds in self._taken]
@@ -208,8 +227,8 @@ class Predictor:
         self._begin()
         return results
 
-    def predict(self, frames: Iterable[VideoFrame]) -> Iterator[Prediction]:
-        """Yields all predictions of a video, from its frames (``read_source``, ``read_frames``)."""
+    def predict(self, frames: Iterable[Picture]) -> Iterator[Prediction]:
+        """Yields all predictions of a video, from its frames (``read_source``, ``read_frames``), or from pictures."""
         if isinstance(frames, (str, bytes, os.PathLike)):
             raise UsageError(f"{frames!r} is no frames.", hint="Give read_source(...) of it.")
         for frame in frames:
@@ -283,7 +302,7 @@ class Predictor:
 
 
 def predict(
-    model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[VideoFrame], **options: Any
+    model: str | os.PathLike[str] | bytes | Serializable, frames: Iterable[Picture], **options: Any
 ) -> Iterator[Prediction]:
     """Yields predictions of a compiled model on the frames of a video. Options: those of ``Predictor``."""
     with Predictor(model, **options) as predictor:

@@ -5,13 +5,14 @@ Needs the ``video`` extra (PyAV) and numpy; nothing here imports torch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from av import VideoFrame as Decoded
     from av import VideoStream
+    from PIL.Image import Image as PillowImage
 
 USUAL = (".mp4", ".mkv")
 CLOCK = Fraction(1, 90000)  # what times are rounded to where each picture has its own
@@ -46,6 +48,29 @@ class VideoFrame:
     time: float
     index: int
     away: float = 0.0
+
+
+Picture: TypeAlias = "VideoFrame | Image | PillowImage"
+"""A picture with its time and number, or alone: an array, or an image of Pillow."""
+
+
+def image_of(picture: Image | PillowImage) -> Image:
+    """Returns a picture as an array: (height, width, 3), uint8, RGB.
+
+    Raises:
+        UsageError: It is of another kind or shape.
+    """
+    pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
+    if pillow is not None and isinstance(picture, pillow.Image):
+        return np.asarray(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return picture
+    kind = type(picture).__name__
+    what = f"{picture.dtype} of shape {picture.shape}" if isinstance(picture, np.ndarray) else f"a {kind}"
+    raise UsageError(
+        f"A picture is an array (height, width, 3) of uint8, RGB, an image of Pillow or a VideoFrame, not {what}.",
+        hint="Frames that are prepared already go to a StreamSession.",
+    )
 
 
 def read_frames(source: str | Path) -> Iterator[VideoFrame]:

@@ -237,7 +237,8 @@ class Shard:
             raise
         self._gone.pop(frame.stream, None)
         stream = Stream(frame.stream, slot, frame.number, why, next=frame.number, allowance=self._options.queue)
-        self.stats.count("restarts" if why else "starts")
+        again = old is not None or why not in (None, "asked")  # a client may ask at its first frame: nothing was there
+        self.stats.count("restarts" if again else "starts")
         self._streams[stream.name] = stream
         return stream
 

@@ -52,12 +52,15 @@ class OnnxClipModel:
     notes: list[str]
 
 
-def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxClipModel:
+def read_onnx(
+    source: OnnxSource, shapes: Sequence[Sequence[int]] = (), assumed: Sequence[Sequence[int]] = ()
+) -> OnnxClipModel:
     """Reads a clip model.
 
     Args:
         source: A path, or a model that was read by ``onnx`` or ``onnx_ir``.
         shapes: The shape of each input, where the file leaves dims free.
+        assumed: What dims that are free have where no shapes are given.
 
     Raises:
         LoadError: The file cannot be read, or is a compiled step.
@@ -73,7 +76,7 @@ def read_onnx(source: OnnxSource, shapes: Sequence[Sequence[int]] = ()) -> OnnxC
     check_values(model.graph)
     try:
         module = OnnxModule(prepared(model), source if not isinstance(source, ModelProto) else model).eval()
-        example = _example(model.graph, shapes)
+        example = _example(model.graph, shapes, assumed)
     except Co3dError:
         raise
     except Exception as error:  # ONNX's own tools, on a file that does not fit together
@@ -127,13 +130,13 @@ def _check_external(value: ir.Value, path: Path) -> None:
         raise LoadError(f"The weight {value.name} is missing: {file.name} should lie beside {path.name}.")
 
 
-def _example(graph: ir.Graph, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+def _example(graph: ir.Graph, shapes: Sequence[Sequence[int]], assumed: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     if shapes and len(shapes) != len(graph.inputs):
         raise UsageError(f"{len(shapes)} shapes are given; the model has {len(graph.inputs)} inputs.")
     generator = torch.Generator().manual_seed(SEED)
     tensors = []
     for i, value in enumerate(graph.inputs):
-        sizes = _sizes(value, shapes[i] if shapes else None)
+        sizes = _sizes(value, shapes[i] if shapes else None, assumed[i] if i < len(assumed) else ())
         dtype = torch_dtype(int(value.dtype or ir.DataType.FLOAT))
         if dtype.is_floating_point:
             tensors.append(torch.randn(sizes, generator=generator, dtype=dtype))
@@ -142,9 +145,11 @@ def _example(graph: ir.Graph, shapes: Sequence[Sequence[int]]) -> tuple[Tensor, 
     return tuple(tensors)
 
 
-def _sizes(value: ir.Value, given: Sequence[int] | None) -> list[int]:
+def _sizes(value: ir.Value, given: Sequence[int] | None, assumed: Sequence[int]) -> list[int]:
     """Returns the shape of an input: as given, or the file's own; a free batch is one clip."""
     shape = value.shape
+    if given is None and assumed and (shape is None or len(shape) == len(assumed)):
+        given = [s if isinstance(s, int) else a for s, a in zip(shape or assumed, assumed, strict=True)]
     if given is not None:
         fixed = list(shape) if shape is not None else list(given)
         right = len(fixed) == len(given) and all(
