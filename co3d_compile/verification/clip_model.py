@@ -28,6 +28,13 @@ def eager() -> Iterator[None]:
         yield
 
 
+def off_by_rounding(clip: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Returns a clip of which each number is off by as much as float32 rounds."""
+    eps = torch.finfo(torch.float32).eps
+    floats = torch.float32
+    return [x * (1 + eps * (torch.rand(x.shape, generator=generator) - 0.5)) if x.dtype == floats else x for x in clip]
+
+
 @contextmanager
 def results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator[list[Tensor]]:
     """Gives what these modules return while the model runs; nothing, of a program that has no modules any more."""

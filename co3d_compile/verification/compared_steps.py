@@ -20,6 +20,7 @@ from torch import Tensor
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.reader_loop import Array
 from co3d_compile.errors import UsageError
+from co3d_compile.verification.clip_model import off_by_rounding
 from co3d_compile.verification.long_boxes import all_boxes
 from co3d_compile.verification.output_plans import Plan, ResultIndex
 from co3d_compile.verification.reference import Reference
@@ -72,12 +73,8 @@ class Segment:
     def perturbed(self, count: int) -> Iterator[Frames]:
         """Yields the clip so many times, each number of it off by as much as float32 rounds."""
         generator = torch.Generator().manual_seed(0)
-        eps = torch.finfo(torch.float32).eps
         for _ in range(count):
-            yield [
-                x * (1 + eps * (torch.rand(x.shape, generator=generator) - 0.5)) if x.dtype == torch.float32 else x
-                for x in self.clip
-            ]
+            yield off_by_rounding(self.clip, generator)
 
 
 class Timeline:

@@ -14,27 +14,18 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree as pytree
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from co3d_compile.capture.capture_model import capture, captured_again
 from co3d_compile.capture.longer_clips import refuted
-from co3d_compile.capture.tracer import evaluated
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
 from co3d_compile.ir.graph_walks import computed_from
-from co3d_compile.ir.node_reading import drawn_by_chance, module_path
+from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.options import Options
-from co3d_compile.verification.clip_model import (
-    SAME,
-    Example,
-    Model,
-    eager,
-    example_of,
-    results_inside,
-    tensors_of,
-)
+from co3d_compile.verification.capture_check import CaptureCheck
+from co3d_compile.verification.clip_model import Example, Model, eager, tensors_of
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.long_regions import LongRegions
@@ -89,7 +80,7 @@ class Reference:
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False
         self.random_clips = RandomClips(self.inputs, tensors_of(model, example_inputs))
-        self._check_capture(model, example_inputs)
+        CaptureCheck(self.program, model, example_inputs).run(self.random_clips)
 
     def _plan(self) -> dict[Node, str]:
         """Plans how each result is computed on the long clip; returns how each node is."""
@@ -141,46 +132,6 @@ class Reference:
             for n in self.program.graph.nodes
             if n.op == "call_function" and n.target is not operator.getitem and claim_of(n, self.claims).gate
         ]
-
-    def _check_capture(self, model: Model, example_inputs: Example) -> None:
-        """Runs the captured graph on one random clip, beside the model itself."""
-        args, kwargs = example_of(model, example_inputs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        captured = Interpreter(self.program.module)
-        with eager():
-            drawn, got = self.random_clips.settle(lambda clip: captured.run(*[x.clone() for x in clip]))
-        clip = iter(drawn)
-        leaves = [next(clip) if isinstance(v, Tensor) else v for v in leaves]
-        args, kwargs = pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], spec)
-        with eager(), evaluated(model) as module, results_inside(module, self.program.options.also) as inside:
-            wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
-        count = len(wanted) if self.program.options.also else len(got)
-        if not _all_alike(got[:count], wanted) and not self._alike_in_float64(model, args, kwargs):
-            raise VerificationError(
-                f"The captured graph does not compute what the model does{drawn_by_chance(self.program.graph.nodes)}.",
-                hint="Two calls of the model with the same clip must give the same: take out what draws by chance "
-                "(functional dropout: training=self.training), counts calls or changes its own buffers.",
-            )
-        for name, a in zip([o.name for o in self.program.outputs[len(wanted) :]], got[len(wanted) :], strict=True):
-            if inside and not any(_alike(a, b) for b in inside):
-                raise VerificationError(
-                    f"The output '{name}' is not what that module returns.", hint="Name another module in also."
-                )
-
-    def _alike_in_float64(self, model: Model, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
-        """Says whether nothing but rounding was different: sums in another order, in a network that amplifies them."""
-        if not isinstance(model, nn.Module):
-            return False
-        try:
-            twin = copy.deepcopy(model).double()
-            args, kwargs = pytree.tree_map_only(Tensor, _doubled, (args, kwargs))
-            with eager(), evaluated(twin) as module:
-                wanted = [v for v in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(v, Tensor)]
-                leaves = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
-                got = Interpreter(self.doubled().program.module).run(*leaves)
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        return _all_alike(got[: len(wanted)], wanted)
 
     # --- the long clip
 
@@ -363,23 +314,6 @@ class Reference:
                 if finite and finite.start > 0 and finite.stop < len(own):
                     field = end - begin + 2 - (len(finite) + 1) * every * claim.rate
                     self.fields.append(int(field + beyond))
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x.clone()
-
-
-def _all_alike(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    return all(_alike(a, b) for a, b in zip(got, wanted, strict=True))
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape:
-        return False
-    a, b = a.double(), b.double()
-    finite = b[b.isfinite()]
-    scale = (float(finite.std(correction=0)) if finite.numel() else 0.0) or 1.0
-    return torch.allclose(a, b, rtol=0.0, atol=SAME * scale + 1e-30, equal_nan=True)
 
 
 def _longest(flags: Sequence[bool]) -> range:
