@@ -129,8 +129,8 @@ def main(model: str, output: Path, as_json: bool, verbose: int, **options: Any) 
     """Compile a trained clip-based video network into an ONNX model that takes the next frame and its own state.
 
     MODEL is a torch.export archive (.pt2), a TorchScript file, a pickled module (only with --trust-pickle), an ONNX
-    clip model, or package.module:factory. What a file is, is found from its content. The current directory is
-    importable.
+    clip model, package.module:factory or folder/file.py:factory. What a file is, is found from its content. The current
+    directory is importable.
     """
     report = run(model, output, verbose, options)
     if as_json:

@@ -52,7 +52,7 @@ def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) 
     try:
         content = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"not JSON: {error}.", ctx, param) from error
+        raise click.BadParameter(f"""not JSON, such as {{"num_classes": 400}}: {error}.""", ctx, param) from error
     if not isinstance(content, dict):
         raise click.BadParameter('a JSON object is wanted, such as {"num_classes": 400}.', ctx, param)
     return content
@@ -66,7 +66,9 @@ model_options = together(
     option("--input", "named", type=NamedShapeType(), multiple=True, group=MODEL, metavar="NAME=SHAPE",
            help="Shape of one clip that a factory's model takes by keyword alone. Once per such input."),
     option("--weights", type=FILE, group=MODEL, metavar="FILE",
-           help="State dict for a factory's model: torch.save or safetensors."),
+           help="State dict for a factory's model: torch.save or safetensors, also somewhere in a checkpoint."),
+    option("--weights-key", group=MODEL, metavar="KEY",
+           help="Where in it the weights are, if several would do, such as state_dict_ema or ema.module."),
     option("--kwargs", callback=parse_kwargs, group=MODEL, metavar="JSON",
            help="""Arguments of a factory, such as '{"num_classes": 400}'."""),
     option("--trust-pickle", is_flag=True, group=MODEL,
@@ -79,7 +81,7 @@ against_option = option(
     required=True,
     metavar="MODEL",
     group=MODEL,
-    help="The model it was compiled from: a file, or package.module:factory.",
+    help="The model it was compiled from: a file, package.module:factory or folder/file.py:factory.",
 )
 
 
@@ -95,7 +97,7 @@ def load_model(model: str, options: Options, compiled: Contract | None = None) -
     from co3d_compile.contract.clip_shapes import clip_shapes
 
     assumed = [] if compiled is None else clip_shapes(compiled)
-    names = ("shapes", "weights", "kwargs", "trust_pickle")
+    names = ("shapes", "weights", "weights_key", "kwargs", "trust_pickle")
     given = {name: options.pop(name) for name in names}
     return load(model, named=dict(options.pop("named")), assumed=assumed, **given)
 

@@ -45,6 +45,13 @@ class OnePathway(nn.Module):
     def forward(self, x, boxes=None):
         return self.fc(self.conv(x[0]).mean((2, 3, 4)))
 
+class OnGpu(nn.Module):
+    def forward(self, x):
+        return x.cuda().relu()
+
+def built_on_gpu():
+    return tiny().cuda()
+
 class Short(nn.Module):
     def __init__(self):
         super().__init__()

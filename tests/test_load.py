@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,12 +119,79 @@ def test_a_single_clip_in_a_list() -> None:
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
         lambda state: {"state_dict": {f"net.0._orig_mod.{name}": value for name, value in state.items()}, "epoch": 1},
+        lambda state: {"ema_model": {"n_averaged": torch.tensor(3), **{f"module.{n}": v for n, v in state.items()}}},
+        lambda state: {"optimizer": {"state": {0: {"exp_avg": state["0.weight"]}}}, "net_params": state},
     ],
 )
 def test_weights(wrap: Callable[[dict[str, Tensor]], object]) -> None:
     torch.save(wrap(tiny().state_dict()), "w.bin")
     loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
     assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
+
+
+def averaged() -> dict[str, Any]:
+    """A checkpoint with an average of the weights beside them."""
+    mean = {name: 0.5 * value for name, value in tiny().state_dict().items()}
+    return {"model": tiny().state_dict(), "ema": {"module": mean, "decay": 0.99}}
+
+
+@pytest.mark.parametrize(("key", "share"), [(None, 1.0), ("model", 1.0), ("ema.module", 0.5)])
+def test_which_of_several_weights_is_said(key: str | None, share: float) -> None:
+    torch.save(averaged(), "w.bin")
+    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), weights_key=key)
+    got = loaded.program.state_dict()["0.weight"]  # type: ignore[union-attr, operator]
+    assert torch.equal(got, share * tiny().state_dict()["0.weight"])
+    assert any("those under ema.module fit too; --weights-key" in note for note in loaded.notes) == (key is None)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "says"),
+    [
+        (averaged(), "ema", "has no weights under 'ema'. It has some under model, ema.module"),
+        ({"a": tiny().state_dict(), "b": tiny().state_dict()}, None, "Several weights of w.bin fit: a, b"),
+    ],
+)
+def test_weights_that_are_not_known(content: object, key: str | None, says: str) -> None:
+    torch.save(content, "w.bin")
+    with pytest.raises(UsageError, match=re.escape(says)):
+        load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), weights_key=key)
+
+
+@pytest.mark.parametrize(
+    "content", [tiny(), {"epoch": 3, "net": tiny()}, nn.DataParallel(tiny())], ids=["", "in", "dp"]
+)
+def test_whole_modules(content: object) -> None:
+    """As a model, and as weights of one."""
+    torch.save(content, "w.bin")
+    for model, how in (("w.bin", {}), (f"{FACTORY}:tiny", {"weights": Path("w.bin")})):
+        loaded = load(model, shapes=[SHAPE], trust_pickle=True, **how)  # type: ignore[arg-type]
+        got, want = outputs(loaded.program, loaded.example_inputs), outputs(tiny(), loaded.example_inputs)
+        torch.testing.assert_close(got, want)
+
+
+NET = "from .blocks import block\nimport helper\n\ndef build(width):\n    return block(width + helper.more)\n"
+BLOCKS = "from torch import nn\n\ndef block(width):\n    return nn.Conv3d(3, width, 3)\n"
+
+
+@pytest.mark.parametrize("folder", ["here", "../v1.0"])
+@pytest.mark.parametrize("package", [True, False])
+def test_a_factory_in_a_file(folder: str, package: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a package, with or without its ``__init__``; what lies beside the file is found as for a script."""
+    name = f"co3d_test_{package}_{len(folder)}"
+    at = Path(folder) / f"{name}_project" / name
+    at.mkdir(parents=True)
+    if package:
+        (at / "__init__.py").touch()
+        (at.parent / "__init__.py").touch()
+    relative = package or folder == "here"
+    (at / f"{name}_net.py").write_text(NET if relative else NET.replace("from .blocks", "from blocks"))
+    (at / "blocks.py").write_text(BLOCKS)
+    (at / "helper.py").write_text("more = 1\n")
+    for module in ("blocks", "helper"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for start in (at, at.resolve()):
+        loaded = load(f"{start}/{name}_net.py:build", shapes=[SHAPE], kwargs={"width": 4})
+        assert outputs(loaded.program, loaded.example_inputs).shape[1] == 5
 
 
 def lightning(**more: Any) -> dict[str, Any]:
@@ -195,6 +263,8 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("state dict", lambda: save_pickle(content=tiny().state_dict()), dict, LoadError, "holds weights"),
     ("trusted state dict", lambda: save_pickle(content=tiny().state_dict()), lambda: {"trust_pickle": True}, LoadError,
      "holds weights"),
+    ("several modules", lambda: save_pickle(content={"net": tiny(), "ema": tiny()}), lambda: {"trust_pickle": True},
+     LoadError, "holds several modules (net, ema)"),
     ("checkpoint", lambda: save_pickle(content={"state_dict": tiny().state_dict()}), dict, LoadError, "holds weights"),
     ("safetensors", lambda: save_file(tiny().state_dict(), "m.bin") or "m.bin", dict, LoadError, "holds weights"),
     ("export, other shape", save_export, lambda: {"shapes": [(1, 3, 8, 8, 8)]}, UsageError, "exported for 1x3x4x8x8"),
@@ -215,6 +285,11 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("leaves", lambda: f"{FACTORY}:leaves", dict, LoadError, "fails: SystemExit"),
     ("no nn.Module", lambda: f"{FACTORY}:number", dict, LoadError, "gave a int"),
     ("no factory", lambda: f"{FACTORY}:FACTORIES", dict, LoadError, "has no FACTORIES"),
+    ("no such Python file", lambda: "mine/net.py:build", dict, LoadError, "There is no file"),
+    ("another module of that name", lambda: write(b"a = 3", "torch.py") + ":a", dict, LoadError, "another module"),
+    ("on a GPU", lambda: f"{FACTORY}:OnGpu", dict, CaptureError, "x.device"),
+    ("built on a GPU", lambda: f"{FACTORY}:built_on_gpu", dict, LoadError, "x.device"),
+    ("key without weights", lambda: f"{FACTORY}:tiny", lambda: {"weights_key": "ema"}, UsageError, "--weights FILE"),
     ("unknown kwargs", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"classes": 3}}, LoadError, "classes"),
     ("kwargs for a module", lambda: f"{FACTORY}:ready", lambda: {"kwargs": {"a": 3}}, LoadError, "a model already"),
     ("half", lambda: f"{FACTORY}:tiny", lambda: {"kwargs": {"dtype": "float16"}}, LoadError, "model.float()"),

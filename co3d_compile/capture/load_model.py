@@ -28,13 +28,14 @@ from co3d_compile.capture.archive_safety import (
     identify,
     not_a_module,
 )
+from co3d_compile.capture.checkpoint import load_weights
 from co3d_compile.capture.example_clips import ClipShapes, Shape, check_shapes, example_clips, shapes_text
 from co3d_compile.capture.model_factory import (
     brief,
     build,
+    for_the_cpu,
     import_from_here,
     import_target,
-    load_weights,
     show_shape,
     some,
     with_torchvision,
@@ -69,6 +70,7 @@ def load(
     assumed: Sequence[Shape] = (),
     named: Mapping[str, Shape] | None = None,
     weights: Path | None = None,
+    weights_key: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
 ) -> Loaded:
@@ -76,12 +78,13 @@ def load(
 
     Args:
         model: Path of a torch.export archive, a TorchScript file, a pickled module or an ONNX clip model, or
-            ``package.module:factory``. The kind of a file is found from its content. The current directory is
-            importable.
+            ``package.module:factory``, or ``folder/file.py:factory``. The kind of a file is found from its content. The
+            current directory is importable.
         shapes: Shape of each input clip, such as ``(1, 3, 16, 224, 224)``; an archive knows its own.
         assumed: Shapes to take where neither ``shapes`` nor the file says them.
         named: Shape of each clip that a factory's model takes by keyword alone.
         weights: State dict for what the factory builds: a torch.save file or safetensors.
+        weights_key: Where in that file it is, if several would do.
         kwargs: Keyword arguments of the factory.
         trust_pickle: Unpickle models and checkpoints, which runs whatever code the file holds.
 
@@ -97,10 +100,13 @@ def load(
             what = "--weights, --kwargs and --input belong to a package.module:factory; this model is a file."
             raise UsageError(what)
         return _load_file(path, ClipShapes(shapes, assumed), trust_pickle)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
+    if re.fullmatch(r"([A-Za-z_][\w.]*|.+\.py):[A-Za-z_][\w.]*", model):
         clips = ClipShapes(shapes, () if named else assumed)
-        return _load_factory(model, clips, named or {}, weights, kwargs or {}, trust_pickle)
-    raise LoadError(f"There is no file {model}.", hint="To build a model from code give package.module:factory.")
+        return _load_factory(model, clips, named or {}, (weights, weights_key), kwargs or {}, trust_pickle)
+    raise LoadError(
+        f"There is no file {model}.",
+        hint="To build a model from code give package.module:factory or folder/file.py:factory.",
+    )
 
 
 def _load_file(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
@@ -168,6 +174,11 @@ def _read_pickle(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
                 hint="Run from the directory in which the model was saved.",
             ) from error
         raise damaged(path, brief(error)) from error
+    modules = {k: v for k, v in content.items() if isinstance(v, nn.Module)} if isinstance(content, dict) else {}
+    if len(modules) > 1:
+        hint = f"Save the one that is meant: torch.save(checkpoint[{str(next(iter(modules)))!r}], 'model.pth')."
+        raise LoadError(f"{path} holds several modules ({some(list(map(str, modules)))}).", hint=hint)
+    content = next(iter(modules.values()), content)
     if isinstance(content, nn.Module):
         notes = [f"unpickled {path} as told by --trust-pickle", *shapes.notes]
         return _from_module(content, shapes, PICKLE, notes)
@@ -195,7 +206,7 @@ def _load_factory(
     model: str,
     shapes: ClipShapes,
     named: Mapping[str, Shape],
-    weights: Path | None,
+    checkpoint: tuple[Path | None, str | None],
     kwargs: Mapping[str, Any],
     trust_pickle: bool,
 ) -> Loaded:
@@ -213,8 +224,11 @@ def _load_factory(
         return _from_program(built, shapes, kind, notes)
     if not isinstance(built, nn.Module):
         raise LoadError(f"{model} gave a {type(built).__name__}, not a torch.nn.Module.")
+    weights, key = checkpoint
     if weights is not None:
-        notes += load_weights(built, weights, trust_pickle)
+        notes += load_weights(built, weights, trust_pickle, key)
+    elif key is not None:
+        raise UsageError("--weights-key names a part of --weights.", hint="Give --weights FILE too.")
     if named:
         return _by_keyword(built, shapes.given, named, kind, notes)
     return _from_module(built, shapes, kind, notes + shapes.notes)
@@ -227,7 +241,7 @@ def _from_program(program: ExportedProgram, shapes: ClipShapes, kind: str, notes
     inputs = tuple(args) or example_clips(shapes.known)
     tensors = _flatten(inputs)
     own = [tuple(t.shape) for t in tensors]
-    if shapes.given and [tuple(s) for s in shapes.given] != own:
+    if shapes.given and [tuple(s[1:]) for s in shapes.given] != [s[1:] for s in own]:  # streams, as many as there are
         raise UsageError(
             f"The program was exported for {shapes_text(own)}, not {shapes_text(shapes.given)}.",
             hint="Leave --shape out, or export it again with this clip.",
@@ -323,7 +337,7 @@ def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise CaptureError(
             f"The model refuses a clip of {shapes}: {why}.",
             module_path=inside[-1] if inside else None,
-            hint="Give the clip it was trained on with --shape.",
+            hint=for_the_cpu(error) or "Give the clip it was trained on with --shape.",
         ) from error
     finally:
         for handle in handles:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.caught_failures import failures_caught
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
+from co3d_compile.capture.model_factory import for_the_cpu
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
@@ -91,7 +92,7 @@ def export(
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call)) or "none"
         raise CaptureError(
             f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message}.",
-            hint=_way_out(model),
+            hint=for_the_cpu(error) or _way_out(model),
         ) from error
 
 
