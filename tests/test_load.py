@@ -194,6 +194,40 @@ def test_a_factory_in_a_file(folder: str, package: bool, monkeypatch: pytest.Mon
         assert outputs(loaded.program, loaded.example_inputs).shape[1] == 5
 
 
+def on_a_gpu(path: str) -> str:
+    """An archive as it is written where the network is on a GPU."""
+
+    def elsewhere(content: bytes) -> bytes:
+        return re.sub(rb'"type": ?"cpu", ?"index": ?null', b'"type": "cuda", "index": 0', content)
+
+    def saved(content: bytes) -> bytes:
+        Path("inside.pt").write_bytes(content)
+        rewrite("inside.pt", {"data.pkl": lambda b: b.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0")})
+        return Path("inside.pt").read_bytes()
+
+    return rewrite(path, {"model.json": elsewhere, "weights_config.json": elsewhere, "sample_inputs/model.pt": saved})
+
+
+class OnItsDevice(nn.Module):
+    """A network whose code makes tensors where its input is: the device stands in the archive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.arange(4, device=x.device).view(4, 1, 1, 1)
+
+
+def test_an_archive_that_was_written_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    network = OnItsDevice().eval()
+    loaded = load(on_a_gpu(save_export(model=network)))
+    assert loaded.notes == ["the program was exported on cuda; it is read for the CPU"]
+    got, want = outputs(loaded.program, loaded.example_inputs), outputs(network, loaded.example_inputs)
+    torch.testing.assert_close(got, want)
+
+
 def lightning(**more: Any) -> dict[str, Any]:
     """A checkpoint as Lightning writes it: the network beside what only training needs."""
     state = {f"model.{name}": value for name, value in tiny().state_dict().items()}

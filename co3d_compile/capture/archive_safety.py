@@ -8,7 +8,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -157,17 +157,15 @@ def check_export_archive(path: Path) -> None:
             raise _runs_code(path, "has two members of one name")
         if any(name.startswith("data/aotinductor/") for name in names):
             raise _runs_code(path, "holds a compiled library (AOTInductor)")
-        pickled = {name for name in names if name.startswith("data/") and name.endswith(".pt")}
-        for name in names:
-            if not name.endswith(".json") or not name.startswith(("data/", "models/")):
-                continue
-            content = json.loads(reader.get_record(name))
-            pickled |= _pickled_payloads(path, name, content)
-            for text in [str(value["expr_str"]) for value in _dicts(content) if value.get("expr_str") is not None]:
+        contents = {name: json.loads(reader.get_record(name)) for name in names if is_data(name)}
+        for content in contents.values():
+            for text in [
+                str(value["expr_str"]) for value in json_objects(content) if value.get("expr_str") is not None
+            ]:
                 if not is_plain_expression(text):
                     raise _runs_code(path, f"has the expression {text[:60]!r} as a size")
-        for name in pickled:
-            torch.load(io.BytesIO(reader.get_record(name)), weights_only=True)
+        for name in pickled_members(path, names, contents):
+            torch.load(io.BytesIO(reader.get_record(name)), "cpu", weights_only=True)
     except LoadError:
         raise
     except Exception as error:
@@ -183,18 +181,33 @@ def _runs_code(path: Path, why: str) -> LoadError:
     )
 
 
+def is_data(name: str) -> bool:
+    """Says whether a member of an archive is JSON that describes the program or its tensors."""
+    return name.endswith(".json") and name.startswith(("data/", "models/"))
+
+
+def pickled_members(path: Path, names: Iterable[str], contents: Mapping[str, Json]) -> set[str]:
+    """Returns the members of an archive that are opened as pickles.
+
+    Raises:
+        LoadError: Some hold more than tensors.
+    """
+    pickled = {name for name in names if name.startswith("data/") and name.endswith(".pt")}
+    return pickled.union(*(_pickled_payloads(path, name, content) for name, content in contents.items()))
+
+
 def _pickled_payloads(path: Path, name: str, content: Json) -> set[str]:
     """Returns the members of an archive that one of its lists says are pickled."""
     if not name.endswith("_config.json"):
         return set()
-    payloads = [value for value in _dicts(content) if "path_name" in value]
+    payloads = [value for value in json_objects(content) if "path_name" in value]
     if any(str(payload["path_name"]).startswith(("custom_obj", "opaque_obj")) for payload in payloads):
         raise _runs_code(path, "holds pickled Python objects")
     folder = name.rsplit("/", 1)[0]
     return {f"{folder}/{payload['path_name']}" for payload in payloads if payload["use_pickle"]}
 
 
-def _dicts(content: Json) -> Iterator[dict[str, Json]]:
+def json_objects(content: Json) -> Iterator[dict[str, Json]]:
     """Yields all objects in JSON data, however deep."""
     pending = [content]
     while pending:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from co3d_compile.capture.archive_device import opened_for_the_cpu
 from co3d_compile.capture.archive_safety import (
     ALWAYS_ALLOWED,
     EXPORT,
@@ -126,14 +127,16 @@ def _read_archive(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
     from torch.export.pt2_archive._package import load_pt2
 
     try:
-        with path.open("rb") as file:
+        file, device = opened_for_the_cpu(path, trust_pickle)
+        with file:
             programs = load_pt2(file).exported_programs
     except Exception as error:
         raise _not_opened(path, error) from error
     if len(programs) != 1:
         raise LoadError(f"{path} holds {len(programs)} programs; one is wanted.", hint="Use torch.export.save.")
     (program,) = programs.values()
-    loaded = _from_program(program, shapes, EXPORT, [])
+    notes = [f"the program was exported on {device}; it is read for the CPU"] if device else []
+    loaded = _from_program(program, shapes, EXPORT, notes)
     try:
         program.module()  # reads signatures and guards, which opening does not look at
     except Exception as error:
