@@ -29,6 +29,26 @@ def test_random_families(part: int) -> None:
 
 
 CASES: dict[str, Sketch] = {
+    "a band of attention behind a crop begins later": Sketch(
+        (Block("crop", {"a": 2, "b": 2, "s": 1}), Block("attend", {"band": 2, "hand": True}))
+    ),
+    "what counts by twos, before the stream begins": Sketch(
+        (
+            Block("shift", {"how": "written", "n": 2}),
+            Block("attend", {"band": 2, "hand": False}),
+            Block(
+                "join",
+                {"how": "cat"},
+                (Block("conv", {"k": 2, "d": 1, "s": 2, "p": 0, "causal": False, "ks": 1, "out": 2, "groups": 1}),),
+                (
+                    Block("columns", {"kind": "gru", "both": True, "layers": 1, "first": False, "last": True}),
+                    Block("cumulative"),
+                ),
+            ),
+        ),
+        channels=1,
+        frames=13,
+    ),
     "a recurrent layer over places beside a shift": Sketch(
         (
             Block("rows", {"kind": "gru", "both": True, "layers": 2, "first": False, "last": True}),

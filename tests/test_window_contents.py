@@ -1,4 +1,5 @@
-"""What is part of a window as the network has it: padding over time, and strides that have no common step."""
+"""What is part of a window as the network has it: padding over time, strides without a common step, entries that meet
+those of other frames."""
 
 from __future__ import annotations
 
@@ -61,24 +62,50 @@ def sorted_frames(m: Layers, x: Tensor) -> Tensor:
     return F.pad(x, (0, 3)).sort(2)[0]
 
 
+def _slower(x: Tensor) -> Tensor:
+    """The first half of the clip, each frame twice."""
+    return x.repeat_interleave(2, 2)[:, :, :CLIP]
+
+
+def slower_added(m: Layers, x: Tensor) -> Tensor:
+    return _slower(x) + x
+
+
+def slower_beside(m: Layers, x: Tensor) -> Tensor:
+    return torch.cat([_slower(x), x], 1)
+
+
+def slower_asks(m: Layers, x: Tensor) -> Tensor:
+    q, k = (y.transpose(1, 2).unsqueeze(2) for y in (_slower(x), x))
+    return F.scaled_dot_product_attention(q, k, k).squeeze(2)
+
+
+def halves_added(m: Layers, x: Tensor) -> Tensor:
+    return x + x.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2)
+
+
 @pytest.mark.parametrize(
     "forward",
     few(
-        [long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames],
-        *(zeros_in_front, attention),
+        [long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames]
+        + [slower_added, slower_beside, slower_asks, halves_added],
+        *(zeros_in_front, attention, slower_added, slower_asks),
     ),
     ids=lambda f: f.__name__,
 )
-def test_padding_in_front_of_a_window_is_part_of_it(forward: Callable[[Layers, Tensor], Tensor]) -> None:
+def test_a_window_is_what_the_network_has_of_it(forward: Callable[[Layers, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     net, x = Layers(forward).eval(), torch.randn(1, CHANNELS, 3 * CLIP)
     compiled = co3d.compile(net, torch.randn(1, CHANNELS, CLIP))
     assert compiled.info.receptive_field == CLIP and compiled.report().recomputed
     session = co3d.StreamSession(compiled, threads=1)
-    results = [session.step(frame.numpy()) for frame in x.unbind(2)]
+    (pulse,) = compiled.info.frames_per_step.values()
+    results = [session.step(frames.squeeze(2).numpy()) for frames in x.split(pulse, 2)]
+    ends = range(CLIP, 3 * CLIP + 1, pulse)
     with torch.inference_mode():
-        wanted = [net(x[:, :, t - CLIP + 1 : t + 1]).numpy() for t in range(CLIP - 1, 3 * CLIP)]
-    np.testing.assert_allclose(np.stack(results[CLIP - 1 :]), np.stack(wanted), rtol=1e-4, atol=1e-5)
+        wanted = [net(x[:, :, end - CLIP : end]).numpy() for end in ends]
+    found = np.reshape(results[-len(wanted) :], np.shape(wanted))
+    np.testing.assert_allclose(found, np.stack(wanted), rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolution_behind_the_same_padding_slides() -> None:

@@ -24,6 +24,7 @@ from co3d_compile.ir.time_facts import (
 )
 from co3d_compile.step_graph.step_graph import StepGraph
 
+UNEVEN = "meets entries that stand in blocks of another size"  # x, and every entry of x twice
 RULES: dict[Any, Rule] = {}
 R = TypeVar("R", bound="type[Rule]")
 
@@ -85,6 +86,9 @@ class Rule:
         for operand, dims in self.mixes(node):
             if touches_time(operand, dims):
                 raise NoExtension(self.reason(node))
+        places = [known(n).time for n in node.all_input_nodes if is_stream(n)]
+        if len({place.size for place in places if place is not None and place.size > 1}) > 1:
+            raise NoExtension(UNEVEN)
         return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
 
     def weights(self, node: Node) -> Iterable[object]:

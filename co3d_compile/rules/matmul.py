@@ -8,11 +8,11 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.layout import Axis, Layout
-from co3d_compile.ir.markers import history
+from co3d_compile.ir.markers import history, settled
 from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
-from co3d_compile.rules.pointwise import broadcast, settled
+from co3d_compile.rules.pointwise import broadcast, with_time_once
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -61,9 +61,9 @@ class MatrixProduct(Rule):
         a, b = (known(n) for n in node.args[:2] if isinstance(n, Node))
         if a.rank == 1 or b.rank == 1:
             rows = a.dims[:-1] if b.rank == 1 else (*b.dims[:-2], b.dims[-1])
-            return settled(Layout(rows), PAIRS)
+            return with_time_once(Layout(rows), PAIRS)
         batch = broadcast([Layout(a.dims[:-2]), Layout(b.dims[:-2])]) if max(a.rank, b.rank) > 2 else Layout(())
-        return settled(Layout((*batch.dims, a.dims[-2], b.dims[-1])), PAIRS)
+        return with_time_once(Layout((*batch.dims, a.dims[-2], b.dims[-1])), PAIRS)
 
     def flow(self, node: Node) -> Fact:
         fact, layout = super().flow(node), self.layout(node)
@@ -135,7 +135,9 @@ class Attention(Rule):
             keys, values = (low.as_clip([low.ref(n, i + m) for m in range(past + 1)], known(n)) for n in (k, v))
             seen = self._seen(node, low, i, past, one)
             result = low.call(node.target, one, keys, values, seen, scale=node.kwargs.get("scale"))
-            results.append(low.call(aten.squeeze.dim, result, rank_of(q) - 2))
+            result = low.call(aten.squeeze.dim, result, rank_of(q) - 2)
+            fewer = -(-(past + fact_of(node).delay - i) // low.pulse(node))  # steps in which it sees no whole band
+            results.append(low.call(settled, result, result, fewer) if low.ends is None else result)
         return results
 
     def _seen(self, node: Node, low: StepGraph, i: int, past: int, q: Node) -> Node | None:

@@ -12,7 +12,7 @@ from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
-from co3d_compile.rules.base import Rule, register
+from co3d_compile.rules.base import UNEVEN, Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -22,17 +22,19 @@ def broadcast(layouts: list[Layout]) -> Layout:
     """Returns the layout of operands broadcast against each other.
 
     Raises:
-        NoExtension: Time stands in two different dims.
+        NoExtension: Time stands in two different dims, or entries in blocks of different sizes.
     """
     rank = max(layout.rank for layout in layouts)
     dims: list[tuple[Axis, ...]] = []
     for right in range(rank, 0, -1):
         options = [layout.dims[layout.rank - right] for layout in layouts if layout.rank >= right]
+        if len({_blocks(axes) for axes in options} - {None}) > 1:
+            raise NoExtension(UNEVEN)
         dims.append(max(options, key=_weight))
-    return settled(Layout(tuple(dims)), "time stands in two different dims")
+    return with_time_once(Layout(tuple(dims)), "time stands in two different dims")
 
 
-def settled(layout: Layout, why: str) -> Layout:
+def with_time_once(layout: Layout, why: str) -> Layout:
     """Returns a layout that has time once: a single entry that rides on the batch gives way to the real time dim.
 
     So does a batch of one, which PyTorch may fold into any dim, to one in another dim.
@@ -53,6 +55,12 @@ def settled(layout: Layout, why: str) -> Layout:
         for d in single:
             layout = layout.replace(d, [a for a in layout.dims[d] if a.label != TIME])
     return layout
+
+
+def _blocks(axes: tuple[Axis, ...]) -> tuple[int, int] | None:
+    """Returns how often a dim goes through time, and how many places an entry has in it; None without several entries."""
+    place = Layout((axes,)).time
+    return (place.outer, place.inner) if place is not None and place.size > 1 else None
 
 
 def _weight(axes: tuple[Axis, ...]) -> tuple[bool, int, int]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from co3d_compile.ir.graph_walks import in_order, run_operator
-from co3d_compile.ir.markers import carry, fifo, previous
-from co3d_compile.ir.node_reading import argument, operand, operands, shape_of
+from co3d_compile.ir.markers import carry, counter, fifo, previous, store
+from co3d_compile.ir.node_reading import argument, operand, operands, shape_of, whole
 from co3d_compile.ir.stored_constants import get_constant
 
 
@@ -43,7 +43,7 @@ class ValuesBeforeStart:
     def _operands(self, node: Node, t: int) -> list[tuple[Node, int]]:
         if node in self.same:
             return [(self.same[node], t)]
-        if node in self.counters or node.op != "call_function" or node.target is carry:
+        if node in self.counters or node.op != "call_function" or node.target in (carry, counter):
             return []
         x = node.all_input_nodes[0] if node.all_input_nodes else node
         if node.target is previous:
@@ -61,6 +61,9 @@ class ValuesBeforeStart:
             return self._known[self.same[node], t]
         if node in self.counters:
             return torch.full(tuple(node.meta["val"].shape), self.counters[node](t))
+        if node.target is counter:  # of entries: what it stores is itself and those of a step
+            added = next(operand(user, 1) for user in node.users if user.target is store)
+            return torch.full(tuple(node.meta["val"].shape), -t * whole(added, 1))
         if node.op == "get_attr":
             return get_constant(self.module, str(node.target))
         if node.op == "placeholder" or node.target is carry:

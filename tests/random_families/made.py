@@ -25,7 +25,7 @@ class Made(nn.Module):
         super().__init__()
         self.function, self.gate = function, gate
         self.window: int | None = None
-        self.entries = 0
+        self.entries, self.whole = 0, 0  # in the last run; in a window
         for name, layer in layers.items():
             self.add_module(name, layer)
 

@@ -20,6 +20,7 @@ from .made import BUILD, Made
 
 MOST = 4  # largest total stride
 SHORTEST = 3  # entries that a tensor has at least
+WHOLE = {"flatten", "std"}  # heads that do not slide: the padding that they read is part of their window
 FIRST = {"columns", "cumulative", "count"}  # right only where nothing comes before the stream's first frame
 
 
@@ -76,7 +77,8 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.a(x), self.b(x)
-        length = min(a.shape[2], b.shape[2])
+        self.lengths = a.shape[2], b.shape[2]
+        length = min(self.lengths)
         a, b = a[:, :, :length], b[:, :, :length]
         if self.how == "cat":
             return torch.cat([a, b], 1)
@@ -101,6 +103,9 @@ class SketchNet(nn.Module):
         if min(shape) < 1 or shape[2] < SHORTEST:
             raise ValueError("too short")
         self.out = nn.Linear(shape[1] * shape[2] * shape[3], 3) if sketch.head == "flatten" else nn.Identity()
+        self.sliding = len(sketch.blocks)
+        while sketch.head in WHOLE and self.sliding and sketch.blocks[self.sliding - 1].kind in ("pad", "view"):
+            self.sliding -= 1
 
     def taken(self, *inputs: Tensor) -> Tensor:
         """The inputs as one tensor (N, C, T, S)."""
@@ -116,13 +121,14 @@ class SketchNet(nn.Module):
         return x
 
     def trunk(self, *inputs: Tensor) -> Tensor:
-        """What has a time axis."""
-        y = self.body(self.taken(*inputs))
+        """What has a time axis, without the paddings that are part of the head's window."""
+        y = self.body[: self.sliding](self.taken(*inputs))
         return y.movedim(2, self.sketch.time_dim) if self.sketch.restore else y
 
     def head(self, y: Tensor) -> Tensor:
         """One answer for a clip's worth of entries."""
         y = y.movedim(self.sketch.time_dim, 2) if self.sketch.restore else y
+        y = self.body[self.sliding :](y)
         how = self.sketch.head
         if how == "last":
             return y[:, :, -1]
@@ -139,8 +145,16 @@ class SketchNet(nn.Module):
         twin = copy.deepcopy(self)
         for module in twin.modules():
             if isinstance(module, Made) and module.gate:
-                module.window = 1 if self.sketch.scope == "frame" else module.entries
+                module.window = 1 if self.sketch.scope == "frame" else module.whole
         return twin
+
+    def uneven(self) -> bool:
+        """Says whether branches of different rates meet: at one index, not at one time."""
+        twin, found = self.scoped(), []
+        for frames in (48, 96):
+            twin.body(torch.zeros(1, self.sketch.channels, frames, self.sketch.places))
+            found.append([m.lengths for m in twin.modules() if isinstance(m, Branches)])
+        return any(b[0] - a[0] != b[1] - a[1] for a, b in zip(*found, strict=True))
 
 
 def _sequence(blocks: tuple[Block, ...], c: int, s: int, frames: int) -> nn.Sequential:
@@ -184,8 +198,13 @@ def module_of(sketch: Sketch) -> SketchNet:
         found[0] = (found[0].abs() * 2).clamp(0, 7).to(dtype)
     net = SketchNet(sketch)
     randomise(net, *found)
+    if sketch.window:
+        found = [torch.cat([x] * (sketch.window // sketch.frames), sketch.time_dim) for x in found]
     with torch.no_grad():
-        net(*found)  # the gates note how many entries they pool
+        net.trunk(*found)
+    for module in net.modules():
+        if isinstance(module, Made):
+            module.whole = module.entries  # later runs are of other lengths
     return net
 
 
