@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from oracle import open_session
 from oracle_ends import check_boundary
-from test_semantics import conv, fn, of, row, up
+from small_graphs import conv, fn, of, row, up
 from torch import Tensor, nn
 from unlike_streams import run, streams
 from zoo import Entry, Reference, Window, randomise

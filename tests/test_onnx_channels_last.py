@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
+from onnx_files import FRAMES, model, weights
 
 import co3d_compile as co3d
-
-FRAMES = 6
-Weights = Mapping[str, np.ndarray]
-
-
-def model(nodes: list[onnx.NodeProto], constants: Weights, shape: list[int | str]) -> onnx.ModelProto:
-    """A file that takes a video ``x`` and gives ``y``."""
-    graph = helper.make_graph(
-        nodes,
-        "keras",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-
-
-def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return {name: (generator.standard_normal(s) * 0.3).astype(np.float32) for name, s in shapes.items()}
 
 
 def convolution(x: str, weight: str, y: str) -> list[onnx.NodeProto]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,38 +10,12 @@ import onnx
 import pytest
 from marks import slow
 from onnx import TensorProto, helper
-from test_onnx_channels_last import model, weights
+from onnx_files import FEATURES, FRAMES, SERIES, convolution, model, single, value, weights, with_opset
 
 import co3d_compile as co3d
-from co3d_compile.capture.onnx_reader.node_call import TABLE
 
-FRAMES, FEATURES = 6, 3
-SERIES: list[int | str] = ["N", FRAMES, FEATURES]
 SIZE = 4  # of the state of a recurrent layer
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-
-def with_opset(network: onnx.ModelProto, opset: int, ir_version: int = 8) -> onnx.ModelProto:
-    network.opset_import[0].version = opset
-    network.ir_version = ir_version
-    return network
-
-
-def value(name: str, *shape: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape or None)
-
-
-def single(name: str, dtype: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, dtype, [])
-
-
-def convolution(series: str, result: str) -> list[onnx.NodeProto]:
-    """A causal convolution over the frames of (N, T, C), and back."""
-    return [
-        helper.make_node("Transpose", [series], [f"{result}_in"], perm=[0, 2, 1]),
-        helper.make_node("Conv", [f"{result}_in", "w"], [f"{result}_out"], pads=[2, 0]),
-        helper.make_node("Transpose", [f"{result}_out"], [result], perm=[0, 2, 1]),
-    ]
 
 
 def chosen() -> onnx.ModelProto:
@@ -284,19 +256,6 @@ def test_weights_beside_the_file(tmp_path: Path) -> None:
     assert co3d.verify(compiled, tmp_path / "m.onnx").passed
 
 
-def test_half_precision_is_read_as_float32() -> None:
-    """Inputs, weights and casts."""
-    network = model(convolution("x", "y"), {"w": weights(w=(5, 3, 3))["w"].astype(np.float16)}, SERIES)
-    for v in (*network.graph.input, *network.graph.output):
-        v.type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.warns(co3d.Co3dWarning, match="half precision"):
-        compiled = co3d.compile(network, time_dim=1)
-    assert compiled.info.inputs[0].dtype == "float32"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert co3d.verify(compiled, network).passed
-
-
 def test_a_file_with_one_number_as_its_answer_is_verified() -> None:
     """One number does not vary within a clip: it is measured by its size, and by other clips."""
     nodes = [
@@ -317,56 +276,6 @@ def test_a_file_that_the_runtime_cannot_open_is_told() -> None:
         co3d.verify(co3d.compile(network, time_dim=2), network)
 
 
-@pytest.mark.parametrize("layer", ["Loop", "LSTM"])
-def test_time_is_where_a_layer_goes_from_frame_to_frame(layer: str) -> None:
-    """As TensorFlow writes loops: the file itself counts which frame a turn reads, and whether another one follows."""
-    nodes = [helper.make_node("Transpose", ["x"], ["frames"], perm=[1, 0, 2])]
-    constants: dict[str, np.ndarray] = {}
-    if layer == "LSTM":
-        constants = weights(w=(1, 16, FEATURES), r=(1, 16, SIZE))
-        nodes += [helper.make_node("LSTM", ["frames", "w", "r"], ["all"], hidden_size=SIZE),
-                  helper.make_node("Squeeze", ["all"], ["rows"], axes=[1])]  # fmt: skip
-    else:
-        constants = {**weights(w=(FEATURES, FEATURES)), "start": np.zeros((1, FEATURES), np.float32)}
-        constants |= {"first": np.int32(0), "one": np.int32(1), "most": np.int64(FRAMES), "end": np.float32(FRAMES)}
-        turn = [
-            helper.make_node("Gather", ["frames", "count"], ["frame"], axis=0),
-            helper.make_node("MatMul", ["before", "w"], ["product"]),
-            helper.make_node("Add", ["frame", "product"], ["sum"]),
-            helper.make_node("Tanh", ["sum"], ["after"]),
-            helper.make_node("Add", ["count", "one"], ["next"]),
-            helper.make_node("Cast", ["next"], ["number"], to=TensorProto.FLOAT),
-            helper.make_node("Less", ["number", "end"], ["more"]),
-            helper.make_node("Identity", ["after"], ["row"]),
-        ]
-        inputs = [single("i", TensorProto.INT64), single("c", TensorProto.BOOL), single("count", TensorProto.INT32)]
-        outputs = [single("more", TensorProto.BOOL), single("next", TensorProto.INT32), value("after"), value("row")]
-        body = helper.make_graph(turn, "turn", [*inputs, value("before", 1, FEATURES)], outputs)
-        nodes += [helper.make_node("Less", ["end", "limit"], ["begin"])]
-        nodes += [helper.make_node("Loop", ["most", "begin", "first", "start"], ["n", "h", "rows"], body=body)]
-        constants["limit"] = np.float32(100)
-    nodes += [helper.make_node("Transpose", ["rows"], ["y"], perm=[1, 0, 2])]
-    network = with_opset(model(nodes, constants, [1, FRAMES, FEATURES]), 11)
-    compiled = co3d.compile(network)
-    assert compiled.info.inputs[0].time_dim == 1
-    assert not compiled.info.recomputed and compiled.info.receptive_field is None
-    assert co3d.verify(compiled, network).passed
-
-
-def test_time_is_asked_for_where_the_last_dim_is_mixed_first() -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Transpose", ["a"], ["t"], perm=[0, 2, 1]),
-        helper.make_node("Reshape", ["t", "keep"], ["r"]),
-        helper.make_node("Conv", ["r", "k"], ["y"], pads=[2, 0]),
-    ]
-    constants = {**weights(w=(FEATURES, 4), k=(2, 4, 3)), "keep": np.array([0, 0, -1], np.int64)}
-    network = model(nodes, constants, SERIES)
-    with pytest.raises(co3d.UsageError, match=r"last dim.*\n?.*--time-dim 1"):
-        co3d.compile(network)
-    assert co3d.compile(network, time_dim=1).info.receptive_field == 3
-
-
 def test_a_branch_that_an_input_decides_becomes_a_constant() -> None:
     """As a detector of voices that takes the rate of samples with each chunk."""
     network = chosen()
@@ -377,59 +286,3 @@ def test_a_branch_that_an_input_decides_becomes_a_constant() -> None:
     network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
     compiled = co3d.compile(network, time_dim=1)
     assert [i.name for i in compiled.info.inputs] == ["x"] and co3d.verify(compiled, network).passed
-
-
-RESIZED = {
-    "linear, from the entry's own place": ({"mode": "linear", "coordinate_transformation_mode": "asymmetric"}, 2.0, 2),
-    "nearest, rounded up": ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil"}, 3.0, 3),
-    "linear, to half": ({"mode": "linear", "coordinate_transformation_mode": "asymmetric"}, 0.5, 0),
-    "as TensorFlow did": ({"mode": "linear", "coordinate_transformation_mode": "tf_half_pixel_for_nn"}, 2.0, 2),
-}
-
-
-@pytest.mark.parametrize("how", RESIZED)
-def test_resizing_time_by_a_whole_factor_streams(how: str) -> None:
-    attributes, factor, delay = RESIZED[how]
-    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], **attributes)]
-    network = model(nodes, {"scales": np.array([1, 1, factor], np.float32)}, ["N", FEATURES, 2 * FRAMES])
-    compiled = co3d.compile(network, time_dim=2)
-    assert not compiled.info.recomputed and compiled.info.delays == {"y": delay}
-    assert co3d.verify(compiled, network).passed
-
-
-def in_half_precision() -> onnx.ModelProto:
-    half = {k: v.astype(np.float16) for k, v in weights(w=(4, FEATURES, 3)).items()}
-    nodes = [
-        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
-        helper.make_node("Conv", ["h", "w"], ["c"], pads=[2, 0]),
-        helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
-    ]
-    return model(nodes, half, ["N", FEATURES, FRAMES])
-
-
-def in_eight_bits() -> onnx.ModelProto:
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["v"]),
-        helper.make_node("Conv", ["d", "v"], ["c"], pads=[2, 0]),
-        helper.make_node("Relu", ["c"], ["y"]),
-    ]
-    stored = (weights(w=(4, FEATURES, 3))["w"] * 100).astype(np.int8)
-    scales = {"s": np.float32(0.05), "z": np.uint8(128), "sw": np.float32(0.01), "zw": np.int8(0)}
-    return model(nodes, {"w": stored, **{k: np.asarray(v) for k, v in scales.items()}}, ["N", FEATURES, FRAMES])
-
-
-@pytest.mark.parametrize("network", [in_half_precision, in_eight_bits])
-def test_a_rounded_file_is_compared_without_its_rounding(
-    network: Callable[[], onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is read wrongly must not pass for rounding."""
-    with pytest.warns(co3d.Co3dWarning):
-        compiled = co3d.compile(network(), time_dim=2)
-    found = co3d.verify(compiled, network())
-    assert found.passed and "cast to float32" in found.notes[0] and "from the file as it is" in found.notes[0]
-    monkeypatch.setitem(TABLE, "Relu", replace(TABLE["Relu"], compute=lambda call, x: x.abs()))
-    with pytest.raises(co3d.VerificationError, match="cast to float32"):
-        co3d.verify(compiled, network())

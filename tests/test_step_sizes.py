@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import check
-from test_semantics import conv, entry, fn, of, up
+from small_graphs import conv, entry, fn, of, up
 from torch import nn
 from zoo import Entry, Graph, Reference, Window
 

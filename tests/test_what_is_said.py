@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from small_graphs import conv, fn
 from test_bisection import difference, perturb
-from test_semantics import conv, fn
 from torch import Tensor, nn
 
 import co3d_compile as co3d

@@ -208,6 +208,16 @@ def randomise(module: nn.Module, *examples: Any, seed: int = 0, gain: float = 1.
     return module
 
 
+def seeded(factory: Callable[[], nn.Module], *shapes: Shape) -> Callable[[], nn.Module]:
+    """Returns what builds a module and gives it seeded weights, with the statistics of a random clip."""
+
+    def build() -> nn.Module:
+        generator = torch.Generator().manual_seed(5)
+        return randomise(factory(), *(torch.randn(shape, generator=generator) for shape in shapes))
+
+    return build
+
+
 def _calibrate(module: nn.Module, norms: list[Any], examples: tuple[Any, ...]) -> None:
     if not norms:
         return

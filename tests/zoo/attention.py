@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Reference, Window, by_clip, long_clip, randomise, split
+from . import Entry, Reference, Window, by_clip, long_clip, seeded, split
 
 
 class NonLocalBlock(nn.Module):
@@ -185,12 +185,8 @@ class FlattenHead(nn.Module):
         return self.rest(self.convs(x))
 
 
-def _build(factory: Any, shape: tuple[int, ...]) -> Any:
-    return lambda: randomise(factory(), torch.randn(shape, generator=torch.Generator().manual_seed(5)))
-
-
 def _entry(name: str, factory: Any, shape: tuple[int, ...], **fields: Any) -> Entry:
-    return Entry(name, _build(factory, shape), (shape,), **fields)
+    return Entry(name, seeded(factory, shape), (shape,), **fields)
 
 
 def _rnn(name: str, *args: Any, **fields: Any) -> Entry:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Reference, Window, by_clip, long_clip, randomise, split
+from . import Entry, Reference, Window, by_clip, long_clip, seeded, split
 
 
 class C3D(nn.Module):
@@ -321,28 +321,24 @@ def _p3d_parts(model: Any) -> Any:
     return nn.Sequential(model.stem, model.blocks)
 
 
-def _build(factory: Any, *shape: int) -> Any:
-    return lambda: randomise(factory(), torch.randn(shape, generator=torch.Generator().manual_seed(5)))
-
-
 CONVNETS = (
-    Entry("c3d", _build(C3D, 1, 3, 8, 16, 16), ((1, 3, 8, 16, 16),), "recompute",
+    Entry("c3d", seeded(C3D, (1, 3, 8, 16, 16)), ((1, 3, 8, 16, 16),), "recompute",
           reference=_classifier("features", "classify")),
-    Entry("p3d", _build(P3D, *_CLIP), (_CLIP,), "window",
+    Entry("p3d", seeded(P3D, _CLIP), (_CLIP,), "window",
           reference=split(_p3d_parts, lambda m: lambda x: m.fc(x.mean((2, 3, 4))))),
-    Entry("tsm_resnet", _build(TSMResNet, 1, 8, 3, 8, 8), ((1, 8, 3, 8, 8),), "window", time_dim=1,
+    Entry("tsm_resnet", seeded(TSMResNet, (1, 8, 3, 8, 8)), ((1, 8, 3, 8, 8),), "window", time_dim=1,
           reference=_tsm_reference),
-    Entry("tsn", _build(TSN, 1, 8, 3, 8, 8), ((1, 8, 3, 8, 8),), "window", time_dim=1,
+    Entry("tsn", seeded(TSN, (1, 8, 3, 8, 8)), ((1, 8, 3, 8, 8),), "window", time_dim=1,
           reference=by_clip(time_dims=(1,))),
-    Entry("densenet3d", _build(DenseNet3D, *_CLIP), (_CLIP,), "window",
+    Entry("densenet3d", seeded(DenseNet3D, _CLIP), (_CLIP,), "window",
           reference=_classifier("features", "classify")),
-    Entry("resnext3d", _build(ResNeXt3D, 1, 3, 16, 16, 16), ((1, 3, 16, 16, 16),), "window",
+    Entry("resnext3d", seeded(ResNeXt3D, (1, 3, 16, 16, 16)), ((1, 3, 16, 16, 16),), "window",
           reference=_classifier("features", "classify")),
-    Entry("inception3d", _build(Inception3D, *_CLIP), (_CLIP,), tight=True),
-    Entry("frames_first", _build(FramesFirst, 1, 8, 3, 6, 6), ((1, 8, 3, 6, 6),), time_dim=1,
+    Entry("inception3d", seeded(Inception3D, _CLIP), (_CLIP,), tight=True),
+    Entry("frames_first", seeded(FramesFirst, (1, 8, 3, 6, 6)), ((1, 8, 3, 6, 6),), time_dim=1,
           reference=long_clip(1), tight=True),
-    Entry("folded_r2plus1d", _build(FoldedR2Plus1D, *_CLIP), (_CLIP,), tight=True),
-    *(Entry(f"{channels}_channels", _build(partial(OddBottleneck, channels), *_CLIP), (_CLIP,), tight=True)
+    Entry("folded_r2plus1d", seeded(FoldedR2Plus1D, _CLIP), (_CLIP,), tight=True),
+    *(Entry(f"{channels}_channels", seeded(partial(OddBottleneck, channels), _CLIP), (_CLIP,), tight=True)
       for channels in (18, 131)),
-    Entry("stacked_frames", _build(StackedFrames, *_CLIP), (_CLIP,), tight=True),
+    Entry("stacked_frames", seeded(StackedFrames, _CLIP), (_CLIP,), tight=True),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Reference, Window, long_clip, randomise
+from . import Entry, Reference, Window, long_clip, seeded
 from .gates import ScopedPool, gated, gated_split, newest_mean
 
 
@@ -189,16 +189,12 @@ class CumulativeAverage(nn.Module):
         return self.fc(torch.cumsum(x, dim=2) / count)
 
 
-def _build(factory: Any, shape: tuple[int, ...]) -> Any:
-    return lambda: randomise(factory(), torch.randn(shape, generator=torch.Generator().manual_seed(5)))
-
-
 _VIDEO = (1, 3, 6, 6, 6)
 
 
 def _in_scopes(name: str, factory: Any, shape: tuple[int, ...] = _VIDEO) -> list[Entry]:
     """One network in the scopes frame and window."""
-    build = _build(factory, shape)
+    build = seeded(factory, shape)
     entries = []
     for scope, window in (("frame", 1), ("window", shape[2])):
         options = {"pool_scope": scope}
@@ -218,14 +214,14 @@ def _recompute(name: str, factory: Any) -> Entry:
         return Reference(model.conv1, (Window(rest),))
 
     options = {"pool_scope": "recompute"}
-    return Entry(f"{name}-recompute", _build(factory, _VIDEO), (_VIDEO,), "recompute", options, reference=make)
+    return Entry(f"{name}-recompute", seeded(factory, _VIDEO), (_VIDEO,), "recompute", options, reference=make)
 
 
 def _movinet(scope: str, window: int) -> Entry:
     reference = gated_split(window, _MoViTrunk, lambda m: lambda x: m.fc(x.mean((2, 3, 4))))
     shape = (1, 3, 8, 8, 8)
     return Entry(
-        f"movinet-{scope}", _build(MoViNet, shape), (shape,), "window", {"pool_scope": scope}, reference=reference
+        f"movinet-{scope}", seeded(MoViNet, shape), (shape,), "window", {"pool_scope": scope}, reference=reference
     )
 
 
@@ -243,9 +239,9 @@ GATED = (
     ),
     _recompute("se_mean", lambda: GatedNet("mean")),
     _recompute("group_norm", lambda: NormNet("group")),
-    Entry("layer_norm", _build(ChannelsLastNorm, _VIDEO), (_VIDEO,), tight=True),
+    Entry("layer_norm", seeded(ChannelsLastNorm, _VIDEO), (_VIDEO,), tight=True),
     _movinet("frame", 1),
     _movinet("window", 8),
-    Entry("cumulative_average", _build(CumulativeAverage, (1, 4, 8)), ((1, 4, 8),), reference=long_clip(2),
+    Entry("cumulative_average", seeded(CumulativeAverage, (1, 4, 8)), ((1, 4, 8),), reference=long_clip(2),
           causal=True, nan_start=False),
 )  # fmt: skip

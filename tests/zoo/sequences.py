@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Reference, Window, long_clip, randomise, split
+from . import Entry, Reference, Window, long_clip, randomise, seeded, split
 
 
 class DilatedResidual(nn.Module):
@@ -270,16 +270,8 @@ class AudioVisual(nn.Module):
         return self.fc(self.fused(video, audio).mean(-1))
 
 
-def _build(factory: Any, *shapes: tuple[int, ...]) -> Any:
-    def build() -> nn.Module:
-        generator = torch.Generator().manual_seed(5)
-        return randomise(factory(), *(torch.randn(shape, generator=generator) for shape in shapes))
-
-    return build
-
-
 def _entry(name: str, factory: Any, *shapes: tuple[int, ...], **fields: Any) -> Entry:
-    return Entry(name, _build(factory, *shapes), shapes, **fields)
+    return Entry(name, seeded(factory, *shapes), shapes, **fields)
 
 
 _VIDEO = (1, 3, 8, 6, 6)

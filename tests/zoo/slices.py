@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Reference, Window, by_clip, long_clip, randomise
+from . import Entry, Reference, Window, by_clip, long_clip, seeded
 
 
 class Between(nn.Module):
@@ -162,12 +162,8 @@ class Gathered(nn.Module):
 _SERIES = (1, 4, FRAMES)
 
 
-def _build(factory: Any) -> Any:
-    return lambda: randomise(factory(), torch.randn(_SERIES, generator=torch.Generator().manual_seed(5)))
-
-
 def _streaming(name: str) -> Entry:
-    build = _build(lambda: Between(STREAMING[name]))
+    build = seeded(lambda: Between(STREAMING[name]), _SERIES)
     return Entry(name, build, (_SERIES,), reference=long_clip(2), tight=name not in WHOLE_BLOCKS)
 
 
@@ -175,15 +171,17 @@ def _recomputed(name: str) -> Entry:
     def make(model: Any) -> Reference:
         return Reference(model.conv1, (Window(lambda y: model.conv2(model.operation(F.relu(y)))),))
 
-    build = _build(lambda: Between(RECOMPUTED[name]))
+    build = seeded(lambda: Between(RECOMPUTED[name]), _SERIES)
     return Entry(name, build, (_SERIES,), "recompute", reference=make)
 
 
 SLICES = (
     *(_streaming(name) for name in STREAMING),
     *(_recomputed(name) for name in RECOMPUTED),
-    Entry("chunk_time", _build(lambda: Between(halves, 12)), (_SERIES,), reference=_halves_reference, tight=True),
-    Entry("last_entry", _build(lambda: Taken(-1)), (_SERIES,), "window", reference=_taken_reference),
-    Entry("first_entry", _build(lambda: Taken(0)), (_SERIES,), "window", reference=_taken_reference),
-    Entry("gathered_frames", _build(Gathered), (_SERIES,), "recompute", reference=by_clip()),
+    Entry(
+        "chunk_time", seeded(lambda: Between(halves, 12), _SERIES), (_SERIES,), reference=_halves_reference, tight=True
+    ),
+    Entry("last_entry", seeded(lambda: Taken(-1), _SERIES), (_SERIES,), "window", reference=_taken_reference),
+    Entry("first_entry", seeded(lambda: Taken(0), _SERIES), (_SERIES,), "window", reference=_taken_reference),
+    Entry("gathered_frames", seeded(Gathered, _SERIES), (_SERIES,), "recompute", reference=by_clip()),
 )

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Entry, Graph, Reference, by_clip, long_clip, randomise
-from .gates import ScopedPool, gated
+from . import Entry, Graph, Reference, by_clip, long_clip, seeded
 
 _VIDEO = (1, 3, 6, 6, 6)
 _SERIES = (1, 4, 12)
@@ -19,61 +18,6 @@ _TOKENS = (1, 8, 12)
 
 def conv(i: int = 3, o: int = 4) -> nn.Conv3d:
     return nn.Conv3d(i, o, 3, padding=1)
-
-
-# --- gates that are copied to every entry
-
-
-class CopiedGate(nn.Module):
-    """Squeeze-and-excitation whose answer, a vector, is copied to the shape of its operand; or stands beside it."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how, self.pool, self.fc = how, nn.AdaptiveAvgPool3d(1), nn.Linear(6, 6)
-        self.across = nn.Conv1d(1, 1, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c = x.shape[:2]
-        gate = torch.sigmoid(self.fc(self.pool(x).flatten(1))).view(n, c, 1, 1, 1)
-        if self.how == "repeat":
-            return x * gate.repeat(1, 1, *x.shape[2:])
-        if self.how == "beside":
-            return torch.cat([x, gate.expand(-1, -1, *x.shape[2:])], 1)[:, 3:9]
-        if self.how == "across":  # ECA: a convolution over the channels of what was pooled
-            gate = self.across(self.pool(x).squeeze(-1).squeeze(-1).transpose(-1, -2)).transpose(-1, -2)
-            return x * torch.sigmoid(gate)[..., None, None].expand_as(x)
-        if self.how == "resampled":
-            gate = F.interpolate(gate, size=x.shape[2:], mode="trilinear", align_corners=False)
-            return torch.cat([x, gate], 1)[:, 3:9]
-        return x * gate.expand_as(x)
-
-    def scoped(self, window: int) -> nn.Module:
-        return _ScopedCopy(self, window)
-
-
-class _ScopedCopy(nn.Module):
-    def __init__(self, gate: CopiedGate, window: int) -> None:
-        super().__init__()
-        self.gate, self.pool = gate, ScopedPool("mean", window)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.pool(x)
-        if self.gate.how == "across":
-            rows = pooled.movedim(1, -1)
-            return x * torch.sigmoid(self.gate.across(rows.reshape(-1, 1, 6)).view(rows.shape).movedim(-1, 1))
-        gate = torch.sigmoid(self.gate.fc(pooled.movedim(1, -1))).movedim(-1, 1)
-        if self.gate.how in ("beside", "resampled"):
-            return torch.cat([x, gate.expand_as(x)], 1)[:, 3:9]
-        return x * gate
-
-
-HOW = ("expand_as", "repeat", "beside", "resampled", "across")
-
-
-def _copied(how: str, scope: str) -> Entry:
-    window = 1 if scope == "frame" else _VIDEO[2]
-    build = _build(lambda: nn.Sequential(conv(3, 6), CopiedGate(how), conv(6, 4)), _VIDEO)
-    return Entry(f"gate_{how}-{scope}", build, (_VIDEO,), options={"pool_scope": scope}, reference=gated(window))
 
 
 # --- what streams
@@ -315,7 +259,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 def _streaming(name: str) -> Entry:
     make, shape, dim = _STREAMS[name]
     out = 1 if dim == 1 or name in ("tokens_of_frames", "distances", "class_token") else 2
-    return Entry(name, _build(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
+    return Entry(name, seeded(make, shape), (shape,), time_dim=dim, reference=long_clip(out))
 
 
 def highest(m: Any, x: Tensor) -> Tensor:
@@ -379,40 +323,35 @@ _WINDOWS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 def _windowed(name: str) -> Entry:
     make, shape, dim = _WINDOWS[name]
     reference = by_clip(time_dims=(dim,), outputs=3 if name == "recurrent_both" else 1)
-    return Entry(name, _build(make, shape), (shape,), "recompute", time_dim=dim, reference=reference)
-
-
-def _build(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> Callable[[], nn.Module]:
-    return lambda: randomise(make(), torch.randn(shape, generator=torch.Generator().manual_seed(5)))
+    return Entry(name, seeded(make, shape), (shape,), "recompute", time_dim=dim, reference=reference)
 
 
 STYLES = (
     Entry(
         "highest_so_far",
-        _build(lambda: Graph(highest, out=nn.Linear(12, 3)), _TOKENS),
+        seeded(lambda: Graph(highest, out=nn.Linear(12, 3)), _TOKENS),
         (_TOKENS,),
         time_dim=1,
         reference=long_clip(1),
         causal=True,
         nan_start=False,
     ),
-    *(_copied(how, scope) for how in HOW for scope in ("frame", "window")),
     *(_streaming(name) for name in _STREAMS),
     Entry(
         "decided_by_constants",
-        _build(lambda: Graph(decided_by_constants, net=conv()), _VIDEO),
+        seeded(lambda: Graph(decided_by_constants, net=conv()), _VIDEO),
         (_VIDEO,),
         reference=lambda m: Reference(lambda x: decided(m.net(x)), time_dims=(2,)),
     ),
     Entry(
         "decided_by_buffers",
-        _build(lambda: Graph(decided_by_buffers, net=conv(), norm=nn.BatchNorm3d(4)), _VIDEO),
+        seeded(lambda: Graph(decided_by_buffers, net=conv(), norm=nn.BatchNorm3d(4)), _VIDEO),
         (_VIDEO,),
         reference=lambda m: Reference(lambda x: (m.norm(m.net(x)) + m.norm.bias.sum()) * 2, time_dims=(2,)),
     ),
     Entry(
         "frame_by_frame",
-        _build(
+        seeded(
             lambda: Graph(frame_by_frame, net=nn.Conv2d(3, 2, 3, 2, 1), gru=nn.GRU(18, 5), out=nn.Linear(5, 3)), _VIDEO
         ),
         (_VIDEO,),

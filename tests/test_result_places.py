@@ -1,0 +1,70 @@
+"""What a reader places results by: their delay, how many come per step, where time is in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_graphs import conv, fn
+from torch import Tensor, nn
+
+import co3d_compile as co3d
+
+# What a reader places the results by: the delay, entries per step, frames per entry.
+PLACES = [
+    ("the last entry by a slice", lambda m, x: m.conv(x)[:, :, -1:].squeeze(2), (1, 1, 1.0)),
+    ("an entry by a slice", lambda m, x: m.conv(x)[:, :, 3:4].flatten(1), (1, 1, 1.0)),
+    ("the last of a slice", lambda m, x: m.conv(x)[:, :, 3:][:, :, -1], (1, 1, 1.0)),
+    ("the last of a strided slice", lambda m, x: m.conv(x)[:, :, 1::2][:, :, -1], (1, 1, 2.0)),
+    ("the last of more entries", lambda m, x: F.interpolate(m.conv(x)[:, :, 2:], scale_factor=2)[:, :, -1],
+     (2, 1, 0.5)),
+    ("the last of a strided convolution", lambda m, x: m.down(m.conv(x)[:, :, 2:])[:, :, -1], (1, 1, 2.0)),
+    ("mean of a slice", lambda m, x: m.conv(x)[:, :, 3:].mean(2), (1, 1, 1.0)),
+    ("heads of chunks", lambda m, x: torch.cat([y.mean(2) for y in m.conv(x).chunk(2, 2)], 1), (1, 1, 1.0)),
+    ("frames of a split, side by side", lambda m, x: torch.stack([y.squeeze(2) for y in m.conv(x).split(1, 2)], 2),
+     (1, 1, 1.0)),
+    ("channels to time", lambda m, x: m.conv(x).unflatten(1, (2, 2)).transpose(2, 3).flatten(2), (2, 2, 0.5)),
+    ("stacked in time", lambda m, x: torch.stack([x, m.conv(x), x], 3).flatten(2), (3, 3, 1 / 3)),
+    ("each entry twice", lambda m, x: m.conv(x).repeat_interleave(2, 2), (2, 2, 0.5)),
+    ("each entry twice, by a view", lambda m, x: m.conv(x)[..., None].expand(-1, -1, -1, 2).flatten(2), (2, 2, 0.5)),
+    ("entries of a window", lambda m, x: m.conv(x).softmax(2), (1, 8, 1.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "forward", "places"), PLACES, ids=[name for name, _, _ in PLACES])
+def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[int, int, float]) -> None:
+    module = fn(forward, conv=lambda: conv(padding=1), down=lambda: conv(3, 1, 2, 1))().eval()
+    (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
+    assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
+
+
+def _backwards(x: Tensor) -> Tensor:
+    total, results = x[:, :, -1], []
+    for t in reversed(range(x.shape[2])):
+        total = 0.5 * total + x[:, :, t].tanh()
+        results.insert(0, total)
+    return torch.stack(results, 1)
+
+
+# Where time is in what a window gives, also where an operator on it does not say so.
+TIMES: list[tuple[str, Any, int | None]] = [
+    ("softmax", lambda m, x: m.conv(x).softmax(2), 2),
+    ("sorted", lambda m, x: m.conv(x).sort(2).values, 2),
+    ("sorted, time in front of channels", lambda m, x: m.conv(x).sort(2).values.mT.relu(), 1),
+    ("two of each channel, sorted", lambda m, x: m.conv(x).sort(2).indices.mT.reshape(x.shape[0], -1, 2, 2), 1),
+    ("every pair of entries", lambda m, x: (y := m.conv(x)).mT @ y, 1),
+    ("list of frames, from the last one on", lambda m, x: _backwards(m.conv(x)), 1),
+    ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
+    ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
+    ("scores of all entries", lambda m, x: m.fc(m.conv(x).flatten(1)), None),
+]
+
+
+@pytest.mark.parametrize(("name", "forward", "dim"), TIMES, ids=[name for name, _, _ in TIMES])
+def test_where_time_is_in_what_a_window_gives(name: str, forward: Any, dim: int | None) -> None:
+    module = fn(forward, conv=lambda: conv(padding=1), fc=lambda: nn.Linear(32, 8))().eval()
+    (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
+    assert (output.has_time, output.time_dim) == (dim is not None, dim)
+    assert output.entries_per_step == (8 if dim is not None else 1)
