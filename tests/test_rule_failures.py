@@ -118,6 +118,32 @@ def test_a_failure_is_raised_as_it_is_where_the_environment_says_so(monkeypatch:
         co3d.compile(module, (clip,))
 
 
+class Loop(nn.Module):
+    """A layer over time, and another one on frame after frame of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv3d(3, 4, 3, padding=(0, 1, 1)), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.near(x)
+        return torch.stack([self.far(y[:, :, t]) for t in range(y.shape[2])], 2)
+
+
+def test_a_rule_that_fails_before_the_passes_leaves_a_loop_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Convolution, "layout", broken)
+    module, clip = Loop().eval(), torch.randn(CLIP)
+    with pytest.raises(KeyError):
+        co3d.compile(module, (clip,))
+    monkeypatch.delenv(STRICT)
+    with caplog.at_level(logging.WARNING, "co3d_compile"), pytest.warns(co3d.Co3dWarning, match="no loop is looked"):
+        compiled = co3d.compile(module, (clip,))
+    (warning,) = (w for w in compiled.report().warnings if w.endswith("no loop is looked for behind it."))
+    assert warning.startswith("The rule of aten.conv3d in near failed (KeyError: 'axis')") and warning in caplog.text
+
+
 def test_a_users_own_rule_is_never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(STRICT)
 

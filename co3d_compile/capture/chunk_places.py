@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -15,8 +16,10 @@ from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, RESHAP
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import FILLED, Arguments, order_of
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
 from co3d_compile.rules import is_pointwise, rule_for
+from co3d_compile.rules.failures import noting
 
 aten = torch.ops.aten
 SPLITTING = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
@@ -61,7 +64,7 @@ def places_of(cat: Node, times: TimeDims) -> tuple[dict[Node, Place], set[Node]]
                 _refuse(node, found[node])
             roots.add(node)
             continue
-        for x, place in _operands(node, found[node], times.timed):
+        for x, place in _operands(node, found[node], times):
             if found.setdefault(x, place) != place:
                 _refuse(x, place)
     return found, roots
@@ -78,11 +81,11 @@ def _cut(cat: Node, times: TimeDims) -> set[Node]:
     return found
 
 
-def _operands(node: Node, place: Place, timed: set[Node]) -> Iterator[tuple[Node, Place]]:
+def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node, Place]]:
     """Returns the operands that have entries, and their places."""
-    moved = _move_of(node)
+    moved = _move_of(node, times.program)
     for x in dict.fromkeys(read_by(node)):
-        if x not in timed:
+        if x not in times.timed:
             continue
         if x.target in SPLITTING or selects_one(node, place):
             x, to = operand(x), place
@@ -111,7 +114,7 @@ def read_by(node: Node) -> list[Node]:
     return [] if node.target in FILLED else node.all_input_nodes
 
 
-def _move_of(node: Node) -> Callable[[Node, Place], Place]:
+def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
     """Says how the place of a result becomes that of an operand."""
     if node.target in CONVOLUTIONS:
         return lambda x, place: place if place.dim != 1 else _refuse(node, place)
@@ -123,7 +126,7 @@ def _move_of(node: Node) -> Callable[[Node, Place], Place]:
         return lambda x, place: place if place.dim < 2 else _refuse(node, place)
     if is_pointwise(node.target) or node.target is aten.expand.default:
         return lambda x, place: _aligned(node, x, place)
-    return lambda x, place: _by_rule(node, x, place)
+    return lambda x, place: _by_rule(program, node, x, place)
 
 
 def _refuse(node: Node, place: Place) -> Place:
@@ -185,7 +188,7 @@ def _views(new: tuple[int, ...], old: tuple[int, ...], place: Place) -> Iterator
             yield outer > 1, dim == 0, inside, -dim, outer
 
 
-def _by_rule(node: Node, x: Node, place: Place) -> Place:
+def _by_rule(program: Program, node: Node, x: Node, place: Place) -> Place:
     """Returns the place that the operator's rule makes the result's."""
     rule = rule_for(node.target)
     if rule is None:
@@ -196,13 +199,11 @@ def _by_rule(node: Node, x: Node, place: Place) -> Place:
             continue
         to = replace(place, dim=dim)
         alike = [y for y in node.all_input_nodes if y is x or _may_be(y, x, to)]
-        with facts_as({y: Fact(Kind.STREAM, _layout(y, to)) for y in alike}):
-            try:
-                mixed = any(y is x and dim in norm_dims(list(dims), rank_of(x)) for y, dims in rule.mixes(node))
-                if not mixed and rule.layout(node) == _layout(node, place):
-                    return to
-            except (LayoutLost, NoExtension, AssertionError, IndexError, TypeError, AttributeError):
-                continue
+        facts = {y: Fact(Kind.STREAM, _layout(y, to)) for y in alike}
+        with facts_as(facts), noting(program, node), suppress(LayoutLost, NoExtension):
+            mixed = any(y is x and dim in norm_dims(list(dims), rank_of(x)) for y, dims in rule.mixes(node))
+            if not mixed and rule.layout(node) == _layout(node, place):
+                return to
     return _refuse(node, place)
 
 

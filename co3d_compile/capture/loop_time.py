@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 
 from torch import Tensor
 from torch.fx import Node
@@ -16,6 +17,7 @@ from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.failures import noting
 
 
 class TimeDims:
@@ -78,10 +80,12 @@ class TimeDims:
             return None
         if node.target in SAME or source.target in BATCH_NORMS:  # of which the first result alone is read
             return fact_of(read[0]).layout
-        rule = rule_for(node.target)
-        try:
-            layout = rule.layout(node) if rule is not None else None
-        except (LayoutLost, NoExtension, AssertionError, IndexError, TypeError, AttributeError, StopIteration):
-            return None
+        layout = self._by_rule(node)
         alike = isinstance(node.meta["val"], Tensor) and layout is not None and layout.shape == shape_of(node)
         return layout if alike else None
+
+    def _by_rule(self, node: Node) -> Layout | None:
+        rule = rule_for(node.target)
+        with noting(self.program, node), suppress(LayoutLost, NoExtension):
+            return rule.layout(node) if rule is not None else None
+        return None

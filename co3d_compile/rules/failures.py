@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.program import Program
 from co3d_compile.rules import rule_for
 
+log = logging.getLogger(__name__)
 STRICT = "CO3D_STRICT_RULES"
 """The environment variable with which a failure is raised as it is, as in this project's own tests.
 
@@ -37,7 +39,8 @@ class RuleFailure(PassError):
         self.names = tuple(name for n in nodes for name in program.names_of(n))
         what = f"{type(error).__name__}: {str(error).rstrip('.')}"
         name, path = operator_name(node.target), module_path(node)
-        self.warning = f"The rule of {name} in {path or 'the model'} failed ({what}): it is computed again on a window."
+        self.who = f"The rule of {name} in {path or 'the model'} failed ({what})"
+        self.warning = f"{self.who}: it is computed again on a window."
         hint = "Please report it; run with -v -v (or catch the cause in Python) for the full trace."
         super().__init__(f"The rule of an operator failed: {what}.", operator=name, module_path=path, hint=hint)
 
@@ -58,3 +61,19 @@ def blaming(program: Program, node: Node) -> Iterator[None]:
         if os.environ.get(STRICT) or (rule is not None and not rule.built_in):
             raise
         raise RuleFailure(program, node, error) from error
+
+
+@contextmanager
+def noting(program: Program, node: Node) -> Iterator[None]:
+    """Warns of an unexpected exception of a node's rule inside, and goes on: for questions before the passes begin.
+
+    Whoever asks takes no answer for "no": a loop stays as it was captured.
+    """
+    try:
+        with blaming(program, node):
+            yield
+    except RuleFailure as failure:
+        warning = f"{failure.who}: no loop is looked for behind it."
+        if warning not in program.notes.warnings:
+            log.warning("%s", warning)
+            program.notes.warnings.append(warning)
