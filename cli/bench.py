@@ -182,6 +182,3 @@ def _draw(result: Report, file: Path) -> None:
     axes.set_xlabel("milliseconds per frame")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, format=file.suffix.lower().removeprefix("."))
-
-
-__all__ = ["command"]

@@ -8,7 +8,7 @@ from co3d_compile.analysis.annotation import annotate
 from co3d_compile.errors import without_extension
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.markers import region
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import module_path, operator_name, place_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Fallback, Program, Region, bytes_of
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, own_of
@@ -53,7 +53,7 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
     """
     regions = [n for n in program.graph.nodes if n.target is region]
     if (fallbacks or regions) and program.options.unsupported == "error":
-        lines = [f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {why}" for n, why in fallbacks]
+        lines = [f"{place_of(n)}: {why}" for n, why in fallbacks]
         lines += [local_text(program.regions[str(n.args[1])]) for n in regions]
         raise without_extension(
             lines,

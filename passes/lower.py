@@ -18,7 +18,7 @@ from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of, whole
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, returned, shape_of, whole
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program, RegionRun
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -173,10 +173,9 @@ class Lower(Pass):
             ) from error
 
     def _outputs(self, low: StepGraph, program: Program) -> None:
-        output = next(n for n in program.graph.nodes if n.op == "output")
         results = []
         parts: list[Node] = []
-        for spec, node in zip(program.outputs, output.args[0], strict=True):
+        for spec, node in zip(program.outputs, returned(program.graph), strict=True):
             restore(low, node)
             fact, windows = fact_of(node), windows_of(node, low.window_fact)
             spec.dtype, spec.lost = node.meta["val"].dtype, shape_of(node) if fact.lost else None

@@ -15,7 +15,7 @@ from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
@@ -138,14 +138,14 @@ class MarkEnds(Pass):
                     user.replace_input_with(x, marked)
 
     def _outputs(self, program: Program) -> None:
-        output = next(n for n in program.graph.nodes if n.op == "output")
-        for node in set(output.args[0]):
+        output = program.graph.output_node()
+        for node in set(returned(program.graph)):
             if is_stream(node):
                 fact = fact_of(node)
                 held = misfit(fact) if fact.single else max(0, -fact.delay)
                 if held:
                     output.replace_input_with(node, delay(program, output, node, held))
-        steps = [flush_steps(fact_of(n)) for n in output.args[0] if is_stream(n)]
+        steps = [flush_steps(fact_of(n)) for n in returned(program.graph) if is_stream(n)]
         for group in meeting_windows(program):
             self._end_together(program, group)
             steps.append(flush_steps(fact_of(operand(first_to_end(group)))))

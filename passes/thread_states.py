@@ -8,7 +8,7 @@ from torch.fx.node import Target
 
 from co3d_compile.ir.graph_edits import fake_mode, replace
 from co3d_compile.ir.markers import carry, counter, fifo, previous, settled, store
-from co3d_compile.ir.node_reading import argument, module_path, operand, whole
+from co3d_compile.ir.node_reading import argument, module_path, operand, returned, whole
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
 
@@ -57,11 +57,10 @@ class ThreadStates(Pass):
             unbounded = node.target is carry and argument(node, 4, "memory") is None
             shape, dtype = _shape(state), state.meta["val"].dtype
             program.step.states.append(State(name, f"next.{name}", shape, dtype, initial, unbounded))
-        output = next(n for n in graph.nodes if n.op == "output")
         final = [replaced.get(v, v) for v in values]
         for old, new in replaced.items():
             old.replace_all_uses_with(new)
-        output.args = ((*output.args[0], *final),)
+        graph.output_node().args = ((*returned(graph), *final),)
         for old in [n for n in reversed(graph.nodes) if n in replaced or n.target is store]:
             graph.erase_node(old)
         graph.eliminate_dead_code()

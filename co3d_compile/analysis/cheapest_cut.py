@@ -9,9 +9,8 @@ from math import inf
 
 from torch.fx import Node
 
-_Place = tuple[
-    Node, int
-]  # a node has two places, 0 where paths enter it and 1 where they leave: it costs to go between
+_Place = tuple[Node, int]
+"""A node has two places, 0 where paths enter it and 1 where they leave: it costs to go between."""
 
 
 def cheapest_cut(before: Mapping[Node, Iterable[Node]], ends: Iterable[Node], costs: Mapping[Node, float]) -> set[Node]:
@@ -67,6 +66,3 @@ def _path(
                 came[to] = at
                 queue.append(to)
     return None, set(came)
-
-
-__all__ = ["cheapest_cut"]

@@ -83,6 +83,3 @@ def late_error(budget: int, least: int, waiting: list[str]) -> UnsupportedError:
         f"max_delay={budget} is less than the {plural(least, 'frame')} that this network needs at least.{why}",
         hint=f"Give max_delay={least} or more.",
     )
-
-
-__all__ = ["DelayBudget", "late_error"]

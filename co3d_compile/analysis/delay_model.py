@@ -13,7 +13,7 @@ from co3d_compile.analysis.kernel_future import Change, FutureKernel
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.index_equation import EDGE
 from co3d_compile.ir.markers import hold
-from co3d_compile.ir.node_reading import module_path, operand, operands, operator_name
+from co3d_compile.ir.node_reading import operand, operands, place_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps, is_stream, is_window, misfit
 from co3d_compile.rules import rule_of
@@ -36,7 +36,7 @@ class DelayModel:
     outputs: list[Node] = field(init=False)
 
     def __post_init__(self) -> None:
-        (output,) = (n for n in self.program.graph.nodes if n.op == "output")
+        output = self.program.graph.output_node()
         self.outputs = [n for n in output.all_input_nodes if is_stream(n) or is_window(n)]
 
     def facts(self, changes: Mapping[Node, Change]) -> Facts:
@@ -120,13 +120,10 @@ class DelayModel:
             if is_stream(node) and others:
                 late = facts[node].delay * facts[node].rate - max(facts[n].delay * facts[n].rate for n in others)
                 if late > 0:
-                    found[f"{operator_name(node.target)} in {module_path(node) or 'the model'}"] = None
+                    found[place_of(node)] = None
         return list(found)
 
 
 def frames_late(late: int, rate: Fraction) -> int:
     """Counts the frames from the newest one back to an entry's own, which lags so many entries of ``rate`` frames."""
     return max(0, ceil((1 + late) * rate) - 1)
-
-
-__all__ = ["DelayModel", "frames_late"]

@@ -50,7 +50,7 @@ class Tracker:
         self.structure = Structure(module, inputs)
         self.nodes = [n for n in module.graph.nodes if n.op == "call_function"]
         self.inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-        self.result = next(n for n in module.graph.nodes if n.op == "output").all_input_nodes[0]
+        self.result = module.graph.output_node().all_input_nodes[0]
         self.marks: dict[Node, Marks] = {}
 
     def follow(self, marks: Mapping[int, Tensor]) -> dict[Node, Marks]:

@@ -108,6 +108,3 @@ def _call(node: Node, values: dict[Node, Tensor]) -> Any:
     if name_of(node) in ("_to_copy", "to"):
         return next(iter(values.values()))
     return run_operator(node, values)
-
-
-__all__ = ["Bounds", "bounds_of"]

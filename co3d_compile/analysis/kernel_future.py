@@ -121,6 +121,3 @@ def _time_dim(node: Node) -> int:
     place = known(operand(node)).time
     assert place is not None
     return place.dim
-
-
-__all__ = ["Change", "FutureKernel", "future_kernels"]

@@ -166,6 +166,3 @@ def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Ite
         for i, row in enumerate(of_input):
             if row:
                 yield min(row) + i, max(row) + i
-
-
-__all__ = ["Dependence", "Reach", "dependences", "is_wrapped", "reach_of", "spread"]

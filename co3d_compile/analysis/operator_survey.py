@@ -69,9 +69,8 @@ def _row(node: Node, fact: Fact, inputs: list[tuple[int, int | None]], extent: A
     kernel = fact.own.slides.kernel if fact.own.slides is not None else Kernel()
     value = node.meta.get("val")
     streams = fact.kind is Kind.STREAM
-    left_out = (
-        (fact.delay - fact.told) * fact.rate if streams else Fraction(0)
-    )  # by a select: its entry is named for the first one
+    # A select leaves entries out in front: its entry is named for the first one.
+    left_out = (fact.delay - fact.told) * fact.rate if streams else Fraction(0)
     return Operator(
         name=node.name,
         operator="input" if node.op == "placeholder" else operator_name(node.target),

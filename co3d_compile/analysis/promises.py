@@ -24,7 +24,7 @@ from co3d_compile.ir.markers import (
     take,
     window,
 )
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
+from co3d_compile.ir.node_reading import argument, operand, place_of, returned, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, fact_of, is_start, is_stream, is_window, kernel_of, own_of
 from co3d_compile.rules import rule_for
@@ -43,7 +43,7 @@ def calls(program: Program) -> Iterator[Node]:
 
 def named(node: Node) -> str:
     """Returns a node, for people."""
-    return f"{node.name} ({operator_name(node.target)} in {module_path(node) or 'the model'})"
+    return f"{node.name} ({place_of(node)})"
 
 
 def canonical(program: Program) -> str | None:
@@ -146,8 +146,7 @@ def ends(program: Program) -> str | None:
         return None
     if program.step.valid is None:
         return "no input says which frames are there"
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    early = next((n for n in output.args[0] if is_stream(n) and fact_of(n).delay < 0), None)
+    early = next((n for n in returned(program.graph) if is_stream(n) and fact_of(n).delay < 0), None)
     return f"the output {early.name} begins before the first frame" if early is not None else None
 
 
@@ -173,9 +172,8 @@ def threaded(program: Program) -> str | None:
     inputs = len(program.inputs) + (program.step.valid is not None) + len(program.step.states)
     if len(program.placeholders()) != inputs:
         return f"there are {len(program.placeholders())} inputs instead of {inputs}"
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    outputs = len(program.outputs) + len(program.step.states)
-    return f"there are {len(output.args[0])} outputs instead of {outputs}" if len(output.args[0]) != outputs else None
+    outputs, given = len(program.outputs) + len(program.step.states), len(returned(program.graph))
+    return f"there are {given} outputs instead of {outputs}" if given != outputs else None
 
 
 PROMISES: dict[str, Check] = {

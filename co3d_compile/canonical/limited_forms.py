@@ -141,6 +141,3 @@ def _weight(over: _Over, kept: int, fold: bool, make: Make) -> Node:
         return make(aten.slice.Tensor, weight, dim, 0, kept)
     last = make(aten.sum.dim_IntList, make(aten.slice.Tensor, weight, dim, kept - 1, taps), [dim], True)
     return make(aten.cat.default, [make(aten.slice.Tensor, weight, dim, 0, kept - 1), last], dim) if kept > 1 else last
-
-
-__all__ = ["limited"]

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from co3d_compile.errors import UsageError
-from co3d_compile.ir.node_reading import module_calls
+from co3d_compile.ir.node_reading import module_calls, returned
 from co3d_compile.support.readable_numbers import did_you_mean
 
 
@@ -18,7 +18,6 @@ def add_outputs(module: GraphModule, paths: Sequence[str]) -> list[str]:
     Raises:
         UsageError: There is no such module, it computes nothing, or it is called several times.
     """
-    output = next(node for node in module.graph.nodes if node.op == "output")
     inside = {node: module_calls(node) for node in module.graph.nodes if node.op == "call_function"}
     names: list[str] = []
     added: list[Node] = []
@@ -26,7 +25,7 @@ def add_outputs(module: GraphModule, paths: Sequence[str]) -> list[str]:
         results = _results(path, inside)
         added += results
         names += [path] if len(results) == 1 else [f"{path}.{at}" for at in range(len(results))]
-    output.args = ((*output.args[0], *added),)
+    module.graph.output_node().args = ((*returned(module.graph), *added),)
     module.recompile()
     return names
 

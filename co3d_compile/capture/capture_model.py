@@ -59,15 +59,21 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
     as_real_numbers(program)
     tidy(program)
-    join_chunks(program)
-    counted = CountedNumbers(program)
-    roll_loops(program)
-    counted.restore()
-    roll(program)
-    roll_loops(program, ends=True)
-    join_written_out(program)
+    if not _leaves_sizes_open(program):
+        join_chunks(program)
+        counted = CountedNumbers(program)
+        roll_loops(program)
+        counted.restore()
+        roll(program)
+        roll_loops(program, ends=True)
+        join_written_out(program)
     program.follow()
     return program
+
+
+def _leaves_sizes_open(program: Program) -> bool:
+    """Says whether a program is for clips of several sizes (TorchScript, dynamic shapes): its parts cannot be run."""
+    return any(isinstance(size, torch.SymInt) for n in program.placeholders() for size in n.meta["val"].shape)
 
 
 def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:

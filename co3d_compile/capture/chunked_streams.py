@@ -26,7 +26,7 @@ from co3d_compile.ir.graph_edits import erase_unused, insert
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.random_runs import equal, random_tensor
+from co3d_compile.ir.random_runs import equal, random_clips
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -41,8 +41,6 @@ def join_chunks(program: Program) -> None:
 
     The numbers stay the same, and are compared.
     """
-    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
-        return  # the program leaves its sizes open
     times = TimeDims(program)
     try:
         for cat in [n for n in reversed(program.graph.nodes) if n.target is aten.cat.default]:
@@ -91,11 +89,9 @@ class _Kept(Interpreter):
 
 def _alike(program: Program, a: Node, b: Node) -> bool:
     """Says whether two nodes have the same values for random clips."""
-    generator = torch.Generator().manual_seed(0)
-    values = [n.meta["val"] for n in program.placeholders()]
     run = _Kept(program, a, b)
     with torch.no_grad():
-        run.run(*(random_tensor(v.shape, v.dtype, generator) for v in values))
+        run.run(*random_clips(program))
     return equal(run.kept[a], run.kept[b], SAME)
 
 

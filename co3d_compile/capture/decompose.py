@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
+from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
 
@@ -235,8 +236,7 @@ def _program(examples: list[Node]) -> ExportedProgram:
 def _decomposed_examples(graph: Graph, examples: list[Node]) -> dict[Node, _Parts]:
     """Returns what each example has become."""
     inputs = iter([node for node in graph.nodes if node.op == "placeholder"])
-    (returned,) = next(node for node in graph.nodes if node.op == "output").args
-    outputs = iter(returned)
+    outputs = iter(returned(graph))
     found = {}
     for node in examples:
         operands = [next(inputs) for _ in node.all_input_nodes]
@@ -279,6 +279,3 @@ def _keep_constants(source: GraphModule, module: GraphModule) -> None:
     for node in source.graph.nodes:
         if node.op == "get_attr":
             set_constant(module, _renamed(node), getattr(source, str(node.target)))
-
-
-__all__ = ["decomposed"]

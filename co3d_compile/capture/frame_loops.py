@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -17,7 +16,7 @@ from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filled
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.random_runs import equal, random_tensor
+from co3d_compile.ir.random_runs import equal, random_clips
 
 aten = torch.ops.aten
 SAME = 3e-5  # of the largest number: the same sums in another order
@@ -35,20 +34,15 @@ def roll(program: Program) -> None:
     """
     graph = program.graph
     loops = [n for n in graph.nodes if n.target is aten.cat.default]
-    clips = [n.meta["val"] for n in program.placeholders()]
-    if not loops or any(isinstance(s, torch.SymInt) for clip in clips for s in clip.shape):
-        return  # the program leaves its sizes open (TorchScript, dynamic shapes): its copies cannot be run
-    generator = torch.Generator().manual_seed(0)
-    clips = [random_tensor(clip.shape, clip.dtype, generator) for clip in clips]
     before: list[Tensor] = []
     # What is collected step by step ends in the last concatenation. A loop over what another collects comes after it.
     for node in [*reversed(loops), *loops]:
         new = rolled(program, node) if node.users else None
         if new is not None:
-            before = before or _results(program, clips)
+            before = before or _results(program)
             readers = list(node.users)
             node.replace_all_uses_with(new)
-            pairs = zip(_results(program, clips), before, strict=True)
+            pairs = zip(_results(program), before, strict=True)
             if not all(equal(after, wanted, SAME) for after, wanted in pairs):
                 for reader in readers:
                     reader.replace_input_with(new, node)
@@ -212,6 +206,7 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
     return tuple(parts)
 
 
-def _results(program: Program, clips: Sequence[Tensor]) -> list[Tensor]:
+def _results(program: Program) -> list[Tensor]:
+    """Returns what a program computes of random clips, the same ones each time."""
     with torch.no_grad():
-        return pytree.tree_leaves(Interpreter(program.module).run(*(x.clone() for x in clips)))
+        return pytree.tree_leaves(Interpreter(program.module).run(*random_clips(program)))

@@ -70,6 +70,3 @@ def _may_alias(target: OpOverload) -> bool:
     if target in _FRESH:
         return False
     return target._can_decompose() or any(each.alias_info is not None for each in target._schema.returns)
-
-
-__all__ = ["written_apart"]

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.graph_walks import computed_from
+from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.random_runs import random_tensor
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node
         states: Its placeholders of values that are handed on.
         constants: Real values of placeholders; others are drawn at random.
     """
-    results = next(n for n in body.graph.nodes if n.op == "output").args[0]
+    results = returned(body.graph)
     reads = [_read(result, set(states)) for result in results]
     sources = [{states.index(s) for s in found if s in states} for found in reads]
     depths = _depths(sources[: len(states)])

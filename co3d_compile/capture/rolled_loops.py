@@ -36,8 +36,6 @@ def roll_loops(program: Program, ends: bool = False) -> None:
         program: As captured.
         ends: Whether the first or last results may be computed in another way, where nothing is handed on.
     """
-    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
-        return  # the program leaves its sizes open
     tidy(program)
     while _one(program, ends):
         pass

@@ -6,8 +6,6 @@ attention does to time; of its pieces they know less, and would compute more on 
 
 from __future__ import annotations
 
-import torch
-
 from co3d_compile.capture.shared_heads import share_heads
 from co3d_compile.capture.transposes import cancel_transposes
 from co3d_compile.capture.written_activations import join_activations
@@ -24,9 +22,7 @@ JOINS = (
 
 
 def join_written_out(program: Program) -> None:
-    """Joins what was written out. A program that leaves its sizes open stays as it is."""
-    if any(isinstance(s, torch.SymInt) for n in program.placeholders() for s in n.meta["val"].shape):
-        return
+    """Joins what was written out."""
     for join in JOINS:
         before = {n.name for n in program.graph.nodes}
         join(program)

@@ -20,7 +20,7 @@ from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused, module_of
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import region
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, shape_of
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, place_of, shape_of
 from co3d_compile.ir.program import Program, Region
 from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
@@ -269,7 +269,7 @@ class _Search:
             known = Region(result.name, *where, captures, names, part.dims, part.dim, *reach, shortest)
             self._keep_first(start, result, inputs, known, odd)
         except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
-            log.info("%s in %s is no region: %s", operator_name(start.target), module_path(start) or "the model", why)
+            log.info("%s is no region: %s", place_of(start), why)
             self.odd |= {result} if isinstance(why, OddEnds) else set()
             text = str(why) if isinstance(why, (NotLocal, NotResizable)) else "it cannot be run at other lengths"
             self.program.notes.not_local.setdefault(start.name, text)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch.fx import Node
 
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.node_reading import returned, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
 
@@ -42,5 +42,4 @@ def find_output_times(program: Program, again: Callable[[int, bool], Program | N
 
 def _outputs(program: Program) -> list[Node]:
     """Returns the nodes of the model's outputs; behind them are the next states."""
-    results = next(n for n in program.graph.nodes if n.op == "output").args[0]
-    return list(results)[: len(program.outputs)]
+    return returned(program.graph)[: len(program.outputs)]

@@ -98,6 +98,3 @@ def _own(module: nn.Module) -> nn.Module:
             if buffer is not None:
                 part._buffers[name] = buffers.setdefault(id(buffer), buffer.detach().clone())
     return module
-
-
-__all__ = ["ClipNetwork"]

@@ -155,6 +155,3 @@ def _write(content: dict[str, str]) -> None:
             written.write_text(json.dumps(content, indent=0))
     except (OSError, OutputError) as error:
         warnings.warn(f"What was tuned cannot be kept: {error}", stacklevel=2)
-
-
-__all__ = ["tune", "tuned"]

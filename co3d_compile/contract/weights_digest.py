@@ -54,6 +54,3 @@ def check_weights(contract: Contract, source: str | bytes) -> None:
     wrong = wrong_weights(contract, source)
     if wrong:
         raise ContractError(f"{wrong}.", hint="Compile the model again, or open the file without checking its weights.")
-
-
-__all__ = ["CHANGED", "UNKNOWN", "check_weights", "weights_digest", "wrong_weights"]

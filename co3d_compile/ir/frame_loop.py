@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from co3d_compile.ir.graph_edits import fake_mode, insert_constant
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, returned
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 
@@ -75,8 +75,7 @@ class FrameLoop:
 
     def results(self) -> tuple[list[Node], list[Node]]:
         """Returns what the body hands on, and its outputs."""
-        output = next(n for n in self.body.graph.nodes if n.op == "output")
-        results: list[Node] = list(output.args[0])
+        results = returned(self.body.graph)
         return results[: self.states], results[self.states :]
 
 

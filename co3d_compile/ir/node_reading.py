@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 
 def operator_name(target: Any) -> str:
@@ -21,6 +21,16 @@ def module_path(node: Node) -> str:
     if "path" in node.meta:
         return str(node.meta["path"])
     return list(module_calls(node).values() or [""])[-1]
+
+
+def place_of(node: Node) -> str:
+    """Returns an operator with its module, for people: ``aten.conv3d in blocks.1``."""
+    return f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
+
+
+def returned(graph: Graph) -> list[Node]:
+    """Returns the nodes that a graph gives, in their order."""
+    return list(graph.output_node().args[0])  # type: ignore[arg-type]
 
 
 def module_calls(node: Node) -> dict[str, str]:
@@ -100,5 +110,5 @@ def drawn_by_chance(nodes: Iterable[Node]) -> str:
     """
     for n in nodes:
         if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
-            return f": {operator_name(n.target)} in {module_path(n) or 'the model'} draws by chance"
+            return f": {place_of(n)} draws by chance"
     return ""

@@ -39,6 +39,3 @@ def _key(value: object) -> Hashable:
     except TypeError:
         return id(value)
     return value if isinstance(value, Hashable) else id(value)
-
-
-__all__ = ["Kind", "kind_of"]

@@ -178,6 +178,3 @@ def check_same(graphs: Iterable[GraphModule]) -> None:
                 one, two = get_constant(first, str(a.target)), get_constant(other, str(b.target))
                 if one is not two and (one.shape != two.shape or not torch.equal(one, two)):
                     raise NotResizable(f"the constant {a.target} depends on the clip's length")
-
-
-__all__ = ["Captures", "NotResizable", "Size", "check_same", "in_float64", "part_of"]

@@ -13,7 +13,7 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import module_path, operator_name, rank_of
+from co3d_compile.ir.node_reading import module_path, operator_name, place_of, rank_of, returned
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
@@ -51,18 +51,18 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
         try:
             values[node] = _value(program, node, values)
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            _fix(program, f"at {_named(node)}")
+            _fix(program, f"at {place_of(node)}")
             return {}
     crossing = next((n for n in values if _crosses(n, values)), None)
     if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
         unknown = "it was captured for one clip, and does not say which of its dims of size one is the batch"
-        _fix(program, unknown if crossing is None else f"{_named(crossing)} computes over several streams")
+        _fix(program, unknown if crossing is None else f"{place_of(crossing)} computes over several streams")
         return {}
-    if not all(_per_stream(program, node, values) for node in _results(program)[: len(program.outputs)]):
+    if not all(_per_stream(program, node, values) for node in returned(program.graph)[: len(program.outputs)]):
         _fix(program, "what it returns does not have one row per stream")
         return {}
     if crossing is not None and not program.step.fixed_batch and _reads_others(program, values):
-        _fix(program, f"{_named(crossing)} computes over several streams")
+        _fix(program, f"{place_of(crossing)} computes over several streams")
         return {}
     return values
 
@@ -92,12 +92,6 @@ def _check_rows(args: tuple[PyTree, ...]) -> None:
     rows = x.shape[0 if batch_first else 1]
     if any(state.shape[1] != rows for state in ([states] if isinstance(states, Tensor) else states)):
         raise ValueError("a state has another number of rows")
-
-
-def _results(program: Program) -> list[Node]:
-    """Returns what the step returns: the model's results, then the next states."""
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    return list(output.args[0])
 
 
 def _per_stream(program: Program, node: Node, values: Mapping[Node, Value]) -> bool:
@@ -132,7 +126,7 @@ def _streams_mix(program: Program, values: Mapping[Node, Value]) -> bool:
             alone = [program.module(*(x[i : i + 1] for x in both)) for i in range(2)]
     except Exception:  # an operator that takes the batch for something else may fail in any way
         return True
-    for node, result, *each in zip(_results(program), together, *alone, strict=True):
+    for node, result, *each in zip(returned(program.graph), together, *alone, strict=True):
         dims = grown_dims(node, values)
         if node.op != "get_attr" and (len(dims) != 1 or not equal(result, torch.cat(each, dims[0]), SAME)):
             return True
@@ -165,15 +159,11 @@ def _reads_others(program: Program, values: Mapping[Node, Value]) -> bool:
             pairs = [program.module(*given), program.module(*others)]
     except Exception:  # random numbers may be no indices
         return False
-    for node, one, other in zip(_results(program), *pairs, strict=True):
+    for node, one, other in zip(returned(program.graph), *pairs, strict=True):
         dims = grown_dims(node, values)
         if len(dims) == 1 and not equal(one.narrow(dims[0], 0, 1), other.narrow(dims[0], 0, 1), SAME):
             return True
     return False
-
-
-def _named(node: Node) -> str:
-    return f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
 
 
 def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:
@@ -200,7 +190,7 @@ def free_rows(program: Program) -> dict[Node, list[int]]:
         found = {
             n: [d for d, (a, b) in enumerate(zip(few[n].shape, many[n].shape, strict=True)) if a != b] for n in few
         }
-        nexts = _results(program)[len(program.outputs) :]
+        nexts = returned(program.graph)[len(program.outputs) :]
         more = {state for state, value in zip(states, nexts, strict=True) if found[value]} - rows
         if not more:
             return found
@@ -227,5 +217,5 @@ def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tens
                 module_path=module_path(node),
                 hint="Let it take any number of rows: x.flatten(1) or x.reshape(len(boxes), -1), for example.",
             ) from error
-    wanted = [*program.placeholders(), *_results(program)]
+    wanted = [*program.placeholders(), *returned(program.graph)]
     return {n: value for n in wanted if isinstance(value := values[n], Tensor)}

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from torch.fx import Node
 
 from co3d_compile import onnx_export
+from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.batch_dims import free_rows, grown_dims
 from co3d_compile.onnx_export.by_torch_exporter import OPSET
@@ -36,7 +37,6 @@ def export(program: Program) -> ir.Model:
         )
         emitter.values[node] = value
         inputs.append(value)
-    output = next(n for n in program.graph.nodes if n.op == "output")
     for node in program.graph.nodes:
         if node.op == "call_function":
             emitter.emit(node)
@@ -48,7 +48,7 @@ def export(program: Program) -> ir.Model:
     states = program.placeholders()[len(names) - len(program.step.states) :]
     for node, state in zip(states, program.step.states, strict=True):
         state.shape[0] = "K" if rows.get(node) else state.shape[0]
-    results = _outputs(program, emitter, list(output.args[0]), rows)
+    results = _outputs(program, emitter, returned(program.graph), rows)
     program.notes.values = emitter.holders()
     graph = ir.Graph(
         inputs,

@@ -205,6 +205,3 @@ def one_entry(fact: Fact, layout: Layout) -> Fact:
     if fact.layout is not None and time is not None and time.alone:
         pooled = (fact.layout.rank - time.dim, time.size, fact.length)
     return replace(fact, layout=layout.resize(TIME, 1), length=1, per_entry=True, pooled=pooled)
-
-
-__all__ = ["RULES", "Rule", "register"]

@@ -188,6 +188,3 @@ def step_length(part: Region, block: int) -> int:
             continue
         return length
     raise NotResizable("it takes no clips as short as its reach")
-
-
-__all__ = ["LocalRegion", "least_frames", "pasts", "reach", "run_entries"]

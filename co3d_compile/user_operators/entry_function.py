@@ -20,7 +20,7 @@ from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.errors import UsageError, first_line
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import module_path, operator_name, returned
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.passes.canonicalize import Canonicalize
@@ -158,8 +158,7 @@ def inline(node: Node, low: StepGraph, compute: Compute, call: Call) -> Node:
         elif inner.op == "call_function":
             args, kwargs = map_arg(any_batch(node, inner, (inner.args, inner.kwargs)), env.__getitem__)
             env[inner] = low.call(inner.target, *args, **kwargs)
-    output = next(n for n in program.graph.nodes if n.op == "output")
-    return env[output.args[0][0]]
+    return env[returned(program.graph)[0]]
 
 
 def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dict[Node, int | None]) -> Program:

@@ -18,7 +18,7 @@ from torch.fx import Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.aten_operators import SIZED
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import place_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
@@ -132,7 +132,7 @@ class LongClip(Interpreter):
                 raise
             if value is None:
                 what = str(error).strip().split("\n")[0]
-                raise NoReference(f"{operator_name(n.target)} in {module_path(n) or 'the model'}: {what}") from error
+                raise NoReference(f"{place_of(n)}: {what}") from error
         return self._seen(n, value)
 
     def _captured_again(self, n: Node) -> Value:

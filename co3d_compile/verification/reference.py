@@ -22,7 +22,7 @@ from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
 from co3d_compile.ir.graph_walks import computed_from
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import module_path, returned
 from co3d_compile.ir.options import Options
 from co3d_compile.verification.capture_check import CaptureCheck
 from co3d_compile.verification.clip_model import Example, Model, eager, tensors_of
@@ -88,8 +88,7 @@ class Reference:
         sorts: dict[Node, str] = {}
         for node in self.program.graph.nodes:
             sorts[node] = sort_of(node, sorts, self.claims, timed)
-        output = next(n for n in self.program.graph.nodes if n.op == "output")
-        self.plans = [plan_of(n, sorts, self.claims) for n in output.args[0]]
+        self.plans = [plan_of(n, sorts, self.claims) for n in returned(self.program.graph)]
         self.fields: list[int] = []
         self._finite: dict[str, dict[int, bool]] = {}
         return sorts
@@ -98,7 +97,7 @@ class Reference:
         """Returns this reference with nodes of the captured graph for results; what they do not need is not run."""
         graph = copy.deepcopy(self.program.graph)
         nodes = {n.name: n for n in graph.nodes}
-        next(n for n in graph.nodes if n.op == "output").args = (tuple(nodes[name] for name in names),)
+        graph.output_node().args = (tuple(nodes[name] for name in names),)
         graph.eliminate_dead_code()
         return self._with(GraphModule(self.program.module, graph))
 
