@@ -13,7 +13,9 @@ from zoo import Entry, Graph, randomise
 CLIP = (1, 4, 24)
 
 
-def conv(kernel: int = 3, dilation: int = 1, stride: int = 1, padding: int = 0, c: int = 4, **more: Any) -> nn.Conv1d:
+def conv(
+    kernel: int = 3, dilation: int = 1, stride: int = 1, padding: int | str = 0, c: int = 4, **more: Any
+) -> nn.Conv1d:
     return nn.Conv1d(c, more.pop("out", 4), kernel, stride, padding, dilation, **more)
 
 

@@ -19,7 +19,7 @@ from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread, whole
 from co3d_compile.ir.program import Original, Program
 from co3d_compile.ir.time_facts import constant_of
 
@@ -100,14 +100,11 @@ def _convolution(program: Program, node: Node) -> None:
 
 def _same_padding(program: Program, node: Node) -> None:
     """Writes ``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
-    if not isinstance(argument(node, 4, "padding", 0), str):
-        return
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     n = rank_of(weight) - 2  # type: ignore[arg-type]
     dilation = spread(argument(node, 5, "dilation", 1), n)
-    total = [d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]  # type: ignore[arg-type]
-    if argument(node, 4, "padding") == "valid":
-        total = [0] * n
+    same = argument(node, 4, "padding", "valid") == "same"
+    total = [same * d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]  # type: ignore[arg-type]
     if any(t % 2 for t in total):
         flat = [v for t in reversed(total) for v in (0, t % 2)]
         x = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0)
@@ -179,29 +176,14 @@ def _max_dim(program: Program, node: Node) -> None:
 
 
 def _split(program: Program, node: Node) -> None:
-    """Writes ``split`` and ``unbind`` as slices and selections."""
+    """Writes the parts of a ``split`` as slices."""
     x = operand(node)
-    unbind = node.target is aten.unbind.int
-    dim = argument(node, 1 if unbind else 2, "dim", 0) % rank_of(x)
-    sizes = [1 if unbind else int(v.shape[dim]) for v in node.meta["val"]]
+    dim = argument(node, 2, "dim", 0) % rank_of(x)
+    sizes = [int(v.shape[dim]) for v in node.meta["val"]]
     for user in list(node.users):
-        i = user.args[1]
-        assert isinstance(i, int)
+        i = whole(user, 1)
         start = sum(sizes[:i])
-        if unbind:
-            new = insert(program, user, aten.select.int, x, dim, start)
-            _select(program, new)
-        else:
-            new = insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i])
-        replace(user, new)
-
-
-def _as_dtype(program: Program, node: Node) -> None:
-    """Rewrites ``type_as(a, b)``, which reads nothing of b but its dtype."""
-    x, new = operand(node), node.meta["val"]
-    if x.meta["val"].dtype != new.dtype:
-        x = insert(program, node, aten._to_copy.default, x, dtype=new.dtype)
-    replace(node, x)
+        replace(user, insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i]))
 
 
 def _repeated(values: Sequence[int]) -> int:
@@ -268,14 +250,13 @@ def _rrelu(program: Program, node: Node) -> None:
 
 
 def _moments(program: Program, node: Node) -> None:
-    """Writes ``var_mean`` and ``std_mean`` as two operators."""
+    """Writes ``var_mean`` as two operators."""
     x, dims = operand(node), argument(node, 1, "dim")
     every = dims or list(range(rank_of(x)))
     keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
-    spread = aten.var.correction if node.target is aten.var_mean.correction else aten.std.correction
     for user in list(node.users):
         if user.args[1] == 0:
-            new = insert(program, user, spread, x, every, correction=correction, keepdim=keep)
+            new = insert(program, user, aten.var.correction, x, every, correction=correction, keepdim=keep)
         else:
             new = insert(program, user, aten.mean.dim, x, every, keep)
         replace(user, new)
@@ -331,14 +312,10 @@ REWRITES: dict[Any, Any] = {
     aten.min.dim: _max_dim,
     **dict.fromkeys(SUMS, cast_first),
     **dict.fromkeys(OVER_ALL, over_all),
-    aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
-    aten.chunk.default: _split,
-    aten.unbind.int: _split,
     aten.slice_scatter.default: writing,
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
-    aten.type_as.default: _as_dtype,
     aten.sub.Tensor: no_difference,
     aten.mul.Tensor: product_with_zero,
     aten.squeeze.default: _squeeze_all,
@@ -354,7 +331,6 @@ REWRITES: dict[Any, Any] = {
     aten.prelu.default: _prelu,
     aten.rrelu.default: _rrelu,
     aten.var_mean.correction: _moments,
-    aten.std_mean.correction: _moments,
     aten.expand.default: expansion,
     aten.repeat.default: repetition,
     aten.unfold.default: unfolding,

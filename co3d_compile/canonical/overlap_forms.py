@@ -50,16 +50,9 @@ def blocks_of(index: torch.Tensor, size: int) -> Blocks | None:
     return found if stride > 0 and torch.equal(rows, even) else None
 
 
-def _index_add(program: Program, node: Node) -> None:
-    """Writes ``x.index_add(dim, index, source)``, whose indices lie in even blocks, as blocks that overlap."""
-    given = Arguments(node)
-    x, index = given.tensor(), given.tensor("index")
-    if index.op == "get_attr" and given.number("alpha") == 1:
-        _added(program, node, x, given.dim(x), program.constant(index), given.tensor("source"))
-
-
 def _index_put(program: Program, node: Node) -> None:
-    """Writes ``x.index_put((None, index), values, accumulate=True)`` so; the index has any number of dims."""
+    """Writes ``x.index_put((None, index), values, accumulate=True)``, whose indices lie in even blocks, as blocks that
+    overlap. The index has any number of dims."""
     given = Arguments(node)
     x, values, indices = given.tensor(), given.tensor("values"), given.given("indices")
     assert isinstance(indices, (list, tuple))
@@ -120,9 +113,7 @@ def _added(program: Program, node: Node, x: Node, dim: int, index: torch.Tensor,
 
 
 OVERLAPS: dict[Target, Callable[[Program, Node], None]] = {
-    aten.index_add.default: _index_add,
     aten.index_put.default: _index_put,
-    aten._unsafe_index_put.default: _index_put,
     aten.scatter_add.default: _scatter_add,
 }
 """Run after constants are computed, since these need them."""

@@ -12,7 +12,6 @@ from co3d_compile.ir.program import Program
 aten = torch.ops.aten
 OVER_ALL = {
     aten.mean.default: aten.mean.dim,
-    aten.sum.default: aten.sum.dim_IntList,
     aten.max.default: aten.amax.default,
     aten.min.default: aten.amin.default,
 }

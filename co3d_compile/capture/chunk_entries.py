@@ -14,17 +14,15 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import SPLITTING, NoChunks, Place, selects_one
+from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, selects_one
 from co3d_compile.capture.loop_tokens import Tokens
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, SIZED, sliced
 from co3d_compile.ir.constant_facts import fill_of
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-ZEROS = {aten.zeros.default, aten.new_zeros.default}
-FULL = {aten.full.default, aten.new_full.default}
 SHAPED = {*SIZED, *SAME}
 MOST = 200_000  # entries of all chunks
 
@@ -136,7 +134,7 @@ class Entries:
     def _chosen(self, node: Node, place: Place) -> list[int] | None:
         """Returns the entries that an operator takes from its operands as they are; None if it is no such operator."""
         alone = place.outer == 1
-        if node.target in SAME or (node.target is aten.type_as.default and _dtype(node) == _dtype(operand(node))):
+        if node.target in SAME:
             return self.of[operand(node)]
         if node.target is aten.cat.default and alone and Arguments(node).dim(node) == place.dim:
             return [e for x in Arguments(node).tensors("tensors") for e in self._joined(x, place)]
@@ -162,11 +160,11 @@ class Entries:
         return [self._number(filling, place)] * place.entries(shape_of(x))
 
     def _item(self, node: Node, place: Place) -> list[int] | None:
-        split, index = operand(node), node.args[1]
+        split, index = operand(node), whole(node, 1)
         x = operand(split)
         if Arguments(split).dim(x) != place.dim:
             return None
-        if split.target is aten.unbind.int or place.outer > 1 or not isinstance(index, int):
+        if place.outer > 1:
             return _refuse()
         sizes = [int(part.shape[place.dim]) for part in split.meta["val"]]
         return self.of[x][sum(sizes[:index]) : sum(sizes[: index + 1])]
@@ -222,7 +220,7 @@ class Entries:
     def _timed(self, node: Node) -> list[Node]:
         """Returns the operands with entries, each as often as it is read."""
         leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Node)]
-        found = [operand(x) if x.target in SPLITTING else x for x in leaves]
+        found = [operand(x) if x.target is SPLIT else x for x in leaves]
         found = [x for x in found if x in self.of]
         if not found:
             raise NoChunks("it depends on no frames")
@@ -268,9 +266,7 @@ def filling_of(node: Node, program: Program) -> float | None:
     """Returns the one number that a constant is all over, as far as that is seen."""
     if node.target in SHAPED:
         return filling_of(operand(node), program)
-    if node.target in ZEROS:
-        return 0.0
-    if node.target in FULL:
+    if node.target is aten.full.default:
         value = Arguments(node).given("fill_value")
         return float(value) if isinstance(value, (int, float)) else None
     if node.op == "get_attr":

@@ -15,16 +15,16 @@ from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, RESHAPES, SAME
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import FILLED, Arguments, order_of
+from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
 from co3d_compile.rules import is_pointwise, rule_for
 from co3d_compile.rules.failures import noting
 
 aten = torch.ops.aten
-SPLITTING = {aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int}
-CUTTING = {aten.slice.Tensor, aten.select.int, *SPLITTING}
-SAME_PLACE = {*SAME, aten.type_as.default, aten.slice.Tensor, aten.constant_pad_nd.default, aten.cat.default}
+SPLIT = aten.split_with_sizes.default
+CUTTING = {aten.slice.Tensor, aten.select.int, SPLIT}
+SAME_PLACE = {*SAME, aten.slice.Tensor, aten.constant_pad_nd.default, aten.cat.default}
 
 
 class NoChunks(Exception):
@@ -87,7 +87,7 @@ def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node,
     for x in dict.fromkeys(read_by(node)):
         if x not in times.timed:
             continue
-        if x.target in SPLITTING or selects_one(node, place):
+        if x.target is SPLIT or selects_one(node, place):
             x, to = operand(x), place
         elif isinstance(x.meta["val"], torch.Tensor):
             to = moved(x, place)
@@ -109,9 +109,7 @@ def selects_one(node: Node, place: Place) -> bool:
 
 def read_by(node: Node) -> list[Node]:
     """Returns the operands of which an operator reads more than the shape and the kind of numbers."""
-    if node.target is aten.type_as.default:
-        return [operand(node)]
-    return [] if node.target in FILLED else node.all_input_nodes
+    return [] if node.target is aten.full_like.default else node.all_input_nodes
 
 
 def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
@@ -120,7 +118,7 @@ def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
         return lambda x, place: place if place.dim != 1 else _refuse(node, place)
     if node.target in MOVES:
         return lambda x, place: MOVES[node.target](node, x, place)
-    if node.target in SAME_PLACE or (node.target is operator.getitem and operand(node).target in SPLITTING):
+    if node.target in SAME_PLACE or (node.target is operator.getitem and operand(node).target is SPLIT):
         return lambda x, place: place
     if node.target in EXACT_OVERLOADS:
         return lambda x, place: place if place.dim < 2 else _refuse(node, place)

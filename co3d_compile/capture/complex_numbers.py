@@ -128,13 +128,16 @@ class _Rewriting:
                 found = self.parts[x]
                 if not imaginary:
                     return found.real
-                return self.apply(aten.zeros_like.default, found.real) if found.imaginary is None else found.imaginary
+                return self._zeros(found.real) if found.imaginary is None else found.imaginary
 
             args, kwargs = map_arg((node.args, dict(node.kwargs)), own)
             target = aten.reshape.default if node.target in VIEWS else node.target
             return self.apply(target, *args, **{name: x for name, x in kwargs.items() if name != "dtype"})
 
         return Parts(part(False), part(True) if any(p.imaginary is not None for p in read) else None)
+
+    def _zeros(self, like: Node) -> Node:
+        return self.apply(aten.full_like.default, like, 0)
 
     def _product(self, target: Any, a: Any, b: Any) -> Parts:
         """Computes ``(a + ib)(c + id) = (ac - bd) + i(ad + bc)``."""
@@ -209,7 +212,7 @@ class _Rewriting:
     def imaginary(self, node: Node) -> Node:
         """Returns the imaginary part, which may be zeros."""
         x = self.of(node)
-        return self.apply(aten.zeros_like.default, x.real) if x.imaginary is None else x.imaginary
+        return self._zeros(x.real) if x.imaginary is None else x.imaginary
 
     def viewed(self, node: Node) -> Node:
         """Computes ``view_as_real``; what selects one part takes it without it."""

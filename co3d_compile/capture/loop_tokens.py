@@ -21,7 +21,6 @@ from co3d_compile.ir.program import Program
 from co3d_compile.rules import is_pointwise
 
 aten = torch.ops.aten
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
 SMALL = 64  # numbers: two constants with so many at most are the same if their numbers are
 PERIODS = 24  # looked at for each length of a phrase
 IN_PLACE_OF_A_TENSOR = "tensor"
@@ -62,13 +61,11 @@ def frame_of(node: Node) -> Take | None:
 
 
 def _item(split: Node, index: int) -> Take | None:
-    """Returns an item of ``unbind`` or ``split``."""
-    if split.target is not aten.unbind.int and split.target not in SPLITS:
+    """Returns an item of ``split``."""
+    if split.target is not aten.split_with_sizes.default:
         return None
     x = operand(split)
     dim = Arguments(split).dim(x)
-    if split.target is aten.unbind.int:
-        return Take(whole(x), dim, index % shape_of(x)[dim], None)
     sizes = [int(part.shape[dim]) for part in split.meta["val"]]
     return Take(whole(x), dim, sum(sizes[:index]), sizes[index])
 

@@ -11,10 +11,6 @@ from torch.fx.node import Argument
 from co3d_compile.ir.node_reading import norm_dims, rank_of, spread
 
 aten = torch.ops.aten
-FILLED = {aten.full_like.default, aten.zeros_like.default, aten.ones_like.default}
-"""What fills a tensor that takes its shape from another one."""
-OF_ZEROS = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.new_zeros.default}
-"""What is filled with zeros, those included that are to be written over: what they hold must not matter."""
 
 
 class Arguments:
@@ -85,21 +81,17 @@ class Arguments:
 
 def filling_like(node: Node) -> float | None:
     """Returns the number that fills a tensor which takes its shape from another one; None where that is not known."""
-    if node.target is aten.full_like.default:
-        value = Arguments(node).given("fill_value")
-        return value if isinstance(value, (int, float)) else None
-    return 0.0 if node.target is aten.zeros_like.default else 1.0 if node.target is aten.ones_like.default else None
+    value = Arguments(node).given("fill_value") if node.target is aten.full_like.default else None
+    return value if isinstance(value, (int, float)) else None
 
 
 def filled(node: Node) -> Tensor | None:
-    """Returns the tensor that an operator makes of a shape and a number alone; None where it makes it of more."""
-    number: Argument = filling_like(node)
-    if node.target is aten.new_full.default:
-        number = Arguments(node).given("fill_value")
-    elif node.target is aten.new_ones.default or node.target in OF_ZEROS:
-        number = float(node.target is aten.new_ones.default)
-    value = node.meta["val"]
-    return torch.full(tuple(value.shape), number, dtype=value.dtype) if isinstance(number, (int, float)) else None
+    """Returns the tensor that an operator makes of a shape and a number alone; None where it makes it of more.
+
+    What is to be written over is filled with zeros: what it holds must not matter.
+    """
+    number, value = 0.0 if node.target is aten.empty.memory_format else filling_like(node), node.meta["val"]
+    return None if number is None else torch.full(tuple(value.shape), number, dtype=value.dtype)
 
 
 def order_of(node: Node) -> list[int] | None:

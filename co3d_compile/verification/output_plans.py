@@ -126,18 +126,15 @@ def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Pla
 
 
 def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Read | None:
-    """Returns the one entry that an item of a split, or the last state of a recurrent layer, reads of a stream."""
+    """Returns the one entry that the last state of a recurrent layer reads of a stream."""
     source = n.args[0]
-    if n.target is not operator.getitem or not isinstance(source, Node):
+    if n.target is not operator.getitem or not isinstance(source, Node) or not is_recurrent(source):
         return None
     x = source.args[0]
     if not isinstance(x, Node) or sorts[x] != "stream":
         return None
     claim = claim_of(x, claims)
-    if is_recurrent(source):
-        return Read(x.name, claim, claim.length - 1, claim.length - 1)
-    index = integer(n.args[1])
-    return Read(x.name, claim, index, index) if source.target is aten.unbind.int else None
+    return Read(x.name, claim, claim.length - 1, claim.length - 1)
 
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:

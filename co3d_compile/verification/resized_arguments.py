@@ -20,14 +20,13 @@ from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoRef
 aten = torch.ops.aten
 
 COPIES = {aten.expand.default, aten.repeat.default}
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}
+SPLIT = aten.split_with_sizes.default
 BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
 PLACING = {  # they say where entries are, and compute nothing over them
-    *SPLITS,
+    SPLIT,
     *BY_INDEX,
     aten.slice.Tensor,
     aten.select.int,
-    aten.unbind.int,
     aten.cat.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
@@ -91,7 +90,7 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
         return _slice(r, x, *rest[1:])
     if target is aten.select.int and rest[0] % x.dim() == r.dim:
         return x.select(r.dim, _entry(r, rest[1]))
-    if target in SPLITS and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.outer:
+    if target is SPLIT and (rest[1] if len(rest) > 1 else kwargs.get("dim", 0)) % x.dim() == r.outer:
         return _split(r, x)
     if target in (aten.index.Tensor, aten.index_select.default):
         return _gather(r, x, rest)

@@ -240,6 +240,4 @@ def is_single(n: Node, claims: dict[str, Claim]) -> bool:
 def is_window(n: Node, claims: dict[str, Claim]) -> bool:
     """Says whether an operator on a stream gives one result per position of the clip."""
     claim = claim_of(n, claims)
-    if n.target is aten.unbind.int:
-        return any(claim_of(u, claims).single for u in n.users)
     return claim.kind is Kind.WINDOW or (claim.single and claim.gate is None and not is_single(n, claims))
