@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
 
+from co3d_compile.analysis.integer_bounds import IntegerBounds
 from co3d_compile.analysis.operator_families import (
     FORGET_LOW,
     FORGET_ZERO,
@@ -48,6 +49,7 @@ class Tracker:
 
     def __init__(self, module: GraphModule, inputs: list[Tensor]) -> None:
         self.structure = Structure(module, inputs)
+        self.bounds = IntegerBounds(self.structure)
         self.nodes = [n for n in module.graph.nodes if n.op == "call_function"]
         self.inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
         self.result = module.graph.output_node().all_input_nodes[0]
@@ -151,7 +153,7 @@ class Tracker:
         if name not in ("scatter", "scatter_add", "scatter_reduce"):
             return None
         dim, index, source = node.args[1], indices[0], node.args[3]
-        bounds = self.structure.bounds(index)
+        bounds = self.bounds.of(index)
         if bounds is None:
             return None
         marked = self.mark(index)

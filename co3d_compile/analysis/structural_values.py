@@ -1,4 +1,4 @@
-"""What is known of the numbers in a graph whatever its inputs are: constants, zeros, masked scores, bounds."""
+"""What is known of the numbers in a graph whatever its inputs are: constants, zeros, masked scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node, map_arg
 
-from co3d_compile.analysis.integer_bounds import Bounds, bounds_of
 from co3d_compile.analysis.operator_families import (
     GATHERS,
     KEEP_ZERO,
@@ -50,7 +49,6 @@ class Structure(Interpreter):
         self.dtypes: dict[Node, torch.dtype] = {}
         self._zero: dict[Node, Tensor] = {}
         self._low: dict[Node, Tensor] = {}
-        self._bounds: dict[Node, Bounds | None] = {}
         with torch.no_grad():
             self.run(*inputs)
 
@@ -177,14 +175,6 @@ class Structure(Interpreter):
         if name in ("where", "masked_fill"):
             return self._picked(node, name, self.low, lambda v: v <= LOW)
         return NO
-
-    # --- integers
-
-    def bounds(self, node: Node) -> Bounds | None:
-        """Says between which integers the numbers of a tensor are; None where nothing is known."""
-        if node not in self._bounds:
-            self._bounds[node] = bounds_of(node, self)
-        return self._bounds[node]
 
 
 def moved(

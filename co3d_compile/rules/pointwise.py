@@ -58,7 +58,7 @@ def with_time_once(layout: Layout, why: str) -> Layout:
 
 
 def _blocks(axes: tuple[Axis, ...]) -> tuple[int, int] | None:
-    """Returns how often a dim goes through time, and how many places an entry has in it; None without several entries."""
+    """Returns how often a dim goes through time, and how many places an entry has in it; None for one entry."""
     place = Layout((axes,)).time
     return (place.outer, place.inner) if place is not None and place.size > 1 else None
 
