@@ -49,7 +49,8 @@ $(DEMO)/.co3d-demo: pyproject.toml constraints.txt
 	touch $@
 
 # Two workers, one thread each: the suite is many small computations. Tests say by their marks where they belong.
-PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# Commands that tests start in processes of their own find the package as bytecode.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 check: lint
 	$(PYTEST) -m "not slow and not long" $(PYTEST_ARGS)

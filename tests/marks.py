@@ -28,6 +28,14 @@ def few(cases: Iterable[Any], *quick: object) -> list[object]:
     return rows
 
 
+def all_but(cases: Iterable[Any], *left_out: object) -> list[object]:
+    """Cases of which ``make check`` leaves these out; those of ``pytest.param`` go by their id."""
+    cases = list(cases)
+    names = [case.id if isinstance(case, ParameterSet) else case for case in cases]
+    assert set(left_out) <= set(names), set(left_out) - set(names)
+    return few(cases, *(name for name in names if name not in left_out))
+
+
 def long(*values: object) -> object:
     """A case of a test that ``make test-long`` alone runs."""
     return pytest.param(*values, marks=[pytest.mark.long, pytest.mark.slow])

@@ -127,6 +127,7 @@ def test_objects_are_short_to_look_at() -> None:
     assert repr(prediction) == "<Prediction of frame 5 at 0.50 s: c 0.70, b 0.20, a 0.10>"
 
 
+@pytest.mark.slow
 def test_verify_is_one_function_under_both_paths() -> None:
     code = "from co3d_compile.verify import verify; import co3d_compile as co3d; print(co3d.verify is verify)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"

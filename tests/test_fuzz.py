@@ -25,6 +25,7 @@ from film import Brightness
 from hand_made import exact, fir, metadata, pair
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from marks import all_but
 
 import co3d_compile as co3d
 from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY
@@ -262,7 +263,7 @@ def check(name: str, cases: int, number: int) -> None:
     seed(number)(profile(given(strategy)(holds)))()
 
 
-@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("name", all_but(PROPERTIES, "text", "report"))
 def test_what_is_read_from_elsewhere(name: str, request: pytest.FixtureRequest) -> None:
     given_seed = int(request.config.getoption("--hypothesis-seed", None) or 0)
     thorough = request.config.getoption("--hypothesis-profile", None) == "thorough"

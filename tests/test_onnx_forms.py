@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from marks import slow
+from marks import long, slow
 from onnx import TensorProto, helper
 from onnx_files import FEATURES, FRAMES, SERIES, convolution, model, single, value, weights, with_opset
 
@@ -222,10 +222,15 @@ def test_a_softmax_over_features_and_time_is_a_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "started"),
-    [("forward", False), slow("forward", True), slow("reverse", True), slow("bidirectional", True)],
+    ("kind", "direction", "started"),
+    [
+        *((kind, "forward", False) for kind in GATES),
+        *(slow(kind, "forward", True) for kind in GATES),
+        *(slow(kind, "bidirectional", True) for kind in ("LSTM", "RNN")),
+        *(slow("RNN", "reverse", True), long("GRU", "reverse", True), long("GRU", "bidirectional", True)),
+        long("LSTM", "reverse", True),
+    ],
 )
-@pytest.mark.parametrize("kind", GATES)
 def test_recurrent_layers(kind: str, direction: str, started: bool) -> None:
     """One direction is a state, whatever it starts from; what comes from the end of a clip is a window."""
     count, gates = 2 if direction == "bidirectional" else 1, GATES[kind]

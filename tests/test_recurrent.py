@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from marks import long
 from torch import Tensor, nn
 
 import co3d_compile as co3d
@@ -44,8 +45,13 @@ SO_FAR: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("pulse", [1, 4])
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "learned lstm", "learned gru", *SO_FAR])
+KINDS = ["lstm", "gru", "rnn", "learned lstm", "learned gru", *SO_FAR]
+IN_FOURS = ("lstm", "learned gru", "cumsum", "cummin")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pulse"), [*((k, 1) for k in KINDS), *((k, 4) if k in IN_FOURS else long(k, 4) for k in KINDS)]
+)
 def test_exact_from_the_first_entry(kind: str, pulse: int) -> None:
     torch.manual_seed(0)
     model = Recurrence(kind).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import co3d_compile as co3d
+from co3d_compile.capture import loop_time
+from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.failures import STRICT
 from co3d_compile.rules.pool import Pool
@@ -133,7 +136,9 @@ class Loop(nn.Module):
 def test_a_rule_that_fails_before_the_passes_leaves_a_loop_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Convolution, "layout", broken)
+    rule = SimpleNamespace(layout=broken)
+    conv3d = torch.ops.aten.conv3d.default
+    monkeypatch.setattr(loop_time, "rule_for", lambda target: rule if target is conv3d else rule_for(target))
     module, clip = Loop().eval(), torch.randn(CLIP)
     with pytest.raises(KeyError):
         co3d.compile(module, (clip,))
@@ -142,6 +147,7 @@ def test_a_rule_that_fails_before_the_passes_leaves_a_loop_as_it_is(
         compiled = co3d.compile(module, (clip,))
     (warning,) = (w for w in compiled.report().warnings if w.endswith("no loop is looked for behind it."))
     assert warning.startswith("The rule of aten.conv3d in near failed (KeyError: 'axis')") and warning in caplog.text
+    assert co3d.verify(compiled, module, clip).passed
 
 
 def test_a_users_own_rule_is_never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

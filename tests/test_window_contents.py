@@ -87,8 +87,10 @@ def halves_added(m: Layers, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "forward",
     few(
-        [long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames]
-        + [slower_added, slower_beside, slower_asks, halves_added],
+        [
+            *(long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames),
+            *(slower_added, slower_beside, slower_asks, halves_added),
+        ],
         *(zeros_in_front, attention, slower_added, slower_asks),
     ),
     ids=lambda f: f.__name__,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import all_but
 from oracle import check
 from small_graphs import conv, fn, row, up
 from torch import Tensor, nn
@@ -159,7 +160,17 @@ GATES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "delay"), [*WINDOWS, *NO_GATES, *PYRAMIDS, *GATES])
+TABLE = [*WINDOWS, *NO_GATES, *PYRAMIDS, *GATES]
+# As another one of the table, but for the operator.
+ALIKE = (
+    *("mean-kept", "sum", "adaptive-maximum", "flip", "adaptive-to-three", "mean-of-4", "entries-until-the-end"),
+    *("no-gate,-centred-by-a-sum", "no-gate,-centred-behind-a-view", "no-gate,-root-mean-square"),
+    *("no-gate,-divided-by-its-moments", "no-gate,-above-its-mean", "pyramid,-nearest", "pyramid,-linear"),
+    *("max-gate-frame", "max-gate-window", "adaptive-gate-frame"),
+)
+
+
+@pytest.mark.parametrize(("case", "delay"), all_but(TABLE, *ALIKE))
 def test_row(case: Entry, delay: int | None) -> None:
     facts = check(case)
     if delay is not None:
