@@ -150,6 +150,12 @@ GATES = [
         reference=lambda m: Reference(lambda x: (y := m.a(x)) * torch.sigmoid(m.b(y))),
     ),
     row(
+        "less the mean of all numbers",
+        fn(lambda m, x: m.a(x) - x.mean(), a=lambda: conv(padding=1)),
+        1,
+        reference=lambda m: Reference(lambda x: m.a(x) - x.mean(1, True)),
+    ),
+    row(
         "centred over the newest entries",
         fn(lambda m, x: (y := m.a(x)) - y.mean(2, True), a=lambda: conv(padding=1)),
         1,

@@ -56,13 +56,13 @@ class EntryOperators(Builder):
             node = self.call(aten.permute.default, node, order)
         elif place is not None and (place.dim or place.outer != 1):
             return self._apart(node, place)
-        elif shape[0] != self.batch:
+        elif shape[:1] != [self.batch]:
             node = self.call(aten.reshape.default, node, [-1, self.features(node)])
 
         def restore(x: Node) -> Node:
             if order is not None:
                 return self.call(aten.permute.default, x, [order.index(d) for d in range(len(order))])
-            return x if self.sizes(x) == shape else self.call(aten.reshape.default, x, [-1, *shape[1:]])
+            return x if self.sizes(x) == shape else self.call(aten.reshape.default, x, [-1, *shape[1:]][: len(shape)])
 
         return node, restore
 
