@@ -166,12 +166,19 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 def decompositions() -> dict[Any, Any]:
     """Returns PyTorch's own decompositions, less the operators that have a rule of their own."""
     composite = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
-    table = {
-        operator: function
-        for operator, function in _defaults(frozenset(composite)).items()
-        if not (operator in RULES or operator in KEEP or is_pointwise(operator))
-    }
-    return {**table, **OURS, **DECOMPOSITIONS}
+    return {**_of_others(frozenset(composite), frozenset(RULES)), **OURS, **DECOMPOSITIONS}
+
+
+@lru_cache(maxsize=1)
+def _of_others(composite: frozenset[str], ruled: frozenset[Any]) -> dict[Any, Any]:
+    """Returns those of operators without a rule: to ask for each is a tenth of the time of a small network.
+
+    Args:
+        composite: See :func:`_defaults`.
+        ruled: The operators with a rule.
+    """
+    whole = ruled | KEEP
+    return {o: f for o, f in _defaults(composite).items() if o not in whole and not is_pointwise(o)}
 
 
 @lru_cache(maxsize=1)
