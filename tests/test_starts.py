@@ -209,3 +209,58 @@ def test_causal_autoencoders_stream(entry: Entry) -> None:
     report = co3d.compile(entry.build(), entry.examples()).report()
     latents = entry.shapes[0][2] if "decoder" in entry.name else (entry.shapes[0][2] + 3) // 4
     assert report.gmac_step <= 1.5 * report.gmac_clip / latents
+
+
+class Tokens(nn.Module):
+    """A learned entry, or two, in front of frames (N, T, 4) and what remembers them."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 2, 4))
+        self.lstm, self.gru = nn.LSTM(4, 5, batch_first=True), nn.GRU(4, 4, 2, batch_first=True)
+        self.cell, self.linear = nn.GRUCell(4, 4), nn.Linear(4, 4)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+    def joined(self, x: Tensor, two: bool = False) -> Tensor:
+        return torch.cat([(self.two if two else self.one).expand(x.shape[0], -1, -1), x], 1)
+
+    def loop(self, x: Tensor) -> Tensor:
+        h, out = x.new_zeros(x.shape[0], 4), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+TOKENS = {
+    "in front of an LSTM": (lambda m, x: m.lstm(m.joined(x))[0], 0),
+    "cut off behind it": (lambda m, x: m.lstm(m.joined(x))[0][:, 1:], 1),
+    "repeated, in place of the last frame": (
+        lambda m, x: m.lstm(torch.cat([m.one.repeat(x.shape[0], 1, 1), x[:, :-1]], 1))[0],
+        0,
+    ),
+    "two, before two layers": (lambda m, x: m.gru(m.joined(x, two=True))[0][:, 2:], 2),
+    "behind a linear layer": (lambda m, x: m.gru(F.relu(m.linear(m.joined(x))))[0], 0),
+    "summed": (lambda m, x: m.joined(x).cumsum(1), 0),
+    "in front of a loop": (lambda m, x: m.loop(m.joined(x)), 0),
+    "in front of a loop, cut off": (lambda m, x: m.loop(m.joined(x))[:, 1:], 1),
+}
+
+
+@pytest.mark.parametrize("boundary", ["stream", "exact"])
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_learned_entry_in_front_of_frames_is_remembered(name: str, boundary: str) -> None:
+    forward, delay = TOKENS[name]
+    module = Tokens(forward).eval()
+    compiled = co3d.compile(module, torch.randn(2, 8, 4), time_dim=1, boundary=boundary)
+    assert not compiled.report().recomputed
+    assert tuple(compiled.info.delays.values()) == (delay,)
+    x = torch.randn(2, 20, 4)
+    session = open_session(compiled, batch=2)
+    got = np.stack([session.step(x[:, t].numpy()) for t in range(20)], 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(got[:, delay:], module(x).numpy()[:, : 20 - delay], atol=1e-5)

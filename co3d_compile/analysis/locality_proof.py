@@ -225,7 +225,7 @@ def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
         NotLocal: They read beyond their reach.
     """
     if reach.period > 1:
-        raise NotLocal("blocks of several entries have no exact ends yet")
+        raise OddEnds("blocks of several entries have no exact ends yet")
     whole, step = in_float64(part.at(entries)), in_float64(part.at(length))
     generator = torch.Generator().manual_seed(1)
     clips = part.inputs(entries, generator)
@@ -254,7 +254,7 @@ def _partly(
 
 def _check_end(got: Tensor, wanted: Tensor) -> None:
     if not _equal(got, wanted):
-        raise NotLocal("at the ends of a clip it reads beyond its reach, and they are to be exact")
+        raise OddEnds("at the ends of a clip it reads beyond its reach")
 
 
 def _block(result: Tensor, dim: int, start: int, period: int) -> Tensor:

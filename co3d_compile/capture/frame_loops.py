@@ -13,6 +13,7 @@ from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import insert
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filled
 from co3d_compile.ir.program import Program
@@ -50,19 +51,71 @@ def roll(program: Program) -> None:
 
 
 def rolled(program: Program, node: Node) -> Node | None:
-    """Returns what may take the place of a concatenation, if it collects a loop over frames; else None."""
+    """Returns what may take the place of a concatenation, if it collects a loop over frames; else None.
+
+    The first turns may be others, fewer than half of them: those of ``q = (q + [f(x[:, t])])[-3:]`` have a shorter
+    list. They are a start of their own.
+    """
     dim = Arguments(node).dim(node)
-    parts = _joined(node, dim)
-    if len(parts) < 3:
-        return None
+    flat = _flattened(node, dim)
     times = TimeDims(program)
+    try:
+        for first in range((len(flat) + 1) // 2):
+            parts = _joined(flat[first:], dim)
+            found = _rolled(program, node, dim, parts, times) if len(parts) >= 3 else None
+            if found is not None:
+                return insert(program, node, aten.cat.default, [*flat[:first], found], dim) if first else found
+    finally:
+        times.forget()
+    return None
+
+
+def _rolled(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
+    """Returns such a concatenation of parts, if they are the turns of a loop over frames."""
     try:
         return _Loop(program, node, dim, parts, times).rolled()
     except (_Differ, RuntimeError, ValueError, TypeError, IndexError):
         program.graph.eliminate_dead_code()  # what was written before it turned out
         return None
-    finally:
-        times.forget()
+
+
+class Chains:
+    """Which operators of a loop do the same in turn after turn, also where several turns read one result.
+
+    Args:
+        copies: One operator of each turn.
+    """
+
+    def __init__(self, copies: tuple[Node, ...]) -> None:
+        self.after: dict[Node, set[Node]] = {}
+        self.before: dict[Node, set[Node]] = {}
+        for found in reached([copies], _read_alike):
+            for a, b in pairwise(found):
+                self.after.setdefault(a, set()).add(b)
+                self.before.setdefault(b, set()).add(a)
+
+    def around(self, copies: tuple[Node, ...]) -> tuple[Node, ...]:
+        """Returns these copies with those of the turns before and behind that are known to be turns."""
+        front, back = self._walk(copies[0], self.before), self._walk(copies[-1], self.after)
+        whole = (*reversed(front), *copies, *back)
+        return whole if len(set(whole)) == len(whole) else copies
+
+    def _walk(self, node: Node, onward: dict[Node, set[Node]]) -> list[Node]:
+        found = [node]
+        while len(others := onward.get(found[-1], set())) == 1:
+            (node,) = others
+            if node in found:
+                break
+            found.append(node)
+        return found[1:]
+
+
+def _read_alike(copies: tuple[Node, ...]) -> list[tuple[Node, ...]]:
+    """Returns what copies of an operator read, operand by operand, as far as it differs."""
+    flat = [[v for v in pytree.tree_leaves((c.args, c.kwargs)) if isinstance(v, Node)] for c in copies]
+    if len({(c.op, c.target, len(values)) for c, values in zip(copies, flat, strict=True)}) != 1:
+        return []
+    return [values for values in zip(*flat, strict=True) if len(set(values)) == len(values)]
 
 
 class _Loop:
@@ -72,6 +125,7 @@ class _Loop:
         self.program, self.node, self.dim, self.parts, self.times = program, node, dim, parts, times
         self.rows = shape_of(program.placeholders()[0])[0]
         self.found: dict[tuple[Node, ...], tuple[Node, bool]] = {}
+        self.chains = Chains(parts)
 
     def rolled(self) -> Node:
         """Returns the concatenation, computed from all frames at once."""
@@ -80,7 +134,7 @@ class _Loop:
         if not loops:
             raise _Differ
         rest = [s for d, s in enumerate(shape_of(self.node)) if d != self.dim]
-        if rest[0] != self.rows:
+        if rest[0] != self.rows or shape_of(body)[0] != self.rows * count:
             raise _Differ
         apart = insert(self.program, self.node, aten.reshape.default, body, [rest[0], count, *rest[1:]])
         order = [0, *range(2, len(rest) + 1)]
@@ -90,8 +144,26 @@ class _Loop:
     def _alike(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
         """Returns what all copies compute, and whether it is of all frames (else it is one and the same constant)."""
         if copies not in self.found:
-            self.found[copies] = self._leaf(copies) or self._operator(copies)
+            self.found[copies] = self._leaf(copies) or self._among(copies) or self._operator(copies)
         return self.found[copies]
+
+    def _among(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
+        """Returns what all copies compute as a part of that, where the turns before or behind compute it too."""
+        chain = self.chains.around(copies)
+        if chain == copies:
+            return None
+        try:
+            every, loops = self._alike(chain)
+        except _Differ:
+            return None
+        if not loops:
+            return every, False
+        if shape_of(every)[0] != self.rows * len(chain):
+            return None
+        first, rest = chain.index(copies[0]), shape_of(copies[0])[1:]
+        apart = insert(self.program, self.node, aten.reshape.default, every, [self.rows, len(chain), *rest])
+        part = insert(self.program, self.node, aten.slice.Tensor, apart, 1, first, first + len(copies))
+        return insert(self.program, self.node, aten.reshape.default, part, [self.rows * len(copies), *rest]), True
 
     def _leaf(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
         """Returns the frames of one tensor, one after the other, folded into the batch.
@@ -173,9 +245,14 @@ class _Loop:
         new = insert(self.program, self.node, first.target, *args, **kwargs)
         new.meta = {**first.meta, "val": new.meta["val"]}
         several = isinstance(first.meta["val"], (tuple, list))  # each that is read is looked at by itself
-        if not several and shape_of(new) != (self.rows * count, *shape_of(first)[1:]):
+        if not several and not self._holds_turns(new, first, count):
             raise _Differ
         return new, True
+
+    def _holds_turns(self, new: Node, one: Node, count: int) -> bool:
+        """Says whether a tensor is that of one turn with all turns in the dim of the batch, wherever that is."""
+        changed = [(a, b) for a, b in zip(shape_of(new), shape_of(one), strict=True) if a != b]
+        return changed == [(self.rows * count, self.rows)]
 
 
 def _padding(nodes: list[Node]) -> float | None:
@@ -185,12 +262,11 @@ def _padding(nodes: list[Node]) -> float | None:
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _joined(node: Node, dim: int) -> tuple[Node, ...]:
+def _joined(parts: tuple[Node, ...], dim: int) -> tuple[Node, ...]:
     """Returns what is joined along a dim, entry by entry, without that dim where it was made for it.
 
     Nothing if by more.
     """
-    parts = _flattened(node, dim)
     if any(shape_of(p)[dim] != 1 for p in parts):
         return ()
     made = all(p.target is aten.unsqueeze.default for p in parts)

@@ -115,6 +115,33 @@ class Copies:
         within = reached([at], lambda place: [edge.at for edge in self.edges[place] if isinstance(edge, Inner)])
         return any(isinstance(edge, Earlier) for place in within for edge in self.edges[place])
 
+    def recurrent(self) -> list[int]:
+        """Returns the operators of the body that depend on what they have computed in an earlier turn."""
+        return [at for at in self.body if at in reached(self._read(at), self._read)]
+
+    def _read(self, at: int) -> list[int]:
+        return [edge.at for edge in self.edges[at] if isinstance(edge, (Inner, Earlier))]
+
+    def core(self) -> Copies | None:
+        """Returns the loop of what a turn hands on to itself, without what only reads that; None where that is all.
+
+        ``hs.append(cell(x, hs[-1])); out.append(torch.stack(hs[-3:]).mean(0))`` is a loop of cells, whose first turn is
+        as the others. Their means are not.
+        """
+        own = self.recurrent()
+        kept = reached(own, self._read)
+        if not own or len(kept) == len(self.body):
+            return None
+        edges = [operands if at in kept else [] for at, operands in enumerate(self.edges)]
+        lags = {(e.at, e.lag) for operands in edges for e in operands if isinstance(e, Earlier)}
+        return Copies(
+            [{at: node for at, node in turn.items() if at in kept} for turn in self.turns],
+            edges,
+            {place: walk for place, walk in self.walks.items() if place[0] in kept},
+            self.invariant & kept.keys(),
+            {(at, lag): node for (at, lag), node in self.starts.items() if any(a == at and lag <= b for a, b in lags)},
+        )
+
 
 @dataclass
 class _Signature:

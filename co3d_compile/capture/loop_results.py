@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
+MANY = 16  # entries that are joined for each turn
 Written = tuple[int, int, Node]  # first index, how many, and what is written there
 
 
@@ -18,11 +20,14 @@ def join_results(program: Program) -> None:
     """Rewrites:
 
     1. ``cat([cat([a, b]), c])`` to ``cat([a, b, c])``;
-    2. ``y[:, 0] = a; y[:, 1] = b`` to ``stack([a, b])`` where all of y is written; ``y[:, 0]`` behind it to ``a``.
+    2. ``cat([cat([a, b, c]), d])[1:]`` to ``cat([b, c, d])``: the last entries of a list that grows;
+    3. ``y[:, 0] = a; y[:, 1] = b`` to ``stack([a, b])`` where all of y is written; ``y[:, 0]`` behind it to ``a``.
     """
     for node in list(program.graph.nodes):
         if node.target is aten.cat.default:
             _flatten(node)
+        elif node.target is aten.slice.Tensor:
+            _shorten(program, node)
         elif node.target is aten.select.int:
             _forward(node)
     for node in reversed(list(program.graph.nodes)):
@@ -38,6 +43,21 @@ def _flatten(node: Node) -> None:
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim and len(part.users) == 1
         parts += Arguments(part).tensors("tensors") if inner else [part]
     node.args = (parts, dim)
+
+
+def _shorten(program: Program, node: Node) -> None:
+    """Joins those of a few single entries that a slice leaves, where they are joined one by one."""
+    x, dim, start, end, step = sliced(node)
+    if x.target is not aten.cat.default or step != 1 or Arguments(x).dim(x) != dim or shape_of(x)[dim] > MANY:
+        return
+    parts: list[Node] = []
+    for part in Arguments(x).tensors("tensors"):
+        inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
+        parts += Arguments(part).tensors("tensors") if inner else [part]
+    if any(shape_of(part)[dim] != 1 for part in parts) or end <= start:
+        return
+    left = parts[start:end]
+    replace(node, left[0] if len(left) == 1 else insert(program, node, aten.cat.default, left, dim))
 
 
 def _forward(node: Node) -> None:

@@ -39,8 +39,8 @@ def take_starts_from_streams(program: Program, copies: Copies, states: list[tupl
     """
     starts = {key: copies.starts[key] for key in states if copies.starts.get(key) in times.timed}
     starts = {key: node for key, node in starts.items() if frame_of(node) is None and filling_like(node) is None}
-    if not starts or not any(copies.remembers(at) for at, _ in states):
-        return False  # nothing but pieces of a turn that are read by the next one
+    if not starts or not copies.recurrent():
+        return False  # nothing but pieces of a turn that are read by the next ones
     functions = {start: _FrameFunction.of(start, times) for start in starts.values()}
     entries: dict[Node, Node] = {}
     for start, function in functions.items():

@@ -56,7 +56,7 @@ def _one(program: Program, ends: bool) -> bool:
                     writers.append(LoopWriter(program, copies, times))
                     if writers[-1].write(with_state, ends):
                         return True
-                if with_state and _with_first_turn(program, writers, times):
+                if with_state and (_with_first_turn(program, writers, times) or _by_core(tokens, writers, times)):
                     return True
     finally:
         times.forget()
@@ -81,6 +81,17 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
     for writer in sorted(late, key=lambda w: len(w.copies.turns[-1]) < len(w.copies.body)):  # whole turns, if there are
         if take_starts_from_streams(program, writer.copies, writer.signature.states, times):
             return LoopWriter(program, writer.copies, TimeDims(program), pieces=True).write(with_state=True)
+    return False
+
+
+def _by_core(tokens: Tokens, writers: list[LoopWriter], times: TimeDims) -> bool:
+    """Writes a loop without what only reads the values that it hands on; says whether one was."""
+    for writer in writers:
+        core = writer.copies.core() if writer.begins_late else None
+        if core is not None:
+            Extension(tokens, core).run()
+            if LoopWriter(tokens.program, core, times).write(with_state=True):
+                return True
     return False
 
 

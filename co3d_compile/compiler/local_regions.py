@@ -80,6 +80,23 @@ def _annotated(program: Program, graph: Graph) -> Program | None:
     return tried
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """That a part is local.
+
+    Args:
+        reach: What a block depends on.
+        shortest: Entries of the shortest clip of which a block is right.
+        odd: What is odd about its first and last entries.
+        entries: Of the clip that showed it.
+    """
+
+    reach: Reach
+    shortest: int
+    odd: str | None
+    entries: int
+
+
 @dataclass
 class _Search:
     """The search for regions in one network."""
@@ -262,12 +279,14 @@ class _Search:
         try:
             inputs = self._inputs(result, facts)
             part = self._part(result, inputs, facts, wide=False)
-            found, shortest, odd = self._proved(part)
+            proof = self._proved(part)
             captures = self._part(result, inputs, facts, wide=True).captures
             names = tuple(n.name for n in inputs)
-            where, reach = (operator_name(start.target), module_path(start)), (found.before, found.after, found.period)
-            known = Region(result.name, *where, captures, names, part.dims, part.dim, *reach, shortest)
-            self._keep_first(start, result, inputs, known, odd)
+            where, found = (operator_name(start.target), module_path(start)), proof.reach
+            reach = found.before, found.after, found.period
+            known = Region(result.name, *where, captures, names, part.dims, part.dim, *reach, proof.shortest)
+            if self._ends_are_read(start, result, inputs, known, proof.odd):
+                confirm_ends(part, found, proof.entries, proof.shortest)
         except (NotLocal, NotResizable, RuntimeError, IndexError, ValueError, TypeError) as why:
             log.info("%s is no region: %s", place_of(start), why)
             self.odd |= {result} if isinstance(why, OddEnds) else set()
@@ -279,11 +298,11 @@ class _Search:
         self.program.module.recompile()
         return True
 
-    def _keep_first(self, start: Node, result: Node, inputs: list[Node], known: Region, odd: str | None) -> None:
-        """Sees that what follows may do without the first and last entries of a clip, which a stream has no more.
+    def _ends_are_read(self, start: Node, result: Node, inputs: list[Node], known: Region, odd: str | None) -> bool:
+        """Says whether what follows depends on the first entries of a stream, as what remembers for good does.
 
         Raises:
-            OddEnds: A window behind the region would read odd ones, or something remembers the first ones for good.
+            OddEnds: A window behind the region would read odd ones, which a stream has no more.
         """
         trial = replace(self.program, regions={**self.program.regions, result.name: known})
         graph = copy.deepcopy(self.program.graph)
@@ -296,8 +315,7 @@ class _Search:
         if odd is not None and any(fact_of(n).kind is Kind.WINDOW for n in behind):
             raise OddEnds(odd)
         edges = odd is not None or known.before + known.after > 0
-        if edges and self.program.options.boundary == "stream" and any(map(remembers_all, behind)):
-            raise OddEnds("its first entries, which a stream has not got, are remembered for good")
+        return self.program.options.boundary == "exact" or (edges and any(map(remembers_all, behind)))
 
     def _replace(self, graph: Graph, start: Node, result: Node, inputs: list[Node], known: Region) -> None:
         """Puts one operator in place of what computes a result, in the program's graph or a copy of it."""
@@ -339,8 +357,8 @@ class _Search:
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
-    def _proved(self, part: Part) -> tuple[Reach, int, str | None]:
-        """Returns the reach of a part, the entries of the shortest clip of which a block is right, and what is odd.
+    def _proved(self, part: Part) -> _Proof:
+        """Returns how local a part is.
 
         Raises:
             NotLocal: It is not local.
@@ -360,10 +378,7 @@ class _Search:
                     if is_wrapped(found, reach):
                         raise OddEnds("entries at one end depend on entries at the other")
                     reach, length = confirmed(part, reach, entries, torch.inf)
-                    odd = odd_entries(part, found, reach.period, entries)
-                    if self.program.options.boundary == "exact":
-                        confirm_ends(part, reach, entries, length)
-                    return reach, length, odd
+                    return _Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
         raise NotLocal("what each entry depends on differs from entry to entry")
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, map_arg
 
 from co3d_compile.ir.graph_edits import fake_mode, insert_constant
 from co3d_compile.ir.node_reading import module_path, returned
@@ -68,6 +68,18 @@ class FrameLoop:
         """Returns the operands, or the placeholders of the body: what is walked along, the states, what is fixed."""
         n = len(self.walked)
         return operands[:n], operands[n : n + self.states], operands[n + self.states :]
+
+    def __eq__(self, other: object) -> bool:
+        """Says whether it does the same as another loop, such as that of a longer clip."""
+        if not isinstance(other, FrameLoop) or self._described() != other._described():
+            return False
+        return self.body is other.body or _written(self.body) == _written(other.body)
+
+    def __hash__(self) -> int:
+        return hash(self._described())
+
+    def _described(self) -> tuple[object, ...]:
+        return self.walked, self.states, self.outputs, self.memory, self.opened
 
     def placeholders(self) -> list[Node]:
         """Returns what the body takes."""
@@ -145,6 +157,15 @@ def _outside(program: Program, node: Node, name: str, value: Tensor) -> Node:
         constant = program.graph.get_attr(name)
     constant.meta = {"val": fake_mode(program).from_tensor(there, static_shapes=True), "path": module_path(node)}
     return constant
+
+
+def _written(body: GraphModule) -> list[object]:
+    """Returns the operators of a body and what each reads, by their places in it."""
+    place = {n: i for i, n in enumerate(body.graph.nodes)}
+    return [
+        (n.op, None if n.op == "placeholder" else n.target, map_arg((n.args, dict(n.kwargs)), place.__getitem__))
+        for n in place
+    ]
 
 
 def _placeholders(graph: Graph) -> list[Node]:

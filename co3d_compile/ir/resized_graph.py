@@ -171,7 +171,7 @@ def check_same(graphs: Iterable[GraphModule]) -> None:
         if len(first.graph.nodes) != len(other.graph.nodes):
             raise NotResizable("the network has other operators for a longer clip")
         for a, b in pairs:
-            if a.op != b.op or (a.op == "call_function" and a.target is not b.target):
+            if a.op != b.op or (a.op == "call_function" and a.target != b.target):
                 name = operator_name(b.target)
                 raise NotResizable(f"the network has another operator for a longer clip ({name})")
             if a.op == "get_attr":

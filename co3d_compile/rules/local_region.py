@@ -84,7 +84,8 @@ class LocalRegion(Rule):
         places = [(known(x).batch, known(x).time) for x in operand_list(node)]
         batch, own_batch, time = places[0][0], self.layout(node).batch, self.layout(node).time
         assert batch is not None and own_batch is not None and time is not None
-        moved = None if low.ends is None else _moved_by(node, low.ends, front, length, block)
+        ends = low.opening(node)
+        moved = None if ends is None else _moved_by(node, ends, front, length, block)
         if moved is not None:
             for i, (own, over) in enumerate(places):
                 assert own is not None and over is not None
@@ -111,14 +112,14 @@ def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int)
     """Counts by how many entries the clip that a step runs on begins later, at the ends of a stream: (batch, 1).
 
     At its front it begins with the stream, and at its end it ends with it, so that its rows there are those of a clip.
-    What reads nothing behind its own entries needs no end.
+    What reads nothing behind its own entries needs no end, and without ``boundary="exact"`` there is none.
     """
     low, fact, x = ends.low, fact_of(node), fact_of(operand_list(node)[0])
-    assert ends.since_last is not None and x.end is not None
     start = low.call(aten.mul.Tensor, ends.steps, block)
     start = low.call(aten.sub.Tensor, start, block + fact.delay + front)
-    if not reach(node)[1]:
+    if not reach(node)[1] or ends.since_last is None:
         return low.call(aten.clamp.default, low.call(aten.neg.default, start), 0)
+    assert x.end is not None
     frames = low.call(aten.sub.Tensor, low.call(aten.mul.Tensor, ends.steps, ends.frames), ends.since_last)
     entries = _entries_of(low, frames, Fraction(x.rate), Fraction(x.end))
     sooner = low.call(aten.sub.Tensor, low.call(aten.add.Tensor, start, length), entries)
