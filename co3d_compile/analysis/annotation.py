@@ -10,18 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.reflected_starts import write_reflections
-from co3d_compile.analysis.regrouping import Regrouping, split_views
+from co3d_compile.analysis.regrouping import KEPT, Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
-from co3d_compile.ir.markers import blocks, hold, unblocked
+from co3d_compile.ir.markers import blocks, hold, kept, unblocked
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, own_of
 from co3d_compile.rules import rule_for
@@ -29,6 +33,8 @@ from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
 from co3d_compile.rules.pointwise import Pointwise, counts_on
 from co3d_compile.rules.remembering import remembered
+
+aten = torch.ops.aten
 
 
 def annotate(program: Program) -> list[tuple[Node, str]]:
@@ -113,14 +119,22 @@ def write_again(program: Program, names: frozenset[str]) -> None:
 
 
 def regroup(program: Program, regrouped: frozenset[Regrouping]) -> None:
-    """Makes one entry of several, or several of one, in front of operators that read time so."""
+    """Makes one entry of several, several of one, or the first one that of all, in front of what reads time so."""
     nodes = {n.name: n for n in program.graph.nodes}
     for reader, name, steps in sorted(regrouped):
         node, x = nodes[reader], nodes[name]
         for k in steps:
-            marker = insert_marker(program, node, *((blocks, x, k) if k else (unblocked, x)), like=x)
+            marker = insert_marker(program, node, *_regrouped(program, x, k), like=x)
             node.replace_input_with(x, marker)
             x = marker
+
+
+def _regrouped(program: Program, x: Node, k: int) -> tuple[Any, ...]:
+    """Returns the marker of one regrouping, and its arguments."""
+    if k == KEPT:
+        selected = x.target is aten.select.int
+        return kept, operand(x), Arguments(x).dim(operand(x)), selected, program.names_of(x)
+    return (blocks, x, k) if k else (unblocked, x)
 
 
 def separate_starts(program: Program, decisions: Decisions, names: frozenset[str]) -> Decisions:

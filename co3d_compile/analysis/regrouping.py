@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 from torch.fx import Node
 
+from co3d_compile.analysis.starts import first_entries, moving
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import TIME, LayoutLost
 from co3d_compile.ir.markers import blocks
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, NoExtension, fact_of, facts_as, is_stream, known
 from co3d_compile.rules import Rule
+from co3d_compile.rules.base import one_entry
 from co3d_compile.rules.blocks import blocked_fact, unblocked_fact
 from co3d_compile.rules.shape import View
 
 MOST = 32  # entries that one may become
 Regrouping = tuple[str, str, tuple[int, ...]]
 """An operator and its operand, by name, and what is done to that in order: k > 0: each k entries are one; 0: the way
-back."""
+back, KEPT: the first entry of the stream for ever."""
+KEPT = -1
 
 
 def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
@@ -29,6 +35,23 @@ def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
             if _streams(node, rule, scope):
                 return frozenset((node.name, x.name, steps) for x, (_, steps) in facts.items())
     return frozenset()
+
+
+def firsts_kept(node: Node, rule: Rule) -> frozenset[Regrouping]:
+    """Returns what must be the first entry for ever so that an operator streams which meets it; empty where none is.
+
+    In ``f(x) - g(x[:, :, :1])`` it is what g reads.
+    """
+    facts, found = {}, set[Regrouping]()
+    for x in filter(is_stream, node.all_input_nodes):
+        firsts = first_entries(x)
+        for first in firsts or ():
+            root = fact_of(operand(first))
+            facts[x] = replace(one_entry(root, known(x)), copies=NO_COPIES)
+            readers = [n for n in first.users if n is node or n in reached([x], moving)]
+            found |= {(n.name, first.name, (KEPT,)) for n in readers}
+    with facts_as(facts):
+        return frozenset(found) if facts and _streams(node, rule, "recompute") else frozenset()
 
 
 def folded(node: Node) -> dict[Node, tuple[Fact, tuple[int, ...]]]:

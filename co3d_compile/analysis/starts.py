@@ -60,6 +60,18 @@ def last_of_front(node: Node) -> int | None:
     return end if is_stream(x) and over_time(x, dim) and 2 * end < shape_of(x)[dim] else None
 
 
+def first_entries(x: Node) -> list[Node] | None:
+    """Returns the first entries of streams that a single entry is computed from, and from nothing else; else None."""
+
+    def onward(n: Node) -> list[Node]:
+        return [] if last_of_front(n) == 1 else moving(n)
+
+    found = reached([x], onward)
+    single = all((f := fact_of(n)).clip == f.length == 1 and not f.per_entry and is_stream(n) for n in found)
+    ends = [n for n in found if not onward(n)]
+    return ends if single and all(last_of_front(n) == 1 for n in ends) else None
+
+
 def moving(node: Node) -> list[Node]:
     """Returns the operands that are no constants."""
     return [x for x in operands(node) if fact_of(x).kind is not Kind.STATIC]

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.loop_layouts import annotate_body
-from co3d_compile.analysis.regrouping import Regrouping, folded, regroupings
+from co3d_compile.analysis.regrouping import Regrouping, firsts_kept, folded, regroupings
 from co3d_compile.analysis.starts import start_fact, start_of, starts_behind
 from co3d_compile.analysis.window_contents import paddings_of, uneven_strides
 from co3d_compile.analysis.window_facts import window_fact
@@ -225,6 +225,8 @@ class TimeWalk:
         if not self.program.refuted.isdisjoint(self.program.names_of(node)):
             return False
         found = regroupings(node, rule, scope)
+        if not found and self.program.options.recurrence == "state":
+            found = firsts_kept(node, rule)
         self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)
         return bool(found)
 

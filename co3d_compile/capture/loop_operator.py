@@ -16,6 +16,7 @@ from co3d_compile.capture.loop_body import Body, Signature, common_path, leave_p
 from co3d_compile.capture.loop_copies import Copies, Walk
 from co3d_compile.capture.loop_memory import memory_of
 from co3d_compile.capture.loop_numbers import counts_turns
+from co3d_compile.capture.loop_starts import is_of_first_frame
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
@@ -130,7 +131,7 @@ class LoopWriter:
             return False
         if any(2 * w.step * turns < shape_of(w.root)[w.dim] for w in walks):
             return False
-        if any(node in self.times.timed for node in takes.fixed.values()):
+        if any(node in self.times.timed and not is_of_first_frame(node, self.times) for node in takes.fixed.values()):
             return False
         starts = {key: self.copies.starts[key] for key in takes.states if key in self.copies.starts}
         if len(starts) < len(takes.states):

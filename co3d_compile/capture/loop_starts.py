@@ -56,6 +56,12 @@ def take_starts_from_streams(program: Program, copies: Copies, states: list[tupl
     return True
 
 
+def is_of_first_frame(node: Node, times: TimeDims) -> bool:
+    """Says whether a node is computed from the first frame alone, as what each turn compares its frame with."""
+    function = _FrameFunction.of(node, times)
+    return function is not None and all(t.start == 0 for t in function.frames.values())
+
+
 class _FrameFunction:
     """What is computed from one frame.
 

@@ -86,6 +86,14 @@ def unblocked(x: Tensor) -> Tensor:
     return x
 
 
+def kept(x: Tensor, dim: int, selected: bool, names: Sequence[str]) -> Tensor:
+    """Returns the first entry of a stream for ever; time is dim ``dim`` of ``x``.
+
+    The captured ``x[:, :, 0]`` (``selected``) or ``x[:, :, :1]`` of these names reads it.
+    """
+    return x.select(dim, 0) if selected else x.narrow(dim, 0, 1)
+
+
 def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
     """Returns a stream whose first entries are ``first``, and those of ``x`` come behind them.
 

@@ -27,7 +27,9 @@ class Loop(Rule):
 
     def flow(self, node: Node) -> Fact:
         loop = loop_of(node)
-        walked, _, _ = loop.parts(_operands(node))
+        walked, _, fixed = loop.parts(_operands(node))
+        if any(fact_of(x).clip == 1 and not fact_of(x).per_entry for x in filter(is_stream, fixed)):
+            raise NoExtension("reads a single entry of the clip in each turn")
         for x, dim in zip(walked, loop.walked, strict=True):
             place = known(x).time
             if place is None or not place.alone or place.dim != dim:
@@ -113,7 +115,7 @@ class Loop(Rule):
         """Returns the body on an entry of each walked tensor and what the turn before has handed on."""
         loop = loop_of(node)
         _, _, fixed = loop.parts(_operands(node))
-        given = [low.entry(x, i) if is_stream(x) else low.plain(x) for x in fixed]
+        given = [low.entry(x, i) if is_stream(node) and is_stream(x) else low.plain(x) for x in fixed]
         for inner, value in zip(loop.placeholders(), [*entries, *states, *given], strict=True):
             low.windows[inner] = value
         for inner in loop.body.graph.nodes:

@@ -1,15 +1,18 @@
-"""Starts of their own: the first entries of a stream are computed from the first entries of others alone."""
+"""First entries of a stream: those that are computed in another way than the rest, and the one that all others meet."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import TIME, Layout
-from co3d_compile.ir.markers import begin, opening, settled
+from co3d_compile.ir.markers import begin, kept, opening, settled, store
 from co3d_compile.ir.node_reading import operand, shape_of, whole
-from co3d_compile.ir.time_facts import fact_of, known
-from co3d_compile.rules.base import Rule, register
+from co3d_compile.ir.time_facts import Fact, NoExtension, Own, fact_of, known
+from co3d_compile.rules.base import Rule, one_entry, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -47,4 +50,34 @@ class Begin(Rule):
                 new = low.start.choose(low.start.inside(fact, i, back=False, lead=n + 1), new, value)
             steps = max(((n + fact.delay) // pulse + 1 for n in own), default=0)
             results.append(low.call(settled, restore(new), low.entry(x, i), steps) if own else low.entry(x, i))
+        return results
+
+
+@register(kept)
+class Kept(Rule):
+    """The first entry of a stream, which each later one meets: ``x - x[:, :, :1]``. It is remembered for good."""
+
+    def flow(self, node: Node) -> Fact:
+        if fact_of(operand(node)).spacing > 1:
+            raise NoExtension("is the first entry of several clips")
+        return replace(one_entry(fact_of(operand(node)), self.layout(node)), copies=NO_COPIES, own=Own())
+
+    def layout(self, node: Node) -> Layout:
+        one = known(operand(node)).resize(TIME, 1)
+        return one.remove([whole(node, 1)]) if node.args[2] else one
+
+    def remembers_all(self, node: Node) -> bool:
+        return True
+
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
+        x = operand(node)
+        fact, results = fact_of(x), []
+        firsts = [low.batch_first(low.entry(x, i), fact.layout) for i in range(low.pulse(x))]
+        state = low.carry_value([[new for new, _ in firsts]], firsts[0][0])
+        value = state
+        for i, (new, restore) in enumerate(firsts):
+            came = low.ends is None and i > fact.delay
+            value = value if came else low.start.choose(low.start.inside(fact, i - 1, back=False), value, new)
+            results.append(restore(value))
+        low.call(store, state, value)
         return results

@@ -48,6 +48,7 @@ from co3d_compile.verification.time_claims import (
     Value,
     claim_of,
     integer,
+    is_kept,
     is_recurrent,
     is_single,
     is_window,
@@ -91,6 +92,8 @@ class LongClip(Interpreter):
         self.boxes: Mapping[str, LongBoxes] = {}
         self.inside: Set[str] = frozenset()  # nodes of regions that nothing else reads
         self._read: dict[str, Value] = {}
+        self._firsts: dict[str, Tensor] = {}
+        self._kept = {name.split(">")[0] for name, claim in claims.items() if claim.kept}
 
     def index(self, claim: Claim, frame: Fraction) -> int | None:
         """Returns the entry of the long clip at a frame of the stream, if there is one."""
@@ -120,7 +123,10 @@ class LongClip(Interpreter):
             return self._seen(n, Stream(x, self.claims[n.name])) if self.timed[n.name] else x
         if n.op != "call_function":
             return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = self._arguments(n)
+        if n.name in self._kept:
+            first = self.index(args[0].claim, Fraction(0))
+            self._firsts[n.name] = args[0].without_time(first, n.target is aten.select.int)
         if self.double and kwargs.get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         try:
@@ -133,6 +139,14 @@ class LongClip(Interpreter):
                 what = str(error).strip().split("\n")[0]
                 raise NoReference(f"{place_of(n)}: {what}") from error
         return self._seen(n, value)
+
+    def _arguments(self, n: Node) -> tuple[Arguments, Named]:
+        """Returns what an operator is given: of a stream of which it reads the first entry for ever, that entry."""
+
+        def given(a: Node) -> Value:
+            return self._firsts[a.name] if is_kept(a, n, self.claims) else self.env[a]
+
+        return map_arg(n.args, given), map_arg(n.kwargs, given)
 
     def _captured_again(self, n: Node) -> Value:
         """Returns what an operator of the stream gives that has its indices for one clip; None where it is not known.

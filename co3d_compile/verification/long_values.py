@@ -41,6 +41,17 @@ class Stream:
         """Returns one entry; None where it is not there."""
         return self.span(index, 1)
 
+    def without_time(self, index: int | None, selected: bool) -> Tensor:
+        """Returns one entry for a reader to which it is a constant; ``selected``: without its dim.
+
+        Raises:
+            NoReference: It is not there.
+        """
+        found, place = self.entry(index), self.claim.place
+        if found is None or place is None:
+            raise NoReference("the first entry of the stream is not in the long clip")
+        return found.squeeze(place.dim) if selected else found
+
 
 @dataclass(frozen=True)
 class Windows:

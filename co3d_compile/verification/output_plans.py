@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.resized_arguments import SCATTERS
-from co3d_compile.verification.time_claims import Claim, claim_of, integer, is_recurrent, is_single, is_window
+from co3d_compile.verification.time_claims import Claim, claim_of, integer, is_kept, is_recurrent, is_single, is_window
 
 aten = torch.ops.aten
 
@@ -89,7 +89,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
     """Returns how a node is computed on the long clip; ``timed`` are the inputs with a time dim."""
     if n.op == "placeholder":
         return "stream" if n.name in timed else "static"
-    own = {sorts[a] for a in n.all_input_nodes}
+    own = {"static" if is_kept(a, n, claims) else sorts[a] for a in n.all_input_nodes}
     claim = claim_of(n, claims)
     if n.op != "call_function" or own <= {"static"} or claim.kind is Kind.START:  # the same wherever the stream is
         return "static"

@@ -23,7 +23,7 @@ from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost, Place
-from co3d_compile.ir.markers import blocks, chain, region, unblocked
+from co3d_compile.ir.markers import blocks, chain, kept, region, unblocked
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments as Given
 from co3d_compile.ir.program import Program
@@ -52,7 +52,10 @@ class NoReference(Exception):
 
 @dataclass(frozen=True)
 class Claim:
-    """What the compiler says of a tensor: where time is in it, and how far its entries are apart."""
+    """What the compiler says of a tensor: where time is in it, and how far its entries are apart.
+
+    Of one that is ``kept`` for a reader: that this reads the first entry of the stream for ever.
+    """
 
     kind: Kind
     layout: Layout | None = None
@@ -61,6 +64,7 @@ class Claim:
     spacing: int = 1
     gate: str | None = None
     crop: int = 0
+    kept: bool = False
 
     @property
     def place(self) -> Place | None:
@@ -170,6 +174,9 @@ def _regrouped(program: Program) -> dict[str, Claim]:
             for reader in readers:
                 pairs = ((a, b) for a in program.names_of(x) for b in program.names_of(reader))
                 claims.update({f"{a}>{b}": _claim(node) for a, b in pairs})
+        if node.target is kept:
+            pairs = ((a, b) for a in node.args[3] for reader in node.users for b in program.names_of(reader))
+            claims.update({f"{a}>{b}": replace(_claim(node), kept=True) for a, b in pairs})
     return claims
 
 
@@ -218,7 +225,12 @@ def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
 
 
 def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
-    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a sum or maximum so far."""
+    """Says whether a streaming operator depends on all that ever came: a recurrent layer, a sum or maximum so far.
+
+    Or on the first that came.
+    """
+    if any(is_kept(a, n, claims) for a in n.all_input_nodes):
+        return True
     if isinstance(n.target, FrameLoop):
         return n.target.memory is None and claim_of(n, claims).kind is Kind.STREAM
     if is_recurrent(n):
@@ -229,6 +241,11 @@ def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
     assert isinstance(x, Node) and isinstance(dim, int)
     place = claim_of(x, claims).place
     return claim_of(n, claims).kind is Kind.STREAM and place is not None and dim % x.meta["val"].dim() == place.dim
+
+
+def is_kept(x: Node, reader: Node, claims: dict[str, Claim]) -> bool:
+    """Says whether a reader reads a first entry for ever."""
+    return claims.get(f"{x.name}>{reader.name}", NOTHING).kept
 
 
 def is_single(n: Node, claims: dict[str, Claim]) -> bool:
