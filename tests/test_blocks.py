@@ -147,3 +147,27 @@ def test_what_has_no_blocks_is_a_window(name: str) -> None:
     compiled = co3d.compile(module, (clip,))
     assert compiled.report().recomputed
     assert co3d.verify(compiled, module, (clip,)).passed
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_last_block_that_is_padded_is_behind_the_stream(masked: bool) -> None:
+    """Attention in blocks of four, of 10 frames: the last block is half empty."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, t = m.a(x), x.shape[2]
+        missing = -t % 4
+        rows = F.pad(y, (0, missing)).transpose(1, 2).unflatten(1, (-1, 4))
+        scores = rows @ rows.mT
+        if masked:
+            mask = F.pad(torch.ones(x.shape[0], t), (0, missing)).view(x.shape[0], -1, 1, 4)
+            scores = scores.masked_fill(mask == 0, -1e9)
+        return (scores.softmax(-1) @ rows).flatten(1, 2)[:, :t]
+
+    torch.manual_seed(0)
+    net, x = fn(forward, a=conv)().eval(), torch.randn(1, 4, 24)
+    compiled = co3d.compile(net, torch.randn(1, 4, 10))
+    assert not compiled.report().recomputed and co3d.verify(compiled, net, torch.randn(1, 4, 10)).passed
+    session = co3d.StreamSession(compiled, threads=1)
+    (delay,) = session.info.delays.values()
+    got = torch.cat([torch.from_numpy(session.step(x[:, :, t : t + 4].numpy())) for t in range(0, 24, 4)], 1)
+    assert torch.allclose(got[:, delay + 4 :], net(x)[:, 4 : 24 - delay], atol=1e-5)

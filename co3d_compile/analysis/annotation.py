@@ -21,10 +21,11 @@ from co3d_compile.analysis.regrouping import KEPT, Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
+from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_edits import insert_marker
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import blocks, hold, kept, unblocked
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, own_of
@@ -64,6 +65,7 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
     fix_pulse(program)
     program.notes.split_views = split_views(program)
     program.notes.goes_on = going_on(program)
+    program.notes.crops = cropped(program)
     return walk.fallbacks
 
 
@@ -177,6 +179,21 @@ def going_on(program: Program) -> dict[str, tuple[tuple[int, ...], Tensor]]:
                 dims = (-2, -1)
             if dims:
                 found.update({name: (dims, program.constant(x)) for name in program.names_of(x) if name in captured})
+    return found
+
+
+def cropped(program: Program) -> dict[str, tuple[int, int, int]]:
+    """Gives the captured slices and selections over time where ``window`` is another length than the clip's."""
+    captured = set(program.notes.captured)
+    found: dict[str, tuple[int, int, int]] = {}
+    for node in program.graph.nodes:
+        part = part_taken(node)
+        if part is None:
+            continue
+        x, dim, start, end = part
+        place, size = fact_of(x).time, shape_of(x)[dim]
+        if place is not None and place.alone and place.dim == dim and fact_of(x).length != place.size:
+            found.update({name: (start, end, size) for name in program.names_of(node) if name in captured})
     return found
 
 

@@ -206,6 +206,8 @@ class TimeWalk:
             if self.program.options.recurrence == "window" and rule.remembers_all(node):
                 raise NoExtension("starts again with each window (recurrence='window')")
             fact = rule.flow(node)
+            if fact.length < 1 <= fact.clip:
+                _refuse_short_window(self.program, node)
             starts = [f.due for f in facts if f.kind is Kind.START]
             if starts and node.name in self.decisions.late:
                 fact = fact.no_sooner(max(starts))
@@ -318,6 +320,15 @@ def _per_entry_behind(node: Node) -> Names:
         return [x for x in operands(n) if is_stream(x) and fact_of(x).per_entry]
 
     return frozenset(n.name for n in reached(per_entry(node), per_entry))
+
+
+def _refuse_short_window(program: Program, node: Node) -> None:
+    raise UsageError(
+        f"window={program.options.window} is too short: nothing is left of it.",
+        operator=operator_name(node.target),
+        module_path=module_path(node),
+        hint="Take a longer window, or compile for a clip of that length.",
+    )
 
 
 def _refuse_channels(program: Program, node: Node) -> None:

@@ -223,6 +223,8 @@ def _index_select(program: Program, node: Node) -> None:
     if index.op != "get_attr":
         return
     dim, values = dim % rank_of(x), program.constant(index).flatten().tolist()
+    if max(values, default=0) < 0:  # all are counted from the end
+        values = [value + shape_of(x)[dim] for value in values]
     front, back = _repeated(values), _repeated(values[::-1])
     even = _evenly(values[front : len(values) - back])
     if even is None:

@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from co3d_compile.capture.operator_regions import Constants
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.errors import UsageError
+from co3d_compile.ir.aten_operators import part_taken
+from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
+
+aten = torch.ops.aten
 
 
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
@@ -22,9 +27,12 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
     Args:
         program: What was assumed of it is noted.
         again: Captures the network for clips so many times as long.
+
+    Raises:
+        UsageError: ``window`` has no meaning for a slice or selection of frames.
     """
-    views, constants = program.notes.split_views, program.notes.goes_on
-    if not views and not constants:
+    views, constants, crops = program.notes.split_views, program.notes.goes_on, program.notes.crops
+    if not views and not constants and not crops:
         return frozenset()
     try:
         longer = again(2, False)
@@ -32,6 +40,8 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         _say(program, str(why))
         return frozenset()
     there = {n.name: n for n in longer.graph.nodes} if longer is not None else {}
+    for name, crop in crops.items():
+        _check_crop(program, there.get(name), crop)
     wrong = {name for name, shape in views.items() if name not in there or shape_of(there[name])[1:] != shape[1:]}
     known = Constants(longer, wide=False, shapes=True) if longer is not None else None
     for name, (dims, value) in constants.items():
@@ -41,10 +51,39 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
     return frozenset(wrong) - program.refuted
 
 
+def _check_crop(program: Program, node: Node | None, crop: tuple[int, int, int]) -> None:
+    """Checks that a slice leaves out as many entries at either end of a longer clip, as it does of a window.
+
+    What it begins with is counted from the front, and so is a selection, unless it is the last entry.
+
+    Raises:
+        UsageError: It does not.
+    """
+    part = part_taken(node) if node is not None else None
+    if node is None or part is None:
+        return
+    x, dim, start, end = part
+    more = shape_of(x)[dim] - crop[2]
+    selected = node.target is aten.select.int
+    moved = start - crop[0], end - crop[1]
+    usual = [(0, 0), (more, more)] if selected and crop[1] == crop[2] else [(0, 0)] if selected else [(0, more)]
+    if more > 0 and moved not in usual:
+        raise UsageError(
+            f"window={program.options.window} has no meaning for frames that are taken by their number.",
+            operator=operator_name(node.target),
+            module_path=module_path(node),
+            hint="Compile for a clip of that length instead.",
+        )
+
+
 def _say(program: Program, why: str) -> None:
     if program.notes.split_views:
         program.notes.warnings.append(
             f"A view splits time into blocks of frames; that they are as long in a longer clip is assumed: {why}."
+        )
+    if program.notes.crops:
+        program.notes.warnings.append(
+            f"That slices over time leave out as many entries of a window as of a clip is assumed: {why}."
         )
     usual = all(_is_usual(value, *dims) for dims, value in program.notes.goes_on.values())
     if not usual:

@@ -114,12 +114,23 @@ class _Search:
 
     @cached_property
     def long(self) -> GraphModule:
-        """The network captured for clips twice as long.
+        """The network captured for clips twice as long, or three times.
+
+        What is padded to whole blocks has no padding at some lengths: 10 frames are two blocks of four and a half one.
 
         Raises:
             NotResizable: It cannot be captured so.
         """
-        long = self.again(2, False)
+        try:
+            return self._captured(2)
+        except NotResizable as why:
+            try:
+                return self._captured(3)
+            except NotResizable:
+                raise why from None
+
+    def _captured(self, factor: int) -> GraphModule:
+        long = self.again(factor, False)
         assert long is not None
         check_same([self.short, long.module])
         return long.module

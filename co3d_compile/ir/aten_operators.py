@@ -265,5 +265,17 @@ def sliced(node: Node) -> tuple[Node, int, int, int, int]:
     return x, dim, start, max(start, end), step
 
 
+def part_taken(node: Node) -> tuple[Node, int, int, int] | None:
+    """Returns the operand, dim, first entry and end of a slice or a selection; None for anything else."""
+    if node.target is aten.slice.Tensor:
+        return sliced(node)[:4]
+    if node.target is aten.select.int:
+        x = operand(node)
+        dim = argument(node, 1, "dim") % rank_of(x)
+        index = argument(node, 2, "index") % shape_of(x)[dim]
+        return x, dim, index, index + 1
+    return None
+
+
 NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
 LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d]

@@ -212,6 +212,7 @@ class Notes:
         split_views: Captured views that split time into blocks, and their shape for a clip twice as long.
         goes_on: Captured constants that count frames, or say which frames see each other, with the dims that grow with
             the clip, and their values.
+        crops: Captured slices and selections over time, of a window that is no clip: first entry, end, and entries.
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
         kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
@@ -231,6 +232,7 @@ class Notes:
     survey: list[Operator] = field(default_factory=list)
     split_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
     goes_on: dict[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    crops: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
+from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operands, operator_name
 from co3d_compile.ir.stored_constants import get_constant
@@ -134,8 +135,17 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
             made[node].meta = dict(node.meta)
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
+            made[node].args = _with_sizes(node, made[node].args)
     graph.output(made[result])
     return GraphModule(module, graph)
+
+
+def _with_sizes(node: Node, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    """Returns the arguments of a view with the size that it leaves open: another one may be left open in its place."""
+    sizes = args[1] if node.target in SIZED - {aten.expand.default} and len(args) > 1 else ()
+    if not isinstance(sizes, (list, tuple)) or -1 not in sizes:
+        return args
+    return (args[0], list(map(int, node.meta["val"].shape)), *args[2:])
 
 
 def in_float64(module: GraphModule) -> GraphModule:

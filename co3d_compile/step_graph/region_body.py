@@ -100,7 +100,8 @@ def _constant(low: Builder, one: Tensor, two: Tensor, like: Node, like_dim: int)
     rows = one.unflatten(d, (batch, -1))
     first, step = rows.narrow(d, 0, 1), torch.zeros_like(rows.narrow(d, 0, 1))
     if batch > 1:
-        step = rows.narrow(d, 1, 1) - first if not first.dtype.is_floating_point else step
+        counts = not first.dtype.is_floating_point and first.dtype is not torch.bool
+        step = rows.narrow(d, 1, 1) - first if counts else step
     index = torch.arange(batch + 1).view(-1, *[1] * (rows.dim() - d - 1))
     expected = first + (step * index).to(step.dtype)
     if len(dims) > 1 or not torch.equal(expected.flatten(d, d + 1), two):

@@ -151,6 +151,7 @@ def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
     else:
         dim, index = next((d, i) for d, i in enumerate(rest[0]) if i is not None)
     values = index.flatten().tolist()
+    values = [v + r.clip * r.before.places for v in values] if max(values, default=0) < 0 else values
     front, back = (next((i for i, v in enumerate(w) if v != w[0]), 1) - 1 for w in (values, values[::-1]))
     values = values[front : len(values) - back]
     steps = {b - a for a, b in pairwise(values)} or {1}
