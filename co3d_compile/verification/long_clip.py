@@ -127,7 +127,7 @@ class LongClip(Interpreter):
         if n.name in self._kept:
             first = self.index(args[0].claim, Fraction(0))
             self._firsts[n.name] = args[0].without_time(first, n.target is aten.select.int)
-        if self.double and kwargs.get("dtype") is torch.float32:
+        if self.double and kwargs.get("dtype") in (torch.float32, torch.float16):
             kwargs = {**kwargs, "dtype": torch.float64}
         try:
             value = self._call(n, args, kwargs)

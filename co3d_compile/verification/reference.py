@@ -124,6 +124,12 @@ class Reference:
         read = computed_from(*(n for n in operators if remembers_all(n, self.claims)))
         return {module_path(n) or "model" for n in read if n.op == "call_function"}
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the network itself computes in float16."""
+        values = [n.meta.get("val") for n in self.program.graph.nodes]
+        return any(isinstance(v, Tensor) and v.dtype is torch.float16 for v in values)
+
     def gates(self) -> list[str]:
         """Returns the operators that are replaced by what they are in the stream."""
         return [

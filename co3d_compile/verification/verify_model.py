@@ -54,6 +54,7 @@ REMEMBERS = (
 REDUCED = {"state_dtype": ("float16", "States are float16", 0.1), "int8": (True, "Convolutions compute in 8 bits", 1.0)}
 ABOUT_RIGHT = 1e-2  # standard deviations: from here on a file is worth a closer look
 ROUNDING = 20  # times the tolerance: below this an error may be one of rounding
+OF_HALVES = 1000  # the same where the network itself computes in float16
 
 
 def verify(
@@ -182,6 +183,7 @@ class _Check:
         self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
         self.own_rounding = 0.0
+        self.rounding = self.tolerance * (OF_HALVES if self.reference.has_halves else ROUNDING)
         self.largest, self.compared, self.changed = LargestError(), 0, False
         self.first_segment: Segment | None = None
         self.worst_segment: Segment | None = None
@@ -212,7 +214,7 @@ class _Check:
         if self.exact is not None:
             own = f"the untouched model itself is off by {self.own_rounding:.1g} in float32"
             self.notes.append(f"Reference in float64: {own}, and up to four times that is rounding.")
-        self.tolerance = max(self.tolerance, min(4 * self.own_rounding, ROUNDING * self.tolerance))
+        self.tolerance = max(self.tolerance, min(4 * self.own_rounding, self.rounding))
         self.reason, self.differs = self._explained()
 
     def _advance(self, stage: str) -> None:
@@ -227,7 +229,7 @@ class _Check:
         self.compared += len(indices)
         expected = self._expected(segment, indices)
         found = largest_error(self.info, segment.results, expected)
-        if self.tolerance < found.relative <= ROUNDING * self.tolerance:
+        if self.tolerance < found.relative <= self.rounding:
             found = self._without_rounding(segment, indices, expected, found)
         return found
 
