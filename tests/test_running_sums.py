@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from zoo import Graph
 
 import co3d_compile as co3d
@@ -92,3 +92,16 @@ def test_small_numbers_are_summed_up_as_large_ones(name: str) -> None:
     expected = net(clip).numpy()
     np.testing.assert_allclose(last, expected if last.shape == expected.shape else expected[..., -1], rtol=1e-6)
     assert not compiled.info.recomputed
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.02])
+def test_rounding_of_a_network_that_sums_in_half_precision_is_its_own(factor: float) -> None:
+    """What is off by more than halves round is found all the same."""
+    wrong = nn.Parameter(torch.tensor(1.0))
+    net = Graph(lambda m, x: (m.a(x) * m.by).half().cumsum(2).float()).eval()
+    net.a, net.by = nn.Conv1d(4, 4, 1), wrong
+    clip = torch.randn(1, 4, 32)
+    compiled = co3d.compile(net, (clip,))
+    wrong.data *= factor
+    found = co3d.verify(compiled, net, (clip,))
+    assert found.passed == (factor == 1.0) and found.relative_error < (5e-3 if factor == 1.0 else 1.0)

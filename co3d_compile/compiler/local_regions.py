@@ -32,6 +32,7 @@ TRIES = 6  # results behind one operator that are looked at
 FARTHER = 4  # times that results farther behind are looked at, where ends of the clip meet
 FAR = 300  # nodes behind it that are looked at
 LONGEST = 4  # times the clip's length, at which it must show
+MOST = 5e8  # numbers of all tensors of a part that is looked at
 REORDERED = {"permute", "transpose", "t", "clone", "detach", "alias", "contiguous", "_to_copy"}
 """What is done again in a region, rather than kept twice as its input."""
 Again = Callable[[int, bool], Program | None]
@@ -377,6 +378,8 @@ class _Search:
         generator = torch.Generator().manual_seed(0)
         short, long, *_ = (size.entries for size in part.captures.sizes)
         longest = long + (LONGEST - 1) * (long - short) * 2
+        if part.captures.numbers(longest) > MOST:
+            raise NotLocal("clips so long that it would show have too many numbers")
         extent = spread(in_float64(part.at(longest)), part.inputs(longest, generator), part.dims, part.dim)
         if extent >= longest // 2:
             raise NotLocal("each entry depends on entries far away")

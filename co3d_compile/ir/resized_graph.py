@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import log
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
@@ -72,6 +74,17 @@ class Captures:
             new.meta = {k: v for k, v in node.meta.items() if k != "val"}
             made[node] = new
         return GraphModule(self.short, graph)
+
+    def numbers(self, entries: int) -> float:
+        """Estimates how many numbers all its tensors have at another length, at which squares grow by squares."""
+        one, two, *_ = self.sizes
+        total = 0.0
+        for a, b in zip(self.short.graph.nodes, self.long.graph.nodes, strict=True):
+            values = [n.meta.get("val") for n in (a, b)]
+            if all(isinstance(v, Tensor) and v.numel() for v in values):
+                short, long = (float(v.numel()) for v in values)
+                total += short * (entries / one.entries) ** (log(long / short) / log(two.entries / one.entries))
+        return total
 
     def shapes(self, entries: int, batch: int | None = None) -> list[tuple[int, ...]]:
         """Returns the shapes of the inputs at another length."""
