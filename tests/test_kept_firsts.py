@@ -128,3 +128,24 @@ def test_other_frames_are_those_of_the_window(name: str) -> None:
     compiled = co3d.compile(net, clip, time_dim=1)
     assert compiled.report().recomputed and compiled.info.receptive_field == CLIP
     assert co3d.verify(compiled, net, clip).passed
+
+
+@pytest.mark.parametrize("name", ["difference of features", "difference behind a convolution"])
+def test_a_head_over_a_longer_window_reads_differences_to_the_first(name: str) -> None:
+    net, x = Network(lambda m, x: KEPT[name](m, x).mean(1)).eval(), torch.randn(1, FRAMES, 4)
+    compiled = co3d.compile(net, torch.randn(1, CLIP, 4), time_dim=1, window=12)
+    assert co3d.verify(compiled, net, torch.randn(1, CLIP, 4)).passed
+    session = co3d.StreamSession(compiled, threads=1)
+    for t in range(FRAMES):
+        got = session.step(x[:, t].numpy())
+    late = 1 if "convolution" in name else 0
+    with torch.no_grad():
+        every = KEPT[name](net, x)[:, : FRAMES - late]
+    np.testing.assert_allclose(got, every[:, -12:].mean(1).numpy(), atol=1e-5)
+
+
+def test_with_dense_strides_it_is_that_of_each_window() -> None:
+    net = Network(lambda m, x: (y := m.linear(x).transpose(1, 2)[:, :, ::2]) - y[:, :, :1]).eval()
+    clip = torch.randn(1, CLIP, 4)
+    compiled = co3d.compile(net, clip, time_dim=1, stride_mode="dense")
+    assert compiled.report().recomputed and co3d.verify(compiled, net, clip).passed

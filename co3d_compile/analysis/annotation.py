@@ -129,6 +129,8 @@ def regroup(program: Program, regrouped: frozenset[Regrouping]) -> None:
             marker = insert_marker(program, node, *_regrouped(program, x, k), like=x)
             node.replace_input_with(x, marker)
             x = marker
+            if k == KEPT:
+                program.record(node, "reads the first entry for ever")
 
 
 def _regrouped(program: Program, x: Node, k: int) -> tuple[Any, ...]:
@@ -187,7 +189,7 @@ def cropped(program: Program) -> dict[str, tuple[int, int, int]]:
     captured = set(program.notes.captured)
     found: dict[str, tuple[int, int, int]] = {}
     for node in program.graph.nodes:
-        part = part_taken(node)
+        part = part_taken(node) if node.users else None
         if part is None:
             continue
         x, dim, start, end = part

@@ -47,6 +47,8 @@ def firsts_kept(node: Node, rule: Rule) -> frozenset[Regrouping]:
         firsts = first_entries(x)
         for first in firsts or ():
             root = fact_of(operand(first))
+            if root.spacing > 1:
+                return frozenset()  # it is that of several clips
             facts[x] = replace(one_entry(root, known(x)), copies=NO_COPIES)
             readers = [n for n in first.users if n is node or n in reached([x], moving)]
             found |= {(n.name, first.name, (KEPT,)) for n in readers}

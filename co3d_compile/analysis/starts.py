@@ -67,7 +67,7 @@ def first_entries(x: Node) -> list[Node] | None:
         return [] if last_of_front(n) == 1 else moving(n)
 
     found = reached([x], onward)
-    single = all((f := fact_of(n)).clip == f.length == 1 and not f.per_entry and is_stream(n) for n in found)
+    single = all(is_stream(n) and fact_of(n).clip == 1 and not fact_of(n).per_entry for n in found)
     ends = [n for n in found if not onward(n)]
     return ends if single and all(last_of_front(n) == 1 for n in ends) else None
 

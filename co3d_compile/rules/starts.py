@@ -81,3 +81,9 @@ class Kept(Rule):
             results.append(restore(value))
         low.call(store, state, value)
         return results
+
+    def window(self, node: Node, low: StepGraph) -> Node:
+        x, dim = low.plain(operand(node)), whole(node, 1)
+        if node.args[2]:
+            return low.call(aten.select.int, x, dim, 0)
+        return low.call(aten.slice.Tensor, x, dim, 0, 1)
