@@ -59,6 +59,23 @@ class Part:
         return [drawn(shape, dtype, generator, scale) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
 
 
+@dataclass(frozen=True)
+class Proof:
+    """That a part is local.
+
+    Args:
+        reach: What a block depends on.
+        shortest: Entries of the shortest clip of which a block is right.
+        odd: What is odd about its first and last entries.
+        entries: Of the clip that showed it.
+    """
+
+    reach: Reach
+    shortest: int
+    odd: str | None
+    entries: int
+
+
 def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     """Confirms a claim; returns how many entries a step must read to compute one block.
 

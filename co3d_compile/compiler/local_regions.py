@@ -14,8 +14,16 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from co3d_compile.analysis.locality import Reach, dependences, is_wrapped, reach_of, spread
-from co3d_compile.analysis.locality_proof import NotLocal, OddEnds, Part, confirm_ends, confirmed, odd_entries
+from co3d_compile.analysis.locality import dependences, is_wrapped, reach_of, spread
+from co3d_compile.analysis.locality_proof import (
+    NotLocal,
+    OddEnds,
+    Part,
+    Proof,
+    confirm_ends,
+    confirmed,
+    odd_entries,
+)
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
 from co3d_compile.ir.graph_edits import erase_unused, module_of
 from co3d_compile.ir.graph_walks import reached
@@ -81,23 +89,6 @@ def _annotated(program: Program, graph: Graph) -> Program | None:
     return tried
 
 
-@dataclass(frozen=True)
-class _Proof:
-    """That a part is local.
-
-    Args:
-        reach: What a block depends on.
-        shortest: Entries of the shortest clip of which a block is right.
-        odd: What is odd about its first and last entries.
-        entries: Of the clip that showed it.
-    """
-
-    reach: Reach
-    shortest: int
-    odd: str | None
-    entries: int
-
-
 @dataclass
 class _Search:
     """The search for regions in one network."""
@@ -115,20 +106,21 @@ class _Search:
 
     @cached_property
     def long(self) -> GraphModule:
-        """The network captured for clips twice as long, or three times.
+        """The network captured for clips twice as long.
 
-        What is padded to whole blocks has no padding at some lengths: 10 frames are two blocks of four and a half one.
+        What pads to whole blocks may have none to pad there, but in clips three times as long: two blocks of 4 and a
+        half are 10 frames, and seven and a half are 30.
 
         Raises:
             NotResizable: It cannot be captured so.
         """
+        pads = any(name_of(n) == "constant_pad_nd" for n in self.nodes)
         try:
             return self._captured(2)
-        except NotResizable as why:
-            try:
-                return self._captured(3)
-            except NotResizable:
-                raise why from None
+        except NotResizable:
+            if not pads:
+                raise
+            return self._captured(3)
 
     def _captured(self, factor: int) -> GraphModule:
         long = self.again(factor, False)
@@ -369,7 +361,7 @@ class _Search:
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
-    def _proved(self, part: Part) -> _Proof:
+    def _proved(self, part: Part) -> Proof:
         """Returns how local a part is.
 
         Raises:
@@ -392,7 +384,7 @@ class _Search:
                     if is_wrapped(found, reach):
                         raise OddEnds("entries at one end depend on entries at the other")
                     reach, length = confirmed(part, reach, entries, torch.inf)
-                    return _Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
+                    return Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
         raise NotLocal("what each entry depends on differs from entry to entry")
 
 
