@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from co3d_compile.ir.aten_operators import SAME
+from co3d_compile.ir.graph_edits import replace
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import drawn_by_chance, operand, operands
 from co3d_compile.ir.operator_arguments import filled
 from co3d_compile.ir.program import Program
+from co3d_compile.rules import is_pointwise
 
 MOST = 16  # operators; an activation or a norm written out has fewer
 
@@ -138,3 +140,30 @@ def regions(
         if not may(latest) or any(user not in inside for user in latest.users):
             return
         inside.add(latest)
+
+
+def computes_floats(node: Node) -> bool:
+    """Says whether an operator computes each number of a tensor of floats by itself."""
+    return node.op == "call_function" and is_pointwise(node.target) and node.meta["val"].is_floating_point()
+
+
+def join_regions(
+    program: Program, ends: Callable[[Node], bool], may: Callable[[Node], bool], joined: Callable[[Region], Node | None]
+) -> None:
+    """Replaces what regions compute: each by what is made of it, the smallest of those that end in a node first.
+
+    Args:
+        program: Has the graph.
+        ends: Whether a region may end in a node.
+        may: Whether an operator may be part of a region.
+        joined: Writes what takes the place of a region's result; None where the region stays as it is.
+    """
+    constants = Constants(program)
+    order = {n: i for i, n in enumerate(program.graph.nodes)}
+    for node in list(program.graph.nodes):
+        for region in regions(node, order, constants, may) if ends(node) else ():
+            new = joined(region)
+            if new is not None:
+                replace(node, new)
+                order.update({n: i for i, n in enumerate(program.graph.nodes)})
+                break

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants, Region, regions
-from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.capture.operator_regions import Region, computes_floats, join_regions
+from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.program import Program
-from co3d_compile.rules import is_pointwise
 
 aten = torch.ops.aten
 Activation = tuple[Callable[..., Tensor], dict[str, str]]
@@ -35,35 +34,18 @@ SAME = 1e-6  # of a number, or of 1: constants such as the root of 2 were rounde
 
 def join_activations(program: Program) -> None:
     """Rewrites ``x * 0.5 * (1 + erf(x / sqrt(2)))`` to ``gelu(x)``, and so the other activations of the table."""
-    constants = Constants(program)
     known = [target(POINTS, **settings) for target, settings in ACTIVATIONS]
-    order = {n: i for i, n in enumerate(program.graph.nodes)}
-    for node in list(program.graph.nodes):
-        found = _activation(node, order, constants, known) if _may(node) else None
-        if found is not None:
-            region, (target, settings) = found
-            new = insert(program, node, target, region.source, **settings)
-            order[new] = order[node]
-            replace(node, new)
 
-
-def _may(node: Node) -> bool:
-    return node.op == "call_function" and is_pointwise(node.target) and node.meta["val"].is_floating_point()
-
-
-def _activation(
-    node: Node, order: dict[Node, int], constants: Constants, known: list[Tensor]
-) -> tuple[Region, Activation] | None:
-    """Returns the activation that a node is the result of, with the region that computes it."""
-    for region in regions(node, order, constants, _may):
-        if not _is_of_numbers(region):
-            return None
-        if len(region.nodes) > 1 and region.source.meta["val"].dtype == node.meta["val"].dtype:
+    def joined(region: Region) -> Node | None:
+        same = region.source.meta["val"].dtype == region.result.meta["val"].dtype
+        if len(region.nodes) > 1 and same and _is_of_numbers(region):
             values = region.run(POINTS)
-            for activation, expected in zip(ACTIVATIONS, known, strict=True):
+            for (target, settings), expected in zip(ACTIVATIONS, known, strict=True):
                 if torch.allclose(values, expected, rtol=SAME, atol=SAME):
-                    return region, activation
-    return None
+                    return insert(program, region.result, target, region.source, **settings)
+        return None
+
+    join_regions(program, computes_floats, computes_floats, joined)
 
 
 def _is_of_numbers(region: Region) -> bool:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants, Region, regions
-from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.capture.operator_regions import Region, computes_floats, join_regions
+from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -44,17 +44,12 @@ class Norm:
 
 def join_norms(program: Program) -> None:
     """Rewrites ``(x - mean) / sqrt(variance + eps) * scale + shift``, however it is written, to a norm."""
-    constants = Constants(program)
-    order = {n: i for i, n in enumerate(program.graph.nodes)}
-    for node in list(program.graph.nodes):
-        if node.op == "call_function" and is_pointwise(node.target) and node.meta["val"].is_floating_point():
-            for region in regions(node, order, constants, _may):
-                norm = _norm(region)
-                if norm is not None:
-                    new = _written(program, region, norm)
-                    replace(node, new)
-                    order.update({n: i for i, n in enumerate(program.graph.nodes)})
-                    break
+
+    def joined(region: Region) -> Node | None:
+        norm = _norm(region)
+        return None if norm is None else _written(program, region, norm)
+
+    join_regions(program, computes_floats, _may, joined)
 
 
 def _may(node: Node) -> bool:

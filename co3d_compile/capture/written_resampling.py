@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants, Region, regions
-from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.capture.operator_regions import Region, join_regions
+from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import rank_of, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.rules import is_pointwise
@@ -23,18 +23,15 @@ def join_interpolations(program: Program) -> None:
     """Rewrites ``x[i] + (x[j] - x[i]) * w`` with ``i``, ``j`` and ``w`` stored to interpolation over the last dim."""
     if not any(n.target is SELECT for n in program.graph.nodes):
         return
-    constants = Constants(program)
-    order = {n: i for i, n in enumerate(program.graph.nodes)}
-    for node in list(program.graph.nodes):
-        if node.target not in (aten.add.Tensor, aten.sub.Tensor):
-            continue
-        for region in regions(node, order, constants, _may):
-            corners = _corners(region)
-            if corners is not None:
-                args = (region.source, [shape_of(node)[2]], corners)
-                replace(node, insert(program, node, aten.upsample_linear1d.default, *args))
-                order.update({n: i for i, n in enumerate(program.graph.nodes)})
-                break
+
+    def joined(region: Region) -> Node | None:
+        corners, node = _corners(region), region.result
+        if corners is None:
+            return None
+        args = (region.source, [shape_of(node)[2]], corners)
+        return insert(program, node, aten.upsample_linear1d.default, *args)
+
+    join_regions(program, lambda n: n.target in (aten.add.Tensor, aten.sub.Tensor), _may, joined)
 
 
 def _may(node: Node) -> bool:
