@@ -76,7 +76,10 @@ class Sinks:
                 self._sinks.append(_Lines(file, _csv if name == "csv" else _json_lines, self._top))
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool:
-        """Gives it to every sink, also where the window was closed; returns whether all want more."""
+        """Gives a frame and its predictions to every sink; returns whether all want more.
+
+        The others get them, too, where the window was closed.
+        """
         more = [sink.add(frame, predictions) for sink in self._sinks]
         return False not in more
 

@@ -65,7 +65,7 @@ class DelayBudget:
             raise late_error(self.budget, least, self.model.waiting(late, facts))
 
     def _given_back(self, left: dict[Node, int]) -> dict[Node, int]:
-        """Returns the same with as much future as there may be."""
+        """Returns the kernels with as much of their future given back as leaves the network in time."""
 
         def in_time(node: Node, future: int) -> bool:
             return not self._late(self._facts({**left, node: future}))

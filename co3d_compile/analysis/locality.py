@@ -44,7 +44,7 @@ class Dependence:
         return self._per_row(torch.tensor(list(self.columns))[entries] - rows, rows)
 
     def all_distances(self) -> list[tuple[int, ...]]:
-        """Returns the same for all entries: those that were not marked do as the one in the middle."""
+        """Returns the distances as if all entries had been marked: the others depend as the one in the middle does."""
         marked = sorted(self.columns)
         if len(marked) == self.rows:
             return self.distances()

@@ -122,7 +122,7 @@ def _window_delay(node: Node) -> Fraction:
 
 
 def _late(node: Node) -> int:
-    """Returns the same in entries, less what a selection leaves out."""
+    """Counts the entries by which the newest one lags that a window result has read."""
     return min((newest(m) for m in windows_of(node)), default=0)
 
 

@@ -35,7 +35,7 @@ class Dependence:
     high: int = -(2**40)
 
     def earlier(self, steps: int, frames: int) -> Dependence:
-        """Returns the same so many steps ago."""
+        """Returns the dependence of the value that was there so many steps ago."""
         low = None if self.low is None else self.low - steps * frames
         return Dependence(self.steps + steps, low, self.high - steps * frames)
 

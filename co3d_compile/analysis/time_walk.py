@@ -249,7 +249,7 @@ class TimeWalk:
         return window_fact(node, rule), None if node.target in SEPARABLE else why
 
     def _meet(self, node: Node, sources: Names) -> None:
-        """Decides about the pools that a window result comes from, which meets the stream, where that is possible."""
+        """Decides what becomes of pools whose result meets the stream again: they slide, are gates, or stay windows."""
         pools = [n for n in self.program.graph.nodes if n.name in sources]
         originals = self.program.originals
         rules = [(n, self._rule(n)) for n in pools]

@@ -132,13 +132,13 @@ class _Maker:
         return path
 
     def window(self) -> Path:
-        """Returns the same, where a window of frames can be moved over its input."""
+        """Returns the clip model, for a window of frames that is moved over its input."""
         if any(i.time_dim not in (None, 2) for i in self.compiled.info.inputs) or len(self.compiled.info.inputs) > 1:
             raise UsageError("A moving window is timed for one input with time at dim 2.")
         return self.clip()
 
     def openvino(self) -> Path:
-        """Returns the same, where OpenVINO is there to run it."""
+        """Returns the clip model, for OpenVINO."""
         if find_spec("openvino") is None:
             raise UsageError("OpenVINO is not installed.", hint=install_command("co3d-compile[openvino]"))
         return self.clip()

@@ -276,7 +276,7 @@ def filling_of(node: Node, program: Program) -> float | None:
 
 
 def _refuse() -> list[int]:
-    """Says that a tensor has other entries than those that are known."""
+    """Raises NoChunks: a tensor has entries that are computed in a way that is not followed."""
     raise NoChunks("entries are mixed")
 
 

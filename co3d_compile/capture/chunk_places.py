@@ -128,7 +128,7 @@ def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
 
 
 def _refuse(node: Node, place: Place) -> Place:
-    """Says that nothing is known of the entries of a tensor at this place."""
+    """Raises NoChunks: nothing is known of the entries of a tensor at this place."""
     raise NoChunks(f"{node} has no entries in dim {place.dim}")
 
 
@@ -187,7 +187,7 @@ def _views(new: tuple[int, ...], old: tuple[int, ...], place: Place) -> Iterator
 
 
 def _by_rule(program: Program, node: Node, x: Node, place: Place) -> Place:
-    """Returns the place that the operator's rule makes the result's."""
+    """Returns the place in an operand that becomes the result's place by the operator's rule."""
     rule = rule_for(node.target)
     if rule is None:
         return _refuse(node, place)

@@ -118,7 +118,7 @@ class _Rewriting:
         return (value.real, value.imag or None) if isinstance(value, complex) else (value, None)
 
     def _linear(self, node: Node) -> Parts:
-        """Returns the same operator on both parts."""
+        """Applies an operator that does the same to both parts."""
         read = [self.parts[x] for x in node.all_input_nodes if x in self.parts]
 
         def part(imaginary: bool) -> Node:

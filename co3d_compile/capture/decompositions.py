@@ -72,7 +72,7 @@ def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offse
 
 
 def _along_dims(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None) -> Any:
-    """Returns the same where no walk goes from one dim into another."""
+    """Computes :func:`strided` where no walk goes from one dim into another; else returns NotImplemented."""
     start = 0 if storage_offset is None else storage_offset - int(x.storage_offset())
     strides: tuple[int, ...] = x.stride()
     walks: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # dim of x: dims of the result, entries, steps

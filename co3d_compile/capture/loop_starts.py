@@ -93,7 +93,7 @@ class _FrameFunction:
         return cls(nodes, frames) if len({t.start for t in frames.values()}) == 1 else None
 
     def on_all_frames(self, program: Program, result: Node) -> Node | None:
-        """Returns that entry of the function on all frames which the result is; None where it cannot be so written."""
+        """Returns the result as an entry of the function on all frames; None where it cannot be written so."""
         sizes = {shape_of(t.root)[t.dim] for t in self.frames.values()}
         if len(sizes) > 1 or max(sizes) * len(self.nodes) > MOST:
             return None

@@ -52,7 +52,7 @@ def taken(node: Node) -> Take | None:
 
 
 def frame_of(node: Node) -> Take | None:
-    """Returns the same behind a slice of one entry that has lost its dim: another way to write a selection."""
+    """Returns what a node takes; a slice of one entry that then loses its dim (``squeeze``) is a selection."""
     if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
         return taken(node)
     x = operand(node)

@@ -55,7 +55,7 @@ class RunningForm:
         return np.ascontiguousarray(apart).reshape(whole.shape)
 
     def to_json(self) -> str:
-        """Writes it as ``running_form`` reads it."""
+        """Writes the form as JSON, which :func:`running_form` reads."""
         return json.dumps({"contract": self.contract.to_json(), "blocked": sorted(self.blocked)})
 
 
