@@ -108,15 +108,10 @@ class Extension:
         if take is not None:
             at = take.start if operands is None else start
             return (node.target, self._value(whole(next(inputs))), take.dim, at, take.length)
-        parts: list[Hashable] = [node.target]
-        for value in pytree.tree_leaves((node.args, node.kwargs)):
-            parts.append(self._leaf(value, inputs))
-        return tuple(parts)
+        return (node.target, *(self._leaf(v, inputs) for v in pytree.tree_leaves((node.args, node.kwargs))))
 
     def _leaf(self, value: Any, inputs: Any) -> Hashable:
-        if isinstance(value, Node):
-            return self._value(next(inputs))
-        return (type(value), str(value))
+        return self._value(next(inputs)) if isinstance(value, Node) else (type(value), str(value))
 
     def _value(self, node: Node) -> Hashable:
         """Returns what stands for a value: frames that were taken several times are one."""

@@ -78,10 +78,7 @@ class LoopWriter:
 
     def _outputs(self) -> list[int]:
         """Returns the operators of the body that something outside reads."""
-        found = set()
-        for node, (_, at) in self.turn_of.items():
-            if any(user not in self.turn_of for user in node.users):
-                found.add(at)
+        found = {at for node, (_, at) in self.turn_of.items() if node.users.keys() - self.turn_of.keys()}
         return sorted(needed(self.copies, list(found)) & found)
 
     def write(self, with_state: bool, ends: bool = False) -> bool:
@@ -101,9 +98,8 @@ class LoopWriter:
             return False  # the first or last ones are others: frame_loops takes them
         alone = [at for at in self.outputs if self._read_alone(at, cats)]
         variants = list(dict.fromkeys(group.how for _, groups in cats for group in groups))
-        for at in alone:
-            if all(c.at != at for c in variants):
-                variants.append(Collected(at, 1 if len(shape_of(self.copies.body[at])) else 0, None))
+        others = [at for at in alone if all(c.at != at for c in variants)]
+        variants += [Collected(at, 1 if len(shape_of(self.copies.body[at])) else 0, None) for at in others]
         loop, stacks = self._loop(variants)
         for cat, groups in cats:
             self._join(cat, groups, stacks)

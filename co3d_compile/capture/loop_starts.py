@@ -114,9 +114,10 @@ class _FrameFunction:
 
     def _copied(self, program: Program, before: Node, index: int) -> Node:
         """Returns the function of one frame, written once more."""
-        values: dict[Node, Node] = {}
-        for node, take in self.frames.items():
-            values[node] = insert(program, before, aten.select.int, take.root, take.dim, index)
+        values = {
+            node: insert(program, before, aten.select.int, take.root, take.dim, index)
+            for node, take in self.frames.items()
+        }
         for node in self.nodes:
             with program.graph.inserting_before(before):
                 values[node] = program.graph.node_copy(node, lambda n: values.get(n, n))

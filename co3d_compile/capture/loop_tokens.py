@@ -160,13 +160,12 @@ def runs(ids: Numbers, minimum: int) -> list[Run]:
 
     The longest first, of equal ones the least period.
     """
-    found = []
+    found: list[Run] = []
     for period in sorted(_periods(ids)):
         same = np.concatenate([[False], ids[period:] == ids[:-period], [False]])
         edges = np.flatnonzero(same[1:] != same[:-1])
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            if stop - start >= (minimum - 1) * period:
-                found.append(Run(period, start, stop + period))
+        spans = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        found += [Run(period, a, b + period) for a, b in spans if b - a >= (minimum - 1) * period]
     return sorted(found, key=lambda run: (run.start - run.stop, run.period))
 
 

@@ -103,10 +103,8 @@ class Region:
 
     def numbers(self) -> set[float]:
         """Returns all single numbers that stand in the region."""
-        found = {float(v) for v in self.values.values() if v.numel() == 1}
-        for node in self.nodes:
-            found |= {float(a) for a in node.args if isinstance(a, (int, float))}
-        return found
+        written = {float(a) for node in self.nodes for a in node.args if isinstance(a, (int, float))}
+        return written | {float(v) for v in self.values.values() if v.numel() == 1}
 
     def run(self, x: Tensor) -> Tensor:
         """Returns what the region computes of a tensor, in float64."""

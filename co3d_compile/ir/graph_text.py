@@ -12,10 +12,7 @@ from co3d_compile.ir.time_facts import KEY
 
 def text_of(program: Program) -> str:
     """Returns the graph as text: one line a node, with its module path, shape in the clip and time facts."""
-    lines = []
-    for node in program.graph.nodes:
-        lines.append(f"{node.name} = {describe(node)}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{node.name} = {describe(node)}\n" for node in program.graph.nodes)
 
 
 def describe(node: Node) -> str:

@@ -33,8 +33,8 @@ def difference(given: ort.InferenceSession, converted: ort.InferenceSession, inf
     theirs = stepped(info, streams, steps, by_name(given), states)
     for step, (right, found) in enumerate(zip(theirs, ours, strict=True)):
         pairs = [(output.name, right[output.name], found[output.name]) for output in info.outputs]
-        for state, same in zip(info.states, form.contract.states, strict=True):
-            pairs.append((state.input, right[state.output], form.to_given(state, found[same.output])))
+        both = zip(info.states, form.contract.states, strict=True)
+        pairs += [(s.input, right[s.output], form.to_given(s, found[same.output])) for s, same in both]
         for name, value, other in pairs:
             if not _agree(value, other, _tolerance(info)):
                 return f"'{name}' in step {step}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -64,9 +65,7 @@ def _blocks(axes: tuple[Axis, ...]) -> tuple[int, int] | None:
 
 
 def _weight(axes: tuple[Axis, ...]) -> tuple[bool, int, int]:
-    size = 1
-    for axis in axes:
-        size *= axis.size
+    size = prod(axis.size for axis in axes)
     return (any(a.label == TIME for a in axes) and size > 1, size, sum(bool(a.label) for a in axes))
 
 

@@ -14,12 +14,8 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 def graphs_of(graph: ir.Graph) -> list[ir.Graph]:
     """Returns a graph, and those inside of its nodes."""
-    found = [graph]
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type is ir.AttributeType.GRAPH:
-                found += graphs_of(attribute.as_graph())
-    return found
+    attributes = [a for node in graph for a in node.attributes.values() if a.type is ir.AttributeType.GRAPH]
+    return [graph, *(inner for a in attributes for inner in graphs_of(a.as_graph()))]
 
 
 def nodes_of(graph: ir.Graph) -> list[ir.Node]:
