@@ -139,10 +139,14 @@ class Largest(Part):
 class Histogram(Part):
     """How many channels of a frame are in which of eight bins, by ``scatter_add``."""
 
+    def __init__(self, bins: Callable[[Tensor], Tensor] = lambda pixels: pixels >> 5) -> None:
+        super().__init__()
+        self.bins = bins
+
     def forward(self, x: Tensor) -> Tensor:
         """Histograms (N, 8, T)."""
         n, c, t = x.shape
-        bins = ((x.transpose(1, 2).reshape(n * t, c) * 64).clamp(0, 255).to(torch.uint8).int() >> 5).long()
+        bins = self.bins((x.transpose(1, 2).reshape(n * t, c) * 64).clamp(0, 255).to(torch.uint8).int()).long()
         bins = (bins + (torch.arange(n * t) << 3).view(-1, 1)).reshape(-1)
         counts = torch.zeros(n * t * 8).scatter_add_(0, bins, torch.ones(len(bins)))
         return counts.view(n, t, 8).transpose(1, 2)
@@ -282,6 +286,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "local variance": (Variance, []),  # operators that have a rule, all of them
     "largest of five": (Largest, []),
     "histogram": (Histogram, [(0, 0, 1)]),
+    "histogram by a quotient": (lambda: Histogram(lambda pixels: pixels // 32), [(0, 0, 1)]),
     "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
     "every other entry": (EveryOther, [(0, 0, 2), (0, 0, 1)]),
     "every fourth written over": (FourthOver, [(0, 0, 4)]),

@@ -132,6 +132,13 @@ def test_a_region_runs_on_several_entries(name: str, options: dict[str, Any]) ->
     assert largest_difference(net, model) < 1e-5
 
 
+def test_a_region_streams_in_front_of_a_window() -> None:
+    """Its first entries are those of padding: none is odd."""
+    net = Graph(lambda m, x: m.part(x).softmax(2).sum(2), part=network(LOCAL["band of weights"][0]()))
+    model = co3d.compile(net.eval(), CLIP)
+    assert model.info.regions and [r.operator for r in model.info.recomputed] == ["aten.softmax"]
+
+
 def test_a_region_behind_a_stride_runs_at_every_phase() -> None:
     net, model = compiled("band behind a stride", stride_mode="dense")
     assert model.info.regions and not model.info.recomputed

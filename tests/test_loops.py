@@ -107,6 +107,13 @@ def test_a_loop_starts_again_with_each_window(name: str) -> None:
     np.testing.assert_allclose(results[5:], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("pulse", "steps"), [(1, 4), (2, 2), (3, 2)])
+def test_a_bounded_past_is_forgotten_in_time(pulse: int, steps: int) -> None:
+    case = CASES["caches_of_two_layers"]
+    info = co3d.compile(build(case), (torch.randn(case.shape),), time_dim=1, frames_per_step=pulse).info
+    assert info.warmup_steps == steps and info.receptive_field >= case.field
+
+
 def test_the_report_says_that_a_state_runs_on() -> None:
     case = CASES["layers_in_a_list"]
     report = co3d.compile(build(case), (torch.randn(case.shape),), time_dim=1).report()

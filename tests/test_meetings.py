@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unlike_streams import streams
 from zoo import Graph
 
+import co3d_compile as co3d
 from co3d_compile.support.machine import block_channels
 
 LATE = 7.0  # below zero a zero outside would win a maximum and pull a mean
@@ -38,7 +39,10 @@ def _pyramid(m: Any, x: Tensor) -> Tensor:
 
 def _heads(m: Any, x: Tensor) -> Any:
     y = m.conv(torch.cat([x, x.flip(1)], 0)).unflatten(1, (2, 2)).flatten(0, 1).transpose(1, 2)
-    a, b = m.merge(banded(y).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2)).unflatten(0, (2, -1))
+    behind = banded(y).transpose(1, 2).unflatten(0, (-1, 2)).flatten(1, 2)
+    y = behind.unflatten(1, (2, 2)).transpose(0, 1).flatten(0, 1).transpose(1, 2)  # heads in front of the batch
+    y = banded(y).transpose(1, 2).unflatten(0, (2, -1)).transpose(0, 1).flatten(1, 2)
+    a, b = m.merge(y).unflatten(0, (2, -1))
     edge = F.pad(x, (2, 0), mode="replicate")
     so_far = a.cumsum(2) / torch.arange(1, x.shape[2] + 1)
     return (
@@ -51,7 +55,8 @@ def _heads(m: Any, x: Tensor) -> Any:
 
 def _remembered(m: Any, x: Tensor) -> Any:
     every, (last, _) = m.lstm(F.pad(m.conv(x), (2, 0), value=0.5).transpose(1, 2))
-    return m.gru(every)[0].transpose(1, 2), last[-1]
+    again = F.pad(every.transpose(1, 2), (2, 1), mode="replicate")
+    return m.gru(again.transpose(1, 2))[0].transpose(1, 2), last[-1]
 
 
 def _autoencoder(m: Any, x: Tensor) -> Tensor:
@@ -59,6 +64,13 @@ def _autoencoder(m: Any, x: Tensor) -> Tensor:
     low = torch.cat([x[:, :, :1], F.avg_pool1d(x[:, :, 1:], 2, 2)], 2)
     low = m.b(torch.cat([low[:, :, :1]] * 2 + [F.silu(low)], 2))
     return m.c(torch.cat([low[:, :, :1], F.interpolate(low[:, :, 1:], scale_factor=2.0)], 2))
+
+
+def _so_far(m: Any, x: Tensor) -> Any:
+    y = m.conv(x)
+    most, least = y.cummax(2), (-y).unflatten(1, (2, 2)).cummin(3)
+    sums = torch.cat([(y > 0).cumsum(2).to(x.dtype), y.logcumsumexp(2), (1 + y.tanh() / 9).cumprod(2)], 1)
+    return sums, most.values + least.values.flatten(1, 2), most.indices + least.indices.flatten(1, 2)
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], dict[str, Any]]] = {
@@ -74,6 +86,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], dict[str, Any]]] =
                  mean=lambda: nn.AvgPool1d(3, 2, 1, count_include_pad=False)), [8, 9, 5], {}),
     "remembered": (fn(_remembered, conv=lambda: conv(padding=1), lstm=lambda: nn.LSTM(4, 5, 2, batch_first=True),
                       gru=lambda: nn.GRU(5, 3, batch_first=True)), [8, 11], {}),
+    "so far": (fn(_so_far, conv=lambda: conv(padding=1)), [8, 11], {"frames_per_step": 2}),
     "autoencoder": (fn(_autoencoder, a=conv, b=conv, c=lambda: conv(padding=1)), [9, 13], {"clip_frames": 9}),
 }  # fmt: skip
 
@@ -120,14 +133,14 @@ def test_gates_and_norms_over_a_window_count_what_is_there() -> None:
 def _pictures(m: Any, x: Tensor) -> Tensor:
     """Operators on pictures, of frames in the batch: between them time is folded."""
     f = m.conv(x).transpose(1, 2).flatten(0, 1)
-    shuffled = F.pixel_shuffle(f, 2).flatten(1)
+    shuffled = F.pixel_shuffle(F.interpolate(F.interpolate(f, (9, 7), mode="bilinear"), (6, 6)), 2).flatten(1)
     sampled = F.grid_sample(
         f, m.grid.weight.view(1, 3, 3, 2).tanh().expand(f.shape[0], -1, -1, -1), align_corners=False
     )
     columns = F.unfold(f, (3, 2), padding=(1, 0), stride=(2, 1)).mean(2)
     joints = torch.bmm(m.joints.weight[None].expand(f.shape[0], -1, -1), f.flatten(2)).amax(2).repeat(2, 1, 1).sum(0)
     cov = torch.matmul(f.flatten(2), f.flatten(2).mT) / 36 + torch.eye(4)
-    rows = m.rows(f.mean(1))[0].flatten(1)
+    rows = m.rows(f.mean(1), f.mean((2, 3))[None, :, :3])[0].flatten(1)
     y = torch.cat([shuffled, sampled.flatten(1), columns, joints, torch.linalg.det(cov)[:, None], rows], 1)
     return m.last(y.unflatten(0, (x.shape[0], -1)).transpose(1, 2))
 
@@ -144,7 +157,7 @@ def test_operators_on_pictures_stream() -> None:
 
 def test_channels_and_frames_by_lists_of_indices() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        y = m.b(m.a(x)[:, [2, 0, 1, 3]][:, [-3, -2, -1]])
+        y = m.b(m.a(x).roll(3, 1)[:, [2, 0, 1, 3]][:, [-3, -2, -1]])
         late = torch.zeros_like(y)
         late[:, :, 1:] = y[:, :, :-1]
         return y[:, :, torch.arange(0, x.shape[2], 2)] + late[:, :, ::2]
@@ -170,3 +183,59 @@ def test_two_frames_a_step_share_convolutions(form: str) -> None:
     layers = {"a": lambda: wide(3), "b": lambda: wide(5), "c": lambda: wide(4)}
     pairs = entry("pairs", fn(forward, **layers), (1, 18, 8, 6, 6), tight=False, options={"frames_per_step": 2})
     check(pairs, form=form)
+
+
+def _two_last(m: Any, x: Tensor) -> Tensor:
+    """The first frame once more, of some channels, cut before it and behind it; two results in one batch."""
+    parted = torch.cat([x[:, :1, :1], x[:, 1:3, :1]], 1)
+    a, b = torch.cat([parted, x[:, :3, :1], x[:, :3]], 2), torch.cat([x[:, :, :1][:, 1:], x[:, 1:]], 2)
+    both = torch.cat([m.a(a)[:, :, -1], m.b(b)[:, :, -1]], 0).relu().unflatten(0, (2, -1))
+    return (both * torch.tensor([1.0, -2.0]).view(2, 1, 1)).sum(0)
+
+
+def test_the_last_entries_of_two_branches_in_one_batch() -> None:
+    torch.manual_seed(0)
+    module, clip = fn(_two_last, a=lambda: conv(c=3), b=lambda: conv(c=3, padding=1))().eval(), torch.randn(1, 4, 8)
+    compiled = co3d.compile(module, (clip,))
+    assert not compiled.info.recomputed
+    assert co3d.verify(compiled, module, (clip,)).passed
+
+
+def _given_back(m: Any, x: Tensor) -> Tensor:
+    """What a gate pools, given to every entry again: behind the other dims, in front of them, beside a new one."""
+    y, frames = m.a(x), x.shape[2]
+    pooled = y.mean(2)
+    behind = y * pooled[:, :, None].expand(-1, -1, frames) + y * pooled[:, :, None].repeat(1, 1, frames)
+    beside = (y[None].expand(2, -1, -1, -1) * pooled[:, :, None].expand(2, -1, -1, frames).sigmoid()).sum(0)
+    front = (y.permute(2, 0, 1) * pooled.expand(frames, -1, -1)).permute(1, 2, 0)
+    return m.b(behind + beside + front + pooled.mean(1)[:, None, None].repeat(1, 4, frames))
+
+
+def test_what_a_gate_pools_is_given_back_in_several_ways() -> None:
+    torch.manual_seed(0)
+    module, clip = fn(_given_back, a=lambda: conv(padding=1), b=conv)().eval(), torch.randn(1, 4, 8)
+    compiled = co3d.compile(module, (clip,))
+    assert not compiled.info.recomputed
+    assert co3d.verify(compiled, module, (clip,)).passed
+
+
+def test_a_single_entry_is_up_sampled() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        low = m.down(x)
+        return F.interpolate(low, scale_factor=2) + m.up(low) + F.interpolate(low, scale_factor=2, mode="linear") + x
+
+    torch.manual_seed(0)
+    module, clip = fn(forward, down=lambda: conv(3, 1, 2, 1), up=lambda: up(2, 2))().eval(), torch.randn(1, 4, 2)
+    compiled = co3d.compile(module, (clip,))
+    assert not compiled.info.recomputed
+    assert co3d.verify(compiled, module, (clip,)).passed
+
+
+def test_a_mean_of_what_is_there_in_float64() -> None:
+    module = nn.Sequential(conv(padding=1), nn.AvgPool1d(5, 1, 2, count_include_pad=False)).double().eval()
+    clip = torch.randn(1, 4, 8, dtype=torch.float64)
+    session = co3d.StreamSession(co3d.compile(module, (clip,), boundary="exact"))
+    results = [session.step(frame.numpy()) for frame in clip.unbind(2)] + session.flush()
+    with torch.no_grad():
+        streamed = torch.stack([torch.from_numpy(result) for result in results[3:]], 2)
+        torch.testing.assert_close(streamed, module(clip), rtol=0, atol=1e-12)

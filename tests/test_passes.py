@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from co3d_compile.ir.markers import history, store, take
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.pass_manager import run_one, run_passes
 from co3d_compile.ir.program import Program
+from co3d_compile.ir.time_facts import Kind, amend, amend_own
 from co3d_compile.onnx_export import export_program
 from co3d_compile.onnx_export.emitter import TABLE
 from co3d_compile.passes import insert
 
+aten = torch.ops.aten
 NAMES = [
     "canonicalize",
     "fold_batch_norm",
@@ -130,6 +133,42 @@ class ForgetsStores(co3d.Pass):
         for node in [n for n in program.graph.nodes if n.target is store]:
             program.graph.erase_node(node)
         return True
+
+
+class Spoils(co3d.Pass):
+    """Changes something behind the back of a promise."""
+
+    def __init__(self, change: Callable[[Program], object]) -> None:
+        self.change = change
+
+    def run(self, program: Program) -> bool:
+        self.change(program)
+        return True
+
+
+def of(program: Program, target: Any) -> Any:
+    """The first node of an operator."""
+    return next(n for n in program.graph.nodes if n.target is target)
+
+
+def copies_the_input(program: Program) -> None:
+    add = of(program, aten.add.Tensor)
+    add.replace_input_with(add.args[0], insert(program, add, aten.clone.default, add.args[0]))
+
+
+def pads_again(program: Program) -> None:
+    conv = of(program, aten.conv3d.default)
+    conv.args = (*conv.args[:4], [1, 1, 1], *conv.args[5:])
+
+
+def crops_the_input(program: Program) -> None:
+    (x,) = program.placeholders()
+    x.meta["val"] = x.meta["val"][..., :-1]
+
+
+def drops_a_result(program: Program) -> None:
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    output.args = (output.args[0][:-1],)
 
 
 def names(passes: list[co3d.Pass]) -> list[str]:
@@ -299,13 +338,51 @@ LIES: dict[str, tuple[str, co3d.Pass, str]] = {
     "not threaded": ("lower", Claims("threaded"), r"ensures 'threaded'.*still a marker"),
     "facts": ("annotate_time", ForgetsFacts(), r"forgets_facts broke 'time': relu.* has no fact"),
     "delays": ("delay_residuals", ForgetsDelays(), r"forgets_delays broke 'aligned'.*have the delays \[0, 1\]"),
+    "a copy": ("canonicalize", Spoils(copies_the_input), r"spoils broke 'canonical': clone.* has no canonical form"),
+    "half an entry": (
+        "annotate_time",
+        Spoils(lambda p: amend(of(p, aten.add.Tensor), pulse=Fraction(1, 2))),
+        r"spoils broke 'time': add.* has 1/2 entries per step",
+    ),
+    "no layout": (
+        "annotate_time",
+        Spoils(lambda p: amend(of(p, aten.add.Tensor), layout=None)),
+        r"spoils broke 'time': add.* streams, and where time is in it is not known",
+    ),
+    "first entries": (
+        "join_starts",
+        Spoils(lambda p: amend(of(p, aten.conv3d.default), kind=Kind.START)),
+        r"spoils broke 'joined': conv3d_1.* reads first entries and is no marker",
+    ),
+    "padding": (
+        "strip_temporal_padding",
+        Spoils(pads_again),
+        r"spoils broke 'unpadded': conv3d.*has temporal padding",
+    ),
+    "an equation": (
+        "strip_temporal_padding",
+        Spoils(lambda p: amend_own(of(p, aten.conv3d.default), slides=None)),
+        r"spoils broke 'unpadded': conv3d.*has lost its index equation",
+    ),
+    "no ends": ("delay_residuals", Claims("ends"), r"ensures 'ends'.*no input says which frames are there"),
+    "an input": (
+        "lower",
+        Spoils(crops_the_input),
+        r"spoils broke 'lowered': the input .* has the shape \(\d, 2, 6, 5\) instead of",
+    ),
+    "a state": (
+        "thread_states",
+        Spoils(lambda p: p.step.states.pop()),
+        r"spoils broke 'threaded': there are \d+ inputs",
+    ),
+    "a result": ("thread_states", Spoils(drops_a_result), r"spoils broke 'threaded': there are \d+ outputs instead"),
     "stores": ("lower", ForgetsStores(), r"forgets_stores broke 'lowered'.*is a state that 0 nodes store"),
 }
 
 
 @pytest.mark.parametrize(("behind", "liar", "says"), LIES.values(), ids=LIES)
 def test_a_pass_that_lies_is_named(behind: str, liar: co3d.Pass, says: str) -> None:
-    program = captured(boundary="exact" if liar.name == "forgets_stores" else "stream")
+    program = captured(boundary="exact" if "ends" in says or "stores" in says else "stream")
     passes = co3d.default_passes().after(behind, liar)
     with pytest.raises(co3d.PassError, match=says):
         run_passes(program, passes, checks=promises.PROMISES)

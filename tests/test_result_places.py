@@ -58,6 +58,7 @@ TIMES: list[tuple[str, Any, int | None]] = [
     ("list of frames, from the last one on", lambda m, x: _backwards(m.conv(x)), 1),
     ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
     ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
+    ("some of all numbers", lambda m, x: m.conv(x).sort(2).values.flatten(1)[:, 3:19], None),
     ("scores of all entries", lambda m, x: m.fc(m.conv(x).flatten(1)), None),
 ]
 
@@ -68,3 +69,16 @@ def test_where_time_is_in_what_a_window_gives(name: str, forward: Any, dim: int 
     (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
     assert (output.has_time, output.time_dim) == (dim is not None, dim)
     assert output.entries_per_step == (8 if dim is not None else 1)
+
+
+@pytest.mark.parametrize(("window", "entries"), [(8, 3), (12, 5)])
+def test_a_longer_window_gives_what_its_operators_leave_of_it(window: int, entries: int) -> None:
+    module = fn(lambda m, x: m.pool(m.conv(x).softmax(2))[:, :, 1:], conv=lambda: conv(padding=1),
+                pool=lambda: nn.MaxPool1d(3, 2, 1))().eval()  # fmt: skip
+    compiled = co3d.compile(module, (torch.randn(1, 4, 8),), window=window)
+    assert compiled.info.outputs[0].entries_per_step == entries
+    clip = torch.randn(1, 4, window + 2)
+    session = co3d.StreamSession(compiled)
+    newest = [session.step(frame.numpy()) for frame in clip.unbind(2)][-1]
+    wanted = module.pool(module.conv(clip)[:, :, 1:-1].softmax(2))[:, :, 1:].detach()
+    torch.testing.assert_close(torch.from_numpy(newest), wanted, rtol=0, atol=1e-5)

@@ -109,6 +109,7 @@ UPSAMPLING = [
     row("transposed 5 3 1", lambda: up(5, 3, 1), 1),
     row("transposed dilated", lambda: up(3, 2, 0, 0, 2), 0),
     row("nearest 2", lambda: nn.Upsample(scale_factor=2), 0),
+    row("nearest, exact 2", lambda: nn.Upsample(scale_factor=2, mode="nearest-exact"), 0),
     row("nearest 3", lambda: nn.Upsample(scale_factor=3), 0),
     row("linear 2", lambda: nn.Upsample(scale_factor=2, mode="linear"), 1),
     row("linear 3", lambda: nn.Upsample(scale_factor=3, mode="linear"), 1),

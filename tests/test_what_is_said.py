@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_graphs import conv, fn
 from test_bisection import difference, perturb
 from torch import Tensor, nn
@@ -64,3 +65,90 @@ def test_the_operator_whose_weights_were_changed_is_named(tmp_path: Path) -> Non
     perturb(path, "b/")
     what = difference(path, module, clip)
     assert (what.operator, what.module_path) == ("aten.conv1d", "b")
+
+
+def _every_kind(m: Any, x: Tensor) -> Any:
+    low = m.down(F.pad(m.a(x), (2, 0))[:, :, :-2])
+    y = m.up(low) + x
+    y = y * y.mean(2, True).sigmoid()
+    kept = m.lstm(y.mT)[0].mT
+    return kept[:, :, -1], m.b(y)[:, :, 3], y.softmax(2)
+
+
+# Operator, what was done, how many entries its operands wait, the frames that it reads, its delay, multiply-adds and
+# bytes of state in a step, values in the file.
+SURVEY = [
+    ("input", "", (), 0, 0, 0, 0, 0, 0),
+    ("aten.conv1d", "continual", (0,), -1, 1, 1, 96, 32, 2),
+    ("aten.constant_pad_nd", "", (0,), -3, -1, -1, 0, 0, 2),
+    ("aten.slice", "", (0,), -3, -1, -1, 0, 0, 2),
+    ("aten.conv1d", "continual", (0,), -4, 0, 0, 48, 16, 1),
+    ("aten.upsample_linear1d", "", (0,), -6, 1, 1, 0, 16, 2),
+    ("aten.add", "operand delayed by 1", (0, 1), -6, 1, 1, 0, 8, 2),
+    ("aten.mean", "gate over one frame", (0,), -6, 1, 1, 0, 0, 2),
+    ("aten.sigmoid", "", (0,), -6, 1, 1, 0, 0, 2),
+    ("aten.mul", "", (0, 0), -6, 1, 1, 0, 0, 2),
+    ("aten.transpose", "", (0,), -6, 1, 1, 0, 0, 2),
+    ("aten.lstm", "carries its state", (0,), None, None, 1, 256, 40, 0),
+    ("getitem", "", (0,), None, None, 1, 0, 0, 2),
+    ("aten.transpose", "", (0,), None, None, 1, 0, 0, 2),
+    ("aten.select", "", (0,), None, None, 1, 0, 0, 2),
+    ("aten.conv1d", "continual", (0,), -6, 5, 5, 48, 224, 0),
+    ("aten.select", "", (0,), -6, 5, 5, 0, 0, 0),
+    ("aten.softmax", "on a window", (0,), -21, 1, 1, 0, 0, 1),
+]
+
+
+def test_what_each_operator_has_seen_and_where_its_entries_are() -> None:
+    layers = {
+        "a": lambda: conv(padding=1), "b": lambda: conv(3, 2), "down": lambda: conv(3, 1, 2, 1),
+        "up": lambda: nn.Upsample(scale_factor=2.0, mode="linear"), "lstm": lambda: nn.LSTM(4, 4, batch_first=True),
+    }  # fmt: skip
+    rows = co3d.compile(fn(_every_kind, **layers)().eval(), (torch.randn(1, 4, 16),)).program.notes.survey
+    assert [
+        (r.operator, r.done, r.held, r.first, r.last, r.delay, r.macs_step, r.state_bytes, len(r.values)) for r in rows
+    ] == SURVEY
+    assert [r.field for r in rows] == [None if r[3] is None else r[4] - r[3] + 1 for r in SURVEY]
+
+
+@pytest.mark.parametrize(("frames_per_step", "past"), [(1, (13, 11)), (2, (12, 10))])
+def test_all_readers_of_a_tensor_share_one_queue(frames_per_step: int, past: tuple[int, int]) -> None:
+    """A convolution, and a window; that of the input waits for the other one, which is two entries later."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.a(x)
+        return m.b(y), y.mean(2) + x.mean(2)
+
+    module = fn(forward, a=lambda: conv(5, padding=2), b=lambda: conv(5))().eval()
+    info = co3d.compile(module, (torch.randn(1, 4, 12),), frames_per_step=frames_per_step).info
+    assert [(s.input, s.shape) for s in info.states] == [
+        ("state.a.0", ("N", past[0], 4)),
+        ("state.b.0", ("N", past[1], 4)),
+    ]
+
+
+def test_a_head_behind_a_stride_takes_streams_of_any_length() -> None:
+    module = nn.Sequential(conv(stride=2, padding=1), nn.Flatten(), nn.Linear(16, 3)).eval()
+    assert co3d.compile(module, (torch.randn(1, 4, 8),), boundary="exact").info.length_multiple == 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "forward"),
+    [
+        ("aten.slice", lambda m, x: torch.cat([m.a(x), m.a(x)], 0)[:1]),
+        ("aten.flip", lambda m, x: m.a(x) - m.a(x).flip(0).sum(0)),
+        ("aten.softmax", lambda m, x: m.a(x).softmax(0)),
+    ],
+)
+def test_what_computes_over_several_streams_is_named(operator: str, forward: Any) -> None:
+    module = fn(forward, a=lambda: conv(padding=1))().eval()
+    said = (
+        f"The model fixes its batch at 1 ({operator} in the model computes over several streams): run it with batch=1."
+    )
+    assert co3d.compile(module, (torch.randn(1, 4, 8),)).report().warnings == [said]
+
+
+def test_what_counts_the_frames_of_a_stream_costs_at_the_last_operator() -> None:
+    module = nn.Sequential(conv(padding=1), nn.ReLU(), conv(padding=1), nn.Tanh()).eval()
+    rows = co3d.compile(module, (torch.randn(1, 4, 8),), boundary="exact").program.notes.survey
+    assert [row.state_bytes for row in rows] == [0, 32, 0, 32, 16]

@@ -30,7 +30,7 @@ MONOTONE = frozenset(
         "minimum",
         "maximum",
         "neg",
-        "floor_divide",
+        "div",
         "_to_copy",
         "to",
     ]
@@ -93,12 +93,11 @@ class IntegerBounds:
 
 
 def _whole_numbers(node: Node) -> bool:
-    """Says whether its numbers are whole, and a divisor is positive."""
-    numbers = [a for a in node.args if isinstance(a, (int, float))]
-    divides = name_of(node) == "floor_divide"
-    return all(isinstance(a, int) and (a > 0 or not divides) for a in numbers) and not (
-        divides and len(node.all_input_nodes) > 1
-    )
+    """Says whether its numbers are whole, and a divisor is one number above zero."""
+    if name_of(node) == "div":
+        by = node.args[1]
+        return isinstance(by, int) and by > 0
+    return all(isinstance(a, int) for a in node.args if isinstance(a, (int, float)))
 
 
 def _call(node: Node, values: dict[Node, Tensor]) -> Any:

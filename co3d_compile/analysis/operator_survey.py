@@ -19,6 +19,7 @@ from co3d_compile.ir.node_reading import module_path, operand, operator_name, wh
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, fact_of, is_stream
+from co3d_compile.rules import rule_for
 from co3d_compile.rules.remembering import remembers_all
 
 
@@ -144,7 +145,12 @@ def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, F
         return first - move, last - move
     if fact.own.slides is None and fact.kind is Kind.WINDOW:
         return first, last
-    if fact.own.slides is None:  # behind an up-sampling the later entries of a group read what lies before them
-        return first - max(Fraction(0), before.rate - fact.rate), last
+    if fact.own.slides is None:
+        if before.rate <= fact.rate:
+            return first, last
+        rule = rule_for(node.target)  # the entries of a group read the same ones, from other places
+        late = fact.delay * fact.rate - before.delay * before.rate
+        past = rule.past(node) * before.rate if rule is not None else 0
+        return first + late - past - (before.rate - fact.rate), last + late
     kernel = before.flowing(fact.own.slides.kernel)
     return first - kernel.p * before.rate, last + ((kernel.k - 1) * kernel.d - kernel.p) * before.rate

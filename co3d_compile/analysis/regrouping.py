@@ -83,10 +83,9 @@ def _candidates(node: Node, rule: Rule) -> Iterator[dict[Node, tuple[Fact, tuple
     apart = folded(node)
     if apart:
         yield apart
-    streams = [x for x in node.all_input_nodes if is_stream(x)]
-    if not isinstance(rule, View) or len(streams) != 1:
+    if not isinstance(rule, View):
         return
-    (x,) = streams
+    x = operand(node)
     for fact, steps in [(fact_of(x), ()), *apart.values()]:
         size = fact.time.size if fact.time is not None else 1
         for k in (k for k in range(2, size) if size % k == 0 and prod(shape_of(node)) >= k):

@@ -24,7 +24,7 @@ def roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, s
         aligned: Whether boxes are half a place farther in front, as the centres of places are.
     """
     offset, parts = (0.5 if aligned else 0.0), []
-    for index, x1, y1, x2, y2 in boxes.unbind(0) if len(boxes) else []:
+    for index, x1, y1, x2, y2 in boxes.unbind(0):
         features = x[int(index)]
         along_y, along_x = (
             _bilinear(a * scale - offset, b * scale - offset, bins, samples, size, aligned)

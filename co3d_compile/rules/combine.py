@@ -74,8 +74,7 @@ class Concatenation(Rule):
 
     def flow(self, node: Node) -> Fact:
         parts, dim = self.parts(node)
-        timed = [p for p in parts if is_stream(p) and known(p).has(TIME, dim)]
-        if not timed:
+        if not any(_along(p, dim) for p in parts):
             for p in parts:
                 if not is_stream(p):
                     self._check_constant(node, p, parts, dim)
@@ -128,7 +127,7 @@ class Concatenation(Rule):
 
     def kernel(self, node: Node) -> Kernel | None:
         parts, dim = self.parts(node)
-        if not any(is_stream(p) and known(p).has(TIME, dim) for p in parts):
+        if not any(_along(p, dim) for p in parts):
             return None
         main = self.main(node)
         at = parts.index(main)
@@ -185,6 +184,11 @@ class Concatenation(Rule):
             for p in parts
         ]
         return low.call(aten.cat.default, news, dim)
+
+
+def _along(part: Node, dim: int) -> bool:
+    """Says whether a dim is the time of a stream: a single entry belongs to each of its numbers, wherever it stands."""
+    return is_stream(part) and known(part).has(TIME, dim) and not fact_of(part).single
 
 
 def repeats_edge(front: list[Node], main: Node, dim: int) -> bool:

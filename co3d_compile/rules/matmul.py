@@ -149,10 +149,7 @@ class Attention(Rule):
         index = low.call(aten.add.Tensor, low.counter(first, low.pulse(node)), i - fact_of(node).delay)
         index = low.call(aten.clamp.default, index, 0)
         back = low.constant(f"back_{past}", torch.arange(past, -1, -1).view(1, -1))
-        seen = low.call(aten.le.Tensor, back, index)
-        if batch.outer * batch.inner > 1:
-            seen = low.call(aten.reshape.default, seen, [1, -1, 1, past + 1])
-            seen = low.call(aten.expand.default, seen, [batch.outer, -1, batch.inner, past + 1])
+        seen = low.beside_rows(low.call(aten.le.Tensor, back, index), batch)
         behind = [1] * (len(low.sizes(q)) - 2 - batch.dim)
         return low.call(aten.reshape.default, seen, [*[1] * batch.dim, -1, *behind, past + 1])
 

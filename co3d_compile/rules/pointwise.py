@@ -178,9 +178,7 @@ def _beside_rows(low: StepGraph, seen: Node, layout: Layout) -> Node:
     """
     batch = layout.batch
     dim = batch.dim if batch is not None else 0
-    if batch is not None and batch.outer * batch.inner > 1:
-        seen = low.call(aten.reshape.default, seen, [1, -1, 1])
-        seen = low.call(aten.expand.default, seen, [batch.outer, -1, batch.inner])
+    seen = low.beside_rows(seen, batch)
     return low.call(aten.reshape.default, seen, [*[1] * dim, -1, *[1] * (layout.rank - 1 - dim)])
 
 

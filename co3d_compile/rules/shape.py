@@ -147,11 +147,10 @@ class Expansion(Reshaping):
             time, lead = known(x).time, rank_of(node) - rank_of(x)
             if again >= lead and (time is None or not time.alone):
                 new = low.call(aten.squeeze.dim, new, again - lead)
-        old = [int(s) for s in new.meta["val"].shape]
         if node.target == aten.repeat.default:
-            wanted = known(node).entry().shape
-            old = [1] * (len(wanted) - len(old)) + old
-            return low.call(aten.repeat.default, new, [w // o for w, o in zip(wanted, old, strict=True)])
+            counts = zip(Arguments(node).integers("repeats"), known(node).entry_dims(), strict=True)
+            return low.call(aten.repeat.default, new, [count for count, dim in counts if dim is not None])
+        old = [int(s) for s in new.meta["val"].shape]
         return new if sizes == old else low.call(aten.expand.default, new, sizes)
 
     def window(self, node: Node, low: StepGraph) -> Node:

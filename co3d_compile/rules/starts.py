@@ -42,14 +42,16 @@ class Begin(Rule):
         fact, pulse, start = fact_of(node), low.pulse(x), low.plain(first)
         results = []
         for i in range(pulse):
-            new, restore = low.batch_first(low.entry(x, i), fact.layout)
+            entry = low.entry(x, i)
+            new, restore = low.batch_first(entry, fact.layout)
             own = [n for n in range(shape_of(first)[dim]) if (n + fact.delay - i) % pulse == 0]
             for n in reversed(own):
                 value, _ = low.batch_first(low.call(aten.select.int, start, dim, n), fact.layout)
                 value = low.start.kept(value, opened) if (n + fact.delay) // pulse > opened else value
                 new = low.start.choose(low.start.inside(fact, i, back=False, lead=n + 1), new, value)
-            steps = max(((n + fact.delay) // pulse + 1 for n in own), default=0)
-            results.append(low.call(settled, restore(new), low.entry(x, i), steps) if own else low.entry(x, i))
+            if own:
+                entry = low.call(settled, restore(new), entry, (own[-1] + fact.delay) // pulse + 1)
+            results.append(entry)
         return results
 
 

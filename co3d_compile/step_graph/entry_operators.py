@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch.fx import Node
@@ -116,20 +115,24 @@ class EntryOperators(Builder):
             if position is None:
                 return None
             positions.append(position)
-        steps = {b - a for a, b in pairwise(positions)}
-        step = steps.pop()
-        return (positions[0], step) if not steps and step > 0 else None
+        start, step = positions[0], positions[1] - positions[0]
+        return (start, step) if positions == [start + i * step for i in range(len(positions))] else None
+
+    def beside_rows(self, x: Node, batch: Place | None) -> Node:
+        """Returns what each stream has of its own, (batch, features), once for each row folded into the batch's dim."""
+        if batch is None or batch.outer * batch.inner == 1:
+            return x
+        features = self.features(x)
+        rows = self.call(aten.reshape.default, x, [1, -1, 1, features])
+        rows = self.call(aten.expand.default, rows, [batch.outer, -1, batch.inner, features])
+        return self.call(aten.reshape.default, rows, [-1, features])
 
     def from_rows(self, x: Node, batch: Place, dim: int, by: Node, rows: Sequence[int]) -> Node:
         """Returns the rows of a dim, which lie ``by`` (batch, 1) farther on for each stream.
 
         Beyond an end the last one.
         """
-        sizes, batch_dim = self.sizes(x), batch.dim
-        if batch.outer * batch.inner > 1:  # what is folded into the batch's dim moves as its stream does
-            by = self.call(aten.reshape.default, by, [1, -1, 1])
-            by = self.call(aten.expand.default, by, [batch.outer, -1, batch.inner])
-            by = self.call(aten.reshape.default, by, [-1, 1])
+        sizes, batch_dim, by = self.sizes(x), batch.dim, self.beside_rows(by, batch)
         index = self.call(aten.add.Tensor, by, self.new_constant(torch.tensor(list(rows)).view(1, -1)))
         index = self.call(aten.clamp.default, index, 0, sizes[dim] - 1)
         index = self.call(aten.reshape.default, index, [-1, len(rows)])

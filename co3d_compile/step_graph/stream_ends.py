@@ -192,7 +192,9 @@ class StreamEnds:
         for tap in range(kernel.k):
             i = (o - own.delay) * kernel.s + tap * kernel.d - kernel.p + fact.delay
             flags.append(self.inside(fact, i, lead=-pad[0], tail=-pad[1]))
-        number = low.sum([low.call(aten._to_copy.default, f, dtype=torch.float32) for f in flags if f is not None])
+        number = low.sum(
+            [low.call(aten._to_copy.default, f, dtype=x.meta["val"].dtype) for f in flags if f is not None]
+        )
         certain = sum(f is None for f in flags)
         number = low.call(aten.add.Tensor, number, float(certain)) if certain else number
         return self.scaled(x, low.call(aten.clamp.default, number, 1.0), kernel.k, own.layout)
@@ -202,15 +204,13 @@ class StreamEnds:
         low = self.low
         number = low.call(aten.add.Tensor, self.counter(int(fact.pulse)), i - fact.delay + 1)
         number = low.call(aten.clamp.default, number, 1, entries)
-        return self.scaled(x, low.call(aten._to_copy.default, number, dtype=torch.float32), entries, layout)
+        return self.scaled(x, low.call(aten._to_copy.default, number, dtype=x.meta["val"].dtype), entries, layout)
 
     def scaled(self, x: Node, number: Node, entries: int, layout: Layout | None) -> Node:
         """Gives a mean over ``entries`` another divisor."""
         low = self.low
         first, restore = low.batch_first(x, layout)
         factor = low.call(aten.mul.Tensor, low.call(aten.reciprocal.default, number), float(entries))
-        if x.meta["val"].dtype is not torch.float32:
-            factor = low.call(aten._to_copy.default, factor, dtype=x.meta["val"].dtype)
         factor = low.call(aten.reshape.default, factor, [-1, *[1] * (len(low.sizes(first)) - 1)])
         return restore(low.call(aten.mul.Tensor, first, factor))
 
