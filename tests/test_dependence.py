@@ -107,7 +107,7 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention in one operator": lambda x: F.scaled_dot_product_attention(x.mT, x.mT, x.mT, attn_mask=BAND).mT,
     "attention, a mask added": lambda x: F.scaled_dot_product_attention(x.mT, x.mT, x.mT, attn_mask=LOWER).mT,
     "attention, causal": lambda x: F.scaled_dot_product_attention(x.mT, x.mT, x.mT, is_causal=True).mT,
-    "a shape alone": lambda x: torch.empty_like(x).copy_(x.roll(1, 2)) * torch.ones_like(x.flip(2)),
+    "a shape alone": lambda x: torch.empty_like(x).copy_(x.roll(1, 2)) * torch.full_like(x.flip(2), 2.0),
     "over all of it": lambda x: x.softmax(2) + x[:, :, x[0, 0].argsort()],
 }  # fmt: skip
 

@@ -208,7 +208,8 @@ def _given_back(m: Any, x: Tensor) -> Tensor:
     behind = y * pooled[:, :, None].expand(-1, -1, frames) + y * pooled[:, :, None].repeat(1, 1, frames)
     beside = (y[None].expand(2, -1, -1, -1) * pooled[:, :, None].expand(2, -1, -1, frames).sigmoid()).sum(0)
     front = (y.permute(2, 0, 1) * pooled.expand(frames, -1, -1)).permute(1, 2, 0)
-    return m.b(behind + beside + front + pooled.mean(1)[:, None, None].repeat(1, 4, frames))
+    placed = y * F.interpolate(y.amax(2, True), size=frames, mode="nearest-exact")
+    return m.b(placed + behind + beside + front + pooled.mean(1)[:, None, None].repeat(1, 4, frames))
 
 
 def test_what_a_gate_pools_is_given_back_in_several_ways() -> None:

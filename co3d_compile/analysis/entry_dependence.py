@@ -26,7 +26,6 @@ from co3d_compile.analysis.operator_families import (
     PRODUCTS,
     REDUCTIONS,
     SCATTERS,
-    SHAPE_ONLY,
     TWO_SOURCES,
     is_pointwise,
     keeps_dims,
@@ -231,7 +230,7 @@ def _read(node: Node, name: str) -> list[Node]:
     """Returns the operands of a pointwise operator whose numbers have a part in the result."""
     if "batch_norm" in name:
         return node.all_input_nodes[:1]
-    return [n for n in node.args[1:] if isinstance(n, Node)] if name in SHAPE_ONLY else node.all_input_nodes
+    return [] if name == "full_like" else node.all_input_nodes
 
 
 def _within(marked: Tensor, bounds: tuple[Tensor, Tensor], dim: int, size: int, shape: tuple[int, ...]) -> Tensor:

@@ -54,11 +54,7 @@ FORGET_ZERO = _names("sum nansum norm linalg_vector_norm")
 """What a zero has no part in."""
 KEEP_ZERO = _names("abs neg sqrt tanh sin sign _to_copy to leaky_relu erf square")
 """Zero where their operand is zero."""
-SHAPE_ONLY = _names(
-    "copy fill zeros_like ones_like full_like empty_like rand_like new_zeros new_ones new_full new_empty"
-)
-"""Take the shape of their first operand alone, none of its numbers."""
-POINTWISE = SHAPE_ONLY | _names("where masked_fill bucketize _to_copy to type_as clamp prelu batch_norm "
+POINTWISE = _names("full_like where masked_fill bucketize _to_copy to type_as clamp prelu batch_norm "
                    "_native_batch_norm_legit_no_training")  # fmt: skip
 """Pointwise, though PyTorch does not say so."""
 

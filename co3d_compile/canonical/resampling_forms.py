@@ -78,10 +78,11 @@ def nearest_exact(program: Program, node: Node) -> None:
             scale = scales(node)[d - 2]
             index = insert_constant(program, node, f"constant.{node.name}.{d}", _places(old[d], new[d], scale))
             x = insert(program, node, aten.index_select.default, x, d, index)
-    if shape_of(x) != new:
-        x = insert(program, node, NEAREST[len(new) - 3].vec, x, list(new[2:]), None)
-        resampling(program, x)
+    alike = shape_of(x) == new
+    x = x if alike else insert(program, node, NEAREST[len(new) - 3].vec, x, list(new[2:]), None)
     replace(node, x)
+    if not alike:
+        resampling(program, x)
 
 
 def _places(old: int, new: int, scale: float | None) -> torch.Tensor:
