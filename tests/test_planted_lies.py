@@ -1,4 +1,4 @@
-"""Lies planted in the compiler are caught: a rule's delay, a region's reach. (Lies about promises: `test_passes`.)"""
+"""Lies planted in the compiler are caught: a rule's delay, a region's reach. (Lies about promises: `test_promises`.)"""
 
 from __future__ import annotations
 
