@@ -69,7 +69,7 @@ def _autoencoder(m: Any, x: Tensor) -> Tensor:
 def _so_far(m: Any, x: Tensor) -> Any:
     y = m.conv(x)
     most, least = y.cummax(2), (-y).unflatten(1, (2, 2)).cummin(3)
-    sums = torch.cat([(y > 0).cumsum(2).to(x.dtype), y.logcumsumexp(2), (1 + y.tanh() / 9).cumprod(2)], 1)
+    sums = torch.cat([(y > 0).cumsum(2, dtype=x.dtype), y.logcumsumexp(2), (1 + y.tanh() / 9).cumprod(2)], 1)
     return sums, most.values + least.values.flatten(1, 2), most.indices + least.indices.flatten(1, 2)
 
 

@@ -105,8 +105,6 @@ class Rows:
         self.first, self._restore = low.batch_first(low.entry(self.x, 0), layout)
         self.features = low.features(self.first)
         self.new = [low.call(aten.reshape.default, entry, [-1, self.features]) for entry in entries]
-        if dtype is not self.x.meta["val"].dtype:
-            self.new = [low.call(aten._to_copy.default, row, dtype=dtype) for row in self.new]
 
     def handed_on(
         self, turn: Callable[[Node, Node], Node], begun: Sequence[Node] | None = None, initial: float = 0.0
