@@ -58,7 +58,7 @@ def test_a_rule_that_tells_a_delay_off_by_one(name: str, by: int, monkeypatch: p
             assert check(told).delays == (delay,)
 
 
-@pytest.mark.parametrize(("name", "more"), [slow("band", (0, 1)), ("mask -1e9", (1, 0))])
+@pytest.mark.parametrize(("name", "more"), [slow("band", (0, 1)), slow("mask -1e9", (1, 0))])
 def test_a_region_that_reads_one_more_entry_than_it_claims(
     name: str, more: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

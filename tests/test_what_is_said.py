@@ -135,7 +135,6 @@ def test_a_head_behind_a_stride_takes_streams_of_any_length() -> None:
 @pytest.mark.parametrize(
     ("operator", "forward"),
     [
-        ("aten.slice", lambda m, x: torch.cat([m.a(x), m.a(x)], 0)[:1]),
         ("aten.flip", lambda m, x: m.a(x) - m.a(x).flip(0).sum(0)),
         ("aten.softmax", lambda m, x: m.a(x).softmax(0)),
     ],
