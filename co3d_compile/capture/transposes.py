@@ -90,8 +90,13 @@ def _sink(program: Program, node: Node, order: Order, constants: Constants) -> N
         if value is None:
             turned[n] = operand(n)
         elif value.numel() > 1:
-            whole = value.reshape([1] * (len(order) - value.dim()) + list(value.shape)).permute(back).contiguous()
-            turned[n] = insert_constant(program, node, f"{node.name}_turned", whole.to(n.meta["val"].dtype))
+            shape = [1] * (len(order) - value.dim()) + list(value.shape)
+            if n.op == "get_attr":
+                whole = value.reshape(shape).permute(back).contiguous().to(n.meta["val"].dtype)
+                turned[n] = insert_constant(program, node, f"{node.name}_turned", whole)
+            else:  # what the model computes may be another constant in a longer clip
+                shaped = insert(program, node, aten.reshape.default, n, shape)
+                turned[n] = insert(program, node, aten.permute.default, shaped, back)
     args, kwargs = torch.fx.map_arg((list(node.args), dict(node.kwargs)), lambda n: turned.get(n, n))
     new = insert(program, node, node.target, *args, **kwargs)
     replace(node, insert(program, node, aten.permute.default, new, list(order)))
