@@ -210,6 +210,18 @@ def behind_a_look_ahead(m: Any, x: Tensor) -> Tensor:
     return m.look(torch.stack(out, 1).repeat(1, 1, 2).mT).mT
 
 
+def behind_frames_written_in_place(m: Any, x: Tensor) -> Tensor:
+    """Some channels come a frame later, and all stand in another order."""
+    y = torch.zeros_like(x)
+    y[:, 1:, :1] = x[:, :-1, :1]
+    y[:, :, 1:] = x[:, :, 1:]
+    return gru_cell(m, y[:, :, torch.tensor([2, 0, 1, 3])])
+
+
+def behind_frames_side_by_side(m: Any, x: Tensor) -> Tensor:
+    return gru_cell(m, x.unfold(1, 2, 1).mean(-1))
+
+
 def per_pixel(m: Any, x: Tensor) -> Tensor:
     """A cell for each pixel: the batch shares its dim with space."""
     n, t, _, height, width = x.shape
@@ -360,6 +372,8 @@ CASES = {
         Case(network_inside_of_the_loop, PICTURES),
         Case(list_of_features, PICTURES),
         Case(behind_a_look_ahead, states=6),
+        Case(behind_frames_written_in_place, states=3),
+        Case(behind_frames_side_by_side, states=3),
         Case(per_pixel, PICTURES),
         Case(attention_to_the_last_state),
         Case(last_frames_in_a_list, states=2, field=3),

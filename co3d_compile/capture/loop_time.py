@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from contextlib import suppress
+from functools import cached_property
 
 from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.loop_layouts import annotate_body
+from co3d_compile.canonical.canonical_graph import canonicalize
 from co3d_compile.ir.aten_operators import BATCH_NORMS, SAME
 from co3d_compile.ir.frame_loop import is_loop
+from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.layout import Layout, LayoutLost
 from co3d_compile.ir.node_reading import operand, operands, shape_of
@@ -23,13 +27,18 @@ from co3d_compile.rules.failures import noting
 class TimeDims:
     """The dims of frames, found by the layouts that rules give. What is found lies on the nodes until it is forgotten.
 
+    Operators that have no rule as they were captured (``x.unfold``, writing into slices, indices along other dims) may
+    have one in canonical form.
+
     Args:
         program: As captured.
+        is_canonical: Whether it is in canonical form.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, is_canonical: bool = False) -> None:
+        self.program, self.is_canonical = program, is_canonical
         dims = {i.name: i.time_dim for i in program.inputs}
+        self._nodes = {n.name: n for n in program.graph.nodes}
         self.timed: set[Node] = set()
         self._known: set[Node] = set()
         for node in program.graph.nodes:
@@ -69,23 +78,45 @@ class TimeDims:
 
     def _of(self, node: Node) -> Layout | None:
         """Returns the layout of a node whose operands have theirs."""
-        read = operands(node)
         if is_loop(node):
             annotate_body(node)
             return None
         if node not in self.timed:
             return None
+        return self._by_rule(node) or self._in_canonical_form(node)
+
+    def _by_rule(self, node: Node) -> Layout | None:
         source = operand(node) if node.target is operator.getitem else node
         if any(fact_of(n).layout is None for n in operands(source) if n in self.timed and not is_loop(source)):
             return None
         if node.target in SAME or source.target in BATCH_NORMS:  # of which the first result alone is read
-            return fact_of(read[0]).layout
-        layout = self._by_rule(node)
+            return fact_of(operands(node)[0]).layout
+        rule, layout = rule_for(node.target), None
+        with noting(self.program, node), suppress(LayoutLost, NoExtension):
+            layout = rule.layout(node) if rule is not None else None
         alike = isinstance(node.meta["val"], Tensor) and layout is not None and layout.shape == shape_of(node)
         return layout if alike else None
 
-    def _by_rule(self, node: Node) -> Layout | None:
-        rule = rule_for(node.target)
-        with noting(self.program, node), suppress(LayoutLost, NoExtension):
-            return rule.layout(node) if rule is not None else None
-        return None
+    def _in_canonical_form(self, node: Node) -> Layout | None:
+        """Returns the layout of what becomes of a node."""
+        if self.is_canonical:
+            return None
+        times, places = self._canonical
+        return times.layout_of(places.get(node.name))
+
+    @cached_property
+    def _canonical(self) -> tuple[TimeDims, dict[str, str]]:
+        """Returns the dims of frames in a copy in canonical form, and what has the value of each captured node."""
+        program = self.program
+        module = module_of(program.module, copy.deepcopy(program.graph))
+        copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
+        for node in module.graph.nodes:
+            node.meta.pop(KEY, None)
+        copied.follow()
+        canonicalize(copied, bodies=False)
+        return TimeDims(copied, is_canonical=True), copied.places()
+
+    def layout_of(self, name: str | None) -> Layout | None:
+        """Returns the layout of a node by its name."""
+        node = self._nodes.get(name or "")
+        return self._layout(node) if node is not None else None
