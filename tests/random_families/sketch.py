@@ -104,7 +104,7 @@ class SketchNet(nn.Module):
             raise ValueError("too short")
         self.out = nn.Linear(shape[1] * shape[2] * shape[3], 3) if sketch.head == "flatten" else nn.Identity()
         self.sliding = len(sketch.blocks)
-        while sketch.head in WHOLE and self.sliding and sketch.blocks[self.sliding - 1].kind in ("pad", "view"):
+        while sketch.head in WHOLE and self.sliding and sketch.blocks[self.sliding - 1].kind == "pad":
             self.sliding -= 1
 
     def taken(self, *inputs: Tensor) -> Tensor:
