@@ -114,6 +114,16 @@ def test_networks_in_the_clothes_that_people_give_them(name: str) -> None:
     assert result.passed, result.reason
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [(lambda x: x.half(), "is torch.float16"), (lambda x: x.to("meta"), "is on the device meta")],
+    ids=["half precision", "another device"],
+)
+def test_weights_that_no_runtime_computes_with_are_named(changed: Callable[[Any], Any], says: str) -> None:
+    with pytest.raises(co3d.CaptureError, match=rf"The parameter weight {says}"):
+        co3d.compile(changed(nn.Conv3d(3, 4, 3)).eval(), (changed(torch.zeros(VIDEO)),))
+
+
 def test_fields_of_a_dataclass_name_the_outputs() -> None:
     compiled = co3d.compile(Recorded().eval(), (torch.randn(VIDEO),))
     assert [output.name for output in compiled.info.outputs] == ["logits", "features"]

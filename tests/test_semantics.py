@@ -164,6 +164,16 @@ def written_over(x: Tensor, where: Callable[[Tensor], Any], number: float | Tens
     return y
 
 
+def kept_statistics() -> nn.Module:
+    norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+    norm.running_mean, norm.running_var = torch.linspace(-0.3, 0.3, 4), torch.linspace(0.5, 2, 4)
+    return norm
+
+
+NORMS = [
+    row("instance norm with statistics of its own", of(conv(padding=1), kept_statistics(), conv(padding=1)), 2),
+]
+
 MASKS = [
     row("written over where it is negative", fn(lambda m, x: m.b(written_over(m.a(x), lambda y: y < 0, 0)),
                                                 a=lambda: conv(padding=1), b=lambda: conv(padding=1)), 2),
@@ -204,7 +214,7 @@ OPERANDS = [
 
 TABLE = [
     *(conv_case(*case) for case in CONVS), *(chained_case(*case) for case in CHAINS), *IN_WORDS, *POOLS, *CAUSAL,
-    *UPSAMPLING, *SHIFTS, *MASKS, *OPERANDS,
+    *UPSAMPLING, *SHIFTS, *NORMS, *MASKS, *OPERANDS,
 ]  # fmt: skip
 
 

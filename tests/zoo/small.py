@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .attention import ATTENTION, RECURRENT
 from .convnets import CONVNETS
-from .copied_gates import COPIED_GATES
 from .dual_path import DUAL_PATH
 from .fourier import FOURIER
 from .gated import GATED
@@ -14,4 +13,4 @@ from .slices import SLICES
 from .styles import STYLES
 
 _SEQUENCES = (*SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *OVERLAPS, *FOURIER)
-SMALL = {entry.name: entry for entry in (*CONVNETS, *_SEQUENCES, *GATED, *COPIED_GATES, *SLICES, *STYLES)}
+SMALL = {entry.name: entry for entry in (*CONVNETS, *_SEQUENCES, *GATED, *SLICES, *STYLES)}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Entry, Graph, Reference, by_clip, long_clip, seeded
+from .copied_gates import COPIED_GATES
 
 _VIDEO = (1, 3, 6, 6, 6)
 _SERIES = (1, 4, 12)
@@ -336,6 +337,7 @@ STYLES = (
         causal=True,
         nan_start=False,
     ),
+    *COPIED_GATES,
     *(_streaming(name) for name in _STREAMS),
     Entry(
         "decided_by_constants",
