@@ -21,6 +21,9 @@ def writing(program: Program, node: Node) -> None:
     """
     if any(_into(node, user) for user in node.users):
         return
+    if _turn(node) is not None:
+        _by_turns(program, node)
+        return
     box, source, inner = [], node, node
     while True:
         place = _place(inner)
@@ -51,6 +54,39 @@ def _into(node: Node, user: Node) -> bool:
         return False
     _, dim, start, end, step = sliced(part)
     return (dim, start, end, step) == (*at, 1) and _place(node) is not None
+
+
+def _turn(node: Node) -> tuple[int, int, int] | None:
+    """Returns the dim, step and first place of a write into every so many-th entry, all along: ``x[1::2] = y``."""
+    if node.target is not aten.slice_scatter.default:
+        return None
+    size, dim = shape_of(node), argument(node, 2, "dim", 0) % rank_of(node)
+    start, end, step = slice(
+        *(argument(node, at, name) for at, name in ((3, "start"), (4, "end"), (5, "step")))
+    ).indices(size[dim])
+    all_along = step > 1 and size[dim] % step == 0 and start < step and end > size[dim] - step + start
+    return (dim, step, start) if all_along else None
+
+
+def _by_turns(program: Program, node: Node) -> None:
+    """Writes ``x[::2] = a; x[1::2] = b`` as entries of a and b by turns: stacked, and in one row again."""
+    turn = _turn(node)
+    assert turn is not None
+    dim, step, _ = turn
+    if (
+        any((_turn(user) or ())[:2] == turn[:2] and user.args[0] is node for user in node.users)
+        and len(node.users) == 1
+    ):
+        return  # the last write of several is looked at
+    parts: dict[int, Node] = {}
+    base = node
+    while (place := _turn(base)) is not None and place[:2] == (dim, step):
+        parts.setdefault(place[2], operand(base, 1))
+        base = operand(base)
+    every = [parts.get(i) or insert(program, node, aten.slice.Tensor, base, dim, i, None, step) for i in range(step)]
+    rows = [insert(program, node, aten.unsqueeze.default, part, dim + 1) for part in every]
+    stacked = insert(program, node, aten.cat.default, rows, dim + 1)
+    replace(node, insert(program, node, aten.reshape.default, stacked, list(shape_of(node))))
 
 
 def _place(node: Node) -> tuple[int, int, int] | None:

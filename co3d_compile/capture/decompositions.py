@@ -133,6 +133,33 @@ def overlapped(grad: Tensor, input_sizes: Sequence[int], dim: int, size: int, st
     return written(grad.expand(rows) if grad.dim() == len(rows) else grad, input_sizes, dim, size, step)
 
 
+def counted(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """Computes ``bucketize`` by counting the boundaries below each number. PyTorch's is no operator of ONNX."""
+    below = ~(boundaries > x.unsqueeze(-1)) if right else ~(boundaries >= x.unsqueeze(-1))
+    return below.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def searched(
+    boundaries: Tensor,
+    x: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """Computes ``searchsorted``, of one row of boundaries or a row for each row of x, in the same way."""
+    boundaries = boundaries if sorter is None else boundaries.gather(-1, sorter)
+    rows = boundaries if boundaries.dim() == 1 else boundaries.unsqueeze(-2)
+    return counted(x, rows, out_int32=out_int32, right=right or side == "right")
+
+
+def unpooled(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Computes ``max_unpool2d`` as writes into each picture; PyTorch's counts through all pictures of the batch."""
+    picture = x.new_zeros([*x.shape[:-2], size[0] * size[1]])
+    return picture.scatter(-1, indices.flatten(-2), x.flatten(-2)).unflatten(-1, list(size))
+
+
 OURS: dict[Any, Any] = {
     aten._convolution.default: convolution,
     aten.stack.default: stacked,
@@ -141,6 +168,9 @@ OURS: dict[Any, Any] = {
     aten.copy.default: copied,
     aten.unfold_backward.default: overlapped,
     aten.index_put.default: masked,
+    aten.bucketize.Tensor: counted,
+    aten.searchsorted.Tensor: searched,
+    aten.max_unpool2d.default: unpooled,
 }
 
 # Kept whole beside the operators that have a rule: they are rewritten by a pass, or have an ONNX operator of their own.

@@ -202,7 +202,7 @@ class LongClip(Interpreter):
         if n.target in BY_INDEX and (found := self._captured_again(n)) is not None:
             return found
         constant = self._constant(n, kwargs)
-        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default) or _beside(n, claim)
+        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default, *BY_INDEX) or _beside(n, claim)
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())

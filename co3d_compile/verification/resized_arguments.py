@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -21,7 +21,12 @@ aten = torch.ops.aten
 
 COPIES = {aten.expand.default, aten.repeat.default}
 SPLIT = aten.split_with_sizes.default
-BY_INDEX = {aten.scatter_add.default, aten.scatter.src, aten.scatter.value, aten.gather.default}  # as far as indices go
+BY_INDEX = {  # as far as indices go
+    aten.gather.default,
+    *(getattr(aten.scatter, name) for name in ("src", "value", "reduce", "value_reduce")),
+    aten.scatter_add.default,
+    aten.scatter_reduce.two,
+}
 PLACING = {  # they say where entries are, and compute nothing over them
     SPLIT,
     *BY_INDEX,
@@ -71,7 +76,22 @@ class Resize:
 def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
     """Runs the operator of a node on other arguments."""
     assert callable(n.target)
+    if n.target in BY_INDEX:
+        return _by_index(n.target, *args, **(kwargs or {}))
     return n.target(*args, **(kwargs or {}))
+
+
+def _by_index(
+    target: Callable[..., Tensor], x: Tensor, dim: int, index: Tensor, *rest: Value, **named: Value
+) -> Tensor:
+    """Reads or writes at indices. What is computed from frames that are not known (NaN) is no index of any entry."""
+    outside = (index < 0) | (index >= x.shape[dim])
+    result = target(x, dim, index.masked_fill(outside, 0), *rest, **named)
+    if not bool(outside.any()) or not result.is_floating_point():
+        return result
+    unknown = outside if target is aten.gather.default else outside.any(dim, keepdim=True)
+    fits = all(a in (1, b) for a, b in zip(unknown.shape, result.shape, strict=True))
+    return result.masked_fill(unknown, torch.nan) if fits else result
 
 
 def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
@@ -197,6 +217,9 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
         return call(n, (base, new, dim, -1 if last else rest[0]))
     there = time - (1 if selects and dim < time else 0)
     more = base.shape[time] - old_base[time], new.shape[there] - old_new[there]
+    if dim == time and len(rest) > 2 and rest[2] > 1:  # every so many-th entry
+        base = _grown(base, time, more[1] * rest[2] - more[0]) if more[0] < more[1] * rest[2] else base
+        return call(n, (base, new, dim, rest[0], None, rest[2]))
     if more[0] < more[1]:
         base = _grown(base, time, more[1])
     elif dim != time and more[1] < more[0]:

@@ -46,6 +46,37 @@ def tokens(m: Any, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(3).mean(2)
 
 
+def by_index(m: Any, x: Tensor) -> Tensor:
+    """Each frame read and written at indices of its own: a histogram, the strongest channels, a place in a table."""
+    y = m.net(x)
+    bins = (y.sigmoid() * 3.99).long()
+    counts = torch.zeros(x.shape[0], 4, *x.shape[2:]).scatter_add(1, bins, torch.ones_like(y))
+    strongest = torch.zeros_like(y).scatter(1, y.argmax(1, keepdim=True), 1.0)
+    table = torch.bucketize(y, torch.tensor([-0.5, 0.0, 0.5])) + torch.searchsorted(torch.tensor([0.1, 0.2]), y)
+    return m.out(torch.cat([counts, strongest, y.gather(1, y.argsort(1)), table / 3], 1))
+
+
+def by_index_in_frames(m: Any, x: Tensor) -> Tensor:
+    """The same of frames in the batch; a pool that says where the maxima were. (N, T, C, H, W)."""
+    y = m.net(x.flatten(0, 1))
+    pooled, where = F.max_pool2d(y, 2, return_indices=True)
+    beside = torch.zeros(y.shape[0], 4, *y.shape[2:]).scatter_reduce(1, y.argsort(1), y, "amax")
+    y = m.out(F.max_unpool2d(pooled, where, 2) + beside + y.quantile(0.3, dim=1, keepdim=True))
+    return y.view(x.shape[0], -1, *y.shape[1:])
+
+
+def lifted(m: Any, x: Tensor) -> Tensor:
+    """A lifting step: entries by turns, written back into one tensor; then zeros put between them."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    odd = odd - m.net(even)
+    both = torch.zeros_like(x)
+    both[..., ::2] = even + m.net(odd)
+    both[..., 1::2] = odd
+    apart = torch.zeros(x.shape[0], x.shape[1], 2 * x.shape[2])
+    apart[..., ::2] = both
+    return m.out(apart)
+
+
 def neighbours(m: Any, x: Tensor) -> Tensor:
     """A loop over frames, each beside the one before and the one behind it; what it collects is convolved."""
     last = x.shape[2] - 1
@@ -213,6 +244,11 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "stacked_channels": (
         lambda: Graph(lambda m, x: torch.stack([m.net(x)[:, i] for i in (2, 0, 1)], 1), net=conv()), _VIDEO, 2),
     "best_places": (lambda: Graph(lambda m, x: m.net(x).flatten(3).topk(3, -1)[0].mean(-1), net=conv()), _VIDEO, 2),
+    "by_index": (lambda: Graph(by_index, net=conv(), out=conv(16, 3)), _VIDEO, 2),
+    "by_index_in_frames": (
+        lambda: Graph(by_index_in_frames, net=nn.Conv2d(3, 4, 3, padding=1), out=nn.Conv2d(4, 3, 3, padding=1)),
+        (1, 6, 3, 6, 6), 1),
+    "lifted": (lambda: Graph(lifted, net=nn.Conv1d(4, 4, 3, padding=1), out=nn.Conv1d(4, 3, 3, padding=1)), _SERIES, 2),
     "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
     "sampled_evenly": (lambda: Graph(sampled_evenly, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
     "class_token": (
