@@ -30,6 +30,7 @@ from model_files import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.rnn import pack_padded_sequence
 from zoo import Graph
 
 import co3d_compile as co3d
@@ -432,6 +433,20 @@ def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[T
 def test_sizes_that_values_decide_are_refused(function: Callable[[Tensor], Tensor], operator: str) -> None:
     with pytest.raises(CaptureError, match=rf"depends on the values that it is given\. \[aten\.{operator}\]"):
         co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (lambda x: (x.abs().sum(2) > 0).sum(1), r"by lengths that depend on an input"),
+        (lambda x: torch.full((len(x),), 3), r"by lengths that are not that of the clip"),
+    ],
+    ids=["computed", "shorter"],
+)
+def test_sequences_packed_by_other_lengths_are_refused(lengths: Callable[[Tensor], Tensor], said: str) -> None:
+    model = Graph(lambda m, x: m.rnn(pack_padded_sequence(x, lengths(x), batch_first=True))[1], rnn=nn.GRU(3, 2))
+    with pytest.raises(CaptureError, match=rf"{said} \(pack_padded_sequence\)\. A stream has no lengths"):
+        co3d.compile(model, (torch.ones(1, 4, 3),), time_dim=1)
 
 
 def test_strides_from_one_dim_into_another_are_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from marks import long
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import co3d_compile as co3d
 
@@ -22,7 +23,8 @@ class Recurrence(nn.Module):
         super().__init__()
         self.conv = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), *before)
         layers = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-        self.kind, learned = kind.removeprefix("learned "), kind.startswith("learned ")
+        self.kind, learned = kind.split()[-1] if kind not in SO_FAR else kind, kind.startswith("learned ")
+        self.packed = kind.startswith("packed ")
         self.layer = layers[self.kind](6, 5, 2, batch_first=True) if self.kind in layers else None
         self.start = nn.Parameter(torch.randn(2, 2, 1, 5)) if learned else None
 
@@ -31,6 +33,10 @@ class Recurrence(nn.Module):
         if self.start is not None:
             h, c = self.start.expand(-1, -1, len(x), -1).contiguous()
             return self.layer(x, (h, c) if self.kind == "lstm" else h)[0]
+        if self.packed:
+            lengths = torch.full((len(x),), x.shape[1])
+            rows = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.layer(rows)[0], batch_first=True)[0]
         return self.layer(x)[0] if self.layer is not None else SO_FAR[self.kind](x)
 
 
@@ -45,7 +51,7 @@ SO_FAR: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-KINDS = ["lstm", "gru", "rnn", "learned lstm", "learned gru", *SO_FAR]
+KINDS = ["lstm", "gru", "rnn", "learned lstm", "learned gru", "packed lstm", "packed gru", *SO_FAR]
 IN_FOURS = ("lstm", "learned gru", "cumsum", "cummin")
 
 

@@ -36,6 +36,14 @@ class ConstantsKnown(TorchFunctionMode):
         self._known = WeakIdKeyDictionary()  # what the tracer knows as a shape: the same in numbers
         self._model, self._own = model, dict(_own(model))
 
+    def numbers(self, tensor: Tensor) -> list[int] | None:
+        """Returns the numbers of a row that the tracer knows as a shape; None where they are not known."""
+        if tensor not in self._known:
+            return None
+        with _disable_current_modes():
+            found: list[int] = self._known[tensor].flatten().tolist()
+        return found
+
     def __torch_function__(
         self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None
     ) -> T:

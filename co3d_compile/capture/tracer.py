@@ -22,6 +22,7 @@ from co3d_compile.capture.caught_failures import failures_caught
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
 from co3d_compile.capture.model_factory import for_the_cpu
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
+from co3d_compile.capture.packed_sequences import PackedSequences
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
@@ -117,7 +118,7 @@ def _where(error: Exception) -> str:
 
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
     """Runs ``torch.export``, also of a model that reads ``x.data`` (for the tracer it is made ``x.detach()``),
-    decides in Python by the values of constants or catches what a module of it raises."""
+    decides in Python by the values of constants, packs sequences or catches what a module of it raises."""
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
             return exported_script(model, clip)
@@ -125,7 +126,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
         try:
             return torch.export.export(model, clip, keywords, strict=False)
         except Exception:
-            with _DataDetached(), ConstantsKnown(model), failures_caught():
+            with _DataDetached(), ConstantsKnown(model) as constants, PackedSequences(constants), failures_caught():
                 return torch.export.export(model, clip, keywords, strict=False)
 
 
