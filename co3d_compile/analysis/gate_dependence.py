@@ -16,11 +16,13 @@ from co3d_compile.ir.graph_walks import reached, run_operator
 from co3d_compile.ir.layout import TIME, Axis, LayoutLost
 from co3d_compile.ir.node_reading import operands
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import NoExtension, fact_of, is_stream, is_window
+from co3d_compile.ir.time_facts import NoExtension, constant_of, fact_of, is_stream, is_window
 from co3d_compile.rules import rule_for
 
 CHANGE = 0.1  # of each number of an entry, so that its sign stays
 LEAST = 1e-3  # of the result: a smaller change is what an epsilon in a divisor leaves
+SMALLER = (1.0, 2.0**-4, 2.0**-8)  # times: a sigmoid may say the same of all that is large
+LITTLE = 2.0**-6  # of what a weight of zero may let through once it is trained
 DRAWS = 16  # a result may be the same for two entries by chance (behind a comparison, a ReLU)
 
 
@@ -48,8 +50,9 @@ def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> b
             if not _differs(old, _run(program, way, moved), meeting, LEAST):
                 return True
         same = {n for n in way if n is not meeting and is_window(n)} | (set() if smooth else {meeting})
-        for _ in range(DRAWS):
-            new = _run(program, way, entries | {n: _entry(n, random) for n in read})
+        for draw in range(DRAWS):
+            scale = SMALLER[draw % len(SMALLER)]
+            new = _run(program, way, entries | {n: _entry(n, random, scale) for n in read})
             same = {n for n in same if not _differs(old, new, n)}
             if not same:
                 return False
@@ -90,11 +93,17 @@ def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
 def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:
     """Returns the value of each operator on the way, on clips all of whose entries are those given."""
     read = {n for node in way for n in operands(node)}
-    values = {n: program.constant(n) for n in read if n.op == "get_attr"}
+    values = {n: _constant(program, n) for n in read if n.op == "get_attr"}
     values |= {n: _repeated(n, entry) for n, entry in entries.items()}
     for node in way:
         values[node] = run_operator(node, values)
     return values
+
+
+def _constant(program: Program, node: Node) -> Tensor:
+    """Returns a constant. A learned zero lets nothing through yet: what it may let through counts."""
+    value, known = program.constant(node), constant_of(node)
+    return torch.full_like(value, LITTLE) if known.fill == 0 and not known.filling else value
 
 
 def _differs(old: dict[Node, Tensor], new: dict[Node, Tensor], node: Node, least: float = 0.0) -> bool:
@@ -126,12 +135,12 @@ def _exact(entry: Tensor) -> Tensor:
     return (entry * 64).round() / 64
 
 
-def _entry(node: Node, random: torch.Generator) -> Tensor:
+def _entry(node: Node, random: torch.Generator, scale: float = 1.0) -> Tensor:
     """Returns a random entry of a stream: one number for each axis but time."""
     dtype = node.meta["val"].dtype
     shape = [1 if a.label == TIME else a.size for a in _axes(node)]
     if dtype.is_floating_point:
-        return _exact(torch.randn(shape, generator=random)).to(dtype)
+        return (scale * _exact(torch.randn(shape, generator=random))).to(dtype)
     return torch.randint(0, 2 if dtype is torch.bool else 8, shape, generator=random).to(dtype)
 
 
