@@ -56,7 +56,7 @@ class MarkEnds(Pass):
             return bool(self._marked)
         if program.inputs[0].time_dim is None:
             raise UsageError("boundary='exact' counts the frames of the first input, and that has no time.")
-        used = {i.name for i in program.inputs}
+        used = {i.name for i in program.inputs} | {o.name for o in program.outputs}
         program.step.valid = next(n for n in ["valid", *(f"valid_{i}" for i in range(len(used) + 1))] if n not in used)
         for node in list(program.graph.nodes):
             if node.op == "call_function" and is_stream(node):

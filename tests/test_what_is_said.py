@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_graphs import conv, fn
 from test_bisection import difference, perturb
 from torch import Tensor, nn
+from zoo import Graph
 
 import co3d_compile as co3d
 
@@ -33,6 +34,38 @@ def test_the_mean_of_flattened_features_keeps_one_number_of_each_frame() -> None
     module = fn(lambda m, x: m.conv(x).flatten(2).mean(2), conv=lambda: nn.Conv3d(3, 4, 3, padding=1))().eval()
     states = co3d.compile(module, (torch.randn(1, 3, 8, 6, 6),)).info.states
     assert [s.shape for s in states] == [("N", 3, 6, 6), ("N", 3, 6, 6), ("N", 7, 4)]
+
+
+def test_a_gate_whose_weight_begins_with_zero_is_a_gate() -> None:
+    """As in CTR-GCN, whose adaptive graph is multiplied by a zero that is learned; large numbers saturate its tanh."""
+    model = Graph(lambda m, x: x * (1 + m.scale(torch.tanh(50 * x.mean(2, True)))), scale=nn.Conv1d(4, 4, 1, groups=4))
+    nn.init.zeros_(model.scale.weight)
+    clip = torch.randn(1, 4, 8)
+    compiled = co3d.compile(model.eval(), clip)
+    assert not compiled.info.recomputed and len(compiled.report().gates) == 1
+    assert co3d.verify(compiled, model, clip).passed
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["x"], ["x_out"]),
+        (["y", "x"], ["y", "x_out"]),
+        (["x", "x_out"], ["x_out1", "x_out"]),
+        (["valid"], ["valid"]),
+    ],
+)
+def test_outputs_have_names_of_their_own(keys: list[str], names: list[str]) -> None:
+    """A network gives a dict in which a key is the name of an input, or that of the flags of a stream with ends."""
+
+    class Named(nn.Conv1d):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return {key: super(Named, self).forward(x) for key in keys}
+
+    model = Named(4, 4, 3, padding=1).eval()
+    compiled = co3d.compile(model, torch.randn(1, 4, 8), boundary="exact")
+    assert [o.name for o in compiled.info.outputs] == names
+    assert co3d.verify(compiled, model, torch.randn(1, 4, 8)).passed
 
 
 def test_a_head_over_nine_places_is_on_the_window_that_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,7 +57,8 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     module, outputs, learned = _captured(model, clip, two)
     outputs += add_outputs(module, options.also)
     inputs = describe_inputs(module, options)
-    program = Program(module, options, inputs, [Output(n) for n in outputs], name=name, learned=learned)
+    names = _distinct(outputs, {i.name for i in inputs})
+    program = Program(module, options, inputs, [Output(n) for n in names], name=name, learned=learned)
     as_real_numbers(program)
     tidy(program)
     if not _leaves_sizes_open(program):
@@ -74,6 +76,17 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
 def _leaves_sizes_open(program: Program) -> bool:
     """Says whether a program is for clips of several sizes (TorchScript, dynamic shapes): its parts cannot be run."""
     return any(isinstance(size, torch.SymInt) for n in program.placeholders() for size in n.meta["val"].shape)
+
+
+def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
+    """Returns names of outputs, other ones where an input or an output before has them: ``{"x": …}`` of an input x."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name}_out{i or ''}" for i in itertools.count())
+        found.append(
+            name if name not in {*taken, *found} else next(n for n in others if n not in {*taken, *names, *found})
+        )
+    return found
 
 
 def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:

@@ -16,8 +16,8 @@ from co3d_compile.errors import CaptureError
 
 LAYERS = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 HINT = (
-    "A stream has no lengths: call the layer on the sequence as it is, or make the lengths a constant, each that of the "
-    "clip (torch.full((x.shape[0],), x.shape[1]))."
+    "A stream has no lengths: call the layer on the sequence as it is, or make the lengths a constant, each that of "
+    "the clip (torch.full((x.shape[0],), x.shape[1]))."
 )
 
 
