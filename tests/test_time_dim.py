@@ -60,6 +60,13 @@ def test_another_dim_is_named(network: nn.Module, clip: Tensor, said: str) -> No
     assert co3d.compile(network, (clip,), time_dim=2).info.recomputed  # a dim that is given is obeyed
 
 
+def test_a_clip_without_a_batch_is_refused() -> None:
+    with pytest.raises(
+        co3d.UsageError, match=r"\(3, 8, 6, 6\) has no dim for the batch: .*conv3d in 0 .* clip\[None\]"
+    ):
+        co3d.compile(nn.Sequential(nn.Conv3d(3, 4, 3)).eval(), torch.rand(3, 8, 6, 6))
+
+
 def test_a_window_alone_is_no_reason() -> None:
     assert co3d.compile(BothWays().eval(), (torch.rand(1, 4, 9),)).info.recomputed[0].operator == "aten.lstm"
 

@@ -257,6 +257,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),
         ((1, 6, 4, 5, 5),), {"time_dim": 1},
     ),
+    "a clip without its batch": (
+        lambda: Graph(lambda m, x: m.b(m.a(x[0]).relu())[None], a=conv(), b=conv()), (CLIP,), {},
+    ),
     "the first two frames": (lambda: Graph(lambda m, x: x[:, :, 0] + x[:, :, 1] * 2), ((1, 4, 12),), {}),
     "states of a loop, side by side": (
         lambda: Graph(states_side_by_side, mix=nn.Linear(4, 4), weigh=nn.Linear(12, 12), out=nn.Linear(12, 3)),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.canonical.clip_forms import one_clip
 from co3d_compile.canonical.constant_forms import no_difference, product_with_zero
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
 from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, reduction_of_merged
@@ -306,6 +307,7 @@ def _of_type(program: Program, node: Node, x: Node, dtype: torch.dtype) -> Node:
 
 REWRITES: dict[Any, Any] = {
     aten.cat.default: _join,
+    **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), one_clip),
     **dict.fromkeys(DIMS, _pool),
     **dict.fromkeys(ADAPTIVE_AVERAGE, _adaptive_average),
     **dict.fromkeys(ADAPTIVE_MAX, _adaptive_max),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from co3d_compile.errors import CaptureError, UnsupportedError
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.errors import CaptureError, UnsupportedError, UsageError
+from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
 
 aten = torch.ops.aten
 
@@ -37,9 +39,32 @@ def check_parameters(exported: ExportedProgram) -> None:
             )
 
 
+def _check_batch(node: Node) -> None:
+    """Refuses a clip without a batch, which PyTorch's layers take too: its first dim would be the batch.
+
+    Raises:
+        UsageError: It names the input.
+    """
+    layer = re.fullmatch(r"aten\.(?:conv|conv_transpose|max_pool|avg_pool)(\d)d", operator_name(node.target))
+    x = node.args[0] if node.args else None
+    if layer is None or not isinstance(x, Node) or rank_of(x) != int(layer[1]) + 1:
+        return
+    while x.all_input_nodes and shape_of(x.all_input_nodes[0]) == shape_of(x):
+        x = x.all_input_nodes[0]
+    if x.op == "placeholder":
+        shape = ", ".join(map(str, shape_of(x)))
+        raise UsageError(
+            f"The input {x.name} ({shape}) has no dim for the batch: {operator_name(node.target)} in "
+            f"{module_path(node) or 'the model'} takes it as one clip.",
+            hint=f"Give a batch of clips, (1, {shape}): clip[None].",
+        )
+
+
 def check_operators(module: GraphModule) -> None:
     """Refuses numbers that ONNX runtimes do not compute with, what reads memory, and sizes that values decide."""
     for node in module.graph.nodes:
+        if node.op == "call_function":
+            _check_batch(node)
         if node.target is aten.as_strided.default:  # what is left of it: a step has other strides
             raise UnsupportedError(
                 "It walks through memory from one dim into another.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -28,6 +30,8 @@ from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
 from co3d_compile.support.silence_torch import quiet
 
+IN_TORCH = "Compute it in PyTorch: what NumPy computes with the values of a clip cannot be captured."
+SITE = "site-packages"
 Model: TypeAlias = nn.Module | ExportedProgram
 Clip: TypeAlias = Sequence[pytree.PyTree]
 """The arguments of one clip: tensors, lists of them, or anything else that a network takes."""
@@ -92,8 +96,8 @@ def export(
         message = first_line(error).rstrip(".:")
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call)) or "none"
         raise CaptureError(
-            f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message}.",
-            hint=for_the_cpu(error) or _way_out(model),
+            f"{type(model).__name__} cannot be captured with inputs of shape {shapes}: {message}{_line_of(error)}.",
+            hint=for_the_cpu(error) or (IN_TORCH if ".numpy()" in message else _way_out(model)),
         ) from error
 
 
@@ -114,6 +118,16 @@ def _where(error: Exception) -> str:
     """Returns the line of the model that the tracer names, if it names one."""
     found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
+
+
+def _line_of(error: BaseException) -> str:
+    """Returns the line of the model that an error came from: the innermost that is neither PyTorch's nor ours."""
+    others = [str(Path(file).parent) + os.sep for file in (torch.__file__, contextlib.__file__)]
+    others.append(str(Path(__file__).parents[1]) + os.sep)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if f.line and (SITE in f.filename or not f.filename.startswith(others[1]))]
+    lines = [f for f in lines if not f.filename.startswith((others[0], others[2]))]
+    return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
 
 
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
