@@ -17,6 +17,7 @@ from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, redu
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
 from co3d_compile.canonical.resampling_forms import RESAMPLING
+from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
@@ -211,6 +212,7 @@ def _gather(program: Program, node: Node) -> None:
         or rank_of(given[0][1]) != 1
         or given[0][1].meta["val"].dtype == torch.bool
     ):
+        lookup(program, node, given)
         return
     dim, index = given[0]
     taken = insert(program, node, aten.index_select.default, x, dim, index)

@@ -27,6 +27,7 @@ BY_INDEX = {  # as far as indices go
     aten.scatter_add.default,
     aten.scatter_reduce.two,
 }
+LOOKUPS = {aten.embedding.default, aten.index.Tensor}
 PLACING = {  # they say where entries are, and compute nothing over them
     SPLIT,
     *BY_INDEX,
@@ -78,6 +79,8 @@ def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
     assert callable(n.target)
     if n.target in BY_INDEX:
         return _by_index(n.target, *args, **(kwargs or {}))
+    if n.target in LOOKUPS:
+        return _looked_up(n.target, *args, **(kwargs or {}))
     return n.target(*args, **(kwargs or {}))
 
 
@@ -92,6 +95,23 @@ def _by_index(
     unknown = outside if target is aten.gather.default else outside.any(dim, keepdim=True)
     fits = all(a in (1, b) for a, b in zip(unknown.shape, result.shape, strict=True))
     return result.masked_fill(unknown, torch.nan) if fits else result
+
+
+def _looked_up(target: Callable[..., Tensor], x: Tensor, index: Value, *rest: Value, **named: Value) -> Tensor:
+    """The same for a table at one or several indices, of dims that lie side by side."""
+    several = list(index) if isinstance(index, (list, tuple)) else [index]
+    dims = [d for d, i in enumerate(several) if i is not None]
+    if any(several[d].dtype == torch.bool for d in dims) or dims != list(range(dims[0], dims[0] + len(dims))):
+        return target(x, index, *rest, **named)
+    outside = [(several[d] < -x.shape[d]) | (several[d] >= x.shape[d]) for d in dims]
+    unknown = torch.stack(torch.broadcast_tensors(*outside)).any(0)
+    for d, out in zip(dims, outside, strict=True):
+        several[d] = several[d].masked_fill(out, 0)
+    result = target(x, several if isinstance(index, (list, tuple)) else several[0], *rest, **named)
+    if not bool(unknown.any()) or not result.is_floating_point():
+        return result
+    behind = result.dim() - dims[0] - unknown.dim()
+    return result.masked_fill(unknown.reshape(*[1] * dims[0], *unknown.shape, *[1] * behind), torch.nan)
 
 
 def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:

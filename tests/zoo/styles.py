@@ -65,6 +65,16 @@ def by_index_in_frames(m: Any, x: Tensor) -> Tensor:
     return y.view(x.shape[0], -1, *y.shape[1:])
 
 
+def codebook(m: Any, x: Tensor) -> Tensor:
+    """The nearest vectors of a codebook, a table with a row for each of two numbers, one by its last dim."""
+    z = m.net(x).movedim(1, -1)
+    nearest = (z.unsqueeze(-2) - m.codes.weight).square().sum(-1).argmin(-1)
+    level = (z[..., 0].sigmoid() * 3.99).long() - 4
+    beside = m.table.weight.unflatten(0, (8, 4))[nearest, level]
+    turned = m.codes.weight.t()[:, nearest].movedim(0, -1)
+    return m.out((m.codes.weight[nearest] + beside + turned).movedim(-1, 1))
+
+
 def lifted(m: Any, x: Tensor) -> Tensor:
     """A lifting step: entries by turns, written back into one tensor; then zeros put between them."""
     even, odd = x[..., ::2], x[..., 1::2]
@@ -248,6 +258,10 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "by_index_in_frames": (
         lambda: Graph(by_index_in_frames, net=nn.Conv2d(3, 4, 3, padding=1), out=nn.Conv2d(4, 3, 3, padding=1)),
         (1, 6, 3, 6, 6), 1),
+    "codebook": (
+        lambda: Graph(codebook, net=conv(), out=conv(4, 3),
+                      codes=nn.Linear(4, 8, False), table=nn.Linear(4, 32, False)),
+        _VIDEO, 2),
     "lifted": (lambda: Graph(lifted, net=nn.Conv1d(4, 4, 3, padding=1), out=nn.Conv1d(4, 3, 3, padding=1)), _SERIES, 2),
     "sampled_frames": (lambda: Graph(sampled, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
     "sampled_evenly": (lambda: Graph(sampled_evenly, net=nn.Conv2d(3, 2, 3, padding=1)), (1, 6, 3, 6, 6), 1),
