@@ -98,7 +98,7 @@ def _by_index(
 
 
 def _looked_up(target: Callable[..., Tensor], x: Tensor, index: Value, *rest: Value, **named: Value) -> Tensor:
-    """The same for a table at one or several indices, of dims that lie side by side."""
+    """Reads rows of a table, at one or several indices of dims that lie side by side, in the same way."""
     several = list(index) if isinstance(index, (list, tuple)) else [index]
     dims = [d for d, i in enumerate(several) if i is not None]
     if any(several[d].dtype == torch.bool for d in dims) or dims != list(range(dims[0], dims[0] + len(dims))):
