@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from marks import slow
 from torch import nn
 
 import co3d_compile as co3d
+from co3d_compile.capture import frame_loops
 
 CLIP, FRAMES = 8, 20
 OFTEN = ("mean_of_a_list", "mean_of_the_last_states")
@@ -42,3 +45,23 @@ def test_a_list_of_the_last_frames_streams(name: str, boundary: str) -> None:
     with torch.no_grad():
         expected = net(x).numpy()[:, : got.shape[1]]
     np.testing.assert_allclose(got[:, first:], expected[:, first:], atol=1e-5)
+
+
+def test_first_turns_are_looked_for_once() -> None:
+    """A loop that runs backwards is none; that its last turns are others must not be tried for each of them."""
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.RNNCell(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h, out = x.new_zeros(x.shape[0], 4), []
+            for frame in reversed(x.unbind(1)):
+                h = self.cell(frame, h)
+                out.append(h)
+            return torch.stack(out[::-1], 1)
+
+    with mock.patch.object(frame_loops, "_rolled", wraps=frame_loops._rolled) as tried:
+        assert co3d.compile(Backwards().eval(), torch.randn(1, 16, 4), time_dim=1).report().recomputed
+    assert tried.call_count <= 8

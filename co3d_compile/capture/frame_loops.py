@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_clips
 
 aten = torch.ops.aten
+DEPTH = 16  # operators behind each other that tell turns apart
 SAME = 3e-5  # of the largest number: the same sums in another order
 
 
@@ -60,7 +62,7 @@ def rolled(program: Program, node: Node) -> Node | None:
     flat = _flattened(node, dim)
     times = TimeDims(program)
     try:
-        for first in range((len(flat) + 1) // 2):
+        for first in dict.fromkeys((0, _other_turns(flat))):
             parts = _joined(flat[first:], dim)
             found = _rolled(program, node, dim, parts, times) if len(parts) >= 3 else None
             if found is not None:
@@ -68,6 +70,22 @@ def rolled(program: Program, node: Node) -> Node | None:
     finally:
         times.forget()
     return None
+
+
+def _other_turns(parts: tuple[Node, ...]) -> int:
+    """Counts the first parts that are computed otherwise than the last ones, by their operators; 0 if half of them."""
+    kinds: dict[Hashable, int] = {}
+    known: dict[tuple[Node, int], int] = {}
+
+    def kind(node: Node, depth: int) -> int:
+        if (node, depth) not in known:
+            inner = [kind(n, depth - 1) for n in node.all_input_nodes] if depth else []
+            known[node, depth] = kinds.setdefault((node.target if inner else node.op, *inner), len(kinds))
+        return known[node, depth]
+
+    found = [kind(part, DEPTH) for part in parts]
+    first = max((i + 1 for i, own in enumerate(found) if own != found[-1]), default=0)
+    return first if 2 * first < len(parts) else 0
 
 
 def _rolled(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
