@@ -87,6 +87,8 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda x: torch.where(COLUMNS > 3, x, x.flip(2)),
     "filled": lambda x: x.masked_fill(COLUMNS > 3, 1.0) + x.masked_fill(COLUMNS < 6, 0.0).flip(2),
     "zero divided": lambda x: (x * (COLUMNS > 3)) / (x.flip(2).abs() + 1.0),
+    "a sum of zeros divided": lambda x: (x[:, :, None] * (BAND & (COLUMNS[:, None] > 3))).sum(-1, True).squeeze(-1)
+    / (x.flip(2).abs() + 1.0),
     "zeros that stay": lambda x: (x * (COLUMNS > 3)).abs().sqrt().tanh().neg() + 0.0,
     "sum of both": lambda x: (x[:, :, None] * BAND).sum(-1) + (x[:, :, None] * BAND.flip(1)).mean(-1),
     "norm": lambda x: (x[:, :, None] * BAND).norm(dim=-1),
