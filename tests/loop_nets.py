@@ -222,6 +222,14 @@ def behind_frames_side_by_side(m: Any, x: Tensor) -> Tensor:
     return gru_cell(m, x.unfold(1, 2, 1).mean(-1))
 
 
+def recurrent_layer_frame_by_frame(m: Any, x: Tensor) -> Tensor:
+    h, out = None, []
+    for t in range(x.shape[1]):
+        y, h = m.two_layers(x[:, t : t + 1], h)
+        out.append(m.head(y))
+    return torch.cat(out, 1)
+
+
 def per_pixel(m: Any, x: Tensor) -> Tensor:
     """A cell for each pixel: the batch shares its dim with space."""
     n, t, _, height, width = x.shape
@@ -374,6 +382,7 @@ CASES = {
         Case(behind_a_look_ahead, states=6),
         Case(behind_frames_written_in_place, states=3),
         Case(behind_frames_side_by_side, states=3),
+        Case(recurrent_layer_frame_by_frame, states=2),
         Case(per_pixel, PICTURES),
         Case(attention_to_the_last_state),
         Case(last_frames_in_a_list, states=2, field=3),

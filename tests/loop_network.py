@@ -33,6 +33,7 @@ class Network(nn.Module):
         self.add_module("named-1", nn.Linear(4, 4))
         self.to_state, self.to_cell = nn.Linear(4, 5), nn.Linear(4, 5)
         self.look, self.wide = nn.Conv1d(4, 4, 3, padding=1), nn.Conv2d(3, 16, 3)
+        self.two_layers = nn.LSTM(4, 5, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the lines compute."""

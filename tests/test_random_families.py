@@ -32,6 +32,22 @@ CASES: dict[str, Sketch] = {
     "a band of attention behind a crop begins later": Sketch(
         (Block("crop", {"a": 2, "b": 2, "s": 1}), Block("attend", {"band": 2, "hand": True}))
     ),
+    "branches of other strides, in dense mode": Sketch(
+        (
+            Block(
+                "join",
+                {"how": "add"},
+                (Block("conv", {"k": 3, "d": 1, "s": 1, "p": 1, "causal": True, "ks": 1, "out": 2, "groups": 1}),),
+                (Block("unfold", {"how": "columns", "k": 1, "s": 2, "p": 1}),),
+            ),
+        ),
+        frames=8,
+        dense=True,
+        head="std",
+    ),
+    "a graph made of whole numbers": Sketch(
+        (Block("graph", {"how": "einsum"}),), inputs="tokens", channels=4, places=4, head="mean"
+    ),
     "what counts by twos, before the stream begins": Sketch(
         (
             Block("shift", {"how": "written", "n": 2}),

@@ -44,7 +44,7 @@ def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> b
     entries = {n: _entry(n, random) for n in leaves}
     try:
         old = _run(program, way, entries)
-        smooth = old[meeting].is_floating_point()
+        smooth = all(x.is_floating_point() for x in (old[meeting], *(entries[n] for n in read)))
         if smooth:
             moved = entries | {n: _moved(entries[n], random) for n in read}
             if not _differs(old, _run(program, way, moved), meeting, LEAST):

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
-from co3d_compile.ir.frame_loop import FrameLoop
+from co3d_compile.ir.frame_loop import FrameLoop, is_loop, loop_of
 from co3d_compile.ir.node_reading import module_path, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.operator_kind import Kind, kind_of
@@ -44,20 +44,31 @@ def costs(program: Program) -> Costs:
     found: Counter[str] = Counter()
     counted: dict[Kind, int] = {}
     with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
-        for node in program.graph.nodes:
-            if not isinstance(node.target, OpOverload | FrameLoop) or is_pointwise(node.target):
-                continue
+        for node in filter(_counts, program.graph.nodes):
             kind = kind_of(node)
-            if kind not in counted and isinstance(rule_for(node.target), Recurrent):
-                counted[kind] = 2 * _of_recurrent_layer(node)
             if kind not in counted:
-                before = counter.get_total_flops()
-                arguments = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-                node.target(*arguments[0], **arguments[1])
-                counted[kind] = int(counter.get_total_flops() - before)  # sizes of TorchScript may be symbols
+                counted[kind] = _flops(node, counter)
             if counted[kind]:
                 found[module_path(node)] += counted[kind]
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
+
+
+def _counts(node: Node) -> bool:
+    return isinstance(node.target, OpOverload | FrameLoop) and not is_pointwise(node.target)
+
+
+def _flops(node: Node, counter: FlopCounterMode) -> int:
+    """Counts what an operator computes; of a loop, what its body does in each turn."""
+    if is_loop(node):
+        loop = loop_of(node)
+        turns = shape_of(operand(node))[loop.walked[0]]
+        return turns * sum(_flops(n, counter) for n in loop.body.graph.nodes if _counts(n))
+    if isinstance(rule_for(node.target), Recurrent):
+        return 2 * _of_recurrent_layer(node)
+    before = counter.get_total_flops()
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    node.target(*args, **kwargs)  # type: ignore[operator]
+    return int(counter.get_total_flops() - before)  # sizes of TorchScript may be symbols
 
 
 def _of_recurrent_layer(node: Node) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 
 import torch
 from torch.fx import Node
@@ -38,7 +39,8 @@ def roll_loops(program: Program, ends: bool = False) -> None:
     """
     tidy(program)
     while _one(program, ends):
-        pass
+        tidy(program)
+    _drop_unread(program)
 
 
 def _one(program: Program, ends: bool) -> bool:
@@ -107,7 +109,32 @@ def tidy(program: Program) -> None:
         assert first is not None
         first.prepend(node)
     join_results(program)
-    graph.eliminate_dead_code()
+    _drop_unread(program)
+    _read_alike(program)
+
+
+def _drop_unread(program: Program) -> None:
+    """Takes out what nothing reads: recurrent layers too, which FX keeps, since in training they may draw by chance."""
+    program.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+
+
+def _read_alike(program: Program) -> None:
+    """Reads the same results of all layers of one kind: nothing reads the last ``h`` of ``y, h = gru(x, h)``."""
+    graph = program.graph
+    layers: dict[object, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(node.meta["val"], (tuple, list)):
+            layers.setdefault((node.target, str(node.meta["val"])), []).append(node)
+    for alike in layers.values():
+        results = [{user.args[1]: user for user in node.users if user.target is operator.getitem} for node in alike]
+        for node, there in zip(alike, results, strict=True):
+            for index in sorted({i for read in results for i in read}, reverse=True):  # type: ignore[type-var]
+                if index in there:
+                    node.append(there[index])
+                    continue
+                with graph.inserting_after(node):
+                    new = graph.call_function(operator.getitem, (node, index))
+                new.meta = {**node.meta, "val": node.meta["val"][index]}
 
 
 def _fill_at_once(program: Program) -> None:

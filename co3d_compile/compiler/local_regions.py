@@ -349,7 +349,11 @@ class _Search:
         sizes = [[shape_of(self._same(x, m))[d] for x, d in zip(inputs, dims, strict=True)] for m in modules[:2]]
         rows = [shape_of(self._same(result, m))[dim] for m in modules[:2]]
         steps = {b - a for a, b in zip([*sizes[0], rows[0]], [*sizes[1], rows[1]], strict=True)}
-        if len(steps) != 1 or len(set(sizes[0])) != 1 or len({facts[x.name].rate for x in inputs}) != 1:
+        if (
+            len(steps) != 1
+            or len(set(sizes[0])) != 1
+            or len({(facts[x.name].rate, facts[x.name].spacing) for x in inputs}) != 1
+        ):
             raise NotResizable("its inputs and its result have different rates")
         short, long = sizes[0][0], sizes[1][0]
         captured = Size(short, self.batch), Size(long, self.batch), Size(short, self.batch + 1)

@@ -114,7 +114,7 @@ class SketchNet(nn.Module):
             return self.embed(x.movedim(self.sketch.time_dim, 1)).permute(0, 3, 1, 2)
         x = x.movedim(self.sketch.time_dim, 2)
         if self.sketch.inputs == "uint8":
-            x = x.float() / 255
+            x = x.to(self.mix.weight.dtype) / 255
         if more:
             y = self.mix(more[0].movedim(self.sketch.time_dim, 2))
             x = x + (F.interpolate(y, scale_factor=(2.0, 1.0)) if self.sketch.inputs == "slow" else y)
