@@ -98,6 +98,10 @@ CLOTHES: dict[str, Callable[[], Any]] = {
     "traced": lambda: torch.jit.trace(Shifted().eval(), torch.randn(VIDEO)),
     "module of an exported program": lambda: torch.export.export(Shifted().eval(), (torch.randn(VIDEO),)).module(),
     "decomposed": lambda: torch.export.export(InParts().eval(), (torch.randn(VIDEO),)).run_decompositions(),
+    "decomposed, with group norms": lambda: torch.export.export(
+        nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv3d(4, 4, 3, padding=1)).eval(),
+        (torch.randn(VIDEO),),
+    ).run_decompositions(),
     "made at the first call": lambda: Late().eval(),
     "a dataclass": lambda: Recorded().eval(),
     "a mask in the dtype of a stream": lambda: Padded().eval(),

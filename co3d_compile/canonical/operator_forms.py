@@ -122,15 +122,6 @@ def _same_padding(program: Program, node: Node) -> None:
     replace(node, insert(program, node, CONVOLUTIONS[n - 1], *args))
 
 
-def _native_layer_norm(program: Program, node: Node) -> None:
-    _only_first(program, node, aten.layer_norm.default, *node.args)
-
-
-def _native_group_norm(program: Program, node: Node) -> None:
-    x, weight, bias, _, _, _, groups, eps = node.args
-    _only_first(program, node, aten.group_norm.default, x, groups, weight, bias, eps)
-
-
 def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
     """Returns an operator of which only the first output is read, as the operator with one output; else None."""
     users = list(node.users)
@@ -330,8 +321,6 @@ REWRITES: dict[Any, Any] = {
     aten.conv1d.padding: _same_padding,
     aten.conv2d.padding: _same_padding,
     aten.conv3d.padding: _same_padding,
-    aten.native_layer_norm.default: _native_layer_norm,
-    aten.native_group_norm.default: _native_group_norm,
     aten.addmm.default: _addmm,
     aten.instance_norm.default: _instance_norm,
     aten.prelu.default: _prelu,

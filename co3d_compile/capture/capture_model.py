@@ -26,6 +26,7 @@ from co3d_compile.capture.frame_loops import roll
 from co3d_compile.capture.known_constants import tensors_of
 from co3d_compile.capture.loop_numbers import CountedNumbers
 from co3d_compile.capture.model_checks import check_operators, check_parameters
+from co3d_compile.capture.native_norms import name_norms
 from co3d_compile.capture.rolled_loops import roll_loops, tidy
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export
@@ -60,6 +61,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     names = _distinct(outputs, {i.name for i in inputs})
     program = Program(module, options, inputs, [Output(n) for n in names], name=name, learned=learned)
     as_real_numbers(program)
+    name_norms(program)
     tidy(program)
     if not _leaves_sizes_open(program):
         join_chunks(program)
