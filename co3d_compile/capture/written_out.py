@@ -6,6 +6,7 @@ attention does to time; of its pieces they know less, and would compute more on 
 
 from __future__ import annotations
 
+from co3d_compile.capture.embedding_bags import open_bags
 from co3d_compile.capture.shared_heads import share_heads
 from co3d_compile.capture.transposes import cancel_transposes
 from co3d_compile.capture.written_activations import join_activations
@@ -16,7 +17,7 @@ from co3d_compile.capture.written_resampling import join_interpolations
 from co3d_compile.ir.program import Program
 
 JOINS = (
-    join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms, join_attention,
+    open_bags, join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms, join_attention,
     share_heads,
 )  # fmt: skip
 

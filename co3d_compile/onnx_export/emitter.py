@@ -217,6 +217,9 @@ class Emitter:
             for old, new in zip(inner.outputs, copy.outputs, strict=True):
                 new.name = f"{copy.name}.{old.name}"
                 mapping[old] = new
+            for part in inner.attributes.values():
+                for graph in _graphs(part):
+                    _read_outer(graph, mapping, copy.name)
             self.nodes.append(copy)
             if single:
                 self.single.add(inner.op_type)
@@ -224,6 +227,28 @@ class Emitter:
                     mapping[old] = self._append(1, "Cast", [mapping[old]], {"to": int(ir.DataType.DOUBLE)})[0]
         results = [mapping[v] for v in model.graph.outputs]
         return results[0] if isinstance(node.meta["val"], torch.Tensor) else results
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    """Returns the graphs that an attribute holds: the body of a loop, the branches of a choice."""
+    if attribute.type is ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else []
+
+
+def _read_outer(graph: ir.Graph, outer: Mapping[ir.Value, ir.Value | None], name: str | None) -> None:
+    """Makes the body of an operator read what has taken the place of values around it, and gives its own new names."""
+    for value in graph.inputs:
+        value.name = f"{name}.{value.name}"
+    for inner in graph:
+        for i, value in enumerate(inner.inputs):
+            if value is not None and value in outer:
+                inner.replace_input_with(i, outer[value])
+        for value in inner.outputs:
+            value.name = f"{name}.{value.name}"
+        for attribute in inner.attributes.values():
+            for part in _graphs(attribute):
+                _read_outer(part, outer, name)
 
 
 Translation: TypeAlias = Callable[[Emitter, Node], "Emitted | None"]

@@ -1,0 +1,57 @@
+"""Sums, means and maxima of rows of a table: bags of one size, as a lookup and a reduction."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.program import Program
+
+aten = torch.ops.aten
+BAGS = (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+SUM, MEAN = 0, 1
+
+
+def open_bags(program: Program) -> None:
+    """Rewrites ``embedding_bag`` with as many indices in each bag to ``embedding``, and a reduction of its rows.
+
+    Bags of other sizes, and indices that are left out (``padding_idx``), stay as they are.
+    """
+    constants = Constants(program)
+    for node in list(program.graph.nodes):
+        if node.target in BAGS:
+            _open(program, node, constants)
+
+
+def _open(program: Program, node: Node, constants: Constants) -> None:
+    table, indices = operand(node), operand(node, 1)
+    size = _size(node, constants)
+    read = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+    if size is None or not read or argument(node, 8, "padding_idx", -1) != -1:
+        return
+    bags = [shape_of(indices)[0] // size, size]
+    rows = insert(program, node, aten.embedding.default, table, insert(program, node, aten.view.default, indices, bags))
+    mode, shares = argument(node, 4, "mode", SUM), argument(node, 6, "per_sample_weights", None)
+    if shares is not None:
+        shares = insert(program, node, aten.view.default, shares, [*bags, 1])
+        rows = insert(program, node, aten.mul.Tensor, rows, shares)
+    reduction = {SUM: aten.sum.dim_IntList, MEAN: aten.mean.dim}.get(mode, aten.amax.default)
+    result = insert(program, node, reduction, rows, [1])
+    for user in list(node.users):
+        replace(user, result)
+
+
+def _size(node: Node, constants: Constants) -> int | None:
+    """Returns how many indices each bag has; None where that is not known, or not the same."""
+    offsets, last = constants.value(operand(node, 2)), argument(node, 7, "include_last_offset", False)
+    count = shape_of(operand(node, 1))[0]
+    if offsets is None or not isinstance(count, int):
+        return None
+    starts = [int(n) for n in offsets] + ([] if last else [count])
+    sizes = {after - before for before, after in zip(starts, starts[1:], strict=False)}
+    return sizes.pop() if len(sizes) == 1 and starts[0] == 0 and starts[-1] == count and 0 not in sizes else None
