@@ -1,4 +1,4 @@
-"""Bags of rows of a table: those of one size are a lookup and a reduction, others what PyTorch's exporter makes of them."""
+"""Bags of rows of a table: those of one size are a lookup and a reduction; others are as PyTorch exports them."""
 
 from __future__ import annotations
 

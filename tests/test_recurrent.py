@@ -234,3 +234,45 @@ def test_a_layer_that_starts_from_what_is_pooled_is_a_window() -> None:
     for frame in clip.unbind(1):
         got = session.step(frame.numpy())
     np.testing.assert_allclose(got, net(clip).detach(), atol=1e-5)
+
+
+class Given(nn.Module):
+    """A recurrent layer, or a loop over frames, behind a convolution that starts from an input without time."""
+
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        more = {} if kind is nn.GRUCell else {"num_layers": 2, "batch_first": True}
+        self.conv, self.layer, self.start = nn.Conv1d(4, 4, 3, padding=1), kind(4, 5, **more), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        h, rows = self.start(given).transpose(0, 1), self.conv(x).transpose(1, 2)
+        if isinstance(self.layer, nn.GRUCell):
+            state, found = h[0], []
+            for row in rows.unbind(1):
+                state = self.layer(row, state)
+                found.append(state)
+            return torch.stack(found, 2)
+        y: Tensor = self.layer(rows, (h, h * 2) if isinstance(self.layer, nn.LSTM) else h)[0]
+        return y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.GRUCell])
+@pytest.mark.parametrize("pulse", [1, 2])
+def test_a_layer_starts_from_an_input_without_time(kind: Callable[..., nn.Module], pulse: int) -> None:
+    model = Given(kind).eval()
+    clip = torch.randn(1, 4, 8), torch.randn(1, 2, 3)
+    compiled = co3d.compile(model, clip, time_dim=[2, None], frames_per_step=pulse)
+    assert not compiled.info.recomputed
+    result = co3d.verify(compiled, model, clip)
+    assert result.passed, result.reason
+    session, (delay,) = co3d.StreamSession(compiled, batch=2), compiled.info.delays.values()
+    for seed in range(2):  # the second from other states, behind a reset
+        torch.manual_seed(seed)
+        x, given = torch.randn(2, 4, 20), torch.randn(2, 2, 3)
+        steps = [x[:, :, t : t + pulse] if pulse > 1 else x[:, :, t] for t in range(0, 20, pulse)]
+        results = [session.step((frames.numpy(), given.numpy())) for frames in steps]
+        found = np.concatenate([np.asarray(r).reshape(2, 5, pulse) for r in results], 2)[:, :, delay:]
+        with torch.no_grad():
+            np.testing.assert_allclose(found, model(x, given)[:, :, : 20 - delay].numpy(), atol=1e-5)
+        session.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import pairwise
 
 import torch
 from torch.fx import Node
@@ -53,5 +54,5 @@ def _size(node: Node, constants: Constants) -> int | None:
     if offsets is None or not isinstance(count, int):
         return None
     starts = [int(n) for n in offsets] + ([] if last else [count])
-    sizes = {after - before for before, after in zip(starts, starts[1:], strict=False)}
+    sizes = {after - before for before, after in pairwise(starts)}
     return sizes.pop() if len(sizes) == 1 and starts[0] == 0 and starts[-1] == count and 0 not in sizes else None

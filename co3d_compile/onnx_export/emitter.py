@@ -218,8 +218,8 @@ class Emitter:
                 new.name = f"{copy.name}.{old.name}"
                 mapping[old] = new
             for part in inner.attributes.values():
-                for graph in _graphs(part):
-                    _read_outer(graph, mapping, copy.name)
+                for body in _graphs(part):
+                    _read_outer(body, mapping, copy.name)
             self.nodes.append(copy)
             if single:
                 self.single.add(inner.op_type)
@@ -238,14 +238,14 @@ def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
 
 def _read_outer(graph: ir.Graph, outer: Mapping[ir.Value, ir.Value | None], name: str | None) -> None:
     """Makes the body of an operator read what has taken the place of values around it, and gives its own new names."""
-    for value in graph.inputs:
-        value.name = f"{name}.{value.name}"
+    for given in graph.inputs:
+        given.name = f"{name}.{given.name}"
     for inner in graph:
         for i, value in enumerate(inner.inputs):
             if value is not None and value in outer:
                 inner.replace_input_with(i, outer[value])
-        for value in inner.outputs:
-            value.name = f"{name}.{value.name}"
+        for made in inner.outputs:
+            made.name = f"{name}.{made.name}"
         for attribute in inner.attributes.values():
             for part in _graphs(attribute):
                 _read_outer(part, outer, name)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
-from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.time_facts import (
     Fact,
     Kind,
@@ -53,7 +54,7 @@ class Recurrent(Rule):
             raise NoExtension("reads the clip in both directions")
         if place is None or place.dim != _time_dim(node) or not place.alone or fact_of(x).spacing > 1:
             raise NoExtension("time is not its sequence dim")
-        if not all(_alike(h) for h in _hidden(node)):
+        if not all(_alike(h) or _is_given(h) for h in _hidden(node)):
             raise NoExtension("starts from a hidden state that is computed from frames, or another for each clip")
         return combine([fact_of(x)], None)
 
@@ -164,7 +165,11 @@ def _opened(x: Node, low: StepGraph, rows: Node, hidden: Node, number: int) -> N
     if constant_of(hidden).fill == 0:
         return rows
     layout = fact_of(x).layout
-    start = low.call(aten.select.int, _plain(hidden, low), 0, number)
+    newest = (
+        low.pulse(hidden) - 1 if is_stream(hidden) else 0
+    )  # behind a delay the others may be from before the stream
+    start = low.whole_entry(hidden, newest) if is_stream(hidden) else _plain(hidden, low)
+    start = low.call(aten.select.int, start, 0, number)
     start = low.call(aten.add.Tensor, low.zero_rows(low.entry(x, 0), low.sizes(rows)[1]), start)
     first, restore = low.batch_first(rows, layout)
     flag = low.start.inside(fact_of(x), -1, back=False)
@@ -204,6 +209,14 @@ def _alike(hidden: Node) -> bool:
     """Says whether a hidden state that the layer is given is a constant, and the same for each clip."""
     same = shape_of(hidden)[1] == 1 or constant_of(hidden).fill == 0 or 1 in constant_of(hidden).alike
     return same and fact_of(hidden).kind is Kind.STATIC
+
+
+def _is_given(hidden: Node) -> bool:
+    """Says whether a hidden state comes from inputs without time alone: it is read at the first entry, and kept."""
+    behind = reached([hidden], operands)
+    inputs = [n for n in behind if n.op == "placeholder"]
+    streams = all(is_stream(n) and fact_of(n).per_entry for n in (hidden, *inputs))
+    return streams and bool(inputs) and fact_of(hidden).delay == 0
 
 
 @register(operator.getitem)

@@ -40,7 +40,9 @@ class HandedOn:
             memory: Turns after which nothing is left of a value; None: it stays.
         """
         low = self.low
-        like = low.plain(self.start) if self.constant is not None else low.entry(self.start, 0)
+        # Of an input behind a delay the last entry alone is from no step before the stream.
+        given = self.constant is None
+        like = low.entry(self.start, low.pulse(self.start) - 1) if given else low.plain(self.start)
         first, self.restore = low.batch_first(like, self.layout)
         self.row = self._row() if self.constant is not None else first
         number = self.row if isinstance(self.row, float) else 0.0
