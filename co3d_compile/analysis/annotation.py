@@ -19,6 +19,7 @@ from torch.fx import Node
 from co3d_compile.analysis.reflected_starts import write_reflections
 from co3d_compile.analysis.regrouping import KEPT, Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
+from co3d_compile.analysis.streamed_crops import streamed_crops
 from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
@@ -66,6 +67,7 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
     program.notes.split_views = split_views(program)
     program.notes.goes_on = going_on(program)
     program.notes.crops = cropped(program)
+    program.notes.streamed_crops = streamed_crops(program)
     return walk.fallbacks
 
 

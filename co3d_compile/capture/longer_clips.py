@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
-from co3d_compile.ir.program import Program
+from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
 
 aten = torch.ops.aten
@@ -74,6 +75,44 @@ def _check_crop(program: Program, node: Node | None, crop: tuple[int, int, int])
             module_path=module_path(node),
             hint="Compile for a clip of that length instead.",
         )
+
+
+def fix_length(program: Program, again: Callable[[int, bool], Program | None]) -> None:
+    """Lets streams with exact ends be as long as the clip alone, where a slice leaves out other entries of longer ones.
+
+    ``x[:, :, -2:]`` begins where only the end of a stream tells, and ``x[:, :, :4]`` ends before the stream does.
+    """
+    crops = program.notes.streamed_crops
+    if not crops:
+        return
+    try:
+        longer = again(1 + program.step.length_multiple, False)
+        if longer is None or set(longer.notes.captured) != set(program.notes.captured):
+            raise NotResizable("a longer clip has other operators")
+    except NotResizable as why:
+        moved = [crop.where for crop in crops.values() if crop.from_end]
+        if not moved and any(crop.from_end is None for crop in crops.values()):
+            said = "That slices over time leave out as many entries at the ends of a longer clip is assumed"
+            program.notes.warnings.append(f"{said}: {why}.")
+    else:
+        there = {n.name: n for n in longer.graph.nodes}
+        moved = [crop.where for name, crop in crops.items() if _counts_otherwise(there.get(name), crop)]
+    if moved:
+        program.step.length_multiple = FIXED_LENGTH
+        program.notes.warnings.append(
+            f"Ends are exact in streams as long as the clip alone: {moved[0]} takes frames by their number, or counts "
+            "them from the end, which no stream knows before it ends. Leave that out of the network and take these "
+            "entries of its results; the last one alone streams as x[:, :, -1]."
+        )
+
+
+def _counts_otherwise(node: Node | None, crop: StreamedCrop) -> bool:
+    """Says whether a slice leaves out other numbers of entries in a longer clip; a list of indices is as long there."""
+    part = part_taken(node) if node is not None else None
+    if part is None:
+        return True
+    x, dim, start, end = part
+    return (start, shape_of(x)[dim] - end) != (crop.start, crop.entries - crop.end)
 
 
 def _say(program: Program, why: str) -> None:

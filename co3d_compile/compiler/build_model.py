@@ -20,7 +20,7 @@ from co3d_compile.analysis.delay_model import frames_late
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture, captured_again
-from co3d_compile.capture.longer_clips import refuted
+from co3d_compile.capture.longer_clips import fix_length, refuted
 from co3d_compile.capture.tracer import doubled, export
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.local_regions import stream_regions
@@ -149,6 +149,7 @@ class _Attempt:
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
         if wrong := refuted(program, again):
             raise _Refuted(wrong)
+        fix_length(program, again)
         find_output_times(program, again)
         _check_complete(program)
         self._show("export", len(build.pipeline), len(build.pipeline))

@@ -27,6 +27,8 @@ REPORT_KEY = "co3d_report"  # what was done, for people; a reader needs none of 
 VERSION = 1
 NEWEST = 2
 """Of a file that a reader of version 1 would misread: it does not take sequences of any length, or it takes boxes."""
+FIXED_LENGTH = 2**30
+"""A multiple of frames that no stream has: with it, streams with exact ends are as long as the clip alone."""
 T = TypeVar("T")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = ("float32", "float16", "float64", "bool", *INTEGERS)
@@ -178,6 +180,8 @@ class Contract:
         """Says which streams have exact ends, if not all do."""
         part, multiple = self.shortest, self.length_multiple
         said = [f"of {part.least_frames} frames or more, for {part.place} is local in time"] if part is not None else []
+        if multiple >= FIXED_LENGTH:
+            return f"of {plural(self.length_remainder, 'frame')} alone, for frames are taken by their number"
         if multiple > 1:
             more = f"{self.length_remainder} more than " if self.length_remainder else ""
             said.append(f"of {more}a multiple of {multiple} frames, for what is behind a stride is up-sampled")

@@ -127,6 +127,22 @@ class RegionRun:
 
 
 @dataclass(frozen=True)
+class StreamedCrop:
+    """A slice or selection over time of a stream with exact ends: first entry, end, and entries of what it is cut from.
+
+    ``where``: Operator and module path, for people.
+    ``from_end``: Whether it says itself that its start counts from the end of the clip; None: it leaves open from where
+    its ends count.
+    """
+
+    start: int
+    end: int
+    entries: int
+    from_end: bool | None
+    where: str
+
+
+@dataclass(frozen=True)
 class Limited:
     """A convolution or pool over time that reads less of the future than the model's own (``max_delay``).
 
@@ -178,6 +194,7 @@ class Step:
         flush_steps: Steps after the last frame until no result is due any more.
         counters: Of a stream with exact ends: the states that hold its steps so far, and the frames that these lacked.
         length_multiple: Of a stream with exact ends: its length is that of the clip, more or less a multiple of it.
+            ``FIXED_LENGTH``: that of the clip alone.
         receptive_field: In frames of the first input; None: without bound.
         warmup_steps: Steps until no result depends any more on what the states held at the start.
         window: Frames of a window, where the model has one.
@@ -213,6 +230,7 @@ class Notes:
         goes_on: Captured constants that count frames, or say which frames see each other, with the dims that grow with
             the clip, and their values.
         crops: Captured slices and selections over time, of a window that is no clip: first entry, end, and entries.
+        streamed_crops: With exact ends: captured slices and selections over time behind which results have time.
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
         kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
@@ -233,6 +251,7 @@ class Notes:
     split_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
     goes_on: dict[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     crops: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    streamed_crops: dict[str, StreamedCrop] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)

@@ -173,12 +173,14 @@ class StreamSession:
         """Returns the results that are still due when all streams have ended, as ``step`` returns them, oldest first.
 
         Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``, and for a
-        stream that is too short for exact ends.
+        stream of a length at which its ends are not exact.
         """
         if self.info.valid is None:
             raise SessionError("This model has no valid flags to flush with.", hint=NO_VALID)
         *nothing, none = [np.zeros(shape, dtype) for _, shape, dtype in self._inputs.tensors]
         with self._guard:
+            if self._lengths is not None:  # also where no result is due any more
+                self._lengths.check(none, self._states.values(self.info.counters))
             return [self._step(nothing, none) for _ in range(self.info.flush_steps)]
 
     def reset(self, stream: int | None = None) -> None:

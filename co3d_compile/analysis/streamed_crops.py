@@ -1,0 +1,55 @@
+"""Slices and selections over time in front of results with time: with exact ends, what they leave out must be told."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from co3d_compile.ir.aten_operators import part_taken
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import argument, module_path, operands, operator_name, returned, shape_of
+from co3d_compile.ir.program import Program, StreamedCrop
+from co3d_compile.ir.time_facts import fact_of, is_stream
+from co3d_compile.rules import rule_for
+from co3d_compile.rules.combine import Concatenation
+from co3d_compile.rules.remembering import remembers_all
+
+
+def streamed_crops(program: Program) -> dict[str, StreamedCrop]:
+    """Gives those, by their captured names, behind which a result has time, or something remembers all that came.
+
+    A window, and a result that is one entry, are those of the last clip, so that it does not matter there.
+    """
+    if program.options.boundary != "exact":
+        return {}
+    results = [n for n in returned(program.graph) if is_stream(n) and not fact_of(n).single]
+    remembering = [n for n in program.graph.nodes if remembers_all(n)]
+    captured = set(program.notes.captured)
+    found: dict[str, StreamedCrop] = {}
+    for node in reached([*results, *remembering], _behind):
+        crop = _crop(node, node.name in captured)
+        if crop is not None:
+            found.update({name: crop for name in program.names_of(node) if name in captured})
+    return found
+
+
+def _behind(node: Node) -> list[Node]:
+    """Returns the streams that a stream is computed from; of a pad by ``cat``, the padded one alone."""
+    rule = rule_for(node.target) if node.op == "call_function" else None
+    if isinstance(rule, Concatenation) and rule.kernel(node) is not None:
+        return [rule.main(node)]
+    return [x for x in operands(node) if is_stream(x)]
+
+
+def _crop(node: Node, own: bool) -> StreamedCrop | None:
+    """Returns what it leaves out; ``own`` says whether it is written so, and not as a list of indices."""
+    part = part_taken(node)
+    if part is None:
+        return None
+    x, dim, start, end = part
+    place, size = fact_of(x).time, shape_of(x)[dim]
+    if not is_stream(x) or place is None or place.dim != dim or (start, end) == (0, size):
+        return None
+    first, last = argument(node, 2, "start", 0) or 0, argument(node, 3, "end", None)
+    sure = own and (last is None or last < 0 or last >= size)
+    where = f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
+    return StreamedCrop(start, end, size, True if first < 0 else False if sure else None, where)
