@@ -103,6 +103,11 @@ class Numpy(nn.Module):
         return torch.from_numpy(np.tanh(x.numpy()))
 
 
+class Memory(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + len(x.untyped_storage().tolist())
+
+
 class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -278,6 +283,7 @@ CASES: dict[str, Callable[[], str]] = {
     "script": script_that_does_not_convert,
     "branch": lambda: raised(lambda: compile(Branch())),
     "numpy": lambda: raised(lambda: compile(Numpy())),
+    "memory": lambda: raised(lambda: compile(Memory())),
     # time and shapes
     "exported for": lambda: compiling(save_export(), "--shape", "1x3x8x8x8"),
     "time dim": lambda: raised(lambda: compile(tiny(), time_dim=5)),
