@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from model_files import (
     FACTORY,
     SHAPE,
@@ -30,12 +28,10 @@ from model_files import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.utils.rnn import pack_padded_sequence
-from zoo import Graph
 
 import co3d_compile as co3d
 from co3d_compile.capture.load_model import load
-from co3d_compile.errors import CaptureError, Co3dError, LoadError, UnsupportedError, UsageError
+from co3d_compile.errors import CaptureError, Co3dError, LoadError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -110,55 +106,6 @@ def test_a_single_clip_in_a_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model_state": state},
-        lambda state: {"model_state_dict": state},
-        lambda state: {"model": {"state_dict": state}},
-        lambda state: {f"module.{name}": value for name, value in state.items()},
-        lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
-        lambda state: {"state_dict": {f"net.0._orig_mod.{name}": value for name, value in state.items()}, "epoch": 1},
-        lambda state: {"ema_model": {"n_averaged": torch.tensor(3), **{f"module.{n}": v for n, v in state.items()}}},
-        lambda state: {"optimizer": {"state": {0: {"exp_avg": state["0.weight"]}}}, "net_params": state},
-    ],
-)
-def test_weights(wrap: Callable[[dict[str, Tensor]], object]) -> None:
-    torch.save(wrap(tiny().state_dict()), "w.bin")
-    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
-    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
-
-
-def averaged() -> dict[str, Any]:
-    """A checkpoint with an average of the weights beside them."""
-    mean = {name: 0.5 * value for name, value in tiny().state_dict().items()}
-    return {"model": tiny().state_dict(), "ema": {"module": mean, "decay": 0.99}}
-
-
-@pytest.mark.parametrize(("key", "share"), [(None, 1.0), ("model", 1.0), ("ema.module", 0.5)])
-def test_which_of_several_weights_is_said(key: str | None, share: float) -> None:
-    torch.save(averaged(), "w.bin")
-    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), weights_key=key)
-    got = loaded.program.state_dict()["0.weight"]  # type: ignore[union-attr, operator]
-    assert torch.equal(got, share * tiny().state_dict()["0.weight"])
-    assert any("those under ema.module fit too; --weights-key" in note for note in loaded.notes) == (key is None)
-
-
-@pytest.mark.parametrize(
-    ("content", "key", "says"),
-    [
-        (averaged(), "ema", "has no weights under 'ema'. It has some under model, ema.module"),
-        ({"a": tiny().state_dict(), "b": tiny().state_dict()}, None, "Several weights of w.bin fit: a, b"),
-    ],
-)
-def test_weights_that_are_not_known(content: object, key: str | None, says: str) -> None:
-    torch.save(content, "w.bin")
-    with pytest.raises(UsageError, match=re.escape(says)):
-        load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), weights_key=key)
-
-
-@pytest.mark.parametrize(
     "content", [tiny(), {"epoch": 3, "net": tiny()}, nn.DataParallel(tiny())], ids=["", "in", "dp"]
 )
 def test_whole_modules(content: object) -> None:
@@ -227,34 +174,6 @@ def test_an_archive_that_was_written_on_a_gpu() -> None:
     assert loaded.notes == ["the program was exported on cuda; it is read for the CPU"]
     got, want = outputs(loaded.program, loaded.example_inputs), outputs(network, loaded.example_inputs)
     torch.testing.assert_close(got, want)
-
-
-def lightning(**more: Any) -> dict[str, Any]:
-    """A checkpoint as Lightning writes it: the network beside what only training needs."""
-    state = {f"model.{name}": value for name, value in tiny().state_dict().items()}
-    return {"state_dict": {**state, "loss.weight": torch.ones(4)}, "pytorch-lightning_version": "2.5", **more}
-
-
-def test_a_prefix_of_all_names_is_taken_off_and_named() -> None:
-    torch.save(lightning(), "w.bin")
-    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
-    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
-    assert "named model.…" in loaded.notes[0] and loaded.notes[1] == "1 other tensors were left out: loss.weight"
-
-
-def test_a_checkpoint_with_objects_is_read_if_it_is_trusted() -> None:
-    torch.save(lightning(hyper_parameters=argparse.Namespace(rate=1e-3)), "w.bin")
-    with pytest.raises(LoadError, match="If you trust where it comes from, give --trust-pickle"):
-        load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
-    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"), trust_pickle=True)
-    assert torch.equal(loaded.program.state_dict()["0.weight"], tiny().state_dict()["0.weight"])  # type: ignore
-
-
-def test_weights_from_safetensors_in_half_precision() -> None:
-    save_file({name: value.half() for name, value in tiny().state_dict().items()}, "w.bin")
-    loaded = load(f"{FACTORY}:tiny", shapes=[SHAPE], weights=Path("w.bin"))
-    assert loaded.program.state_dict()["0.weight"].dtype == torch.float32  # type: ignore[operator, union-attr]
-    assert any("float16" in note for note in loaded.notes)
 
 
 def weights_of(content: object) -> dict[str, Any]:
@@ -401,64 +320,6 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_come_from() -> No
             load_it()
     with pytest.raises(CaptureError, match=r"The parameter 0\.bias contains NaN or infinity"):
         co3d.compile(model, (torch.randn(SHAPE),))
-
-
-def in_half(x: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return F.conv3d(x, torch.ones(4, 3, 3, 3, 3)).float()
-
-
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [
-        (in_half, r"computes in torch\.bfloat16 here\. .*autocast\('cpu', enabled=False\)"),
-        (lambda x: torch.fft.rfft2(x).tan().abs(), r"no form in real ones here\. \[aten\.tan\] Use Fourier transforms"),
-        (lambda x: torch.fft.rfft2(x), r"The output of the model is complex.* torch\.view_as_real"),
-    ],
-    ids=["bfloat16", "complex operator", "complex output"],
-)
-def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
-    with pytest.raises(CaptureError, match=said):
-        co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
-
-
-@pytest.mark.parametrize(
-    ("function", "operator"),
-    [
-        (lambda x: torch.repeat_interleave(x, torch.full((4,), 2), dim=2), "repeat_interleave"),
-        (lambda x: x[x > 0], "index"),
-    ],
-    ids=["repeat_interleave", "mask"],
-)
-def test_sizes_that_values_decide_are_refused(function: Callable[[Tensor], Tensor], operator: str) -> None:
-    with pytest.raises(CaptureError, match=rf"depends on the values that it is given\. \[aten\.{operator}\]"):
-        co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
-
-
-@pytest.mark.parametrize(
-    ("lengths", "said"),
-    [
-        (lambda x: (x.abs().sum(2) > 0).sum(1), r"by lengths that depend on an input"),
-        (lambda x: torch.full((len(x),), 3), r"by lengths that are not that of the clip"),
-    ],
-    ids=["computed", "shorter"],
-)
-def test_sequences_packed_by_other_lengths_are_refused(lengths: Callable[[Tensor], Tensor], said: str) -> None:
-    model = Graph(lambda m, x: m.rnn(pack_padded_sequence(x, lengths(x), batch_first=True))[1], rnn=nn.GRU(3, 2))
-    with pytest.raises(CaptureError, match=rf"{said} \(pack_padded_sequence\)\. A stream has no lengths"):
-        co3d.compile(model, (torch.ones(1, 4, 3),), time_dim=1)
-
-
-def test_strides_from_one_dim_into_another_are_refused() -> None:
-    model = Graph(lambda _, x: x.as_strided((x.shape[0], 7, 8, 8), (768, 100, 8, 1)))
-    with pytest.raises(UnsupportedError, match=r"from one dim into another\. \[aten\.as_strided\] .*unfold"):
-        co3d.compile(model, (torch.zeros(1, 3, 4, 8, 8),))
-
-
-def test_a_part_that_is_torchscript_is_named() -> None:
-    part = torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU()))
-    with pytest.raises(CaptureError, match=r"part 1 is TorchScript: build it without torch\.jit\.script"):
-        co3d.compile(nn.Sequential(nn.Conv3d(3, 3, 1), part), (torch.zeros(1, 3, 4, 8, 8),))
 
 
 def test_what_is_returned_beside_tensors_is_left_out() -> None:

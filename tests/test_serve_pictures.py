@@ -8,7 +8,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from test_serve_shard import frame
+from shards import frame
 from torch import nn
 
 import co3d_compile as co3d

@@ -98,6 +98,15 @@ class Chance(nn.Module):
         return x + torch.rand(x.shape[-1:])
 
 
+class ByRows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.conv, in_dims=2, out_dims=2)(x)
+
+
 class Numpy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(np.tanh(x.numpy()))
@@ -284,6 +293,7 @@ CASES: dict[str, Callable[[], str]] = {
     "branch": lambda: raised(lambda: compile(Branch())),
     "numpy": lambda: raised(lambda: compile(Numpy())),
     "memory": lambda: raised(lambda: compile(Memory())),
+    "vmap": lambda: raised(lambda: compile(ByRows())),
     # time and shapes
     "exported for": lambda: compiling(save_export(), "--shape", "1x3x8x8x8"),
     "time dim": lambda: raised(lambda: compile(tiny(), time_dim=5)),

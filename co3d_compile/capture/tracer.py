@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from co3d_compile.capture.batched_functions import WAY_OUT, batching_frames, lost_in
 from co3d_compile.capture.caught_failures import failures_caught
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
 from co3d_compile.capture.model_factory import for_the_cpu
@@ -93,6 +94,7 @@ def export(
             f"{type(model).__name__} chooses in Python by the values of a tensor{_where(error)}.", hint=DECIDE
         ) from error
     except Exception as error:
+        _check_batched(model, call, error)
         message = first_line(error).rstrip(".:")
         shapes = ", ".join("x".join(map(str, t.shape)) for t in tensors_of(call)) or "none"
         raise CaptureError(
@@ -120,11 +122,28 @@ def _where(error: Exception) -> str:
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
 
 
+def _check_batched(model: nn.Module, call: tuple[Args, Kwargs], error: Exception) -> None:
+    """Raises CaptureError if the tracer has lost what is computed in ``torch.vmap``."""
+    path = lost_in(error)
+    if path is None:
+        return
+    clip, keywords = deepcopy(call)
+    with torch.no_grad(), evaluated(model):
+        frames = batching_frames(lambda: model(*clip, **keywords))
+    if frames is not None:
+        where = _line_in(frames)
+        raise CaptureError(f"torch.vmap cannot be captured{where}.", module_path=path, hint=WAY_OUT) from error
+
+
 def _line_of(error: BaseException) -> str:
-    """Returns the line of the model that an error came from: the innermost that is neither PyTorch's nor ours."""
+    """Returns the line of the model that an error came from."""
+    return _line_in(traceback.extract_tb(error.__traceback__))
+
+
+def _line_in(frames: traceback.StackSummary) -> str:
+    """Returns the innermost line that is neither PyTorch's nor ours."""
     others = [str(Path(file).parent) + os.sep for file in (torch.__file__, contextlib.__file__)]
     others.append(str(Path(__file__).parents[1]) + os.sep)
-    frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if f.line and (SITE in f.filename or not f.filename.startswith(others[1]))]
     lines = [f for f in lines if not f.filename.startswith((others[0], others[2]))]
     return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
