@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
 
 aten = torch.ops.aten
+MOST = 3  # times as long as the clip: the network is run on it
 
 
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
@@ -85,8 +87,12 @@ def fix_length(program: Program, again: Callable[[int, bool], Program | None]) -
     crops = program.notes.streamed_crops
     if not crops:
         return
+    spec, multiple = program.inputs[0], program.step.length_multiple
+    factor = 1 + multiple // gcd(int(spec.shape[spec.time_dim or 0]), multiple)  # a length that a stream may have
     try:
-        longer = again(1 + program.step.length_multiple, False)
+        if factor > MOST:
+            raise NotResizable(f"only clips {factor} times as long would show it")
+        longer = again(factor, False)
         if longer is None or set(longer.notes.captured) != set(program.notes.captured):
             raise NotResizable("a longer clip has other operators")
     except NotResizable as why:
