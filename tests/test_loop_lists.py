@@ -47,6 +47,7 @@ def test_a_list_of_the_last_frames_streams(name: str, boundary: str) -> None:
     np.testing.assert_allclose(got[:, first:], expected[:, first:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_turns_are_looked_for_once() -> None:
     """A loop that runs backwards is none; that its last turns are others must not be tried for each of them."""
 

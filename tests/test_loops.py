@@ -24,6 +24,10 @@ LONG = (
     "one_loop_after_the_other",
     "lstm_cell",
     "learned_start",
+    "frames_of_a_network",
+    "per_pixel",
+    "weighing_the_last_states",
+    "conv_lstm_with_peepholes",
     *STARTED,
 )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import slow
 from torch import Tensor, nn
 from zoo import Graph
 
@@ -107,7 +108,7 @@ def test_a_factor_that_is_not_whole_is_none_though_the_length_is(mode: str) -> N
     np.testing.assert_allclose(got, net(clip), atol=1e-5)
 
 
-@pytest.mark.parametrize("index", [0, -1])
+@pytest.mark.parametrize("index", [slow(0), -1])
 def test_an_entry_that_is_added_to_is_verified(index: int) -> None:
     def forward(m: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = m.conv(x)
