@@ -22,6 +22,7 @@ class Chunked(nn.Module):
         self._forward = forward
         self.a, self.b, self.c = (nn.Conv1d(4, 4, 3) for _ in range(3))
         self.slow, self.fast, self.mix = nn.Conv1d(4, 4, 3, stride=2), nn.Conv1d(4, 8, 3), nn.Conv1d(4, 4, 1)
+        self.norm, self.scale = nn.GroupNorm(2, 4), nn.BatchNorm1d(4)
         self.heads, self.place = nn.Linear(4, 12), nn.Parameter(torch.randn(4, 13))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,6 +150,71 @@ def deep(m: Any, x: Tensor) -> Tensor:
     return torch.cat(out, 2)
 
 
+def pieces(
+    f: Callable[[Any, Tensor], Tensor],
+    cut: Callable[[Tensor], Any] = lambda rows: rows.split(4),
+    join: Callable[[list[Tensor]], Tensor] = torch.cat,
+) -> Forward:
+    """Frames as rows of a batch, some rows at a time, between convolutions over time."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.conv1d(x, m.a.weight, padding=1)
+        rows = y.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        rows = join([f(m, p) for p in cut(rows)])
+        return F.conv1d(rows.flatten(1).unflatten(0, (x.shape[0], -1)).transpose(1, 2), m.b.weight, padding=1)
+
+    return forward
+
+
+def layered(m: Any, rows: Tensor) -> Tensor:
+    return torch.tanh(m.scale(m.mix(m.norm(rows))))
+
+
+def reparametrized(m: Any, rows: Tensor) -> Tensor:
+    """A weight that each piece computes again."""
+    return F.conv1d(rows, m.mix.weight / m.mix.weight.norm())
+
+
+def cut_by_range(rows: Tensor) -> list[Tensor]:
+    return [rows[i : i + 3] for i in range(0, rows.shape[0], 3)]
+
+
+def written_by_rows(m: Any, x: Tensor) -> Tensor:
+    def join(parts: list[Tensor]) -> Tensor:
+        out, at = torch.empty_like(torch.cat(parts)), 0
+        for part in parts:
+            out[at : at + part.shape[0]] = part
+            at += part.shape[0]
+        return out
+
+    return pieces(layered, join=join)(m, x)
+
+
+def one_behind_the_other(m: Any, x: Tensor) -> Tensor:
+    """Norms in pieces, with the first frame in front of each convolution, as Mochi's autoencoder has them."""
+    for conv in (m.a, m.b):
+        rows = torch.cat([m.norm(p) for p in x.transpose(1, 2).flatten(0, 1).split(8)])
+        y = F.silu(rows.unflatten(0, (x.shape[0], -1)).transpose(1, 2))
+        x = conv(torch.cat([y[:, :, :1], y[:, :, :1], y], 2))
+    return x
+
+
+def of_time(k: int) -> Forward:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.conv1d(x, m.a.weight, padding=1)
+        y = torch.cat([m.mix(torch.relu(p)) * 2 for p in y.split(k, 2)], 2)
+        return F.conv1d(y, m.b.weight, padding=1)
+
+    return forward
+
+
+def two_results(m: Any, x: Tensor) -> Tensor:
+    rows = F.conv1d(x, m.a.weight, padding=1).transpose(1, 2).flatten(0, 1).unsqueeze(2)
+    both = [(torch.tanh(h), h.mean(1, keepdim=True)) for h in map(m.mix, rows.split(7))]
+    rows = torch.cat([a for a, _ in both]) * torch.cat([b for _, b in both])
+    return F.conv1d(rows.flatten(1).unflatten(0, (x.shape[0], -1)).transpose(1, 2), m.b.weight, padding=1)
+
+
 CHUNKED: dict[str, tuple[Forward, int]] = {
     "one frame each": (layers(ones, causal), 0),
     "two frames each": (layers(lambda x: x.split(2, 2), causal), 0),
@@ -161,6 +227,16 @@ CHUNKED: dict[str, tuple[Forward, int]] = {
     "one layer twice": (one_layer_twice, 0),
     "written": (written, 0),
     "deep": (deep, 0),
+    "rows, split": (pieces(layered), 2),
+    "rows, in two": (pieces(layered, lambda rows: rows.chunk(2)), 2),
+    "rows, in slices": (pieces(layered, cut_by_range), 2),
+    "rows, one by one": (pieces(layered, lambda rows: [rows[i : i + 1] for i in range(rows.shape[0])]), 2),
+    "rows, by a weight of their own": (pieces(reparametrized), 2),
+    "rows, written": (written_by_rows, 2),
+    "rows, two results": (two_results, 2),
+    "rows, one behind the other": (one_behind_the_other, 0),
+    "two pieces of time": (of_time(7), 2),
+    "three pieces of time": (of_time(5), 2),
 }
 
 
@@ -186,10 +262,35 @@ def in_order(m: Any, x: Tensor) -> Tensor:
     return torch.cat([m.mix(chunk.topk(4, 1)[0]) for chunk in x.split(5, 2)], 2)
 
 
+def statistics_of_rows(m: Any, rows: Tensor) -> Tensor:
+    return F.batch_norm(rows, None, None, training=True)
+
+
+def pieces_alone(f: Callable[[Any, Tensor], Tensor]) -> Forward:
+    """Frames as rows of a batch, in two pieces."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        rows = x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        rows = torch.cat([m.mix(f(m, p)) for p in rows.chunk(2)])
+        return rows.flatten(1).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+    return forward
+
+
+def padded_pieces(m: Any, x: Tensor) -> Tensor:
+    """A convolution over time that sees zeros at the ends of each piece."""
+    return torch.cat([F.conv1d(p, m.a.weight, padding=1) for p in x.split(7, 2)], 2)
+
+
 # None of them is computed frame by frame from a few frames.
 NOT_CHUNKED: dict[str, Forward] = {
     "over a chunk": over_a_chunk,
     "with a place": with_a_place,
     "remembering": remembering,
     "by an operator that gives several tensors": in_order,
+    "rows by their statistics": pieces_alone(statistics_of_rows),
+    "rows without their mean": pieces_alone(lambda m, p: p - p.mean(0, keepdim=True)),
+    "rows in the other order": pieces_alone(lambda m, p: p.flip(0)),
+    "rows by their number": pieces_alone(lambda m, p: p * torch.arange(p.shape[0]).view(-1, 1, 1)),
+    "over one of two pieces": lambda m, x: torch.cat([m.mix(torch.softmax(p, 2)) for p in x.split(7, 2)], 2),
 }

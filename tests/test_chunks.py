@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from chunk_nets import CHUNKED, NOT_CHUNKED, Chunked
+from chunk_nets import CHUNKED, NOT_CHUNKED, Chunked, padded_pieces
 from torch import nn
 from unlike_streams import streams
 
@@ -59,3 +59,7 @@ def test_chunks_that_are_no_stream_are_right_all_the_same(name: str) -> None:
         if t >= session.info.warmup_steps:
             wanted = net(frames[:, :, t + 1 - CLIP : t + 1]).detach().numpy()
             np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_zeros_at_the_ends_of_each_piece_are_no_zeros_at_the_ends_of_the_clip() -> None:
+    assert co3d.compile(build(padded_pieces), clip()).report().recomputed

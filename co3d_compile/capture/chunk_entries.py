@@ -6,7 +6,6 @@ are operators on a few entries. Which of them come from which chunk is forgotten
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,11 +13,11 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, selects_one
-from co3d_compile.capture.loop_tokens import Tokens
+from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, selects_one, source_of
+from co3d_compile.capture.loop_tokens import Tokens, is_constant
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, SIZED, sliced
 from co3d_compile.ir.constant_facts import fill_of
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole
+from co3d_compile.ir.node_reading import drawn_by_chance, operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
 from co3d_compile.ir.program import Program
 
@@ -96,10 +95,25 @@ class Entries:
         self.of: dict[Node, list[int]] = {}
         self.operators = 0
         self._known: dict[tuple[Entry, Place], int] = {}
+        self._numbers: dict[Node, int] = {}
+        self._made: dict[Hashable, int] = {}
         for node in [n for n in tokens.program.graph.nodes if n in places]:
             self.of[node] = [self._number(e, places[node]) for e in self._entries(node)]
             if len(self.all) > MOST:
                 raise NoChunks("too many entries")
+
+    def covered_by(self, node: Node) -> bool:
+        """Says whether a tensor has no entry twice and is computed from all entries of what pieces are cut from."""
+        found, stack = set[int](), list(self.of[node])
+        if len(set(stack)) < len(stack):
+            return False
+        while stack:
+            number = stack.pop()
+            if number not in found:
+                found.add(number)
+                entry = self.all[number]
+                stack += [e for read in entry.reads for e in read] if isinstance(entry, Computed) else []
+        return all(found.issuperset(self.of[root]) for root in self.roots)
 
     def _number(self, entry: Entry | int, place: Place) -> int:
         if isinstance(entry, int):
@@ -141,7 +155,7 @@ class Entries:
         if node.target is aten.slice.Tensor and sliced(node)[1] == place.dim:
             x, _, start, end, step = sliced(node)
             return self.of[x][start:end:step] if alone else _refuse()
-        if node.target is operator.getitem:
+        if source_of(node).target is SPLIT:
             return self._item(node, place)
         if selects_one(node, place):
             selected = operand(node)
@@ -219,9 +233,8 @@ class Entries:
 
     def _timed(self, node: Node) -> list[Node]:
         """Returns the operands with entries, each as often as it is read."""
-        leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, Node)]
-        found = [operand(x) if x.target is SPLIT else x for x in leaves]
-        found = [x for x in found if x in self.of]
+        source = source_of(node)
+        found = [x for x in pytree.tree_leaves((source.args, source.kwargs)) if isinstance(x, Node) and x in self.of]
         if not found:
             raise NoChunks("it depends on no frames")
         return found
@@ -251,15 +264,23 @@ class Entries:
         if node.target is aten.constant_pad_nd.default:
             yield tuple(other_pads(node, place)), Arguments(node).number("value")
             return
-        if node.target is operator.getitem:
-            split = operand(node)
-            yield split.target, tuple(map(str, split.args[1:])), node.args[1]
-            return
-        for value in pytree.tree_leaves((node.args, node.kwargs)):
-            if not isinstance(value, Node):
-                yield type(value), str(value)
-            else:
-                yield "entries" if value in self.of else self.tokens.constant(value)
+        source = source_of(node)
+        if source is not node:
+            yield source.target, node.args[1]
+        for value in pytree.tree_leaves((source.args, source.kwargs)):
+            yield "entries" if isinstance(value, Node) and value in self.of else self._literal(value)
+
+    def _literal(self, value: object) -> Hashable:
+        """Returns what stands for a literal or a constant: the same for all that is computed alike from parameters."""
+        if not isinstance(value, Node):
+            return type(value), str(value)
+        if value.op != "call_function" or is_constant(value) or drawn_by_chance([value]):
+            return self.tokens.constant(value)
+        if value not in self._numbers:
+            leaves = pytree.tree_leaves((value.args, value.kwargs))
+            key = (value.target, *(self._literal(v) for v in leaves))
+            self._numbers[value] = self._made.setdefault(key, len(self._made))
+        return "made", self._numbers[value]
 
 
 def filling_of(node: Node, program: Program) -> float | None:

@@ -12,9 +12,9 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, EXACT_OVERLOADS, RESHAPES, SAME
+from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS, EXACT_OVERLOADS, RESHAPES, SAME
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, facts_as
@@ -47,38 +47,54 @@ class Place:
         return [*shape[: self.dim], self.outer * entries, *shape[self.dim + 1 :]]
 
 
-def places_of(cat: Node, times: TimeDims) -> tuple[dict[Node, Place], set[Node]]:
-    """Returns the place of entries in all that a join over time is computed from, and what chunks are cut from.
+def places_of(cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> tuple[dict[Node, Place], set[Node]]:
+    """Returns the place of entries in all that a join of pieces is computed from, and what pieces are cut from.
+
+    Args:
+        cat: The join.
+        times: Of the graph.
+        cut: What depends on parts of tensors.
+        nearest: Whether the first tensor behind the join that is cut is a whole, whatever it is computed from.
 
     Raises:
         NoChunks: Some of it mixes entries in a way that is not known, or has them in two places.
     """
-    cut = _cut(cat, times)
     found = {cat: Place(Arguments(cat).dim(cat))}
     roots: set[Node] = set()
-    for node in reversed(list(cat.graph.nodes)):
-        if node not in found:
-            continue
-        if node not in cut:
-            if found[node].outer > 1 or not times.is_time(node, found[node].dim):
-                _refuse(node, found[node])
-            roots.add(node)
-            continue
-        for x, place in _operands(node, found[node], times):
-            if found.setdefault(x, place) != place:
-                _refuse(x, place)
+    node, left = cat, {cat}
+    while left:
+        if node in left:
+            left.remove(node)
+            if node in roots or node not in cut:
+                if found[node].outer > 1 or not times.has_entries(node, found[node].dim):
+                    _refuse(node, found[node])
+                roots.add(node)
+            else:
+                operands = dict(_operands(node, found[node], times))
+                if any(found.setdefault(x, place) != place for x, place in operands.items()):
+                    _refuse(node, found[node])
+                left |= operands.keys()
+                if nearest and _cuts(node, found[node]):
+                    roots |= operands.keys()
+        node = node.prev
     return found, roots
 
 
-def _cut(cat: Node, times: TimeDims) -> set[Node]:
+def cut_nodes(times: TimeDims) -> set[Node]:
     """Returns the nodes that depend on parts of tensors."""
     found: set[Node] = set()
-    for node in cat.graph.nodes:
+    for node in times.program.graph.nodes:
         if node in times.timed and (node.target in CUTTING or any(x in found for x in node.all_input_nodes)):
             found.add(node)
-        if node is cat:
-            break
     return found
+
+
+def _cuts(node: Node, place: Place) -> bool:
+    """Says whether a node is some entries of another tensor."""
+    source = source_of(node)
+    if source.target in (aten.slice.Tensor, SPLIT):
+        return Arguments(source).dim(operand(source)) == place.dim
+    return selects_one(node, place)
 
 
 def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node, Place]]:
@@ -87,7 +103,7 @@ def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node,
     for x in dict.fromkeys(read_by(node)):
         if x not in times.timed:
             continue
-        if x.target is SPLIT or selects_one(node, place):
+        if selects_one(node, place):
             x, to = operand(x), place
         elif isinstance(x.meta["val"], torch.Tensor):
             to = moved(x, place)
@@ -109,7 +125,12 @@ def selects_one(node: Node, place: Place) -> bool:
 
 def read_by(node: Node) -> list[Node]:
     """Returns the operands of which an operator reads more than the shape and the kind of numbers."""
-    return [] if node.target is aten.full_like.default else node.all_input_nodes
+    return [] if node.target is aten.full_like.default else source_of(node).all_input_nodes
+
+
+def source_of(node: Node) -> Node:
+    """Returns the operator that computes a node: of which it is one of several results, or itself."""
+    return operand(node) if node.target is operator.getitem else node
 
 
 def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
@@ -118,8 +139,10 @@ def _move_of(node: Node, program: Program) -> Callable[[Node, Place], Place]:
         return lambda x, place: place if place.dim != 1 else _refuse(node, place)
     if node.target in MOVES:
         return lambda x, place: MOVES[node.target](node, x, place)
-    if node.target in SAME_PLACE or (node.target is operator.getitem and operand(node).target is SPLIT):
+    if node.target in SAME_PLACE or source_of(node).target is SPLIT:
         return lambda x, place: place
+    if source_of(node).target in BATCH_NORMS:
+        return lambda x, place: place if place.dim != 1 else _refuse(node, place)
     if node.target in EXACT_OVERLOADS:
         return lambda x, place: place if place.dim < 2 else _refuse(node, place)
     if is_pointwise(node.target) or node.target is aten.expand.default:
@@ -188,19 +211,21 @@ def _views(new: tuple[int, ...], old: tuple[int, ...], place: Place) -> Iterator
 
 def _by_rule(program: Program, node: Node, x: Node, place: Place) -> Place:
     """Returns the place in an operand that becomes the result's place by the operator's rule."""
-    rule = rule_for(node.target)
-    if rule is None:
+    source = source_of(node)
+    rule = rule_for(source.target)
+    if rule is None or (source is not node and len(source.all_input_nodes) > 1):  # first states have sizes of their own
         return _refuse(node, place)
     for dim in [place.dim, *range(rank_of(x))]:
         entries = place.entries(shape_of(node))
         if dim >= rank_of(x) or shape_of(x)[dim] != entries * place.outer:
             continue
         to = replace(place, dim=dim)
-        alike = [y for y in node.all_input_nodes if y is x or _may_be(y, x, to)]
+        alike = [y for y in source.all_input_nodes if y is x or _may_be(y, x, to)]
         facts = {y: Fact(Kind.STREAM, _layout(y, to)) for y in alike}
         with facts_as(facts), noting(program, node), suppress(LayoutLost, NoExtension):
-            mixed = any(y is x and dim in norm_dims(list(dims), rank_of(x)) for y, dims in rule.mixes(node))
-            if not mixed and rule.layout(node) == _layout(node, place):
+            mixed = any(y is x and dim in norm_dims(list(dims), rank_of(x)) for y, dims in rule.mixes(source))
+            layout = rule.layout(node) if source is node else rule.layouts(source)[whole(node, 1)]
+            if not mixed and layout == _layout(node, place):
                 return to
     return _refuse(node, place)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import operator
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations, pairwise
 
@@ -18,19 +17,19 @@ from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 
 from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given, other_pads
-from co3d_compile.capture.chunk_places import NoChunks, Place, places_of
+from co3d_compile.capture.chunk_places import NoChunks, Place, cut_nodes, places_of, source_of
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Tokens
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES
 from co3d_compile.ir.graph_edits import erase_unused, insert
-from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_clips
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
-FEWEST = 3  # chunks
+SURE = 3  # chunks: fewer are joined where they are a whole
 PIECES = 4  # that one operator may read, beside a start of its own
 LESS = 0.6  # of the operators, at most
 SAME = 3e-5  # of the largest number: the same sums in another order
@@ -39,24 +38,39 @@ SAME = 3e-5  # of the largest number: the same sums in another order
 def join_chunks(program: Program) -> None:
     """Writes ``cat([f(x[:1]), f(cat([x[:1], x[1:5]])), …])`` over time as f on all of x, where it is the same.
 
+    So are pieces of a batch, into which time may be folded. Each join is asked of the tensors that its pieces are cut
+    from. Then those that are left go back to the inputs, the last one first: caches are in between.
+
     The numbers stay the same, and are compared.
     """
     times = TimeDims(program)
     try:
-        for cat in [n for n in reversed(program.graph.nodes) if n.target is aten.cat.default]:
-            if not cat._erased and len(Arguments(cat).tensors("tensors")) >= FEWEST and _joined(program, cat, times):
-                times.forget()
-                times = TimeDims(program)
+        for nearest in (True, False):
+            cut = cut_nodes(times)
+            joins = [n for n in program.graph.nodes if n in cut and n.target is aten.cat.default]
+            for cat in joins if nearest else reversed(joins):
+                if not cat._erased and _may_join(cat) and _joined(program, cat, times, cut, nearest):
+                    cut = cut_nodes(times)
     finally:
         times.forget()
 
 
-def _joined(program: Program, cat: Node, times: TimeDims) -> bool:
+def _may_join(cat: Node) -> bool:
+    """Says whether a concatenation may be one of chunks: few of them are computed by the same operator."""
+    pieces = Arguments(cat).tensors("tensors")
+    return len(pieces) >= SURE or (len(pieces) > 1 and len({x.target for x in pieces}) == 1)
+
+
+def _joined(program: Program, cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> bool:
     """Puts operators on the whole clip in place of those on chunks; whether they do the same."""
     last = cat.prev
     try:
-        places, roots = places_of(cat, times)
-        new = _Writer(program, cat, Entries(Tokens(program), places, roots)).written()
+        places, roots = places_of(cat, times, cut, nearest)
+        entries = Entries(Tokens(program), places, roots)
+        few = nearest or len(Arguments(cat).tensors("tensors")) < SURE
+        if few and not entries.covered_by(cat):
+            raise NoChunks("it is no whole")
+        new = _Writer(program, cat, entries).written()
     except (NoChunks, RuntimeError, ValueError, TypeError, IndexError) as why:
         log.debug("%s joins no chunks: %s", cat, why)
         while cat.prev is not last:  # what was written before it turned out
@@ -65,9 +79,11 @@ def _joined(program: Program, cat: Node, times: TimeDims) -> bool:
     if not _alike(program, cat, new):
         erase_unused(new)
         return False
+    first = last.next
     cat.replace_all_uses_with(new)
     erase_unused(cat)
     program.record(new, "chunks of a clip")
+    times.look_again(first)
     return True
 
 
@@ -322,12 +338,10 @@ class _Writer:
         if node.target is aten.constant_pad_nd.default:
             pads = other_pads(node, how.place)
             return self._like(node, node.target, next(operands), pads, Arguments(node).given("value"))
-        if node.target is operator.getitem:
-            x = operand(node)
-            split = self._like(x, x.target, next(operands), *x.args[1:])
-            return self._like(node, node.target, split, node.args[1])
-        timed = set(how.operands)
-        args, kwargs = map_arg((node.args, node.kwargs), lambda v: next(operands) if v in timed else v)
+        timed, source = set(how.operands), source_of(node)
+        args, kwargs = map_arg((source.args, source.kwargs), lambda v: next(operands) if v in timed else v)
+        if source is not node:
+            return self._like(node, node.target, self._like(source, source.target, *args, **kwargs), node.args[1])
         if node.target in CONVOLUTIONS and how.place.dim >= 2:
             return self._like(node, node.target, *self._unpadded(node, how.place.dim - 2, args))
         return self._like(node, node.target, *args, **kwargs)

@@ -16,7 +16,7 @@ from co3d_compile.ir.aten_operators import BATCH_NORMS, SAME
 from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.graph_walks import in_order
-from co3d_compile.ir.layout import Layout, LayoutLost
+from co3d_compile.ir.layout import BATCH, TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of
@@ -55,6 +55,22 @@ class TimeDims:
         layout = self._layout(node)
         place = layout.time if layout is not None else None
         return place is not None and place.alone and place.dim == dim
+
+    def has_entries(self, node: Node, dim: int) -> bool:
+        """Says whether a dim counts frames or clips, alone or folded into it."""
+        layout = self._layout(node)
+        return layout is not None and (layout.has(TIME, dim) or layout.has(BATCH, dim))
+
+    def look_again(self, first: Node) -> None:
+        """Takes account of what was written from a node on."""
+        self.__dict__.pop("_canonical", None)
+        node = first
+        while node.op != "root":
+            self._known.discard(node)
+            node.meta.pop(KEY, None)
+            if any(n in self.timed for n in node.all_input_nodes):
+                self.timed.add(node)
+            node = node.next
 
     def forget(self) -> None:
         """Takes what was found off the nodes."""
