@@ -66,7 +66,7 @@ def places_of(cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> tupl
         if node in left:
             left.remove(node)
             if node in roots or node not in cut:
-                if found[node].outer > 1 or not times.has_entries(node, found[node].dim):
+                if found[node].outer > 1 or not times.has_entries(node, found[node].dim, otherwise=nearest):
                     _refuse(node, found[node])
                 roots.add(node)
             else:

@@ -56,10 +56,10 @@ class TimeDims:
         place = layout.time if layout is not None else None
         return place is not None and place.alone and place.dim == dim
 
-    def has_entries(self, node: Node, dim: int) -> bool:
-        """Says whether a dim counts frames or clips, alone or folded into it."""
+    def has_entries(self, node: Node, dim: int, otherwise: bool) -> bool:
+        """Says whether a dim counts frames or clips, alone or folded into it; ``otherwise`` where that is not known."""
         layout = self._layout(node)
-        return layout is not None and (layout.has(TIME, dim) or layout.has(BATCH, dim))
+        return otherwise if layout is None else layout.has(TIME, dim) or layout.has(BATCH, dim)
 
     def look_again(self, first: Node) -> None:
         """Takes account of what was written from a node on."""
