@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from math import gcd
 
@@ -13,7 +14,8 @@ from co3d_compile.capture.operator_regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
-from co3d_compile.ir.node_reading import module_path, operator_name, shape_of
+from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
 
@@ -88,37 +90,58 @@ def fix_length(program: Program, again: Callable[[int, bool], Program | None]) -
     if not crops:
         return
     spec, multiple = program.inputs[0], program.step.length_multiple
-    factor = 1 + multiple // gcd(int(spec.shape[spec.time_dim or 0]), multiple)  # a length that a stream may have
+    factor = multiple // gcd(int(spec.shape[spec.time_dim or 0]), multiple)  # a stream may have so many clips more
+    moved, asked = list(crops), False
     try:
-        if factor > MOST:
-            raise NotResizable(f"only clips {factor} times as long would show it")
-        longer = again(factor, False)
-        if longer is None or set(longer.notes.captured) != set(program.notes.captured):
-            raise NotResizable("a longer clip has other operators")
+        for times in (1 + factor, 1 + 2 * factor):  # behind strides, clips of even and of odd lengths may differ
+            if moved:
+                there = _longer(program, again, times)
+                moved, asked = [n for n in moved if _counts_otherwise(there.get(n), crops[n])], True
     except NotResizable as why:
-        moved = [crop.where for crop in crops.values() if crop.from_end]
-        if not moved and any(crop.from_end is None for crop in crops.values()):
+        moved = moved if asked else [name for name in moved if crops[name].from_end]
+        if not asked and not moved and any(crop.from_end is None for crop in crops.values()):
             said = "That slices over time leave out as many entries at the ends of a longer clip is assumed"
             program.notes.warnings.append(f"{said}: {why}.")
-    else:
-        there = {n.name: n for n in longer.graph.nodes}
-        moved = [crop.where for name, crop in crops.items() if _counts_otherwise(there.get(name), crop)]
     if moved:
         program.step.length_multiple = FIXED_LENGTH
         program.notes.warnings.append(
-            f"Ends are exact in streams as long as the clip alone: {moved[0]} takes frames by their number, or counts "
-            "them from the end, which no stream knows before it ends. Leave that out of the network and take these "
-            "entries of its results; the last one alone streams as x[:, :, -1]."
+            f"Ends are exact in streams as long as the clip alone: {crops[moved[0]].where} takes frames by their "
+            "number, or counts them from the end, which no stream knows before it ends. Leave that out of the network "
+            "and take these entries of its results; the last one alone streams as x[:, :, -1]."
         )
+
+
+def _longer(program: Program, again: Callable[[int, bool], Program | None], times: int) -> dict[str, Node]:
+    """Returns the captured nodes of a longer clip by their names.
+
+    Raises:
+        NotResizable: It cannot be captured, or has others.
+    """
+    if times > MOST:
+        raise NotResizable(f"only clips {times} times as long would show it")
+    longer = again(times, False)
+    if longer is None or set(longer.notes.captured) != set(program.notes.captured):
+        raise NotResizable("a longer clip has other operators")
+    return {n.name: n for n in longer.graph.nodes}
 
 
 def _counts_otherwise(node: Node | None, crop: StreamedCrop) -> bool:
     """Says whether a slice leaves out other numbers of entries in a longer clip; a list of indices is as long there."""
-    part = part_taken(node) if node is not None else None
+    part = None if node is None else _part_of_split(node) or part_taken(node)
     if part is None:
         return True
     x, dim, start, end = part
     return (start, shape_of(x)[dim] - end) != (crop.start, crop.entries - crop.end)
+
+
+def _part_of_split(node: Node) -> tuple[Node, int, int, int] | None:
+    """Returns what ``part_taken`` does of a part of a ``split``."""
+    split = node.args[0] if node.target is operator.getitem else None
+    if not isinstance(split, Node) or split.target is not aten.split_with_sizes.default:
+        return None
+    x, sizes, values = operand(split), list(argument(split, 1, "split_sizes")), Arguments(split)
+    before = sum(sizes[: int(node.args[1])])  # type: ignore[arg-type]
+    return x, values.dim(x), before, before + sizes[int(node.args[1])]  # type: ignore[arg-type]
 
 
 def _say(program: Program, why: str) -> None:
