@@ -42,6 +42,7 @@ class Remembered(Cut):
 ANY: dict[str, nn.Module] = {
     "both ends": Cut(lambda y: y[:, :, 1:-2]),
     "as long as another": Cut(lambda y: F.pad(y, (3, 0))[:, :, : y.shape[2]]),
+    "a copy": Cut(lambda y: y[:, :, :-2].contiguous()),
     "a part of a split": Cut(lambda y: y.split([2, y.shape[2] - 2], 2)[1]),
     "the last": Cut(lambda y: y[:, :, -1]),
     "the mean of the last": Cut(lambda y: y[:, :, -4:].mean(2)),

@@ -28,7 +28,8 @@ def streamed_crops(program: Program) -> dict[str, StreamedCrop]:
     for node in reached([*results, *remembering], _behind):
         crop = _crop(node, node.name in captured)
         if crop is not None:
-            found.update({name: crop for name in program.names_of(node) if name in captured})
+            names = [node.name] if node.name in captured else [n for n in program.names_of(node) if n in captured]
+            found.update(dict.fromkeys(names, crop))
     return found
 
 
