@@ -48,9 +48,10 @@ $(DEMO)/.co3d-demo: pyproject.toml constraints.txt
 	set -o pipefail; $(DEMO)/bin/python -m pip install --progress-bar off -e ".[demo]" | sed -un "/^\(Collecting\|Installing\|Successfully\)/p"
 	touch $@
 
-# Two workers, one thread each: the suite is many small computations. Tests say by their marks where they belong.
+# Three workers on two cores, one thread each: the suite is many small computations, and some tests wait for other processes.
+# Tests say by their marks where they belong.
 # Commands that tests start in processes of their own find the package as bytecode.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal
 
 check: lint
 	$(PYTEST) -m "not slow and not long" $(PYTEST_ARGS)

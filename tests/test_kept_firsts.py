@@ -80,7 +80,7 @@ KEPT: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "loop with a state": loop_with_a_state,
     "loop from the second frame on": loop_from_the_second_frame_on,
 }
-OFTEN = ("difference", "template", "loop with a state")
+OFTEN = ("difference", "template")
 
 
 @pytest.mark.parametrize("pulse", [1, slow(2)])
