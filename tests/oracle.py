@@ -272,6 +272,13 @@ def check(
     return facts
 
 
+def check_row(entry: Entry, delay: int | None) -> None:
+    """As `check`; and the delay of its output is this one, where one is given."""
+    facts = check(entry)
+    if delay is not None:
+        assert facts.delays == (delay,)
+
+
 def _entry_of(module: nn.Module, example_inputs: Sequence[Any]) -> Entry:
     as_list = len(example_inputs) == 1 and isinstance(example_inputs[0], (list, tuple))
     tensors = as_tuple(example_inputs[0]) if as_list else tuple(example_inputs)
