@@ -38,7 +38,6 @@ class TimeDims:
     def __init__(self, program: Program, is_canonical: bool = False) -> None:
         self.program, self.is_canonical = program, is_canonical
         dims = {i.name: i.time_dim for i in program.inputs}
-        self._nodes = {n.name: n for n in program.graph.nodes}
         self.timed: set[Node] = set()
         self._known: set[Node] = set()
         for node in program.graph.nodes:
@@ -117,11 +116,11 @@ class TimeDims:
         """Returns the layout of what becomes of a node."""
         if self.is_canonical:
             return None
-        times, places = self._canonical
-        return times.layout_of(places.get(node.name))
+        times, became = self._canonical
+        return times._layout(became[node.name]) if node.name in became else None
 
     @cached_property
-    def _canonical(self) -> tuple[TimeDims, dict[str, str]]:
+    def _canonical(self) -> tuple[TimeDims, dict[str, Node]]:
         """Returns the dims of frames in a copy in canonical form, and what has the value of each captured node."""
         program = self.program
         module = module_of(program.module, copy.deepcopy(program.graph))
@@ -130,9 +129,5 @@ class TimeDims:
             node.meta.pop(KEY, None)
         copied.follow()
         canonicalize(copied, bodies=False)
-        return TimeDims(copied, is_canonical=True), copied.places()
-
-    def layout_of(self, name: str | None) -> Layout | None:
-        """Returns the layout of a node by its name."""
-        node = self._nodes.get(name or "")
-        return self._layout(node) if node is not None else None
+        nodes = {n.name: n for n in copied.graph.nodes}
+        return TimeDims(copied, is_canonical=True), {old: nodes[new] for old, new in copied.places().items()}
