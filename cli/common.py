@@ -22,13 +22,14 @@ import click
 
 from co3d_compile.errors import Co3dError
 from co3d_compile.support.install_hint import install_command
+from co3d_compile.support.readable_numbers import did_you_mean
 from co3d_compile.version import __version__
 
 # The options of a command by their names, and a report as JSON data.
 Options: TypeAlias = dict[str, Any]
 Report: TypeAlias = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
-INTERNAL_ERROR, USAGE_ERROR, OUTPUT_ERROR = 1, 2, 6
+INTERNAL_ERROR, USAGE_ERROR, OUTPUT_ERROR, SIGNALLED = 1, 2, 6, 128
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LONGEST = 2000  # characters of an error
 # Headings of options in --help, in this order.
@@ -106,13 +107,10 @@ class OneLineMain(click.Command):
         try:
             code = super().main(*args, **kwargs)
         except click.ClickException as error:
-            name = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else self.name
-            message = error.format_message()
-            say_error(f"{message}{'' if message.endswith(('.', '?')) else '.'} Try {name} --help.")
+            say(f"error: {_mistake(error, self)}")
             code = USAGE_ERROR
         except click.Abort:  # Ctrl-C before the command has begun, while its module is imported
-            message, code = explain(Stopped(signal.SIGINT))
-            say_error(message)
+            code = say_why(Stopped(signal.SIGINT))
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -133,13 +131,11 @@ class Command(OneLineMain):
             raise
         except BrokenPipeError:
             hush()
-            ctx.exit(128 + signal.SIGPIPE)
+            ctx.exit(SIGNALLED + signal.SIGPIPE)
         except BaseException as error:
             if verbose >= 2:
                 traceback.print_exc()
-            message, code = explain(error)
-            say_error(message)
-            ctx.exit(code)
+            ctx.exit(say_why(error))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
@@ -156,7 +152,7 @@ class Command(OneLineMain):
 def explain(error: BaseException) -> tuple[str, int]:
     """Returns what to tell the user about an exception, and the exit code."""
     if isinstance(error, Stopped):
-        return f"stopped by {signal.Signals(error.number).name}; {error.state}", 128 + error.number
+        return f"stopped by {signal.Signals(error.number).name}; {error.state}", SIGNALLED + error.number
     if isinstance(error, Co3dError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
@@ -179,10 +175,28 @@ def _extra(module: str | None) -> str | None:
     return next((install for _, packages, install in FEATURES if package in packages), None)
 
 
-def say_error(message: str) -> None:
+def say_why(error: BaseException) -> int:
+    """Says why a command ends, which is no error if it was told to; returns the exit code."""
+    message, code = explain(error)
+    say(message if code > SIGNALLED else f"error: {message}")
+    return code
+
+
+def say(message: str) -> None:
     """Prints one line on stderr, however much a file from elsewhere has put into it."""
     line = " ".join(message.splitlines())
-    click.echo(f"error: {line if len(line) <= LONGEST else line[: LONGEST - 2] + ' …'}", err=True)
+    click.echo(line if len(line) <= LONGEST else line[: LONGEST - 2] + " …", err=True)
+
+
+def _mistake(error: click.ClickException, command: click.Command) -> str:
+    """Returns what is wrong with a command line, and where help is."""
+    ctx = error.ctx if isinstance(error, click.UsageError) and error.ctx else None
+    message, where = error.format_message(), f"{ctx.command_path if ctx else command.name} --help"
+    if ctx and isinstance(error, click.NoSuchOption):
+        names = [name for parameter in ctx.command.get_params(ctx) for name in parameter.opts]
+        message = f"There is no option {error.option_name!r}. {did_you_mean(error.option_name, names) or ''}".rstrip()
+    end = "" if message.endswith((".", "?")) else "."
+    return message if where in message else f"{message}{end} Try {where}."
 
 
 @contextlib.contextmanager

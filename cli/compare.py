@@ -102,7 +102,9 @@ Exit codes:
 @json_option
 @verbose_option
 def command(compiled: Path, against: str, plot: Path | None, as_json: bool, verbose: int, **options: Any) -> None:
-    """Run the stream beside the clip model as a sliding window, on a video.
+    """Run the stream beside your sliding window on a video.
+
+    The sliding window is the clip model, on a whole clip for every answer.
 
     It shows how far their answers agree, how long both take, and, with --labels, how often each is right.
     """

@@ -230,7 +230,7 @@ def state_bytes(state: StateSpec) -> int:
 def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> Table:
     size = f", {bytes_text(Path(model).stat().st_size)}" if Path(model).is_file() else ""
     options, pictures = (
-        join([f"{key}={value}" for key, value in (given or {}).items()])
+        join([f"{key}={value}" for key, value in (given or {}).items() if value is not None])
         for given in (contract.options, contract.preprocess)
     )
     labels = contract.labels or ()

@@ -58,6 +58,8 @@ class Sinks:
 
     def begin(self, source: Source, predictor: Predictor) -> None:
         """Opens the files; the window follows the source."""
+        if self._finder is not None:  # a class that the model has not, before anything is written
+            self._finder().begin(predictor.scores.classes, predictor.scores.labels)
         if self._window is not None:
             window, self._window.paced = self._window, not source.live
             source.while_waiting = lambda: None if window.alive() else source.stop()

@@ -197,21 +197,18 @@ def command(model: Path, as_json: bool, verbose: int, **options: Any) -> None:
     result = result_of(model, source, predictor, live, sinks)
     if options["profile"] is not None:
         result["files"].append(str(options["profile"]))
-    try:
-        if as_json:
-            print_json(result)
-        elif not on_stdout:
-            print_result(result, stdout())
-    except BrokenPipeError:
-        hush()
+    if as_json:
+        print_json(result)
+    elif not on_stdout:
+        print_result(result, stdout())
     if problem is not None:
         raise problem
     if signals:
         raise Stopped(signals[0], "what was written is complete up to there")
 
 
-def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit: int | None) -> LoadError | None:
-    """Predicts from frames until the end; returns what broke the source off after some frames, if anything did."""
+def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit: int | None) -> Exception | None:
+    """Predicts from frames until the end; returns what broke it off after some frames, if anything did."""
     problem, frame = None, None
     try:
         for count, frame in enumerate(source, 1):
@@ -224,10 +221,10 @@ def _loop(source: Source, predictor: Predictor, sinks: Sinks, live: Live, limit:
         if frame is None:
             raise
         problem = error
-    except BrokenPipeError:  # whoever read standard output has seen enough
+    except BrokenPipeError as gone:  # whoever read standard output has seen enough
         source.stop()
         hush()
-        return problem
+        return gone
     predictions = predictor.finish()
     live.add(None, predictions)
     sinks.add(None, predictions)

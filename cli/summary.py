@@ -148,7 +148,7 @@ def _limited(rows: list[Report]) -> Table:
     table = rows_table("Reads less of the future", "operator", "module", "how", "weights concerned")
     for row in rows:
         later, dropped = row["later"], row["dropped"]
-        how = f"stands later by {later}" if later else f"without its last {plural(dropped, 'tap')}"
+        how = f"stands later by {later}" if later else f"{plural(dropped, 'tap')} less"
         table.add_row(row["operator"], row["module_path"] or "the model", how, f"{row['share']:.0%}")
     return table
 

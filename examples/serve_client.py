@@ -3,7 +3,7 @@
     python examples/serve_client.py video.mp4 --stream door
 
 Frames go at the model's rate, as a server leaves none out. What the server loses when one of its processes dies is sent
-again, and a stream that restarts says so.
+again, and a stream that restarts says so. The token is taken from the variable CO3D_TOKEN.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def jpegs(source: str, fps: float | None) -> Iterator[bytes]:
 def frame_rate(url: str, token: str | None) -> float | None:
     """Frames per second that the model wants."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with urllib.request.urlopen(
-        urllib.request.Request(f"{url.replace('ws', 'http', 1)}/v1/model", None, headers)
-    ) as found:
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/model", None, headers)) as found:
         fps: float | None = json.load(found)["fps"]
     return fps
 
@@ -61,10 +59,13 @@ async def run(url: str, name: str, source: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a video file, a camera, a URL: as for co3d run")
-    parser.add_argument("--url", default="ws://localhost:8000")
-    parser.add_argument("--stream", default="camera")
+    parser.add_argument("--url", default="http://localhost:8000", help="the address that co3d serve has printed")
+    parser.add_argument("--stream", default="camera", help="a name; each camera has its own")
     args = parser.parse_args()
-    asyncio.run(run(args.url, args.stream, args.source))
+    try:
+        asyncio.run(run(args.url, args.stream, args.source))
+    except (co3d.Co3dError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

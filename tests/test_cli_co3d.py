@@ -153,7 +153,7 @@ def test_stopped_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(group_module.importlib, "import_module", interrupted)
     result = CliRunner().invoke(group, ["doctor"])
-    assert (result.exit_code, result.stderr.strip()) == (130, "error: stopped by SIGINT; nothing was written")
+    assert (result.exit_code, result.stderr.strip()) == (130, "stopped by SIGINT; nothing was written")
 
 
 @pytest.mark.parametrize("passed", [True, False])

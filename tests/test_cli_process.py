@@ -92,7 +92,7 @@ def test_stopped(when: str, number: signal.Signals) -> None:
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait(120) == 128 + number
-    assert rest == f"error: stopped by {number.name}; nothing was written\n"
+    assert rest == f"stopped by {number.name}; nothing was written\n"
     assert files() == {"m.bin"}
 
 

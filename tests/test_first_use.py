@@ -75,14 +75,18 @@ def test_compile_without_pytorch_is_one_line(tmp_path: Path) -> None:
     [
         ("insepct", "Did you mean inspect?"),
         ("compile", "Did you mean co3d-compile?"),
-        ("help", "Did you mean co3d --help?"),
+        ("help", "Did you mean co3d --help?\n"),
         ("xyz", "There are run, inspect, "),
+        ("--verison", "Did you mean --version? Try co3d --help."),
+        ("inspect m.onnx --jsn", "Did you mean --json? Try co3d inspect --help."),
     ],
 )
-def test_misspelt_commands(word: str, said: str) -> None:
-    command = [sys.executable, "-m", "co3d_compile", word]
+def test_misspelt_commands_and_options(word: str, said: str) -> None:
+    command = [sys.executable, "-m", "co3d_compile", *word.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: There is no command {word!r}. {said}")
+    kind = "option" if "--" in word else "command"
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: There is no {kind} {word.split()[-1]!r}. {said}"), done.stderr
     assert done.stderr.count("\n") == 1
 
 

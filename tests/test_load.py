@@ -193,7 +193,7 @@ BAD: list[tuple[str, Callable[[], str], Callable[[], dict[str, Any]], type[Co3dE
     ("directory", lambda: ".", dict, LoadError, "not a file"),
     ("empty", lambda: write(b""), dict, LoadError, "is empty"),
     ("text", lambda: write(b"hello"), dict, LoadError, "no model"),
-    ("Python", lambda: write(b"import torch\n", "net.py"), dict, LoadError, "net:NAME"),
+    ("Python", lambda: write(b"import torch\n", "net.py"), dict, LoadError, "net.py:NAME"),
     ("web page", lambda: write(b"<!DOCTYPE html><html>"), dict, LoadError, "web page"),
     ("lfs pointer", lambda: write(b"version https://git-lfs.github.com/spec/v1\n"), dict, LoadError, "git lfs pull"),
     ("onnx", lambda: write(b"\x08\x0a\x12\x07pytorch\x1a\x053.0.0:\x10"), dict, LoadError, "ONNX"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -152,13 +153,16 @@ def test_a_trained_step_becomes_onnx_again(options: dict[str, Any]) -> None:
 
 
 def test_parameters_keep_the_network_s_names() -> None:
-    """A kernel that the step needs in another form is named after what it is made of."""
+    """A kernel in another form is named after what it is made of, and a folded norm after its convolution."""
     network = nn.Sequential(
-        nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
-    ).eval()
+        nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Conv3d(4, 6, 1),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 2),
+    ).eval()  # fmt: skip
     step = co3d.compile(network, (torch.rand(1, 3, 8, 8, 8),)).to_module()
-    named = {name.removeprefix("graph.").partition("_as_")[0] for name, _ in step.named_parameters()}
-    assert named == {name for name, _ in network.named_parameters()}
+    names = [name.removeprefix("graph.") for name, _ in step.named_parameters()]
+    named = {re.sub(r"(_as|_tap)_\d+$", "", name).replace("fused_", "") for name in names}
+    assert named == {name for name, _ in network.named_parameters() if not name.startswith("3.")}
+    assert {name.partition("_weight")[0] for name in names if "fused" in name} == {"2.fused", "2.fused_bias"}
 
 
 def test_gradients_are_those_of_the_network() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette", reason="Starlette is not installed")
+from co3d_compile.errors import Co3dError
+from co3d_compile.serve import client
 from co3d_compile.serve.gateway import SPILL, Gateway
 from co3d_compile.serve.options import ServeOptions
 
@@ -55,6 +57,15 @@ class Socket:
             data: Reply = json.loads(message["text"])
             return data
         return {"type": message["type"].removeprefix("websocket."), "code": message.get("code")}
+
+
+def test_the_client_takes_the_address_that_the_server_prints() -> None:
+    async def first() -> None:
+        async for _ in client.stream("http://127.0.0.1:9/", "a", [], patience=0):
+            raise AssertionError
+
+    with pytest.raises(Co3dError, match=r"no server at ws://127\.0\.0\.1:9/v1/streams/a"):
+        asyncio.run(first())
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

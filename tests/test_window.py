@@ -108,7 +108,7 @@ def test_a_window_shows_the_video_and_closes(way: str, screen: display.Display, 
     said = (tmp_path / "err").read_text().splitlines()
     stopped = [
         "finishing … (again: end without files)",
-        "error: stopped by SIGINT; what was written is complete up to there",
+        "stopped by SIGINT; what was written is complete up to there",
     ]
     assert said == ([] if code == 0 else stopped)
     result = json.loads((tmp_path / "out").read_text())

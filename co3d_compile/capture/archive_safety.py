@@ -60,7 +60,7 @@ def identify(path: Path) -> str:
     if head[:2] != b"PK":
         hint = "A torch.export archive, a TorchScript file or a torch.save file is wanted."
         if path.suffix == ".py":
-            hint = f"Name the function or class in it that builds the model: {path.stem}:NAME."
+            hint = f"Name the function or class in it that builds the model: {path}:NAME."
         raise LoadError(f"{path} is no model that can be read.", hint=hint)
     return _identify_zip(path)
 

@@ -51,7 +51,8 @@ def find_class(name: str | int, count: int, labels: Sequence[str]) -> int:
         return labels.index(str(name))
     if str(name).isascii() and str(name).isdigit() and int(name) < count:
         return int(name)
-    hint = did_you_mean(str(name), labels) or f"It has {count} classes."
+    some = f", such as {', '.join(labels[:3])}" if labels else ""
+    hint = did_you_mean(str(name), labels) or f"It has {count} classes{some}."
     raise UsageError(f"The model has no class {name!r}.", hint=hint)
 
 

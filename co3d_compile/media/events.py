@@ -89,7 +89,7 @@ class EventFinder:
     def add(self, prediction: Prediction) -> list[Event]:
         """Takes the next prediction; returns the events that are over for certain."""
         if not len(self._on):
-            self._begin(prediction)
+            self.begin(len(prediction.scores), prediction.labels)
         seconds, found = prediction.time, []
         step = seconds - self._last
         if step < -1e-6 or (math.isfinite(step) and step > max(SILENCE, self.gap, 2 * (self._interval or step))):
@@ -114,9 +114,15 @@ class EventFinder:
         end = self._last + (self._interval or 0.0)
         return [event for index, run in self._runs.items() if (event := self._event(index, run, end))]
 
-    def _begin(self, prediction: Prediction) -> None:
-        """Sets the thresholds of every class; where nothing is looked for, they are infinite."""
-        count, self._labels = len(prediction.scores), prediction.labels
+    def begin(self, count: int, labels: tuple[str, ...]) -> None:
+        """Sets the thresholds of every class of a model; where nothing is looked for, they are infinite.
+
+        The first prediction does it, unless it was done before.
+
+        Raises:
+            UsageError: The model has no class of a name that is looked for.
+        """
+        self._labels = labels
         pairs = [self._every if self._all else (math.inf, math.inf)] * count
         for name, pair in self._given.items():
             pairs[find_class(name, count, self._labels)] = pair

@@ -47,7 +47,7 @@ async def stream(
     - ``ended``: the last one.
 
     Args:
-        url: Of the server, ``ws://HOST:PORT``.
+        url: Of the server, ``http://HOST:PORT`` or ``ws://HOST:PORT``.
         frames: The payload of each, from frame 0; drawn as fast as the server answers.
         keep: Frames that are kept; more than the server's steps between two snapshots.
         patience: Seconds without a server after which to give up.
@@ -73,7 +73,8 @@ class _Sender:
         self, url: str, name: str, frames: Iterator[bytes], token: str | None, keep: int, patience: float,
         settings: Message,
     ) -> None:  # fmt: skip
-        self._url, self._settings = f"{url.rstrip('/')}/v1/streams/{quote(name, safe='')}", settings
+        server = "ws" + url.removeprefix("http") if url.startswith("http") else url
+        self._url, self._settings = f"{server.rstrip('/')}/v1/streams/{quote(name, safe='')}", settings
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._frames, self._size, self._patience = frames, keep, patience
         self._kept: OrderedDict[int, bytes] = OrderedDict()

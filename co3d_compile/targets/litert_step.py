@@ -90,7 +90,7 @@ class LiteRtStep(nn.Module):
 
         samples = {n: torch.zeros(self.outer(s), dtype=getattr(torch, self.dtypes[n])) for n, s in self.shapes.items()}
         try:
-            made = litert_torch.signature(SIGNATURE, self, sample_kwargs=samples).convert()
+            made = litert_torch.signature(SIGNATURE, self.eval(), sample_kwargs=samples).convert()
         except ModuleNotFoundError:
             raise
         except Exception as error:  # whatever the converter meets
