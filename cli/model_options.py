@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class ShapeType(click.ParamType[Any]):
-    """A shape: ``1x3x16x224x224``."""
+    """A shape: ``1x3x16x224x224``, or with commas, as PyTorch prints it."""
 
     name = "shape"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
-        sizes = value.lower().split("x")
+        sizes = value.lower().replace(",", "x").split("x")
         if not all(size.isascii() and size.isdigit() and 0 < int(size) < 2**31 for size in sizes):
             self.fail(f"{value!r} is no shape such as 1x3x16x224x224.", param, ctx)
         return tuple(int(size) for size in sizes)

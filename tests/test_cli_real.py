@@ -55,7 +55,7 @@ SOURCES: dict[str, tuple[Callable[[], str], list[str]]] = {
     "script": (save_script, SHAPE),
     "pickle": (save_pickle, [*SHAPE, "--trust-pickle"]),
     "factory": (lambda: f"{FACTORY}:tiny", SHAPE),
-    "keyword": (lambda: f"{FACTORY}:ByKeyword", ["--input", f"video={SHAPE[1]}"]),
+    "keyword": (lambda: f"{FACTORY}:ByKeyword", ["--input", "video=1,3,4,8,8"]),
 }
 
 
