@@ -15,9 +15,8 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.torchscript import DECIDE
 from co3d_compile.errors import CaptureError
-from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.node_reading import module_path
-from co3d_compile.ir.stored_constants import set_constant
+from co3d_compile.ir.stored_constants import module_of, set_constant
 
 Unlifted: TypeAlias = tuple[GraphModule, list[str], frozenset[str]]
 

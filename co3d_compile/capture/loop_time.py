@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from contextlib import suppress
 from functools import cached_property
@@ -14,7 +13,6 @@ from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.canonical.canonical_graph import canonicalize
 from co3d_compile.ir.aten_operators import BATCH_NORMS, SAME
 from co3d_compile.ir.frame_loop import is_loop
-from co3d_compile.ir.graph_edits import module_of
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.layout import BATCH, TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import operand, operands, shape_of
@@ -122,12 +120,9 @@ class TimeDims:
     @cached_property
     def _canonical(self) -> tuple[TimeDims, dict[str, Node]]:
         """Returns the dims of frames in a copy in canonical form, and what has the value of each captured node."""
-        program = self.program
-        module = module_of(program.module, copy.deepcopy(program.graph))
-        copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
-        for node in module.graph.nodes:
+        copied = self.program.copied()
+        for node in copied.graph.nodes:
             node.meta.pop(KEY, None)
-        copied.follow()
         canonicalize(copied, bodies=False)
         nodes = {n.name: n for n in copied.graph.nodes}
         return TimeDims(copied, is_canonical=True), {old: nodes[new] for old, new in copied.places().items()}

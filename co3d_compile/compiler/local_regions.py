@@ -5,7 +5,6 @@ They are looked for in the captured graph, before any pass. What is shown to be 
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from co3d_compile.analysis.locality_proof import (
     odd_entries,
 )
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
-from co3d_compile.ir.graph_edits import erase_unused, module_of
+from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, place_of, shape_of
@@ -62,7 +61,7 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
 
     None where nothing falls back to a window, or a rule fails.
     """
-    tried = _annotated(program, copy.deepcopy(program.graph))
+    tried = _annotated(program.copied())
     if tried is None or not tried.notes.recomputed:
         return None
     found = {n.name: n.meta.get(KEY, STATIC) for n in tried.graph.nodes}
@@ -71,14 +70,10 @@ def facts_of(program: Program) -> dict[str, Fact] | None:
     return {name: known[new] for name, new in became.items() if new in known}
 
 
-def _annotated(program: Program, graph: Graph) -> Program | None:
-    """Returns a program of such a graph, in which each node has its fact; None where a rule fails."""
-    module = module_of(program.module, graph)
-    options = replace(program.options, unsupported="window")
-    tried = Program(module, options, program.inputs, program.outputs, learned=program.learned)
-    tried.decreed, tried.regions, tried.refuted = program.decreed, program.regions, program.refuted
+def _annotated(tried: Program) -> Program | None:
+    """Gives each node of a copy its fact; None where a rule fails."""
+    tried.options = replace(tried.options, unsupported="window")
     tried.looking = True
-    tried.follow()
     passes = default_passes()
     try:
         for step in passes[: passes.position("annotate_time") + 1]:
@@ -97,7 +92,7 @@ class _Search:
     again: Again
 
     def __post_init__(self) -> None:
-        self.short = module_of(self.program.module, copy.deepcopy(self.program.graph))
+        self.short = self.program.copied().module
         self.nodes = list(self.short.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.tried: set[Node] = set()
@@ -308,10 +303,10 @@ class _Search:
         Raises:
             OddEnds: A window behind the region would read odd ones, which a stream has no more.
         """
-        trial = replace(self.program, regions={**self.program.regions, result.name: known})
-        graph = copy.deepcopy(self.program.graph)
-        self._replace(graph, start, result, inputs, known)
-        tried = _annotated(trial, graph)
+        trial = self.program.copied()
+        trial.regions = {**self.program.regions, result.name: known}
+        self._replace(trial.graph, start, result, inputs, known)
+        tried = _annotated(trial)
         if tried is None:
             raise NotLocal("a rule fails behind it")
         own = [n for n in tried.graph.nodes if n.target is region and n.args[1] == result.name]

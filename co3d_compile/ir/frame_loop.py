@@ -117,7 +117,7 @@ def loop_bodies(program: Program) -> Iterator[Program]:
                     constant = graph.get_attr(str(outer.target))
                 constant.meta = dict(outer.meta)
                 inner.replace_all_uses_with(constant)
-        inside = Program(GraphModule(program.module, graph), program.options, [], [], learned=program.learned)
+        inside = program.on(graph)
         yield inside
         _close(program, node, inside)
 

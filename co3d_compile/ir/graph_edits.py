@@ -6,10 +6,8 @@ from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule, Node, map_arg
-from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx import Node, map_arg
 
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
@@ -17,11 +15,6 @@ from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import is_taken, set_constant
 from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
-
-
-def module_of(root: nn.Module, graph: Graph) -> GraphModule:
-    """Returns a module that runs a graph. Its Python code is written when it is first run, not after each rewrite."""
-    return _LazyGraphModule(root, graph)
 
 
 def fake_mode(program: Program) -> FakeTensorMode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.resized_graph import Captures
-from co3d_compile.ir.stored_constants import get_constant
+from co3d_compile.ir.stored_constants import get_constant, module_of
 
 if TYPE_CHECKING:
     from co3d_compile.ir.operator_row import Operator
@@ -333,24 +334,36 @@ class Program:
             name = next(old for old, new in self.notes.became.items() if new == name)
         return name
 
-    def copied(self) -> Program:
-        """Returns the same program with a graph of its own, to be annotated or tried on: nodes keep their names."""
-        graph = torch.fx.Graph()
-        env: dict[Node, Node] = {}
-        graph.output(graph.graph_copy(self.graph, env))
-        return replace(
+    def on(self, graph: Graph) -> Program:
+        """Makes a program of another graph with the same constants, to be annotated or tried on.
+
+        What was asked for, and what is known of the network, stays. What passes find and note begins anew.
+        """
+        other = replace(
             self,
-            module=GraphModule(self.module, graph),
+            module=module_of(self.module, graph),
             inputs=[replace(i) for i in self.inputs],
             outputs=[replace(o) for o in self.outputs],
-            originals={env[n]: original for n, original in self.originals.items() if n in env},
-            written={env[n] for n in self.written if n in env},
+            promises=set(),
+            originals={},
+            written=set(),
             step=Step(),
             notes=Notes(),
         )
+        other.follow()
+        return other
+
+    def copied(self) -> Program:
+        """Makes a program of a copy of its graph; nodes keep their names."""
+        other = self.on(copy.deepcopy(self.graph))
+        new = dict(zip(self.graph.nodes, other.graph.nodes, strict=True))
+        other.promises = set(self.promises)
+        other.originals = {new[n]: original for n, original in self.originals.items() if n in new}
+        other.written = {new[n] for n in self.written if n in new}
+        return other
 
     @property
-    def graph(self) -> torch.fx.Graph:
+    def graph(self) -> Graph:
         return self.module.graph
 
     def placeholders(self) -> list[Node]:

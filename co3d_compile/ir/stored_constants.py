@@ -1,4 +1,4 @@
-"""Constants of a graph: reads, registers and deletes them by dotted name."""
+"""Constants of a graph: reads, registers and deletes them by dotted name, and gives them to another graph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule
+
+
+def module_of(root: nn.Module, graph: Graph) -> GraphModule:
+    """Makes a module that runs a graph with the constants of another module that it reads.
+
+    Its Python code is written when it is first run, not after each rewrite.
+    """
+    return _LazyGraphModule(root, graph)
 
 
 def get_constant(root: nn.Module, target: str) -> torch.Tensor:

@@ -5,7 +5,6 @@ The facts are those of the pass annotate_time, under the names of the captured g
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.fx.node import Argument
 
 from co3d_compile.contract.model_contract import LocalRegion
@@ -113,12 +112,8 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
         program: As captured.
         regions: What the file says is local in time.
     """
-    graph = copy.deepcopy(program.graph)
-    nodes = {n.name: n for n in graph.nodes}
-    module = GraphModule(program.module, graph)
-    copied = Program(module, program.options, program.inputs, program.outputs, learned=program.learned)
-    copied.refuted = program.refuted
-    copied.follow()
+    copied = program.copied()
+    nodes = {n.name: n for n in copied.graph.nodes}
     for part in regions:
         _call_region(copied, nodes, part)
     passes = default_passes()
