@@ -3,8 +3,10 @@
     python benchmarks/bench_litert.py x3d_s
 
 For both layouts of inputs and states: the reader of examples/litert, which hands buffers on; a run alone, whose states
-stay as they are; and TensorFlow Lite's older interpreter with each state copied once, from view to view. The
-environment is the one that `make test-targets` makes: build/targets/litert/bin/python.
+stay as they are; and TensorFlow Lite's older interpreter with each state copied once, from view to view. Two more sides
+say what a difference means: a second session of the same file, and the reader with XNNPACK's cache of packed weights.
+The sides take turns in an order that is drawn anew each round. The environment is the one that `make test-targets`
+makes: build/targets/litert/bin/python.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def in_order(sources: dict[str, str]) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=[name for name in NETWORKS if not name.startswith("r")])  # a frame a step
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,13 +84,14 @@ def main() -> None:
         steps = sides(compiled, Path(folder), frames)
         spent: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(arguments.rounds):
-            for name, (step, given) in steps.items():
+            for at in generator.permutation(len(steps)):
+                name, (step, given) = list(steps.items())[at]
                 spent[name].append(float(np.percentile(timed(step, given)[0][IGNORED:], 10)))
     base = np.array(spent["StreamSession"])
     for name, times in spent.items():
         ratios = times / base
         print(
-            f"{name:36} {np.median(times):6.2f} ms  {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+            f"{name:44} {np.median(times):6.2f} ms  {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
         )
 
 
@@ -99,7 +102,8 @@ def sides(compiled: Any, folder: Path, frames: Frames) -> dict[str, tuple[Any, F
     from co3d_compile.targets.litert_file import transposed_bytes
 
     model = compiled.save(folder / "model.onnx")
-    found: dict[str, tuple[Any, Frames]] = {"StreamSession": (co3d.StreamSession(model, threads=1).step, frames)}
+    names = "StreamSession", "another StreamSession"
+    found: dict[str, tuple[Any, Frames]] = {n: (co3d.StreamSession(model, threads=1).step, frames) for n in names}
     for layout in ("channels-first", "channels-last"):
         path = write_tflite(model, compiled.info, folder / f"{layout}.tflite", options=Options(tensors=layout))
         print(f"{layout}: transposes write {transposed_bytes(path.read_bytes()) / 1e6:.1f} MB in a step")
@@ -108,6 +112,8 @@ def sides(compiled: Any, folder: Path, frames: Frames) -> dict[str, tuple[Any, F
         alone = Stream(str(path))
         alone.chains = []
         found[f"{layout}: the reader"] = (Stream(str(path)).step, given)
+        cached = Stream(str(path), xnnpack_weight_cache_path=str(folder))
+        found[f"{layout}: the reader, weights cached"] = (cached.step, given)
         found[f"{layout}: a run alone"] = (alone.step, given)
         found[f"{layout}: states copied"] = (Viewed(path).step, given)
     return found

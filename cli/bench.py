@@ -36,7 +36,7 @@ from co3d_compile.cli.time_options import (
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.runtime.stored_metadata import read_contract
 from co3d_compile.support.install_hint import install_command
-from co3d_compile.support.readable_numbers import bytes_text, plural
+from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
 CHARTS = (".svg", ".png", ".pdf")
 
@@ -177,7 +177,7 @@ def _draw(result: Report, file: Path) -> None:
     figure = Figure(figsize=(7, 0.6 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, medians, color=["#3b82c4" if n in COMPILED else "#9aa0a8" for n in names])
-    axes.bar_label(bars, [f"{value:.1f}" for value in medians], padding=3)
+    axes.bar_label(bars, [number_text(value) for value in medians], padding=3)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per frame")
     axes.spines[["top", "right"]].set_visible(False)

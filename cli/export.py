@@ -6,13 +6,16 @@ What it offers are the rows of ``targets/table.py`` that write.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
 from co3d_compile.cli.common import OTHER, OUTPUT, Command, F, json_option, option, print_json, stdout, verbose_option
+from co3d_compile.errors import Co3dWarning
 from co3d_compile.runtime.stored_metadata import read_contract
+from co3d_compile.support.readable_numbers import plural
 from co3d_compile.targets.table import TARGETS
 
 WRITTEN = [target for target in TARGETS.values() if target.write]
@@ -68,9 +71,14 @@ def command(model: Path, name: str | None, as_json: bool, verbose: int, **option
         **{each.name: options[each.name] for each in dataclasses.fields(target.settings_class())}
     )
     contract = read_contract(model)
-    written = target.writer()(model, contract, places[target.name], name=name, options=settings)
-    states = len(contract.states)
+    with warnings.catch_warnings(record=True, category=Co3dWarning) as caught:
+        warnings.simplefilter("always", Co3dWarning)
+        written = target.writer()(model, contract, places[target.name], name=name, options=settings)
+    states, notes = len(contract.states), [str(warning.message) for warning in caught]
     if as_json:
-        print_json({"model": str(model), "folder": str(written), "states": states, **dataclasses.asdict(settings)})
-    else:
-        click.echo(f"{written}: {target.done.format(states=states)}", file=stdout())
+        facts = {"model": str(model), "folder": str(written), "states": states, "notes": notes}
+        print_json({**facts, **dataclasses.asdict(settings)})
+        return
+    click.echo(f"{written}: {target.done.format(states=plural(states, 'state'))}", file=stdout())
+    for note in notes:
+        click.echo(f"note: {note}", file=stdout())

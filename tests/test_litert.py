@@ -60,11 +60,15 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 
 
 @there
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
-    path = compiled_kind("past entries").save(tmp_path / "model.onnx")
+@pytest.mark.parametrize(("network", "wide"), [("past entries", False), ("recomputed convolutions", True)])
+def test_the_file_says_what_it_is(network: str, wide: bool, tmp_path: Path) -> None:
+    """Tensors of five dims are left where 3D convolutions run on a window alone, and the command says so."""
+    path = compiled_kind(network).save(tmp_path / "model.onnx")
     result = export(path, "--litert", tmp_path / "model.tflite", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["states"] == len(compiled_kind("past entries").info.states)
+    said = json.loads(result.stdout)
+    assert said["states"] == len(compiled_kind(network).info.states)
+    assert ["more than four dims" in note for note in said["notes"]] == [True] * wide
 
 
 @there

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from co3d_compile.contract.model_contract import METADATA_KEY, Contract, refuse_free_rows
-from co3d_compile.errors import UnsupportedError
+from co3d_compile.errors import Co3dWarning, UnsupportedError
 from co3d_compile.support.atomic_file import whole_file
 from co3d_compile.support.install_hint import install_command
 from co3d_compile.targets.settings import Settings, setting
@@ -80,8 +80,10 @@ def write_tflite(
         step, content = min(written, key=lambda pair: transposed_bytes(pair[1]))
         content = with_metadata(content, {METADATA_KEY: json.dumps(step.contract(content))}, name or Path(model).stem)
         compare(content, Path(model), step)
-    for shape in sorted(wide_shapes(content)):
-        log.warning("A tensor of more than four dims is left: %s. GPU delegates of LiteRT take none.", shape)
+    if wide := sorted(wide_shapes(content)):
+        shapes = ", ".join("x".join(map(str, shape)) for shape in wide)
+        message = f"Tensors of more than four dims are left: {shapes}. GPU delegates of LiteRT take none."
+        warnings.warn(message, Co3dWarning, stacklevel=2)
     with whole_file(file) as path:
         path.write_bytes(content)
     return Path(file)

@@ -33,7 +33,7 @@ class Target:
         settings: The class of these settings.
         metavar: What stands for the folder or file in ``--help``.
         text: What the command does, in ``--help``.
-        done: What was done, with ``{states}`` for the number of states.
+        done: What was done, with ``{states}`` for ``3 states``.
     """
 
     name: str
@@ -105,7 +105,7 @@ TARGETS = {
             settings="targets.triton_repository:Options",
             metavar="REPO",
             text="Write the model and its config.pbtxt into a repository of Triton Inference Server.",
-            done="{states} states kept by the server",
+            done="{states} kept by the server",
         ),
         Target(
             "litert",
@@ -116,7 +116,7 @@ TARGETS = {
             settings="targets.litert:Options",
             metavar="OUT.tflite",
             text="Write the step as a LiteRT file, for phones, after it gave the same results here.",
-            done="{states} states as inputs and outputs",
+            done="{states} as inputs and outputs",
         ),
     )
 }

@@ -25,18 +25,19 @@ class Stream:
     Args:
         path: The ``.tflite`` file.
         threads: CPU threads of a step.
+        more: Other options of the CPU, by the names of ``CpuOptions``.
 
     Attributes:
         info: The contract in the file (docs/litert.md).
     """
 
-    def __init__(self, path: str, threads: int = 1) -> None:
+    def __init__(self, path: str, threads: int = 1, **more: Any) -> None:
         with open(path, "rb") as file:
             content = file.read()
-        self.info, self.options = contract(content), Options(cpu_options=CpuOptions(num_threads=threads))
+        self.info, cpu = contract(content), CpuOptions(num_threads=threads, **more)
         if self.info["version"] != 1:
             raise ValueError(f"This reader for LiteRT knows contract version 1, not {self.info['version']}.")
-        self.model = CompiledModel.from_buffer(content, options=self.options)
+        self.model = CompiledModel.from_buffer(content, options=Options(cpu_options=cpu))
         key = self.info["signature"]
         given, made = self.model.get_input_tensor_details(key), self.model.get_output_tensor_details(key)
         self.inputs = {name: self.model.create_input_buffer_by_name(key, name) for name in given}
