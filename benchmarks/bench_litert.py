@@ -112,7 +112,7 @@ def sides(compiled: Any, folder: Path, frames: Frames) -> dict[str, tuple[Any, F
         alone = Stream(str(path))
         alone.chains = []
         found[f"{layout}: the reader"] = (Stream(str(path)).step, given)
-        cached = Stream(str(path), xnnpack_weight_cache_path=str(folder))
+        cached = Stream(str(path), xnnpack_weight_cache_path=str(folder / f"{layout}.cache"))
         found[f"{layout}: the reader, weights cached"] = (cached.step, given)
         found[f"{layout}: a run alone"] = (alone.step, given)
         found[f"{layout}: states copied"] = (Viewed(path).step, given)
