@@ -156,6 +156,14 @@ def test_tuned_is_exact_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert verify(compiled(), module, (clip,)).passed
 
 
+def test_samples_of_a_step_are_read_together() -> None:
+    """A kernel of 400 samples that moves on by 160 reads the samples of a step as one part."""
+    for network, few in ((nn.Conv1d(1, 4, 400, 160), 7), (nn.AvgPool1d(160), 3)):
+        compiled = co3d.compile(network.eval(), (torch.zeros(1, 1, 800),))
+        assert compiled.info.receptive_field in (400, 160)
+        assert len(list(compiled.model.graph)) <= few
+
+
 def test_channels_in_fours() -> None:
     """Channels between convolutions are in fours, and those beyond beside them: no state is larger for it."""
     for kind in ("18 channels inside, as X3D's 54", "18 channels inside and out"):

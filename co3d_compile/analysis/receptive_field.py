@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Graph, Node
 
+from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, settled
-from co3d_compile.ir.node_reading import argument, operand, operand_list, whole
+from co3d_compile.ir.node_reading import argument, norm_dims, operand, operand_list, rank_of, shape_of, whole
 
 aten = torch.ops.aten
 
@@ -51,9 +52,17 @@ class Dependence:
         return 0 if self.empty else self.high - self.low + 1
 
 
+@dataclass(frozen=True)
+class Places:
+    """The dependence of each place along a dim of a tensor, such as the entries of a step."""
+
+    dim: int
+    each: list[Dependence]
+
+
 def union(parts: Iterable[Dependence]) -> Dependence:
     """Returns what depends on all of these."""
-    parts = list(parts)
+    parts = list(dict.fromkeys(parts))
     steps = max((p.steps for p in parts), default=0)
     parts = [p for p in parts if not p.empty]
     if not parts:
@@ -73,14 +82,13 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
         time_dim: Its time dim, present if there is more than one frame.
     """
     found: dict[Node, Dependence] = {}
-    queues: dict[Node, list[Dependence]] = {}
+    places: dict[Node, Places] = {}
     for node in graph.nodes:
         result = union(found[n] for n in node.all_input_nodes)
-        source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
-        if node is first:
-            result = Dependence(0, 0, frames - 1)
-        elif source is first and frames > 1 and node.target is aten.select.int and node.args[1] == time_dim:
-            result = Dependence(0, node.args[2], node.args[2])
+        if node is first and frames > 1:
+            places[node] = Places(time_dim, [Dependence(0, i, i) for i in range(frames)])
+        elif node is first:
+            result = Dependence(0, 0, 0)
         elif node.target is counter:  # speaks of the ends alone
             result = Dependence()
         elif node.target is carry:
@@ -93,12 +101,16 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
         elif node.target is previous:
             result = result.earlier(1, frames)
         elif node.target is fifo:
-            queues[node] = _queue(node, found, frames)
-            result = union(queues[node])
-        elif source in queues and node.target is aten.select.int:
-            result = queues[source][node.args[2]]
-        elif source in queues and node.target is aten.slice.Tensor:
-            result = union(queues[source][slice(node.args[2], node.args[3], node.args[4] if len(node.args) > 4 else 1)])
+            places[node] = _queue(node, found, places, frames)
+        elif node.target is aten.cat.default:
+            places[node] = _joined(node, found, places)
+        elif node.args and isinstance(node.args[0], Node) and node.args[0] in places:
+            moved = _moved(node, places[node.args[0]])
+            if isinstance(moved, Places):
+                places[node] = moved
+            result = moved if isinstance(moved, Dependence) else result
+        if node in places:
+            result = union(places[node].each)
         found[node] = result
     return found
 
@@ -120,9 +132,37 @@ def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependen
     return union(turns[-1 - (back - 1) % len(turns)].earlier(-(-back // len(turns)), frames) for back in backs)
 
 
-def _queue(node: Node, found: dict[Node, Dependence], frames: int) -> list[Dependence]:
+def _queue(node: Node, found: dict[Node, Dependence], places: dict[Node, Places], frames: int) -> Places:
     """Returns the dependence of each row of a queue, oldest first."""
     rows = operand(node)
-    new = [found[p] for p in (operand_list(rows) if rows.target is aten.cat.default else [rows])]
+    new = places[rows].each if rows in places else [found[rows]] * shape_of(rows)[1]
     backs = range(whole(node, 1), 0, -1)
-    return [new[-1 - (back - 1) % len(new)].earlier(-(-back // len(new)), frames) for back in backs] + new
+    return Places(1, [new[-1 - (back - 1) % len(new)].earlier(-(-back // len(new)), frames) for back in backs] + new)
+
+
+def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> Places:
+    """Returns the dependence of each place of a ``cat``."""
+    dim = argument(node, 1, "dim", 0) % rank_of(node)
+    parts = [
+        places[x].each if x in places and places[x].dim == dim else [found[x]] * shape_of(x)[dim]
+        for x in operand_list(node)
+    ]
+    return Places(dim, [each for part in parts for each in part])
+
+
+def _moved(node: Node, places: Places) -> Places | Dependence | None:
+    """Returns the dependence of what is read from a tensor: of each of its places, or of the one that is selected.
+
+    None where places no longer lie side by side in a dim.
+    """
+    x, dim, each = operand(node), places.dim, places.each
+    if node.target is aten.slice.Tensor:
+        _, cut, *bounds = sliced(node)
+        return Places(dim, each[slice(*bounds)]) if cut == dim else places
+    if node.target is aten.select.int:
+        cut = whole(node, 1) % rank_of(x)
+        return each[whole(node, 2)] if cut == dim else Places(dim - (cut < dim), each)
+    if node.target is aten.permute.default:
+        return Places(norm_dims(argument(node, 1, "dims"), rank_of(x)).index(dim), each)
+    same = node.target is aten.reshape.default and shape_of(x)[: dim + 1] == shape_of(node)[: dim + 1]
+    return places if same else None

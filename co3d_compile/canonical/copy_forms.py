@@ -6,11 +6,11 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, spread, whole
+from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, spread
 from co3d_compile.ir.program import Original, Program
 
 aten = torch.ops.aten
-UNROLLED = 64  # places of a kernel up to which each is a slice
+UNROLLED = 64  # copies up to which each is a part of a cat
 
 
 def expansion(program: Program, node: Node) -> None:
@@ -70,36 +70,18 @@ def resampling(program: Program, node: Node) -> None:
     replace(node, new)
 
 
-def unfolding(program: Program, node: Node) -> None:
-    """Writes ``x.unfold(dim, size, step)`` as strided slices side by side, one for each entry of a window.
-
-    A slice ends where the last window of a clip of any length may end, not where that of this clip does.
-    """
-    x, size, step = operand(node), whole(node, 2), whole(node, 3)
-    if rank_of(x) == 0 or size > UNROLLED:
-        return
-    dim = whole(node, 1) % rank_of(x)
-    starts = shape_of(x)[dim] - size + 1
-    parts = [insert(program, node, aten.slice.Tensor, x, dim, i, i + starts, step) for i in range(size)]
-    parts = [insert(program, node, aten.unsqueeze.default, part, rank_of(x)) for part in parts]
-    replace(node, insert(program, node, aten.cat.default, parts, rank_of(x)))
-
-
 def columns(program: Program, node: Node) -> None:
-    """Writes ``nn.Unfold`` as strided slices side by side, one for each place of the kernel."""
+    """Writes ``nn.Unfold`` as ``x.unfold`` along one dim and then the other."""
     x = operand(node)
     kernel, dilation, padding, stride = (spread(v, 2) for v in node.args[1:5])
-    if rank_of(x) != 4 or kernel[0] * kernel[1] > UNROLLED:
+    if rank_of(x) != 4:
         return
     flat = [padding[1], padding[1], padding[0], padding[0]]
-    padded = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
-    starts = [shape_of(padded)[2 + a] - dilation[a] * (kernel[a] - 1) for a in range(2)]
-    parts = []
-    for place in range(kernel[0] * kernel[1]):
-        part = padded
-        for a, i in enumerate((place // kernel[1], place % kernel[1])):
-            first = i * dilation[a]
-            part = insert(program, node, aten.slice.Tensor, part, 2 + a, first, first + starts[a], stride[a])
-        parts.append(insert(program, node, aten.unsqueeze.default, part, 2))
-    whole = insert(program, node, aten.cat.default, parts, 2)
-    replace(node, insert(program, node, aten.reshape.default, whole, list(shape_of(node))))
+    new = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0) if any(flat) else x
+    for a in range(2):
+        span = dilation[a] * (kernel[a] - 1) + 1
+        new = insert(program, node, aten.unfold.default, new, 2 + a, span, stride[a])
+        if dilation[a] > 1:
+            new = insert(program, node, aten.slice.Tensor, new, 4 + a, 0, span, dilation[a])
+    new = insert(program, node, aten.permute.default, new, [0, 1, 4, 5, 2, 3])
+    replace(node, insert(program, node, aten.reshape.default, new, list(shape_of(node))))

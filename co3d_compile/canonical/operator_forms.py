@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from co3d_compile.canonical.clip_forms import one_clip
 from co3d_compile.canonical.constant_forms import no_difference, product_with_zero
-from co3d_compile.canonical.copy_forms import columns, expansion, repetition, unfolding
+from co3d_compile.canonical.copy_forms import columns, expansion, repetition
 from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, reduction_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
@@ -328,7 +328,6 @@ REWRITES: dict[Any, Any] = {
     aten.var_mean.correction: _moments,
     aten.expand.default: expansion,
     aten.repeat.default: repetition,
-    aten.unfold.default: unfolding,
     aten.im2col.default: columns,
     **RESAMPLING,
 }

@@ -109,7 +109,7 @@ class Layout:
         return Layout(tuple(self.dims[d] for d in order))
 
     def insert(self, dim: int, axes: tuple[Axis, ...] = ()) -> Layout:
-        return Layout((*self.dims[:dim], axes, *self.dims[dim:]))
+        return Layout((*self.dims[:dim], _tidy(list(axes)), *self.dims[dim:]))
 
     def remove(self, dims: Iterable[int]) -> Layout:
         """Drops dims; a batch or time axis of size one among them moves to the front (it belongs to each entry)."""

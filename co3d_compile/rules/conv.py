@@ -66,7 +66,7 @@ class Convolution(KernelRule):
             if form == "accumulate":
                 results[o] = cut.accumulate(low, aged, fact_of(node).layout)
             else:
-                results[o] = getattr(cut, form)(low, [low.entry(conv.x, i) for i in at])
+                results[o] = getattr(cut, form)(low, [low.ref(conv.x, i) for i in at])
         return [results[o] for o in range(len(positions))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:

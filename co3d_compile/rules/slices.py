@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
-from co3d_compile.ir.layout import TIME, Axis, Layout
+from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout
 from co3d_compile.ir.markers import hold
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, register
@@ -103,6 +103,34 @@ class Select(Renumbering):
         if fact.layout is not None and fact.layout.has(TIME, dim) and index == shape_of(x)[dim] - 1:
             index = -1  # the newest, however long the window is
         return low.call(aten.select.int, low.plain(x), dim, index)
+
+
+@register(aten.unfold.default)
+class Unfold(Renumbering):
+    """``x.unfold(dim, k, s)`` over time: y[o] is x[o*s + i], i = 0 … k-1, side by side in a dim of its own."""
+
+    why = "takes windows of a dim into which time is folded"
+
+    def changed(self, node: Node) -> list[int]:
+        return [whole(node, 1) % rank_of(operand(node))]
+
+    def layout(self, node: Node) -> Layout:
+        return super().layout(node).insert(rank_of(operand(node)), (Axis(PLAIN, whole(node, 2)),))
+
+    def renumbered(self, node: Node, dim: int) -> Kernel:
+        return Kernel(whole(node, 2), 1, whole(node, 3))
+
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
+        if self.kernel(node) is None:
+            return super().lower(node, low)
+        x, dim = operand(node), self.changed(node)[0]
+        clips = [low.as_clip([low.ref(x, i) for i in taps], known(x)) for taps in self.taps(node, low)]
+        last = [*[d for d in range(rank_of(x)) if d != dim], dim]
+        return [low.call(aten.permute.default, clip, last) for clip in clips]
+
+    def entry(self, node: Node, low: StepGraph, i: int) -> Node:
+        x, dim = operand(node), self.changed(node)[0]
+        return low.call(aten.unfold.default, low.entry(x, i), known(x).entry_dims()[dim], *node.args[2:4])
 
 
 @register(

@@ -29,6 +29,7 @@ from co3d_compile.step_graph.past_entries import AgedEntry
 
 if TYPE_CHECKING:
     from co3d_compile.ir.layout import Layout
+    from co3d_compile.step_graph.builder import Entry
     from co3d_compile.step_graph.entry_operators import EntryOperators
 
 aten = torch.ops.aten
@@ -87,15 +88,14 @@ class TapConvolution:
     dilation: list[int]
     groups: int
 
-    def concat(self, low: EntryOperators, entries: Sequence[Node]) -> Node:
+    def concat(self, low: EntryOperators, entries: Sequence[Entry]) -> Node:
         """Writes one dense convolution on the channels of all entries."""
-        x = low.call(aten.cat.default, list(entries), 1)
-        return self._convolve(low, x, low.call(aten.cat.default, list(self.taps), 1), self.bias)
+        return self._convolve(low, low.joined(entries), low.call(aten.cat.default, list(self.taps), 1), self.bias)
 
-    def sum(self, low: EntryOperators, entries: Sequence[Node]) -> Node:
+    def sum(self, low: EntryOperators, entries: Sequence[Entry]) -> Node:
         """Writes one convolution per tap."""
         parts = [
-            self._convolve(low, x, tap, None if i else self.bias)
+            self._convolve(low, low.resolve(x), tap, None if i else self.bias)
             for i, (x, tap) in enumerate(zip(entries, self.taps, strict=True))
         ]
         return low.sum(parts)

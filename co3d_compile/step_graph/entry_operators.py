@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch.fx import Node
@@ -10,7 +11,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
-from co3d_compile.ir.node_reading import argument, operand, operand_list, whole
+from co3d_compile.ir.node_reading import argument, operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -22,11 +23,13 @@ class EntryOperators(Builder):
 
     Attributes:
         streams: The entries that each streaming node of the clip graph became.
+        queued: The new entries that each queue has at its end.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.streams: dict[Node, Sequence[Entry]] = {}
+        self.queued: dict[Node, Sequence[Node]] = {}
 
     def before(
         self,
@@ -85,38 +88,57 @@ class EntryOperators(Builder):
 
     def rows(self, entries: Sequence[Node]) -> Node:
         """Returns the entries as (batch, entries, features)."""
+        part = self._selected(entries)
+        if part is not None:
+            x, dim = part
+            order = [0, dim, *(d for d in range(1, len(self.sizes(x))) if d != dim)]
+            x = self.call(aten.permute.default, x, order) if dim > 1 else x
+            return self.call(aten.reshape.default, x, [-1, len(entries), self.features(entries[0])])
         rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
+    def _selected(self, entries: Sequence[Node]) -> tuple[Node, int] | None:
+        """Returns the part of a tensor that entries are, and in which dim: selected one after the other from it."""
+        if len(entries) == 1 or any(e.target is not aten.select.int or e.args[1] == 0 for e in entries):
+            return None
+        x, dim, first = operand(entries[0]), whole(entries[0], 1), whole(entries[0], 2)
+        if any(e.args != (x, dim, first + i) for i, e in enumerate(entries)):
+            return None
+        return self.places(x, dim, first, len(entries)), dim
+
+    def places(self, x: Node, dim: int, start: int, count: int, step: int = 1) -> Node:
+        """Returns some places of a dim, from ``start`` on each ``step``-th."""
+        if (start, step, count) == (0, 1, self.sizes(x)[dim]):
+            return x
+        return self.call(aten.slice.Tensor, x, dim, start, start + step * (count - 1) + 1, step)
+
     def stacked(self, refs: Sequence[Entry]) -> Node:
         """Returns the entries as (batch, entries, features); a run in one queue is a slice of it."""
-        slots = [r for r in refs if isinstance(r, Slot)]
-        if slots and len(refs) > 1:
-            run = self._run(refs, slots[0].queue)
-            if run is not None:
-                start, step = run
-                if (start, step) == (0, 1) and len(refs) == self.sizes(slots[0].queue)[1]:
-                    return slots[0].queue
-                stop = start + step * (len(refs) - 1) + 1
-                return self.call(aten.slice.Tensor, slots[0].queue, 1, start, stop, step)
-        return self.rows([self.resolve(r) for r in refs])
+        run = self._run(refs)
+        return run if run is not None else self.rows([self.resolve(r) for r in refs])
 
-    def _run(self, refs: Sequence[Entry], queue: Node) -> tuple[int, int] | None:
-        """Returns the start and step of entries that lie evenly in one queue (the new ones are at its end)."""
-        rows = operand(queue)
-        new = operand_list(rows) if rows.target is aten.cat.default else [rows]
-        place = {row: whole(queue, 1) + i for i, row in enumerate(new)}
-        positions: list[int] = []
-        for ref in refs:
-            if isinstance(ref, Slot):
-                position = ref.index if ref.queue is queue else None
-            else:
-                position = place.get(self.call(aten.reshape.default, ref, [-1, 1, self.features(ref)]))
-            if position is None:
-                return None
-            positions.append(position)
-        start, step = positions[0], positions[1] - positions[0]
-        return (start, step) if positions == [start + i * step for i in range(len(positions))] else None
+    def joined(self, refs: Sequence[Entry]) -> Node:
+        """Returns the entries side by side in dim 1; a run in one queue is a slice of it."""
+        entries = [self.resolve(r) for r in refs]
+        shape, features = self.sizes(entries[0]), self.features(entries[0])
+        if features == prod(shape[1:]):
+            run = self._run(refs)
+            rows = self.rows(entries) if run is None and self._selected(entries) is not None else run
+            if rows is not None:
+                return self.call(aten.reshape.default, rows, [-1, len(refs) * shape[1], *shape[2:]])
+        return self.call(aten.cat.default, entries, 1)
+
+    def _run(self, refs: Sequence[Entry]) -> Node | None:
+        """Returns entries that lie evenly in one queue as (batch, entries, features); the new ones are at its end."""
+        queue = next((r.queue for r in refs if isinstance(r, Slot)), None)
+        if queue is None or len(refs) == 1:
+            return None
+        at_end: dict[Entry, int] = {entry: whole(queue, 1) + i for i, entry in enumerate(self.queued[queue])}
+        at = [r.index if isinstance(r, Slot) and r.queue is queue else at_end.get(r, -1) for r in refs]
+        step = at[1] - at[0]
+        if -1 in at or step < 1 or at != list(range(at[0], at[-1] + 1, step)):
+            return None
+        return self.places(queue, 1, at[0], len(at), step)
 
     def beside_rows(self, x: Node, batch: Place | None) -> Node:
         """Returns what each stream has of its own, (batch, features), once for each row folded into the batch's dim."""
@@ -163,11 +185,13 @@ class EntryOperators(Builder):
         if len(refs) == 1:
             return self.resolve(refs[0])
         if len(refs) > 4:
-            rows = self.stacked(refs)
             target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList, "amax": aten.amax.default}.get(
                 kind, aten.amin.default
             )
-            reduced = self.call(target, rows, [1], False)
+            part = self._selected([self.resolve(r) for r in refs])
+            if part is not None:
+                return self.call(target, part[0], [part[1]], False)
+            reduced = self.call(target, self.stacked(refs), [1], False)
             return self.call(aten.reshape.default, reduced, [-1, *self.sizes(self.resolve(refs[-1]))[1:]])
         nodes = [self.resolve(r) for r in refs]
         if kind in ("mean", "sum"):

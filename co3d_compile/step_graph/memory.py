@@ -113,7 +113,9 @@ class Memory(EntryOperators):
 
     def queue(self, new: Sequence[Node], capacity: int, initial: float = 0.0) -> Node:
         """Returns a queue (batch, capacity + new entries, features)."""
-        return self.call(fifo, self.rows(new), capacity, initial)
+        queue = self.call(fifo, self.rows(new), capacity, initial)
+        self.queued[queue] = new
+        return queue
 
 
 def leading(layout: Layout) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from . import Entry, Graph, long_clip, randomise
 
 
-def _spectrum(m: Any, x: Tensor, center: bool = False) -> Tensor:
-    window = torch.hann_window(8)
-    return torch.stft(x, 8, 4, window=window, center=center, return_complex=True)
+def _spectrum(m: Any, x: Tensor, center: bool = False, size: int = 8) -> Tensor:
+    window = torch.hann_window(size)
+    return torch.stft(x, size, size // 2, window=window, center=center, return_complex=True)
 
 
 def _power(m: Any, x: Tensor) -> Tensor:
@@ -22,6 +22,11 @@ def _power(m: Any, x: Tensor) -> Tensor:
 
 def _centred(m: Any, x: Tensor) -> Tensor:
     return m.out(_spectrum(m, x, center=True).abs())
+
+
+def _of_96_samples(m: Any, x: Tensor) -> Tensor:
+    """Longer windows than anybody wants to have written out sample by sample."""
+    return m.out(torch.log(_spectrum(m, x, center=True, size=96).abs() + 1e-2))
 
 
 def _both_parts(m: Any, x: Tensor) -> Tensor:
@@ -87,6 +92,7 @@ _VIDEO = (1, 3, 6, 4, 4)
 FOURIER = (
     _entry("stft_power", _power, (1, 32), _conv1d(), **_SOUND),
     _entry("stft_centred", _centred, (1, 32), _conv1d(), **_SOUND),
+    _entry("stft_of_96_samples", _of_96_samples, (1, 384), nn.Conv1d(49, 2, 3), **_SOUND),
     _entry("stft_both_parts", _both_parts, (1, 32), _conv1d(), **_SOUND),
     _entry("filtered", _filtered, _VIDEO, _conv3d()),
     _entry("complex_layer", _complex_layer, (1, 3, 6, 4, 6), _conv3d()),
