@@ -213,6 +213,15 @@ class Rolled(Part):
         return x - before
 
 
+class Flipped(Part):
+    """A causal convolution on a clip that runs backwards, and back again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees 2 behind it."""
+        y = F.conv1d(F.pad(x.flip(2), (2, 0)), self.q.weight[:, :, None].expand(-1, -1, 3))
+        return torch.tanh(y).flip(2)
+
+
 class RolledMasked(Part):
     """The frame before; what ``roll`` takes from the other end is multiplied by zero."""
 
@@ -260,6 +269,8 @@ class Global(Part):
             return self.attend(x, self.scores(x))
         if self.kind == "rolled":
             return torch.roll(x, 2, 2) + x
+        if self.kind == "flipped":
+            return x.flip(2) + x
         if self.kind == "sort":
             return x.sort(2).values
         if self.kind == "less the mean":
@@ -293,6 +304,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
     "gradient": (Gradient, [(1, 1, 1)]),
     "rolled, written over": (Rolled, []),  # an operator that has a rule
+    "flipped, and back": (Flipped, [(0, 2, 1)]),
     "rolled, masked": (RolledMasked, [(1, 0, 1)]),
     "windows that overlap": (Envelope, [(4, 4, 4)]),
     "back from a spectrum": (Spectrum, [(0, 0, 4)]),
@@ -308,6 +320,7 @@ GLOBAL = (
     "saturated gate",
     "softmax",
     "rolled",
+    "flipped",
     "sort",
     "less the mean",
     "by distance",

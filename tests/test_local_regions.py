@@ -61,7 +61,7 @@ def test_what_is_local_streams(name: str) -> None:
     assert largest_difference(net, model) < 1e-5
 
 
-@pytest.mark.parametrize("name", [slow(name) if name == "learned positions" else name for name in GLOBAL])
+@pytest.mark.parametrize("name", [slow(name) if name in ("learned positions", "flipped") else name for name in GLOBAL])
 def test_what_is_not_local_stays_on_a_window(name: str) -> None:
     _, model = compiled(name)
     assert not model.info.regions

@@ -135,11 +135,13 @@ def reach_of(found: Sequence[Dependence]) -> Reach | None:
     return None
 
 
-def is_wrapped(found: Sequence[Dependence], reach: Reach) -> bool:
-    """Says whether entries at one end depend on entries beyond the reach, such as those at the other end (``roll``)."""
-    most = reach.before + reach.after + reach.period
-    rows = [row for d in found for row in d.distances()]
-    return any(abs(distance) > most for row in rows for distance in row)
+def ends_meet(found: Sequence[Dependence], reach: Reach | None) -> bool:
+    """Says whether entries at one end depend on those at the other: beyond the reach (``roll``), or all (``flip``)."""
+    pairs = [(n, distance) for d in found for n, row in enumerate(d.distances()) for distance in row]
+    if reach is not None:
+        return any(abs(distance) > reach.before + reach.after + reach.period for _, distance in pairs)
+    middles = {2 * n + distance for n, distance in pairs}
+    return bool(middles) and 2 * (max(middles) - min(middles)) < found[0].rows
 
 
 def _at_period(distances: list[list[tuple[int, ...]]], rows: int, period: int) -> Reach | None:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from co3d_compile.analysis.locality import dependences, is_wrapped, reach_of, spread
+from co3d_compile.analysis.locality import dependences, ends_meet, reach_of, spread
 from co3d_compile.analysis.locality_proof import (
     NotLocal,
     OddEnds,
@@ -151,8 +151,8 @@ class _Search:
     def _any(self, start: Node, facts: Mapping[str, Fact]) -> bool:
         """Says whether one of the results behind an operator streams.
 
-        Where both ends of one meet, as behind ``roll``, or one has entries of its own, those farther behind are looked
-        at: what wraps around may be overwritten, and what is the network's own cut off.
+        Where both ends of one meet, as behind ``roll`` and ``flip``, or one has entries of its own, those farther
+        behind are looked at: what wraps around may be overwritten, time turned back, and what is its own cut off.
         """
         for _ in range(1 + FARTHER):
             results = self._results(start, facts)
@@ -379,9 +379,9 @@ class _Search:
                 module, clips = in_float64(part.at(entries)), part.inputs(entries, generator)
                 found = dependences(module, clips, part.dims, part.dim)
                 reach = reach_of(found)
+                if ends_meet(found, reach):
+                    raise OddEnds("entries at one end depend on entries at the other")
                 if reach is not None:
-                    if is_wrapped(found, reach):
-                        raise OddEnds("entries at one end depend on entries at the other")
                     reach, length = confirmed(part, reach, entries, torch.inf)
                     return Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
         raise NotLocal("what each entry depends on differs from entry to entry")
