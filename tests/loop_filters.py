@@ -101,3 +101,11 @@ def turning(m: Any, x: Tensor) -> Tensor:
     for frame in z.unbind(1):
         states.append(turn * states[-1] + frame)
     return torch.view_as_real(torch.stack(states[1:], 1)).flatten(2)
+
+
+def on_each_frame_twice(m: Any, x: Tensor) -> Tensor:
+    y, h, out = x.repeat_interleave(2, 1), zeros(x, 5), []
+    for t in range(y.shape[1]):
+        h = m.gru(y[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)[:, 1::2]

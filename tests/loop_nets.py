@@ -13,6 +13,7 @@ from loop_filters import (
     less_the_background,
     mean_and_variance_so_far,
     moving_average,
+    on_each_frame_twice,
     smoothed_from_the_first_frame,
     spiking,
     turning,
@@ -319,9 +320,6 @@ def weighing_the_last_states(m: Any, x: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-# Near misses: what a clip has of these is no layer with state, or none that a stream could go on with.
-
-
 @dataclass(frozen=True)
 class Case:
     """A network and what is expected of it.
@@ -382,6 +380,7 @@ CASES = {
         Case(behind_a_look_ahead, states=6),
         Case(behind_frames_written_in_place, states=3),
         Case(behind_frames_side_by_side, states=3),
+        Case(on_each_frame_twice),
         Case(recurrent_layer_frame_by_frame, states=2),
         Case(per_pixel, PICTURES),
         Case(attention_to_the_last_state),

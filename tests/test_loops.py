@@ -28,6 +28,7 @@ LONG = (
     "per_pixel",
     "weighing_the_last_states",
     "conv_lstm_with_peepholes",
+    "on_each_frame_twice",
     *STARTED,
 )
 

@@ -19,6 +19,7 @@ from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, NoExtension, fact_of
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.blocks import unfolded
 from co3d_compile.rules.failures import noting
 
 
@@ -48,9 +49,9 @@ class TimeDims:
                 self.timed.add(node)
 
     def is_time(self, node: Node, dim: int) -> bool:
-        """Says whether a dim counts frames, and nothing else."""
+        """Says whether a dim counts entries, and nothing else: frames, or several of each frame (a copy, a place)."""
         layout = self._layout(node)
-        place = layout.time if layout is not None else None
+        place = (unfolded(layout) or layout).time if layout is not None else None
         return place is not None and place.alone and place.dim == dim
 
     def has_entries(self, node: Node, dim: int, otherwise: bool) -> bool:
