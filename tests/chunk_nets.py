@@ -23,6 +23,8 @@ class Chunked(nn.Module):
         self.a, self.b, self.c = (nn.Conv1d(4, 4, 3) for _ in range(3))
         self.slow, self.fast, self.mix = nn.Conv1d(4, 4, 3, stride=2), nn.Conv1d(4, 8, 3), nn.Conv1d(4, 4, 1)
         self.norm, self.scale = nn.GroupNorm(2, 4), nn.BatchNorm1d(4)
+        self.up, self.wide = nn.ConvTranspose1d(4, 4, 4, stride=2), nn.ConvTranspose1d(4, 4, 3, dilation=2)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.heads, self.place = nn.Linear(4, 12), nn.Parameter(torch.randn(4, 13))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,6 +139,75 @@ def written(m: Any, x: Tensor) -> Tensor:
     return y
 
 
+def pooled(k: int, pool: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A pool over each frame and those before it, as many as there are in a cache."""
+
+    def cached(conv: nn.Module, x: Tensor, cache: Cache, name: str) -> Tensor:
+        y = causal(conv, x, cache, name)
+        past = cache[name + "p"] if name + "p" in cache else y[:, :, :1].expand(-1, -1, k - 1)
+        joined = torch.cat([past, y], 2)
+        cache[name + "p"] = joined[:, :, 1 - k :]
+        return pool(joined, k, 1)
+
+    return cached
+
+
+def halved_by(pool: Callable[..., Tensor]) -> Forward:
+    """The first frame as it is; of the others a pool of each two."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        cache: Cache = {}
+        out = []
+        for t, chunk in enumerate(first_alone(x)):
+            y = causal(m.a, chunk, cache, "a")
+            out.append(causal(m.b, pool(y, 2, 2) if t else y, cache, "b"))
+        return torch.cat(out, 2)
+
+    return forward
+
+
+def spread(size: int) -> Forward:
+    """A transposed convolution on a chunk and the frame before it, of which the middle is kept."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        cache: Cache = {}
+        past, out = None, []
+        for chunk in x.split(size, 2):
+            y = torch.tanh(causal(m.a, chunk, cache, "a"))
+            past = torch.zeros_like(y[:, :, :1]) if past is None else past
+            wide = m.up(torch.cat([past, y], 2))[:, :, 2:-2]
+            past = y[:, :, -1:]
+            out.append(causal(m.b, wide, cache, "b"))
+        return torch.cat(out, 2)
+
+    return forward
+
+
+def spread_apart(m: Any, x: Tensor) -> Tensor:
+    """The same with taps that lie apart, and the last frames of all chunks at the end."""
+    past, out = None, []
+    for chunk in x.split(3, 2):
+        joined = chunk if past is None else torch.cat([past, chunk], 2)
+        wide = m.wide(joined)
+        out.append(wide[:, :, joined.shape[2] - chunk.shape[2] : joined.shape[2]])
+        past = joined[:, :, -4:]
+    return m.mix(torch.cat([*out, wide[:, :, joined.shape[2] :]], 2))
+
+
+def repeated(size: int) -> Forward:
+    """Each frame three times, in chunks."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        cache: Cache = {}
+        out = []
+        for chunk in x.split(size, 2):
+            y = F.interpolate(causal(m.a, chunk, cache, "a"), scale_factor=3.0)
+            out.append(causal(m.b, y, cache, "b"))
+        return torch.cat(out, 2)
+
+    return forward
+
+
 # Each is a stream, with this delay.
 def deep(m: Any, x: Tensor) -> Tensor:
     """Causal convolutions with more layers between them than Python's stack is deep."""
@@ -199,6 +270,21 @@ def one_behind_the_other(m: Any, x: Tensor) -> Tensor:
     return x
 
 
+def attended(m: Any, rows: Tensor) -> Tensor:
+    """Three numbers of each row, made of its own, attend to each other."""
+    words = torch.cat([rows, rows.sin(), rows.cos()], 2).transpose(1, 2)
+    return m.attention(words, words, words, need_weights=False)[0].mean(1).unsqueeze(2)
+
+
+def alone(m: Any, row: Tensor) -> Tensor:
+    """One row, as a batch of one."""
+    return layered(m, row[None])[0]
+
+
+def squeezed(m: Any, row: Tensor) -> Tensor:
+    return layered(m, row.unsqueeze(0)).squeeze(0)
+
+
 def of_time(k: int) -> Forward:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = F.conv1d(x, m.a.weight, padding=1)
@@ -226,9 +312,21 @@ CHUNKED: dict[str, tuple[Forward, int]] = {
     "attention in a frame": (attention_in_a_frame, 0),
     "one layer twice": (one_layer_twice, 0),
     "written": (written, 0),
+    "means of a cache": (layers(ones, pooled(3, F.avg_pool1d)), 0),
+    "maxima of a cache": (layers(lambda x: x.split(4, 2), pooled(2, F.max_pool1d)), 0),
+    "means of two": (halved_by(F.avg_pool1d), 0),
+    "maxima of two": (halved_by(F.max_pool1d), 0),
+    "spread": (spread(1), 0),
+    "spread, four each": (spread(4), 0),
+    "spread by taps that lie apart": (spread_apart, 0),
+    "repeated": (repeated(1), 0),
+    "repeated, four each": (repeated(4), 0),
     "deep": (deep, 0),
     "rows, split": (pieces(layered), 2),
     "rows, in two": (pieces(layered, lambda rows: rows.chunk(2)), 2),
+    "rows, each in a batch of one": (pieces(alone, list, torch.stack), 2),
+    "rows, with attention in each": (pieces(attended), 2),
+    "rows, squeezed": (pieces(squeezed, torch.unbind, torch.stack), 2),
     "rows, in slices": (pieces(layered, cut_by_range), 2),
     "rows, one by one": (pieces(layered, lambda rows: [rows[i : i + 1] for i in range(rows.shape[0])]), 2),
     "rows, by a weight of their own": (pieces(reparametrized), 2),

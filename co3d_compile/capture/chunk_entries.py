@@ -7,22 +7,26 @@ are operators on a few entries. Which of them come from which chunk is forgotten
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, selects_one, source_of
+from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, reads_of, selected, source_of
 from co3d_compile.capture.loop_tokens import Tokens, is_constant
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES, SAME, SIZED, sliced
+from co3d_compile.ir.aten_operators import RESHAPES, SAME, SIZED, sliced
 from co3d_compile.ir.constant_facts import fill_of
+from co3d_compile.ir.index_equation import EDGE, Outside, Reads
 from co3d_compile.ir.node_reading import drawn_by_chance, operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
 SHAPED = {*SIZED, *SAME}
+EACH = Reads()  # each entry is computed from the one of the same number
 MOST = 200_000  # entries of all chunks
 
 
@@ -50,12 +54,12 @@ class Computed:
     Args:
         does: The same for all operators that do the same to whatever they are given.
         reads: The numbers of the entries that it reads, for each operand that has entries.
-        part: Which one it is, where several are computed from the same.
+        way: In which of its ways the operator computes it (:meth:`Reads.way`).
     """
 
     does: Hashable
     reads: tuple[tuple[int, ...], ...]
-    part: int
+    way: int
 
 
 Entry = Filling | Given | Computed
@@ -63,12 +67,13 @@ Entry = Filling | Given | Computed
 
 @dataclass(frozen=True)
 class Doing:
-    """How operators that do the same are written: one of them, its place, and those of the operands with entries."""
+    """How operators that do the same are written: one of them, its place, those of the operands, and what it reads."""
 
     node: Node
     place: Place
     operands: tuple[Node, ...]
     places: tuple[Place, ...]
+    reads: Reads
 
 
 class Entries:
@@ -135,32 +140,31 @@ class Entries:
             if len(chosen) != count:
                 raise NoChunks
             yield from chosen
-        elif node.target in CONVOLUTIONS and place.dim >= 2:
-            yield from self._convolved(node, place.dim - 2)
         elif node.target is aten.constant_pad_nd.default:
             yield from self._padded(node, count)
         else:
-            yield from self._one_by_one(node, count)
+            yield from self._computed(node, count)
 
     def _filling(self, node: Node, value: float) -> Filling:
         return Filling(value, tuple(self.places[node].sized(shape_of(node), 1)), node.meta["val"].dtype)
 
     def _chosen(self, node: Node, place: Place) -> list[int] | None:
         """Returns the entries that an operator takes from its operands as they are; None if it is no such operator."""
-        alone = place.outer == 1
         if node.target in SAME:
             return self.of[operand(node)]
-        if node.target is aten.cat.default and alone and Arguments(node).dim(node) == place.dim:
+        if node.target is aten.expand.default and place.alone:
+            x, count = operand(node), shape_of(node)[place.dim]
+            copied = place.sized(shape_of(x), count) == list(shape_of(node))
+            return self.of[x] * (count // len(self.of[x])) if copied else None
+        if node.target is aten.cat.default and place.alone and Arguments(node).dim(node) == place.dim:
             return [e for x in Arguments(node).tensors("tensors") for e in self._joined(x, place)]
         if node.target is aten.slice.Tensor and sliced(node)[1] == place.dim:
             x, _, start, end, step = sliced(node)
-            return self.of[x][start:end:step] if alone else _refuse()
+            return self.of[x][start:end:step] if place.alone else _refuse()
         if source_of(node).target is SPLIT:
             return self._item(node, place)
-        if selects_one(node, place):
-            selected = operand(node)
-            x = operand(selected)
-            return [self.of[x][Arguments(selected).integer("index")]]
+        if (one := selected(node, place)) is not None:
+            return [self.of[one[0]][one[1]]]
         return None
 
     def _joined(self, x: Node, place: Place) -> list[int]:
@@ -178,26 +182,10 @@ class Entries:
         x = operand(split)
         if Arguments(split).dim(x) != place.dim:
             return None
-        if place.outer > 1:
+        if not place.alone:
             return _refuse()
         sizes = [int(part.shape[place.dim]) for part in split.meta["val"]]
         return self.of[x][sum(sizes[:index]) : sum(sizes[: index + 1])]
-
-    def _convolved(self, node: Node, axis: int) -> Iterator[Entry]:
-        given, n = Arguments(node), rank_of(node) - 2
-        stride, dilation = given.integers("stride", n)[axis], given.integers("dilation", n)[axis]
-        padding = given.given("padding")
-        if isinstance(padding, str):
-            _refuse()
-        pad = given.integers("padding", n)[axis]
-        x = operand(node)
-        taps = (shape_of(given.tensor("weight"))[axis + 2] - 1) * dilation + 1
-        outside = self._number(self._filling(x, 0.0), self.places[x])
-        read = [outside] * pad + self.of[x] + [outside] * pad
-        does = self._does(node)
-        self.operators += 1
-        for start in range(0, len(read) - taps + 1, stride):
-            yield Computed(does, (tuple(read[start : start + taps]),), 0)
 
     def _padded(self, node: Node, count: int) -> Iterator[Entry | int]:
         """Yields the entries of a pad: a number in front and behind, and in between what it makes of each."""
@@ -216,16 +204,27 @@ class Entries:
             yield from read
         yield from [filling] * back
 
-    def _one_by_one(self, node: Node, count: int) -> Iterator[Entry]:
-        """Yields the entries of an operator that computes each from one of each operand, or several from one."""
-        read = [self.of[x] for x in self._timed(node)]
-        several = count // len(read[0]) if node.target in RESHAPES else 1
-        if any(len(entries) * several != count for entries in read):
+    def _computed(self, node: Node, count: int) -> Iterator[Entry]:
+        """Yields the entries of an operator that computes each from one of each operand, or from several of one."""
+        timed = self._timed(node)
+        reads, outside = reads_of(node, self.places)
+        if reads == Reads(reads.up) and any(len(self.of[x]) * reads.up != count for x in timed):
             _refuse()
         self.operators += 1
-        does = self._does(node)
-        for i in range(count):
-            yield Computed(does, tuple((entries[i // several],) for entries in read), i % several)
+        does = self._does(node, reads)
+        for o in range(count):
+            window = reads.of(o)
+            yield Computed(does, tuple(tuple(self._read(x, i, outside) for i in window) for x in timed), reads.way(o))
+
+    def _read(self, x: Node, i: int, outside: tuple[Outside, Outside]) -> int:
+        """Returns the entry that an operator reads at a place of an operand, which may be outside of it."""
+        entries = self.of[x]
+        if 0 <= i < len(entries):
+            return entries[i]
+        value = outside[i > 0]
+        if value == EDGE:
+            return entries[-1 if i > 0 else 0]
+        return self._number(self._filling(x, value), self.places[x]) if isinstance(value, float) else _refuse()
 
     def _is_filled(self, number: int, filling: Filling) -> bool:
         entry = self.all[number]
@@ -239,25 +238,24 @@ class Entries:
             raise NoChunks("it depends on no frames")
         return found
 
-    def _does(self, node: Node) -> Hashable:
+    def _does(self, node: Node, reads: Reads = EACH) -> Hashable:
         """Returns what an operator does, whatever its number of entries: literals, constants, shapes of one entry."""
         place, timed = self.places[node], self._timed(node)
         sizes = tuple(tuple(self.places[x].sized(shape_of(x), 1)) for x in timed)
         target = aten.reshape.default if node.target in RESHAPES else node.target
         key = (
             target, place, tuple(place.sized(shape_of(node), 1)) if node.target not in RESHAPES else None,
-            _dtype(node), tuple(self.places[x] for x in timed), sizes, *self._literals(node),
+            _dtype(node), tuple(self.places[x] for x in timed), sizes, *self._literals(node, reads),
         )  # fmt: skip
-        self.how.setdefault(key, Doing(node, place, tuple(timed), tuple(self.places[x] for x in timed)))
+        unpadded = replace(reads, pad=0)
+        self.how.setdefault(key, Doing(node, place, tuple(timed), tuple(self.places[x] for x in timed), unpadded))
         return key
 
-    def _literals(self, node: Node) -> Iterator[Hashable]:
+    def _literals(self, node: Node, reads: Reads) -> Iterator[Hashable]:
         """Returns what an operator is given beside entries."""
         place = self.places[node]
         if node.target in RESHAPES:
-            x = operand(node)
-            several = place.entries(shape_of(node)) // self.places[x].entries(shape_of(x))
-            yield several, tuple(place.sized(shape_of(node), several))
+            yield reads.up, tuple(place.sized(shape_of(node), reads.up))
             return
         if node.target is aten.expand.default:
             return
@@ -267,7 +265,8 @@ class Entries:
         source = source_of(node)
         if source is not node:
             yield source.target, node.args[1]
-        for value in pytree.tree_leaves((source.args, source.kwargs)):
+        given = (source.args, source.kwargs) if reads == EACH else unpadded(source, place)
+        for value in pytree.tree_leaves(given):
             yield "entries" if isinstance(value, Node) and value in self.of else self._literal(value)
 
     def _literal(self, value: object) -> Hashable:
@@ -296,7 +295,7 @@ def filling_of(node: Node, program: Program) -> float | None:
     return None
 
 
-def _refuse() -> list[int]:
+def _refuse() -> NoReturn:
     """Raises NoChunks: a tensor has entries that are computed in a way that is not followed."""
     raise NoChunks("entries are mixed")
 
@@ -305,12 +304,27 @@ def _dtype(node: Node) -> torch.dtype | None:
     return getattr(node.meta["val"], "dtype", None)
 
 
+def unpadded(node: Node, place: Place) -> list[Argument]:
+    """Returns the arguments of an operator that slides over entries, which it is given with what lies outside of them.
+
+    What it slides over are the last dims of its operand.
+    """
+    given = Arguments(node).all()
+    dims = max((len(v) for v in given.values() if isinstance(v, (list, tuple))), default=0)
+    axis = place.dim - rank_of(node) + dims
+    for name in {"padding", "output_padding"} & given.keys():
+        pads = Arguments(node).integers(name, dims)
+        pads[axis if axis >= 0 else dims] = 0
+        given[name] = pads
+    return list(given.values())
+
+
 def _time_pads(node: Node, place: Place) -> tuple[int, int]:
     """Returns what a pad puts in front of the entries, and behind them."""
     pads = Arguments(node).integers("pad")
     at = 2 * (rank_of(node) - 1 - place.dim)
     found = (pads[at], pads[at + 1]) if at < len(pads) else (0, 0)
-    if (any(found) and place.outer > 1) or min(pads, default=0) < 0:
+    if (any(found) and not place.alone) or min(pads, default=0) < 0:
         _refuse()
     return found
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, count, pairwise
 
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 
-from co3d_compile.capture.chunk_entries import Computed, Entries, Filling, Given, other_pads
+from co3d_compile.capture.chunk_entries import EACH, Computed, Entries, Filling, Given, other_pads, unpadded
 from co3d_compile.capture.chunk_places import NoChunks, Place, cut_nodes, places_of, source_of
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Tokens
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, RESHAPES
+from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import erase_unused, insert
+from co3d_compile.ir.index_equation import Reads
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -116,15 +117,45 @@ class _Layer:
 
     Args:
         does: What the operator does.
-        entries: Those that are asked for, in the order of time.
-        reads: For each operand the entries that it has, in order.
+        reads: Which entries of its operands each of its results is computed from.
+        operands: How many have entries.
+
+    Attributes:
+        lines: For each operand the entries that it has, in order.
         at: The place of each entry in the result.
     """
 
-    def __init__(self, does: Hashable, entries: list[int], reads: list[list[int]], at: dict[int, int]) -> None:
-        self.does, self.entries, self.reads, self.at = does, entries, reads, at
+    def __init__(self, does: Hashable, reads: Reads, operands: int) -> None:
+        self.does, self.reads = does, reads
+        self.lines: list[list[int]] = [[] for _ in range(operands)]
+        self.at: dict[int, int] = {}
         self.node: Node | None = None
         self.open = False
+        self._next = 0
+
+    def takes(self, number: int, entry: Computed) -> bool:
+        """Adds an entry to the results, if it can be the next one on the same operands, made longer by what it reads.
+
+        An operator that reads several entries goes on where it has read; one by one it reads whatever there is.
+        """
+        reads, known = self.reads, len(self.lines[0])
+        for u in count(self._next):
+            window = reads.of(u)
+            if window.start > known or (not self.at and window.start > 0):
+                return False
+            if window.start < 0 or reads.way(u) != entry.way:
+                continue
+            if all(line[window.start :] == list(read)[: known - window.start] for line, read in self._read(entry)):
+                for line, read in self._read(entry):
+                    line += read[known - window.start :]
+                self.at[number], self._next = u, u + 1
+                return True
+            if not reads.one_by_one:
+                return False
+        return False
+
+    def _read(self, entry: Computed) -> Iterator[tuple[list[int], tuple[int, ...]]]:
+        return zip(self.lines, entry.reads, strict=True)
 
 
 class _Writer:
@@ -167,7 +198,7 @@ class _Writer:
                 continue
             for layer in self._chains(entry.does, self._together(last, asked[entry.does])):
                 yield layer
-                for read in layer.reads:
+                for read in layer.lines:
                     self._ask(read, asked, heap)
 
     def _ask(self, numbers: Sequence[int], asked: dict[Hashable, list[set[int]]], heap: list[int]) -> None:
@@ -219,52 +250,20 @@ class _Writer:
                     stack += new
 
     def _chains(self, does: Hashable, together: list[int]) -> Iterator[_Layer]:
-        """Returns the entries as results of as few operators as there must be."""
+        """Yields the entries as results of as few operators as there must be."""
         how = self.entries.how[does]
-        sliding = how.node.target in CONVOLUTIONS and how.place.dim >= 2
-        for layer in self._slid(does, together) if sliding else [self._each(does, together)]:
-            for e in layer.entries:
-                self.layer[e] = layer
-            yield layer
-
-    def _each(self, does: Hashable, together: list[int]) -> _Layer:
-        """Returns an operator that computes each entry from one of each operand, or several from the same one."""
-        all_of = self.entries.all
-        entries = [e for e in map(all_of.__getitem__, together) if isinstance(e, Computed)]
-        reads = list(dict.fromkeys(e.reads for e in entries))
-        at = {r: i for i, r in enumerate(reads)}
-        several = self._several(does)
-        places = {n: at[e.reads] * several + e.part for n, e in zip(together, entries, strict=True)}
-        operands = [[r[k][0] for r in reads] for k in range(len(reads[0]))]
-        return _Layer(does, together, operands, places)
-
-    def _several(self, does: Hashable) -> int:
-        how = self.entries.how[does]
-        if how.node.target not in RESHAPES:
-            return 1
-        return how.place.entries(shape_of(how.node)) // how.places[0].entries(shape_of(how.operands[0]))
-
-    def _slid(self, does: Hashable, together: list[int]) -> Iterator[_Layer]:
-        """Convolutions: each entry is computed from some that follow each other, so many behind those of the last."""
-        how = self.entries.how[does]
-        stride = Arguments(how.node).integers("stride", len(shape_of(how.node)) - 2)[how.place.dim - 2]
-        line: list[int] = []
-        own: list[int] = []
-        for e in together:
-            window = self._window(e)
-            start = len(own) * stride
-            overlap = line[start:]
-            if own and (len(overlap) > len(window) or start > len(line) or tuple(overlap) != window[: len(overlap)]):
-                yield _Layer(does, own, [line], {n: i for i, n in enumerate(own)})
-                line, own, overlap = [], [], []
-            line = [*line, *window[len(overlap) :]]
-            own.append(e)
-        yield _Layer(does, own, [line], {n: i for i, n in enumerate(own)})
-
-    def _window(self, number: int) -> tuple[int, ...]:
-        entry = self.entries.all[number]
-        assert isinstance(entry, Computed)
-        return entry.reads[0]
+        layer = _Layer(does, how.reads, len(how.operands))
+        for number in together:
+            entry = self.entries.all[number]
+            assert isinstance(entry, Computed)
+            if not layer.takes(number, entry):
+                if not layer.at:
+                    raise NoChunks("it is computed from nothing")
+                yield layer
+                layer = _Layer(does, how.reads, len(how.operands))
+                layer.takes(number, entry)
+            self.layer[number] = layer
+        yield layer
 
     # --- the operators
 
@@ -279,27 +278,25 @@ class _Writer:
         place = self.entries.place[numbers[0]]
         if any(self.entries.place[n] != place for n in numbers):
             raise NoChunks("entries are in several dims")
-        front = next((i for i, n in enumerate(numbers) if not self._is_filling(n)), len(numbers))
-        runs = list(_runs([self._source(n) for n in numbers[front:]]))
+        known = [i for i, n in enumerate(numbers) if not isinstance(self.entries.all[n], Filling)]
+        front, end = (known[0], known[-1] + 1) if known else (0, 0)
+        runs = list(_runs([self._source(n) for n in numbers[front:end]]))
         if any(a[0][0] is b[0][0] and a[0][1] > b[0][1] for a, b in combinations(runs, 2)):
             raise NoChunks("a later entry comes first")
         pieces = [self._piece(run, place) for run in runs]
-        if not 0 < len(pieces) <= PIECES or (place.outer > 1 and (len(pieces) > 1 or front)):
+        if not 0 < len(pieces) <= PIECES or (not place.alone and (len(pieces) > 1 or end - front < len(numbers))):
             raise NoChunks("entries lie apart")
         whole = pieces[0] if len(pieces) == 1 else self._insert(aten.cat.default, pieces, place.dim)
-        return self._padded(whole, [self.entries.all[n] for n in numbers[:front]], place.dim)
+        return self._padded(whole, numbers[:front], numbers[end:], place.dim)
 
-    def _padded(self, whole: Node, fillings: Sequence[object], dim: int) -> Node:
-        values = {f.value for f in fillings if isinstance(f, Filling)}
+    def _padded(self, whole: Node, front: Sequence[int], back: Sequence[int], dim: int) -> Node:
+        values = {f.value for n in (*front, *back) if isinstance(f := self.entries.all[n], Filling)}
         if not values:
             return whole
         if len(values) > 1:
-            raise NoChunks("several numbers stand in front")
-        pads = [0, 0] * (len(shape_of(whole)) - 1 - dim) + [len(fillings), 0]
+            raise NoChunks("several numbers stand outside")
+        pads = [0, 0] * (len(shape_of(whole)) - 1 - dim) + [len(front), len(back)]
         return self._insert(aten.constant_pad_nd.default, whole, pads, values.pop())
-
-    def _is_filling(self, number: int) -> bool:
-        return isinstance(self.entries.all[number], Filling)
 
     def _source(self, number: int) -> tuple[Node, int]:
         """Returns the tensor that an entry is in, and which one it is."""
@@ -314,7 +311,7 @@ class _Writer:
         node, first = run[0]
         if first == 0 and len(run) == place.entries(shape_of(node)):
             return node
-        if place.outer > 1:
+        if not place.alone:
             raise NoChunks("entries lie apart")
         return self._insert(aten.slice.Tensor, node, place.dim, first, first + len(run))
 
@@ -328,9 +325,9 @@ class _Writer:
 
     def _operator(self, layer: _Layer) -> Node:
         how = self.entries.how[layer.does]
-        operands = iter([self._sequence(read) for read in layer.reads])
-        node, count = how.node, len(layer.reads[0]) * self._several(layer.does)
-        sizes = how.place.sized(shape_of(node), count)
+        operands = iter([self._sequence(line) for line in layer.lines])
+        node, timed, source = how.node, set(how.operands), source_of(how.node)
+        sizes = how.place.sized(shape_of(node), len(layer.lines[0]) * how.reads.up)
         if node.target in RESHAPES:
             return self._like(node, aten.reshape.default, next(operands), sizes)
         if node.target is aten.expand.default:
@@ -338,21 +335,11 @@ class _Writer:
         if node.target is aten.constant_pad_nd.default:
             pads = other_pads(node, how.place)
             return self._like(node, node.target, next(operands), pads, Arguments(node).given("value"))
-        timed, source = set(how.operands), source_of(node)
-        args, kwargs = map_arg((source.args, source.kwargs), lambda v: next(operands) if v in timed else v)
+        given = (source.args, source.kwargs) if how.reads == EACH else (unpadded(source, how.place), {})
+        args, kwargs = map_arg(given, lambda v: next(operands) if v in timed else v)
         if source is not node:
             return self._like(node, node.target, self._like(source, source.target, *args, **kwargs), node.args[1])
-        if node.target in CONVOLUTIONS and how.place.dim >= 2:
-            return self._like(node, node.target, *self._unpadded(node, how.place.dim - 2, args))
         return self._like(node, node.target, *args, **kwargs)
-
-    def _unpadded(self, node: Node, axis: int, args: Sequence[object]) -> tuple[object, ...]:
-        """Returns the arguments of a convolution to which what lies outside of the clip is given among its entries."""
-        given, n = Arguments(node), len(shape_of(node)) - 2
-        pads = given.integers("padding", n)
-        pads[axis] = 0
-        rest = (given.given("bias"), given.integers("stride", n), pads, given.integers("dilation", n))
-        return (args[0], args[1], *rest, given.integer("groups"))
 
     def _insert(self, target: object, *args: object) -> Node:
         return insert(self.program, self.cat, target, *args)

@@ -7,6 +7,40 @@ from math import ceil, floor
 
 
 @dataclass(frozen=True)
+class Reads:
+    """Which entries one is computed from: ``(o*down + pad + first) // up`` to ``(o*down + pad + last) // up`` for o.
+
+    ``Kernel(k=3, p=1)`` reads ``Reads(1, 1, 0, 2, -1)``: entry 5 is computed from the entries 4 to 6. Of what makes two
+    entries of each, ``Reads(2, 1)``, the entries 6 and 7 are computed from entry 3, each in its own way.
+
+    Args:
+        up, down: Of so many entries that are read (``down``) there are so many (``up``).
+        first, last: Where it begins and ends to read, without padding.
+        pad: What padding adds to both.
+    """
+
+    up: int = 1
+    down: int = 1
+    first: int = 0
+    last: int = 0
+    pad: int = 0
+
+    def of(self, o: int) -> range:
+        """Returns the numbers of the entries that entry ``o`` is computed from."""
+        at = o * self.down + self.pad
+        return range((at + self.first) // self.up, (at + self.last) // self.up + 1)
+
+    def way(self, o: int) -> int:
+        """Says in which way entry ``o`` is computed: two that are computed alike have the same number."""
+        return (o * self.down + self.pad) % self.up
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each entry is computed from a single one."""
+        return self.first == self.last
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The index equation of an operator over time: ``y[o] = f(x[o*s + i*d - p], i = 0 … k-1)``.
 
@@ -67,6 +101,11 @@ class Kernel:
         ``Kernel(k=3, p=1).slack(0, 2)`` is 1: the output is one entry later than it could be.
         """
         return (1 + late) * self.s - 1 - delay + self.p - (self.k - 1) * self.d
+
+    @property
+    def reads(self) -> Reads:
+        """Which entries an entry of the output is computed from."""
+        return Reads(1, self.s, 0, (self.k - 1) * self.d, -self.p)
 
     @property
     def reach(self) -> int:

@@ -21,7 +21,7 @@ class Arguments:
 
     def __init__(self, node: Node) -> None:
         assert isinstance(node.target, OpOverload), node.target
-        schema = node.target._schema.arguments
+        schema = self._schema = node.target._schema.arguments
         self._values: dict[str, Argument] = {a.name: a.default_value for a in schema if a.has_default_value()}
         self._values.update(zip((a.name for a in schema), node.args, strict=False))
         self._values.update(node.kwargs)
@@ -29,6 +29,10 @@ class Arguments:
     def given(self, name: str) -> Argument:
         """Returns an argument as it is; None where the operator has none of this name."""
         return self._values.get(name)
+
+    def all(self) -> dict[str, Argument]:
+        """Returns the arguments by name, in the order in which the operator takes them."""
+        return {a.name: self._values[a.name] for a in self._schema if a.name in self._values}
 
     def optional(self, name: str) -> Node | None:
         """Returns a tensor, or None."""

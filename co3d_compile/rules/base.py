@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.index_equation import Kernel, Outside
+from co3d_compile.ir.index_equation import Kernel, Outside, Reads
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
 from co3d_compile.ir.time_facts import (
@@ -67,6 +67,11 @@ class Rule:
     def kernel(self, node: Node) -> Kernel | None:
         """Returns the index equation, for an operator that slides over time."""
         return None
+
+    def reads(self, node: Node) -> Reads:
+        """Returns which entries of its first operand an entry is computed from."""
+        kernel = self.kernel(node)
+        return kernel.reads if kernel is not None else Reads()
 
     def outside(self, node: Node) -> tuple[Outside, Outside]:
         """Returns what an operator that slides over time reads before the first entry, and behind the last one."""

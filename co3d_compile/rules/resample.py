@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import LINEAR, NEAREST, sliding_axis
+from co3d_compile.ir.index_equation import EDGE, Outside, Reads
 from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.node_reading import argument, operand, shape_of
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, is_stream, known
@@ -66,6 +67,13 @@ class Upsample(Rule):
             return fact
         refuse_dense(node)
         return fact.upsampled(r, 0 if nearest else r // 2)
+
+    def reads(self, node: Node) -> Reads:
+        r = self.factor(node)
+        return Reads(2 * r, 2, 1 - r, 1 + r) if self.past(node) else Reads(r)
+
+    def outside(self, node: Node) -> tuple[Outside, Outside]:
+        return EDGE, EDGE
 
     def past(self, node: Node) -> int:
         """Counts the entries of the past that the oldest new output needs."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from co3d_compile.ir.index_equation import Reads
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.time_facts import Fact
 from co3d_compile.rules.base import Rule, refuse_dense
@@ -36,6 +37,11 @@ class Spread:
         """Counts the entries of the clip's output."""
         return (entries - 1) * self.s - 2 * self.p + self.d * (self.k - 1) + self.more + 1
 
+    @property
+    def reads(self) -> Reads:
+        """Which entries add to an entry of the output."""
+        return Reads(self.s, 1, self.s - 1 - self.d * (self.k - 1), 0, self.p)
+
 
 class SpreadingRule(Rule):
     """Each new entry adds to ``s`` new outputs, and to some behind them."""
@@ -51,6 +57,10 @@ class SpreadingRule(Rule):
     def finished(self, node: Node, low: StepGraph, total: Node) -> Node:
         """Returns an output from the sum of what was added to it."""
         return total
+
+    def reads(self, node: Node) -> Reads:
+        over = self.spread(node)
+        return over.reads if over is not None else Reads()
 
     def flow(self, node: Node) -> Fact:
         fact, over = super().flow(node), self.spread(node)
