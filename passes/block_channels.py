@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import reduced
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.markers import previous
-from co3d_compile.ir.node_reading import argument, norm_dims
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -115,11 +116,11 @@ def _sources(node: Node, channels: int) -> list[Node] | None:
     if node.target is aten.conv2d.default:
         x, weight = node.args[0], node.args[1]
         assert isinstance(x, Node) and isinstance(weight, Node)
-        depthwise = argument(node, 6, "groups", 1) == channels == x.meta["val"].shape[1]
+        depthwise = Arguments(node).integer("groups") == channels == x.meta["val"].shape[1]
         return [x] if depthwise and weight.op == "get_attr" else None
     if node.target is aten.mean.dim:
-        over_space = norm_dims(argument(node, 1, "dim"), 4) == [2, 3] and argument(node, 2, "keepdim", False)
-        return node.all_input_nodes if over_space else None
+        x, dims, keep = reduced(node)
+        return [x] if dims == [2, 3] and keep else None
     return [n for n in node.all_input_nodes if not _spread(n)] if node.target in FINITE else None
 
 
@@ -194,7 +195,7 @@ def _resize(program: Program, node: Node, channels: int, name: str, fit: Callabl
         for index, constant in enumerate(node.args[1:3], 1):  # weight and bias
             if isinstance(constant, Node):
                 _refit(program, node, index, name, lambda v: fit(v, 0))
-        if argument(node, 6, "groups", 1) > 1:
+        if Arguments(node).integer("groups") > 1:
             node.args = (*node.args[:6], channels)
 
 
@@ -208,7 +209,7 @@ def _refit(program: Program, node: Node, index: int, name: str, fit: Callable[[T
 
 def _is_dense(node: Node) -> bool:
     """Says whether it is a convolution over space with all channels, of constant weights."""
-    if node.target is not aten.conv2d.default or argument(node, 6, "groups", 1) != 1:
+    if node.target is not aten.conv2d.default or Arguments(node).integer("groups") != 1:
         return False
     parameters = [a for a in node.args[1:3] if a is not None]
     return all(isinstance(a, Node) and a.op == "get_attr" for a in parameters)

@@ -11,7 +11,8 @@ from torch.fx.node import Argument
 from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS
 from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of
+from co3d_compile.ir.node_reading import operand, rank_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -63,19 +64,18 @@ class FoldBatchNorm(Pass):
         return insert(program, node, aten.add.Tensor, insert(program, node, aten.mul.Tensor, x, a), b)
 
     def _scale(self, program: Program, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
-        eps_at = 6 if node.target is aten._native_batch_norm_legit_no_training.default else 7
         weight, bias, mean, variance = (
             program.constant(a).double() if isinstance(a, Node) else None for a in node.args[1:5]
         )
         assert mean is not None and variance is not None
-        scale = torch.rsqrt(variance + float(argument(node, eps_at, "eps", 1e-5)))
+        scale = torch.rsqrt(variance + Arguments(node).number("eps"))
         scale = scale if weight is None else scale * weight
         return scale, (0.0 if bias is None else bias) - mean * scale
 
     def _into_convolution(
         self, program: Program, node: Node, conv: Node, scale: torch.Tensor, offset: torch.Tensor
     ) -> Node:
-        weight_node, bias_node = operand(conv, 1), argument(conv, 2, "bias")
+        weight_node, bias_node = operand(conv, 1), Arguments(conv).optional("bias")
         weight = program.constant(weight_node)
         fused = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
         bias = offset if bias_node is None else offset + program.constant(bias_node).double() * scale

@@ -9,13 +9,13 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.starts import last_of_front
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import selected, sliced
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.graph_edits import delay, insert, insert_constant, insert_marker, replace
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.markers import begin, history, opening, take
-from co3d_compile.ir.node_reading import argument, operand, operands, shape_of
+from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, amend_own, fact_of, is_start, is_stream
@@ -105,7 +105,7 @@ class JoinStarts(Pass):
             _, dim, start, end, step = sliced(node)
             node.args = (x, dim, start, end, step)
         else:
-            node.args = (x, fact.time.dim, argument(node, 2, "index") % shape_of(x)[fact.time.dim])
+            node.args = selected(node)
         node.kwargs = {}
         node.replace_input_with(x, new)
 

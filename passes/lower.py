@@ -17,7 +17,8 @@ from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, returned, shape_of, whole
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned, shape_of, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program, RegionRun
 from co3d_compile.ir.stored_constants import delete_unused_constants, module_of
@@ -130,7 +131,7 @@ class Lower(Pass):
             return low.start.mark(node)
         if node.target is history:
             return low.past(low.streams[x], whole(node, 1), x, fact_of(x).layout)
-        start, step = whole(node, 1), argument(node, 3, "step", 1)
+        start, step = whole(node, 1), Arguments(node).integer("step")
         return ChosenEntries(low.streams[x], [start + i * step for i in range(whole(node, 2))])
 
     def _window(self, low: StepGraph, node: Node) -> list[Any]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch.fx import Node
-from torch.fx.node import Target
 
 from co3d_compile.ir.graph_edits import fake_mode, replace
 from co3d_compile.ir.markers import carry, counter, fifo, previous, settled, store
-from co3d_compile.ir.node_reading import argument, module_path, operand, returned, whole
+from co3d_compile.ir.node_reading import module_path, operand, returned, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program, State
 
 aten = torch.ops.aten
-INITIAL: dict[Target, int] = {previous: 1, fifo: 2, carry: 3}  # where the value at the start is among the arguments
 
 
 class ThreadStates(Pass):
@@ -50,11 +49,11 @@ class ThreadStates(Pass):
             state.meta["path"] = path
             replaced[node], value = self._threaded(program, node, state)
             values.append(stored[node] if node.target in (carry, counter) else value)
-            at = INITIAL.get(node.target)
-            initial = 0.0 if at is None else argument(node, at, "initial", 0.0)
+            given = Arguments(node)
+            initial = 0.0 if node.target is counter else given.number("initial")
             if node.target is counter and operand(node).target == program.step.valid:
                 program.step.counters.append(name)
-            unbounded = node.target is carry and argument(node, 4, "memory") is None
+            unbounded = node.target is carry and given.given("memory") is None
             shape, dtype = _shape(state), state.meta["val"].dtype
             program.step.states.append(State(name, f"next.{name}", shape, dtype, initial, unbounded))
         final = [replaced.get(v, v) for v in values]

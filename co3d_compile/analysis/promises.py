@@ -24,7 +24,7 @@ from co3d_compile.ir.markers import (
     take,
     window,
 )
-from co3d_compile.ir.node_reading import argument, operand, place_of, returned, shape_of
+from co3d_compile.ir.node_reading import operand, place_of, returned, shape_of, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, fact_of, is_start, is_stream, is_window, kernel_of, own_of
 from co3d_compile.rules import rule_for
@@ -111,9 +111,9 @@ def continual(program: Program) -> str | None:
 def entries(x: Node) -> int:
     """Returns how many entries of a streaming tensor there are in a step, past ones among them."""
     if x.target is take:
-        return int(argument(x, 2, "length"))
+        return whole(x, 2)
     if x.target is history:
-        return int(argument(x, 1, "n")) + entries(operand(x))
+        return whole(x, 1) + entries(operand(x))
     return int(fact_of(x).pulse)
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import selected, sliced
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, settled
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, operand_list, rank_of, shape_of, whole
+from co3d_compile.ir.node_reading import operand, operand_list, shape_of, whole
+from co3d_compile.ir.operator_arguments import Arguments
 
 aten = torch.ops.aten
 
@@ -120,15 +121,15 @@ def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependen
 
     Of all turns, or of the last that it remembers.
     """
-    memory = argument(node, 4, "memory")
-    if argument(node, 2, "of_ends", False):
+    given = Arguments(node)
+    if given.given("of_ends"):
         return Dependence()
-    if memory is None:
+    if given.given("memory") is None:
         return Dependence(0, None, 0)
     reads = node.args[0]
     assert isinstance(reads, (list, tuple))
     turns = [union(found[n] for n in turn) for turn in reads]  # type: ignore[union-attr, index]
-    backs = range(1, memory + 1)
+    backs = range(1, given.integer("memory") + 1)
     return union(turns[-1 - (back - 1) % len(turns)].earlier(-(-back // len(turns)), frames) for back in backs)
 
 
@@ -142,7 +143,7 @@ def _queue(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]
 
 def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> Places:
     """Returns the dependence of each place of a ``cat``."""
-    dim = argument(node, 1, "dim", 0) % rank_of(node)
+    dim = Arguments(node).dim(node)
     parts = [
         places[x].each if x in places and places[x].dim == dim else [found[x]] * shape_of(x)[dim]
         for x in operand_list(node)
@@ -160,9 +161,9 @@ def _moved(node: Node, places: Places) -> Places | Dependence | None:
         _, cut, *bounds = sliced(node)
         return Places(dim, each[slice(*bounds)]) if cut == dim else places
     if node.target is aten.select.int:
-        cut = whole(node, 1) % rank_of(x)
-        return each[whole(node, 2)] if cut == dim else Places(dim - (cut < dim), each)
+        _, cut, index = selected(node)
+        return each[index] if cut == dim else Places(dim - (cut < dim), each)
     if node.target is aten.permute.default:
-        return Places(norm_dims(argument(node, 1, "dims"), rank_of(x)).index(dim), each)
+        return Places(Arguments(node).dims(x, "dims").index(dim), each)
     same = node.target is aten.reshape.default and shape_of(x)[: dim + 1] == shape_of(node)[: dim + 1]
     return places if same else None

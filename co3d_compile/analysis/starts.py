@@ -8,9 +8,9 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.analysis.window_facts import window_layout
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_walks import in_order, reached
-from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, shape_of
+from co3d_compile.ir.node_reading import operands, shape_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, constant_of, fact_of, is_start, is_stream
 from co3d_compile.rules import Rule
@@ -50,13 +50,10 @@ def over_time(x: Node, dim: int) -> bool:
 
 def last_of_front(node: Node) -> int | None:
     """Returns how many entries of a stream a slice or selection takes from its front; None for anything else."""
-    if node.target is aten.slice.Tensor:
-        x, dim, _, end, _ = sliced(node)
-    elif node.target is aten.select.int:
-        x, dim = operand(node), argument(node, 1, "dim") % rank_of(operand(node))
-        end = argument(node, 2, "index") % shape_of(x)[dim] + 1
-    else:
+    part = part_taken(node)
+    if part is None:
         return None
+    x, dim, _, end = part
     return end if is_stream(x) and over_time(x, dim) and 2 * end < shape_of(x)[dim] else None
 
 

@@ -6,7 +6,8 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_walks import reached
-from co3d_compile.ir.node_reading import argument, module_path, operands, operator_name, returned, shape_of
+from co3d_compile.ir.node_reading import module_path, operands, operator_name, returned, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.time_facts import fact_of, is_stream
 from co3d_compile.rules import rule_for
@@ -50,7 +51,9 @@ def _crop(node: Node, own: bool) -> StreamedCrop | None:
     place, size = fact_of(x).time, shape_of(x)[dim]
     if not is_stream(x) or place is None or place.dim != dim or (start, end) == (0, size):
         return None
-    first, last = argument(node, 2, "start", 0) or 0, argument(node, 3, "end", None)
-    sure = own and (last is None or last < 0 or last >= size)
+    given = Arguments(node)
+    first, last = given.given("start") or given.given("index"), given.given("end")
+    from_end = isinstance(first, int) and first < 0
+    sure = own and not (isinstance(last, int) and 0 <= last < size)
     where = f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
-    return StreamedCrop(start, end, size, True if first < 0 else False if sure else None, where)
+    return StreamedCrop(start, end, size, True if from_end else False if sure else None, where)

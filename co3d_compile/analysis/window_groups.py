@@ -9,15 +9,16 @@ from torch.fx import Node
 
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import window
-from co3d_compile.ir.node_reading import argument, operand, operands
+from co3d_compile.ir.node_reading import operand, operands
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 
 
 def newest(marker: Node) -> int:
     """Returns the delay of the newest entry that a window reads, once windows that meet are aligned."""
-    delay: int | None = argument(marker, 2, "newest")
-    return fact_of(operand(marker)).delay if delay is None else delay
+    delay = Arguments(marker).given("newest")
+    return delay if isinstance(delay, int) else fact_of(operand(marker)).delay
 
 
 def set_newest(marker: Node, delay: int) -> None:

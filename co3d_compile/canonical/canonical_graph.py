@@ -15,8 +15,8 @@ from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.frame_loop import loop_bodies
 from co3d_compile.ir.graph_edits import insert_constant, replace
 from co3d_compile.ir.graph_walks import run_operator
-from co3d_compile.ir.node_reading import argument, operand
-from co3d_compile.ir.operator_arguments import filled
+from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.operator_arguments import Arguments, filled
 from co3d_compile.ir.operator_kind import kind_of
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -101,4 +101,4 @@ def _same_dtype(node: Node) -> bool:
     if node.target not in (aten._to_copy.default, aten.to.dtype, aten.expand.default, aten.slice.Tensor):
         return False
     old, new = operand(node).meta["val"], node.meta["val"]
-    return old.dtype == new.dtype and old.shape == new.shape and argument(node, 4, "step", 1) == 1
+    return old.dtype == new.dtype and old.shape == new.shape and Arguments(node).given("step") in (None, 1)

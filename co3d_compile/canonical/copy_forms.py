@@ -6,7 +6,8 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, spread
+from co3d_compile.ir.node_reading import operand, operand_list, rank_of, shape_of, spread
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Original, Program
 
 aten = torch.ops.aten
@@ -30,7 +31,7 @@ def expansion(program: Program, node: Node) -> None:
 
 def _as_parts(node: Node, x: Node, dim: int) -> None:
     """Makes copies that only stand beside other tensors in a ``cat`` parts of it: an entry repeated at an end."""
-    if not all(u.target is aten.cat.default and argument(u, 1, "dim", 0) % rank_of(u) == dim for u in node.users):
+    if not all(u.target is aten.cat.default and Arguments(u).dim(u) == dim for u in node.users):
         return
     for user in list(node.users):
         copies = [[x] * shape_of(node)[dim] if part is node else [part] for part in operand_list(user)]
@@ -51,7 +52,7 @@ def _broadcasts(node: Node, user: Node) -> bool:
 def repetition(program: Program, node: Node) -> None:
     """Writes ``repeat`` of dims of size one as an expansion."""
     x = operand(node)
-    counts: list[int] = list(argument(node, 1, "repeats"))
+    counts: list[int] = Arguments(node).integers("repeats")
     sizes = [1] * (len(counts) - rank_of(x)) + list(shape_of(x))
     if any(c != 1 and s != 1 for c, s in zip(counts, sizes, strict=True)):
         return

@@ -19,9 +19,10 @@ from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, o
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.canonical.write_forms import reading, writing
-from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max
+from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, spread, whole
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, spread, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Original, Program
 from co3d_compile.ir.time_facts import constant_of
 
@@ -102,22 +103,23 @@ def _convolution(program: Program, node: Node) -> None:
 
 def _same_padding(program: Program, node: Node) -> None:
     """Writes ``padding="same"`` and ``"valid"`` in numbers; an uneven one is a pad of its own."""
-    x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    n = rank_of(weight) - 2  # type: ignore[arg-type]
-    dilation = spread(argument(node, 5, "dilation", 1), n)
-    same = argument(node, 4, "padding", "valid") == "same"
-    total = [same * d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]  # type: ignore[arg-type]
+    given = Arguments(node)
+    x, weight = given.tensor("input"), given.tensor("weight")
+    n = rank_of(weight) - 2
+    dilation = given.integers("dilation", n)
+    same = given.given("padding") == "same"
+    total = [same * d * (k - 1) for d, k in zip(dilation, shape_of(weight)[2:], strict=True)]
     if any(t % 2 for t in total):
         flat = [v for t in reversed(total) for v in (0, t % 2)]
         x = insert(program, node, aten.constant_pad_nd.default, x, flat, 0.0)
     args = (
         x,
         weight,
-        bias,
-        spread(argument(node, 3, "stride", 1), n),
+        given.optional("bias"),
+        given.integers("stride", n),
         [t // 2 for t in total],
         dilation,
-        argument(node, 6, "groups", 1),
+        given.integer("groups"),
     )
     replace(node, insert(program, node, CONVOLUTIONS[n - 1], *args))
 
@@ -165,13 +167,13 @@ def _with_indices(program: Program, node: Node) -> None:
 def _max_dim(program: Program, node: Node) -> None:
     """Writes ``max`` and ``min`` over a dim, of which only the values are read, as ``amax`` and ``amin``."""
     target = aten.amax.default if node.target is aten.max.dim else aten.amin.default
-    _only_first(program, node, target, node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
+    _only_first(program, node, target, node.args[0], [node.args[1]], bool(Arguments(node).integer("keepdim")))
 
 
 def _split(program: Program, node: Node) -> None:
     """Writes the parts of a ``split`` as slices."""
     x = operand(node)
-    dim = argument(node, 2, "dim", 0) % rank_of(x)
+    dim = Arguments(node).dim(x)
     sizes = [int(v.shape[dim]) for v in node.meta["val"]]
     for user in list(node.users):
         i = whole(user, 1)
@@ -241,15 +243,13 @@ def _prelu(program: Program, node: Node) -> None:
 
 def _rrelu(program: Program, node: Node) -> None:
     """Writes the random slope as the mean of its bounds, which it is outside of training."""
-    low, high = argument(node, 1, "lower", 1 / 8), argument(node, 2, "upper", 1 / 3)
+    low, high = (Arguments(node).number(name) for name in ("lower", "upper"))
     replace(node, insert(program, node, aten.leaky_relu.default, operand(node), (low + high) / 2))
 
 
 def _moments(program: Program, node: Node) -> None:
     """Writes ``var_mean`` as two operators."""
-    x, dims = operand(node), argument(node, 1, "dim")
-    every = dims or list(range(rank_of(x)))
-    keep, correction = bool(node.kwargs.get("keepdim", False)), node.kwargs.get("correction")
+    (x, every, keep), correction = reduced(node), Arguments(node).given("correction")
     for user in list(node.users):
         if user.args[1] == 0:
             new = insert(program, user, aten.var.correction, x, every, correction=correction, keepdim=keep)

@@ -11,7 +11,8 @@ from torch.fx import Node
 from co3d_compile.canonical.copy_forms import resampling
 from co3d_compile.ir.aten_operators import EXACT_OVERLOADS, LINEAR, NEAREST
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, overloads, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, overloads, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ def scales(node: Node) -> list[float | None]:
     """Returns the entries of the operand per entry of the result, on each resampled dim, where a factor was given."""
     n = rank_of(node) - 2
     first = 3 if node.target in _LINEAR else 2
-    given = argument(node, first, "scale_factors") if "vec" in str(node.target) else list(node.args[first:])
+    given = Arguments(node).given("scale_factors") if "vec" in str(node.target) else node.args[first:]
     factors = list(given or ()) + [None] * n
     return [1 / f if f is not None else None for f in factors[:n]]
 
@@ -44,7 +45,7 @@ def down_sampling(program: Program, node: Node) -> None:
     """Takes every r-th entry of the first dim, or the mean of the two in the middle of each r; then the other dims."""
     r = whole(node, 0) if rank_of(node) in (3, 5) else None
     nearest = node.target in _NEAREST
-    if r is None or not (nearest or argument(node, 2, "align_corners") is False):
+    if r is None or not (nearest or Arguments(node).given("align_corners") is False):
         resampling(program, node)
         return
     x = operand(node)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import selected, sliced
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, operand_list, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, operand_list, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -60,10 +61,7 @@ def _turn(node: Node) -> tuple[int, int, int] | None:
     """Returns the dim, step and first place of a write into every so many-th entry, all along: ``x[1::2] = y``."""
     if node.target is not aten.slice_scatter.default:
         return None
-    size, dim = shape_of(node), argument(node, 2, "dim", 0) % rank_of(node)
-    start, end, step = slice(
-        *(argument(node, at, name) for at, name in ((3, "start"), (4, "end"), (5, "step")))
-    ).indices(size[dim])
+    (_, dim, start, end, step), size = sliced(node), shape_of(node)
     all_along = step > 1 and size[dim] % step == 0 and start < step and end > size[dim] - step + start
     return (dim, step, start) if all_along else None
 
@@ -91,14 +89,11 @@ def _by_turns(program: Program, node: Node) -> None:
 
 def _place(node: Node) -> tuple[int, int, int] | None:
     """Returns the dim, start and end of what a scatter writes; None for every other entry."""
-    base = operand(node)
     if node.target is aten.select_scatter.default:
-        dim = argument(node, 2, "dim") % rank_of(base)
-        start = argument(node, 3, "index") % shape_of(base)[dim]
+        _, dim, start = selected(node)
         return dim, start, start + 1
-    dim = argument(node, 2, "dim", 0) % rank_of(base)
-    start, end, step = slice(argument(node, 3, "start"), argument(node, 4, "end")).indices(shape_of(base)[dim])
-    return (dim, start, max(start, end)) if step == argument(node, 5, "step", 1) else None
+    _, dim, start, end, step = sliced(node)
+    return (dim, start, end) if step == 1 else None
 
 
 def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tuple[int, int, int]]) -> Node:
@@ -135,7 +130,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
     if x not in program.written:
         return insert(program, before, aten.slice.Tensor, x, dim, start, end)
     parts = operand_list(x)
-    along = int(argument(x, 1, "dim", 0))
+    along = Arguments(x).dim(x)
     if along != dim:
         return _joined(program, before, [_cut(program, before, p, dim, start, end) for p in parts], along)
     pieces, at = [], 0
@@ -150,10 +145,10 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
 
 def _unrolled(x: Node, dim: int, start: int, end: int) -> tuple[Node, int, int]:
     """Returns what a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
-    if x.target is not aten.roll.default or norm_dims(argument(x, 2, "dims", []), rank_of(x)) != [dim]:
+    if x.target is not aten.roll.default or Arguments(x).dims(x, "dims") != [dim]:
         return x, start, end
     size = shape_of(x)[dim]
-    (shift,) = argument(x, 1, "shifts")
+    (shift,) = Arguments(x).integers("shifts")
     first = (start - shift) % size
     return (operand(x), first, first + end - start) if first + end - start <= size else (x, start, end)
 

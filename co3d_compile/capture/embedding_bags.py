@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from co3d_compile.capture.operator_regions import Constants
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -31,17 +32,17 @@ def open_bags(program: Program) -> None:
 
 def _open(program: Program, node: Node, constants: Constants) -> None:
     table, indices = operand(node), operand(node, 1)
-    size = _size(node, constants)
+    size, given = _size(node, constants), Arguments(node)
     read = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
-    if size is None or not read or argument(node, 8, "padding_idx", -1) != -1:
+    if size is None or not read or given.integer("padding_idx") != -1:
         return
     bags = [shape_of(indices)[0] // size, size]
     rows = insert(program, node, aten.embedding.default, table, insert(program, node, aten.view.default, indices, bags))
-    mode, shares = argument(node, 4, "mode", SUM), argument(node, 6, "per_sample_weights", None)
+    shares = given.optional("per_sample_weights")
     if shares is not None:
         shares = insert(program, node, aten.view.default, shares, [*bags, 1])
         rows = insert(program, node, aten.mul.Tensor, rows, shares)
-    reduction = {SUM: aten.sum.dim_IntList, MEAN: aten.mean.dim}.get(mode, aten.amax.default)
+    reduction = {SUM: aten.sum.dim_IntList, MEAN: aten.mean.dim}.get(given.integer("mode"), aten.amax.default)
     result = insert(program, node, reduction, rows, [1])
     for user in list(node.users):
         replace(user, result)
@@ -49,7 +50,7 @@ def _open(program: Program, node: Node, constants: Constants) -> None:
 
 def _size(node: Node, constants: Constants) -> int | None:
     """Returns how many indices each bag has; None where that is not known, or not the same."""
-    offsets, last = constants.value(operand(node, 2)), argument(node, 7, "include_last_offset", False)
+    offsets, last = constants.value(operand(node, 2)), Arguments(node).given("include_last_offset")
     count = shape_of(operand(node, 1))[0]
     if offsets is None or not isinstance(count, int):
         return None

@@ -14,7 +14,7 @@ from co3d_compile.capture.operator_regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
-from co3d_compile.ir.node_reading import argument, module_path, operand, operator_name, shape_of
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
@@ -139,9 +139,10 @@ def _part_of_split(node: Node) -> tuple[Node, int, int, int] | None:
     split = node.args[0] if node.target is operator.getitem else None
     if not isinstance(split, Node) or split.target is not aten.split_with_sizes.default:
         return None
-    x, sizes, values = operand(split), list(argument(split, 1, "split_sizes")), Arguments(split)
-    before = sum(sizes[: int(node.args[1])])  # type: ignore[arg-type]
-    return x, values.dim(x), before, before + sizes[int(node.args[1])]  # type: ignore[arg-type]
+    x, at, values = operand(split), whole(node, 1), Arguments(split)
+    sizes = values.integers("split_sizes")
+    before = sum(sizes[:at])
+    return x, values.dim(x), before, before + sizes[at]
 
 
 def _say(program: Program, why: str) -> None:

@@ -11,7 +11,8 @@ from torch.fx import Node
 from co3d_compile.capture.operator_regions import run_in_float64
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, operands, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -27,7 +28,7 @@ MOVES = {
 def share_heads(program: Program) -> None:
     """Rewrites attention on keys and values of which each head is there several times, one behind the other."""
     for node in list(program.graph.nodes):
-        if node.target is not ATTENTION or argument(node, 7, "enable_gqa", False):
+        if node.target is not ATTENTION or Arguments(node).given("enable_gqa"):
             continue
         keys, values = operand(node, 1), operand(node, 2)
         few = _before_repeats(keys)

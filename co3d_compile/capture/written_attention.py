@@ -11,7 +11,7 @@ from torch.fx.node import Argument
 
 from co3d_compile.capture.operator_regions import Constants, without_effect
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.program import Program
 
@@ -113,7 +113,7 @@ def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, N
 
     As numbers to add, the scores, and what it is.
     """
-    if node.target is aten.add.Tensor and argument(node, 2, "alpha", 1) == 1:
+    if node.target is aten.add.Tensor and Arguments(node).number("alpha") == 1:
         for x, other in _both_ways(node):
             value = constants.value(other) if isinstance(other, Node) else None
             if value is not None and isinstance(other, Node) and _is_scores(x, node, constants):

@@ -12,7 +12,7 @@ from torch.fx.node import Target
 from co3d_compile.capture.operator_regions import Constants, without_effect
 from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
-from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
@@ -65,10 +65,10 @@ def _affine(norm: Node, constants: Constants) -> list[Tensor | None] | None:
     None for both where they are no constants.
     """
     found: list[Tensor | None] = []
-    for i, neutral in enumerate((1.0, 0.0)):
-        given = argument(norm, AFFINE[norm.target] + i, "")
-        value = constants.value(given) if isinstance(given, Node) else None
-        if isinstance(given, Node) and value is None:
+    for name, neutral in (("weight", 1.0), ("bias", 0.0)):
+        given = Arguments(norm).optional(name)
+        value = constants.value(given) if given is not None else None
+        if given is not None and value is None:
             return None
         found.append(None if value is None or bool((value == neutral).all()) else value)
     return found
@@ -88,7 +88,7 @@ def _take_in(program: Program, norm: Node, constants: Constants, operator: objec
         return
     at = AFFINE[norm.target]
     args = [*norm.args, *[None] * (at + 2 - len(norm.args))]
-    with_scale = argument(norm, at, "") is not None
+    with_scale = Arguments(norm).optional("weight") is not None
     args[at + which] = insert_constant(program, norm, f"{norm.name}_affine", vector.to(norm.meta["val"].dtype))
     if which == 1 and not with_scale and norm.target is not aten.layer_norm.default:
         args[at] = insert_constant(program, norm, f"{norm.name}_affine", torch.ones_like(vector).float())

@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.fx.node import Argument, Target
 
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import NoExtension, known
 
@@ -181,10 +181,8 @@ SEPARABLE: dict[Target, str] = {
 
 def reduced(node: Node) -> tuple[Node, list[int], bool]:
     """Returns the operand, dims and keepdim of a reduction."""
-    x = operand(node)
-    dims = norm_dims(argument(node, 1, "dim"), rank_of(x))
-    at = 3 if node.target in (aten.var.correction, aten.std.correction) else 2
-    return x, dims, bool(argument(node, at, "keepdim", False))
+    x, given = operand(node), Arguments(node)
+    return x, given.dims(x), bool(given.integer("keepdim"))
 
 
 @dataclass
@@ -256,13 +254,17 @@ class FoldArgs:
 
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:
     """Returns the operand, dim, start, end and step of a slice, all non-negative."""
-    x = operand(node)
-    dim = argument(node, 1, "dim", 0) % rank_of(x)
-    size = shape_of(x)[dim]
-    start, end, step = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
-    start = 0 if start is None else max(0, start + size if start < 0 else start)
-    end = size if end is None else min(size, end + size if end < 0 else end)
+    x, given = operand(node), Arguments(node)
+    dim = given.dim(x)
+    start, end, step = slice(given.given("start"), given.given("end"), given.integer("step")).indices(shape_of(x)[dim])
     return x, dim, start, max(start, end), step
+
+
+def selected(node: Node) -> tuple[Node, int, int]:
+    """Returns the operand, dim and index of a selection, both non-negative."""
+    x, given = operand(node), Arguments(node)
+    dim = given.dim(x)
+    return x, dim, given.integer("index") % shape_of(x)[dim]
 
 
 def part_taken(node: Node) -> tuple[Node, int, int, int] | None:
@@ -270,9 +272,7 @@ def part_taken(node: Node) -> tuple[Node, int, int, int] | None:
     if node.target is aten.slice.Tensor:
         return sliced(node)[:4]
     if node.target is aten.select.int:
-        x = operand(node)
-        dim = argument(node, 1, "dim") % rank_of(x)
-        index = argument(node, 2, "index") % shape_of(x)[dim]
+        x, dim, index = selected(node)
         return x, dim, index, index + 1
     return None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node, has_side_effect
 
 from co3d_compile.ir.index_equation import Outside
-from co3d_compile.ir.node_reading import argument, operand
+from co3d_compile.ir.node_reading import operand, whole
 
 
 def history(x: Tensor, n: int) -> Tensor:
@@ -173,8 +173,8 @@ class OutsideArgs:
 
     @staticmethod
     def of(node: Node) -> OutsideArgs:
-        front, back, lead, tail = (argument(node, i, "") for i in range(1, 5))
-        return OutsideArgs(node, operand(node), front, back, lead, tail)
+        x, front, back, lead, tail = node.args
+        return OutsideArgs(node, x, front, back, lead, tail)  # type: ignore[arg-type]
 
 
 def chain(x: Node, *markers: Any) -> list[Node]:
@@ -191,5 +191,5 @@ def undelayed(x: Node) -> tuple[Node, int]:
     Any other tensor itself, and 0.
     """
     if x.target is take and operand(x).target is history:
-        return operand(operand(x)), int(argument(operand(x), 1, "n"))
+        return operand(operand(x)), whole(operand(x), 1)
     return x, 0

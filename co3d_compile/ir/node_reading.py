@@ -88,13 +88,6 @@ def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
     return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
 
 
-def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """Returns an argument by position or by name."""
-    if len(node.args) > index:
-        return node.args[index]
-    return node.kwargs.get(name, default)
-
-
 def spread(value: Any, n: int) -> list[int]:
     """Returns a size given once or per dim, as a list of ``n``."""
     if isinstance(value, int):

@@ -1,30 +1,40 @@
-"""The arguments of an ATen operator in a graph, by the names in its schema, with their types."""
+"""The arguments of an operator in a graph, by their names, with their types and defaults."""
 
 from __future__ import annotations
+
+import inspect
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
-from torch.fx.node import Argument
+from torch.fx.node import Argument, Target
 
 from co3d_compile.ir.node_reading import norm_dims, rank_of, spread
 
 aten = torch.ops.aten
 
 
+@cache
+def _parameters(target: Target) -> dict[str, Argument]:
+    """Lists the parameters of an operator by name, in their order, with their defaults; None where there is none."""
+    if isinstance(target, OpOverload):
+        return {a.name: a.default_value for a in target._schema.arguments}
+    assert callable(target), target
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+
 class Arguments:
-    """The arguments of a node: those in the graph, and the defaults of the operator's schema for the others.
+    """The arguments of a node: those in the graph, and the operator's own defaults for the others.
 
     For a ``conv3d`` of a step graph, ``Arguments(node).integers("padding")`` is ``[0, 1, 1]``.
     """
 
     def __init__(self, node: Node) -> None:
-        assert isinstance(node.target, OpOverload), node.target
-        schema = self._schema = node.target._schema.arguments
-        self._values: dict[str, Argument] = {a.name: a.default_value for a in schema if a.has_default_value()}
-        self._values.update(zip((a.name for a in schema), node.args, strict=False))
-        self._values.update(node.kwargs)
+        self._node, parameters = node, _parameters(node.target)
+        self._values = {**parameters, **dict(zip(parameters, node.args, strict=False)), **node.kwargs}
 
     def given(self, name: str) -> Argument:
         """Returns an argument as it is; None where the operator has none of this name."""
@@ -32,7 +42,7 @@ class Arguments:
 
     def all(self) -> dict[str, Argument]:
         """Returns the arguments by name, in the order in which the operator takes them."""
-        return {a.name: self._values[a.name] for a in self._schema if a.name in self._values}
+        return dict(self._values)
 
     def optional(self, name: str) -> Node | None:
         """Returns a tensor, or None."""
@@ -80,7 +90,13 @@ class Arguments:
 
     def dim(self, of: Node, name: str = "dim") -> int:
         """Returns one dim of a tensor, counted from the front."""
-        return self.integer(name) % rank_of(of)
+        return self.integer(name) % max(rank_of(of), 1)
+
+    def changed(self, **values: Argument) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
+        """Returns what the node is called with, by position and by name, where some arguments are others."""
+        names = list(_parameters(self._node.target))[: len(self._node.args)]
+        args = tuple(values.pop(name, old) for name, old in zip(names, self._node.args, strict=True))
+        return args, {**self._node.kwargs, **values}
 
 
 def filling_like(node: Node) -> float | None:

@@ -12,7 +12,8 @@ from torch.fx.node import map_arg
 
 from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.layout import Layout
-from co3d_compile.ir.node_reading import argument, operand, operands, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, operands, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -35,7 +36,7 @@ class ByIndex(Rule):
     why = "reads or writes entries of the clip by their index"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        dim = int(argument(node, 1, "dim")) % max(rank_of(operand(node)), 1)
+        dim = Arguments(node).dim(operand(node))
         return [(n, [dim]) for n in operands(node) if fact_of(n).kind is not Kind.STATIC]
 
     def layout(self, node: Node) -> Layout:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import selected, sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import (
     Fact,
@@ -216,12 +216,11 @@ def span(part: Node, dim: int) -> tuple[int, int]:
         spans = {span(p, dim) for p in part.all_input_nodes}
         return spans.pop() if len(spans) == 1 else (-1, -2)
     if part.target is aten.unsqueeze.default and operand(part).target is aten.select.int:
-        select = operand(part)
-        x, index = operand(select), argument(select, 2, "index") % shape_of(operand(select))[dim]
-        alike = argument(part, 1, "dim") % rank_of(part) == argument(select, 1, "dim") % rank_of(x) == dim
+        x, own, index = selected(operand(part))
+        alike = Arguments(part).dim(part) == own == dim
         first, last = span(x, dim)
         return (first + index, first + index) if alike and last >= first else (-1, -2)
-    if part.target is aten.slice.Tensor and argument(part, 4, "step", 1) == 1:
+    if part.target is aten.slice.Tensor and sliced(part)[-1] == 1:
         x, own, start, end, _ = sliced(part)
         first, last = span(x, dim)
         return (first + start, first + end - 1) if own == dim and last >= first else (-1, -2)
@@ -247,7 +246,7 @@ def _extent(node: Node, dim: int) -> int:
     if node.target is aten.slice.Tensor:
         _, own, start, end, _ = sliced(node)
         return min(end - start, _extent(x, dim)) if own == dim else _extent(x, dim)
-    if node.target is aten.select.int and argument(node, 1, "dim") % rank_of(x) == dim:
+    if node.target is aten.select.int and selected(node)[1] == dim:
         return 1
     return _extent(x, dim)
 

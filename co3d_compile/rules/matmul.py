@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import Axis, Layout
 from co3d_compile.ir.markers import history, settled
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.pointwise import broadcast, with_time_once
@@ -108,8 +109,8 @@ class Attention(Rule):
 
     def past(self, node: Node) -> int:
         """Counts the entries of the past that a banded mask lets every entry see; 0 without such a mask."""
-        mask = argument(node, 3, "attn_mask")
-        reach = constant_of(mask).band if isinstance(mask, Node) else None
+        mask = Arguments(node).optional("attn_mask")
+        reach = constant_of(mask).band if mask is not None else None
         q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
         facts = [fact_of(n) for n in (q, k, v)]
         places = [known(n).time if is_stream(n) else None for n in (q, k, v)]
@@ -128,7 +129,7 @@ class Attention(Rule):
         q, k, v = (n for n in node.args[:3] if isinstance(n, Node))
         if k.target is not history:
             return super().lower(node, low)
-        past = int(argument(k, 1, "n"))
+        past = whole(k, 1)
         results = []
         for i in range(low.pulse(q)):
             one = low.as_clip([low.ref(q, i)], known(q))
@@ -169,8 +170,3 @@ class Embedding(Rule):
         table, index = operand(node), operand(node, 1)
         lay = known(index)
         return lay.insert(lay.rank, Layout.plain([shape_of(table)[1]]).dims[0])
-
-
-def has_bias(node: Node) -> bool:
-    """Says whether a linear layer has a bias."""
-    return argument(node, 2, "bias") is not None

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.node import Target
 
 from co3d_compile.ir.layout import Axis, Layout
-from co3d_compile.ir.node_reading import argument, operand, rank_of
+from co3d_compile.ir.node_reading import operand, rank_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
-DIM: dict[Target, int] = {
-    aten.sort.default: 1,
-    aten.sort.stable: 2,
-    aten.topk.default: 2,
-    aten.kthvalue.default: 2,
-    aten.median.dim: 1,
-    aten.max.dim: 1,
-    aten.min.dim: 1,
-}
-"""The position of the dim among the arguments."""
 
 
-@register(*DIM)
+@register(
+    aten.sort.default,
+    aten.sort.stable,
+    aten.topk.default,
+    aten.kthvalue.default,
+    aten.median.dim,
+    aten.max.dim,
+    aten.min.dim,
+)
 class Order(Rule):
     """Operators with two outputs, values and where they were."""
 
     why = "selects among all entries"
 
     def _dim(self, node: Node) -> int:
-        return int(argument(node, DIM.get(node.target, 1), "dim", -1)) % rank_of(operand(node))
+        return Arguments(node).dim(operand(node))
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         return [(operand(node), [self._dim(node)])]
@@ -57,17 +54,11 @@ class Order(Rule):
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Returns the entries of both outputs."""
-        x, at = operand(node), DIM.get(node.target, 1)
-        args: list[Any] = list(node.args)
-        dim = known(x).entry_dims()[self._dim(node)]
+        x, dim = operand(node), known(operand(node)).entry_dims()[self._dim(node)]
         alone = dim is None  # among a single entry of time
         dim = self._dim(node) if dim is None else dim
         kept = alone and node.meta["val"][0].dim() == rank_of(x)
-        kwargs = dict(node.kwargs)
-        if len(args) > at:
-            args[at] = dim
-        else:
-            kwargs["dim"] = dim
+        args, kwargs = Arguments(node).changed(dim=dim)
         results: list[list[Node]] = [[], []]
         for i in range(low.pulse(x)):
             new = low.whole_entry(x, i) if alone else low.entry(x, i)

@@ -15,7 +15,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding_axis
 from co3d_compile.ir.index_equation import Outside
 from co3d_compile.ir.layout import Layout
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import fact_of, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.sliding import KernelRule
@@ -115,10 +115,8 @@ class AdaptivePool(Rule):
 
     def _sizes(self, node: Node) -> tuple[Node, list[int]]:
         """Returns the operand, and the size of the output on each of its pooled axes."""
-        x = operand(node)
-        wanted = argument(node, 1, "output_size")
-        n = len(wanted) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])
-        return x, list(shape_of(node)[-n:])
+        n = len(node.args[1]) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])  # type: ignore
+        return operand(node), list(shape_of(node)[-n:])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         x, sizes = self._sizes(node)

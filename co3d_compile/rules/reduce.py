@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import SEPARABLE, reduced
 from co3d_compile.ir.layout import BATCH, TIME, Layout, LayoutLost
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, one_entry, register
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -39,18 +40,12 @@ class Reduction(Rule):
 
     why = "reduces over the whole time axis"
 
-    def _norm_args(self, node: Node) -> tuple[Node, list[int], bool]:
-        if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
-            x = operand(node)
-            return x, norm_dims(argument(node, 2, "dim"), rank_of(x)), bool(argument(node, 3, "keepdim", False))
-        return reduced(node)
-
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x, dims, _ = self._norm_args(node)
+        x, dims, _ = reduced(node)
         return [(x, dims)]
 
     def layout(self, node: Node) -> Layout:
-        x, dims, keep = self._norm_args(node)
+        x, dims, keep = reduced(node)
         out = known(x)
         time = out.time
         if time is not None and time.dim in dims and time.alone:
@@ -63,7 +58,7 @@ class Reduction(Rule):
         return out if keep else out.remove(dims)
 
     def gate(self, node: Node, scope: str) -> Fact | None:
-        x, dims, _ = self._norm_args(node)
+        x, dims, _ = reduced(node)
         place = known(x).time
         if node.target not in SEPARABLE or place is None or not place.alone or place.dim not in dims:
             return None
@@ -88,7 +83,7 @@ class Reduction(Rule):
         return space, over_time
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, dims, keep = self._norm_args(node)
+        x, dims, keep = reduced(node)
         place = known(x).entry_dims()
         rest = [e for d in dims if (e := place[d]) is not None]
         new = low.entry(x, i)
@@ -98,7 +93,7 @@ class Reduction(Rule):
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """Returns the reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
-        x, _, _ = self._norm_args(node)
+        x, _, _ = reduced(node)
         kind = SEPARABLE[node.target]
         new = [self.entry(node, low, i) for i in range(low.pulse(x))]
         ends = low.opening(node)
@@ -130,7 +125,7 @@ class Norm(Rule):
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
         x, dims = operand(node), self._dims(node)
-        scaled = node.target == aten.instance_norm.default and isinstance(argument(node, 1, "weight"), Node)
+        scaled = node.target == aten.instance_norm.default and Arguments(node).optional("weight") is not None
         return [(x, [1, *dims] if scaled else dims)]  # a scale for each entry of dim 1 has no more of them
 
     def weights(self, node: Node) -> Iterable[object]:
@@ -149,21 +144,18 @@ class Norm(Rule):
 
     def _groups(self, node: Node) -> int:
         """Returns over how many groups of the dims it mixes an entry is normalised, each by itself."""
-        return int(argument(node, 1, "num_groups")) if node.target == aten.group_norm.default else 1
+        return Arguments(node).integer("num_groups") if node.target == aten.group_norm.default else 1
 
     def _rows(self, node: Node) -> int:
-        """Returns how many sets of numbers of an entry are normalised, each by itself."""
-        shape, first = shape_of(operand(node)), self._dims(node)[0]
-        if node.target == aten.group_norm.default:
-            return int(argument(node, 1, "num_groups"))
-        return prod(shape[1:first])
+        """Counts the sets of numbers of an entry that are normalised, each by itself."""
+        return self._groups(node) * prod(shape_of(operand(node))[1 : self._dims(node)[0]])
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)
         args = [low.plain(a) if isinstance(a, Node) else a for a in node.args[1:]]
         place = known(x).time
         if node.target == aten.instance_norm.default and place is not None and place.dim == 1:
-            eps = argument(node, 7, "eps", 1e-5)  # frames stand where channels do: each is normalised as a whole
+            eps = Arguments(node).number("eps")  # frames stand where channels do: each is normalised as a whole
             return low.call(aten.layer_norm.default, low.entry(x, i), list(shape_of(x)[2:]), None, None, eps)
         if node.target == aten.layer_norm.default and place is not None and place.alone:
             args[0] = [size for d, size in enumerate(shape_of(x)) if d in self._dims(node) and d != place.dim]
@@ -198,7 +190,7 @@ class Norm(Rule):
         return results
 
     def _normal(self, node: Node, low: StepGraph, x: Node, mean: Node, square: Node) -> Node:
-        eps = argument(node, 7 if node.target == aten.instance_norm.default else 4, "eps", 1e-5)
+        eps = Arguments(node).number("eps")
         variance = low.call(aten.sub.Tensor, square, low.call(aten.mul.Tensor, mean, mean))
         safe = low.call(aten.add.Tensor, low.call(aten.clamp.default, variance, 0.0), eps)
         return low.call(aten.mul.Tensor, low.call(aten.sub.Tensor, x, mean), low.call(aten.rsqrt.default, safe))
@@ -207,11 +199,10 @@ class Norm(Rule):
         result = low.call(aten.reshape.default, rows, [-1, *shape[1:]])
         if node.target == aten.layer_norm.default:
             return result
-        at = 2 if node.target == aten.group_norm.default else 1
-        tail = [1] * (len(shape) - 2)
-        for operator, index in ((aten.mul.Tensor, at), (aten.add.Tensor, at + 1)):
-            vector = argument(node, index, "")
-            if isinstance(vector, Node):
+        given, tail = Arguments(node), [1] * (len(shape) - 2)
+        for operator, name in ((aten.mul.Tensor, "weight"), (aten.add.Tensor, "bias")):
+            vector = given.optional(name)
+            if vector is not None:
                 result = low.call(operator, result, low.call(aten.reshape.default, low.plain(vector), [-1, *tail]))
         return result
 
@@ -231,14 +222,13 @@ class AlongDims(Rule):
     why = "computes along the whole time axis"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = operand(node)
-        at = 2 if node.target == aten.roll.default else 1
-        return [(x, norm_dims(argument(node, at, "dim", argument(node, at, "dims", -1)), rank_of(x)))]
+        name = "dims" if node.target in (aten.roll.default, aten.flip.default) else "dim"
+        return [(operand(node), Arguments(node).dims(operand(node), name))]
 
     def layout(self, node: Node) -> Layout:
         x = operand(node)
         if node.target == aten.glu.default:
-            d = norm_dims(argument(node, 1, "dim", -1), rank_of(x))[0]
+            d = Arguments(node).dim(x)
             return known(x).replace(d, Layout.plain([shape_of(node)[d]]).dims[0])
         return known(x)
 

@@ -10,7 +10,8 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import LINEAR, NEAREST, sliding_axis
 from co3d_compile.ir.index_equation import EDGE, Outside, Reads
 from co3d_compile.ir.layout import Axis, Layout
-from co3d_compile.ir.node_reading import argument, operand, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, NoExtension, combine, constant_of, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, refuse_dense, register
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -50,9 +51,8 @@ class Upsample(Rule):
 
     def _scales(self, node: Node) -> dict[int, float] | None:
         """Returns the factor of each axis, if factors are given, and not sizes."""
-        place = 2 if "nearest" in str(node.target) else 3
-        scales = argument(node, place, "scale_factors") if "vec" in str(node.target) else None
-        return None if scales is None else dict(enumerate(scales))
+        scales = Arguments(node).given("scale_factors")
+        return dict(enumerate(scales)) if isinstance(scales, (list, tuple)) else None
 
     def flow(self, node: Node) -> Fact:
         x, _, axis, nearest = self._geometry(node)

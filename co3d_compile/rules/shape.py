@@ -9,8 +9,8 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import argument, norm_dims, operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
@@ -56,11 +56,9 @@ class View(Reshaping):
         x = operand(node)
         lay = known(x)
         if node.target == aten.unsqueeze.default:
-            d = argument(node, 1, "dim") % (lay.rank + 1)
-            return lay.insert(d).as_clip()
+            return lay.insert(Arguments(node).dim(node)).as_clip()
         if node.target in (aten.squeeze.dim, aten.squeeze.dims):
-            dims = norm_dims(argument(node, 1, "dim"), lay.rank)
-            return lay.remove([d for d in dims if lay.shape[d] == 1])
+            return lay.remove([d for d in Arguments(node).dims(x) if lay.shape[d] == 1])
         return lay.view(shape_of(node))
 
 
@@ -69,19 +67,13 @@ class Permutation(Reshaping):
     """Permutations of dims."""
 
     def order(self, node: Node) -> list[int]:
-        x = operand(node)
-        rank = rank_of(x)
-        if node.target == aten.permute.default:
-            return norm_dims(argument(node, 1, "dims"), rank)
-        order = list(range(rank))
-        a, b = (0, 1) if node.target == aten.t.default else (argument(node, 1, "dim0"), argument(node, 2, "dim1"))
-        if rank:
-            order[a % rank], order[b % rank] = order[b % rank], order[a % rank]
+        """Returns the dims of the operand in their new order."""
+        order = order_of(node)
+        assert order is not None
         return order
 
     def layout(self, node: Node) -> Layout:
-        x = operand(node)
-        return known(x).permute(self.order(node))
+        return known(operand(node)).permute(self.order(node))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x = operand(node)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import selected, sliced
 from co3d_compile.ir.index_equation import EDGE, Kernel, Outside
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout
 from co3d_compile.ir.markers import hold
-from co3d_compile.ir.node_reading import argument, operand, rank_of, shape_of, whole
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, fact_of, known
 from co3d_compile.rules.base import Rule, register
@@ -65,23 +65,18 @@ class Select(Renumbering):
 
     why = "selects from a dim into which time is folded"
 
-    def _args(self, node: Node) -> tuple[Node, int, int]:
-        x = operand(node)
-        dim = argument(node, 1, "dim") % rank_of(x)
-        return x, dim, argument(node, 2, "index") % shape_of(x)[dim]
-
     def changed(self, node: Node) -> list[int]:
-        return [self._args(node)[1]]
+        return [selected(node)[1]]
 
     def layout(self, node: Node) -> Layout:
-        x, dim, _ = self._args(node)
+        x, dim, _ = selected(node)
         lay = known(x)
         if lay.dims[dim] == (Axis(TIME, lay.shape[dim]),):
             lay = lay.resize(TIME, 1)
         return lay.replace(dim, [a for a in lay.dims[dim] if a.label]).remove([dim])
 
     def renumbered(self, node: Node, dim: int) -> Kernel:
-        x, _, index = self._args(node)
+        x, _, index = selected(node)
         length = fact_of(x).length
         if length != fact_of(x).clip and index == fact_of(x).clip - 1:
             index = length - 1
@@ -92,13 +87,13 @@ class Select(Renumbering):
         return fact if kernel is None else replace(fact, layout=self.layout(node))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, dim, index = self._args(node)
+        x, dim, index = selected(node)
         place = known(x).entry_dims()[dim]
         new = low.entry(x, i)
         return new if place is None else low.call(aten.select.int, new, place, index)
 
     def window(self, node: Node, low: StepGraph) -> Node:
-        x, dim, index = self._args(node)
+        x, dim, index = selected(node)
         fact = fact_of(x)
         if fact.layout is not None and fact.layout.has(TIME, dim) and index == shape_of(x)[dim] - 1:
             index = -1  # the newest, however long the window is
@@ -150,7 +145,7 @@ class Pad(Renumbering):
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
         """Returns the operand, and the pad in front and at the end of each of its dims."""
         x = operand(node)
-        flat = list(argument(node, 1, "padding"))
+        flat = Arguments(node).integers("pad" if node.target is aten.constant_pad_nd.default else "padding")
         pads = [(0, 0)] * (rank_of(x) - len(flat) // 2)
         return x, pads + [(flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)]
 
@@ -164,7 +159,7 @@ class Pad(Renumbering):
         names = str(node.target)
         value: Outside = EDGE if "replication" in names else None
         if "constant" in names:
-            value = float(argument(node, 2, "value", 0.0))
+            value = float(Arguments(node).number("value"))
         return value, value
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
@@ -191,22 +186,20 @@ class IndexSelect(Rule):
     why = "gathers entries of the clip by their index"
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
-        x = operand(node)
-        return [(x, [argument(node, 1, "dim")])]
+        return [(operand(node), [Arguments(node).dim(operand(node))])]
 
     def weights(self, node: Node) -> list[object]:
-        return [argument(node, 2, "index")]
+        return [Arguments(node).tensor("index")]
 
     def layout(self, node: Node) -> Layout:
         x = operand(node)
-        d = argument(node, 1, "dim") % rank_of(x)
+        d = Arguments(node).dim(x)
         return known(x).replace(d, [Axis("", shape_of(node)[d])])
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, index = node.args[0], node.args[2]
-        assert isinstance(x, Node) and isinstance(index, Node)
-        d = known(x).entry_dims()[argument(node, 1, "dim") % rank_of(x)]
-        return low.call(node.target, low.entry(x, i), d, low.plain(index))
+        x, given = operand(node), Arguments(node)
+        d = known(x).entry_dims()[given.dim(x)]
+        return low.call(node.target, low.entry(x, i), d, low.plain(given.tensor("index")))
 
 
 @register(hold)

@@ -11,7 +11,8 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
-from co3d_compile.ir.node_reading import argument, operand, whole
+from co3d_compile.ir.node_reading import operand, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -225,13 +226,10 @@ class EntryOperators(Builder):
 
     def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
         """Computes a reduction over other dims of one entry."""
-        if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
-            return self.call(node.target, x, node.args[1], dims, keep)
-        if node.target in (aten.var.correction, aten.std.correction):
-            return self.call(node.target, x, dims, correction=node.kwargs.get("correction", 1), keepdim=keep)
-        rest = {name: value for name, value in node.kwargs.items() if name not in ("dim", "keepdim")}
-        single = isinstance(argument(node, 1, "dim"), int)
-        return self.call(node.target, x, dims[0] if single else dims, keep, *node.args[3:], **rest)
+        given = Arguments(node)
+        single = isinstance(given.given("dim"), int)
+        args, kwargs = given.changed(dim=dims[0] if single else dims, keepdim=keep)
+        return self.call(node.target, x, *args[1:], **kwargs)
 
 
 def _batch_first(place: Place | None, rank: int) -> list[int] | None:

@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from co3d_compile.ir.graph_walks import in_order, run_operator
 from co3d_compile.ir.markers import carry, counter, fifo, previous, store
-from co3d_compile.ir.node_reading import argument, operand, operands, shape_of, whole
+from co3d_compile.ir.node_reading import operand, operands, shape_of, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.stored_constants import get_constant
 
 
@@ -54,7 +55,7 @@ class ValuesBeforeStart:
 
     def _steps(self, node: Node) -> int:
         """Counts the steps that a queue reaches back."""
-        return -(-argument(node, 1, "n") // shape_of(operand(node))[1])
+        return -(-whole(node, 1) // shape_of(operand(node))[1])
 
     def _compute(self, node: Node, t: int) -> Any:
         if node in self.same:
@@ -67,7 +68,7 @@ class ValuesBeforeStart:
         if node.op == "get_attr":
             return get_constant(self.module, str(node.target))
         if node.op == "placeholder" or node.target is carry:
-            number = argument(node, 3, "initial", 0.0) if node.target is carry else 0
+            number = Arguments(node).number("initial") if node.target is carry else 0
             return torch.full(tuple(node.meta["val"].shape), number, dtype=node.meta["val"].dtype)
         if node.target is previous:
             return self._known[operand(node), t + 1]
