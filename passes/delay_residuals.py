@@ -14,7 +14,7 @@ from torch.fx import Node
 from co3d_compile.analysis.window_groups import meeting_windows, set_newest
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import delay
-from co3d_compile.ir.node_reading import module_path, operand, operator_name
+from co3d_compile.ir.node_reading import operand, where
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import fact_of, is_stream
@@ -55,8 +55,7 @@ class DelayResiduals(Pass):
             if lag > 64 * step + max(f.lag for f in facts):
                 raise UnsupportedError(
                     "Windows at rates without a common grid meet.",
-                    operator=operator_name(group[0].target),
-                    module_path=module_path(group[0]),
+                    **where(group[0]),
                 )
         modified = False
         for node, fact in zip(group, facts, strict=True):

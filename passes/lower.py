@@ -14,10 +14,10 @@ from co3d_compile.analysis.receptive_field import dependences
 from co3d_compile.analysis.repeated_frames import note_repeated_frames
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
-from co3d_compile.errors import Co3dError, UnsupportedError
+from co3d_compile.errors import Co3dError, UnsupportedError, first_line
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned, shape_of, whole
+from co3d_compile.ir.node_reading import module_path, operand, returned, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Input, Output, Program, RegionRun
@@ -166,9 +166,8 @@ class Lower(Pass):
             hint = "Leave window at the clip's own length." if longer else "Please report this operator."
             what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
             raise UnsupportedError(
-                f"An operator {what}: {(str(error) or type(error).__name__).splitlines()[0]}",
-                operator=operator_name(node.target),
-                module_path=module_path(node),
+                f"An operator {what}: {first_line(error)}",
+                **where(node),
                 hint=hint,
             ) from error
 

@@ -15,7 +15,7 @@ from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned, where
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
@@ -123,8 +123,7 @@ class MarkEnds(Pass):
             elif reads_copies(user) and user in self._remembered:
                 raise UnsupportedError(
                     "It repeats the first entry, is read before that has come, and is remembered for good.",
-                    operator=operator_name(x.target),
-                    module_path=module_path(x),
+                    **where(x),
                     hint="Compile with boundary='exact', or with recurrence='window'.",
                 )
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_walks import reached
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, returned, shape_of
+from co3d_compile.ir.node_reading import operands, place_of, returned, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.time_facts import fact_of, is_stream
@@ -55,5 +55,4 @@ def _crop(node: Node, own: bool) -> StreamedCrop | None:
     first, last = given.given("start") or given.given("index"), given.given("end")
     from_end = isinstance(first, int) and first < 0
     sure = own and not (isinstance(last, int) and 0 <= last < size)
-    where = f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
-    return StreamedCrop(start, end, size, True if from_end else False if sure else None, where)
+    return StreamedCrop(start, end, size, True if from_end else False if sure else None, place_of(node))

@@ -20,7 +20,7 @@ from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.frame_loop import is_loop
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import LayoutLost
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, rank_of, shape_of
+from co3d_compile.ir.node_reading import operands, operator_name, rank_of, shape_of, where
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import (
     KEY,
@@ -325,8 +325,7 @@ def _per_entry_behind(node: Node) -> Names:
 def _refuse_short_window(program: Program, node: Node) -> None:
     raise UsageError(
         f"window={program.options.window} is too short: nothing is left of it.",
-        operator=operator_name(node.target),
-        module_path=module_path(node),
+        **where(node),
         hint="Take a longer window, or compile for a clip of that length.",
     )
 
@@ -339,7 +338,6 @@ def _refuse_channels(program: Program, node: Node) -> None:
     dims = [i.time_dim for i in program.inputs]
     raise UsageError(
         f"time_dim={dims[0] if len(set(dims)) == 1 else dims} is what the model takes for channels.",
-        operator=operator_name(node.target),
-        module_path=module_path(node),
+        **where(node),
         hint="Give the dim that counts the frames; for (N, C, T, H, W) that is 2.",
     )

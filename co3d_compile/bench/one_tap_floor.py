@@ -8,7 +8,7 @@ from torch.fx import Node
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs
 from co3d_compile.ir.graph_edits import insert, insert_constant
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import where
 from co3d_compile.ir.pass_manager import Pass, PassList
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
@@ -81,8 +81,7 @@ def _check_length(node: Node, x: Node, axis: int, axes: int, stride: int) -> Non
     if after != (before - 1) // stride + 1:
         raise UnsupportedError(
             "The floor of a kernel over time that shortens the clip is not known.",
-            operator=operator_name(node.target),
-            module_path=module_path(node),
+            **where(node),
             hint="Measure without the floor.",
         )
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import torch
 
-from co3d_compile.errors import LoadError
+from co3d_compile.errors import LoadError, first_line
 
 EXPORT = "torch.export archive"
 SCRIPT = "TorchScript file"
@@ -171,7 +171,7 @@ def check_export_archive(path: Path) -> None:
     except Exception as error:
         if "Weights only load failed" in str(error):
             raise _runs_code(path, "holds pickled Python objects") from error
-        raise damaged(path, str(error).strip().split("\n")[0][:120]) from error
+        raise damaged(path, first_line(error)[:120]) from error
 
 
 def _runs_code(path: Path, why: str) -> LoadError:

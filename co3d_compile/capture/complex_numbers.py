@@ -17,7 +17,7 @@ from co3d_compile.capture.fourier import Fourier, Parts
 from co3d_compile.errors import CaptureError
 from co3d_compile.ir.aten_operators import VIEWS
 from co3d_compile.ir.graph_edits import insert, insert_constant
-from co3d_compile.ir.node_reading import module_path, operator_name, rank_of
+from co3d_compile.ir.node_reading import rank_of, where
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
@@ -103,7 +103,7 @@ class _Rewriting:
             self.parts[node] = self._linear(node)
         else:
             what = "An operator over complex numbers has no form in real ones here."
-            raise CaptureError(what, operator=operator_name(node.target), module_path=module_path(node), hint=HINT)
+            raise CaptureError(what, **where(node), hint=HINT)
 
     def of(self, node: Node, name: str = "self") -> Parts:
         """Returns the parts of an argument; of a real one, the tensor and zero."""

@@ -14,7 +14,7 @@ from co3d_compile.capture.operator_regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, shape_of, whole
+from co3d_compile.ir.node_reading import operand, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
@@ -75,8 +75,7 @@ def _check_crop(program: Program, node: Node | None, crop: tuple[int, int, int])
     if more > 0 and moved not in usual:
         raise UsageError(
             f"window={program.options.window} has no meaning for frames that are taken by their number.",
-            operator=operator_name(node.target),
-            module_path=module_path(node),
+            **where(node),
             hint="Compile for a clip of that length instead.",
         )
 

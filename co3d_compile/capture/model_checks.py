@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from co3d_compile.errors import CaptureError, UnsupportedError, UsageError
-from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of
+from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of, where
 
 aten = torch.ops.aten
 
@@ -68,16 +68,14 @@ def check_operators(module: GraphModule) -> None:
         if node.target is aten.as_strided.default:  # what is left of it: a step has other strides
             raise UnsupportedError(
                 "It walks through memory from one dim into another.",
-                operator=operator_name(node.target),
-                module_path=module_path(node),
+                **where(node),
                 hint="Write it with slices, unfold or reshape.",
             )
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and free_unbacked_symbols(value):
             raise CaptureError(
                 "How large its result is depends on the values that it is given.",
-                operator=operator_name(node.target),
-                module_path=module_path(node),
+                **where(node),
                 hint="Compute sizes from shapes alone; repeat_interleave takes a number, or output_size.",
             )
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None

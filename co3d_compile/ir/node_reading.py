@@ -28,6 +28,11 @@ def place_of(node: Node) -> str:
     return f"{operator_name(node.target)} in {module_path(node) or 'the model'}"
 
 
+def where(node: Node) -> dict[str, str]:
+    """Names the operator and its module as errors take them: ``raise UsageError(what, **where(node))``."""
+    return {"operator": operator_name(node.target), "module_path": module_path(node)}
+
+
 def returned(graph: Graph) -> list[Node]:
     """Returns the nodes that a graph gives, in their order."""
     return list(graph.output_node().args[0])  # type: ignore[arg-type]

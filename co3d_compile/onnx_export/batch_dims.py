@@ -13,7 +13,7 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import module_path, operator_name, place_of, rank_of, returned
+from co3d_compile.ir.node_reading import place_of, rank_of, returned, where
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
@@ -213,8 +213,7 @@ def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tens
         except Exception as error:  # whatever a meta kernel raises for sizes that do not fit
             raise UnsupportedError(
                 "It fixes how many boxes there are.",
-                operator=operator_name(node.target),
-                module_path=module_path(node),
+                **where(node),
                 hint="Let it take any number of rows: x.flatten(1) or x.reshape(len(boxes), -1), for example.",
             ) from error
     wanted = [*program.placeholders(), *returned(program.graph)]

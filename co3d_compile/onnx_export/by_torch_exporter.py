@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import where
 from co3d_compile.onnx_export.batch_dims import Value, grown_dims
 from co3d_compile.support.silence_torch import quiet
 
@@ -65,8 +65,7 @@ def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
         given = node.target in TRANSLATIONS
         raise UnsupportedError(
             f"Its ONNX translation fails: {_cause(error)}." if given else "There is no ONNX operator for this one.",
-            operator=operator_name(node.target),
-            module_path=module_path(node),
+            **where(node),
             hint="Give its translation: co3d.rule(op, onnx=…), see docs/custom_operators.md.",
         ) from error
     assert program is not None

@@ -11,7 +11,7 @@ from torch.fx import Node
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside, Reads
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, overloads
+from co3d_compile.ir.node_reading import operands, overloads, where
 from co3d_compile.ir.time_facts import (
     Fact,
     NoExtension,
@@ -197,8 +197,7 @@ def refuse_dense(node: Node) -> None:
     if any(fact_of(n).dense for n in node.all_input_nodes):
         raise UnsupportedError(
             "Up-sampling over time has no meaning with stride_mode='dense'.",
-            operator=operator_name(node.target),
-            module_path=module_path(node),
+            **where(node),
             hint="Use stride_mode='step'.",
         )
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.box_operators import ALIGN, BOXES, POOL
 from co3d_compile.ir.layout import Layout, LayoutLost
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of, where
 from co3d_compile.ir.time_facts import STATIC, Fact, Kind, combine, fact_of, known
 from co3d_compile.rules.base import Rule, register
 
@@ -25,8 +25,7 @@ class Boxes(Rule):
         if x.time is not None and x.time.size > 1:
             raise UnsupportedError(
                 "Boxes are cut out of several frames at once: which of them a box belongs to is not known.",
-                operator=operator_name(node.target),
-                module_path=module_path(node),
+                **where(node),
                 hint="Pool over time first, as detection heads do.",
             )
         return Layout((known(boxes).dims[0], x.dims[1], *Layout.plain(shape_of(node)[2:]).dims))

@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED, VIEWS
 from co3d_compile.ir.graph_walks import run_operator
-from co3d_compile.ir.node_reading import module_path, operands, operator_name
+from co3d_compile.ir.node_reading import operands, where
 from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.step_graph.builder import Builder
@@ -68,8 +68,7 @@ def _open(a: Node, b: Node, one: Argument, two: Argument) -> Argument:
         if a.target not in SIZED:
             raise UnsupportedError(
                 "A number among its arguments grows with the batch.",
-                operator=operator_name(a.target),
-                module_path=module_path(a),
+                **where(a),
                 hint="Compile it for one clip: take the batch out of it.",
             )
         return -1

@@ -13,7 +13,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import shape_of
+from co3d_compile.ir.node_reading import shape_of, where
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule
 from co3d_compile.rules.pointwise import POINTWISE
@@ -27,7 +27,6 @@ from co3d_compile.user_operators.entry_function import (
     by_operator,
     inline,
     over_clip,
-    where,
 )
 
 aten = torch.ops.aten

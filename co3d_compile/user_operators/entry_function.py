@@ -20,7 +20,7 @@ from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.errors import UsageError, first_line
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.node_reading import module_path, operator_name, returned
+from co3d_compile.ir.node_reading import returned, where
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.passes.canonicalize import Canonicalize
@@ -208,8 +208,3 @@ def any_batch(node: Node, inner: Node, tree: Any) -> Any:
         )
 
     return pytree.tree_map(free, tree)
-
-
-def where(node: Node) -> dict[str, str]:
-    """Returns the operator and its module, for errors."""
-    return {"operator": operator_name(node.target), "module_path": module_path(node)}

@@ -22,7 +22,7 @@ from co3d_compile.contract.json_readers import Json
 from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
 from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.stored_report import stored_report
-from co3d_compile.errors import Co3dError, ContractError, LoadError
+from co3d_compile.errors import Co3dError, ContractError, LoadError, first_line
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import module_path
 from co3d_compile.ir.operator_row import as_rows
@@ -100,7 +100,7 @@ class Bisect:
             self.rows = self._matched()
             worst = self._search(progress)
         except (NoMatch, NoReference, LoadError, ContractError) as why:
-            return Bisection(None, f"Where it differs first is not known: {str(why).splitlines()[0]}")
+            return Bisection(None, f"Where it differs first is not known: {first_line(why)}")
         compared, known = len(self.errors), len(self._known())
         if worst is None:
             return Bisection(None, self._nothing(), compared, known)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 from torch.utils import _pytree as pytree
 
+from co3d_compile.errors import first_line
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.node_reading import place_of
 from co3d_compile.ir.program import Program
@@ -136,8 +137,7 @@ class LongClip(Interpreter):
             if value is None and isinstance(error, NoReference):
                 raise
             if value is None:
-                what = str(error).strip().split("\n")[0]
-                raise NoReference(f"{place_of(n)}: {what}") from error
+                raise NoReference(f"{place_of(n)}: {first_line(error)}") from error
         return self._seen(n, value)
 
     def _arguments(self, n: Node) -> tuple[Arguments, Named]:

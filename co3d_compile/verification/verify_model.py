@@ -20,7 +20,7 @@ from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.weights_digest import CHANGED, wrong_weights
-from co3d_compile.errors import UsageError, VerificationError
+from co3d_compile.errors import UsageError, VerificationError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
@@ -282,7 +282,7 @@ class _Check:
             if not all(_finite(values) for values in expected.values()):
                 expected = self._long_clip(segment.clip, segment, indices)
         except NoReference as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             expected = reference.clips(segment.clip, segment.front, indices)
             found = largest_error(self.info, segment.results, expected)
             if self.info.window not in (None, reference.clip) or found.missing or found.relative > ABOUT_RIGHT:
