@@ -79,43 +79,6 @@ def _convolved(
     return total.reshape(-1, entries, *total.shape[1:]).transpose(1, 2)
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    dilation = _each(dilation)
-    if isinstance(padding, str):
-        amounts = [(d * (k - 1) if padding == "same" else 0) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        padding = [amount // 2 for amount in amounts]
-        x = aten.constant_pad_nd(x, [more for amount in reversed(amounts) for more in (0, amount % 2)])
-    return _convolved(x, weight, bias, _each(stride), _each(padding), dilation, False, [0, 0, 0], groups)
-
-
-def _transposed_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Any:
-    numbers = _each(stride), _each(padding), _each(dilation), True, _each(output_padding)
-    return _convolved(x, weight, bias, *numbers, groups)
-
-
-def _each(numbers: int | Sequence[int]) -> Sequence[int]:
-    """Returns one number for each of three dims."""
-    values = [numbers] if isinstance(numbers, int) else list(numbers)
-    return values * 3 if len(values) == 1 else values
-
-
 def _with_zeros_between(x: Tensor, step: int) -> Tensor:
     """Returns the entries of dim 2 as far from each other as the stride is."""
     if step == 1:
@@ -125,12 +88,19 @@ def _with_zeros_between(x: Tensor, step: int) -> Tensor:
     return filled.reshape(n, channels, entries * step, *place)[:, :, : (entries - 1) * step + 1]
 
 
+COMPOSITES = torch.export.default_decompositions()
 TABLE: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     aten.clone.default: _copied,
     aten.convolution.default: _convolved,
-    aten.conv3d.default: _convolution,
-    aten.conv3d.padding: _convolution,
-    aten.conv_transpose3d.input: _transposed_convolution,
+    **{
+        operator: COMPOSITES[operator]
+        for operator in (
+            aten.conv3d.default,
+            aten.conv3d.padding,
+            aten._convolution_mode.default,
+            aten.conv_transpose3d.input,
+        )
+    },
     **dict.fromkeys(
         (
             aten.__rshift__.Scalar,
