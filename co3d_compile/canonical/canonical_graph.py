@@ -98,7 +98,7 @@ def _constant(program: Program, node: Node, value: torch.Tensor, learned: bool) 
 
 
 def _same_dtype(node: Node) -> bool:
-    if node.target not in (aten._to_copy.default, aten.to.dtype, aten.expand.default, aten.slice.Tensor):
+    if node.target not in (aten._to_copy.default, aten.expand.default, aten.slice.Tensor):
         return False
     old, new = operand(node).meta["val"], node.meta["val"]
     return old.dtype == new.dtype and old.shape == new.shape and Arguments(node).given("step") in (None, 1)

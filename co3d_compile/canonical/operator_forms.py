@@ -139,7 +139,7 @@ def _addmm(program: Program, node: Node) -> None:
     """Writes ``addmm(bias, x, weight.t())`` as a linear layer."""
     bias, x, transposed = node.args
     assert isinstance(transposed, Node)
-    if transposed.target in (aten.t.default, aten.permute.default, aten.transpose.int) and not node.kwargs:
+    if transposed.target in (aten.permute.default, aten.transpose.int) and not node.kwargs:
         replace(node, insert(program, node, aten.linear.default, x, transposed.args[0], bias))
 
 

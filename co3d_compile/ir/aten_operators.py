@@ -27,7 +27,6 @@ SAME = {
     aten.clone.default,
     aten.detach.default,
     aten.alias.default,
-    aten.dropout.default,
     aten.contiguous.default,
     aten.lift_fresh_copy.default,
     aten.lift_fresh.default,

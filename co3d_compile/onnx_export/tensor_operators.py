@@ -10,7 +10,7 @@ from torch.fx.node import Target
 from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs, reduced
 from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
-from co3d_compile.ir.operator_arguments import Arguments
+from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.onnx_export.emitter import TABLE, Attribute, Emitter, declared, translates
 
 aten = torch.ops.aten
@@ -26,7 +26,8 @@ TABLE.update(
         aten.view.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("size")),
         aten._unsafe_view.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("size")),
         aten.reshape.default: lambda e, node: e.op("Reshape", operand(node), Arguments(node).integers("shape")),
-        aten.permute.default: lambda e, node: e.op("Transpose", operand(node), perm=Arguments(node).dims(node, "dims")),
+        aten.permute.default: lambda e, node: e.op("Transpose", operand(node), perm=order_of(node) or []),
+        aten.transpose.int: lambda e, node: e.op("Transpose", operand(node), perm=order_of(node) or []),
         aten.unsqueeze.default: lambda e, node: e.op("Unsqueeze", operand(node), [Arguments(node).dim(node)]),
         aten.expand.default: lambda e, node: e.op(
             "Expand", operand(node), [1 if size == -1 else size for size in Arguments(node).integers("size")]
@@ -100,14 +101,6 @@ def _slice(e: Emitter, node: Node) -> ir.Value:
     start = 0 if given.given("start") is None else given.integer("start")
     end = 2**62 if given.given("end") is None else given.integer("end")
     return e.op("Slice", given.tensor(), [start], [end], [given.dim(node)], [given.integer("step")])
-
-
-@translates(aten.transpose.int, aten.t.default)
-def _transpose(e: Emitter, node: Node) -> ir.Value:
-    given, order = Arguments(node), list(range(rank_of(node)))
-    a, b = (0, 1) if node.target is aten.t.default else (given.dim(node, "dim0"), given.dim(node, "dim1"))
-    order[a], order[b] = order[b], order[a]
-    return e.op("Transpose", operand(node), perm=order)
 
 
 @translates(aten.squeeze.dim, aten.squeeze.dims)

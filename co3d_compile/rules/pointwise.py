@@ -184,8 +184,6 @@ def _beside_rows(low: StepGraph, seen: Node, layout: Layout) -> Node:
 
 POINTWISE = Pointwise()
 register(
-    aten.dropout,
-    aten.to,
     aten._to_copy,
     aten.hardtanh,
     aten.relu6,

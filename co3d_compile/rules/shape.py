@@ -44,8 +44,6 @@ class Reshaping(Rule):
     aten.view.default,
     aten._unsafe_view.default,
     aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
     aten.squeeze,
     aten.unsqueeze.default,
 )
@@ -62,7 +60,7 @@ class View(Reshaping):
         return lay.view(shape_of(node))
 
 
-@register(aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int)
+@register(aten.permute.default, aten.transpose.int)
 class Permutation(Reshaping):
     """Permutations of dims."""
 
@@ -86,7 +84,7 @@ class Permutation(Reshaping):
         return low.same(node)
 
 
-@register(aten.expand.default, aten.repeat.default, aten.expand_as.default)
+@register(aten.expand.default, aten.repeat.default)
 class Expansion(Reshaping):
     """Expansion of dims of size one; a single entry of time must not be expanded along time, but for a gate's."""
 
