@@ -72,7 +72,7 @@ def option(*names: str, group: str, **kwargs: Any) -> Callable[[F], F]:
 
 
 def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Returns one decorator for several options, in the order in which ``--help`` lists them."""
+    """Makes one decorator of several options, in the order in which ``--help`` lists them."""
 
     def add(command: F) -> F:
         for each in reversed(options):
@@ -150,7 +150,7 @@ class Command(OneLineMain):
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Returns what to tell the user about an exception, and the exit code."""
+    """Says what to tell the user about an exception, and the exit code."""
     if isinstance(error, Stopped):
         return f"stopped by {signal.Signals(error.number).name}; {error.state}", SIGNALLED + error.number
     if isinstance(error, Co3dError):
@@ -246,13 +246,13 @@ def quiet(verbose: int) -> Iterator[None]:
 
 
 def stdout() -> TextIO:
-    """Returns the real stdout, past `quiet`."""
+    """Finds the real stdout, past `quiet`."""
     stream: TextIO = click.get_current_context().meta[__name__][0]
     return stream
 
 
 def stderr() -> TextIO:
-    """Returns the real stderr, past `quiet`."""
+    """Finds the real stderr, past `quiet`."""
     stream: TextIO = click.get_current_context().meta[__name__][1]
     return stream
 

@@ -56,7 +56,7 @@ def command(as_json: bool, verbose: int) -> None:
 
 
 def examine() -> Report:
-    """Returns all findings as one dict."""
+    """Collects all findings in one dict."""
     features = []
     distributions = metadata.packages_distributions()
     for name, packages, install in FEATURES:

@@ -16,7 +16,7 @@ LEFT, RIGHT = -8.0, 0.0  # powers of ten at the ends of a bar
 
 
 def errors_chart(errors: list[Report], tolerance: float) -> Table:
-    """Returns a line for each step, or for some that follow each other.
+    """Draws a line for each step, or for some that follow each other.
 
     The largest error, and a bar on a logarithmic scale.
     """

@@ -46,7 +46,7 @@ class NamedShapeType(click.ParamType[Any]):
 
 
 def parse_kwargs(ctx: click.Context, param: click.Parameter, value: str | None) -> Report | None:
-    """Returns the callback of ``--kwargs``."""
+    """Reads what ``--kwargs`` gives."""
     if value is None:
         return None
     try:

@@ -175,7 +175,7 @@ class Live:
 
 
 def result_of(model: Path, source: Source, predictor: Predictor, live: Live, sinks: Sinks) -> Report:
-    """Returns what ``--json`` prints, and the summary says."""
+    """Collects what ``--json`` prints, and the summary says."""
     steps = sorted(live.steps)
     sure = live.predictions - live.warmup
     return {

@@ -65,7 +65,7 @@ DEFAULTS = ServeOptions()
 
 
 def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS, **more: Any) -> Any:
-    """Returns an option whose default is that of ``ServeOptions``."""
+    """Makes an option whose default is that of ``ServeOptions``."""
     field = name.removeprefix("--").replace("-", "_")
     default = getattr(DEFAULTS, field)
     shown = default is not None

@@ -88,7 +88,7 @@ def facts_table(*rows: Row) -> Table:
 
 
 def rows_table(title: str, *columns: str) -> Table:
-    """Returns a table of rows under a title."""
+    """Makes a table of rows under a title."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.min_width = len(title)
     for column in columns:
@@ -120,7 +120,7 @@ def _actions(rows: list[Report]) -> Table:
 
 
 def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | None:
-    """Returns the modules that an answer waits for, those that add most first; None: there are none."""
+    """Lists the modules that an answer waits for, those that add most first; None: there are none."""
     if not rows:
         return None
     table = rows_table("What makes answers late", "frames", "operator", "module")
@@ -135,7 +135,7 @@ def delays(rows: list[Report], fps: float | None, limit: int | None) -> Table | 
 
 
 def regions_table(rows: list[Report]) -> Table | None:
-    """Returns what is local in time; None: nothing is."""
+    """Lists what is local in time; None: nothing is."""
     if not rows:
         return None
     table = rows_table("Local in time: run on a few entries at every step", "region", "reach and cost")
@@ -168,7 +168,7 @@ def recomputed_table(rows: list[Report], limit: int | None = None) -> Table | No
 
 
 def verification(result: Report | None) -> Text:
-    """Returns one line on a verification: passed or not, by how much, and beside what."""
+    """Writes one line on a verification: passed or not, by how much, and beside what."""
     if result is None:
         return Text("skipped", style="yellow")
     if result["passed"]:

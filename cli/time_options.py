@@ -43,7 +43,7 @@ class DelayType(click.ParamType[Any]):
 
 
 def frames_of(delay: int | str | None, fps: float | None) -> int | None:
-    """Returns a delay in frames, rounded down.
+    """Counts the frames of a delay, rounded down.
 
     Raises:
         UsageError: It is in seconds, and nothing says how long a frame is.
@@ -56,7 +56,7 @@ def frames_of(delay: int | str | None, fps: float | None) -> int | None:
 
 
 def choice(name: str, values: Sequence[str], help: str) -> Callable[[F], F]:
-    """Returns an option with a few values, the first of which is the default."""
+    """Makes an option with a few values, the first of which is the default."""
     return option(name, type=click.Choice(values), default=values[0], show_default=True, group=TIME, help=help)
 
 
@@ -118,7 +118,7 @@ def refuse_options(model: str) -> None:
 
 
 def take_time(options: Options, fps: float | None = None) -> Report:
-    """Returns the arguments of ``co3d.compile`` that these options give; takes the options out of ``options``.
+    """Collects the arguments of ``co3d.compile`` that these options give; takes the options out of ``options``.
 
     Args:
         options: Those of the command line.

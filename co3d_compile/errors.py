@@ -97,12 +97,12 @@ def first_line(error: Exception) -> str:
 
 
 def without_extension(operators: Sequence[str], hint: str) -> UnsupportedError:
-    """Returns the error of a network of which parts would run again at each step, where that is refused."""
+    """Makes the error of a network of which parts would run again at each step, where that is refused."""
     return UnsupportedError(f"These operators have no extension beyond the clip: {'; '.join(operators)}.", hint=hint)
 
 
 def not_onnx(model: str | os.PathLike[str] | bytes) -> str:
-    """Returns the way out with a file, or its content, that onnxruntime does not open."""
+    """Says the way out with a file, or its content, that onnxruntime does not open."""
     if isinstance(model, bytes):
         start = model[:2]
     else:

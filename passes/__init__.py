@@ -20,7 +20,7 @@ from co3d_compile.passes.windows_and_gates import WindowsAndGates
 
 
 def default_passes() -> PassList:
-    """Returns a new list of the passes that :func:`co3d_compile.compile` runs."""
+    """Makes a new list of the passes that :func:`co3d_compile.compile` runs."""
     return PassList(
         [
             Canonicalize(),

@@ -34,7 +34,7 @@ class AnnotateTime(Pass):
 
 
 def local_text(part: Region) -> str:
-    """Returns what is local, for people."""
+    """Says what is local, for people."""
     reads = f"each entry depends on {part.before} entries before it and {part.after} after it"
     return f"{part.operator} in {part.module_path or 'the model'}: has no rule, but is local in time ({reads})"
 

@@ -182,7 +182,7 @@ def _length_multiple(program: Program) -> int:
 
 
 def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:
-    """Returns the error of an operator whose clip form has no stream with ends, or with a first entry."""
+    """Makes the error of an operator whose clip form has no stream with ends, or with a first entry."""
     for_good = "" if back else ", and what remembers for good reads those in front"
     return UnsupportedError(
         f"It reads entries from inside the clip at its ends (reflected, or of the other end){for_good}.",

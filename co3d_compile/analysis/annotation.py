@@ -154,7 +154,7 @@ def separate_starts(program: Program, decisions: Decisions, names: frozenset[str
 
 
 def late_starts(program: Program) -> frozenset[str]:
-    """Returns the names of the streams that wait for a start of their own: with ends, or if something remembers it."""
+    """Names the streams that wait for a start of their own: with ends, or if something remembers it."""
     exact = program.options.boundary == "exact"
     nodes = program.graph.nodes if exact else remembered(program.graph)
     return frozenset(n.name for n in nodes if is_stream(n) and any(map(is_start, n.all_input_nodes)))

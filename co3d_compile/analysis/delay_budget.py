@@ -32,7 +32,7 @@ class DelayBudget:
         self.model, self.kernels, self.budget, self.by = model, model.kernels, budget, by
 
     def left(self) -> dict[Node, int]:
-        """Returns the kernels to be changed, and how many entries of the future each is left.
+        """Chooses the kernels to be changed, and how many entries of the future each keeps.
 
         Raises:
             UnsupportedError: Even with no future at all some output would be too late.
@@ -49,7 +49,7 @@ class DelayBudget:
         return self._given_back(left)
 
     def changes(self, left: Left) -> dict[Node, Change]:
-        """Returns what is done to each kernel."""
+        """Says what is done to each kernel."""
         return {n: self.kernels[n].change(future, self.by) for n, future in left.items()}
 
     def _facts(self, left: Left) -> Facts:
@@ -77,7 +77,7 @@ class DelayBudget:
 
 
 def late_error(budget: int, least: int, waiting: list[str]) -> UnsupportedError:
-    """Returns the error of a budget that is too small."""
+    """Makes the error of a budget that is too small."""
     why = f" What makes it late has no causal form: {', '.join(waiting[:4])}." if waiting else ""
     return UnsupportedError(
         f"max_delay={budget} is less than the {plural(least, 'frame')} that this network needs at least.{why}",

@@ -40,7 +40,7 @@ class DelayModel:
         self.outputs = [n for n in output.all_input_nodes if is_stream(n) or is_window(n)]
 
     def facts(self, changes: Mapping[Node, Change]) -> Facts:
-        """Returns the facts of all streaming tensors with some kernels changed."""
+        """Computes the facts of all streaming tensors with some kernels changed."""
         found: dict[Node, Fact] = {}
         for node in filter(is_stream, self.program.graph.nodes):
             found[node] = self._fact(node, found, changes.get(node))
@@ -95,7 +95,7 @@ class DelayModel:
         return [n for n in reached([output], lambda n: [] if is_stream(n) else operands(n)) if is_stream(n)]
 
     def critical(self, outputs: Iterable[Node], facts: Facts) -> dict[Node, list[Node]]:
-        """Returns what some outputs wait for: for each node on these paths those before it that come last."""
+        """Finds what some outputs wait for: for each node on these paths those before it that come last."""
         before: dict[Node, list[Node]] = {}
         stack = list(outputs)
         while stack:
@@ -114,7 +114,7 @@ class DelayModel:
         return before
 
     def waiting(self, outputs: Iterable[Node], facts: Facts) -> list[str]:
-        """Returns the operators on the way to some outputs that make them late, for people."""
+        """Lists the operators that some outputs wait for, as people read them."""
         found: dict[str, None] = {}
         for node, others in self.critical(outputs, facts).items():
             if is_stream(node) and others:

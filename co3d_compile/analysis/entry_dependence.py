@@ -55,7 +55,7 @@ class Tracker:
         self.marks: dict[Node, Marks] = {}
 
     def follow(self, marks: Mapping[int, Tensor]) -> dict[Node, Marks]:
-        """Returns the marks of every node that has any, from those of some inputs."""
+        """Marks every node that depends on marked entries of some inputs."""
         self.marks = {self.inputs[i]: mark for i, mark in marks.items()}
         for node in self.nodes:
             if any(n in self.marks for n in node.all_input_nodes):

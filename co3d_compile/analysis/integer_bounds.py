@@ -52,7 +52,7 @@ class IntegerBounds:
         self._known: dict[Node, Bounds | None] = {}
 
     def of(self, node: Node) -> Bounds | None:
-        """Returns the bounds of each number of a tensor; None where nothing is known, or they are no integers."""
+        """Bounds each number of a tensor; None where nothing is known, or they are no integers."""
         if node not in self._known:
             self._known[node] = self._found(node)
         return self._known[node]

@@ -50,17 +50,17 @@ class FutureKernel:
         return place.dim
 
     def future(self, left: int = 0) -> int:
-        """Returns how many taps read more than ``left`` entries of the future."""
+        """Counts the taps that read more than ``left`` entries of the future."""
         offset = (self.kernel.k - 1) * self.kernel.d - self.reach
         return sum(i * self.kernel.d - offset > left for i in range(self.kernel.k))
 
     def share(self, left: int = 0) -> float:
-        """Returns the share of the weights that these taps have."""
+        """Says which share of the weights these taps have."""
         count = self.future(left)
         return sum(self.taps[len(self.taps) - count :]) if count else 0.0
 
     def change(self, left: int, by: str) -> Change:
-        """Returns what leaves at most so many entries of the future."""
+        """Finds the change that leaves at most so many entries of the future."""
         return Change(later=self.reach - left) if by == "shift" else Change(dropped=self.future(left))
 
     def through(self, x: Fact, change: Change) -> Fact:
@@ -76,7 +76,7 @@ class FutureKernel:
 
 
 def future_kernels(program: Program) -> list[FutureKernel]:
-    """Returns all of an annotated program."""
+    """Finds all of an annotated program."""
     found = (_future_kernel(program, n) for n in program.graph.nodes if n.op == "call_function" and is_stream(n))
     return [kernel for kernel in found if kernel is not None]
 

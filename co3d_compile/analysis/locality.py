@@ -64,7 +64,7 @@ class Dependence:
 
 
 def dependences(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: int) -> list[Dependence]:
-    """Returns which entries of the result of a graph depend on which of each input.
+    """Finds which entries of the result of a graph depend on which of each input.
 
     Args:
         module: The graph at one length.
@@ -82,7 +82,7 @@ def dependences(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], 
 
 
 def spread(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: int) -> int:
-    """Returns how many entries of the result depend on the entry in the middle of some input.
+    """Counts the entries of the result that depend on the entry in the middle of some input.
 
     From the first to the last.
     """
@@ -121,7 +121,7 @@ def _chosen(entries: int, size: int) -> list[int]:
 
 
 def reach_of(found: Sequence[Dependence]) -> Reach | None:
-    """Returns the reach of a result; None if it is not local, or the clip is too short to show that.
+    """Finds the reach of a result; None if it is not local, or the clip is too short to show that.
 
     Of all periods the smallest with two blocks at least of the same pattern in the interior. What is in front of them
     and behind them depends on the ends of the clip, and may be anything.

@@ -50,11 +50,11 @@ class Part:
         return 1 if self.captures.wide is not None else None
 
     def at(self, entries: int) -> GraphModule:
-        """Returns the part at a length, for one clip."""
+        """Captures the part at a length, for one clip."""
         return self.captures.at(entries, self.batch)
 
     def inputs(self, entries: int, generator: torch.Generator, scale: float = 1.0) -> list[Tensor]:
-        """Returns random clips, one of each input."""
+        """Draws random clips, one of each input."""
         shapes = self.captures.shapes(entries, self.batch)
         return [drawn(shape, dtype, generator, scale) for shape, dtype in zip(shapes, self.dtypes, strict=True)]
 
@@ -178,7 +178,7 @@ def odd_entries(part: Part, found: Sequence[Dependence], period: int, entries: i
 
 
 def run_length(captures: Captures, reach: Reach, block: int) -> int:
-    """Returns the least number of entries at which a block has its reach, and which the graph can take.
+    """Finds the least number of entries at which a block has its reach, and which the graph can take.
 
     Raises:
         NotLocal: There is none.
@@ -293,7 +293,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def drawn(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Returns random numbers; integers of all that their kind can be, if that is few."""
+    """Draws random numbers; integers of all that their kind can be, if that is few."""
     if dtype.is_floating_point:
         x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
         return x * scale if scale else torch.full_like(x, float(x.flatten()[0]))

@@ -60,7 +60,7 @@ POINTWISE = _names("full_like where masked_fill bucketize _to_copy to type_as cl
 
 
 def name_of(node: Node) -> str:
-    """Returns the name of an operator without its namespace."""
+    """Names an operator without its namespace."""
     return operator_name(node.target).removeprefix("aten.")
 
 

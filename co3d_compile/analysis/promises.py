@@ -37,12 +37,12 @@ STATES = {previous, fifo, carry, counter}
 
 
 def calls(program: Program) -> Iterator[Node]:
-    """Returns the operators of the graph."""
+    """Lists the operators of the graph."""
     return (n for n in program.graph.nodes if n.op == "call_function")
 
 
 def named(node: Node) -> str:
-    """Returns a node, for people."""
+    """Names a node for people."""
     return f"{node.name} ({place_of(node)})"
 
 
@@ -109,7 +109,7 @@ def continual(program: Program) -> str | None:
 
 
 def entries(x: Node) -> int:
-    """Returns how many entries of a streaming tensor there are in a step, past ones among them."""
+    """Counts the entries of a streaming tensor that there are in a step, past ones among them."""
     if x.target is take:
         return whole(x, 2)
     if x.target is history:

@@ -37,7 +37,7 @@ class Dependence:
     high: int = -(2**40)
 
     def earlier(self, steps: int, frames: int) -> Dependence:
-        """Returns the dependence of the value that was there so many steps ago."""
+        """Moves the dependence to the value that was there so many steps ago."""
         low = None if self.low is None else self.low - steps * frames
         return Dependence(self.steps + steps, low, self.high - steps * frames)
 
@@ -62,7 +62,7 @@ class Places:
 
 
 def union(parts: Iterable[Dependence]) -> Dependence:
-    """Returns what depends on all of these."""
+    """Joins what depends on all of these."""
     parts = list(dict.fromkeys(parts))
     steps = max((p.steps for p in parts), default=0)
     parts = [p for p in parts if not p.empty]
@@ -74,7 +74,7 @@ def union(parts: Iterable[Dependence]) -> Dependence:
 
 
 def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -> dict[Node, Dependence]:
-    """Returns the dependence of every node of a lowered graph.
+    """Finds what every node of a lowered graph depends on.
 
     Args:
         graph: As ``lower`` wrote it.

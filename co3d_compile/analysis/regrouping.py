@@ -29,7 +29,7 @@ KEPT = -1
 
 
 def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
-    """Returns how the operands of an operator are regrouped so that it streams; empty where that does not help."""
+    """Finds how the operands of an operator are regrouped so that it streams; empty where that does not help."""
     for facts in _candidates(node, rule):
         with facts_as({x: fact for x, (fact, _) in facts.items()}):
             if _streams(node, rule, scope):
@@ -38,7 +38,7 @@ def regroupings(node: Node, rule: Rule, scope: str) -> frozenset[Regrouping]:
 
 
 def firsts_kept(node: Node, rule: Rule) -> frozenset[Regrouping]:
-    """Returns what must be the first entry for ever so that an operator streams which meets it; empty where none is.
+    """Finds what must be the first entry for ever so that an operator streams which meets it; empty where none is.
 
     In ``f(x) - g(x[:, :, :1])`` it is what g reads.
     """
@@ -57,7 +57,7 @@ def firsts_kept(node: Node, rule: Rule) -> frozenset[Regrouping]:
 
 
 def folded(node: Node) -> dict[Node, tuple[Fact, tuple[int, ...]]]:
-    """Returns the operands whose entries have several places in the dim of time, and what they are as entries."""
+    """Finds the operands whose entries have several places in the dim of time, and what they are as entries."""
     found: dict[Node, tuple[Fact, tuple[int, ...]]] = {}
     for x in node.all_input_nodes:
         place = fact_of(x).time
@@ -67,7 +67,7 @@ def folded(node: Node) -> dict[Node, tuple[Fact, tuple[int, ...]]]:
 
 
 def split_views(program: Program) -> dict[str, tuple[int, ...]]:
-    """Returns the captured views that split time into blocks, and the shape of each for a clip twice as long."""
+    """Finds the captured views that split time into blocks, and the shape of each for a clip twice as long."""
     captured = set(program.notes.captured)
     readers = [r for n in program.graph.nodes if n.target is blocks for r in n.users]
     found = {}

@@ -49,7 +49,7 @@ def over_time(x: Node, dim: int) -> bool:
 
 
 def last_of_front(node: Node) -> int | None:
-    """Returns how many entries of a stream a slice or selection takes from its front; None for anything else."""
+    """Counts the entries of a stream that a slice or selection takes from its front; None for anything else."""
     part = part_taken(node)
     if part is None:
         return None
@@ -58,7 +58,7 @@ def last_of_front(node: Node) -> int | None:
 
 
 def first_entries(x: Node) -> list[Node] | None:
-    """Returns the first entries of streams that a single entry is computed from, and from nothing else; else None."""
+    """Finds the first entries of streams that a single entry is computed from, and from nothing else; else None."""
 
     def onward(n: Node) -> list[Node]:
         return [] if last_of_front(n) == 1 else moving(n)
@@ -70,7 +70,7 @@ def first_entries(x: Node) -> list[Node] | None:
 
 
 def moving(node: Node) -> list[Node]:
-    """Returns the operands that are no constants."""
+    """Lists the operands that are no constants."""
     return [x for x in operands(node) if fact_of(x).kind is not Kind.STATIC]
 
 
@@ -94,7 +94,7 @@ def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
 
 
 def starts_behind(node: Node) -> frozenset[str]:
-    """Returns the names of what computes the start that a node reads."""
+    """Names what computes the start that a node reads."""
     found = reached(filter(is_start, operands(node)), lambda n: filter(is_start, operands(n)))
     return frozenset(n.name for n in found)
 

@@ -75,7 +75,7 @@ class Structure(Interpreter):
     # --- zeros
 
     def zero(self, node: Node) -> Tensor:
-        """Returns which numbers are zero whatever the inputs are."""
+        """Marks the numbers that are zero whatever the inputs are."""
         if node not in self._zero:
             self._zero[node] = self._find_zero(node)
         return self._zero[node]
@@ -150,7 +150,7 @@ class Structure(Interpreter):
     # --- scores that a mask has taken out
 
     def low(self, node: Node) -> Tensor:
-        """Returns which numbers are so low by a constant mask that they have no part in a softmax or a maximum."""
+        """Marks the numbers that a constant mask makes so low that they have no part in a softmax or a maximum."""
         if node not in self._low:
             self._low[node] = self._find_low(node)
         return self._low[node]
@@ -184,7 +184,7 @@ def moved(
     fill: float = 0.0,
     data: Collection[object] | None = None,
 ) -> Any:
-    """Returns an operator that moves numbers, applied to other numbers.
+    """Applies an operator that moves numbers to other numbers.
 
     Args:
         node: The operator.
@@ -203,7 +203,7 @@ def moved(
 
 
 def product(node: Node, values: Mapping[Node, Tensor], only: Node | None = None) -> Tensor | None:
-    """Returns where a product of marks is not zero; None for a product that is not understood.
+    """Marks where a product of marks is not zero; None for a product that is not understood.
 
     Args:
         node: A matrix product or a convolution.

@@ -111,7 +111,7 @@ class TimeWalk:
         return self.decisions
 
     def next(self, given: Decisions, decisions: Decisions) -> TimeWalk:
-        """Returns the walk behind this one: what was found in front of the first node that is decided anew stays so.
+        """Begins the walk behind this one: what was found in front of the first node that is decided anew is kept.
 
         Args:
             given: What was decided when this walk began.

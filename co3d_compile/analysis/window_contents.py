@@ -29,7 +29,7 @@ VIEWS = {aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim, aten.sq
 
 
 def paddings_of(node: Node) -> frozenset[str]:
-    """Returns the names of the paddings over time that an operator on a window reads; it may move their dims before."""
+    """Names the paddings over time that an operator on a window reads; it may move their dims before."""
 
     def moved(n: Node) -> list[Node]:
         return [x for x in operands(n) if is_stream(x)] if n is node or _moves(n) else []
@@ -38,7 +38,7 @@ def paddings_of(node: Node) -> frozenset[str]:
 
 
 def uneven_strides(program: Program) -> frozenset[str]:
-    """Returns the names of strides that end in windows, where a step would take more frames than a clip has."""
+    """Names the strides that end in windows, where a step would take more frames than a clip has."""
     streams = [n for n in program.graph.nodes if n.op == "call_function" and is_stream(n)]
     if lcm(*(fact_of(n).rate.numerator for n in streams)) <= program.first_timed()[1]:
         return frozenset()

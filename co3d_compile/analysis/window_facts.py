@@ -30,13 +30,13 @@ def window_fact(node: Node, rule: Rule | None) -> Fact:
 
 
 def window_layout(node: Node, rule: Rule | None) -> Layout | None:
-    """Returns where batch and time are behind an operator on a window: by its rule, or by trying other sizes."""
+    """Finds batch and time behind an operator on a window: by its rule, or by trying other sizes."""
     layout = by_rule(node, rule)
     return layout if layout is not None else probe(node)
 
 
 def by_rule(node: Node, rule: Rule | None) -> Layout | None:
-    """Returns where batch and time are behind an operator on a window, as far as its rule tells."""
+    """Finds batch and time behind an operator on a window, as far as its rule tells."""
     value = node.meta.get("val")
     if rule is None or not isinstance(value, torch.Tensor):
         return None

@@ -27,7 +27,7 @@ def set_newest(marker: Node, delay: int) -> None:
 
 
 def windows_of(result: Node, fact: Callable[[Node], Fact] = fact_of) -> list[Node]:
-    """Returns the window markers that a result comes from."""
+    """Finds the window markers that a result comes from."""
 
     def onward(n: Node) -> list[Node]:
         return operands(n) if n.target is not window and fact(n).kind is Kind.WINDOW else []
@@ -47,12 +47,12 @@ def frames_to_box(features: Node, newest_one: bool) -> Fraction:
 
 
 def first_to_end(group: list[Node]) -> Node:
-    """Returns, of windows that meet, the one whose last entry comes first."""
+    """Finds, of windows that meet, the one whose last entry comes first."""
     return min(group, key=lambda marker: flush_steps(fact_of(operand(marker))))
 
 
 def meeting_windows(program: Program) -> Iterable[list[Node]]:
-    """Returns the window markers, in groups whose results meet in some operator."""
+    """Groups the window markers whose results meet in some operator."""
     leader: dict[Node, Node] = {}
 
     def find(n: Node) -> Node:

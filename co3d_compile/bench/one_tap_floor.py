@@ -87,5 +87,5 @@ def _check_length(node: Node, x: Node, axis: int, axes: int, stride: int) -> Non
 
 
 def floor_passes() -> PassList:
-    """Returns the pipeline that compiles a network's floor."""
+    """Makes the pipeline that compiles a network's floor."""
     return default_passes().after("annotate_time", OneTap()).after("one_tap", AnnotateTime())

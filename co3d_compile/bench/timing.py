@@ -176,7 +176,7 @@ def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
 
 
 def machine(threads: int) -> JsonObject:
-    """Returns what the numbers were taken on."""
+    """Describes what the numbers were taken on."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

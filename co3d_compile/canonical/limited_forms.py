@@ -89,7 +89,7 @@ class _Over:
 
 
 def numeric(target: Any) -> Any:
-    """Returns the operator that takes its padding in numbers: ``conv3d.padding`` takes a word."""
+    """Names the operator that takes its padding in numbers: ``conv3d.padding`` takes a word."""
     return target.overloadpacket.default if target._overloadname == "padding" else target
 
 

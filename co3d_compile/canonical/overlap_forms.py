@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_of(index: torch.Tensor, size: int) -> Blocks | None:
-    """Returns the blocks that indices into a dim walk through; None where they do not."""
+    """Finds the blocks that indices into a dim walk through; None where they do not."""
     values = index.flatten()
     values = torch.where(values < 0, values + size, values)
     if not len(values):

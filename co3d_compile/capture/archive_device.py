@@ -15,7 +15,7 @@ HERE = ("cpu", "meta")
 
 
 def opened_for_the_cpu(path: Path, trust_pickle: bool) -> tuple[IO[bytes], str | None]:
-    """Returns an archive to be loaded, and the device that it was written on if that is another one.
+    """Opens an archive to be loaded, and says which device it was written on if that is another one.
 
     The program names a device for each of its tensors, and so do its weights and the clip that it was exported with.
     What was looked at for safety is read by the same reader and written anew, with the CPU in these places.

@@ -40,7 +40,7 @@ _FOREIGN = (
 
 
 def identify(path: Path) -> str:
-    """Returns the kind of a model file: ``EXPORT``, ``SCRIPT``, ``PICKLE`` or ``ONNX``.
+    """Finds the kind of a model file: ``EXPORT``, ``SCRIPT``, ``PICKLE`` or ``ONNX``.
 
     Raises:
         LoadError: The file is none of them; says what it is instead, if it can tell.
@@ -128,12 +128,12 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def damaged(path: Path, why: str | Exception) -> LoadError:
-    """Returns the error for an archive that is cut off or damaged."""
+    """Makes the error for an archive that is cut off or damaged."""
     return LoadError(f"{path} is truncated or damaged: {why}.", hint="Copy or save the file again.")
 
 
 def not_a_module(path: Path) -> LoadError:
-    """Returns the error for a state dict where a module is needed."""
+    """Makes the error for a state dict where a module is needed."""
     return LoadError(
         f"{path} holds weights (a state dict), not a model.",
         hint=f"Give the code that builds the model: package.module:factory --weights {path}.",
@@ -187,7 +187,7 @@ def is_data(name: str) -> bool:
 
 
 def pickled_members(path: Path, names: Iterable[str], contents: Mapping[str, Json]) -> set[str]:
-    """Returns the members of an archive that are opened as pickles.
+    """Lists the members of an archive that are opened as pickles.
 
     Raises:
         LoadError: Some hold more than tensors.

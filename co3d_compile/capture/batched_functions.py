@@ -19,13 +19,13 @@ WAY_OUT = (
 
 
 def lost_in(error: BaseException) -> str | None:
-    """Returns the path of the module in which the tracer has lost a tensor; None if the error is another one."""
+    """Finds the module in which the tracer has lost a tensor, by its path; None if the error is another one."""
     found = LOST.search(str(error))
     return None if found is None else found[1] or ""
 
 
 def batching_frames(run: Callable[[], object]) -> traceback.StackSummary | None:
-    """Returns where a network that is run enters ``torch.vmap`` first; None if it does not."""
+    """Finds where a network that is run enters ``torch.vmap`` first; None if it does not."""
     seen: list[traceback.StackSummary] = []
     enter: Callable[..., object] = getattr(vmap, ENTER)
 

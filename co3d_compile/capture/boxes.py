@@ -17,7 +17,7 @@ from co3d_compile.ir.node_reading import operand
 
 
 def box_inputs(graph: Graph) -> dict[Node, bool]:
-    """Returns the inputs that boxes are made of, and whether their first column is the index in the batch.
+    """Finds the inputs that boxes are made of, and whether their first column is the index in the batch.
 
     Boxes that depend on an input with more than two dims are the network's own.
     """
@@ -30,7 +30,7 @@ def box_inputs(graph: Graph) -> dict[Node, bool]:
 
 
 def one_box(clip: Clip, rows: Sequence[bool]) -> Clip | None:
-    """Returns the example with one box in each of the inputs that are boxes.
+    """Cuts the example down to one box in each of the inputs that are boxes.
 
     None where other tensors are given than those.
     """

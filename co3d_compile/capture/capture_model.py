@@ -213,7 +213,7 @@ def _checked(dim: int, name: str, shape: tuple[int, ...], said: bool) -> int:
 
 
 def describe_inputs(module: GraphModule, options: Options) -> list[Input]:
-    """Returns the user's inputs with their time dims.
+    """Describes the user's inputs, with their time dims.
 
     Raises:
         UsageError: A time dim that an input does not have.

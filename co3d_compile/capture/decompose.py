@@ -96,7 +96,7 @@ class _Parts:
 
 
 def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
-    """Returns the program with operators decomposed, as ``unlift`` gives it."""
+    """Decomposes the operators of a program; what comes of it is as ``unlift`` gives it."""
     if all(map(_is_plain, exported.graph.nodes)):
         module, names, learned = unlift(exported)
         if written_apart(module.graph):

@@ -194,7 +194,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def decompositions() -> dict[Any, Any]:
-    """Returns PyTorch's own decompositions, less the operators that have a rule of their own."""
+    """Lists PyTorch's own decompositions, less the operators that have a rule of their own."""
     composite = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
     return {**_of_others(frozenset(composite), frozenset(RULES)), **OURS, **DECOMPOSITIONS}
 

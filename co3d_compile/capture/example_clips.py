@@ -51,7 +51,7 @@ def check_shapes(shapes: Iterable[Shape]) -> None:
 
 
 def example_clips(shapes: Sequence[Shape], module: nn.Module | None = None) -> tuple[Tensor, ...]:
-    """Returns random clips, in float64 for a network that has no other numbers."""
+    """Draws random clips, in float64 for a network that has no other numbers."""
     if not shapes:
         raise UsageError("The clip shape is not known.", hint="Give --shape, such as --shape 1x3x16x224x224.")
     generator = torch.Generator().manual_seed(SEED)

@@ -22,7 +22,7 @@ Unlifted: TypeAlias = tuple[GraphModule, list[str], frozenset[str]]
 
 
 def with_free_names(exported: ExportedProgram) -> ExportedProgram:
-    """Returns the program with other names for weights whose path begins with a name that PyTorch's graph modules have.
+    """Gives weights whose path begins with a name that PyTorch's graph modules have other names.
 
     A part of a network may be called ``graph``, ``code`` or ``meta``. The paths of its operators stay as they are.
     """
@@ -58,7 +58,7 @@ def with_free_names(exported: ExportedProgram) -> ExportedProgram:
 
 
 def unlift(exported: ExportedProgram) -> Unlifted:
-    """Returns a graph module with parameters and buffers as attributes and the user's inputs and outputs alone.
+    """Makes a graph module with parameters and buffers as attributes, and the user's inputs and outputs alone.
 
     Returns:
         The module, the names of its outputs, and which of its attributes are parameters.
@@ -109,7 +109,7 @@ def type_of_control(node: Node) -> str:
 
 
 def output_names(exported: ExportedProgram, tensors: list[bool]) -> list[str]:
-    """Returns the names of the outputs: dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …
+    """Names the outputs: by dict keys where there are any, else ``output`` or ``output_0``, ``output_1``, …
 
     Args:
         tensors: For each leaf that the model returns, whether it is a tensor.

@@ -40,7 +40,7 @@ class Fourier:
     _stored: dict[tuple[object, ...], Node] = field(default_factory=dict)
 
     def of_real(self, x: Node, dims: list[int], norm: int, onesided: bool) -> Parts:
-        """Returns the transform of real numbers (``_fft_r2c``).
+        """Transforms real numbers (``_fft_r2c``).
 
         One-sided: the first n // 2 + 1 entries of the last dim.
         """
@@ -52,7 +52,7 @@ class Fourier:
         return self.of_complex(parts, dims[:-1], 0, forward=True)
 
     def of_complex(self, x: Parts, dims: list[int], norm: int, *, forward: bool) -> Parts:
-        """Returns the transform of complex numbers, or its inverse (``_fft_c2c``)."""
+        """Transforms complex numbers, or back (``_fft_c2c``)."""
         sizes = [shape_of(x.real)[d] for d in dims]
         scale = NORMS[norm](math.prod(sizes))
         for n, d in zip(sizes, dims, strict=True):
@@ -61,7 +61,7 @@ class Fourier:
         return x
 
     def to_real(self, x: Parts, dims: list[int], norm: int, size: int) -> Node:
-        """Returns the real numbers whose one-sided transform is given (``_fft_c2r``).
+        """Finds the real numbers whose one-sided transform is given (``_fft_c2r``).
 
         ``size`` of them in the last dim.
         """

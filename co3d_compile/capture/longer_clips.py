@@ -24,7 +24,7 @@ MOST = 3  # times as long as the clip: the network is run on it
 
 
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
-    """Returns the captured nodes of an annotated program of which a longer clip shows something else than was assumed.
+    """Finds the captured nodes of an annotated program of which a longer clip shows something else than was assumed.
 
     A view of 8 frames as (2, 4) may be two blocks of four, or two halves of any clip. Numbers that count frames may be
     ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip.

@@ -32,7 +32,7 @@ def brief(error: BaseException) -> str:
 
 
 def import_target(model: str) -> Any:
-    """Returns the object that ``package.module:attribute`` names, or ``folder/file.py:attribute``."""
+    """Imports the object that ``package.module:attribute`` names, or ``folder/file.py:attribute``."""
     module_name, _, attribute = model.rpartition(":")
     import_from_here()
     file = Path(module_name).resolve() if module_name.endswith(".py") else None
@@ -68,7 +68,7 @@ def build(model: str, factory: Callable[..., Any], kwargs: Mapping[str, Any]) ->
 
 
 def for_the_cpu(error: BaseException) -> str | None:
-    """Returns the way out for code that asks for a GPU; None: it is not that."""
+    """Says the way out for code that asks for a GPU; None: it is not that."""
     said = str(error).lower()
     if "cuda" not in said and "nvidia" not in said:
         return None
@@ -117,5 +117,5 @@ def with_torchvision(action: Callable[[], T]) -> T:
 
 
 def some(names: Sequence[str]) -> str:
-    """Returns the first few names of a list that may be long."""
+    """Lists the first few of many names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -35,7 +35,7 @@ class Constants:
         self._values: dict[Node, Tensor | None] = {}
 
     def value(self, node: Node) -> Tensor | None:
-        """Returns the value of a constant; None for what depends on an input, or is drawn by chance."""
+        """Finds the value of a constant; None for what depends on an input, or is drawn by chance."""
         if node not in self._values:
             self._values[node] = self._computed(node)
         return self._values[node]
@@ -56,7 +56,7 @@ class Constants:
 
 
 def widened(value: Tensor) -> Tensor:
-    """Returns a tensor in float64, if its numbers are floats."""
+    """Casts a tensor to float64, if its numbers are floats."""
     return value.double() if value.is_floating_point() else value
 
 
@@ -73,7 +73,7 @@ def run_in_float64(node: Node, values: dict[Node, Tensor | None]) -> Tensor:
 
 
 def without_effect(node: Node) -> Node:
-    """Returns a node behind what does nothing in inference, and is read by nobody else."""
+    """Passes over what does nothing in inference, and is read by nobody else."""
     while node.target in SAME and len(node.users) == 1:
         node = operand(node)
     return node
@@ -102,12 +102,12 @@ class Region:
         return {n: v for n in read if (v := self.constants.value(n)) is not None}
 
     def numbers(self) -> set[float]:
-        """Returns all single numbers that stand in the region."""
+        """Lists all single numbers that stand in the region."""
         written = {float(a) for node in self.nodes for a in node.args if isinstance(a, (int, float))}
         return written | {float(v) for v in self.values.values() if v.numel() == 1}
 
     def run(self, x: Tensor) -> Tensor:
-        """Returns what the region computes of a tensor, in float64."""
+        """Computes the region of a tensor, in float64."""
         values: dict[Node, Tensor | None] = {**self.values, self.source: x}
         for node in self.nodes:
             values[node] = run_in_float64(node, values)

@@ -19,7 +19,7 @@ DECIDE = "Decide it in Python before the model is captured, or compute both and 
 
 
 def exported_script(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
-    """Returns what PyTorch's converter makes of a script, or its operators one by one as they run on the clip.
+    """Exports a script by PyTorch's converter, or its operators one by one as they run on the clip.
 
     The converter leaves open what a script computes from sizes in Python (``x.size(0) // 8``), which no rule can read.
     """

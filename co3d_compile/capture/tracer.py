@@ -58,7 +58,7 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
 
 
 def doubled(clip: Clip) -> Clip | None:
-    """Returns the example with two clips instead of one, so that the batch can be told from other dims of size one.
+    """Doubles the clip of an example, so that the batch can be told from other dims of size one.
 
     None where there is more than one clip already, or an input without a batch.
     """

@@ -54,11 +54,11 @@ class CompiledModel:
         self._report = report
 
     def report(self) -> Report:
-        """Returns what was done, and what it costs."""
+        """Says what was done, and what it costs."""
         return self._report
 
     def to_bytes(self) -> bytes:
-        """Returns the ONNX file as bytes.
+        """Writes the ONNX file as bytes.
 
         Raises:
             OutputError: It is over 2 GB: use :meth:`save`.
@@ -116,7 +116,7 @@ class CompiledModel:
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
 
     def to_html(self, verification: Mapping[str, Any] | None = None) -> str:
-        """Returns the report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
+        """Writes the report as one page that needs nothing else: a drawing over time, bars, a table of all operators.
 
         Args:
             verification: What ``verify`` found (``Verification.to_dict()``), to be said on the page.
@@ -143,7 +143,7 @@ class CompiledModel:
         return self._converted("native")
 
     def replaced_module(self) -> nn.Module:
-        """Returns the clip network that this model computes, in PyTorch.
+        """Makes the clip network that this model computes, in PyTorch.
 
         With ``max_delay`` that with the replaced kernels.
 
@@ -160,14 +160,14 @@ class CompiledModel:
         return self.source.replaced(self.program.notes.limited, self.program.options.delay_by == "fold")
 
     def to_module(self) -> StepModule:
-        """Returns the step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
+        """Makes the step in eager PyTorch, with explicit state and trainable weights (docs/pytorch.md)."""
         from co3d_compile.targets.torch_step import StepModule
 
         self._wide("to_module")
         return StepModule(self.program, self.info)
 
     def with_weights(self, module: StepModule) -> CompiledModel:
-        """Returns a compiled model with the weights of a step module that was trained.
+        """Makes a compiled model with the weights of a step module that was trained.
 
         Raises:
             UsageError: The module is of another compiled model.
@@ -181,7 +181,7 @@ class CompiledModel:
         return CompiledModel(program, model, self.info, self._report)
 
     def with_half_states(self) -> CompiledModel:
-        """Returns the same model with its float32 states kept as float16: half the bytes, no longer exact."""
+        """Makes the same model with its float32 states kept as float16: half the bytes, no longer exact."""
         return self._converted("half-states")
 
     def to_int8(self, frames: Iterable[Any]) -> CompiledModel:

@@ -57,7 +57,7 @@ def stream_regions(program: Program, again: Again) -> None:
 
 
 def facts_of(program: Program) -> dict[str, Fact] | None:
-    """Returns what is known of the captured nodes, by name.
+    """Finds what is known of the captured nodes, by name.
 
     None where nothing falls back to a window, or a rule fails.
     """

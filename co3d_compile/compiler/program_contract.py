@@ -18,7 +18,7 @@ STORED = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_st
 
 
 def describe(program: Program) -> metadata.Contract:
-    """Returns the contract of a threaded program."""
+    """Writes the contract of a threaded program."""
     outputs = tuple(
         metadata.OutputSpec(
             o.name,

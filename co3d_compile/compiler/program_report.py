@@ -18,7 +18,7 @@ from co3d_compile.support.readable_numbers import plural
 def report_of(
     program: Program, info: Contract, operators: int, clip: int, step: int, seconds: dict[str, float]
 ) -> Report:
-    """Returns the report of a compiled program; ``clip`` and ``step`` are multiply-adds."""
+    """Reports on a compiled program; ``clip`` and ``step`` are multiply-adds."""
     warnings = list(program.notes.warnings)
     if not program.step.states:
         warnings.append("The model has no temporal operator: every frame is computed by itself, without state.")
@@ -72,7 +72,7 @@ def _multiply_adds(clip: int, step: int, frames: int) -> dict[str, float]:
 
 
 def details(report: Report, survey: list[Operator]) -> dict[str, Any]:
-    """Returns the report with every operator, as plain JSON data: what the file's second metadata entry holds.
+    """Writes the report with every operator as plain JSON data: what the file's second metadata entry holds.
 
     Seconds are left out, so that the same model compiles to the same bytes.
     """

@@ -38,7 +38,7 @@ class ClipNetwork:
     keywords: Mapping[str, Any]
 
     def replaced(self, rows: Sequence[Limited], fold: bool) -> nn.Module:
-        """Returns the network with some of its kernels replaced, for any number of clips where it can be captured so.
+        """Replaces some kernels of a network, for any number of clips where it can be captured so.
 
         Args:
             rows: What reads less of the future.

@@ -25,7 +25,7 @@ OVER_CHANNELS = ("conv", "batch_norm", "lstm", "gru", "rnn")
 
 
 def usual_dims(network: nn.Module | ExportedProgram) -> int | list[int | None]:
-    """Returns the dims that count frames where nobody says it.
+    """Guesses the dims that count frames where nobody says it.
 
     As the first layers of an ONNX file have it, else dim 2.
     """

@@ -8,7 +8,7 @@ from co3d_compile.contract.model_contract import Contract, InputSpec
 
 
 def clip_shapes(info: Contract) -> list[tuple[int, ...]]:
-    """Returns the shape of the clip of each input; empty: the file does not say it.
+    """Reads the shape of the clip of each input; empty: the file does not say it.
 
     A file without the clip's length mostly has that of its window, which is the same unless another one was asked for.
     """

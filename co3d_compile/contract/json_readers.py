@@ -34,12 +34,12 @@ def forbid(wrong: bool, problem: str) -> None:
 
 
 def shown(value: Json) -> str:
-    """Returns the kind of a value and its beginning."""
+    """Shows the kind of a value and its beginning."""
     return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def typed(*kinds: type[T]) -> Reader[T]:
-    """Returns a value of one of these Python types; a bool is no number."""
+    """Reads a value of one of these Python types; a bool is no number."""
 
     def read(value: Json, where: str) -> T:
         if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
@@ -50,7 +50,7 @@ def typed(*kinds: type[T]) -> Reader[T]:
 
 
 def whole(least: int) -> Reader[int]:
-    """Returns a whole number from ``least`` to ``MAX_ELEMENTS``."""
+    """Reads a whole number from ``least`` to ``MAX_ELEMENTS``."""
 
     def read(value: Json, where: str) -> int:
         number = typed(int)(value, where)
@@ -67,12 +67,12 @@ def or_null(read: Reader[T]) -> Reader[T | None]:
 
 
 def each(read: Reader[T]) -> Reader[tuple[T, ...]]:
-    """Returns what the reader makes of each item of a list."""
+    """Reads each item of a list."""
     return lambda value, where: tuple(read(x, f"{where}[{i}]") for i, x in enumerate(typed(list)(value, where)))
 
 
 def text(*choices: str) -> Reader[str]:
-    """Returns one of these strings, or any that is not empty."""
+    """Reads one of these strings, or any that is not empty."""
 
     def read(value: Json, where: str) -> str:
         found = typed(str)(value, where)
@@ -84,7 +84,7 @@ def text(*choices: str) -> Reader[str]:
 
 
 def shape(value: Json, where: str) -> Shape:
-    """Returns a list of sizes, the batch as ``"N"``, as many as there are rows at a step as ``"K"``."""
+    """Reads a list of sizes, the batch as ``"N"``, as many as there are rows at a step as ``"K"``."""
     dims = typed(list)(value, where)
     if len(dims) > MAX_RANK:
         fail(f"{where} has {len(dims)} dims")
@@ -92,7 +92,7 @@ def shape(value: Json, where: str) -> Shape:
 
 
 def number(value: Json, where: str) -> float:
-    """Returns a number, or a string such as ``"-inf"`` for one that JSON does not have."""
+    """Reads a number, or a string such as ``"-inf"`` for one that JSON does not have."""
     read: Reader[float | str] = typed(int, float, str)
     try:
         return float(read(value, where))
@@ -101,5 +101,5 @@ def number(value: Json, where: str) -> float:
 
 
 def counts(value: Json, where: str) -> dict[str, int]:
-    """Returns an object of whole numbers from 1 on."""
+    """Reads an object of whole numbers from 1 on."""
     return {name: whole(1)(count, f"{where}.{name}") for name, count in typed(dict)(value, where).items()}

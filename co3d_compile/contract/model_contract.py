@@ -269,7 +269,7 @@ def contract_text(contract: Contract) -> str:
 
 
 def resolve(shape: Shape, batch: int) -> tuple[int, ...]:
-    """Returns the shape with ``"N"`` replaced by the number of streams, and no rows where any number may be."""
+    """Puts the number of streams in place of ``"N"``, and no rows where any number may be."""
     return tuple(batch if dim == "N" else 0 if dim == "K" else dim for dim in shape)
 
 

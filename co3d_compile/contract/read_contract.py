@@ -60,7 +60,7 @@ def parse(text: str) -> Contract:
 
 
 def record(cls: type[T], data: Json, where: str) -> T:
-    """Returns a dataclass from a JSON object.
+    """Reads a dataclass from a JSON object.
 
     Keys whose field has a default may be left out, unknown ones are skipped.
     """

@@ -29,7 +29,7 @@ def reading_report(*more: type[Exception]) -> Iterator[None]:
 
 
 def stored_report(text: str | None) -> dict[str, Any]:
-    """Returns the JSON of ``metadata_props["co3d_report"]``.
+    """Reads the JSON of ``metadata_props["co3d_report"]``.
 
     Raises:
         ContractError: There is none, or it is damaged.

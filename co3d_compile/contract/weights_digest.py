@@ -17,7 +17,7 @@ UNKNOWN = "The file does not say what its weights were when it was compiled: an 
 
 
 def weights_digest(model: ir.Model) -> str:
-    """Returns the SHA-256 over all initialisers in the order of their names: name, dtype, shape and bytes of each."""
+    """Computes the SHA-256 over all initialisers in the order of their names: name, dtype, shape and bytes of each."""
     digest = hashlib.sha256()
     for name, value in sorted(model.graph.initializers.items()):
         tensor = value.const_value
@@ -28,7 +28,7 @@ def weights_digest(model: ir.Model) -> str:
 
 
 def wrong_weights(contract: Contract, source: str | bytes) -> str:
-    """Returns what is wrong with the weights of a file; empty if they are as compiled.
+    """Says what is wrong with the weights of a file; empty if they are as compiled.
 
     Args:
         contract: Its contract.

@@ -59,7 +59,7 @@ DIMS: dict[Target, int] = {
 
 
 def sliding_axis(x: Node, n: int) -> int | None:
-    """Returns the spatial axis (0 … n-1) that is time alone, or None."""
+    """Finds the spatial axis (0 … n-1) that is time alone, or None."""
     layout = known(x)
     place = layout.time
     first = layout.rank - n
@@ -179,7 +179,7 @@ SEPARABLE: dict[Target, str] = {
 
 
 def reduced(node: Node) -> tuple[Node, list[int], bool]:
-    """Returns the operand, dims and keepdim of a reduction."""
+    """Reads the operand, dims and keepdim of a reduction."""
     x, given = operand(node), Arguments(node)
     return x, given.dims(x), bool(given.integer("keepdim"))
 
@@ -252,7 +252,7 @@ class FoldArgs:
 
 
 def sliced(node: Node) -> tuple[Node, int, int, int, int]:
-    """Returns the operand, dim, start, end and step of a slice, all non-negative."""
+    """Reads the operand, dim, start, end and step of a slice, all non-negative."""
     x, given = operand(node), Arguments(node)
     dim = given.dim(x)
     start, end, step = slice(given.given("start"), given.given("end"), given.integer("step")).indices(shape_of(x)[dim])
@@ -260,14 +260,14 @@ def sliced(node: Node) -> tuple[Node, int, int, int, int]:
 
 
 def selected(node: Node) -> tuple[Node, int, int]:
-    """Returns the operand, dim and index of a selection, both non-negative."""
+    """Reads the operand, dim and index of a selection, both non-negative."""
     x, given = operand(node), Arguments(node)
     dim = given.dim(x)
     return x, dim, given.integer("index") % shape_of(x)[dim]
 
 
 def part_taken(node: Node) -> tuple[Node, int, int, int] | None:
-    """Returns the operand, dim, first entry and end of a slice or a selection; None for anything else."""
+    """Reads the operand, dim, first entry and end of a slice or a selection; None for anything else."""
     if node.target is aten.slice.Tensor:
         return sliced(node)[:4]
     if node.target is aten.select.int:

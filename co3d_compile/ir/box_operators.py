@@ -13,7 +13,7 @@ BOXES = 1  # which operand of these operators is the boxes
 
 @torch.library.custom_op("co3d::roi_align", mutates_args=())
 def roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, samples: int, aligned: bool) -> Tensor:
-    """Returns the mean over samples in each bin of each box.
+    """Computes the mean over samples in each bin of each box.
 
     Args:
         x: Features (N, C, H, W).

@@ -29,7 +29,7 @@ class Constant:
 
     @staticmethod
     def of(value: torch.Tensor, learned: bool, computed: bool) -> Constant:
-        """Returns what is known of a tensor.
+        """Finds what is known of a tensor.
 
         Args:
             value: The tensor.
@@ -47,7 +47,7 @@ class Constant:
 
 
 def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
-    """Returns the dim, first value and step of a constant that counts along one dim: it counts on beyond the clip.
+    """Finds the dim, first value and step of a constant that counts along one dim: it counts on beyond the clip.
 
     Along its other dims it stays the same.
     """
@@ -65,7 +65,7 @@ def progression(value: torch.Tensor) -> tuple[int, float, float] | None:
 
 
 def band(mask: torch.Tensor) -> tuple[int, int] | None:
-    """Returns the least and largest distance into the past that an attention mask allows, if it is a band of such."""
+    """Finds the least and largest distance into the past that an attention mask allows, if it is a band of such."""
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.numel() != mask.shape[-1] ** 2 or mask.shape[-1] < 3:
         return None
     square = mask.reshape(mask.shape[-2:])
@@ -87,6 +87,6 @@ def _alike(value: torch.Tensor) -> frozenset[int]:
 
 
 def fill_of(value: torch.Tensor) -> float | None:
-    """Returns the one number that a tensor is all over; None where it differs, or is empty."""
+    """Finds the one number that a tensor is all over; None where it differs, or is empty."""
     alike = value.numel() and bool((value == value.flatten()[0]).all())
     return float(value.flatten()[0]) if alike else None

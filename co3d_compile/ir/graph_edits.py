@@ -18,7 +18,7 @@ from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
-    """Returns the mode that all shapes of this program live in."""
+    """Finds the mode that all shapes of this program live in."""
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if hasattr(value, "fake_mode"):
@@ -27,7 +27,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 
 def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
-    """Returns what an operator returns, as fake tensors."""
+    """Computes what an operator returns, as fake tensors."""
     fake_args, fake_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
     with mode, torch.no_grad():
         return target(*fake_args, **fake_kwargs)
@@ -85,7 +85,7 @@ def erase_unused(node: Node) -> None:
 
 
 def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
-    """Returns ``x``, ``entries`` entries later."""
+    """Delays ``x`` by ``entries`` entries."""
     past = insert_marker(program, before, history, x, entries, like=x)
     new = insert_marker(program, before, take, past, 0, int(fact_of(x).pulse), like=x)
     amend(new, delay=fact_of(x).delay + entries, copies=NO_COPIES)

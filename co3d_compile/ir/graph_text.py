@@ -11,12 +11,12 @@ from co3d_compile.ir.time_facts import KEY
 
 
 def text_of(program: Program) -> str:
-    """Returns the graph as text: one line a node, with its module path, shape in the clip and time facts."""
+    """Writes the graph as text: one line a node, with its module path, shape in the clip and time facts."""
     return "".join(f"{node.name} = {describe(node)}\n" for node in program.graph.nodes)
 
 
 def describe(node: Node) -> str:
-    """Returns one node as text."""
+    """Writes one node as text."""
     value = node.meta.get("val")
     shape = f" : {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
     fact = f"  | {node.meta[KEY]}" if KEY in node.meta else ""

@@ -31,7 +31,7 @@ def reached(starts: Iterable[T], onward: Callable[[T], Iterable[T]]) -> dict[T, 
 
 
 def computed_from(*nodes: Node) -> dict[Node, None]:
-    """Returns all nodes that some depend on, these included."""
+    """Finds all nodes that some depend on, these included."""
     return reached(nodes, operands)
 
 

@@ -88,7 +88,7 @@ class Kernel:
         return result
 
     def delay(self, delay: int) -> int:
-        """Returns the delay of the output, in its own entries, for a delay of the input.
+        """Computes the delay of the output, in its own entries, for a delay of the input.
 
         ``Kernel(k=3, p=1)`` waits for one entry of its future: ``delay(0)`` is 1. A causal one, with ``p=2``, waits for
         none.

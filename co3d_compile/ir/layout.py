@@ -43,12 +43,12 @@ class Layout:
 
     @staticmethod
     def plain(shape: Iterable[int]) -> Layout:
-        """Returns a layout without batch or time."""
+        """Makes a layout without batch or time."""
         return Layout(tuple(_tidy([Axis(PLAIN, int(s))]) for s in shape))
 
     @staticmethod
     def of(shape: Sequence[int], batch: int | None = 0, time: int | None = None) -> Layout:
-        """Returns the layout of a model input: ``batch`` and ``time`` name whole dims."""
+        """Makes the layout of a model input: ``batch`` and ``time`` name whole dims."""
         labels = {batch: BATCH, time: TIME}
         return Layout(tuple(_tidy([Axis(labels.get(d, PLAIN), int(s))]) for d, s in enumerate(shape)))
 
@@ -61,7 +61,7 @@ class Layout:
         return tuple(prod(a.size for a in dim) for dim in self.dims)
 
     def find(self, label: str) -> Place | None:
-        """Returns the place of a labelled axis, or None."""
+        """Finds the place of a labelled axis, or None."""
         for d, dim in enumerate(self.dims):
             for i, axis in enumerate(dim):
                 if axis.label == label:
@@ -83,11 +83,11 @@ class Layout:
         return any(a.label == label for a in self.dims[dim % self.rank])
 
     def resize(self, label: str, size: int) -> Layout:
-        """Returns the same layout with another size of the labelled axis."""
+        """Gives the labelled axis another size."""
         return Layout(tuple(tuple(Axis(a.label, size) if a.label == label else a for a in d) for d in self.dims))
 
     def without(self, label: str) -> Layout:
-        """Returns the layout with a labelled axis made plain or, where its size is one, forgotten."""
+        """Makes a labelled axis plain or, where its size is one, forgets it."""
         return Layout(tuple(_tidy([Axis(PLAIN, a.size) if a.label == label else a for a in d]) for d in self.dims))
 
     def replace(self, dim: int, axes: Iterable[Axis]) -> Layout:
@@ -96,12 +96,12 @@ class Layout:
         return Layout(tuple(dims))
 
     def resize_dim(self, dim: int, size: int) -> Layout:
-        """Returns the layout with another size of a dim; what it is labelled stays."""
+        """Gives a dim another size; its label is kept."""
         label = next((a.label for a in self.dims[dim] if a.label), PLAIN)
         return self.replace(dim, [Axis(label, size)])
 
     def sized(self, shape: Sequence[int], dims: Iterable[int]) -> Layout:
-        """Returns the layout with the sizes that some dims have in a shape; what they are labelled stays."""
+        """Gives some dims the sizes that they have in a shape; their labels are kept."""
         changed = [d for d in dims if self.shape[d] != shape[d]]
         return reduce(lambda layout, d: layout.resize_dim(d, shape[d]), changed, self)
 
@@ -144,7 +144,7 @@ class Layout:
         return Layout(tuple(_tidy(d) for d in dims)).as_clip()
 
     def as_clip(self) -> Layout:
-        """Returns the layout with a single clip's batch in the free dim in front: ``x[0]`` became ``x[0][None]``."""
+        """Puts a single clip's batch into the free dim in front: ``x[0]`` became ``x[0][None]``."""
         batch = self.batch
         if batch is None or batch.size != 1 or batch.alone or not self.dims or self.dims[0]:
             return self
@@ -153,7 +153,7 @@ class Layout:
         return self.without(BATCH).replace(0, [Axis(BATCH, 1)])
 
     def entry_dims(self) -> list[int | None]:
-        """Returns for each dim its index in one entry (time removed): None for the dim that was time alone."""
+        """Says for each dim its index in one entry (time removed): None for the dim that was time alone."""
         time = self.time
         result: list[int | None] = []
         for d in range(self.rank):
@@ -164,7 +164,7 @@ class Layout:
         return result
 
     def entry(self) -> Layout:
-        """Returns the layout of one entry: time taken out, its dim dropped where time was alone in it."""
+        """Takes time out of the layout: its dim is dropped where time was alone in it."""
         time = self.time
         if time is None:
             return self
@@ -174,7 +174,7 @@ class Layout:
         return Layout(tuple(dims))
 
     def sizes(self, batch: int = -1) -> list[int]:
-        """Returns the sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are."""
+        """Lists the sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are."""
         return [batch if self.has(BATCH, d) else s for d, s in enumerate(self.shape)]
 
     def __str__(self) -> str:

@@ -178,7 +178,7 @@ class OutsideArgs:
 
 
 def chain(x: Node, *markers: Any) -> list[Node]:
-    """Returns a tensor, what it is a marker of, what that is a marker of, and so on: the last one is no such marker."""
+    """Lists a tensor, what it is a marker of, what that is a marker of, and so on: the last one is no such marker."""
     found = [x]
     while found[-1].target in markers:
         found.append(operand(found[-1]))
@@ -186,7 +186,7 @@ def chain(x: Node, *markers: Any) -> list[Node]:
 
 
 def undelayed(x: Node) -> tuple[Node, int]:
-    """Returns the tensor that a delay, ``take(history(x, n), …)``, reads, and its ``n``.
+    """Finds the tensor that a delay, ``take(history(x, n), …)``, reads, and its ``n``.
 
     Any other tensor itself, and 0.
     """

@@ -37,7 +37,7 @@ class Arguments:
         self._values = {**parameters, **dict(zip(parameters, node.args, strict=False)), **node.kwargs}
 
     def given(self, name: str) -> Argument:
-        """Returns an argument as it is; None where the operator has none of this name."""
+        """Reads an argument as it is; None where the operator has none of this name."""
         return self._values.get(name)
 
     def all(self) -> dict[str, Argument]:
@@ -45,68 +45,68 @@ class Arguments:
         return dict(self._values)
 
     def optional(self, name: str) -> Node | None:
-        """Returns a tensor, or None."""
+        """Reads a tensor, or None."""
         value = self.given(name)
         assert value is None or isinstance(value, Node), f"{name} is no tensor"
         return value
 
     def tensor(self, name: str = "self") -> Node:
-        """Returns a tensor."""
+        """Reads a tensor."""
         value = self.optional(name)
         assert value is not None, f"{name} is missing"
         return value
 
     def tensors(self, name: str) -> list[Node]:
-        """Returns a list of tensors."""
+        """Reads a list of tensors."""
         values = self.given(name)
         assert isinstance(values, (list, tuple)), f"{name} is no list"
         return [value for value in values if isinstance(value, Node)]
 
     def number(self, name: str) -> float:
-        """Returns a number: an int stays an int."""
+        """Reads a number: an int is not made a float."""
         value = self.given(name)
         assert isinstance(value, (int, float)), f"{name} is no number"
         return value
 
     def plain(self, name: str) -> float | str:
-        """Returns a number or a word."""
+        """Reads a number or a word."""
         value = self.given(name)
         return value if isinstance(value, str) else self.number(name)
 
     def integer(self, name: str) -> int:
-        """Returns a whole number, or a flag as 0 or 1."""
+        """Reads a whole number, or a flag as 0 or 1."""
         return int(self.number(name))
 
     def integers(self, name: str, count: int = 1) -> list[int]:
-        """Returns whole numbers; one that is given alone stands for ``count`` of them."""
+        """Reads whole numbers; one that is given alone stands for ``count`` of them."""
         value = self.given(name)
         assert isinstance(value, (int, list, tuple)), f"{name} is no list of whole numbers"
         return spread(value, count)
 
     def dims(self, of: Node, name: str = "dim") -> list[int]:
-        """Returns the dims of a tensor, counted from the front; all of them where none is given."""
+        """Reads the dims of a tensor, counted from the front; all of them where none is given."""
         value = self.given(name)
         return norm_dims(None if value is None else self.integers(name), rank_of(of))
 
     def dim(self, of: Node, name: str = "dim") -> int:
-        """Returns one dim of a tensor, counted from the front."""
+        """Reads one dim of a tensor, counted from the front."""
         return self.integer(name) % max(rank_of(of), 1)
 
     def changed(self, **values: Argument) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
-        """Returns what the node is called with, by position and by name, where some arguments are others."""
+        """Replaces some arguments of the node's call; gives all of them by position and by name."""
         names = list(_parameters(self._node.target))[: len(self._node.args)]
         args = tuple(values.pop(name, old) for name, old in zip(names, self._node.args, strict=True))
         return args, {**self._node.kwargs, **values}
 
 
 def filling_like(node: Node) -> float | None:
-    """Returns the number that fills a tensor which takes its shape from another one; None where that is not known."""
+    """Finds the number that fills a tensor which takes its shape from another one; None where that is not known."""
     value = Arguments(node).given("fill_value") if node.target is aten.full_like.default else None
     return value if isinstance(value, (int, float)) else None
 
 
 def filled(node: Node) -> Tensor | None:
-    """Returns the tensor that an operator makes of a shape and a number alone; None where it makes it of more.
+    """Makes the tensor of an operator that takes a shape and a number alone; None where it takes more.
 
     What is to be written over is filled with zeros: what it holds must not matter.
     """
@@ -115,7 +115,7 @@ def filled(node: Node) -> Tensor | None:
 
 
 def order_of(node: Node) -> list[int] | None:
-    """Returns the order in which a node puts the dims of its operand, ``[0, 2, 1]`` where it swaps the last two.
+    """Reads the order in which a node puts the dims of its operand, ``[0, 2, 1]`` where it swaps the last two.
 
     None: it puts them in no other order.
     """

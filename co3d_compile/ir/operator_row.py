@@ -62,5 +62,5 @@ class Operator:
 
 
 def as_rows(rows: list[Operator]) -> list[dict[str, Any]]:
-    """Returns the rows as plain JSON data."""
+    """Writes the rows as plain JSON data."""
     return [{**asdict(row), "field": row.field} for row in rows]

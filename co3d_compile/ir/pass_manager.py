@@ -49,7 +49,7 @@ class PassList(list[Pass]):
     """A plain list of passes that can also be edited by name."""
 
     def position(self, name: str) -> int:
-        """Returns the index of the pass of this name.
+        """Finds the index of the pass of this name.
 
         Raises:
             PassError: There is none.
@@ -60,22 +60,22 @@ class PassList(list[Pass]):
         raise PassError(f"There is no pass {name!r}; there are {', '.join(p.name for p in self)}.")
 
     def before(self, name: str, new: Pass) -> PassList:
-        """Returns a list with ``new`` in front of the named pass."""
+        """Copies the list with ``new`` in front of the named pass."""
         i = self.position(name)
         return PassList([*self[:i], new, *self[i:]])
 
     def after(self, name: str, new: Pass) -> PassList:
-        """Returns a list with ``new`` behind the named pass."""
+        """Copies the list with ``new`` behind the named pass."""
         i = self.position(name)
         return PassList([*self[: i + 1], new, *self[i + 1 :]])
 
     def replace(self, name: str, new: Pass) -> PassList:
-        """Returns a list with ``new`` in place of the named pass."""
+        """Copies the list with ``new`` in place of the named pass."""
         i = self.position(name)
         return PassList([*self[:i], new, *self[i + 1 :]])
 
     def without(self, name: str) -> PassList:
-        """Returns a list without the named pass."""
+        """Copies the list without the named pass."""
         i = self.position(name)
         return PassList([*self[:i], *self[i + 1 :]])
 

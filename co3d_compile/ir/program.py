@@ -308,7 +308,7 @@ class Program:
         self.module._register_replace_node_hook(lambda old, new, user: became.__setitem__(old.name, new))
 
     def places(self) -> dict[str, str]:
-        """Returns the node that has the value of each captured one, by name; what has no such node is left out."""
+        """Finds the node that has the value of each captured one, by name; what has no such node is left out."""
         there = {n.name for n in self.graph.nodes}
         found, became = {}, self.notes.became
         for captured in self.notes.captured:
@@ -321,14 +321,14 @@ class Program:
         return found
 
     def names_of(self, node: Node) -> list[str]:
-        """Returns the names of a node: its own, and those of the nodes that it took the place of."""
+        """Lists the names of a node: its own, and those of the nodes that it took the place of."""
         names = [node.name]
         for name in names:
             names += [old for old, new in self.notes.became.items() if new == name and old not in names]
         return names
 
     def captured_name(self, node: Node) -> str:
-        """Returns the name that a convolution or pool had when it was captured."""
+        """Finds the name that a convolution or pool had when it was captured."""
         name = self.notes.kernels.get(node.name, node.name)
         while name not in self.notes.captured:
             name = next(old for old, new in self.notes.became.items() if new == name)
@@ -367,18 +367,18 @@ class Program:
         return self.module.graph
 
     def placeholders(self) -> list[Node]:
-        """Returns the nodes of the inputs, in their order."""
+        """Lists the nodes of the inputs, in their order."""
         return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def first_timed(self) -> tuple[Node, int]:
-        """Returns the first input that has time, and its frames."""
+        """Finds the first input that has time, and its frames."""
         for node, spec in zip(self.placeholders(), self.inputs, strict=True):
             if spec.time_dim is not None:
                 return node, spec.shape[spec.time_dim]
         raise AssertionError("a stream has frames")
 
     def shape(self, shape: Sequence[int | str]) -> list[int | str]:
-        """Returns a shape of the step model: the batch is N, or the number that the model fixes.
+        """Writes a shape of the step model: the batch is N, or the number that the model fixes.
 
         Rows of an input are K.
         """
@@ -390,7 +390,7 @@ class Program:
         self.notes.actions[key] = self.notes.actions.get(key, 0) + 1
 
     def constant(self, node: Node) -> torch.Tensor:
-        """Returns the tensor behind a ``get_attr`` node."""
+        """Reads the tensor behind a ``get_attr`` node."""
         return get_constant(self.module, str(node.target))
 
 

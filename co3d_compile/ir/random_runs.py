@@ -11,14 +11,14 @@ from co3d_compile.ir.program import Program
 
 
 def random_tensor(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Returns random numbers that a root or a logarithm takes: from 0 to 1, or 0 and 1 where numbers are whole."""
+    """Draws numbers that a root or a logarithm takes: from 0 to 1, or 0 and 1 where numbers are whole."""
     if dtype.is_floating_point:
         return torch.rand(tuple(shape), dtype=dtype, generator=generator)
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
 def random_clips(program: Program) -> list[Tensor]:
-    """Returns random inputs of a captured program, the same ones each time."""
+    """Draws inputs of a captured program, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     values = [n.meta["val"] for n in program.placeholders()]
     return [random_tensor(value.shape, value.dtype, generator) for value in values]

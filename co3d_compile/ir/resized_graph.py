@@ -53,7 +53,7 @@ class Captures:
     sizes: tuple[Size, ...]
 
     def at(self, entries: int, batch: int | None = None) -> GraphModule:
-        """Returns the graph at another length.
+        """Captures the graph at another length.
 
         Raises:
             NotResizable: A number among its arguments is not whole there, or grows in another way.
@@ -87,7 +87,7 @@ class Captures:
         return total
 
     def shapes(self, entries: int, batch: int | None = None) -> list[tuple[int, ...]]:
-        """Returns the shapes of the inputs at another length."""
+        """Computes the shapes of the inputs at another length."""
         size = Size(entries, self.sizes[0].batch if batch is None else batch)
         wide = self.wide if self.wide is not None else self.short
         modules = (self.short, self.long, wide)
@@ -131,7 +131,7 @@ class Captures:
 
 
 def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Mapping[Node, int]) -> GraphModule:
-    """Returns what computes a node from others, as a graph of its own with these for inputs.
+    """Cuts out what computes a node from others, as a graph of its own with these for inputs.
 
     Args:
         module: Has the constants.
@@ -162,7 +162,7 @@ def _with_sizes(node: Node, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
 
 
 def in_float64(module: GraphModule) -> GraphModule:
-    """Returns a graph that computes in float64, casts among its operators included."""
+    """Makes a graph compute in float64, casts among its operators included."""
     graph = Graph()
     made: dict[Node, Node] = {}
     for node in module.graph.nodes:

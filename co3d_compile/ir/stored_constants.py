@@ -19,7 +19,7 @@ def module_of(root: nn.Module, graph: Graph) -> GraphModule:
 
 
 def get_constant(root: nn.Module, target: str) -> torch.Tensor:
-    """Returns the tensor of a dotted attribute."""
+    """Reads the tensor of a dotted attribute."""
     value: Any = root
     for atom in target.split("."):
         value = getattr(value, atom)

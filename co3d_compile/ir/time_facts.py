@@ -219,7 +219,7 @@ STATIC = Fact(Kind.STATIC)
 
 
 def fact_of(node: Node) -> Fact:
-    """Returns the fact attached to a node; a node without one is a constant."""
+    """Reads the fact attached to a node; a node without one is a constant."""
     return node.meta.get(KEY, STATIC)
 
 
@@ -242,7 +242,7 @@ def amend(node: Node, **changes: Any) -> None:
 
 
 def own_of(node: Node) -> Own:
-    """Returns what is known of an operator itself."""
+    """Reads what is known of an operator itself."""
     return fact_of(node).own
 
 
@@ -252,7 +252,7 @@ def amend_own(node: Node, **changes: Any) -> None:
 
 
 def constant_of(node: Node) -> Constant:
-    """Returns what is known of the values of a node: nothing, if it is no constant of the model."""
+    """Reads what is known of the values of a node: nothing, if it is no constant of the model."""
     return own_of(node).constant or Constant()
 
 
@@ -285,7 +285,7 @@ def _joint_crop(streams: Sequence[Fact]) -> int:
 
 
 def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
-    """Returns the fact of an operator that reads several streaming operands at equal index: the largest delay wins.
+    """Combines the facts of several streaming operands that are read at equal index: the largest delay wins.
 
     Raises:
         NoExtension: The operands have different rates or lengths, or one is a single entry, of which each clip has one,
@@ -330,7 +330,7 @@ def _behind(fact: Fact) -> int:
 
 
 def known(node: Node) -> Layout:
-    """Returns the layout of an operand.
+    """Reads the layout of an operand.
 
     Raises:
         LayoutLost: Nothing is known of it.

@@ -90,7 +90,7 @@ def annotated(
     top: int = 3,
     events: Sequence[Event] | None = None,
 ) -> Image:
-    """Returns a copy of a picture with the time, and bars for the best classes, in its lower left corner.
+    """Draws the time, and bars for the best classes, into the lower left corner of a copy of a picture.
 
     ``events`` stand in a bar over the last half minute at the upper edge.
     """
@@ -126,7 +126,7 @@ def annotated(
 
 
 def fitted(image: Image, height: int, width: int) -> Image:
-    """Returns the picture scaled into this size, its aspect kept, with black bars where it does not fill it."""
+    """Scales a picture into this size, its aspect kept, with black bars where it does not fill it."""
     if image.shape[:2] == (height, width):
         return image
     scale = min(height / image.shape[0], width / image.shape[1])
@@ -140,7 +140,7 @@ def fitted(image: Image, height: int, width: int) -> Image:
 
 
 def video_size(height: int, width: int) -> tuple[int, int]:
-    """Returns even sides for the annotated video: the source's own, unless it is too large, or too small for text."""
+    """Chooses even sides for the annotated video: the source's own, unless it is too large, or too small for text."""
     scale = min(max(1.0, SMALLEST / min(height, width)), LONGEST / max(height, width))
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 

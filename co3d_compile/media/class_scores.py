@@ -31,18 +31,18 @@ class Ranked:
 
 
 def best_classes(scores: npt.NDArray[np.float32], labels: Sequence[str], count: int) -> list[Ranked]:
-    """Returns the classes with the highest scores, best first."""
+    """Ranks the classes with the highest scores, best first."""
     order = [int(index) for index in np.argsort(-scores, kind="stable")[:count]]
     return [Ranked(index, label_of(labels, index), float(scores[index])) for index in order]
 
 
 def label_of(labels: Sequence[str], index: int) -> str:
-    """Returns the name of a class, or its number."""
+    """Names a class; by its number where it has no name."""
     return labels[index] if index < len(labels) else str(index)
 
 
 def find_class(name: str | int, count: int, labels: Sequence[str]) -> int:
-    """Returns the number of a class that is given by its name or number.
+    """Finds the number of a class that is given by its name or number.
 
     Raises:
         UsageError: There is none.

@@ -35,7 +35,7 @@ def draw_events(
 
 
 def shortened(text: str, draw: ImageDraw, font: Font, room: float) -> str:
-    """Returns the text, or as much of its beginning as there is room for."""
+    """Cuts a text down to as much of its beginning as there is room for."""
     if draw.textlength(text, font) <= room:
         return text
     while text and draw.textlength(text + "…", font) > room:

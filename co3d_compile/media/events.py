@@ -110,7 +110,7 @@ class EventFinder:
         return found
 
     def now(self) -> list[Event]:
-        """Returns the events that are not over for certain, up to the last prediction."""
+        """Lists the events that are not over for certain, up to the last prediction."""
         end = self._last + (self._interval or 0.0)
         return [event for index, run in self._runs.items() if (event := self._event(index, run, end))]
 

@@ -28,7 +28,7 @@ ROWS = 512  # of the output with the most, in a part
 
 
 def feature_outputs(info: Contract, named: Sequence[str] = ()) -> list[OutputSpec]:
-    """Returns the outputs that are features: those named, those of ``also``, or all.
+    """Chooses the outputs that are features: those named, those of ``also``, or all.
 
     Raises:
         UsageError: The model has no such output.

@@ -61,11 +61,11 @@ class Prediction:
         return f"<Prediction of frame {self.frame} at {self.time:.2f} s{', warming up' * self.warmup}: {best}>"
 
     def top(self, count: int = 5) -> list[Ranked]:
-        """Returns the classes with the highest scores, best first."""
+        """Ranks the classes with the highest scores, best first."""
         return best_classes(self.scores, self.labels, count)
 
     def label(self, index: int) -> str:
-        """Returns the name of a class, or its number."""
+        """Names a class; by its number where it has no name."""
         return label_of(self.labels, index)
 
 
@@ -181,7 +181,7 @@ class Predictor:
         return results
 
     def finish(self) -> list[Prediction]:
-        """Returns the predictions still due at the end of the video.
+        """Gives the predictions still due at the end of the video.
 
         Some if compiled with ``boundary="exact"``, else none.
         """
@@ -310,6 +310,6 @@ def predict(
 
 
 def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
-    """Returns a prediction as plain JSON data, with its ``count`` best classes."""
+    """Writes a prediction as plain JSON data, with its ``count`` best classes."""
     data = {name: value for name, value in vars(prediction).items() if name not in ("scores", "labels")}
     return data | {"top": [rank.to_dict() for rank in prediction.top(count)]}

@@ -144,7 +144,7 @@ def check_names(given: Settings) -> None:
 
 
 def preprocess_for(spec: InputSpec, given: Settings | None = None) -> Preprocess:
-    """Returns the preprocessing of one model input: what is given, completed by the input's own shape.
+    """Completes what is given of the preprocessing of one model input by the input's own shape.
 
     Args:
         spec: The input, as the contract describes it.
@@ -198,7 +198,7 @@ def stored_preprocess(spec: InputSpec, stored: Settings | None, given: Settings)
 
 
 def guess_layout(spec: InputSpec) -> str:
-    """Returns the layout of a clip, from where time is and which dim could be the channels.
+    """Guesses the layout of a clip, from where time is and which dim could be the channels.
 
     Raises:
         UnsupportedError: The input is no sequence of pictures.

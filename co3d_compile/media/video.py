@@ -55,7 +55,7 @@ Picture: TypeAlias = "VideoFrame | Image | PillowImage"
 
 
 def image_of(picture: Image | PillowImage) -> Image:
-    """Returns a picture as an array: (height, width, 3), uint8, RGB.
+    """Makes an array of a picture: (height, width, 3), uint8, RGB.
 
     Raises:
         UsageError: It is of another kind or shape.
@@ -100,7 +100,7 @@ def read_frames(source: str | Path) -> Iterator[VideoFrame]:
 
 
 def picture(frame: Decoded) -> Image:
-    """Returns what a decoded frame shows, turned upright as the file says (telephones film sideways)."""
+    """Reads what a decoded frame shows, turned upright as the file says (telephones film sideways)."""
     image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -83,7 +83,7 @@ class Feed:
 
 
 def frame_about(info: Contract, spec: OutputSpec, steps: int, before: int = 0) -> int:
-    """Returns the frame, from 0, that an entry of an output is about: the delay is taken off.
+    """Finds the frame, from 0, that an entry of an output is about: the delay is taken off.
 
     Below 0: it is before the start.
 
@@ -118,7 +118,7 @@ class Rate:
         self._last = -math.inf
 
     def state(self) -> tuple[float | None, float | None]:
-        """Returns where it is, as JSON data, for ``restore``."""
+        """Says where it is, as JSON data, for ``restore``."""
         return self._next, self._last if math.isfinite(self._last) else None
 
     def restore(self, state: Sequence[float | None]) -> None:

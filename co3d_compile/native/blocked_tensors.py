@@ -33,7 +33,7 @@ BINARY = {"Add", "Mul", "Sub"}
 
 
 def in_blocks(channels: int, block: int) -> int:
-    """Returns the channels of a blocked tensor."""
+    """Counts the channels of a blocked tensor."""
     return -(-channels // block) * block
 
 

@@ -17,7 +17,7 @@ class NothingGained(Exception):
 
 
 def convert(content: bytes, contract: Contract) -> bytes:
-    """Returns the file that runs in place of the given one, as bytes.
+    """Writes the file that runs in place of the given one, as bytes.
 
     Its metadata holds the given file's contract under the usual key, and its own form under ``RUNNING_KEY``.
 

@@ -16,7 +16,7 @@ FULL, HALF, EIGHT_BITS = 1e-3, 1e-2, 5e-2
 
 
 def difference(given: ort.InferenceSession, converted: ort.InferenceSession, info: Contract, form: RunningForm) -> str:
-    """Returns where the results or the states of the two differ; empty if they agree.
+    """Says where the results or the states of the two differ; empty if they agree.
 
     Args:
         given, converted: The two files, opened.

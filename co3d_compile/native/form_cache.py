@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Returns where converted files are kept: as ``CO3D_CACHE`` says, else in the platform's place; None: nowhere."""
+    """Finds the folder of converted files: as ``CO3D_CACHE`` says, else in the platform's place; None: nowhere."""
     said = os.environ.get(VARIABLE, "").strip()
     if said.lower() in OFF:
         return None
@@ -62,7 +62,7 @@ class FormCache:
         self.folder = folder
 
     def load(self, key: str) -> bytes | None:
-        """Returns what is kept under this key; None: nothing, or nothing whole."""
+        """Reads what is kept under this key; None: nothing, or nothing whole."""
         if self.folder is None or not _is_own(self.folder):
             return None
         path = self._path(key)

@@ -40,7 +40,7 @@ class _Place:
 
 
 def to_native(model: ir.Model, contract: Contract) -> tuple[ir.Model, Contract]:
-    """Returns the model as ONNX Runtime lays it out on this machine, states in blocks too, and its contract.
+    """Lays the model out as ONNX Runtime does on this machine, states in blocks too, and changes its contract.
 
     Raises:
         UnsupportedError: ONNX Runtime has no blocked layout here.

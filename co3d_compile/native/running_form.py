@@ -60,7 +60,7 @@ class RunningForm:
 
 
 def running_form(metadata: Mapping[str, str]) -> RunningForm | None:
-    """Returns what the metadata of a file says of its form; None: it is a file as the compiler gives it.
+    """Reads what the metadata of a file says of its form; None: it is a file as the compiler gives it.
 
     Raises:
         ContractError: The metadata is damaged.
@@ -90,5 +90,5 @@ def why_plain(contract: Contract) -> str:
 
 
 def state_bytes(contract: Contract) -> int:
-    """Returns what the states of one stream take."""
+    """Counts the bytes of the states of one stream."""
     return sum(math.prod(resolve(s.shape, 1)) * np.dtype(s.dtype).itemsize for s in contract.states)

@@ -37,7 +37,7 @@ Value: TypeAlias = Tensor | Sequence[Tensor]
 
 
 def at_another_batch(program: Program) -> dict[Node, Value]:
-    """Returns the fake value of each node where the batch is :data:`FACTOR` times the captured one.
+    """Computes the fake value of each node where the batch is :data:`FACTOR` times the captured one.
 
     An operator that fixes the batch ends it, and so does a graph in which streams are found to mix:
     ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
@@ -167,7 +167,7 @@ def _reads_others(program: Program, values: Mapping[Node, Value]) -> bool:
 
 
 def grown_dims(node: Node, values: Mapping[Node, Value]) -> list[int]:
-    """Returns the dims of a node's output that grow with the batch."""
+    """Finds the dims of a node's output that grow with the batch."""
     value = values.get(node)
     if not isinstance(value, Tensor):
         return []

@@ -110,39 +110,39 @@ class Emitter:
         return value
 
     def typed(self, x: Argument, dtype: torch.dtype) -> ir.Value:
-        """Returns a tensor, cast where it is of another dtype, or a number as a constant."""
+        """Casts a tensor where it is of another dtype; a number becomes a constant."""
         if not isinstance(x, Node):
             return self.number(x, dtype)
         return self.value(x) if x.meta["val"].dtype is dtype else self.op("Cast", x, to=int(DTYPES[dtype]))
 
     def pair(self, node: Node, start: int = 0) -> list[ir.Value]:
-        """Returns the two operands of a binary operator, from ``start`` on, in the dtype of its result."""
+        """Casts the two operands of a binary operator, from ``start`` on, to the dtype of its result."""
         return [self.typed(x, node.meta["val"].dtype) for x in node.args[start : start + 2]]
 
     def scalar(self, number: Argument, node: Node) -> ir.Value:
-        """Returns a number as a constant of the node's dtype."""
+        """Makes a number a constant of the node's dtype."""
         return self.number(number, node.meta["val"].dtype)
 
     def number(self, number: Argument, dtype: torch.dtype) -> ir.Value:
-        """Returns a number as a constant of a dtype."""
+        """Makes a number a constant of a dtype."""
         array = np.array(number, dtype=DTYPES[dtype].numpy())
         return self.initializer(f"number.{array.dtype}.{number}", array)
 
     def ints(self, numbers: Sequence[int]) -> ir.Value:
-        """Returns a one-dimensional constant of int64."""
+        """Makes a one-dimensional constant of int64."""
         return self.initializer("ints." + "_".join(map(str, numbers)), np.array(list(numbers), dtype=np.int64))
 
     def int_scalar(self, number: int) -> ir.Value:
-        """Returns a constant of int64 without dims."""
+        """Makes a constant of int64 without dims."""
         return self.initializer(f"int.{number}", np.array(number, dtype=np.int64))
 
     def filled(self, shape: Sequence[int], number: float, node: Node) -> ir.Value:
-        """Returns a constant tensor of one number."""
+        """Makes a constant tensor of one number."""
         array = np.full(list(shape), number, DTYPES[node.meta["val"].dtype].numpy())
         return self.initializer(f"filled.{array.dtype}.{'x'.join(map(str, shape))}.{number}", array)
 
     def transposed(self, weight: Node) -> ir.Value:
-        """Returns a weight matrix, stored transposed."""
+        """Stores a weight matrix transposed."""
         if weight.op != "get_attr":
             return self.op("Transpose", weight, perm=[1, 0])
         return self.initializer(f"{weight.target}_transposed", self.program.constant(weight).t().contiguous().numpy())
@@ -150,7 +150,7 @@ class Emitter:
     # --- the rest
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
-        """Returns a constant, stored once under its name."""
+        """Stores a constant once under its name."""
         if name not in self.initializers:
             tensor = ir.tensor(array, name=name)
             self.initializers[name] = ir.Value(
@@ -159,7 +159,7 @@ class Emitter:
         return self.initializers[name]
 
     def unique(self, operator: str) -> str:
-        """Returns a node name that says where the operator comes from."""
+        """Makes a node name that says where the operator comes from."""
         name = f"{self.scope}/{operator}" if self.scope else operator
         self._count[name] = self._count.get(name, -1) + 1
         return f"{name}_{self._count[name]}" if self._count[name] else name
@@ -187,7 +187,7 @@ class Emitter:
         self.values[node] = result
 
     def holders(self) -> dict[tuple[str, int], str]:
-        """Returns the values that hold the entries of the clip's results, where operators of the file compute them."""
+        """Finds the values that hold the entries of the clip's results, where operators of the file compute them."""
         return {
             held: str(value.name)
             for node, value in self.values.items()
@@ -269,7 +269,7 @@ def translates(*operators: Target) -> Callable[[Translation], Translation]:
 def declared(
     operator: str, *operands: str, only: Mapping[str, float] = EVERY, **attributes: str | float
 ) -> Translation:
-    """Returns a translation in one line: one ONNX operator on some of the arguments, with others for attributes.
+    """Makes a translation in one line: one ONNX operator on some of the arguments, with others for attributes.
 
     ``declared("Elu", alpha="alpha", only={"scale": 1})`` is ONNX's ``Elu`` of the argument ``self`` with the argument
     ``alpha`` for its attribute of that name, if the argument ``scale`` is 1.

@@ -22,7 +22,7 @@ for _module in pkgutil.iter_modules(onnx_export.__path__, f"{onnx_export.__name_
 
 
 def export(program: Program) -> ir.Model:
-    """Returns the ONNX model of a threaded program; metadata is added by the caller.
+    """Writes a threaded program as an ONNX model; metadata is added by the caller.
 
     Inputs are the model's own, then one per state; outputs the model's own, then the next states.
     """

@@ -16,13 +16,13 @@ Fact: TypeAlias = tuple[str, str]
 
 
 def time_facts(report: JsonObject) -> list[Fact]:
-    """Returns what was taken for time, where nobody said it."""
+    """Says what was taken for time, where nobody said it."""
     taken = report.get("taken_for_time")
     return [("Time", f"{taken} (no dim was given)")] if taken else []
 
 
 def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
-    """Returns what goes in and comes out, and when.
+    """Says what goes in and comes out, and when.
 
     ``data``: a report or a contract; ``fps``: frames per second, if known.
     """
@@ -37,22 +37,22 @@ def stream_facts(data: JsonObject, fps: float | None = None) -> list[Fact]:
 
 
 def cost_facts(report: JsonObject) -> list[Fact]:
-    """Returns what a step remembers, and what it computes."""
+    """Says what a step remembers, and what it computes."""
     return [("State", state_text(report["state_count"], report["state_bytes"])), ("Multiply-adds", work_text(report))]
 
 
 def field_text(frames: int | None) -> str:
-    """Returns the receptive field."""
+    """Writes the receptive field."""
     return plural(frames, "frame") if frames else "unbounded (recurrent)"
 
 
 def state_text(count: int, size: float) -> str:
-    """Returns the states of one stream."""
+    """Writes the number and size of the states of one stream."""
     return f"{plural(count, 'tensor')}, {bytes_text(size)} per stream" if count else "none: no operator over time"
 
 
 def work_text(report: JsonObject) -> str:
-    """Returns multiply-adds of a clip and of a frame, and what is gained."""
+    """Writes the multiply-adds of a clip and of a frame, and what is gained."""
     clip, frame = (number_text(1e9 * report[name]) for name in ("gmac_clip", "gmac_frame"))
     gain = nothing_gained(report) or f"{report['gmac_ratio'] or 0:.1f} times fewer"
     return f"{clip} per clip, {frame} per frame: {gain}"
@@ -70,7 +70,7 @@ def region_text(item: JsonObject) -> str:
 
 
 def operator_place(item: JsonObject) -> str:
-    """Returns which operator of which module it is."""
+    """Names an operator and its module."""
     return f"{item['operator']} in {item['module_path'] or 'the model'}"
 
 
@@ -96,7 +96,7 @@ def _times(ratio: float) -> str:
 
 
 def verification_text(result: JsonObject) -> str:
-    """Returns what a verification found, and what it compared with."""
+    """Says what a verification found, and what it compared with."""
     steps = f"over {plural(result['steps'], 'step')}"
     if not result["passed"]:
         return f"{steps}: {result['reason']} Compared with {compared_text(result)}."
@@ -105,7 +105,7 @@ def verification_text(result: JsonObject) -> str:
 
 
 def compared_text(result: JsonObject) -> str:
-    """Returns what a verification compared with, and how far that is from the untouched network."""
+    """Says what a verification compared with, and how far that is from the untouched network."""
     distance = result["replaced_distance"]
     if distance is None:
         return str(result["compared_with"])

@@ -24,7 +24,7 @@ def frames_behind(output: JsonObject, frames_per_step: dict[str, int]) -> tuple[
 
 
 def latency_texts(data: JsonObject, fps: float | None = None) -> list[str]:
-    """Returns what an answer is about, and what it sees: a sentence for all outputs, or one for each if they differ.
+    """Says what an answer is about, and what it sees: a sentence for all outputs, or one for each if they differ.
 
     Args:
         data: A report or a contract.
@@ -48,7 +48,7 @@ def latency_texts(data: JsonObject, fps: float | None = None) -> list[str]:
 
 
 def delay_rows(rows: Sequence[Row]) -> list[JsonObject]:
-    """Returns what adds to the delay of the latest result.
+    """Lists what adds to the delay of the latest result.
 
     Its operators in their order, whose frames add up to the delay.
 

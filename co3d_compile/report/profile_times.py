@@ -54,7 +54,7 @@ class KernelTimes:
 
 
 def read_times(profile: Path, model: Path) -> KernelTimes:
-    """Returns the times of a profile, by the modules of the compiled file that was run.
+    """Reads the times of a profile, by the modules of the compiled file that was run.
 
     Raises:
         LoadError: The profile cannot be read, or says nothing of operators. UsageError: It is of another model.
@@ -77,7 +77,7 @@ def read_times(profile: Path, model: Path) -> KernelTimes:
 
 
 def with_shares(rows: Iterable[Row], times: KernelTimes) -> tuple[list[Row], dict[str, float]]:
-    """Returns a report's rows, each with its ``time_share`` from 0 to 1, and the share of what has no row, by name.
+    """Gives each row of a report its ``time_share`` from 0 to 1, and says the share of what has no row, by name.
 
     As with multiply-adds, the time of a module stands at that of its operators that does most.
     """

@@ -51,11 +51,11 @@ class Report:
     loops: list[str] = field(default_factory=list)
 
     def to_dict(self) -> JsonObject:
-        """Returns the report as plain JSON data."""
+        """Writes the report as plain JSON data."""
         return asdict(self)
 
     def facts(self) -> list[Fact]:
-        """Returns what a reader wants first: names, and what is so."""
+        """Lists what a reader wants first: names, and what is so."""
         data = self.to_dict()
         limited = ", ".join(f"{row['operator']} {row['module_path']}".strip() for row in self.limited)
         again = ", ".join(f"{r['operator']} {r['module_path']}".strip() for r in self.recomputed)
@@ -74,7 +74,7 @@ class Report:
         return "\n".join(f"{name}: {text}" for name, text in self.facts())
 
     def to_html(self) -> str:
-        """Returns a summary for notebooks: the facts, and what was done behind a fold."""
+        """Writes a summary for notebooks: the facts, and what was done behind a fold."""
         done = [(action["operator"], str(action["count"]), action["action"]) for action in self.actions]
         fold = f"<details><summary>what was done</summary>{_table(done)}</details>" if done else ""
         return _table(self.facts(), "th") + fold

@@ -11,7 +11,7 @@ Row = JsonObject
 
 
 def table(report: JsonObject, frames: int) -> list[Row]:
-    """Returns all operators, with ``macs_frame``; ``frames``: that a step takes.
+    """Reads all operators, with ``macs_frame``; ``frames``: that a step takes.
 
     Raises:
         KeyError, TypeError, ValueError: The report is damaged.
@@ -35,7 +35,7 @@ def _checked(row: Row, frames: int) -> Row:
 
 
 def shares_by_module(rows: list[Row]) -> dict[tuple[str, ...], float]:
-    """Returns the share of time of every module, all that is in it included, by the components of its path."""
+    """Sums the share of time of every module, all that is in it included, by the components of its path."""
     shares: Counter[tuple[str, ...]] = Counter()
     for row in rows:
         path = tuple(filter(None, row["module_path"].split(".")))

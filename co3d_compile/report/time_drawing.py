@@ -90,7 +90,7 @@ class Drawing:
 
 
 def draw(rows: list[Row], sheet: Sheet = WIDE) -> Drawing:
-    """Returns the places of everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
+    """Places everything. ``rows``: the operators in order, as ``report_rows.table`` gives them."""
     read = {at for row in rows for at in row["inputs"]}
     lanes_of = [at for at, row in enumerate(rows) if _has_lane(row) or at not in read]
     shown = lanes_of[:MOST_LANES]

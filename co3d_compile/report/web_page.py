@@ -29,7 +29,7 @@ def page(
     verification: JsonObject | None = None,
     fps: float | None = None,
 ) -> str:
-    """Returns the page as HTML.
+    """Writes the page as HTML.
 
     Args:
         report: What the compiler has stored in ``metadata_props["co3d_report"]``.

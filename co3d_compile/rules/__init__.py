@@ -11,7 +11,7 @@ from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
 
 
 def rule_for(target: object) -> Rule | None:
-    """Returns the rule of an operator, or None: it is applied to a window."""
+    """Finds the rule of an operator, or None: it is applied to a window."""
     rule = in_table(target)
     if rule is None and is_pointwise(target):
         return POINTWISE

@@ -57,15 +57,15 @@ class Rule:
         return self.remembers_all(node) or own_of(node).gate == "window"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        """Returns per operand the dims over which the operator computes: time must not be among them."""
+        """Names per operand the dims over which the operator computes: time must not be among them."""
         return ()
 
     def layout(self, node: Node) -> Layout:
-        """Returns where the dims of the output come from. Structural: holds for streams and for windows."""
+        """Says where the dims of the output come from. Structural: holds for streams and for windows."""
         return known(operands(node)[0])
 
     def kernel(self, node: Node) -> Kernel | None:
-        """Returns the index equation, for an operator that slides over time."""
+        """Gives the index equation, for an operator that slides over time."""
         return None
 
     def reads(self, node: Node) -> Reads:
@@ -74,14 +74,14 @@ class Rule:
         return kernel.reads if kernel is not None else Reads()
 
     def outside(self, node: Node) -> tuple[Outside, Outside]:
-        """Returns what an operator that slides over time reads before the first entry, and behind the last one."""
+        """Says what an operator that slides over time reads before the first entry, and behind the last one."""
         return 0.0, 0.0
 
     def strip(self, node: Node) -> None:
         """Takes the temporal padding out of the operator's arguments, where it has any there."""
 
     def flow(self, node: Node) -> Fact:
-        """Returns the fact of the output of an operator with a streaming operand.
+        """Computes the fact of the output of an operator with a streaming operand.
 
         Raises:
             NoExtension: The operator has no meaning beyond the clip.
@@ -97,7 +97,7 @@ class Rule:
         return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
 
     def weights(self, node: Node) -> Iterable[object]:
-        """Returns the arguments that must be the same for all entries, as weights are."""
+        """Lists the arguments that must be the same for all entries, as weights are."""
         return ()
 
     def reason(self, node: Node) -> str:
@@ -105,7 +105,7 @@ class Rule:
         return self.why
 
     def gate(self, node: Node, scope: str) -> Fact | None:
-        """Returns the fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
+        """Computes the fact of the output where ``pool_scope`` makes a pool or norm over time part of the stream."""
         return None
 
     def slides_again(self, node: Node, dims: Sequence[int]) -> bool:
@@ -122,7 +122,7 @@ class Rule:
         return False
 
     def layouts(self, node: Node) -> list[Layout]:
-        """Returns where the dims of each output come from, of an operator that has several.
+        """Says where the dims of each output come from, of an operator that has several.
 
         Raises:
             LayoutLost: Nothing is known of them.
@@ -130,7 +130,7 @@ class Rule:
         raise LayoutLost
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """Returns the facts of the outputs of an operator that has several.
+        """Computes the facts of the outputs of an operator that has several.
 
         Raises:
             NoExtension: Nothing is known of them.
@@ -142,11 +142,11 @@ class Rule:
         return None
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        """Returns the streaming entries of the output, time taken out of each."""
+        """Writes the streaming entries of the output, time taken out of each."""
         return [low.of_rank(self.entry(node, low, i), fact_of(node).layout) for i in range(low.pulse(node))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        """Returns entry ``i`` of the output from entries ``i`` of the operands.
+        """Writes entry ``i`` of the output from entries ``i`` of the operands.
 
         Default: the operator on a time dim of one.
         """
@@ -162,11 +162,11 @@ class Rule:
         raise NotImplementedError
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Returns the streaming entries of each output, where :meth:`items` gives several."""
+        """Writes the streaming entries of each output, where :meth:`items` gives several."""
         raise NotImplementedError
 
     def window(self, node: Node, low: StepGraph) -> Node:
-        """Returns the operator on a window: as it stands in the clip."""
+        """Writes the operator on a window: as it stands in the clip."""
         return low.same(node)
 
 
@@ -184,7 +184,7 @@ def register(*operators: Any) -> Callable[[R], R]:
 
 
 def in_table(target: object) -> Rule | None:
-    """Returns the rule in the table for an operator, or for the class of operators that it is of."""
+    """Finds the rule in the table for an operator, or for the class of operators that it is of."""
     return RULES.get(target) or RULES.get(type(target))
 
 

@@ -101,7 +101,7 @@ class PoolWithIndices(Rule):
         return [fact] * len(node.meta["val"])
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Returns the entries of both outputs."""
+        """Writes the entries of both outputs."""
         x = operand(node)
         both = [low.call(node.target, low.whole_entry(x, i), *node.args[1:]) for i in range(low.pulse(x))]
         return [[low.without_time(x, low.call(operator.getitem, pair, k)) for pair in both] for k in range(2)]

@@ -48,7 +48,7 @@ class Concatenation(Rule):
     why = "joins several sequences along time"
 
     def parts(self, node: Node) -> tuple[list[Node], int]:
-        """Returns the tensors and the dim."""
+        """Reads the tensors and the dim."""
         given = Arguments(node)
         parts = given.tensors("tensors")
         return parts, given.dim(parts[0])
@@ -108,7 +108,7 @@ class Concatenation(Rule):
         return replace(found, crop=max(0, found.crop - kernel.p))
 
     def main(self, node: Node) -> Node:
-        """Returns the part that is the stream; the others only fill the ends.
+        """Finds the part that is the stream; the others only fill the ends.
 
         Raises:
             NoExtension: More than one part is a stream of its own, or a part is a learned constant.
@@ -197,7 +197,7 @@ def repeats_edge(front: list[Node], main: Node, dim: int) -> bool:
 
 
 def common(parts: list[Node], dim: int, edge: int) -> Outside:
-    """Returns what all parts at one end of a concatenation are: one number, or the entry at the edge."""
+    """Finds what all parts at one end of a concatenation are: one number, or the entry at the edge."""
     values: set[Outside] = set()
     for part in parts:
         constant = own_of(part).constant
@@ -209,7 +209,7 @@ def common(parts: list[Node], dim: int, edge: int) -> Outside:
 
 
 def span(part: Node, dim: int) -> tuple[int, int]:
-    """Returns the first and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
+    """Finds the first and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
     if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
         return span(part.all_input_nodes[0], dim)
     if part.target is aten.cat.default and _common_root(part, dim) is not None:

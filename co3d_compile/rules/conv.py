@@ -119,7 +119,7 @@ class Fold(SpreadingRule):
     why = "time is folded into the columns or their features"
 
     def axis(self, node: Node) -> int | None:
-        """Returns which of the two dims that the columns walk through is time, or None."""
+        """Finds which of the two dims that the columns walk through is time, or None."""
         fold, place = FoldArgs.of(node), known(operand(node)).time
         if place is None or place.dim != 2 or rank_of(operand(node)) != 3:
             return None

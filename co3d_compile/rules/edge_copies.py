@@ -15,7 +15,7 @@ from co3d_compile.rules import rule_for
 
 
 def waiting_operands(node: Node, fact: Fact) -> dict[Node, Fact]:
-    """Returns the operands that an operator cannot read as early as they come, with their facts when held back."""
+    """Finds the operands that an operator cannot read as early as they come, with their facts once they wait."""
     return {
         x: fact_of(x).held_back(begins(node)) for x in node.all_input_nodes if is_stream(x) and _early(node, fact, x)
     }

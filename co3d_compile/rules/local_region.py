@@ -157,25 +157,25 @@ def _oldest(node: Node, x: Node, first: int, front: int) -> int:
 
 
 def run_entries(node: Node, program: Program) -> int:
-    """Returns on how many entries a step runs a region at once."""
+    """Counts the entries on which a step runs a region at once."""
     block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
     return step_length(program.regions[str(node.args[1])], block)
 
 
 def pasts(node: Node, program: Program) -> list[tuple[Node, int]]:
-    """Returns the past entries that a region reads of each input."""
+    """Counts the past entries that a region reads of each input."""
     block = int(fact_of(node).pulse) if fact_of(node).spacing == 1 else 1
     front = run_entries(node, program) - block - reach(node)[1]
     return [(x, max(0, -_oldest(node, x, 0, front))) for x in operand_list(node)]
 
 
 def reach(node: Node) -> tuple[int, int, int]:
-    """Returns how many entries a region reads before and after a block, and how many a block has."""
+    """Counts the entries that a region reads before and after a block, and those of a block."""
     return whole(node, 2), whole(node, 3), whole(node, 4)
 
 
 def step_length(part: Region, block: int) -> int:
-    """Returns the least number of entries, of those confirmed, at which a block has its reach, from a whole period on.
+    """Finds the least number of entries, of those confirmed, at which a block has its reach, from a whole period on.
 
     Raises:
         NotResizable: There is none.

@@ -53,7 +53,7 @@ class Order(Rule):
         return [fact] * len(node.meta["val"])
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Returns the entries of both outputs."""
+        """Writes the entries of both outputs."""
         x, dim = operand(node), known(operand(node)).entry_dims()[self._dim(node)]
         alone = dim is None  # among a single entry of time
         dim = self._dim(node) if dim is None else dim

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def broadcast(layouts: list[Layout]) -> Layout:
-    """Returns the layout of operands broadcast against each other.
+    """Broadcasts the layouts of operands against each other.
 
     Raises:
         NoExtension: Time stands in two different dims, or entries in blocks of different sizes.
@@ -36,7 +36,7 @@ def broadcast(layouts: list[Layout]) -> Layout:
 
 
 def with_time_once(layout: Layout, why: str) -> Layout:
-    """Returns a layout that has time once: a single entry that rides on the batch gives way to the real time dim.
+    """Leaves time in one dim: a single entry that rides on the batch gives way to the real time dim.
 
     So does a batch of one, which PyTorch may fold into any dim, to one in another dim.
 
@@ -150,7 +150,7 @@ def counts_on(constant: Node, layout: Layout) -> bool:
 
 
 def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
-    """Returns entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
+    """Writes entry ``i`` of a constant that counts along time: from a state that counts the entries of the stream."""
     line, layout, dtype = constant_of(constant).progression, known(node), constant.meta["val"].dtype
     place = layout.time
     assert line is not None and place is not None

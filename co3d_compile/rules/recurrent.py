@@ -84,7 +84,7 @@ class Recurrent(Rule):
         return result
 
     def layouts(self, node: Node) -> list[Layout]:
-        """Returns where batch and time are in each output."""
+        """Says where batch and time are in each output."""
         lay = known(operand(node))
         sequence, *last = (tuple(v.shape) for v in node.meta["val"])
         row = lay.dims[1 - _time_dim(node)]
@@ -97,7 +97,7 @@ class Recurrent(Rule):
         return [lay.replace(lay.rank - 1, [Axis("", int(sequence[-1]))]), *finals]
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Returns the entries of each output."""
+        """Writes the entries of each output."""
         if self.over_rows(node):
             entries = [self._entry(node, low, i) for i in range(low.pulse(operand(node)))]
             return [list(output) for output in zip(*entries, strict=True)]
@@ -114,7 +114,7 @@ class Recurrent(Rule):
         return [low.call(aten.squeeze.dim, sequence, place.dim), *(low.call(aten.squeeze.dim, s, 1) for s in last)]
 
     def window(self, node: Node, low: StepGraph) -> Any:
-        """Returns the layers over a window, in one direction or both: ``(sequence, last states …)``."""
+        """Writes the layers over a window, in one direction or both: ``(sequence, last states …)``."""
         return over_sequence(node, low, low.plain(operand(node)), [_plain(h, low) for h in _hidden(node)])
 
 

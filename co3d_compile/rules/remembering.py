@@ -16,7 +16,7 @@ def remembers_all(node: Node) -> bool:
 
 
 def remembered(graph: Graph) -> list[Node]:
-    """Returns what depends on all that ever came, and all streams behind which it stands; in the graph's order."""
+    """Finds what depends on all that ever came, and all streams behind which it stands; in the graph's order."""
     streams = [n for n in graph.nodes if n.op == "call_function" and is_stream(n)]
     found = computed_from(*filter(remembers_all, streams))
     return [n for n in streams if n in found]

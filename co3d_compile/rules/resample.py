@@ -39,7 +39,7 @@ class Upsample(Rule):
         return known(x).sized(shape_of(node), range(2, 2 + n))
 
     def factor(self, node: Node) -> int:
-        """Returns by how much time is up-sampled."""
+        """Computes the factor by which time is up-sampled."""
         x, _, axis, _ = self._geometry(node)
         if axis is None:
             return 1

@@ -32,7 +32,7 @@ class Reshaping(Rule):
         return fact
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        """Returns the entry in the shape that the output's layout gives it."""
+        """Writes the entry in the shape that the output's layout gives it."""
         x = operand(node)
         return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
 
@@ -114,7 +114,7 @@ class Expansion(Reshaping):
         return is_stream(x) and not fact_of(x).per_entry
 
     def again(self, node: Node) -> int | None:
-        """Returns the dim along which what a gate pooled is given to every entry again."""
+        """Finds the dim along which what a gate pooled is given to every entry again."""
         x, shape = operand(node), shape_of(node)
         fact = fact_of(x)
         if fact.kind is not Kind.STREAM or not fact.per_entry or fact.pooled is None or fact.clip != 1:

@@ -143,7 +143,7 @@ class Pad(Renumbering):
     why = "pads a dim into which time is folded"
 
     def pads(self, node: Node) -> tuple[Node, list[tuple[int, int]]]:
-        """Returns the operand, and the pad in front and at the end of each of its dims."""
+        """Reads the operand, and the pad in front and at the end of each of its dims."""
         x = operand(node)
         flat = Arguments(node).integers("pad" if node.target is aten.constant_pad_nd.default else "padding")
         pads = [(0, 0)] * (rank_of(x) - len(flat) // 2)

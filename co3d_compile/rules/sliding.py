@@ -43,7 +43,7 @@ class KernelRule(SlidingRule):
     """Operators whose kernel slides over the last dims of a tensor, time or space: convolutions and pools."""
 
     def args(self, node: Node) -> SlidingArgs:
-        """Returns the operator's arguments."""
+        """Reads the operator's arguments."""
         raise NotImplementedError
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
@@ -69,11 +69,11 @@ class Renumbering(SlidingRule):
     """Crops, selections and pads: over time they give entries other numbers, and compute nothing."""
 
     def changed(self, node: Node) -> list[int]:
-        """Returns the dims that lose or gain entries."""
+        """Finds the dims that lose or gain entries."""
         raise NotImplementedError
 
     def renumbered(self, node: Node, dim: int) -> Kernel:
-        """Returns the index equation if time is this dim."""
+        """Gives the index equation if time is this dim."""
         raise NotImplementedError
 
     def layout(self, node: Node) -> Layout:

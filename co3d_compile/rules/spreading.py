@@ -47,15 +47,15 @@ class SpreadingRule(Rule):
     """Each new entry adds to ``s`` new outputs, and to some behind them."""
 
     def spread(self, node: Node) -> Spread | None:
-        """Returns the index equation; None where time is not what the operator walks through."""
+        """Gives the index equation; None where time is not what the operator walks through."""
         raise NotImplementedError
 
     def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
-        """Returns what entry ``i`` adds by tap ``j``."""
+        """Writes what entry ``i`` adds by tap ``j``."""
         raise NotImplementedError
 
     def finished(self, node: Node, low: StepGraph, total: Node) -> Node:
-        """Returns an output from the sum of what was added to it."""
+        """Writes an output from the sum of what was added to it."""
         return total
 
     def reads(self, node: Node) -> Reads:

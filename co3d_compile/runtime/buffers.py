@@ -22,7 +22,7 @@ _MAX_PERIOD = 128  # of the bindings, one for each step until all states lie as 
 
 
 def no_memory(more: str = "") -> SessionError:
-    """Returns the error for states that do not fit."""
+    """Makes the error for states that do not fit."""
     return SessionError(f"There is no memory for the states{more}.", hint="Use a smaller batch.")
 
 
@@ -59,7 +59,7 @@ class Guard:
             self.turn.append(None)
 
     def refusal(self) -> SessionError:
-        """Returns the error for who comes while there is no turn to take."""
+        """Makes the error for who comes while there is no turn to take."""
         if self.closed:
             return SessionError("This session is closed.", hint="Open a new StreamSession.")
         hint = "Give each thread a StreamSession of its own."
@@ -80,7 +80,7 @@ class Buffer:
         self.host: Array | None = host if device == CPU else None
 
     def read(self) -> Array:
-        """Returns a copy in host memory."""
+        """Copies into host memory."""
         return np.array(self.value.numpy()) if self.host is None else self.host.copy()
 
     def write(self, values: Array) -> None:
@@ -131,7 +131,7 @@ class Results:
         self._rooms: list[memoryview] = []  # the memory of each; to let go of one at every step would take 10 more
 
     def new(self) -> Array:
-        """Returns a copy that will not change."""
+        """Makes a copy that will not change."""
         if self._source is None or self._many < 2:
             return self._buffer.read()
         if not self._ready:
@@ -161,7 +161,7 @@ class Scratch:
 
 
 def make_rings(contract: Contract, batch: int, device: tuple[str, int]) -> tuple[list[Ring], int]:
-    """Returns the buffers of each chain, one more than it has states, and after how many steps all lie as before."""
+    """Makes the buffers of each chain, one more than it has states; says after how many steps all lie as before."""
     chains = contract.chains()
     sizes = [len(chain) + 1 for chain in chains]
     period = math.lcm(*sizes)

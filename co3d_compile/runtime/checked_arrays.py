@@ -34,7 +34,7 @@ class StepInputs:
         self.all_valid: list[Array] = [np.ones(self.tensors[-1][1], np.bool_)] if info.valid else []
 
     def checked(self, frames: Sequence[object], valid: Array | None, count: int) -> list[Array]:
-        """Returns the arrays of a step of ``count`` streams. Raises SessionError if they do not fit."""
+        """Checks the arrays of a step of ``count`` streams. Raises SessionError if they do not fit."""
         specs = self._info.inputs
         if len(frames) != len(specs):
             names = ", ".join(spec.name for spec in specs)
@@ -54,7 +54,7 @@ class StepInputs:
 
 
 def whole_number(name: str, value: int, least: int, most: float = math.inf) -> int:
-    """Returns the number itself. Raises UsageError if it is none from ``least`` to ``most``."""
+    """Checks a number, and gives it back. Raises UsageError if it is none from ``least`` to ``most``."""
     if isinstance(value, (int, np.integer)) and least <= value <= most:
         return int(value)
     top = f" to {most}" if most < math.inf else ""
@@ -62,12 +62,12 @@ def whole_number(name: str, value: int, least: int, most: float = math.inf) -> i
 
 
 def expected(shape: Shape, batch: int) -> Sizes:
-    """Returns the shape of so many streams; "K" stands for any number of rows."""
+    """Computes the shape of so many streams; "K" stands for any number of rows."""
     return tuple(batch if dim == "N" else dim for dim in shape)
 
 
 def checked_array(what: str, name: str, array: object, shape: Sizes, dtype: np.dtype[Any]) -> Array:
-    """Returns the array itself. Raises SessionError if it has another shape or dtype."""
+    """Checks an array, and gives it back. Raises SessionError if it has another shape or dtype."""
     if not isinstance(array, np.ndarray):
         problem, hint = f"is a {type(array).__name__}, expected a numpy array", "Convert it with numpy.asarray(...)."
     elif array.dtype != dtype:

@@ -45,7 +45,7 @@ class FiniteCheck:
         self._age[index] = self._info.warmup_steps if warm else 0
 
     def spoilt(self, outputs: Mapping[str, Array], states: Mapping[str, Array], index: slice | Array) -> dict[int, str]:
-        """Returns the streams at ``index`` that this step has spoilt, and what shows it.
+        """Finds the streams at ``index`` that this step has spoilt, and what shows it.
 
         Raises:
             SessionError: There are some, and ``raises`` was asked for: the step does not count.

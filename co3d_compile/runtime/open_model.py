@@ -85,7 +85,7 @@ def device_of(session: ort.InferenceSession) -> tuple[str, int]:
 
 
 def stored_contract(session: ort.InferenceSession) -> Contract:
-    """Returns the contract in the metadata. Raises ContractError if there is none, or a damaged one."""
+    """Reads the contract in the metadata. Raises ContractError if there is none, or a damaged one."""
     text = properties(session).get(METADATA_KEY)
     if text is None:
         raise ContractError("The ONNX file has no co3d metadata.", hint="Compile the model with co3d-compile.")

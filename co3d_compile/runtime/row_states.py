@@ -25,7 +25,7 @@ class RowStates(States):
         self._now = {s.input: np.full(resolve(s.shape, 1), s.initial, s.dtype) for s in self._info.states}
 
     def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Returns a copy of all states, or of those of these names."""
+        """Copies all states, or those of these names."""
         return {name: array.copy() for name, array in self._now.items() if names is None or name in names}
 
     def write(self, values: Mapping[str, Array]) -> None:
@@ -52,15 +52,15 @@ class RowStates(States):
             packed = packed[end:]
 
     def gathered(self, index: slice | Array) -> dict[str, Array]:
-        """Returns the states as onnxruntime takes them."""
+        """Gathers the states as onnxruntime takes them."""
         return dict(self._now)
 
     def outputs(self) -> list[str]:
-        """Returns the outputs of the model that are next states."""
+        """Lists the outputs of the model that are next states."""
         return [chain[0].output for chain in self._info.chains()]
 
     def next_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the next value of each state, from what a step took and gave."""
+        """Finds the next value of each state, from what a step took and gave."""
         return {state.input: values[state.output] for state in self._info.states}
 
     def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:

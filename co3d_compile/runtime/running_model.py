@@ -83,7 +83,7 @@ class Opener:
         self._name = os.path.basename(source) if isinstance(source, str) else "the model"
 
     def open(self) -> Running:
-        """Returns the model, ready to run.
+        """Opens the model, ready to run.
 
         Raises:
             LoadError, UsageError, ContractError: As ``open_source``, ``stored_contract`` and ``check_contract``.

@@ -170,7 +170,7 @@ class StreamSession:
         return _by_name(self.info, self.step(*(frames[name] for name in names), valid=valid, streams=streams))
 
     def flush(self) -> list[Array | tuple[Array, ...]]:
-        """Returns the results that are still due when all streams have ended, as ``step`` returns them, oldest first.
+        """Gives the results that are still due when all streams have ended, as ``step`` returns them, oldest first.
 
         Call ``reset`` before the next stream. Raises SessionError for a model without ``boundary="exact"``, and for a
         stream of a length at which its ends are not exact.
@@ -190,7 +190,7 @@ class StreamSession:
             self._begin(index)
 
     def get_state(self) -> dict[str, Array]:
-        """Returns a copy of the state: {name of the state input: array}."""
+        """Copies the state: {name of the state input: array}."""
         with self._guard:
             return self._states.values()
 
@@ -209,7 +209,7 @@ class StreamSession:
                 self._check.begin(slice(None), warm=True)
 
     def snapshot(self, stream: int | None = None) -> bytes:
-        """Returns the state as bytes, for ``restore`` in any process that has the same model.
+        """Packs the state into bytes, for ``restore`` in any process that has the same model.
 
         Of all streams, for a session of the same batch. Of the one with this index, for a place in any session: it is
         what a session of batch 1 gives.

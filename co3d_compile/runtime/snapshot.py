@@ -20,7 +20,7 @@ def pack(fingerprint: bytes, streams: int, states: Sequence[bytes]) -> bytes:
 
 
 def unpack(blob: object, fingerprint: bytes, streams: int, size: int | None) -> memoryview:
-    """Returns the state bytes of an undamaged snapshot of this model: ``size`` of them, None for as many as there are.
+    """Reads the state bytes of an undamaged snapshot of this model: ``size`` of them, None for as many as there are.
 
     Raises SessionError if it is anything else.
     """

@@ -52,7 +52,7 @@ class States:
             buffer.put(state.initial, index, state.batch_dim)
 
     def values(self, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """Returns a copy of all states, or of those of these names."""
+        """Copies all states, or those of these names."""
         wanted = [(s, buffer) for s, buffer in self._current() if names is None or s.input in names]
         return {s.input: self._form.to_given(s, buffer.read()) for s, buffer in wanted}
 
@@ -62,12 +62,12 @@ class States:
             buffer.write(self._form.from_given(state, values[state.input]))
 
     def packed(self, index: slice) -> list[bytes]:
-        """Returns the bytes of all states of some streams, in the order of the metadata."""
+        """Packs all states of some streams into bytes, in the order of the metadata."""
         parts = [(state, buffer.take(index, state.batch_dim, Scratch())) for state, buffer in self._current()]
         return [self._form.to_given(state, part).tobytes() for state, part in parts]
 
     def size(self, count: int) -> int | None:
-        """Returns how many bytes the states of so many streams are, if that is known beforehand."""
+        """Counts the bytes of the states of so many streams, if that is known beforehand."""
         return sum(math.prod(resolve(s.shape, count)) * np.dtype(s.dtype).itemsize for s in self._info.states)
 
     def unpack(self, packed: memoryview, index: slice) -> None:
@@ -80,15 +80,15 @@ class States:
             packed = packed[size:]
 
     def gathered(self, index: slice | Array) -> dict[str, Array]:
-        """Returns the states of some streams as onnxruntime takes them; they are good until the next call."""
+        """Gathers the states of some streams as onnxruntime takes them; they are good until the next call."""
         return {s.input: b.take(index, s.batch_dim, self._scratch[s.input]) for s, b in self._current()}
 
     def outputs(self) -> list[str]:
-        """Returns the outputs of the model that are next states."""
+        """Lists the outputs of the model that are next states."""
         return [chain[0].output for chain, _ in self._rings]
 
     def next_values(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Returns the next value of each state, from what a step took and gave."""
+        """Finds the next value of each state, from what a step took and gave."""
         return {state.input: values[state.output] for chain, _ in self._rings for state in chain}
 
     def scatter(self, values: Mapping[str, Array], index: slice | Array) -> None:

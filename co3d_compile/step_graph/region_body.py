@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[Node], like: tuple[Node, int]) -> Node:
-    """Returns the result of a part of the clip graph in the step graph.
+    """Writes a part of the clip graph into the step graph, and gives its result.
 
     Numbers that grow with the batch are found by writing the part for two batches: in views they are left open, and
     constants go on from clip to clip.

@@ -43,11 +43,11 @@ class StepGraph(Memory):
         return self.window_facts.get(node, fact_of(node))
 
     def pulse(self, node: Node) -> int:
-        """Returns how many entries of a tensor there are: its new ones, and past ones where it is a history."""
+        """Counts the entries of a tensor that there are: its new ones, and past ones where it is a history."""
         return len(self.streams[node]) if node in self.streams else int(fact_of(node).pulse)
 
     def ref(self, node: Node, i: int) -> Entry:
-        """Returns entry ``i``, as a node or a slot of a queue."""
+        """Gives entry ``i``, as a node or a slot of a queue."""
         return self.streams[node][i]
 
     def with_past(self, x: Node, past: int) -> Sequence[Entry]:
@@ -59,7 +59,7 @@ class StepGraph(Memory):
         return ChosenEntries(entries, list(range(past + len(self.streams[x])))) if delay else entries
 
     def entry(self, node: Node, i: int) -> Node:
-        """Returns entry ``i`` of a streaming tensor, as a node."""
+        """Gives entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
     def of_rank(self, x: Node, layout: Layout | None) -> Node:
@@ -74,7 +74,7 @@ class StepGraph(Memory):
         return self.call(aten.unsqueeze.default, new, place.dim) if place is not None and place.alone else new
 
     def without_time(self, node: Node, x: Node) -> Node:
-        """Returns an entry of a node's output, computed with a dim of one where time is alone, without it."""
+        """Drops the dim of one, where time is alone, of an entry of a node's output."""
         place = fact_of(node).time
         whole = place is not None and place.alone and len(self.sizes(x)) == known(node).rank
         return self.call(aten.squeeze.dim, x, place.dim) if place is not None and whole else x
@@ -85,7 +85,7 @@ class StepGraph(Memory):
         return AgedEntry(self.resolve(entry), steps)
 
     def plain(self, node: Node, slot: tuple[int, int] | None = None) -> Node:
-        """Returns a constant, or one slice of it, or the result of a window."""
+        """Gives a constant, or one slice of it, or the result of a window."""
         if node in self.window_entries and node not in self.windows:
             layout = fact_of(operand(node)).layout
             assert layout is not None
@@ -102,15 +102,15 @@ class StepGraph(Memory):
         return self.constant(f"{name}_tap_{index}", value.select(dim, index).contiguous())
 
     def one_of(self, constant: Node, dim: int) -> Node:
-        """Returns a constant that is the same along a dim, without that dim."""
+        """Selects from a constant that is the same along a dim, so that it has no such dim."""
         return self.call(aten.select.int, self.plain(constant), dim, 0)
 
     def first_row(self, constant: Node, dim: int = 0) -> Node:
-        """Returns a constant of which all rows are the same, as one row."""
+        """Takes the first row of a constant of which all rows are the same."""
         return self.call(aten.slice.Tensor, self.plain(constant), dim, 0, 1)
 
     def as_clip(self, refs: Sequence[Entry], layout: Layout) -> Node:
-        """Returns the entries as one tensor in which time is an ordinary dim, laid out as in the clip."""
+        """Joins the entries to one tensor in which time is an ordinary dim, laid out as in the clip."""
         time = layout.time
         assert time is not None
         length = len(refs)
@@ -141,19 +141,19 @@ class StepGraph(Memory):
         return self.call(aten.reshape.default, view, target.sizes())
 
     def with_time_of_one(self, node: Node, i: int) -> Node:
-        """Returns the operator as it stands on entries ``i`` of its operands, given a time dim of one."""
+        """Writes the operator on entries ``i`` of its operands, each given a time dim of one."""
         args, kwargs = map_arg(
             (node.args, node.kwargs), lambda n: self.whole_entry(n, i) if is_stream(n) else self.plain(n)
         )
         return self.without_time(node, self.call(node.target, *args, **kwargs))
 
     def same(self, node: Node) -> Node:
-        """Returns the operator as it stands in the clip."""
+        """Writes the operator as it stands in the clip."""
         args, kwargs = map_arg((node.args, node.kwargs), self.plain)
         return self.call(node.target, *args, **kwargs)
 
     def resized(self, node: Node) -> Node:
-        """Returns a view or expansion with the window's own length, and any batch."""
+        """Writes a view or expansion with the window's own length, and any batch."""
         fact = fact_of(node)
         if fact.layout is None or node.target not in VIEWS:
             return self.same(node)

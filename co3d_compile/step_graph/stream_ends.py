@@ -115,7 +115,7 @@ class StreamEnds:
     # --- what is read where there is none
 
     def mark(self, node: Node) -> list[Node]:
-        """Returns the new entries of the marker ``outside``."""
+        """Writes the new entries of the marker ``outside``."""
         args, low = OutsideArgs.of(node), self.low
         fact, new = fact_of(args.x), [low.resolve(entry) for entry in low.streams[args.x]]
         if EDGE not in (args.front, args.back):
@@ -173,7 +173,7 @@ class StreamEnds:
         return results
 
     def last(self, result: Node, layout: Layout | None, facts: Sequence[Fact]) -> Node:
-        """Returns a result per step that stays what it was when the last entry had come."""
+        """Writes a result per step that does not change any more once the last entry has come."""
         facts = [f for f in facts if f.end is not None]
         place = layout.batch if layout is not None else None
         if not facts or (place is not None and (place.dim or place.outer > 1)):

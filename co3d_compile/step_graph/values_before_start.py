@@ -34,7 +34,7 @@ class ValuesBeforeStart:
         self._known: dict[tuple[Node, int], Any] = {}
 
     def value(self, node: Node, t: int) -> Tensor:
-        """Returns the value of a node."""
+        """Computes the value of a node."""
         for at in in_order([(node, t)], lambda at: [] if at in self._known else self._operands(*at)):
             if at not in self._known:
                 self._known[at] = self._compute(*at)

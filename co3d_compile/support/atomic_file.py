@@ -42,7 +42,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def hidden_folder(target: Path, called: str) -> str:
-    """Returns a new folder beside a file that is to be written. Raises OutputError, which calls the file as told."""
+    """Makes a folder beside a file that is to be written. Raises OutputError, which calls the file as told."""
     try:
         return tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent)
     except OSError as error:

@@ -14,7 +14,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def install_command(requirement: str) -> str:
-    """Returns a command that installs this; ``requirement``: as pip takes it, such as ``co3d-compile[video]``."""
+    """Writes a command that installs this; ``requirement``: as pip takes it, such as ``co3d-compile[video]``."""
     name, bracket, extras = requirement.partition("[")
     before, place, behind = _origin() if name == PACKAGE else ("", name, "")
     return f"pip install {before}{shlex.quote(place + bracket + extras + behind)}"

@@ -6,7 +6,7 @@ import contextlib
 
 
 def linux_fact(file: str, name: str) -> str | None:
-    """Returns the first value of this name in a file under ``/proc``; None where there is none."""
+    """Reads the first value of this name in a file under ``/proc``; None where there is none."""
     with contextlib.suppress(OSError), open(f"/proc/{file}", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             key, _, value = line.partition(":")
@@ -16,6 +16,6 @@ def linux_fact(file: str, name: str) -> str | None:
 
 
 def linux_bytes(file: str, name: str) -> int | None:
-    """Returns a value in kB as bytes."""
+    """Reads a value in kB as bytes."""
     value = linux_fact(file, name)
     return None if value is None else int(value.split()[0]) * 1024

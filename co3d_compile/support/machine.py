@@ -21,7 +21,7 @@ _REORDER = base64.b64decode(
 
 @cache
 def block_channels() -> int:
-    """Returns how many channels the blocked layout of ONNX Runtime's convolutions on the CPU keeps side by side.
+    """Counts the channels that the blocked layout of ONNX Runtime's convolutions on the CPU keeps side by side.
 
     16 with AVX-512, 8 with AVX2; 1 where there is no such layout. (``MlasNchwcGetBlockSize`` in ONNX Runtime's source.)
     """
@@ -32,12 +32,12 @@ def block_channels() -> int:
 
 
 def cpu_name() -> str:
-    """Returns the processor's name."""
+    """Names the processor."""
     return linux_fact("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def kernels() -> str:
-    """Returns what decides which kernels ONNX Runtime takes: its version and the processor with its extensions."""
+    """Names what decides which kernels ONNX Runtime takes: its version and the processor with its extensions."""
     extensions = linux_fact("cpuinfo", "flags") or linux_fact("cpuinfo", "Features") or ""
     facts = [ort.__version__, platform.system(), platform.machine(), cpu_name(), extensions, block_channels()]
     return "; ".join(map(str, facts))

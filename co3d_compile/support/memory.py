@@ -19,7 +19,7 @@ def memory_left() -> float:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes of memory that the process has had; 0 where the system does not say."""
+    """Counts the most bytes of memory that the process has had; 0 where the system does not say."""
     # rusage also counts what the parent had before this program was loaded.
     said = linux_bytes("self/status", "VmHWM")
     if said is not None:

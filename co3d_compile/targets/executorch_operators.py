@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def for_executorch(program: ExportedProgram) -> ExportedProgram:
-    """Returns the program in operators that ExecuTorch has."""
+    """Decomposes the program into operators that ExecuTorch has."""
     return program.run_decompositions(TABLE)
 
 

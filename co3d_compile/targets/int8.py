@@ -35,7 +35,7 @@ class StreamReader(CalibrationDataReader):
         self.steps = 0
 
     def get_next(self) -> dict[str, Any] | None:
-        """Returns everything that the file's inputs take at the next step; None behind the last."""
+        """Gives everything that the file's inputs take at the next step; None behind the last."""
         frames = next(self._frames, None)
         if frames is None:
             self._session.close()
@@ -52,7 +52,7 @@ class StreamReader(CalibrationDataReader):
 
 
 def to_int8(model: ir.Model, contract: Contract, frames: Iterable[Any]) -> tuple[ir.Model, Contract]:
-    """Returns the model with 8-bit convolutions and matrix products; everything between them stays in float32.
+    """Makes the convolutions and matrix products of a model 8-bit; everything between them is left in float32.
 
     Weights take 7 bits, per output channel, so that processors without VNNI do not overflow.
 

@@ -15,21 +15,21 @@ IDENTIFIER = b"TFL3"
 
 
 def signature_tensors(content: bytes, signature: str) -> dict[str, tuple[list[int], str]]:
-    """Returns the shape and dtype of every input and output of a signature, by their names there."""
+    """Lists the shape and dtype of every input and output of a signature, by their names there."""
     runner = Interpreter(model_content=content).get_signature_runner(signature)
     details = {**runner.get_input_details(), **runner.get_output_details()}
     return {n: ([int(s) for s in d["shape"]], np.dtype(d["dtype"]).name) for n, d in details.items()}
 
 
 def merged_outputs(content: bytes, signature: str) -> list[str]:
-    """Returns the names of outputs of a signature that are the same tensor as another one."""
+    """Names the outputs of a signature that are the same tensor as another one."""
     details = Interpreter(model_content=content).get_signature_runner(signature).get_output_details()
     places = [d["index"] for d in details.values()]
     return [name for name, d in details.items() if places.count(d["index"]) > 1]
 
 
 def with_metadata(content: bytes, entries: Mapping[str, str], description: str) -> bytes:
-    """Returns the file with further entries in its metadata."""
+    """Adds entries to the file's metadata."""
     model = schema.ModelT.InitFromPackedBuf(content)
     model.description, model.metadata = description, model.metadata or []
     for name, text in entries.items():
@@ -44,12 +44,12 @@ def with_metadata(content: bytes, entries: Mapping[str, str], description: str) 
 
 
 def transposed_bytes(content: bytes) -> int:
-    """Returns how many bytes the file's transposes write in a step, four to a number."""
+    """Counts the bytes that the file's transposes write in a step, four to a number."""
     return sum(4 * math.prod(shape) for code, shape in _results(content) if code == schema.BuiltinOperator.TRANSPOSE)
 
 
 def wide_shapes(content: bytes) -> set[tuple[int, ...]]:
-    """Returns the shapes of more than four dims that results of operators have."""
+    """Lists the shapes of more than four dims that results of operators have."""
     return {shape for _, shape in _results(content) if len(shape) > 4}
 
 

@@ -73,15 +73,15 @@ class LiteRtStep(nn.Module):
         return CHANNELS_LAST.index(dim) if dim is not None and self._turned(rank) else dim
 
     def outside(self, x: Array) -> Array:
-        """Returns an array of the ONNX file as this file has it."""
+        """Lays an array of the ONNX file out as this file has it."""
         return np.ascontiguousarray(x.transpose(CHANNELS_LAST)) if self._turned(x.ndim) else x
 
     def outer(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Returns a shape as the file has it."""
+        """Writes a shape as the file has it."""
         return tuple(shape[d] for d in CHANNELS_LAST) if self._turned(len(shape)) else tuple(shape)
 
     def converted(self) -> bytes:
-        """Returns the LiteRT file, without metadata.
+        """Converts the step to a LiteRT file, without metadata.
 
         Raises:
             UnsupportedError: LiteRT's converter does not take the step, or makes one of several outputs.
@@ -102,7 +102,7 @@ class LiteRtStep(nn.Module):
         return content
 
     def contract(self, content: bytes) -> dict[str, Any]:
-        """Returns the contract of the file.
+        """Writes the contract of the file.
 
         As in the ONNX file, with the names, shapes and dtypes that the signature has.
         """

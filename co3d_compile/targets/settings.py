@@ -9,7 +9,7 @@ from co3d_compile.errors import UsageError
 
 
 def setting(default: str | int, text: str, *, choices: tuple[str, ...] = (), least: int = 1, metavar: str = "N") -> Any:
-    """Returns a field of a dataclass of settings.
+    """Makes a field of a dataclass of settings.
 
     Args:
         default: Its value where none is given.

@@ -49,17 +49,17 @@ class Target:
     done: str = ""
 
     def converter(self) -> Callable[..., tuple[ir.Model, Contract]]:
-        """Returns the function that converts."""
+        """Imports the function that converts."""
         function: Callable[..., tuple[ir.Model, Contract]] = _loaded(self.convert)
         return function
 
     def writer(self) -> Callable[..., Path]:
-        """Returns the function that writes."""
+        """Imports the function that writes."""
         function: Callable[..., Path] = _loaded(self.write)
         return function
 
     def settings_class(self) -> type[Settings]:
-        """Returns the class of its settings."""
+        """Imports the class of its settings."""
         found: type[Settings] = _loaded(self.settings)
         return found
 

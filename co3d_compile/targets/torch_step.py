@@ -78,7 +78,7 @@ class StepModule(nn.Module):
         return values[0] if own == 1 else tuple(values[:own]), tuple(values[own:])
 
     def initial_state(self, batch: int = 1) -> State:
-        """Returns the state at the start of ``batch`` streams, on the device of the weights."""
+        """Makes the state at the start of ``batch`` streams, on the device of the weights."""
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         return tuple(
             torch.full(resolve(s.shape, batch), s.initial, dtype=getattr(torch, s.dtype), device=device)
@@ -146,7 +146,7 @@ class StepModule(nn.Module):
 
 
 def step_graph(program: Program, *, distinct: bool = False) -> GraphModule:
-    """Returns a copy of the step graph whose weights are parameters.
+    """Copies the step graph so that its weights are parameters.
 
     Args:
         program: A threaded program.
@@ -197,7 +197,7 @@ def learned(program: Program) -> set[str]:
 
 
 def with_weights(program: Program, module: StepModule) -> Program:
-    """Returns the program with the constants of a step module.
+    """Gives a program the constants of a step module.
 
     Raises:
         UsageError: The module is of another model.
@@ -227,7 +227,7 @@ def with_weights(program: Program, module: StepModule) -> Program:
 
 
 def exported_program(program: Program, batch: int | None = None) -> ExportedProgram:
-    """Returns the step as ``torch.export`` captures it; see :meth:`CompiledModel.to_exported_program`."""
+    """Captures the step by ``torch.export``; see :meth:`CompiledModel.to_exported_program`."""
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise UsageError(f"batch must be a positive whole number of streams, not {batch!r}.")
     if program.step.fixed_batch is not None and batch not in (None, program.step.fixed_batch):
@@ -245,7 +245,7 @@ def exported_program(program: Program, batch: int | None = None) -> ExportedProg
 
 
 def positional_contract(info: Contract) -> str:
-    """Returns the metadata of an exported program: every state has its own output, in the order of the states."""
+    """Writes the metadata of an exported program: every state has its own output, in the order of the states."""
     data = json.loads(info.to_json())
     data["weights_sha256"] = None  # of the ONNX file
     for state in data["states"]:

@@ -104,7 +104,7 @@ def _write(folder: Path, source: Path, contract: Contract, text: str) -> None:
 
 
 def config(contract: Contract, name: str, options: Options) -> str:
-    """Returns the content of ``config.pbtxt``.
+    """Writes the content of ``config.pbtxt``.
 
     Raises:
         UnsupportedError: The model has states or a batch that Triton cannot hold.

@@ -317,12 +317,12 @@ def of_call(value: Any, node: Node) -> Any:
 
 
 def moving(node: Node) -> list[Node]:
-    """Returns the operands that are no constants."""
+    """Lists the operands that are no constants."""
     return [n for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
 
 
 def real_value(node: Node, low: StepGraph) -> Tensor:
-    """Returns a constant's value; random numbers for any other operand."""
+    """Reads a constant's value; draws random numbers for any other operand."""
     if node.op == "get_attr":
         return low.program.constant(node)
     value = node.meta["val"]

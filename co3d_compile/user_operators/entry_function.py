@@ -65,11 +65,11 @@ class Call:
         return Call(node.args, node.kwargs).map(lambda arg: operand(arg) if isinstance(arg, Node) else arg)
 
     def map(self, function: Callable[[Any], Any]) -> Call:
-        """Returns the same arguments with a function applied to each, inside of lists too."""
+        """Applies a function to each argument, inside of lists too."""
         return Call(*pytree.tree_map(function, (self.args, self.kwargs)))
 
     def leaves(self) -> list[Any]:
-        """Returns all arguments, lists flattened."""
+        """Lists all arguments, lists flattened."""
         return pytree.tree_leaves((self.args, self.kwargs))
 
     def to(self, function: Function) -> Tensor:
@@ -87,7 +87,7 @@ def by_function(function: Function) -> Compute:
 
 
 def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
-    """Returns the operator itself on the entries that one entry of the output reads, stacked on the time dim.
+    """Applies the operator itself to the entries that one entry of the output reads, stacked on the time dim.
 
     It pads as it does in the clip: the entry whose taps are these entries is taken from what it returns.
     """
@@ -110,7 +110,7 @@ def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
 
 
 def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
-    """Returns the user's function for every entry of a clip, with zeros outside of it."""
+    """Applies the user's function for every entry of a clip, with zeros outside of it."""
 
     def compute(call: Call) -> Tensor:
         operands = [e for e in call.leaves() if isinstance(e, Entries) and e.dim is not None]
@@ -162,7 +162,7 @@ def inline(node: Node, low: StepGraph, compute: Compute, call: Call) -> Node:
 
 
 def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dict[Node, int | None]) -> Program:
-    """Returns the function as a graph of ATen operators, as the compiler captures a model."""
+    """Traces the function to a graph of ATen operators, as the compiler captures a model."""
 
     class Traced(nn.Module):
         def forward(self, *tensors: Tensor) -> Tensor:

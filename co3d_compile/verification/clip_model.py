@@ -29,7 +29,7 @@ def eager() -> Iterator[None]:
 
 
 def off_by_rounding(clip: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Returns a clip of which each number is off by as much as float32 rounds."""
+    """Puts each number of a clip off by as much as float32 rounds."""
     eps = torch.finfo(torch.float32).eps
     floats = torch.float32
     return [x * (1 + eps * (torch.rand(x.shape, generator=generator) - 0.5)) if x.dtype == floats else x for x in clip]
@@ -85,11 +85,11 @@ def repeats(model: Model, example_inputs: Example) -> bool:
 
 
 def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:
-    """Returns the tensors of one clip, in the order in which the model takes them."""
+    """Lists the tensors of one clip, in the order in which the model takes them."""
     return [t for t in pytree.tree_leaves(example_of(model, example_inputs)) if isinstance(t, Tensor)]
 
 
 def batch_of(model: Model, example_inputs: Example) -> int:
-    """Returns the batch of the example."""
+    """Reads the batch of the example."""
     tensors = tensors_of(model, example_inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1

@@ -60,7 +60,7 @@ class Segment:
     results: dict[int, tuple[Array, ...]]
 
     def surrounded(self, reference: Reference) -> Frames:
-        """Returns the clip with NaN before and after the stream in the first input."""
+        """Puts NaN before and after the stream in the clip's first input."""
         first, *rest = self.clip
         dim = reference.inputs[0].time_dim
         if dim is None or not first.is_floating_point():
@@ -145,7 +145,7 @@ class Timeline:
         return step
 
     def index(self, output: int, plan: Plan, step: int, delay: int, entries: range) -> ResultIndex | None:
-        """Returns what a result is by the index equations; None where nothing stands before the first frame.
+        """Finds what a result is by the index equations; None where nothing stands before the first frame.
 
         Args:
             output: Its number.

@@ -32,7 +32,7 @@ class LargestError:
     steps: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def joined(self, other: LargestError) -> LargestError:
-        """Returns the larger of two errors, and of each step the larger one."""
+        """Takes the larger of two errors, and of each step the larger one."""
         steps = dict(self.steps)
         for step, error in other.steps.items():
             steps[step] = max(error, steps.get(step, error), key=lambda e: e[1])
@@ -40,7 +40,7 @@ class LargestError:
 
 
 def largest_error(info: Contract, results: Mapping[int, tuple[Array, ...]], expected: Expected) -> LargestError:
-    """Returns the largest error over all outputs.
+    """Finds the largest error over all outputs.
 
     Args:
         info: The contract.
@@ -80,14 +80,14 @@ def _of_output(name: str, results: Mapping[int, tuple[Array, ...]], expected: Ex
 
 
 def absolute_difference(actual: Array, expected: Array) -> Array:
-    """Returns the absolute difference, number by number; infinite where it is not finite."""
+    """Computes the absolute difference, number by number; infinite where it is not finite."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     return np.where(np.isfinite(difference), difference, np.inf)
 
 
 def spread(expected: Sequence[Tensor]) -> float:
-    """Returns the deviation of what is expected, a hundredth of the largest value at least; 1 where all is the same.
+    """Computes the deviation of what is expected, a hundredth of the largest value at least; 1 where all is the same.
 
     A float32 of 1.1 is only known to 1e-7, whatever the deviation of its like.
     """
@@ -111,7 +111,7 @@ def rounding(in_float32: Expected, exact: Expected) -> float:
 
 
 def sizes_but_one(array: Array) -> list[int]:
-    """Returns the sizes of the dims that have more than one row."""
+    """Lists the sizes of the dims that have more than one row."""
     return [size for size in array.shape if size != 1]
 
 

@@ -24,7 +24,7 @@ LEAST = 1e-9  # standard deviations: what is below is drawn there
 
 
 def check_plot(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> Path:
-    """Returns the path, if a plot can be written under such a name.
+    """Checks that a plot can be written under such a name, and gives it back.
 
     Raises:
         UsageError: Another kind of file. Co3dError: matplotlib is missing.
@@ -63,7 +63,7 @@ def save_plot(
 
 
 def runs(errors: tuple[StepError, ...]) -> list[list[StepError]]:
-    """Returns the errors of steps that follow each other, together."""
+    """Groups the errors of steps that follow each other."""
     found = [list(errors[:1])] if errors else []
     for last, error in pairwise(errors):
         if error.step == last.step + 1:

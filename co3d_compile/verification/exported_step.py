@@ -25,7 +25,7 @@ ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of the largest value, is no er
 
 
 def load_step(path: str | os.PathLike[str]) -> tuple[Callable[..., tuple[Tensor, ...]], Contract]:
-    """Returns the step program in a ``.pt2`` archive, ready to be called, and its contract.
+    """Loads the step program in a ``.pt2`` archive, ready to be called, and its contract.
 
     Raises:
         LoadError: It is no archive that ``torch.export`` can read.

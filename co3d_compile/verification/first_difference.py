@@ -94,7 +94,7 @@ class Bisect:
         self.has_exact = True
 
     def run(self, progress: Callable[[int, int], None]) -> Bisection:
-        """Returns the operator, or why none was found."""
+        """Finds the operator, or says why none was found."""
         try:
             self.inner = InnerValues(self.path, self.info, self.reference.inputs[0].shape[0])
             self.rows = self._matched()

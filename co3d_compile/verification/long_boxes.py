@@ -77,12 +77,12 @@ def rows_of(values: Tensor) -> Tensor:
 
 
 def all_boxes(steps: Sequence[Tensor]) -> Tensor:
-    """Returns the boxes of all steps as one tensor."""
+    """Joins the boxes of all steps to one tensor."""
     return torch.nn.utils.rnn.pad_sequence(list(steps), batch_first=True, padding_value=torch.nan)
 
 
 def random_boxes(inputs: Sequence[Input], spec: Input, rows: int, generator: torch.Generator) -> Tensor:
-    """Returns boxes inside of a frame; columns in front of their corners are zero, such as the index in the batch."""
+    """Draws boxes inside of a frame; columns in front of their corners are zero, such as the index in the batch."""
     height, width = next(i.shape[-2:] for i in inputs if len(i.shape) > 3)
     corners = torch.rand((rows, 2, 2), generator=generator).sort(1).values * torch.tensor([width, height])
     return torch.cat([torch.zeros(rows, spec.shape[1]), corners.flatten(1)], 1)[:, 4:].to(spec.dtype)

@@ -97,7 +97,7 @@ class LongClip(Interpreter):
         self._kept = {name.split(">")[0] for name, claim in claims.items() if claim.kept}
 
     def index(self, claim: Claim, frame: Fraction) -> int | None:
-        """Returns the entry of the long clip at a frame of the stream, if there is one."""
+        """Finds the entry of the long clip at a frame of the stream, if there is one."""
         index = (frame + self.offset) / (claim.rate * claim.spacing)
         return int(index) if index.denominator == 1 and index >= 0 else None
 

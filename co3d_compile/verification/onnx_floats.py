@@ -14,7 +14,7 @@ TYPES = {"to", "dtype"}
 
 
 def in_float32(model: ModelProto) -> ModelProto:
-    """Returns the same file with half precision cast, and without the rounding to 8 bits on the way."""
+    """Casts half precision in a file, and leaves out the rounding to 8 bits on the way."""
     found = ModelProto()
     found.CopyFrom(model)
     for graph in _graphs(found.graph):

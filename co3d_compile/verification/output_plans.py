@@ -59,7 +59,7 @@ class Plan:
         return delay // self.claim.places if self.timed(has_time) else delay + self.claim.crop
 
     def starts(self, seen: int, delay: int) -> list[Fraction]:
-        """Returns where in the stream the clip starts whose result has this delay after ``seen`` frames.
+        """Finds where in the stream the clip starts whose result has this delay after ``seen`` frames.
 
         The delay is that of the newest entry read, or of what this one was sliced from, the smallest over what is
         read. At several rates there may be more than one answer.
@@ -86,7 +86,7 @@ class ResultIndex:
 
 
 def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: set[str]) -> str:
-    """Returns how a node is computed on the long clip; ``timed`` are the inputs with a time dim."""
+    """Says how a node is computed on the long clip; ``timed`` are the inputs with a time dim."""
     if n.op == "placeholder":
         return "stream" if n.name in timed else "static"
     own = {"static" if is_kept(a, n, claims) else sorts[a] for a in n.all_input_nodes}
@@ -108,7 +108,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
 
 
 def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Plan:
-    """Returns how an output is computed."""
+    """Plans how an output is computed."""
     reads: set[Read] = set()
     stack, seen = [node] if sorts[node] == "window" else [], set()
     while stack:

@@ -54,7 +54,7 @@ class RandomClips:
         self.what, self._draw = DRAWS[0]
 
     def draw(self, shapes: Sequence[Sequence[int]], generator: torch.Generator) -> list[Tensor]:
-        """Returns random inputs of these shapes."""
+        """Draws inputs of these shapes."""
         results = []
         for spec, example, shape in zip(self.inputs, self.example, shapes, strict=True):
             if spec.boxes is not None:

@@ -116,7 +116,7 @@ class Reference:
     # --- what is known before anything runs
 
     def recurrent_paths(self) -> set[str]:
-        """Returns the module paths of recurrent layers and of all that they read.
+        """Lists the module paths of recurrent layers and of all that they read.
 
         States there start as the clip's own do.
         """
@@ -131,7 +131,7 @@ class Reference:
         return any(isinstance(v, Tensor) and v.dtype is torch.float16 for v in values)
 
     def gates(self) -> list[str]:
-        """Returns the operators that are replaced by what they are in the stream."""
+        """Lists the operators that are replaced by what they are in the stream."""
         return [
             n.name
             for n in self.program.graph.nodes
@@ -141,7 +141,7 @@ class Reference:
     # --- the long clip
 
     def length(self, frames: int) -> int:
-        """Returns the least number of frames, at least as many, at which all entries of the long clip are whole.
+        """Finds the least number of frames, at least as many, at which all entries of the long clip are whole.
 
         A network that computes in blocks of frames takes whole blocks: how long they are, its clip says.
         """
@@ -157,14 +157,14 @@ class Reference:
         return found[-1] + (self.unit - 1 if self.dense else 0)
 
     def shapes(self, total: int) -> list[list[int]]:
-        """Returns the shape of so many frames of every input."""
+        """Computes the shape of so many frames of every input."""
         return [
             [int(total / self.rates[i.name]) if d == i.time_dim else s for d, s in enumerate(i.shape)]
             for i in self.inputs
         ]
 
     def cut(self, frames: Clip, start: Fraction | int, count: int) -> list[Tensor]:
-        """Returns the frames of every input; an input without time stays as it is."""
+        """Cuts frames out of every input that has time."""
         return [
             x
             if i.time_dim is None
@@ -180,7 +180,7 @@ class Reference:
         indices: Sequence[ResultIndex],
         done: Callable[[], None] = lambda: None,
     ) -> dict[ResultIndex, list[Tensor]]:
-        """Returns the results of the model on a long clip.
+        """Computes the results of the model on a long clip.
 
         Args:
             frames: The long clip.
@@ -248,7 +248,7 @@ class Reference:
         return ordered[-1:] if place is None else [torch.cat(ordered, place.dim)]
 
     def clips(self, frames: Clip, front: int, indices: Sequence[ResultIndex]) -> dict[ResultIndex, list[Tensor]]:
-        """Returns the results of the untouched model, each on one clip: right where nothing pads time.
+        """Computes the results of the untouched model, each on one clip: right where nothing pads time.
 
         Raises:
             VerificationError: Kernels are replaced, so that it is not what the file computes.
@@ -274,7 +274,7 @@ class Reference:
         return results
 
     def untouched(self, clip: Clip) -> list[Tensor]:
-        """Returns the results of the model itself on one clip."""
+        """Computes the results of the model itself on one clip."""
         with eager():
             return list(self.program.module(*clip))
 

@@ -91,7 +91,7 @@ def _filled(n: Node, x: Tensor, flat: list[int], over_time: tuple[int, int, int]
 
 
 def names_of(n: Node) -> str:
-    """Returns the operator of a node, as text."""
+    """Writes the operator of a node as text."""
     return str(n.target)
 
 
@@ -118,7 +118,7 @@ def _pads(given: Mapping[str, Any], dims: int) -> list[tuple[int, int]]:
 
 
 def replaced_kernels(info: Contract) -> dict[str, ReplacedKernel]:
-    """Returns what a file says of its kernels, by the name of their node in the captured graph.
+    """Reads what a file says of its kernels, by the name of their node in the captured graph.
 
     Raises:
         VerificationError: What it says is damaged.

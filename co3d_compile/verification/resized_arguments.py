@@ -284,7 +284,7 @@ def as_many(v: Tensor, dim: int, clip: int, entries: int) -> Tensor:
 
 
 def banded(mask: Tensor, entries: int) -> Tensor:
-    """Returns a mask that depends on the distance of two entries alone, for more of them."""
+    """Grows a mask that depends on the distance of two entries alone."""
     if mask.shape[-2:] == (entries, entries):
         return mask
     if not torch.equal(mask[..., 1:, 1:], mask[..., :-1, :-1]):

@@ -52,7 +52,7 @@ class StreamedRun:
         return self.last_not_finite + 1 if self.last_not_finite + 1 < self.streamed else None
 
     def depends_on_start(self, segment: Segment, steps: Iterable[Frames]) -> int | None:
-        """Returns the last step of a segment that gives something else if the states do not start at NaN.
+        """Finds the last step of a segment that gives something else if the states do not start at NaN.
 
         Args:
             segment: The first one of the run.

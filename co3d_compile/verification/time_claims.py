@@ -87,12 +87,12 @@ class Claim:
         return self.place is not None and self.place.alone and (self.place.size, self.length) == (1, 1)
 
     def entries(self, x: Tensor) -> int:
-        """Returns how many entries a tensor has."""
+        """Counts the entries of a tensor."""
         place = self.place
         return x.shape[place.dim] // (place.outer * place.inner) if place is not None else 1
 
     def cut(self, x: Tensor, start: int, length: int) -> Tensor:
-        """Returns some entries of a tensor."""
+        """Cuts some entries out of a tensor."""
         place = self.place
         if place is None:
             raise NoReference("nothing is known of where time is")
@@ -106,7 +106,7 @@ NOTHING = Claim(Kind.STATIC)
 
 
 def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str, Claim]:
-    """Returns the compiler's facts on the nodes of a captured graph, which stays as it is.
+    """Finds what the compiler says of the nodes of a captured graph, which is not changed.
 
     Args:
         program: As captured.
@@ -193,7 +193,7 @@ def _claim(node: Node) -> Claim:
 
 
 def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
-    """Returns the claim on a node; on an operator with several outputs that on the first."""
+    """Reads the claim on a node; on an operator with several outputs that on the first."""
     if n.name in claims:
         return claims[n.name]
     first = [u for u in n.users if u.target is operator.getitem and u.args[1] == 0]
@@ -201,7 +201,7 @@ def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
 
 
 def integer(argument: Argument) -> int:
-    """Returns an argument that is a whole number."""
+    """Checks an argument that is a whole number, and gives it back."""
     assert isinstance(argument, int)
     return argument
 

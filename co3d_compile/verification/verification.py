@@ -62,7 +62,7 @@ class Verification:
         return f"<Verification {'passed' if self.passed else 'FAILED'}, {verification_text(self.to_dict())}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the result as plain data."""
+        """Writes the result as plain data."""
         lists = {"outputs": list(self.outputs), "notes": list(self.notes)}
         memory = None if self.memory is None else dict(zip(("start", "end"), self.memory, strict=True))
         return {**asdict(self), **lists, "errors": [asdict(e) for e in self.errors], "memory": memory}
