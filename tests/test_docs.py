@@ -61,9 +61,10 @@ def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize(
-    "page", [slow(p) if page_id(p) == "docs/custom_passes.md" else p for p in PAGES if python_of(p)], ids=page_id
-)
+LONGEST = ("docs/custom_passes.md", "docs/custom_operators.md", "docs/verify.md")
+
+
+@pytest.mark.parametrize("page", [slow(p) if page_id(p) in LONGEST else p for p in PAGES if python_of(p)], ids=page_id)
 def test_python_on_the_page_runs(
     page: Path, given: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import few
 from torch import Tensor, nn
 from torch.export import Dim
 from zoo import Graph
@@ -47,7 +48,7 @@ def rewritten(module: nn.Module, x: Tensor, batches: int) -> Any:
     return for_executorch(torch.export.export(module.eval(), (clip,), dynamic_shapes=(({0: Dim("batch")},),)))
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", few(CONVOLUTIONS, "everything", "transposed, everything"))
 def test_convolutions_over_three_dims(name: str) -> None:
     torch.manual_seed(0)
     kind, options = CONVOLUTIONS[name]

@@ -86,7 +86,7 @@ OWN_ENTRIES: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 """Entries of the network's own, or with a weight of their own, which what pools all of them must not lose."""
 
 
-@pytest.mark.parametrize("name", OWN_ENTRIES)
+@pytest.mark.parametrize("name", few(OWN_ENTRIES, "class token that attends", "added to the first frame"))
 def test_entries_of_its_own_are_no_edge_of_what_is_local(name: str) -> None:
     def attend(y: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(y, y, y)
@@ -211,13 +211,14 @@ def test_a_stream_that_is_too_short_is_found_wherever_it_has_come_from() -> None
     other.flush()  # stream 0 has not begun
 
 
-@pytest.mark.parametrize("name", ["mask -1e9", slow("chunks beside each other"), "back from a spectrum"])
+@pytest.mark.parametrize("name", few(("mask -1e9", "chunks beside each other", "back from a spectrum"), "mask -1e9"))
 def test_a_region_is_verified_against_the_network_on_a_long_clip(name: str) -> None:
     net, model = compiled(name)
     found = co3d.verify(model, net, CLIP)
     assert found.passed and found.relative_error < 1e-5, found.reason
 
 
+@pytest.mark.slow
 def test_verification_fails_on_a_small_receptive_field(tmp_path: Path) -> None:
     net, model = compiled("mask -1e4")
     field = 9  # 5 of the region, 2 more of each convolution

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import all_but
 from oracle import check
 from small_graphs import conv, entry, fn, up
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int], dict[str, Any]]] =
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", all_but(NETWORKS, "heads", "so far"))
 def test_streams_of_unlike_length(name: str) -> None:
     build, lengths, options = NETWORKS[name]
     torch.manual_seed(1)
@@ -145,6 +146,7 @@ def _pictures(m: Any, x: Tensor) -> Tensor:
     return m.last(y.unflatten(0, (x.shape[0], -1)).transpose(1, 2))
 
 
+@pytest.mark.slow
 def test_operators_on_pictures_stream() -> None:
     layers = {
         "conv": lambda: nn.Conv3d(3, 4, 3, padding=1), "grid": lambda: nn.Embedding(9, 2),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from torch import Tensor, nn
 
 import co3d_compile as co3d
@@ -58,12 +59,12 @@ def agrees(compiled: co3d.CompiledModel, network: nn.Module, clip: Tensor) -> No
     ("rule", "method", "operator"),
     [
         (Convolution, "flow", "aten.conv3d"),
-        (Convolution, "strip", "aten.conv3d"),
+        slow(Convolution, "strip", "aten.conv3d"),
         (Convolution, "lower", "aten.conv3d"),
         (Pool, "split", "aten.max_pool3d"),
-        (Pool, "lower", "aten.max_pool3d"),
+        slow(Pool, "lower", "aten.max_pool3d"),
         (View, "layout", "aten.reshape"),
-        (View, "window", "aten.reshape"),
+        slow(View, "window", "aten.reshape"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else value,
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from torch import Tensor, nn
 from zoo import Graph
 
@@ -52,7 +53,9 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype]] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"frames_per_step": 4}, {"boundary": "exact"}], ids=["one", "four", "exact"])
+@pytest.mark.parametrize(
+    "options", [slow({}), slow({"frames_per_step": 4}), {"boundary": "exact"}], ids=["one", "four", "exact"]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_running_results_go_on_as_in_one_long_clip(name: str, options: dict[str, object]) -> None:
     compute, dtype = CASES[name]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import few
 from torch import Tensor, nn
 from zoo import Graph, randomise
 
@@ -112,7 +113,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("triples", "two frames a step", "exact ends", "dense strides", "recurrent", "twice the same")
+
+
+@pytest.mark.parametrize("name", few(CASES, *QUICK))
 def test_calls_on_shifted_frames_are_one(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)

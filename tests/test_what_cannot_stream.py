@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import few
 from small_graphs import conv
 from torch import Tensor, nn
 from zoo import Graph
@@ -81,7 +82,24 @@ ROWS: dict[str, tuple[Callable[[Any, Tensor], Any], tuple[int, ...], str, str]] 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROWS)
+QUICK = (
+    "one after the other",
+    "channels are frames",
+    "a kernel over folded time",
+    "every pair",
+    "one entry beside all",
+    "two rates",
+    "positions",
+    "both directions",
+    "by a factor that is not whole",
+    "one of folded time",
+    "entries in an order",
+    "softmax",
+    "the deviation",
+)
+
+
+@pytest.mark.parametrize("name", few(ROWS, *QUICK))
 def test_it_is_refused_by_what_it_does(name: str) -> None:
     forward, shape, operator, reason = ROWS[name]
     space = [1, 1] if len(shape) == 5 else []

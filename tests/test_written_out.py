@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import few
 from torch import Tensor, nn
 
 import co3d_compile as co3d
@@ -117,7 +118,7 @@ def operators(compiled: co3d.CompiledModel) -> set[str]:
     return {row.operator for row in compiled.program.notes.survey}
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", few(FOUND, "banded attention", "group norm", "norm of each token", "silu"))
 def test_what_is_written_out_is_one_operator(name: str) -> None:
     operator, written, field = FOUND[name]
     network, clip = Written(written).eval(), (torch.rand(CLIP),)
