@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside, Reads
-from co3d_compile.ir.layout import TIME, Layout, LayoutLost
+from co3d_compile.ir.layout import TIME, Layout
 from co3d_compile.ir.node_reading import operands, overloads, where
 from co3d_compile.ir.time_facts import (
     Fact,
@@ -125,17 +125,13 @@ class Rule:
         """Says where the dims of each output come from, of an operator that has several.
 
         Raises:
-            LayoutLost: Nothing is known of them.
-        """
-        raise LayoutLost
-
-    def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """Computes the facts of the outputs of an operator that has several.
-
-        Raises:
             NoExtension: Nothing is known of them.
         """
         raise NoExtension("has several outputs")
+
+    def items(self, node: Node, fact: Fact) -> list[Fact]:
+        """Computes the facts of the outputs of an operator that has several: as one of them, each with its layout."""
+        return [replace(fact, layout=layout) for layout in self.layouts(node)]
 
     def split(self, node: Node) -> tuple[Node, Node] | None:
         """Splits a pool into its part over space, which streams, and its part over time; both are in the graph."""

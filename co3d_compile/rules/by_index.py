@@ -96,10 +96,6 @@ class PoolWithIndices(Rule):
     def layout(self, node: Node) -> Layout:
         return self.layouts(node)[0]
 
-    def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """Returns the facts of both outputs."""
-        return [fact] * len(node.meta["val"])
-
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         """Writes the entries of both outputs."""
         x = operand(node)

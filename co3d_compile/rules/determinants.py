@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.node_reading import operand
-from co3d_compile.ir.time_facts import Fact, known
+from co3d_compile.ir.time_facts import known
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
@@ -31,9 +31,6 @@ class Determinants(Rule):
 
     def layouts(self, node: Node) -> list[Layout]:
         return [self.layout(node)] * len(node.meta["val"])
-
-    def items(self, node: Node, fact: Fact) -> list[Fact]:
-        return [fact] * len(node.meta["val"])
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
         x, read = operand(node), {user.args[1] for user in node.users}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.fx import Node
 
@@ -50,9 +48,6 @@ class Loop(Rule):
 
     def begins(self, node: Node) -> bool:
         return loop_of(node).states > 0
-
-    def items(self, node: Node, fact: Fact) -> list[Fact]:
-        return [replace(fact, layout=layout) for layout in self.layouts(node)]
 
     def layouts(self, node: Node) -> list[Layout]:
         loop = loop_of(node)

@@ -49,7 +49,7 @@ class Order(Rule):
         return [self.layout(node)] * len(node.meta["val"])
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """Returns the facts of both outputs."""
+        """Gives both outputs the fact of the values."""
         return [fact] * len(node.meta["val"])
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:

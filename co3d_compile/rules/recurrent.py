@@ -73,7 +73,7 @@ class Recurrent(Rule):
     def items(self, node: Node, fact: Fact) -> list[Fact]:
         """Returns the facts of the outputs: the sequence, then the last hidden (and cell) state."""
         if self.over_rows(node):
-            return [replace(fact, layout=layout) for layout in self.layouts(node)]
+            return super().items(node, fact)
         late = fact.length - 1
         end = fact.end + late * fact.rate if fact.end is not None else None
         sequence, *last = self.layouts(node)
