@@ -13,6 +13,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import reduced
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.markers import previous
+from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
@@ -114,8 +115,7 @@ def _sources(node: Node, channels: int) -> list[Node] | None:
     if _is_dense(node):
         return []
     if node.target is aten.conv2d.default:
-        x, weight = node.args[0], node.args[1]
-        assert isinstance(x, Node) and isinstance(weight, Node)
+        x, weight = operand(node), operand(node, 1)
         depthwise = Arguments(node).integer("groups") == channels == x.meta["val"].shape[1]
         return [x] if depthwise and weight.op == "get_attr" else None
     if node.target is aten.mean.dim:
@@ -152,8 +152,7 @@ def _split(program: Program, group: _Group) -> None:
         if node in group.members:
             halves.append(_beyond(program, node, group.channels, rest))
         if node in group.readers:
-            source = node.args[0]
-            assert isinstance(source, Node)
+            source = operand(node)
             halves = [_sum(program, half, source, rest[source]) for half in halves]
         if node in group.members:
             rest[halves[0]] = halves[1]
@@ -201,8 +200,7 @@ def _resize(program: Program, node: Node, channels: int, name: str, fit: Callabl
 
 def _refit(program: Program, node: Node, index: int, name: str, fit: Callable[[Tensor], Tensor]) -> None:
     """Puts another constant in the place of a constant operand."""
-    old = node.args[index]
-    assert isinstance(old, Node)
+    old = operand(node, index)
     new = insert_constant(program, node, f"{old.target}_{name}", fit(program.constant(old)).contiguous())
     node.args = (*node.args[:index], new, *node.args[index + 1 :])
 

@@ -137,10 +137,9 @@ def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs:
 
 def _addmm(program: Program, node: Node) -> None:
     """Writes ``addmm(bias, x, weight.t())`` as a linear layer."""
-    bias, x, transposed = node.args
-    assert isinstance(transposed, Node)
+    bias, x, transposed = (operand(node, i) for i in range(3))
     if transposed.target in (aten.permute.default, aten.transpose.int) and not node.kwargs:
-        replace(node, insert(program, node, aten.linear.default, x, transposed.args[0], bias))
+        replace(node, insert(program, node, aten.linear.default, x, operand(transposed), bias))
 
 
 def _adaptive_max(program: Program, node: Node) -> None:
@@ -214,11 +213,10 @@ def _gather(program: Program, node: Node) -> None:
 
 
 def _index_select(program: Program, node: Node) -> None:
-    x, dim, index = node.args
-    assert isinstance(x, Node) and isinstance(index, Node) and isinstance(dim, int)
+    x, index = operand(node), operand(node, 2)
     if index.op != "get_attr":
         return
-    dim, values = dim % rank_of(x), program.constant(index).flatten().tolist()
+    dim, values = Arguments(node).dim(x), program.constant(index).flatten().tolist()
     if max(values, default=0) < 0:  # all are counted from the end
         values = [value + shape_of(x)[dim] for value in values]
     front, back = _repeated(values), _repeated(values[::-1])

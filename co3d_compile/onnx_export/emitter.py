@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Argument, Target
 
-from co3d_compile.ir.node_reading import module_path, operator_name
+from co3d_compile.ir.node_reading import module_path, operand, operator_name, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.batch_dims import at_another_batch
@@ -168,11 +168,9 @@ class Emitter:
         """Appends what a graph node stands for."""
         self.scope = module_path(node)
         if node.target is operator.getitem:
-            source, index = node.args
-            assert isinstance(source, Node) and isinstance(index, int)
-            several = self.values[source]
+            several = self.values[operand(node)]
             assert isinstance(several, list)
-            self.values[node] = several[index]
+            self.values[node] = several[whole(node, 1)]
             return
         values = [v.meta["val"] for v in (node, *node.all_input_nodes)]
         self._double = any(isinstance(v, torch.Tensor) and v.dtype is torch.float64 for v in values)

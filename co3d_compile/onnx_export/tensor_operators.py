@@ -9,7 +9,7 @@ from torch.fx.node import Target
 
 from co3d_compile.ir.aten_operators import DIMS, ConvArgs, PoolArgs, reduced
 from co3d_compile.ir.markers import expand_batch
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, order_of
 from co3d_compile.onnx_export.emitter import TABLE, Attribute, Emitter, declared, translates
 
@@ -119,8 +119,7 @@ def _repeat(e: Emitter, node: Node) -> ir.Value:
 
 @translates(expand_batch)
 def _expand_batch(e: Emitter, node: Node) -> ir.Value:
-    x_dim, like_dim = node.args[2:]
-    assert isinstance(like_dim, int)
+    x_dim, like_dim = whole(node, 2), whole(node, 3)
     size = e.op("Shape", operand(node, 1), start=like_dim, end=like_dim + 1)
     parts = [size if d == x_dim else e.ints([1]) for d in range(rank_of(node))]
     return e.op("Expand", operand(node), e.op("Concat", *parts, axis=0) if len(parts) > 1 else size)

@@ -70,8 +70,7 @@ class MatrixProduct(Rule):
         fact, layout = super().flow(node), self.layout(node)
         if layout.time is None:
             raise NoExtension(PAIRS)
-        for n in node.args[:2]:
-            assert isinstance(n, Node)
+        for n in (operand(node), operand(node, 1)):
             right = layout.rank - layout.time.dim
             if fact_of(n).kind is Kind.STATIC and right > 2 and rank_of(n) >= right and shape_of(n)[-right] != 1:
                 raise NoExtension("meets a constant with a time axis")

@@ -13,7 +13,7 @@ from torch.fx import Node
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import store
-from co3d_compile.ir.node_reading import operand, operands, shape_of
+from co3d_compile.ir.node_reading import operand, operands, shape_of, whole
 from co3d_compile.ir.time_facts import (
     Fact,
     Kind,
@@ -224,14 +224,12 @@ class Item(Rule):
     """One of several outputs of an operator."""
 
     def flow(self, node: Node) -> Fact:
-        source, index = node.args[0], node.args[1]
-        assert isinstance(source, Node) and isinstance(index, int)
-        return own_of(source).items[index]
+        return own_of(operand(node)).items[whole(node, 1)]
 
     def layout(self, node: Node) -> Layout:
-        source, index = operand(node), node.args[1]
+        source, index = operand(node), whole(node, 1)
         rule = in_table(source.target)
-        if rule is None or not isinstance(index, int):
+        if rule is None:
             raise LayoutLost
         layout = rule.layouts(source)[index]
         if isinstance(rule, Recurrent):
@@ -239,13 +237,12 @@ class Item(Rule):
         return layout
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
-        source, index = node.args[0], node.args[1]
-        assert isinstance(source, Node) and isinstance(index, int)
+        source = operand(node)
         if source not in low.tuples:
             rule = in_table(source.target)
             assert rule is not None
             low.tuples[source] = rule.lower_items(source, low)
-        return low.tuples[source][index]
+        return low.tuples[source][whole(node, 1)]
 
     def window(self, node: Node, low: StepGraph) -> Node:
         results: Any = low.plain(operand(node))

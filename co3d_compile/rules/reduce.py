@@ -117,9 +117,7 @@ class Norm(Rule):
     def _dims(self, node: Node) -> list[int]:
         x = operand(node)
         if node.target == aten.layer_norm.default:
-            shape = node.args[1]
-            assert isinstance(shape, (list, tuple))
-            return list(range(rank_of(x) - len(shape), rank_of(x)))
+            return list(range(rank_of(x) - len(Arguments(node).integers("normalized_shape")), rank_of(x)))
         first = 1 if node.target == aten.group_norm.default else 2
         return list(range(first, rank_of(x)))
 

@@ -13,7 +13,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 from co3d_compile.ir.index_equation import Kernel
 from co3d_compile.ir.layout import TIME, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import shape_of, where
+from co3d_compile.ir.node_reading import operand, shape_of, where
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule
 from co3d_compile.rules.pointwise import POINTWISE
@@ -80,8 +80,7 @@ class CustomRule(Rule):
 
     def geometry(self, node: Node) -> tuple[Kernel, int]:
         """Returns the kernel and the dim it slides over, whether that is time or not."""
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         dim = of_call(self.dim, node) % len(shape_of(x))
         kernel, old, new = of_call(self.slide, node), shape_of(x)[dim], shape_of(node)[dim]
         if kernel.s == 1 and kernel.p_end == 0:
@@ -102,8 +101,7 @@ class CustomRule(Rule):
             if fact.clip != max(fact_of(n).clip for n in moving(node)):
                 raise NoExtension("changes the number of entries, and no kernel says how")
             return fact
-        x = node.args[0]
-        assert isinstance(x, Node)
+        x = operand(node)
         if len(moving(node)) > 1:
             raise NoExtension("slides over one operand while another streams too")
         return fact_of(x).through(kernel, self.layout(node).resize(TIME, fact_of(x).clip))

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.errors import first_line
 from co3d_compile.ir.aten_operators import SIZED
-from co3d_compile.ir.node_reading import place_of
+from co3d_compile.ir.node_reading import operand, place_of, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_boxes import LongBoxes
@@ -48,7 +48,6 @@ from co3d_compile.verification.time_claims import (
     NoReference,
     Value,
     claim_of,
-    integer,
     is_kept,
     is_recurrent,
     is_single,
@@ -229,7 +228,7 @@ class LongClip(Interpreter):
 
     def _items(self, n: Node) -> dict[int, Claim]:
         """Returns what the compiler says of the outputs of an operator that has several, by their number."""
-        return {integer(u.args[1]): self._claim(u) for u in n.users}
+        return {whole(u, 1): self._claim(u) for u in n.users}
 
     def _constant(self, n: Node, kwargs: Named) -> Value:
         """Runs the operator on a single clip, where the compiler says that its values do not matter."""
@@ -245,9 +244,7 @@ class LongClip(Interpreter):
 
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """Returns the sequence, and the last state after every position: the frames from the first on."""
-        source = n.args[0]
-        assert isinstance(source, Node)
-        x = self._claim(source)
+        x = self._claim(operand(n))
         items = self._items(n)
         sequence, *last = call(n, args, kwargs)
 

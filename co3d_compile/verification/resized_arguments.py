@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.layout import TIME
-from co3d_compile.ir.node_reading import operator_name
+from co3d_compile.ir.node_reading import operand_list, operator_name
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoReference, Value
 
@@ -265,8 +265,7 @@ def filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
 
     As many entries as in the clip.
     """
-    assert isinstance(n.args[0], (list, tuple))
-    sizes: list[int] = [p.meta["val"].shape[dim] for p in n.args[0] if isinstance(p, Node)]
+    sizes: list[int] = [p.meta["val"].shape[dim] for p in operand_list(n)]
     longest = sizes.index(max(sizes))
 
     def cut(i: int, part: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.layout import TIME, Layout, LayoutLost, Place
 from co3d_compile.ir.markers import blocks, chain, kept, region, unblocked
-from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments as Given
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, STATIC, Kind
@@ -213,8 +213,7 @@ def is_recurrent(n: Node) -> bool:
 
 def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
     """Says whether time is the sequence of a recurrent layer, and not among its rows."""
-    x, batch_first = n.args[0], n.args[8]
-    assert isinstance(x, Node)
+    x, batch_first = operand(n), n.args[8]
     place = claims.get(f"{x.name}>{n.name}", claim_of(x, claims)).place  # as its entries are regrouped for it
     return place is not None and place.alone and place.dim == (1 if batch_first else 0)
 
@@ -232,8 +231,7 @@ def remembers_all(n: Node, claims: dict[str, Claim]) -> bool:
         return claim_of(n, claims).kind is Kind.STREAM and runs_over_time(n, claims)
     if n.target not in ACCUMULATIONS:
         return False
-    x, dim = n.args[:2]
-    assert isinstance(x, Node) and isinstance(dim, int)
+    x, dim = operand(n), whole(n, 1)
     place = claim_of(x, claims).place
     return claim_of(n, claims).kind is Kind.STREAM and place is not None and dim % x.meta["val"].dim() == place.dim
 
