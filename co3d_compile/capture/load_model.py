@@ -255,8 +255,7 @@ def _from_program(program: ExportedProgram, shapes: ClipShapes, kind: str, notes
 
 
 def _from_script(script: torch.jit.ScriptModule, shapes: ClipShapes, kind: str, notes: list[str]) -> Loaded:
-    notes += _to_eval(script)
-    _check_tensors([*script.named_parameters(), *script.named_buffers()], {n for n, _ in script.named_parameters()})
+    notes += _made_ready(script)
     inputs: tuple[Any, ...] = example_clips(shapes.known, script)
     schema = script.forward.schema  # type: ignore[attr-defined]
     wanted = [a for a in schema.arguments[1:] if not a.has_default_value()]
@@ -271,8 +270,7 @@ def _from_script(script: torch.jit.ScriptModule, shapes: ClipShapes, kind: str, 
 def _from_module(module: nn.Module, shapes: ClipShapes, kind: str, notes: list[str]) -> Loaded:
     if isinstance(module, torch.jit.ScriptModule):
         return _from_script(module, shapes, kind, notes)
-    notes += _to_eval(module)
-    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
+    notes += _made_ready(module)
     one_by_one, *in_a_list = _calls(module, example_clips(shapes.known, module))
     try:
         _try(module, one_by_one)
@@ -289,8 +287,7 @@ def _by_keyword(
     module: nn.Module, shapes: Sequence[Shape], named: Mapping[str, Shape], kind: str, notes: list[str]
 ) -> Loaded:
     """Returns a network with clips that it takes by keyword alone: it is exported with them."""
-    notes += _to_eval(module)
-    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
+    notes += _made_ready(module)
     clips = example_clips([*shapes, *named.values()], module)
     program = export(module, clips[: len(shapes)], True, dict(zip(named, clips[len(shapes) :], strict=True)))
     return Loaded(program, None, kind, notes)
@@ -347,7 +344,9 @@ def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             handle.remove()
 
 
-def _to_eval(module: nn.Module) -> list[str]:
+def _made_ready(module: nn.Module) -> list[str]:
+    """Checks the weights of a network, and puts it in eval mode; returns what to say of that."""
+    _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
     if not any(child.training for child in module.modules()):
         return []
     module.eval()

@@ -6,6 +6,7 @@ Two lengths say how each of them grows with the clip, and a third capture whethe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import Argument
+from torch.fx.node import Argument, map_aggregate
 
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_walks import reached
@@ -163,23 +164,12 @@ def _with_sizes(node: Node, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
 
 def in_float64(module: GraphModule) -> GraphModule:
     """Makes a graph compute in float64, casts among its operators included."""
-    graph = Graph()
-    made: dict[Node, Node] = {}
-    for node in module.graph.nodes:
-        made[node] = graph.node_copy(node, made.__getitem__)
-        if node.op == "call_function":
-            made[node].args, made[node].kwargs = _double(node.args, made), _double(dict(node.kwargs), made)
+    graph = copy.deepcopy(module.graph)
+    for node in graph.nodes:
+        node.args, node.kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda value: torch.float64 if value is torch.float32 else value
+        )
     return GraphModule(module, graph).double()
-
-
-def _double(value: Argument, made: Mapping[Node, Node]) -> Any:
-    if isinstance(value, Node):
-        return made[value]
-    if isinstance(value, (list, tuple)):
-        return type(value)(_double(v, made) for v in value)
-    if isinstance(value, dict):
-        return {k: _double(v, made) for k, v in value.items()}
-    return torch.float64 if value is torch.float32 else value
 
 
 def check_same(graphs: Iterable[GraphModule]) -> None:
