@@ -7,19 +7,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from co3d_compile.ir.node_reading import operator_name
+from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.ir.stored_constants import get_constant, module_of
-
-if TYPE_CHECKING:
-    from co3d_compile.ir.operator_row import Operator
 
 
 @dataclass

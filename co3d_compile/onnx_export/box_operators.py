@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import onnx_ir as ir
 from torch.fx import Node
 
 from co3d_compile.ir.box_operators import ALIGN, BOXES, POOL
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.operator_arguments import Arguments
-from co3d_compile.onnx_export.emitter import translates
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from co3d_compile.onnx_export.emitter import Emitter
+from co3d_compile.onnx_export.emitter import Emitter, translates
 
 
 @translates(ALIGN)

@@ -19,18 +19,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import CONVOLUTIONS
+from co3d_compile.ir.layout import Layout
+from co3d_compile.step_graph.builder import Entry
+from co3d_compile.step_graph.entry_operators import EntryOperators
 from co3d_compile.step_graph.past_entries import AgedEntry
-
-if TYPE_CHECKING:
-    from co3d_compile.ir.layout import Layout
-    from co3d_compile.step_graph.builder import Entry
-    from co3d_compile.step_graph.entry_operators import EntryOperators
 
 aten = torch.ops.aten
 CONV = [aten.linear.default, *CONVOLUTIONS]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
-from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import Node
@@ -22,11 +21,9 @@ from co3d_compile.ir.layout import Layout
 from co3d_compile.ir.markers import OutsideArgs, chain, outside, store
 from co3d_compile.ir.time_facts import Fact, fact_of, flush_steps
 from co3d_compile.step_graph.builder import Entry
+from co3d_compile.step_graph.entry_operators import EntryOperators
 from co3d_compile.step_graph.past_entries import InitialPast
 from co3d_compile.step_graph.values_before_start import ValuesBeforeStart
-
-if TYPE_CHECKING:
-    from co3d_compile.step_graph.entry_operators import EntryOperators
 
 aten = torch.ops.aten
 

@@ -9,14 +9,12 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.support.atomic_file import whole_file
 from co3d_compile.support.install_hint import install_command
-
-if TYPE_CHECKING:
-    from co3d_compile.verification.findings import StepError
+from co3d_compile.verification.findings import StepError
 
 PICTURES = (".svg", ".png")
 FORMATS = (*PICTURES, ".html")
