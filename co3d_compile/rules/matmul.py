@@ -27,15 +27,13 @@ class Linear(Rule):
     why = "sums over features into which time is folded"
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:
-        x = operand(node)
-        return [(x, [-1])]
+        return [(operand(node), [-1])]
 
     def weights(self, node: Node) -> Iterable[object]:
         return node.args[1:]
 
     def layout(self, node: Node) -> Layout:
-        x = operand(node)
-        lay = known(x)
+        lay = known(operand(node))
         kept = [a for a in lay.dims[-1] if a.label and a.size == 1]
         return lay.replace(lay.rank - 1, [*kept, Axis("", shape_of(node)[-1])])
 

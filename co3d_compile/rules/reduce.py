@@ -83,13 +83,11 @@ class Reduction(Rule):
         return space, over_time
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, dims, keep = reduced(node)
+        x, dims, _ = reduced(node)
         place = known(x).entry_dims()
-        rest = [e for d in dims if (e := place[d]) is not None]
-        new = low.entry(x, i)
-        if not rest:  # of a single entry: its own mean, sum or extreme, but not its own variance, norm or place
-            return new if node.target in SEPARABLE else low.with_time_of_one(node, i)
-        return low.with_dims(node, new, rest, keep)
+        if node.target in SEPARABLE and all(place[d] is None for d in dims):
+            return low.entry(x, i)  # the mean, sum or extreme of a single entry; but not its variance, norm or place
+        return low.along_dims(node, i)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
         """Returns the reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
@@ -231,14 +229,4 @@ class AlongDims(Rule):
         return known(x)
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x = operand(node)
-        place = known(x).entry_dims()
-        dims = [e for d in next(iter(self.mixes(node)))[1] if (e := place[d]) is not None]
-        if not dims:  # along a single entry of time
-            return low.with_time_of_one(node, i)
-        new = low.entry(x, i)
-        if node.target == aten.roll.default:
-            return low.call(node.target, new, node.args[1], dims)
-        if node.target == aten.flip.default:
-            return low.call(node.target, new, dims)
-        return low.call(node.target, new, dims[0], *node.args[2:], **node.kwargs)
+        return low.along_dims(node, i)

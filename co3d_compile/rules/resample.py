@@ -134,12 +134,10 @@ class PixelShuffle(Rule):
     """Channels that are moved into space."""
 
     def mixes(self, node: Node) -> list[tuple[Node, list[int]]]:
-        x = operand(node)
-        return [(x, [-1, -2, -3])]
+        return [(operand(node), [-1, -2, -3])]
 
     def layout(self, node: Node) -> Layout:
-        x = operand(node)
-        out = known(x)
+        out = known(operand(node))
         for d in range(out.rank - 3, out.rank):
             out = out.replace(d, [Axis("", shape_of(node)[d])])
         return out

@@ -33,8 +33,7 @@ class Reshaping(Rule):
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """Writes the entry in the shape that the output's layout gives it."""
-        x = operand(node)
-        return low.call(aten.reshape.default, low.entry(x, i), known(node).entry().sizes())
+        return low.call(aten.reshape.default, low.entry(operand(node), i), known(node).entry().sizes())
 
     def window(self, node: Node, low: StepGraph) -> Node:
         return low.resized(node)
@@ -89,8 +88,7 @@ class Expansion(Reshaping):
     """Expansion of dims of size one; a single entry of time must not be expanded along time, but for a gate's."""
 
     def layout(self, node: Node) -> Layout:
-        x = operand(node)
-        lay, shape = known(x), shape_of(node)
+        lay, shape = known(operand(node)), shape_of(node)
         if node.target == aten.repeat.default:
             counts = Arguments(node).integers("repeats")
             lay = Layout((((),) * (len(counts) - lay.rank)) + lay.dims)

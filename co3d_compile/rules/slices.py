@@ -197,9 +197,7 @@ class IndexSelect(Rule):
         return known(x).replace(d, [Axis("", shape_of(node)[d])])
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
-        x, given = operand(node), Arguments(node)
-        d = known(x).entry_dims()[given.dim(x)]
-        return low.call(node.target, low.entry(x, i), d, low.plain(given.tensor("index")))
+        return low.along_dims(node, i)
 
 
 @register(hold)

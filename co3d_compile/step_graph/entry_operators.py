@@ -12,7 +12,6 @@ from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import previous
 from co3d_compile.ir.node_reading import operand, whole
-from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -223,13 +222,6 @@ class EntryOperators(Builder):
         if bias is None:
             return x
         return self.call(aten.add.Tensor, x, self.call(aten.reshape.default, bias, [-1] + [1] * space))
-
-    def with_dims(self, node: Node, x: Node, dims: list[int], keep: bool) -> Node:
-        """Computes a reduction over other dims of one entry."""
-        given = Arguments(node)
-        single = isinstance(given.given("dim"), int)
-        args, kwargs = given.changed(dim=dims[0] if single else dims, keepdim=keep)
-        return self.call(node.target, x, *args[1:], **kwargs)
 
 
 def _batch_first(place: Place | None, rank: int) -> list[int] | None:

@@ -10,6 +10,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout
 from co3d_compile.ir.markers import undelayed
 from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.ir.time_facts import Fact, fact_of, is_stream, known
@@ -146,6 +147,19 @@ class StepGraph(Memory):
             (node.args, node.kwargs), lambda n: self.whole_entry(n, i) if is_stream(n) else self.plain(n)
         )
         return self.without_time(node, self.call(node.target, *args, **kwargs))
+
+    def along_dims(self, node: Node, i: int) -> Node:
+        """Writes an operator along dims on entry ``i`` of its operand, its dims counted without time.
+
+        Along time alone it stands on a time dim of one.
+        """
+        x, given = operand(node), Arguments(node)
+        name, place = "dim" if given.given("dims") is None else "dims", known(x).entry_dims()
+        dims = [e for d in given.dims(x, name) if (e := place[d]) is not None]
+        if not dims:
+            return self.with_time_of_one(node, i)
+        args, kwargs = given.changed(**{name: dims[0] if isinstance(given.given(name), int) else dims})
+        return self.call(node.target, self.entry(x, i), *map_arg(args[1:], self.plain), **kwargs)
 
     def same(self, node: Node) -> Node:
         """Writes the operator as it stands in the clip."""
