@@ -21,7 +21,7 @@ class AnnotateTime(Pass):
     2. an operator with no extension beyond the clip, and all behind it, is a window;
     3. where a window result meets the stream again, the pools it comes from become gates (``pool_scope``), or slide
        like any other pool if as many entries as they took meet the stream (the last level of a U-Net over time);
-    4. with ends, what an operator cannot read as early as it comes is marked to be held back (``edge_copies.py``);
+    4. with ends, what an operator cannot read as early as it comes is marked to be delayed (``edge_copies.py``);
     5. the pulse is the least that gives every tensor whole entries, or the multiple that was asked for.
     """
 

@@ -1,6 +1,6 @@
 """Delay residuals: the poster's third step, and the only place where delays enter.
 
-Operands are combined at equal index, so each is held back until the latest of them arrives: residuals, branches,
+Operands are combined at equal index, so each is delayed until the latest of them arrives: residuals, branches,
 gates, lateral connections, and windows that end in one result.
 """
 
@@ -40,7 +40,7 @@ class DelayResiduals(Pass):
         return modified
 
     def _align_windows(self, program: Program, group: list[Node]) -> bool:
-        """Holds back the operands of windows that meet: the latest start decides."""
+        """Delays the operands of windows that meet: the latest start decides."""
         facts = [fact_of(operand(n)) for n in group]
         lag = max(f.lag for f in facts)
         step = Fraction(1)
@@ -69,7 +69,7 @@ class DelayResiduals(Pass):
 
 
 def align(program: Program, node: Node) -> bool:
-    """Holds back the early operands of a streaming operator."""
+    """Delays the early operands of a streaming operator."""
     operands = [n for n in node.all_input_nodes if is_stream(n)]
     if len(operands) < 2:
         return False

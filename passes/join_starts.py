@@ -30,7 +30,7 @@ class JoinStarts(Pass):
     """Rewrites, where ``f`` is computed from the first a entries alone:
 
     1. ``cat([f(x[:a]), y])`` over time to ``begin(y, f(opening(x, a)))``: the first entries of the stream are those of
-       f, which is right in the step in which all of the first a entries are there; ``y`` is held back for it;
+       f, which is right in the step in which all of the first a entries are there; ``y`` is delayed for it;
     2. with ``boundary="stream"``, where nothing behind it remembers for good, to ``cat([zeros, y])``: no result
        depends on the start.
     """

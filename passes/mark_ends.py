@@ -32,8 +32,8 @@ class MarkEnds(Pass):
 
     1. ``conv(history(x, n))`` to ``conv(history(outside(x, 0, 0), n))`` where the clip's convolution was padded; a max
        pool reads minus infinity there, a pad its own value; what reads copies of an edge, the entry at that edge;
-    2. an output that would begin before the first frame is held back, so that its first entry comes out;
-    3. a window, or a result that is one entry, is held back until the last entry ends a step: it ends with the clip.
+    2. an output that would begin before the first frame is delayed, so that its first entry comes out;
+    3. a window, or a result that is one entry, is delayed until the last entry ends a step: it ends with the clip.
 
     Where no padding was, nothing outside is read for an entry within the range, and nothing is marked.
 

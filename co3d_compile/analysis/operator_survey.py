@@ -108,7 +108,7 @@ def _done(node: Node, fact: Fact) -> str:
 
 
 def _source(node: Node) -> tuple[Node, int | None]:
-    """Returns the operator behind the markers, and by how many of its entries it is held back."""
+    """Returns the operator behind the markers, and by how many of its entries it is delayed."""
     *markers, source = chain(node, *MARKERS)
     if not is_stream(node) or not is_stream(source):
         return source, None

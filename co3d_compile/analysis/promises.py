@@ -96,7 +96,7 @@ def unpadded(program: Program) -> str | None:
 
 
 def continual(program: Program) -> str | None:
-    """Finds what slides over time and reads other entries than its new ones need, or is held back by a marker."""
+    """Finds what slides over time and reads other entries than its new ones need, or still waits by a marker."""
     for n in filter(is_stream, calls(program)):
         if n.target is hold:
             return f"{named(n)} is still a marker"

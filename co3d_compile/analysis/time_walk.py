@@ -78,7 +78,7 @@ class TimeWalk:
         decisions: What was decided before; in the end, what is decided now.
         first: Where the walk begins, if nodes in front of it have their facts from the walk before.
         fallbacks: Nodes that are applied to a window, and why.
-        waiting: The operands that a node cannot read as early as they come, with their facts once held back.
+        waiting: The operands that a node cannot read as early as they come, with their facts once delayed.
     """
 
     program: Program

@@ -138,7 +138,7 @@ class Fact:
 
         Three taps padded by one, ``Kernel(k=3, p=1, p_end=1)``, add one to the delay and leave the length as it is.
 
-        With ends, a crop at the end is held back until it is known which entries it drops, and what reads copies of
+        With ends, a crop at the end is delayed until it is known which entries it drops, and what reads copies of
         an entry until that entry has come.
 
         Args:

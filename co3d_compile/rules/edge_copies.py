@@ -1,8 +1,8 @@
-"""Edges of a stream with ends: what cannot be read before an entry has come, or before the first frame, is held back.
+"""Edges of a stream with ends: what cannot be read before an entry has come, or before the first frame, is delayed.
 
 A replicate pad gives copies of the first entry in front of it. They are worth nothing before that entry is there, so
 what reads them waits: an operator that slides by itself (``Fact.through``); one that gives each entry from the one of
-the same index hands the copies on; for any other the operand is held back.
+the same index hands the copies on; for any other the operand is delayed.
 """
 
 from __future__ import annotations
