@@ -181,15 +181,17 @@ def run(model: str, path: Path, verbose: int, options: Options) -> Report:
         if page is not None:
             with page.writing() as file:
                 file.write_text(compiled.to_html(result), encoding="utf-8")
-    summary: Report = compiled.report().to_dict()
-    summary["fps"] = (preprocess or {}).get("fps")
-    summary["source"] = {"model": model, "kind": loaded.kind, "notes": loaded.notes}
-    summary["verification"] = result
-    summary["output"] = str(path) if written else None
-    summary["file_bytes"] = file_bytes
+    report: Report = compiled.report().to_dict()
     ours = {stage: spent for stage, spent in progress.seconds.items() if stage in ("load", "write", "verify")}
-    summary["seconds"] = {**summary["seconds"], **ours}
-    return summary
+    return {
+        **report,
+        "fps": (preprocess or {}).get("fps"),
+        "source": {"model": model, "kind": loaded.kind, "notes": loaded.notes},
+        "verification": result,
+        "output": str(path) if written else None,
+        "file_bytes": file_bytes,
+        "seconds": {**report["seconds"], **ours},
+    }
 
 
 def _compile(loaded: Loaded, options: Options, progress: Progress, fps: float | None) -> Any:
