@@ -49,7 +49,7 @@ class Continual(Pass):
         elif isinstance(rule, (SpreadingRule, Upsample)):
             return self._upsampling(program, node, rule)
         elif own_of(node).slides is not None:
-            self._slide(program, self._split_pool(program, node, rule) if isinstance(rule, Pool) else node)
+            self._slide(program, self._split_pool(node, rule) if isinstance(rule, Pool) else node)
         else:
             return False
         return True
@@ -80,7 +80,7 @@ class Continual(Pass):
                 node.args = (node.args[0], *(remembered if n is x else n for n in node.args[1:3]), *node.args[3:])
         return bool(past)
 
-    def _split_pool(self, program: Program, node: Node, rule: Pool) -> Node:
+    def _split_pool(self, node: Node, rule: Pool) -> Node:
         parts = rule.split(node)
         if parts is None:
             return node

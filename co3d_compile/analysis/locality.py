@@ -153,7 +153,7 @@ def _at_period(distances: list[list[tuple[int, ...]]], rows: int, period: int) -
     stop = next((m for m in range(middle, count) if not same[m]), count)
     if stop - front < 2:
         return None
-    offsets = list(_offsets(patterns[middle], period))
+    offsets = list(_offsets(patterns[middle]))
     back = rows - stop * period
     before = max([0, front * period, *(-least for least, _ in offsets)])
     after = max([0, back, *(most - period + 1 for _, most in offsets)])
@@ -162,7 +162,7 @@ def _at_period(distances: list[list[tuple[int, ...]]], rows: int, period: int) -
     return Reach(before, after, period)
 
 
-def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]], period: int) -> Iterator[tuple[int, int]]:
+def _offsets(pattern: Sequence[tuple[tuple[int, ...], ...]]) -> Iterator[tuple[int, int]]:
     """Yields the first and the last entry that each row of a block depends on, counted from the block's first entry."""
     for of_input in pattern:
         for i, row in enumerate(of_input):

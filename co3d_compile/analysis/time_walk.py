@@ -202,7 +202,7 @@ class TimeWalk:
                     self._regroup(node, rule, self.program.options.pool_scope)
                 gate = rule.gate(node, self.program.options.pool_scope)
                 assert gate is not None
-                return self._gate(node, gate)
+                return self._gate(gate)
             if self.program.options.recurrence == "window" and rule.remembers_all(node):
                 raise NoExtension("starts again with each window (recurrence='window')")
             fact = rule.flow(node)
@@ -232,7 +232,7 @@ class TimeWalk:
         self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)
         return bool(found)
 
-    def _gate(self, node: Node, fact: Fact) -> tuple[Fact, None]:
+    def _gate(self, fact: Fact) -> tuple[Fact, None]:
         return replace(fact, own=Own(gate=self.program.options.pool_scope)), None
 
     def _without_extension(self, node: Node, rule: Rule, why: str) -> tuple[Fact, str | None]:
@@ -240,7 +240,7 @@ class TimeWalk:
         scope = self.program.options.pool_scope
         norm = rule.gate(node, scope) if scope != "recompute" and node.target not in SEPARABLE else None
         if norm is not None:
-            return self._gate(node, norm)
+            return self._gate(norm)
         useless = _per_entry_behind(node) & self.decisions.gates
         if useless:
             self._decide(windows=useless)
