@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,7 +19,7 @@ from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
-from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.graph_edits import insert, insert_constant, reads_first_alone, replace, replace_first
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of, spread, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Original, Program
@@ -126,12 +125,10 @@ def _same_padding(program: Program, node: Node) -> None:
 
 def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
     """Returns an operator of which only the first output is read, as the operator with one output; else None."""
-    users = list(node.users)
-    if not all(u.target is operator.getitem and u.args[1] == 0 for u in users):
+    if not reads_first_alone(node):
         return None
     result = insert(program, node, target, *args, **kwargs)
-    for user in users:
-        replace(user, result)
+    replace_first(node, result)
     return result
 
 
@@ -143,18 +140,16 @@ def _addmm(program: Program, node: Node) -> None:
 
 
 def _adaptive_max(program: Program, node: Node) -> None:
-    users = list(node.users)
     x = operand(node)
     n = ADAPTIVE_MAX[node.target]  # type: ignore[index]
     old, new = shape_of(x)[-n:], tuple(node.meta["val"][0].shape)[-n:]
-    if any(u.args[1] != 0 for u in users):
+    if not reads_first_alone(node):
         return
     dims = [rank_of(x) - n + a for a in range(n) if new[a] == 1 and old[a] != 1]
     result = insert(program, node, aten.amax.default, x, dims, True) if dims else x
     if tuple(result.meta["val"].shape)[-n:] != new:
         result = insert(program, node, adaptive_max, result, list(new))
-    for user in users:
-        replace(user, result)
+    replace_first(node, result)
 
 
 def _with_indices(program: Program, node: Node) -> None:

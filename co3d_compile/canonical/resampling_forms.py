@@ -26,7 +26,7 @@ def scales(node: Node) -> list[float | None]:
     n = rank_of(node) - 2
     first = 3 if node.target in _LINEAR else 2
     given = Arguments(node).given("scale_factors") if "vec" in str(node.target) else node.args[first:]
-    factors = list(given or ()) + [None] * n
+    factors: list[Any] = [*(given if isinstance(given, (list, tuple)) else ()), *[None] * n]
     return [1 / f if f is not None else None for f in factors[:n]]
 
 

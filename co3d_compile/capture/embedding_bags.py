@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from itertools import pairwise
 
 import torch
 from torch.fx import Node
 
 from co3d_compile.capture.operator_regions import Constants
-from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.graph_edits import insert, reads_first_alone, replace_first
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -33,8 +32,7 @@ def open_bags(program: Program) -> None:
 def _open(program: Program, node: Node, constants: Constants) -> None:
     table, indices = operand(node), operand(node, 1)
     size, given = _size(node, constants), Arguments(node)
-    read = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
-    if size is None or not read or given.integer("padding_idx") != -1:
+    if size is None or not reads_first_alone(node) or given.integer("padding_idx") != -1:
         return
     bags = [shape_of(indices)[0] // size, size]
     rows = insert(program, node, aten.embedding.default, table, insert(program, node, aten.view.default, indices, bags))
@@ -44,8 +42,7 @@ def _open(program: Program, node: Node, constants: Constants) -> None:
         rows = insert(program, node, aten.mul.Tensor, rows, shares)
     reduction = {SUM: aten.sum.dim_IntList, MEAN: aten.mean.dim}.get(given.integer("mode"), aten.amax.default)
     result = insert(program, node, reduction, rows, [1])
-    for user in list(node.users):
-        replace(user, result)
+    replace_first(node, result)
 
 
 def _size(node: Node, constants: Constants) -> int | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.graph_edits import insert, reads_first_alone, replace_first
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -24,13 +22,11 @@ def name_norms(program: Program) -> None:
 
 
 def _name(program: Program, node: Node) -> None:
-    users = list(node.users)
-    if not all(user.target is operator.getitem and user.args[1] == 0 for user in users):
+    if not reads_first_alone(node):
         return
     if node.target is aten.native_layer_norm.default:
         norm = insert(program, node, aten.layer_norm.default, *node.args)
     else:
         x, weight, bias, _, _, _, groups, eps = node.args
         norm = insert(program, node, aten.group_norm.default, x, groups, weight, bias, eps)
-    for user in users:
-        replace(user, norm)
+    replace_first(node, norm)

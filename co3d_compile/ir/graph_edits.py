@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -68,6 +69,17 @@ def replace(old: Node, new: Node) -> None:
     """Lets every reader of ``old`` read ``new``; ``old`` goes."""
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
+
+
+def reads_first_alone(node: Node) -> bool:
+    """Says whether nothing reads another output of an operator than its first."""
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+
+
+def replace_first(old: Node, new: Node) -> None:
+    """Lets every reader of the first output of ``old`` read ``new``."""
+    for user in list(old.users):
+        replace(user, new)
 
 
 def erase_unused(node: Node) -> None:
