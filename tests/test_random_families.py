@@ -45,6 +45,16 @@ CASES: dict[str, Sketch] = {
         dense=True,
         head="std",
     ),
+    "all of a window flattened, behind a norm and an activation": Sketch(
+        (Block("statistics", {"how": "group"}), Block("act", {"how": "silu"})),
+        inputs="tokens",
+        channels=4,
+        places=3,
+        frames=13,
+        head="flatten",
+        scope="window",
+        batch=2,
+    ),
     "a graph made of whole numbers": Sketch(
         (Block("graph", {"how": "einsum"}),), inputs="tokens", channels=4, places=4, head="mean"
     ),

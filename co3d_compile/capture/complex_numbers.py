@@ -15,7 +15,6 @@ from torch.fx import Node, map_arg
 from co3d_compile.analysis.operator_families import GATHERS, MOVES, name_of
 from co3d_compile.capture.fourier import Fourier, Parts
 from co3d_compile.errors import CaptureError
-from co3d_compile.ir.aten_operators import VIEWS
 from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.node_reading import rank_of, where
 from co3d_compile.ir.operator_arguments import Arguments
@@ -131,8 +130,7 @@ class _Rewriting:
                 return self._zeros(found.real) if found.imaginary is None else found.imaginary
 
             args, kwargs = map_arg((node.args, dict(node.kwargs)), own)
-            target = aten.reshape.default if node.target in VIEWS else node.target
-            return self.apply(target, *args, **{name: x for name, x in kwargs.items() if name != "dtype"})
+            return self.apply(node.target, *args, **{name: x for name, x in kwargs.items() if name != "dtype"})
 
         return Parts(part(False), part(True) if any(p.imaginary is not None for p in read) else None)
 

@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
+from co3d_compile.ir.aten_operators import VIEWS
 from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
@@ -96,7 +97,18 @@ class _Parts:
 
 
 def decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
-    """Decomposes the operators of a program; what comes of it is as ``unlift`` gives it."""
+    """Decomposes the operators of a program; what comes of it is as ``unlift`` gives it.
+
+    A view becomes a ``reshape``: what it asks of the strides need not hold behind parts that were put in.
+    """
+    found = _decomposed(exported, table)
+    for node in found[0].graph.nodes:
+        if node.target in VIEWS:
+            node.target = aten.reshape.default
+    return found
+
+
+def _decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
     if all(map(_is_plain, exported.graph.nodes)):
         module, names, learned = unlift(exported)
         if written_apart(module.graph):

@@ -10,7 +10,7 @@ from torch.fx import Node, map_arg
 from torch.fx.node import Argument
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED, VIEWS
+from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import operands, where
 from co3d_compile.ir.resized_graph import Captures
@@ -56,7 +56,7 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
             opened = tuple(_open(a, b, x, y) for x, y in zip(a.args, b.args, strict=True))
             args = map_arg(opened, lambda n: _read(low, n, made, static, like))
             kwargs = map_arg(a.kwargs, lambda n: _read(low, n, made, static, like))
-            made[a] = low.call(aten.reshape.default if a.target in VIEWS else a.target, *args, **kwargs)
+            made[a] = low.call(a.target, *args, **kwargs)
     raise AssertionError("a graph has an output")
 
 
