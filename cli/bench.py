@@ -50,8 +50,15 @@ CHARTS = (".svg", ".png", ".pdf")
     help=f"What to time, separated by commas, of {', '.join(SIDES)}. [default: all]",
 )
 @option("--rounds", type=COUNT, default=3, show_default=True, group=OTHER, help="Turns of each side.")
-@option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, group=OTHER, help="Of a turn.")
-@option("--threads", type=COUNT, default=2, show_default=True, group=OTHER, help="Of the runtime.")
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=1.0,
+    show_default=True,
+    group=OTHER,
+    help="Seconds of one turn.",
+)
+@option("--threads", type=COUNT, default=2, show_default=True, group=OTHER, help="CPU threads of each side.")
 @stride_mode_option
 @frames_per_step_option
 @time_dim_option

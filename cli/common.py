@@ -59,9 +59,11 @@ class Stopped(BaseException):
 
 
 class Option(click.Option):
-    """An option that is listed under a heading of its group."""
+    """An option that is listed under a heading of its group; a number is shown as ``N`` unless it has a word."""
 
     def __init__(self, *args: Any, group: str = OTHER, **kwargs: Any) -> None:
+        if isinstance(kwargs.get("type"), (click.IntRange, click.FloatRange)) and kwargs.get("metavar") is None:
+            kwargs["metavar"] = "N"
         super().__init__(*args, **kwargs)
         self.group = group
 
@@ -138,11 +140,13 @@ class Command(OneLineMain):
             ctx.exit(say_why(error))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if isinstance(parameter, click.Option) and record is not None:
-                groups[getattr(parameter, "group", OTHER)].append(record)
+        given = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        options = [(getattr(each, "group", OTHER), each.get_help_record(ctx)) for each in given]
+        own = [group for group, _ in options if group != OTHER]
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in (*GROUPS[:-1], *own, OTHER)}
+        for group, record in options:
+            if record is not None:
+                groups[group].append(record)
         for title, records in groups.items():
             if records:
                 with formatter.section(title):

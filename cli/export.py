@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from co3d_compile.cli.common import OTHER, OUTPUT, Command, F, json_option, option, print_json, stdout, verbose_option
+from co3d_compile.cli.common import OUTPUT, Command, F, json_option, option, print_json, stdout, verbose_option
 from co3d_compile.errors import Co3dWarning
 from co3d_compile.runtime.stored_metadata import read_contract
 from co3d_compile.support.readable_numbers import plural
@@ -32,7 +32,7 @@ def target_options(command: F) -> F:
                 type=kind,
                 default=each.default,
                 show_default=True,
-                group=OTHER,
+                group=f"With --{target.name}",
                 metavar=None if known["choices"] else known["metavar"],
                 help=known["text"],
             )(command)

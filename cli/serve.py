@@ -78,7 +78,7 @@ def limit(name: str, kind: click.ParamType[Any], help: str, group: str = LIMITS,
         help="Processes that hold streams and run the model.")  # fmt: skip
 @option("--gateways", type=click.IntRange(1, 100), default=1, show_default=True, group=PLACE, metavar="N",
         help="Processes that speak HTTP and WebSocket.")  # fmt: skip
-@option("--host", default="127.0.0.1", show_default=True, group=PLACE, help="Address to listen on.")
+@option("--host", default="127.0.0.1", show_default=True, group=PLACE, metavar="ADDRESS", help="Address to listen on.")
 @option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, group=PLACE,
         help="Port to listen on; 0: any that is free.")  # fmt: skip
 @option("--address", metavar="HOST:PORT|auto", group=PLACE,

@@ -87,7 +87,7 @@ Exit codes:
     "last. [default: a few, with --video 32]",
 )
 @option("--long", "is_long", is_flag=True, group=SOURCE, help=f"A long run, to see drift: --steps {LONG}.")
-@option("--seed", type=int, default=0, show_default=True, group=SOURCE, metavar="S", help="Of the random frames.")
+@option("--seed", type=int, default=0, show_default=True, group=SOURCE, metavar="S", help="Seed of the random frames.")
 @option(
     "--plot",
     type=FILE,

@@ -38,7 +38,13 @@ def one_line(result: Result) -> str:
 
 def test_group_lists_every_command() -> None:
     text = CliRunner().invoke(group, []).stdout
-    assert all(name in text for name in group_module.NAMES)
+    assert all(name in text for name in group_module.NAMES) and "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", group_module.NAMES)
+def test_every_option_says_what_it_takes(command: str) -> None:
+    text = CliRunner().invoke(group, [command, "--help"]).stdout
+    assert "--help" in text and not any(word in text for word in ("RANGE", "INTEGER", "FLOAT", " TEXT "))
 
 
 def test_group_knows_no_other_command() -> None:
