@@ -12,7 +12,7 @@ from marks import slow
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.capture import frame_loops
+from co3d_compile.capture import frames_at_once
 
 CLIP, FRAMES = 8, 20
 OFTEN = ("mean_of_a_list",)
@@ -63,6 +63,6 @@ def test_first_turns_are_looked_for_once() -> None:
                 out.append(h)
             return torch.stack(out[::-1], 1)
 
-    with mock.patch.object(frame_loops, "_rolled", wraps=frame_loops._rolled) as tried:
+    with mock.patch.object(frames_at_once, "_rolled", wraps=frames_at_once._rolled) as tried:
         assert co3d.compile(Backwards().eval(), torch.randn(1, 16, 4), time_dim=1).report().recomputed
     assert tried.call_count <= 8

@@ -22,7 +22,7 @@ from co3d_compile.capture.complex_numbers import as_real_numbers
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
-from co3d_compile.capture.frame_loops import roll
+from co3d_compile.capture.frames_at_once import take_frames_at_once
 from co3d_compile.capture.known_constants import tensors_of
 from co3d_compile.capture.loop_numbers import CountedNumbers
 from co3d_compile.capture.model_checks import check_operators, check_parameters
@@ -68,7 +68,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         counted = CountedNumbers(program)
         roll_loops(program)
         counted.restore()
-        roll(program)
+        take_frames_at_once(program)
         roll_loops(program, ends=True)
         join_written_out(program)
     program.follow()

@@ -95,7 +95,7 @@ class LoopWriter:
         if not (remembers or ends) and any(
             len(Arguments(cat).tensors("tensors")) > groups[0].count for cat, groups in cats
         ):
-            return False  # the first or last ones are others: frame_loops takes them
+            return False  # the first or last ones are others: frames_at_once takes them
         alone = [at for at in self.outputs if self._read_alone(at, cats)]
         variants = list(dict.fromkeys(group.how for _, groups in cats for group in groups))
         others = [at for at in alone if all(c.at != at for c in variants)]

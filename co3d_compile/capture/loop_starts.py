@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.frame_loops import rolled
+from co3d_compile.capture.frames_at_once import rolled
 from co3d_compile.capture.loop_copies import Copies
 from co3d_compile.capture.loop_first_turn import TOLERANCE, drawn_values
 from co3d_compile.capture.loop_time import TimeDims

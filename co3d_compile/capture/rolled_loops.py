@@ -110,7 +110,7 @@ def tidy(program: Program) -> None:
         first.prepend(node)
     join_results(program)
     _drop_unread(program)
-    _read_alike(program)
+    _read_same_results(program)
 
 
 def _drop_unread(program: Program) -> None:
@@ -118,7 +118,7 @@ def _drop_unread(program: Program) -> None:
     program.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
 
 
-def _read_alike(program: Program) -> None:
+def _read_same_results(program: Program) -> None:
     """Reads the same results of all layers of one kind: nothing reads the last ``h`` of ``y, h = gru(x, h)``."""
     graph = program.graph
     layers: dict[object, list[Node]] = {}

@@ -29,7 +29,7 @@ class _Differ(Exception):
     """The parts are not copies of one body on frame after frame."""
 
 
-def roll(program: Program) -> None:
+def take_frames_at_once(program: Program) -> None:
     """Rewrites ``stack([f(x[:, :, t]) for t in range(T)])`` to f on the frames of x, folded into the batch.
 
     Where the loop writes ``y[:, t] = f(x[:, :, t])``, that has become a concatenation already. The numbers stay the
@@ -107,7 +107,7 @@ class Chains:
     def __init__(self, copies: tuple[Node, ...]) -> None:
         self.after: dict[Node, set[Node]] = {}
         self.before: dict[Node, set[Node]] = {}
-        for found in reached([copies], _read_alike):
+        for found in reached([copies], _operands_that_differ):
             for a, b in pairwise(found):
                 self.after.setdefault(a, set()).add(b)
                 self.before.setdefault(b, set()).add(a)
@@ -128,7 +128,7 @@ class Chains:
         return found[1:]
 
 
-def _read_alike(copies: tuple[Node, ...]) -> list[tuple[Node, ...]]:
+def _operands_that_differ(copies: tuple[Node, ...]) -> list[tuple[Node, ...]]:
     """Returns what copies of an operator read, operand by operand, as far as it differs."""
     flat = [[v for v in pytree.tree_leaves((c.args, c.kwargs)) if isinstance(v, Node)] for c in copies]
     if len({(c.op, c.target, len(values)) for c, values in zip(copies, flat, strict=True)}) != 1:
