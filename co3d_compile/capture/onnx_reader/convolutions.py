@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,35 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def _geometry(call: NodeCall, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Returns the stride and dilation of an operator that slides."""
-    ones = [1] * len(kernel)
-    return call.integers("strides", ones) or ones, call.integers("dilations", ones) or ones
+class Window(NamedTuple):
+    """What an operator reads below its kernel, and how far it moves.
+
+    Attributes:
+        kernel: The size of the kernel in each dim.
+        stride: How many entries the kernel moves from one output to the next.
+        dilation: How far apart the entries are that one output reads.
+        pads: The padding of each dim: all fronts, then all ends.
+    """
+
+    kernel: list[int]
+    stride: list[int]
+    dilation: list[int]
+    pads: list[int]
 
 
-def _pads(
-    call: NodeCall, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
-    """Returns the padding, all fronts and then all ends: as given, or as ``auto_pad`` asks for."""
+def _pool_window(call: NodeCall, x: Tensor) -> Window:
+    """Reads the window of a pool, which gives the size of its kernel as an attribute."""
+    return _window(call, x, call.integers("kernel_shape") or [])
+
+
+def _window(call: NodeCall, x: Tensor, kernel: list[int]) -> Window:
+    """Reads the window of an operator; its padding is as given, or as ``auto_pad`` asks for."""
     space = len(kernel)
+    stride, dilation = _stride_and_dilation(call, space)
     how = call.text("auto_pad", "NOTSET")
     if how in ("NOTSET", "VALID"):
-        return (call.integers("pads", [0] * (2 * space)) or []) if how == "NOTSET" else [0] * (2 * space)
+        pads = call.integers("pads", [0] * (2 * space)) if how == "NOTSET" else [0] * (2 * space)
+        return Window(kernel, stride, dilation, pads or [])
     fronts, backs = [], []
     for i in range(space):
         entries = x.shape[2 + i]
@@ -37,7 +52,12 @@ def _pads(
         less, more = total // 2, total - total // 2
         fronts.append(less if how == "SAME_UPPER" else more)
         backs.append(more if how == "SAME_UPPER" else less)
-    return fronts + backs
+    return Window(kernel, stride, dilation, fronts + backs)
+
+
+def _stride_and_dilation(call: NodeCall, space: int) -> tuple[list[int], list[int]]:
+    ones = [1] * space
+    return call.integers("strides", ones) or ones, call.integers("dilations", ones) or ones
 
 
 @reads("Conv")
@@ -46,11 +66,10 @@ def convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tensor | None =
     kernel = list(weight.shape[2:])
     if len(kernel) not in CONVOLUTIONS:
         raise call.refuse(f"slides over {len(kernel)} dims")
-    stride, dilation = _geometry(call, kernel)
-    pads = _pads(call, x, kernel, stride, dilation)
-    padding, others = even_part(pads)
+    window = _window(call, x, kernel)
+    padding, others = even_part(window.pads)
     x = F.pad(x, pad_pairs(others)) if any(others) else x
-    return CONVOLUTIONS[len(kernel)](x, weight, bias, stride, padding, dilation, call.integer("group", 1))
+    return CONVOLUTIONS[len(kernel)](x, weight, bias, window.stride, padding, window.dilation, call.integer("group", 1))
 
 
 @reads("ConvTranspose")
@@ -60,7 +79,7 @@ def transposed_convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tens
     space = len(kernel)
     if space not in TRANSPOSED:
         raise call.refuse(f"slides over {space} dims")
-    stride, dilation = _geometry(call, kernel)
+    stride, dilation = _stride_and_dilation(call, space)
     extra = call.integers("output_padding", [0] * space) or [0] * space
     pads = call.integers("pads", [0] * (2 * space)) or []
     wanted = call.integers("output_shape")
@@ -84,9 +103,7 @@ def transposed_convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tens
 @reads("MaxPool")
 def max_pool(call: NodeCall, x: Tensor) -> tuple[Tensor, ...]:
     """Takes the largest entry below a kernel."""
-    kernel = call.integers("kernel_shape") or []
-    stride, dilation = _geometry(call, kernel)
-    pads = _pads(call, x, kernel, stride, dilation)
+    kernel, stride, dilation, pads = _pool_window(call, x)
     if len(call.node.outputs) > 1 and call.node.outputs[1].name:
         raise call.refuse("gives the places of its maxima")
     ceil = bool(call.integer("ceil_mode", 0))
@@ -102,42 +119,36 @@ def max_pool(call: NodeCall, x: Tensor) -> tuple[Tensor, ...]:
 @reads("AveragePool")
 def average_pool(call: NodeCall, x: Tensor) -> Tensor:
     """Takes the mean below a kernel."""
-    kernel = call.integers("kernel_shape") or []
-    stride, dilation = _geometry(call, kernel)
-    if any(d != 1 for d in dilation):
-        return _mean_by_convolution(call, x, kernel, stride, dilation)
-    pads = _pads(call, x, kernel, stride, dilation)
+    window = _pool_window(call, x)
+    kernel, padding = window.kernel, even_padding(window.pads)
     ceil, count = bool(call.integer("ceil_mode", 0)), bool(call.integer("count_include_pad", 0))
-    padding = even_padding(pads)
-    if padding is None or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        return _mean_by_convolution(call, x, kernel, stride, dilation)
+    dilated = any(d != 1 for d in window.dilation)
+    if dilated or padding is None or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        return _mean_by_convolution(x, window, ceil, count)
     pools = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-    return pools[len(kernel)](x, kernel, stride, padding, ceil, count)
+    return pools[len(kernel)](x, kernel, window.stride, padding, ceil, count)
 
 
-def _mean_by_convolution(
-    call: NodeCall, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
+def _mean_by_convolution(x: Tensor, window: Window, ceil: bool, count_padding: bool) -> Tensor:
     """Computes a mean that PyTorch's pools cannot express: a sum by convolution over the entries counted."""
-    given, space = _pads(call, x, kernel, stride, dilation), len(kernel)
-    pads = _with_ceiling(x, kernel, stride, dilation, given) if call.integer("ceil_mode", 0) else given
-    channels, counts = x.shape[1], bool(call.integer("count_include_pad", 0))
+    kernel, stride, dilation, given = window
+    pads = _with_ceiling(x, window) if ceil else given
+    channels, convolve = x.shape[1], CONVOLUTIONS[len(kernel)]
     ones = torch.ones([channels, 1, *kernel], dtype=x.dtype)
-    sums = CONVOLUTIONS[space](F.pad(x, pad_pairs(pads)), ones, None, stride, 0, dilation, channels)
-    if counts and pads == given:
+    sums = convolve(F.pad(x, pad_pairs(pads)), ones, None, stride, 0, dilation, channels)
+    if count_padding and pads == given:
         return sums / float(torch.Size(kernel).numel())
     there = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)
-    if counts:  # the padding that the file asks for counts; what rounding up adds to it does not
+    if count_padding:  # the padding that the file asks for counts; what rounding up adds to it does not
         there, pads = F.pad(there, pad_pairs(given), value=1.0), [p - g for p, g in zip(pads, given, strict=True)]
     there = F.pad(there, pad_pairs(pads))
-    return sums / CONVOLUTIONS[space](there, ones[:1], None, stride, 0, dilation)
+    return sums / convolve(there, ones[:1], None, stride, 0, dilation)
 
 
-def _with_ceiling(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], pads: Sequence[int]
-) -> list[int]:
-    """Returns the padding at the ends with which rounding the number of outputs up is rounding it down."""
-    pads, space = list(pads), len(kernel)
+def _with_ceiling(x: Tensor, window: Window) -> list[int]:
+    """Pads more at the ends: as much as makes the number of outputs, rounded down, what it was rounded up."""
+    kernel, stride, dilation, given = window
+    pads, space = list(given), len(kernel)
     for i in range(space):
         extent = (kernel[i] - 1) * dilation[i] + 1
         room = x.shape[2 + i] + pads[i] + pads[space + i] - extent
@@ -152,11 +163,10 @@ def _with_ceiling(
 def lp_pool(call: NodeCall, x: Tensor) -> Tensor:
     """Takes the p-norm below a kernel."""
     p = call.integer("p", 2)
-    kernel = call.integers("kernel_shape") or []
-    stride, dilation = _geometry(call, kernel)
+    kernel, stride, dilation, pads = _pool_window(call, x)
     if call.integer("ceil_mode", 0):
         raise call.refuse("has ceil_mode")
-    pads, channels = _pads(call, x, kernel, stride, dilation), x.shape[1]
+    channels = x.shape[1]
     ones = torch.ones([channels, 1, *kernel], dtype=x.dtype)
     powers = F.pad(x.abs() ** p, pad_pairs(pads))
     return CONVOLUTIONS[len(kernel)](powers, ones, None, stride, 0, dilation, channels) ** (1.0 / p)
