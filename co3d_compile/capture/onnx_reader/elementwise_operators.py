@@ -47,6 +47,14 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Tan": torch.tan,
     "Tanh": torch.tanh,
 }
+WITH_ALPHA: dict[str, tuple[Callable[[Tensor, float], Tensor], float]] = {
+    "Celu": (F.celu, 1.0),
+    "Elu": (F.elu, 1.0),
+    "LeakyRelu": (F.leaky_relu, 0.01),
+    "Swish": (lambda x, alpha: F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x), 1.0),
+    "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, torch.zeros_like(x)), 1.0),
+}
+"""Activations with a parameter ``alpha``, and what it is where the file does not say."""
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "And": torch.logical_and,
@@ -82,6 +90,8 @@ def _old_broadcast(call: NodeCall, x: Tensor, y: Tensor) -> Tensor:
 def _enter_tables() -> None:
     for name, unary in UNARY.items():
         reads(name)(lambda call, x, function=unary: function(x))
+    for name, (activation, default) in WITH_ALPHA.items():
+        reads(name)(lambda call, x, function=activation, default=default: function(x, call.number("alpha", default)))
     for name, binary in BINARY.items():
         reads(name)(lambda call, x, y, function=binary: function(x, _old_broadcast(call, x, y)))
     for name, pairwise in VARIADIC.items():
@@ -158,36 +168,12 @@ def cast(call: NodeCall, x: Tensor, like: Tensor | None = None) -> Tensor:
     return x.to(torch_dtype(call.integer("to", 1)) if like is None else like.dtype)
 
 
-@reads("LeakyRelu")
-def leaky_relu(call: NodeCall, x: Tensor) -> Tensor:
-    """Multiplies negative numbers by ``alpha``."""
-    return F.leaky_relu(x, call.number("alpha", 0.01))
-
-
-@reads("Elu")
-def elu(call: NodeCall, x: Tensor) -> Tensor:
-    """Computes the exponential linear unit."""
-    return F.elu(x, call.number("alpha", 1.0))
-
-
-@reads("Celu")
-def celu(call: NodeCall, x: Tensor) -> Tensor:
-    """Computes the continuously differentiable exponential linear unit."""
-    return F.celu(x, call.number("alpha", 1.0))
-
-
 @reads("Selu")
 def selu(call: NodeCall, x: Tensor) -> Tensor:
     """Computes the scaled exponential linear unit."""
     alpha = call.number("alpha", 1.6732631921768188)
     gamma = call.number("gamma", 1.0507010221481323)
     return gamma * torch.where(x > 0, x, alpha * (torch.exp(x) - 1))
-
-
-@reads("ThresholdedRelu")
-def thresholded_relu(call: NodeCall, x: Tensor) -> Tensor:
-    """Keeps what is above a threshold."""
-    return torch.where(x > call.number("alpha", 1.0), x, torch.zeros_like(x))
 
 
 @reads("HardSigmoid")
@@ -208,13 +194,6 @@ def shrink(call: NodeCall, x: Tensor) -> Tensor:
 def gelu(call: NodeCall, x: Tensor) -> Tensor:
     """Computes the Gaussian error linear unit."""
     return F.gelu(x, approximate=call.text("approximate", "none"))
-
-
-@reads("Swish")
-def swish(call: NodeCall, x: Tensor) -> Tensor:
-    """Computes ``x * sigmoid(alpha * x)``."""
-    alpha = call.number("alpha", 1.0)
-    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
 
 
 @reads("Dropout", host=(1, 2))
