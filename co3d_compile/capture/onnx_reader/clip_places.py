@@ -31,7 +31,7 @@ class Place:
     is_stored: bool = False
 
     def repeated(self, x: Tensor, clips: int) -> Tensor:
-        """Returns a tensor that is the same for all clips, once for each."""
+        """Repeats a tensor that is the same for all clips, once for each."""
         if x.stride(self.dim) == 0:  # one entry, repeated: more often
             sizes = [clips * size if d == self.dim else size for d, size in enumerate(x.shape)]
             return x.narrow(self.dim, 0, 1).expand(sizes)
@@ -40,19 +40,19 @@ class Place:
         return apart.expand(sizes).flatten(self.dim, self.dim + 2)
 
     def clip(self, x: Tensor, which: int, clips: int) -> Tensor:
-        """Returns what a tensor has of one clip."""
+        """Takes what a tensor has of one clip."""
         return (
             x.unflatten(self.dim, (-1, clips, self.inner)).select(self.dim + 1, which).flatten(self.dim, self.dim + 1)
         )
 
     def joined(self, clips: Sequence[Tensor]) -> Tensor:
-        """Returns the tensor that has these clips; ``clip`` gives each of them again."""
+        """Joins the tensors of all clips; ``clip`` gives each of them again."""
         apart = [x.unflatten(self.dim, (-1, self.inner)) for x in clips]
         return torch.stack(apart, self.dim + 1).flatten(self.dim, self.dim + 2)
 
 
 def behind_a_view(place: Place, before: Sequence[int], after: Sequence[int]) -> list[Place]:
-    """Returns the places in which clips may lie behind a view from one shape to another one, both of one clip."""
+    """Finds the places in which clips may lie behind a view from one shape to another one, both of one clip."""
     stride = place.inner * prod(before[place.dim + 1 :])
     found = []
     for dim, size in enumerate(after):
@@ -89,7 +89,7 @@ def behind(places: Mapping[Place, int], one: Sequence[int], several: Sequence[in
 def for_all_clips(
     operator: str, axis: int, given: Sequence[Any], places: Sequence[Place | None], clips: int
 ) -> list[Any]:
-    """Returns the operands of an operator, those repeated for each clip that the file has for one.
+    """Makes the operands of an operator fit together: repeats for each clip those that the file has for one.
 
     Args:
         operator: The operator.

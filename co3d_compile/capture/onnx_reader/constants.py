@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def core(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Returns a constant with a single entry along each dim along which all entries are the same."""
+    """Keeps a single entry along each dim along which all entries of a constant are the same."""
     for dim in range(array.ndim):
         one = array.take([0], dim) if array.shape[dim] > 1 else array
         if one is not array and bool((array.take([1], dim) == one).all()) and bool((array == one).all()):
@@ -37,7 +37,7 @@ def counted(array: NDArray[np.generic]) -> tuple[int, float, float] | None:
 
 
 def made(array: NDArray[np.generic]) -> Tensor | None:
-    """Returns a constant that counts, or is one number, as PyTorch computes it; None for others."""
+    """Computes with PyTorch a constant that counts, or is one number; None for others."""
     found = counted(array)
     if found is None:
         return None

@@ -43,7 +43,7 @@ def _chosen(run: Run, call: NodeCall, condition: Value, values: Values) -> Seque
 
 
 def _settings(value: ir.Value | None) -> list[str]:
-    """Returns the inputs of the file that alone decide a value, if each is a single number; empty for others."""
+    """Finds the inputs of the file that alone decide a value, if each is a single number; empty for others."""
     found: list[str] = []
     waiting = [value] if value is not None else []
     while waiting:
@@ -108,7 +108,7 @@ def _scan(run: Run, call: NodeCall, inputs: list[Value], values: Values) -> Sequ
 
 
 def _as_state(value: Value) -> Value:
-    """Returns what a loop starts from: numbers as a tensor, so that the first turn is captured as the others are."""
+    """Gives what a loop starts from: numbers as a tensor, so that the first turn is captured as the others are."""
     return as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 

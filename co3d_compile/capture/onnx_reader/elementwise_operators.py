@@ -81,7 +81,7 @@ VARIADIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _old_broadcast(call: NodeCall, x: Tensor, y: Tensor) -> Tensor:
-    """Returns ``y`` as operator sets before 7 align it: its first dim is the dim ``axis`` of ``x``."""
+    """Aligns ``y`` as operator sets before 7 do: its first dim is the dim ``axis`` of ``x``."""
     if call.opset >= 7 or not call.has("axis"):
         return y
     return y.reshape([*y.shape, *[1] * (x.dim() - call.integer("axis", 0) - y.dim())])

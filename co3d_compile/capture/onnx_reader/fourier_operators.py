@@ -44,5 +44,5 @@ def _forward(call: NodeCall, signal: Tensor, size: int | None, dim: int, oneside
 
 
 def _numbers(x: Tensor) -> Tensor:
-    """Returns a tensor of real or of complex numbers."""
+    """Makes a tensor of real or of complex numbers."""
     return x.squeeze(-1) if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())

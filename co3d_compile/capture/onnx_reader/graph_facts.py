@@ -13,13 +13,13 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def graphs_of(graph: ir.Graph) -> list[ir.Graph]:
-    """Returns a graph, and those inside of its nodes."""
+    """Gives a graph, and those inside of its nodes."""
     attributes = [a for node in graph for a in node.attributes.values() if a.type is ir.AttributeType.GRAPH]
     return [graph, *(inner for a in attributes for inner in graphs_of(a.as_graph()))]
 
 
 def nodes_of(graph: ir.Graph) -> list[ir.Node]:
-    """Returns the nodes of a graph, and of those inside of its nodes."""
+    """Gives the nodes of a graph, and of those inside of its nodes."""
     return [node for g in graphs_of(graph) for node in g]
 
 
@@ -63,7 +63,7 @@ def check_operators(graph: ir.Graph, opset: int) -> None:
 
 
 def _moving(graph: ir.Graph) -> set[ir.Value]:
-    """Returns the values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
+    """Finds the values that depend on the values of frames. Others are numbers, which ONNX itself computes."""
     moving = {v for g in graphs_of(graph) for v in g.inputs}
     for node in nodes_of(graph):  # a node stands behind what it reads; graphs inside of nodes stand behind these
         inside = any(a.type is ir.AttributeType.GRAPH for a in node.attributes.values())
@@ -73,7 +73,7 @@ def _moving(graph: ir.Graph) -> set[ir.Value]:
 
 
 def has_half_precision(graph: ir.Graph) -> bool:
-    """Returns whether weights are stored, or numbers computed, in half precision."""
+    """Says whether weights are stored, or numbers computed, in half precision."""
     casts = (n.attributes["to"].as_int() for n in nodes_of(graph) if n.op_type == "Cast")
     return any(v.dtype in HALF for v in [*graph.inputs, *graph.initializers.values()]) or any(
         to in HALF for to in casts

@@ -36,7 +36,7 @@ def gather(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _taken(x: Tensor, dim: int, indices: Host) -> Tensor:
-    """Returns the entries of a dim that are known while the model is traced."""
+    """Reads the entries of a dim that are known while the model is traced."""
     indices = indices % x.shape[dim]
     if indices.ndim == 0:
         return x.select(dim, int(indices))
@@ -63,7 +63,7 @@ def _has_negative(indices: Host) -> bool:
 
 
 def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
-    """Returns what indices take that walk evenly along each of their own one or two dims.
+    """Takes what indices name that walk evenly along each of their own one or two dims.
 
     A slice, or windows that slide.
     """
@@ -158,14 +158,14 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
 
 
 def _box(indices: Host, shape: tuple[int, ...]) -> list[slice] | None:
-    """Returns the slices that tuples of indices name, dim by dim, if each walks evenly along its own dim."""
+    """Finds the slices that tuples of indices name, dim by dim, if each walks evenly along its own dim."""
     lines = _lines(indices)
     slices = [_even(line % size) for line, size in zip(lines or [], shape, strict=False)]
     return [s for s in slices if s is not None] if lines and None not in slices else None
 
 
 def _even(line: Host) -> slice | None:
-    """Returns the slice that names the same entries as a line of indices that grow evenly."""
+    """Finds the slice that names the same entries as a line of indices that grow evenly."""
     step = int(line[1] - line[0]) if len(line) > 1 else 1
     if step < 1 or (np.diff(line) != step).any():
         return None
@@ -173,7 +173,7 @@ def _even(line: Host) -> slice | None:
 
 
 def _lines(indices: Host) -> list[Host] | None:
-    """Returns the indices along each dim, if tuples of indices name all places where these cross."""
+    """Finds the indices along each dim, if tuples of indices name all places where these cross."""
     rank = indices.shape[-1]
     if indices.ndim != rank + 1 or indices.size == 0:
         return None
@@ -182,7 +182,7 @@ def _lines(indices: Host) -> list[Host] | None:
 
 
 def _written(x: Tensor, box: list[slice], updates: Tensor) -> Tensor:
-    """Returns ``x`` with a box of it replaced: slice by slice, as an assignment in PyTorch is captured."""
+    """Replaces a box of ``x``: slice by slice, as an assignment in PyTorch is captured."""
     part = x
     parts = []
     for d, where in enumerate(box):

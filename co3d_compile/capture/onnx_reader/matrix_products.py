@@ -81,7 +81,7 @@ def _attended(
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """Returns a mask as numbers to add to scores."""
+    """Turns a mask into numbers to add to scores."""
     if mask.dtype is not torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, float("-inf"))

@@ -24,7 +24,7 @@ def reshape_views(graph: ir.Graph) -> None:
 
 
 def _viewed(node: ir.Node) -> tuple[ir.Value | None, tuple[int, ...]]:
-    """Returns the tensor that a node takes all entries of, in their order, and the shape that it gives them."""
+    """Finds the tensor that a node takes all entries of, in their order, and the shape that it gives them."""
     nothing = None, ()
     if node.op_type != "Gather" or len(node.inputs) != 2:
         return nothing

@@ -88,37 +88,37 @@ class NodeCall:
         return name in self.node.attributes
 
     def integer(self, name: str, default: int) -> int:
-        """Returns an attribute that is a whole number."""
+        """Reads an attribute that is a whole number."""
         return self.node.attributes[name].as_int() if self.has(name) else default
 
     def number(self, name: str, default: float) -> float:
-        """Returns an attribute that is a number."""
+        """Reads an attribute that is a number."""
         return self.node.attributes[name].as_float() if self.has(name) else default
 
     def numbers(self, name: str) -> list[float]:
-        """Returns an attribute that is a list of numbers; empty where the node gives none."""
+        """Reads an attribute that is a list of numbers; empty where the node gives none."""
         return list(self.node.attributes[name].as_floats()) if self.has(name) else []
 
     def text(self, name: str, default: str) -> str:
-        """Returns an attribute that is a text."""
+        """Reads an attribute that is a text."""
         return self.node.attributes[name].as_string() if self.has(name) else default
 
     def texts(self, name: str) -> list[str]:
-        """Returns an attribute that is a list of texts; empty where the node gives none."""
+        """Reads an attribute that is a list of texts; empty where the node gives none."""
         return list(self.node.attributes[name].as_strings()) if self.has(name) else []
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> list[int] | None:
-        """Returns an attribute that is a list of whole numbers."""
+        """Reads an attribute that is a list of whole numbers."""
         if self.has(name):
             return list(self.node.attributes[name].as_ints())
         return None if default is None else list(default)
 
     def dims(self, given: Value, name: str = "axes") -> list[int] | None:
-        """Returns the dims given as an input (newer operator sets) or as an attribute (older ones)."""
+        """Reads the dims given as an input (newer operator sets) or as an attribute (older ones)."""
         return whole_numbers(given) if given is not None else self.integers(name)
 
     def known(self, position: int) -> Host | None:
-        """Returns the value of an input if it is known while the model is traced."""
+        """The value of an input if it is known while the model is traced."""
         return self.host[position] if position < len(self.host) else None
 
     def is_constant(self, position: int) -> bool:
@@ -133,7 +133,7 @@ class NodeCall:
             raise self.refuse(f"has the attribute {ignored[0]!r}, which is not known")
 
     def refuse(self, why: str, hint: str = "") -> UnsupportedError:
-        """Returns the error of a call that cannot be read."""
+        """Writes the error of a call that cannot be read."""
         return UnsupportedError(f"The ONNX operator {self.where} {why}.", hint=hint or None)
 
 
@@ -154,19 +154,19 @@ def reads(*names: str, host: Sequence[int] = ()) -> Callable[[Compute], Compute]
 
 
 def whole_numbers(value: Value) -> list[int]:
-    """Returns a shape, a list of dims or a single number, as a list."""
+    """Lists a shape, a list of dims or a single number."""
     assert isinstance(value, np.ndarray)
     return [int(v) for v in value.reshape(-1)]
 
 
 def as_tensor(value: Host) -> Tensor:
-    """Returns a value that is known while the model is traced, as a tensor of the same numbers."""
+    """Turns a value that is known while the model is traced into a tensor of the same numbers."""
     again = made(value)
     return torch.from_numpy(np.array(value)) if again is None else again
 
 
 def torch_dtype(onnx_type: int) -> torch.dtype:
-    """Returns the dtype of PyTorch for one of ONNX. Half precision becomes float32."""
+    """The dtype of PyTorch for one of ONNX. Half precision becomes float32."""
     dtype = ir.DataType(onnx_type)
     if dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return torch.float32
@@ -174,7 +174,7 @@ def torch_dtype(onnx_type: int) -> torch.dtype:
 
 
 def even_padding(pads: Sequence[int]) -> list[int] | None:
-    """Returns the padding per dim where front and end are the same, else None.
+    """The padding per dim where front and end are the same, else None.
 
     ``pads`` lists all fronts, then all ends.
     """
@@ -183,7 +183,7 @@ def even_padding(pads: Sequence[int]) -> list[int] | None:
 
 
 def even_part(pads: Sequence[int], most: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
-    """Returns the padding per dim where front and end are the same, and the pads that are left.
+    """Parts the padding into what is the same at front and end of a dim, and the pads that are left.
 
     Args:
         pads: All fronts, then all ends.

@@ -87,7 +87,7 @@ def read_onnx(
 
 
 def prepared(model: ir.Model) -> ir.Model:
-    """Returns a model in which constants are no inputs and no nodes, and functions and views are written out."""
+    """Rewrites a model: constants are no inputs and no nodes, and functions and views are written out."""
     RemoveInitializersFromInputsPass()(model)
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -146,7 +146,7 @@ def _example(graph: ir.Graph, shapes: Sequence[Sequence[int]], assumed: Sequence
 
 
 def _sizes(value: ir.Value, given: Sequence[int] | None, assumed: Sequence[int]) -> list[int]:
-    """Returns the shape of an input: as given, or the file's own; a free batch is one clip."""
+    """The shape of an input: as given, or the file's own; a free batch is one clip."""
     shape = value.shape
     if given is None and assumed and (shape is None or len(shape) == len(assumed)):
         given = [s if isinstance(s, int) else a for s, a in zip(shape or assumed, assumed, strict=True)]

@@ -129,7 +129,7 @@ class OnnxModule(nn.Module):
         self._names[value] = ".".join([*path[:-1], name])
 
     def _submodule(self, path: Sequence[str]) -> nn.Module:
-        """Returns the submodule at a path, made where there is none."""
+        """Finds the submodule at a path, or makes it."""
         module: nn.Module = self
         for name in path:
             child = module._modules.get(name)
@@ -152,12 +152,12 @@ class OnnxModule(nn.Module):
         return {identifier(v.name): r for v, r in tensors if isinstance(r, Tensor)}
 
     def _given(self, inputs: Sequence[Tensor]) -> Values:
-        """Returns the inputs by what they are in the file. Those in half precision are converted, as weights are."""
+        """Names the inputs as the file does. Those in half precision are converted, as weights are."""
         whole = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
         return dict(zip(self.onnx_graph.inputs, whole, strict=True))
 
     def _clips(self, inputs: Sequence[Tensor]) -> int:
-        """Returns how many clips are given for each one that the file is written for."""
+        """Counts how many clips are given for each one that the file is written for."""
         given = set()
         for x, value in zip(inputs, self.onnx_graph.inputs, strict=True):
             size = value.shape[0] if x.dim() and value.shape is not None else None
@@ -166,7 +166,7 @@ class OnnxModule(nn.Module):
         return given.pop() if len(given) == 1 else 1
 
     def all_values(self, inputs: Sequence[Tensor]) -> dict[str, Host]:
-        """Returns every value of the outermost graph by its name, to find where two runs differ."""
+        """Computes every value of the outermost graph by its name, to find where two runs differ."""
         values = self._given(inputs)
         with torch.no_grad():
             self.run(self.onnx_graph, values)
@@ -303,7 +303,7 @@ def _wants_host(node: ir.Node, position: int) -> bool:
 
 
 def _scope_path(node: ir.Node) -> list[str]:
-    """Returns the path of the module that a node comes from.
+    """The path of the module that a node comes from.
 
     As PyTorch's newer exporter stores it, or as node names say.
     """
@@ -316,12 +316,12 @@ def _scope_path(node: ir.Node) -> list[str]:
 
 
 def _module_path(name: str) -> list[str]:
-    """Returns the name of a constant as a path: ``blocks.0.weight``, or ``onnx::Conv_12`` as a single part."""
+    """Writes the name of a constant as a path: ``blocks.0.weight``, or ``onnx::Conv_12`` as a single part."""
     return [_part(p) for p in name.replace("/", ".").split(".") if p] or ["constant"]
 
 
 def _part(name: str) -> str:
-    """Returns a part of a module path: letters, digits and underscores, and no name that a module has itself."""
+    """Writes a part of a module path: letters, digits and underscores, and no name that a module has itself."""
     part = re.sub(r"\W", "_", name)
     taken = hasattr(OnnxModule, part) or hasattr(GraphModule, part) or part in OWN or keyword.iskeyword(part)
     return f"{part}_" if taken and not part.isdigit() else part
@@ -342,6 +342,6 @@ OWN = (
 
 
 def identifier(name: str | None) -> str:
-    """Returns a name that Python takes for an argument."""
+    """Writes a name that Python takes for an argument."""
     part = re.sub(r"\W", "_", name or "value")
     return f"_{part}" if part[:1].isdigit() else f"{part}_" if keyword.iskeyword(part) else part

@@ -27,7 +27,7 @@ def dequantize(call: NodeCall, x: Tensor, scale: Tensor, zero: Tensor | None = N
 
 
 def _spread(call: NodeCall, x: Tensor, per_block: Tensor) -> Tensor:
-    """Returns one number per tensor, per entry of a dim or per block of a dim, in a shape that meets ``x``."""
+    """Gives numbers, one per tensor, per entry of a dim or per block of a dim, a shape that meets ``x``."""
     axis = call.integer("axis", 1) % max(x.dim(), 1)
     if per_block.dim() == 1 and per_block.shape[0] > 1:
         return per_block.reshape([-1 if d == axis else 1 for d in range(x.dim())])

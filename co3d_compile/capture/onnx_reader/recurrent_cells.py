@@ -39,12 +39,12 @@ USUAL = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN":
 
 
 def activation_names(call: NodeCall, directions: int) -> list[str]:
-    """Returns the activations of all directions, in lower case; the standard's where the file names none."""
+    """Reads the activations of all directions, in lower case; the standard's where the file names none."""
     return [name.lower() for name in call.texts("activations")] or USUAL[call.node.op_type] * directions
 
 
 def _activations(call: NodeCall, directions: int) -> list[Activation]:
-    """Returns the functions. Their numbers stand in two lists, and each takes the next ones that it needs."""
+    """Makes the functions. Their numbers stand in two lists, and each takes the next ones that it needs."""
     alphas, betas = iter(call.numbers("activation_alpha")), iter(call.numbers("activation_beta"))
     return [_activation(call, name, alphas, betas) for name in activation_names(call, directions)]
 
@@ -86,7 +86,7 @@ class Cell:
     peepholes: Tensor | None
 
     def step(self, x: Tensor, state: State) -> State:
-        """Returns the next state."""
+        """Computes the next state."""
         steps = {"LSTM": self._lstm, "GRU": self._gru, "RNN": self._rnn}
         return steps[self.call.node.op_type](x, state)
 

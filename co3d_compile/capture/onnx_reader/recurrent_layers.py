@@ -63,7 +63,7 @@ def _is_pytorch_layer(call: NodeCall, peepholes: Tensor | None, directions: int)
 
 
 def _weights(kind: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[Tensor]:
-    """Returns the weights of each direction as PyTorch orders them."""
+    """Orders the weights of each direction as PyTorch does."""
     order, weights = GATES[kind], []
     for d in range(w.shape[0]):
         sets = [w[d], r[d]] if b is None else [w[d], r[d], *b[d].chunk(2)]

@@ -23,12 +23,12 @@ REDUCE: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
 
 
 def _by_values(function: Callable[..., Tensor], x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    """Returns a reduction that has no kernel for truth values."""
+    """Reduces by a function that has no kernel for truth values."""
     return function(x.to(torch.uint8), dims, keep).to(x.dtype) if x.dtype is torch.bool else function(x, dims, keep)
 
 
 def _reduced_dims(call: NodeCall, x: Tensor, axes: Value) -> list[int] | None:
-    """Returns the dims that a reduction covers; None where there are none to cover."""
+    """Reads the dims that a reduction covers; None where there are none to cover."""
     dims = call.dims(axes)
     if dims is None or not dims:
         return None if call.integer("noop_with_empty_axes", 0) else list(range(x.dim()))

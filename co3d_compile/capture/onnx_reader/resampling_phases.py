@@ -36,7 +36,7 @@ class Phases:
         return max(0, -min(offsets)), max(0, max(offsets))
 
     def matrix(self, entries: int) -> NDArray[np.float64]:
-        """Returns the weights for a number of entries; outside there are copies of the first and the last one."""
+        """Computes the weights for a number of entries; outside there are copies of the first and the last one."""
         count = len(self.taps)
         found = np.zeros((entries // self.stride * count, entries))
         for row in range(len(found)):
@@ -45,7 +45,7 @@ class Phases:
         return found
 
     def resized(self, x: Tensor, dim: int) -> Tensor:
-        """Returns ``x`` with a dim resized."""
+        """Resizes a dim of ``x``."""
         front, back = self.reach
         pairs = [0] * (2 * (x.dim() - 2))
         pairs[2 * (x.dim() - 1 - dim)], pairs[2 * (x.dim() - 1 - dim) + 1] = front, back
@@ -63,7 +63,7 @@ class Phases:
 
 
 def phases(matrix: NDArray[np.float64], x: Tensor, dim: int) -> Phases | None:
-    """Returns the phases by which a matrix resizes a dim by a whole factor, if it does and PyTorch can pad that dim."""
+    """Finds the phases by which a matrix resizes a dim by a whole factor, if it does and PyTorch can pad that dim."""
     size, entries = matrix.shape
     if dim < 2 or x.dim() > 5 or (size % entries and entries % size):
         return None

@@ -65,7 +65,7 @@ def _keeps(call: NodeCall) -> bool:
 
 
 def _factors(call: NodeCall, x: Tensor, dims: list[int], scales: Value, sizes: Value) -> list[float]:
-    """Returns the scale of each dim."""
+    """Reads the scale of each dim."""
     factors = [1.0] * x.dim()
     if isinstance(scales, np.ndarray) and scales.size:
         for d, scale in zip(dims, scales.reshape(-1), strict=True):
@@ -84,7 +84,7 @@ def _factors(call: NodeCall, x: Tensor, dims: list[int], scales: Value, sizes: V
 def _own_mode(
     call: NodeCall, x: Tensor, changed: list[int], factors: list[float], result: list[int]
 ) -> tuple[str, bool | None] | None:
-    """Returns the mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
+    """Finds the mode of PyTorch's own operator that gives the same, and its ``align_corners``."""
     mode, how = call.text("mode", "nearest"), call.text("coordinate_transformation_mode", "half_pixel")
     exact = all(abs(result[d] - x.shape[d] * factors[d]) < 1e-3 for d in changed)
     if min(changed, default=0) < 2 or not 3 <= x.dim() <= 5 or not exact:
@@ -110,7 +110,7 @@ def _own_mode(
 
 
 def _places(how: str, entries: int, size: int, factor: float) -> NDArray[np.float32]:
-    """Returns the coordinates that the rows of a resized dim read, in float32, as runtimes compute them."""
+    """Computes the coordinates that the rows of a resized dim read, in float32, as runtimes compute them."""
     at, half, scale = np.arange(size, dtype=np.float32), np.float32(0.5), np.float32(factor)
     if how == "align_corners":
         return at * np.float32(entries - 1) / np.float32(max(size - 1, 1))
@@ -149,7 +149,7 @@ def _matrix(
     entries: int, size: int, places: NDArray[np.float32], kind: str, cubic: float = -0.75, inside: bool = False,
     spread: float = 1.0,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Returns the weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
+    """Computes the weights (size, entries) by which a dim is resized; ``places`` are the coordinates that rows read."""
     matrix = np.zeros((size, entries))
     rounds: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
         "floor": np.floor,
@@ -173,7 +173,7 @@ def _matrix(
 
 
 def _kernel(x: NDArray[np.float64], kind: str, a: float) -> NDArray[np.float64]:
-    """Returns the weight at a distance: of a triangle, or of Keys' cubic."""
+    """The weight at a distance: of a triangle, or of Keys' cubic."""
     if kind == "linear":
         return np.clip(1 - x, 0, None)
     near = ((a + 2) * x - (a + 3)) * x * x + 1

@@ -134,7 +134,7 @@ class _Search:
         return first
 
     def _choices(self, node: ir.Node) -> list[Place | None]:
-        """Returns where clips may lie behind a node, if a stored shape leaves that open."""
+        """Finds where clips may lie behind a node, if a stored shape leaves that open."""
         source = node.inputs[0] if node.inputs else None
         place = self.module.onnx_places.get(source) if source is not None else None
         if node.op_type != "Reshape" or place is None or source is None:
@@ -186,7 +186,7 @@ class _Search:
 
 
 def _read(node: ir.Node) -> set[ir.Value]:
-    """Returns the values that a node reads, and those that graphs inside of it read."""
+    """The values that a node reads, and those that graphs inside of it read."""
     inside = [a.as_graph() for a in node.attributes.values() if a.type is ir.AttributeType.GRAPH]
     return {v for n in [node, *(n for g in inside for n in nodes_of(g))] for v in n.inputs if v is not None}
 

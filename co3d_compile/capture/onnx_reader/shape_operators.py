@@ -49,7 +49,7 @@ def reshape(call: NodeCall, x: Tensor, target: Value = None) -> Tensor:
 
 
 def _for_all_clips(call: NodeCall, x: Tensor, sizes: list[int]) -> list[int]:
-    """Returns a shape that is stored for one clip, for several.
+    """Changes a shape that is stored for one clip into that of several.
 
     Where nothing is known, the batch is the outermost dim.
     """

@@ -18,7 +18,7 @@ FOLDING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gath
 
 
 def time_dims(graph: ir.Graph) -> list[int | None]:
-    """Returns the dim of each input that counts frames; None where the file does not say.
+    """Finds the dim of each input that counts frames; None where the file does not say.
 
     Raises:
         UsageError: An input has its channels last, and no layer says which of its other dims is time.
@@ -27,7 +27,7 @@ def time_dims(graph: ir.Graph) -> list[int | None]:
 
 
 def _said(source: ir.Value) -> int | None:
-    """Returns the dim that counts frames. What cannot be read says nothing; it is refused when it is run."""
+    """Finds the dim that counts frames. What cannot be read says nothing; it is refused when it is run."""
     try:
         return _time_dim(source)
     except (TypeError, ValueError, LookupError, AttributeError):
@@ -81,7 +81,7 @@ def _time_dim(source: ir.Value) -> int | None:
 
 
 def _frame_by_frame(node: ir.Node, position: int) -> int | None:
-    """Returns the dim of an operand along which a node goes on from entry to entry, if it does."""
+    """Finds the dim of an operand along which a node goes on from entry to entry, if it does."""
     if node.op_type in RECURRENT and position == 0:
         layout = node.attributes.get("layout")
         return 1 if layout is not None and layout.as_int() else 0
@@ -97,6 +97,6 @@ def _frame_by_frame(node: ir.Node, position: int) -> int | None:
 
 
 def _order(node: ir.Node, rank: int) -> list[int]:
-    """Returns the order of a Transpose; without ``perm`` the opposite one."""
+    """The order of a Transpose; without ``perm`` the opposite one."""
     given = node.attributes.get("perm")
     return list(given.as_ints()) if given is not None else list(reversed(range(rank)))
