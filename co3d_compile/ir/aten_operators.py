@@ -104,7 +104,7 @@ class SlidingArgs:
         return (self.kernel[a], self.stride[a], self.padding[a]) != (1, 1, 0)
 
     def over(self, a: int) -> Kernel:
-        """Returns the index equation over a dim."""
+        """The index equation over a dim."""
         return Kernel(self.kernel[a], self.dilation[a], self.stride[a], self.padding[a], self.padding[a])
 
     def write(self, node: Node) -> None:
@@ -142,7 +142,7 @@ class PoolArgs(SlidingArgs):
         return replace(super().over(a), ceil=self.ceil)
 
     def along(self, axes: Iterable[int]) -> PoolArgs:
-        """Returns the pool over some of its dims alone."""
+        """The pool over some of its dims alone."""
         kept = set(axes)
 
         def part(values: list[int], neutral: int) -> list[int]:
@@ -156,7 +156,7 @@ class PoolArgs(SlidingArgs):
         node.kwargs = {}
 
     def args(self, x: Node, axes: Sequence[int]) -> tuple[Argument, ...]:
-        """Returns the operator's arguments for some of its axes."""
+        """Writes the operator's arguments for some of its axes."""
         sizes = tuple([v[a] for a in axes] for v in (self.kernel, self.stride, self.padding, self.dilation))
         if not self.average:
             return (x, *sizes, self.ceil)
@@ -239,11 +239,11 @@ class FoldArgs:
         return [(self.size[a] - self._least(a, 1)) // self.stride[a] + 1 for a in range(2)]
 
     def _least(self, a: int, blocks: int) -> int:
-        """Returns the size that so many columns have along a dim."""
+        """The size that so many columns have along a dim."""
         return (blocks - 1) * self.stride[a] - 2 * self.padding[a] + self.dilation[a] * (self.kernel[a] - 1) + 1
 
     def along(self, a: int) -> tuple[int, int, int, int]:
-        """Returns the kernel, stride, padding and dilation along a dim."""
+        """The kernel, stride, padding and dilation along a dim."""
         return self.kernel[a], self.stride[a], self.padding[a], self.dilation[a]
 
     def more(self, a: int) -> int:

@@ -35,7 +35,7 @@ def roi_align(x: Tensor, boxes: Tensor, scale: float, height: int, width: int, s
 
 
 def _bilinear(start: Tensor, end: Tensor, bins: int, samples: int, size: int, aligned: bool) -> Tensor:
-    """Returns the weight of each place along an axis in each bin, (bins, size)."""
+    """Computes the weight of each place along an axis in each bin, (bins, size)."""
     length = end - start if aligned else (end - start).clamp(min=1.0)
     count = samples if samples > 0 else int(torch.ceil(length / bins))
     if count <= 0:
@@ -64,7 +64,7 @@ def roi_pool(x: Tensor, boxes: Tensor, scale: float, height: int, width: int) ->
 
 
 def _bins(x: Tensor, start: int, end: int, bins: int, size: int) -> list[slice]:
-    """Returns the places of each bin along an axis."""
+    """Finds the places of each bin along an axis."""
     edges = torch.arange(bins + 1, dtype=x.dtype) * (torch.tensor(max(end - start + 1, 1), dtype=x.dtype) / bins)
     first, last = (edge.add(start).clamp(0, size).int().tolist() for edge in (edges[:-1].floor(), edges[1:].ceil()))
     return [slice(*places) for places in zip(first, last, strict=True)]

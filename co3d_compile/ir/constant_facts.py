@@ -82,7 +82,7 @@ def band(mask: torch.Tensor) -> tuple[int, int] | None:
 
 
 def _alike(value: torch.Tensor) -> frozenset[int]:
-    """Returns the dims along which a constant stays the same."""
+    """Finds the dims along which a constant stays the same."""
     return frozenset(d for d in range(value.dim()) if not value.numel() or bool((value == value.narrow(d, 0, 1)).all()))
 
 

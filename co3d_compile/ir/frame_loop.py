@@ -61,11 +61,11 @@ class FrameLoop:
         )
 
     def first(self, entries: Sequence[T], starts: Sequence[T]) -> Sequence[T]:
-        """Returns what the first turn takes for the values that are handed on."""
+        """What the first turn takes for the values that are handed on."""
         return [start if at is None else entries[at] for at, start in zip(self.opened, starts, strict=True)]
 
     def parts(self, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-        """Returns the operands, or the placeholders of the body: what is walked along, the states, what is fixed."""
+        """Parts the operands, or the placeholders of the body: what is walked along, the states, what is fixed."""
         n = len(self.walked)
         return operands[:n], operands[n : n + self.states], operands[n + self.states :]
 
@@ -82,11 +82,11 @@ class FrameLoop:
         return self.walked, self.states, self.outputs, self.memory, self.opened
 
     def placeholders(self) -> list[Node]:
-        """Returns what the body takes."""
+        """What the body takes."""
         return _placeholders(self.body.graph)
 
     def results(self) -> tuple[list[Node], list[Node]]:
-        """Returns what the body hands on, and its outputs."""
+        """What the body hands on, and its outputs."""
         results = returned(self.body.graph)
         return results[: self.states], results[self.states :]
 
@@ -97,7 +97,7 @@ def is_loop(node: Node) -> bool:
 
 
 def loop_of(node: Node) -> FrameLoop:
-    """Returns the loop that a node is."""
+    """The loop that a node is."""
     assert isinstance(node.target, FrameLoop)
     return node.target
 
@@ -149,7 +149,7 @@ def _close(program: Program, node: Node, inside: Program) -> None:
 
 
 def _outside(program: Program, node: Node, name: str, value: Tensor) -> Node:
-    """Returns a constant in front of a loop: the one of this name if it has the same value, else a new one."""
+    """Puts a constant in front of a loop: the one of this name if it has the same value, else a new one."""
     there = dict(program.module.named_buffers()).get(name)
     if there is None or there.shape != value.shape or there.dtype != value.dtype or not torch.equal(there, value):
         return insert_constant(program, node, name, value)
@@ -160,7 +160,7 @@ def _outside(program: Program, node: Node, name: str, value: Tensor) -> Node:
 
 
 def _written(body: GraphModule) -> list[object]:
-    """Returns the operators of a body and what each reads, by their places in it."""
+    """Writes down the operators of a body and what each reads, by their places in it."""
     place = {n: i for i, n in enumerate(body.graph.nodes)}
     return [
         (n.op, None if n.op == "placeholder" else n.target, map_arg((n.args, dict(n.kwargs)), place.__getitem__))

@@ -26,7 +26,7 @@ class Reads:
     pad: int = 0
 
     def of(self, o: int) -> range:
-        """Returns the numbers of the entries that entry ``o`` is computed from."""
+        """The numbers of the entries that entry ``o`` is computed from."""
         at = o * self.down + self.pad
         return range((at + self.first) // self.up, (at + self.last) // self.up + 1)
 
@@ -73,7 +73,7 @@ class Kernel:
         return self.trivial and self.p_end == 0
 
     def dense(self, spacing: int) -> Kernel:
-        """Returns the same kernel where entries lie ``spacing`` frames apart and every frame gives a result.
+        """The same kernel where entries lie ``spacing`` frames apart and every frame gives a result.
 
         ``Kernel(k=3, s=2, p=1).dense(2)`` is ``Kernel(k=3, d=2, p=2)``.
         """
@@ -147,7 +147,7 @@ class EdgeCopies:
         return kernel.k == kernel.s == 1 and (front or not self.lead) and (back or not self.tail)
 
     def padded(self, kernel: Kernel, edges: tuple[bool, bool]) -> EdgeCopies:
-        """Returns the copies behind a pad, or a crop: those that are left, and those that it adds."""
+        """The copies behind a pad, or a crop: those that are left, and those that it adds."""
         sides = ((self.lead, kernel.p, edges[0]), (self.tail, kernel.p_end, edges[1]))
         return EdgeCopies(*(max(0, there + p) if there or edge else 0 for there, p, edge in sides))
 

@@ -125,7 +125,7 @@ class Layout:
         return Layout(tuple(kept))
 
     def view(self, shape: Sequence[int]) -> Layout:
-        """Returns the layout after a row-major view to ``shape``.
+        """Finds the layout after a row-major view to ``shape``.
 
         Raises:
             LayoutLost: A labelled axis would be torn apart.

@@ -20,12 +20,12 @@ from co3d_compile.ir.node_reading import operand, whole
 
 
 def history(x: Tensor, n: int) -> Tensor:
-    """Returns the last ``n`` entries of ``x`` before this step, then its new ones, on the time dim."""
+    """The last ``n`` entries of ``x`` before this step, then its new ones, on the time dim."""
     raise RuntimeError("co3d.history is a marker: the pass thread_states replaces it")
 
 
 def take(x: Tensor, start: int, length: int, step: int = 1) -> Tensor:
-    """Returns ``length`` entries of ``x`` on the time dim from ``start``, every ``step``-th one."""
+    """Takes ``length`` entries of ``x`` on the time dim from ``start``, every ``step``-th one."""
     raise RuntimeError("co3d.take is a marker: the pass lower replaces it")
 
 
@@ -41,7 +41,7 @@ def hold(x: Tensor, begun: bool) -> Tensor:
 
 
 def outside(x: Tensor, front: float | str | None, back: float | str | None, lead: int = 0, tail: int = 0) -> Tensor:
-    """Returns ``x`` with what its reader finds before its first entry and behind its last one (``boundary="exact"``).
+    """Gives ``x`` what its reader finds before its first entry and behind its last one (``boundary="exact"``).
 
     A number, ``"edge"`` for the nearest entry, or None where nothing is read. The first ``lead`` and
     the last ``tail`` entries count as outside too.
@@ -50,7 +50,7 @@ def outside(x: Tensor, front: float | str | None, back: float | str | None, lead
 
 
 def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
-    """Returns the entries of ``x`` as one clip.
+    """Takes the entries of ``x`` as one clip.
 
     From here on, time is an ordinary dim of a tensor made anew at every step.
 
@@ -60,7 +60,7 @@ def window(x: Tensor, length: int, newest: int | None = None) -> Tensor:
 
 
 def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period: int, dim: int) -> Tensor:
-    """Returns what a part of the clip graph, which is local in time, computes: ``period`` entries at once.
+    """Computes what a part of the clip graph, which is local in time, does: ``period`` entries at once.
 
     It reads ``before`` entries in front of these and ``after`` behind them. Time is dim ``dim`` of the result. The
     program has the part under its name.
@@ -69,7 +69,7 @@ def region(inputs: Sequence[Tensor], name: str, before: int, after: int, period:
 
 
 def opening(x: Tensor, dim: int, n: int) -> Tensor:
-    """Returns the first ``n`` entries of a stream.
+    """Takes the first ``n`` entries of a stream.
 
     What is computed of them is right in the one step where they are there.
     """
@@ -77,17 +77,17 @@ def opening(x: Tensor, dim: int, n: int) -> Tensor:
 
 
 def blocks(x: Tensor, k: int) -> Tensor:
-    """Returns ``x``, of which ``k`` entries are one: a view that splits time gives each block a row."""
+    """Makes ``k`` entries of ``x`` one: a view that splits time gives each block a row."""
     return x
 
 
 def unblocked(x: Tensor) -> Tensor:
-    """Returns ``x``, of whose entries each place in the dim of time is one: rows of blocks are frames again."""
+    """Makes each place in the dim of time of ``x`` an entry: rows of blocks are frames again."""
     return x
 
 
 def kept(x: Tensor, dim: int, selected: bool, names: Sequence[str]) -> Tensor:
-    """Returns the first entry of a stream for ever; time is dim ``dim`` of ``x``.
+    """Keeps the first entry of a stream for ever; time is dim ``dim`` of ``x``.
 
     The captured ``x[:, :, 0]`` (``selected``) or ``x[:, :, :1]`` of these names reads it.
     """
@@ -95,7 +95,7 @@ def kept(x: Tensor, dim: int, selected: bool, names: Sequence[str]) -> Tensor:
 
 
 def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
-    """Returns a stream whose first entries are ``first``, and those of ``x`` come behind them.
+    """Begins a stream with the entries ``first``; those of ``x`` come behind them.
 
     ``opened`` is the step, from 0, in which ``first`` is right.
     """
@@ -103,12 +103,12 @@ def begin(x: Tensor, first: Tensor, dim: int, opened: int = 0) -> Tensor:
 
 
 def previous(x: Tensor, initial: float = 0.0) -> Tensor:
-    """Returns the value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
+    """The value that ``x`` had one step ago, ``initial`` in the first one: a history of one step."""
     raise RuntimeError("co3d.previous is a marker: the pass thread_states replaces it")
 
 
 def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
-    """Returns ``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1.
+    """A ``history`` of small entries kept in one tensor: ``x`` is (batch, entries, features), entries on dim 1.
 
     The ``n`` entries before the first step are all ``initial``.
     """
@@ -116,7 +116,7 @@ def fifo(x: Tensor, n: int, initial: float = 0.0) -> Tensor:
 
 
 def carry(reads: Any, shape: Any, of_ends: bool = False, initial: float = 0.0, memory: int | None = None) -> Tensor:
-    """Returns a state of a recurrent layer, (batch, *shape); ``store`` gives it its next value.
+    """A state of a recurrent layer, (batch, *shape); ``store`` gives it its next value.
 
     Args:
         reads: What it is made of: for each turn of a step the entries that the turn reads.
@@ -129,13 +129,13 @@ def carry(reads: Any, shape: Any, of_ends: bool = False, initial: float = 0.0, m
 
 
 def counter(like: Tensor) -> Tensor:
-    """Returns the entries of the stream before this step, (batch, 1) of int64; ``store`` gives it its next value."""
+    """Counts the entries of the stream before this step, (batch, 1) of int64; ``store`` gives it its next value."""
     raise RuntimeError("co3d.counter is a marker: the pass thread_states replaces it")
 
 
 @has_side_effect
 def store(state: Tensor, value: Tensor) -> Tensor:
-    """Returns ``value`` as what ``state``, a carry or a counter, holds in the next step.
+    """Makes ``value`` what ``state``, a carry or a counter, has in the next step.
 
     Nothing in the graph reads it, so it counts as impure: FX does not take it for dead code.
     """
@@ -143,14 +143,14 @@ def store(state: Tensor, value: Tensor) -> Tensor:
 
 
 def expand_batch(x: Tensor, like: Tensor, x_dim: int, like_dim: int) -> Tensor:
-    """Returns ``x`` with its dim ``x_dim``, of size one, expanded to the size of ``like``'s dim ``like_dim``."""
+    """Expands the dim ``x_dim`` of ``x``, of size one, to the size of ``like``'s dim ``like_dim``."""
     shape = list(x.shape)
     shape[x_dim] = like.shape[like_dim]
     return x.expand(shape)
 
 
 def settled(x: Tensor, stream: Tensor, steps: int) -> Tensor:
-    """Returns ``x``, which is ``stream`` from a step on.
+    """Gives ``x``, which is ``stream`` from a step on.
 
     What it is in the first ``steps`` steps is of the start alone.
     """

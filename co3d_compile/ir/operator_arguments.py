@@ -41,7 +41,7 @@ class Arguments:
         return self._values.get(name)
 
     def all(self) -> dict[str, Argument]:
-        """Returns the arguments by name, in the order in which the operator takes them."""
+        """All arguments by name, in the order in which the operator takes them."""
         return dict(self._values)
 
     def optional(self, name: str) -> Node | None:

@@ -13,7 +13,7 @@ Kind: TypeAlias = tuple[Hashable, ...]
 
 
 def kind_of(node: Node) -> Kind:
-    """Returns what decides what is computed: the operator, its operands but for their values, its other arguments."""
+    """What decides what is computed: the operator, its operands but for their values, its other arguments."""
     places = {operand: i for i, operand in enumerate(node.all_input_nodes)}
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     return (node.target, str(spec), *(_leaf(leaf, places) for leaf in leaves))
@@ -30,7 +30,7 @@ def _leaf(leaf: object, places: Mapping[Node, int]) -> Hashable:
 
 
 def _key(value: object) -> Hashable:
-    """Returns a value to compare by.
+    """Makes of a value one to compare by.
 
     Of what cannot be hashed, such as a size that is not known yet, the object itself.
     """

@@ -159,7 +159,7 @@ def _check_required(program: Program, p: Pass, breakers: Mapping[str, str]) -> N
 
 
 def _lie(p: Pass, promise: str, problem: str) -> PassError:
-    """Returns the error of a pass behind which a promise does not hold."""
+    """Writes the error of a pass behind which a promise does not hold."""
     if promise in p.ensures:
         what, cure = f"ensures '{promise}', and that is not so", f"take '{promise}' out of its ensures"
     else:

@@ -96,7 +96,7 @@ class Captures:
         return [tuple(self._solved([list(map(int, n.meta["val"].shape)) for n in nodes], size, {})) for nodes in inputs]
 
     def _solved(self, values: Sequence[Any], size: Size, made: Mapping[Node, Node]) -> Any:
-        """Returns one argument of a node, from what it is in each of the captures."""
+        """Finds one argument of a node, from what it is in each of the captures."""
         first = values[0]
         if isinstance(first, Node):
             return made[first]
@@ -155,7 +155,7 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
 
 
 def _with_sizes(node: Node, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
-    """Returns the arguments of a view with the size that it leaves open: another one may be left open in its place."""
+    """The arguments of a view with the size that it leaves open: another one may be left open in its place."""
     sizes = args[1] if node.target in SIZED - {aten.expand.default} and len(args) > 1 else ()
     if not isinstance(sizes, (list, tuple)) or -1 not in sizes:
         return args

@@ -134,7 +134,7 @@ class Fact:
         return (self.delay + (self.length - 1) * self.spacing + 1) * self.rate
 
     def through(self, kernel: Kernel, layout: Layout, edges: tuple[bool, bool] = (False, False)) -> Fact:
-        """Returns the fact of an operator's output over time, by its index equation.
+        """The fact of an operator's output over time, by its index equation.
 
         Three taps padded by one, ``Kernel(k=3, p=1, p_end=1)``, add one to the delay and leave the length as it is.
 
@@ -173,16 +173,16 @@ class Fact:
         return replace(moved, delay=max(waits), copies=copies.padded(kernel, edges))
 
     def no_sooner(self, due: Fraction) -> Fact:
-        """Returns the fact where the first entry must not come before so many frames have."""
+        """The fact where the first entry must not come before so many frames have."""
         return replace(self, delay=max(self.delay, ceil(due / self.rate) - 1))
 
     def scaled(self, factor: Fraction) -> Fact:
-        """Returns the fact where a step is ``factor`` times as long."""
+        """The fact where a step is ``factor`` times as long."""
         items = tuple(item.scaled(factor) for item in self.own.items)
         return replace(self, pulse=self.pulse * factor, own=replace(self.own, items=items))
 
     def held_back(self, begun: bool) -> Fact:
-        """Returns the fact once the entries have come of which the first are copies.
+        """The fact once the entries have come of which the first are copies.
 
         If ``begun``, no sooner than a frame.
         """
@@ -190,7 +190,7 @@ class Fact:
         return replace(self, delay=max(0, delay) if begun else delay, copies=NO_COPIES, own=Own())
 
     def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
-        """Returns the fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
+        """The fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
 
         The end is that of the captured clip, and of those that are longer or shorter by a multiple of the rate.
         """
@@ -203,7 +203,7 @@ class Fact:
         return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, crop=crop, end=end)
 
     def flowing(self, kernel: Kernel) -> Kernel:
-        """Returns the kernel as it is applied to the stream: strides become dilations in dense mode."""
+        """The kernel as it is applied to the stream: strides become dilations in dense mode."""
         return kernel.dense(self.spacing) if self.dense else kernel
 
     def __str__(self) -> str:
@@ -257,7 +257,7 @@ def constant_of(node: Node) -> Constant:
 
 
 def kernel_of(node: Node) -> Kernel:
-    """Returns the kernel with which an operator slides over the entries of its operand as they come."""
+    """The kernel with which an operator slides over the entries of its operand as they come."""
     slides = own_of(node).slides
     return fact_of(operand(node)).flowing(slides.kernel) if slides is not None else Kernel()
 
@@ -275,7 +275,7 @@ def is_start(node: object) -> bool:
 
 
 def _joint_crop(streams: Sequence[Fact]) -> int:
-    """Returns what operands that meet leave out in front.
+    """Finds what operands that meet leave out in front.
 
     All of them do, or each is a single entry and the last one says.
     """

@@ -109,7 +109,7 @@ class Rows:
     def handed_on(
         self, turn: Callable[[Node, Node], Node], begun: Sequence[Node] | None = None, initial: float = 0.0
     ) -> list[Node]:
-        """Returns the result for each new entry, from the one before; where ``begun`` is false, the row itself."""
+        """Computes the result for each new entry from the one before; where ``begun`` is false, it is its row."""
         low, results = self.low, []
         read = total = low.carry(self.new[0], self.features, initial=initial)
         for i, row in enumerate(self.new):
@@ -120,7 +120,7 @@ class Rows:
         return results
 
     def indices(self) -> list[Node]:
-        """Returns the index of each new entry, (batch, 1) of int64."""
+        """The index of each new entry, (batch, 1) of int64."""
         low, pulse = self.low, len(self.new)
         seen, late = low.counter(self.first, pulse), fact_of(self.x).delay
         return [low.call(aten.add.Tensor, seen, i - late) for i in range(pulse)]
@@ -132,7 +132,7 @@ def begun(rows: Rows, low: StepGraph) -> list[Node]:
 
 
 def _log_of_sum(low: StepGraph, a: Node, b: Node) -> Node:
-    """Returns ``log(exp(a) + exp(b))``, where both may be minus infinity."""
+    """Computes ``log(exp(a) + exp(b))``, where both may be minus infinity."""
     apart = low.call(aten.neg.default, low.call(aten.abs.default, low.call(aten.sub.Tensor, a, b)))
     nothing = low.constant(f"zero.{str(a.meta['val'].dtype)[6:]}", torch.zeros((), dtype=a.meta["val"].dtype))
     apart = low.call(aten.where.self, low.call(aten.eq.Tensor, a, b), nothing, apart)

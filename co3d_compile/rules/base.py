@@ -69,7 +69,7 @@ class Rule:
         return None
 
     def reads(self, node: Node) -> Reads:
-        """Returns which entries of its first operand an entry is computed from."""
+        """Says which entries of its first operand an entry is computed from."""
         kernel = self.kernel(node)
         return kernel.reads if kernel is not None else Reads()
 
@@ -199,7 +199,7 @@ def refuse_dense(node: Node) -> None:
 
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:
-    """Returns a streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
+    """A streaming fact whose clip has a single entry: what a gate makes of a pool over time."""
     time = fact.time
     pooled = None
     if fact.layout is not None and time is not None and time.alone:

@@ -68,7 +68,7 @@ class Unblocked(Rule):
 
 
 def blocked(layout: Layout, k: int) -> Layout:
-    """Returns the layout where each ``k`` entries are one.
+    """The layout where each ``k`` entries are one.
 
     Raises:
         LayoutLost: They are no whole blocks.
@@ -82,7 +82,7 @@ def blocked(layout: Layout, k: int) -> Layout:
 
 
 def unfolded(layout: Layout) -> Layout | None:
-    """Returns the layout where each place in the dim of time is an entry.
+    """The layout where each place in the dim of time is an entry.
 
     None where there is one, or time is not in front.
     """
@@ -93,13 +93,13 @@ def unfolded(layout: Layout) -> Layout | None:
 
 
 def blocked_fact(fact: Fact, k: int) -> Fact:
-    """Returns what is known of a tensor of which ``k`` entries are one."""
+    """What is known of a tensor of which ``k`` entries are one."""
     assert fact.layout is not None
     return fact.through(Kernel(k, 1, k), blocked(fact.layout, k))
 
 
 def unblocked_fact(fact: Fact) -> Fact | None:
-    """Returns what is known of a tensor of which each place in the dim of time is an entry.
+    """What is known of a tensor of which each place in the dim of time is an entry.
 
     None where that says nothing.
     """

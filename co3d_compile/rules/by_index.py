@@ -76,7 +76,7 @@ class ByIndex(Rule):
         return low.without_time(node, low.call(node.target, x, dim, index, *rest, **kwargs))
 
     def _inside(self, node: Node, low: StepGraph, x: Any, dim: Any, index: Any) -> Any:
-        """Returns indices that are inside whatever a frame or state holds: NaN, cast to a whole number, is no place."""
+        """Limits indices to places that are there, whatever a frame or state has: NaN, cast to an integer, is none."""
         casts = any(n.target is aten._to_copy.default for n in computed_from(operands(node)[1]))
         return low.call(aten.clamp.default, index, 0, low.sizes(x)[dim] - 1) if casts else index
 

@@ -161,7 +161,7 @@ class Concatenation(Rule):
         return low.call(aten.cat.default, news, place)
 
     def _filling(self, node: Node, part: Node, low: StepGraph, i: int) -> Node:
-        """Returns a constant that stands beside the stream, for one entry of it."""
+        """Makes a constant that stands beside the stream, for one entry of it."""
         time = known(node).time
         if time is not None and time.alone:
             return low.one_of(part, time.dim)
@@ -229,7 +229,7 @@ def span(part: Node, dim: int) -> tuple[int, int]:
 
 
 def _root(node: Node, dim: int) -> Node:
-    """Returns the tensor that a chain of crops, repeats and pads starts from."""
+    """Finds the tensor that a chain of crops, repeats and pads starts from."""
     while node.target in CROPS and node.target is not aten.cat.default:
         node = node.all_input_nodes[0]
     common_root = _common_root(node, dim) if node.target is aten.cat.default else None
@@ -252,7 +252,7 @@ def _extent(node: Node, dim: int) -> int:
 
 
 def _interval(node: Node, dim: int) -> tuple[int, int] | None:
-    """Returns the entries of its root, from the first to behind the last, that slices over any dims leave."""
+    """Finds the entries of its root, from the first to behind the last, that slices over any dims leave."""
     if node.target is aten.slice.Tensor:
         x, own, start, end, step = sliced(node)
         inner = _interval(x, dim)
@@ -268,7 +268,7 @@ def _interval(node: Node, dim: int) -> tuple[int, int] | None:
 
 
 def _common_root(node: Node, dim: int) -> Node | None:
-    """Returns the root of what a concatenation only adds constants or its own entries to.
+    """Finds the root of what a concatenation only adds constants or its own entries to.
 
     None: it joins more than that.
     """

@@ -73,7 +73,7 @@ class LocalRegion(Rule):
         return [self._block(node, low, part, i, 1)[0] for i in range(block)]
 
     def _block(self, node: Node, low: StepGraph, part: Region, first: int, block: int) -> list[Node]:
-        """Returns so many entries, computed at once, of which the first is new entry ``first``."""
+        """Computes so many entries at once, of which the first is new entry ``first``."""
         length, spacing = step_length(part, block), fact_of(node).spacing
         front, clips = length - block - part.after, []
         for x in operand_list(node):
@@ -100,7 +100,7 @@ class LocalRegion(Rule):
 
 
 def _clips_alone(low: StepGraph, x: Node, batch: Place) -> tuple[Node, int]:
-    """Returns a tensor with the clips along a dim of their own, and that dim: other factors may be folded into it."""
+    """Gives the clips a dim of their own, and says which: other factors may be folded into it."""
     if batch.outer * batch.inner == 1:
         return x, batch.dim
     sizes = low.sizes(x)
@@ -130,7 +130,7 @@ def _moved_by(node: Node, ends: StreamEnds, front: int, length: int, block: int)
 
 
 def _entries_of(low: Builder, frames: Node, rate: Fraction, end: Fraction) -> Node:
-    """Returns how many entries a tensor has, of so many frames.
+    """Counts how many entries a tensor has, of so many frames.
 
     Those n for which ``n * rate + end`` is below their number.
     """
@@ -152,7 +152,7 @@ def least_frames(node: Node, program: Program) -> int:
 
 
 def _oldest(node: Node, x: Node, first: int, front: int) -> int:
-    """Returns the oldest entry that is read for new entry ``first``, counted from the first new entry of an input."""
+    """Finds the oldest entry that is read for new entry ``first``, counted from the first new entry of an input."""
     return first - front * fact_of(node).spacing - fact_of(node).delay + fact_of(x).delay
 
 

@@ -65,7 +65,7 @@ class Loop(Rule):
         return found
 
     def lower_items(self, node: Node, low: StepGraph) -> list[list[Node]]:
-        """Returns the entries of each output, from the states that the step before has left."""
+        """Computes the entries of each output, from the states that the step before has left."""
         loop = loop_of(node)
         walked, _, _ = loop.parts(_operands(node))
         path, fact = low.path, fact_of(walked[0])
@@ -107,7 +107,7 @@ class Loop(Rule):
     def _turn(
         self, node: Node, low: StepGraph, entries: list[Node], states: list[Node], i: int
     ) -> tuple[list[Node], list[Node]]:
-        """Returns the body on an entry of each walked tensor and what the turn before has handed on."""
+        """Computes the body on an entry of each walked tensor and what the turn before has handed on."""
         loop = loop_of(node)
         _, _, fixed = loop.parts(_operands(node))
         given = [low.entry(x, i) if is_stream(node) and is_stream(x) else low.plain(x) for x in fixed]
@@ -127,7 +127,7 @@ def _operands(node: Node) -> list[Node]:
 
 
 def _states(node: Node, low: StepGraph) -> list[HandedOn]:
-    """Returns what a loop hands on."""
+    """Lists what a loop hands on."""
     loop = loop_of(node)
     _, starts, _ = loop.parts(_operands(node))
     _, inner, _ = loop.parts(loop.placeholders())

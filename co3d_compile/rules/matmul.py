@@ -139,7 +139,7 @@ class Attention(Rule):
         return results
 
     def _seen(self, node: Node, low: StepGraph, i: int, past: int, q: Node) -> Node | None:
-        """Returns the mask of what lies before the stream's first entry, for each row of the batch's dim."""
+        """Masks what lies before the stream's first entry, for each row of the batch's dim."""
         batch = known(operand(node)).batch
         if batch is None:
             return None

@@ -59,7 +59,7 @@ def with_time_once(layout: Layout, why: str) -> Layout:
 
 
 def _blocks(axes: tuple[Axis, ...]) -> tuple[int, int] | None:
-    """Returns how often a dim goes through time, and how many places an entry has in it; None for one entry."""
+    """Counts how often a dim goes through time, and how many places an entry has in it; None for one entry."""
     place = Layout((axes,)).time
     return (place.outer, place.inner) if place is not None and place.size > 1 else None
 
@@ -172,10 +172,7 @@ def count(constant: Node, node: Node, low: StepGraph, i: int) -> Node:
 
 
 def _beside_rows(low: StepGraph, seen: Node, layout: Layout) -> Node:
-    """Returns a number for each stream, where the streams are in a tensor.
-
-    Once for each of the rows folded into the batch.
-    """
+    """Gives a number for each stream the shape in which it meets a tensor: once for each row folded into the batch."""
     batch = layout.batch
     dim = batch.dim if batch is not None else 0
     seen = low.beside_rows(seen, batch)

@@ -84,7 +84,7 @@ class Pool(KernelRule):
         return self._over(low, pool, low.plain(pool.x), range(pool.dims))
 
     def _over(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
-        """Returns the pool over some of its axes, with a divisor of its own over all of them."""
+        """Pools over some of the axes, with a divisor of its own over all of them."""
         target = (AVERAGES if pool.average else MAXIMA)[len(axes) - 1]
         if pool.divisor is None:
             return low.call(target, *pool.args(x, axes))
@@ -94,7 +94,7 @@ class Pool(KernelRule):
         return low.call(aten.mul.Tensor, mean, prod(pool.kernel) / pool.divisor)
 
     def _with_zeros(self, low: StepGraph, pool: PoolArgs, x: Node, axes: Sequence[int]) -> Node:
-        """Returns what a pool reads: its operand with zeros around it, as many as its last kernel reaches for."""
+        """Gives a pool's operand zeros around it, as many as its last kernel reaches for."""
         pads = []
         for a, size in zip(axes, low.sizes(x)[-len(axes) :], strict=True):
             over = pool.over(a)
@@ -114,7 +114,7 @@ class AdaptivePool(Rule):
     """Adaptive pools: as many entries over time as there are is nothing, fewer is a window."""
 
     def _sizes(self, node: Node) -> tuple[Node, list[int]]:
-        """Returns the operand, and the size of the output on each of its pooled axes."""
+        """Finds the operand, and the size of the output on each of its pooled axes."""
         n = len(node.args[1]) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])  # type: ignore
         return operand(node), list(shape_of(node)[-n:])
 

@@ -71,7 +71,7 @@ class Recurrent(Rule):
         return not self.over_rows(node)
 
     def items(self, node: Node, fact: Fact) -> list[Fact]:
-        """Returns the facts of the outputs: the sequence, then the last hidden (and cell) state."""
+        """The facts of the outputs: the sequence, then the last hidden (and cell) state."""
         if self.over_rows(node):
             return super().items(node, fact)
         late = fact.length - 1
@@ -104,7 +104,7 @@ class Recurrent(Rule):
         return _over_time(node, low)
 
     def _entry(self, node: Node, low: StepGraph, i: int) -> list[Node]:
-        """Returns the outputs for entry ``i``."""
+        """Computes the outputs for entry ``i``."""
         x = operand(node)
         hidden = [low.whole_entry(h, i) if is_stream(h) else _plain(h, low) for h in _hidden(node)]
         sequence, *last = over_sequence(node, low, low.whole_entry(x, i), hidden)
@@ -119,7 +119,7 @@ class Recurrent(Rule):
 
 
 def _over_time(node: Node, low: StepGraph) -> list[list[Node]]:
-    """Returns the entries of each output of layers whose state is carried from step to step."""
+    """Computes the entries of each output of layers whose state is carried from step to step."""
     layers, x = Layers.of(node, low), operand(node)
     entries = [low.entry(x, i) for i in range(low.pulse(x))]
     keep, hidden = _keeps(x, low), _hidden(node)
@@ -153,7 +153,7 @@ def started(x: Node, low: StepGraph) -> list[Node] | None:
 
 
 def _carry(x: Node, low: StepGraph, size: int) -> tuple[Node, Node]:
-    """Returns a state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
+    """Makes a state with numbers for each row of an entry, and its rows: the batch may share them with other dims."""
     rows = low.zero_rows(low.entry(x, 0), size)
     first, restore = low.batch_first(rows, fact_of(x).layout)
     state = low.carry(first, low.features(rows))
@@ -161,7 +161,7 @@ def _carry(x: Node, low: StepGraph, size: int) -> tuple[Node, Node]:
 
 
 def _opened(x: Node, low: StepGraph, rows: Node, hidden: Node, number: int) -> Node:
-    """Returns the rows of a state of a layer, or what the layer starts from if no entry has come before this step."""
+    """Takes the rows of a state of a layer, or what the layer starts from if no entry has come before this step."""
     if constant_of(hidden).fill == 0:
         return rows
     layout = fact_of(x).layout
@@ -190,18 +190,18 @@ def _keeps(x: Node, low: StepGraph) -> Callable[[int, Node, Node], Node] | None:
 
 
 def _hidden(node: Node) -> list[Node]:
-    """Returns the hidden states (and cells) that the layer is given."""
+    """The hidden states (and cells) that the layer is given."""
     hidden: Any = node.args[1]
     return [hidden] if isinstance(hidden, Node) else list(hidden)
 
 
 def _plain(hidden: Node, low: StepGraph) -> Node:
-    """Returns a hidden state that does not stream: one row of it if it is the same for all."""
+    """A hidden state that does not stream: one row of it if it is the same for all."""
     return low.first_row(hidden, 1) if 1 in constant_of(hidden).alike else low.plain(hidden)
 
 
 def _time_dim(node: Node) -> int:
-    """Returns the dim over which the layer runs."""
+    """The dim over which the layer runs."""
     return 1 if node.args[8] else 0
 
 

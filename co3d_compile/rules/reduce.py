@@ -90,7 +90,7 @@ class Reduction(Rule):
         return low.along_dims(node, i)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
-        """Returns the reduction over the newest entries, for every new entry (``pool_scope="window"``)."""
+        """Reduces over the newest entries, for every new entry (``pool_scope="window"``)."""
         x, _, _ = reduced(node)
         kind = SEPARABLE[node.target]
         new = [self.entry(node, low, i) for i in range(low.pulse(x))]
@@ -139,7 +139,7 @@ class Norm(Rule):
         return fact_of(x)
 
     def _groups(self, node: Node) -> int:
-        """Returns over how many groups of the dims it mixes an entry is normalised, each by itself."""
+        """Counts over how many groups of the dims it mixes an entry is normalised, each by itself."""
         return Arguments(node).integer("num_groups") if node.target == aten.group_norm.default else 1
 
     def _rows(self, node: Node) -> int:
@@ -160,7 +160,7 @@ class Norm(Rule):
         return low.call(node.target, low.entry(x, i), *args, **node.kwargs)
 
     def over_newest(self, node: Node, low: StepGraph, past: int, step: int) -> list[Node]:
-        """Returns the mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
+        """Computes the mean and variance over the newest entries, for every new entry (``pool_scope="window"``).
 
         What is remembered are the first two moments of each entry, not the entry.
         """

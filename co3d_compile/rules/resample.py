@@ -50,7 +50,7 @@ class Upsample(Rule):
         return new // old
 
     def _scales(self, node: Node) -> dict[int, float] | None:
-        """Returns the factor of each axis, if factors are given, and not sizes."""
+        """Reads the factor of each axis, if factors are given, and not sizes."""
         scales = Arguments(node).given("scale_factors")
         return dict(enumerate(scales)) if isinstance(scales, (list, tuple)) else None
 
@@ -108,7 +108,7 @@ class Upsample(Rule):
         return low.call(aten.add.Tensor, a, low.call(aten.mul.Tensor, entries[first + 1], weight))
 
     def _space(self, node: Node, low: StepGraph, x: Node, space: list[int]) -> Node:
-        """Returns the same up-sampling of one entry, over space alone."""
+        """Does the same up-sampling of one entry, over space alone."""
         sizes: list[int] | None = [shape_of(node)[2 + a] for a in space]
         old = [int(s) for s in x.meta["val"].shape][2:]
         if sizes == old:

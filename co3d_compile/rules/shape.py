@@ -64,7 +64,7 @@ class Permutation(Reshaping):
     """Permutations of dims."""
 
     def order(self, node: Node) -> list[int]:
-        """Returns the dims of the operand in their new order."""
+        """The dims of the operand in their new order."""
         order = order_of(node)
         assert order is not None
         return order

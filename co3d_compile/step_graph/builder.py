@@ -49,7 +49,7 @@ class Builder:
         self._count = 0
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Returns an operator on nodes of the new graph; the same call gives the same node, constants are computed."""
+        """Adds an operator on nodes of the new graph; the same call gives the same node, constants are computed."""
         args = tuple(self.resolve(a) if isinstance(a, Slot) else a for a in args)
         key = (target, _hashable(args), _hashable(tuple(sorted(kwargs.items()))))
         if key in self._known:
@@ -78,12 +78,12 @@ class Builder:
         return shape_of_call(self.mode, target, args, kwargs)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Returns a tensor that has a shape and no values."""
+        """A tensor that has a shape and no values."""
         with self.mode:
             return torch.empty(list(shape), dtype=dtype)
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
-        """Returns a new constant."""
+        """Adds a constant."""
         key = (name, "constant")
         if key in self._known:
             return self._known[key]
@@ -107,12 +107,12 @@ class Builder:
         return self.new_constant(result, names.pop() if len(names) == 1 else UNNAMED)
 
     def new_constant(self, value: torch.Tensor, made_of: str = UNNAMED) -> Node:
-        """Returns a constant that has no name in the model; ``made_of``: the one that it is another form of."""
+        """Adds a constant that has no name in the model; ``made_of``: the one that it is another form of."""
         self._count += 1
         return self.constant(f"{made_of}_as_{self._count}", value.contiguous())
 
     def counter(self, like: Node, pulse: int) -> Node:
-        """Returns the number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        """Counts the entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         key = ("counter", pulse)
         if key not in self._known:
             read = self.count(like)
@@ -121,7 +121,7 @@ class Builder:
         return self._known[key]
 
     def zero_rows(self, like: Node, features: int) -> Node:
-        """Returns zeros (batch, features)."""
+        """Makes zeros (batch, features)."""
         value = torch.zeros(1, features, dtype=like.meta["val"].dtype)
         return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
 

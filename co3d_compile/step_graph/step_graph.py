@@ -40,7 +40,7 @@ class StepGraph(Memory):
     # --- reading what clip nodes became
 
     def window_fact(self, node: Node) -> Fact:
-        """Returns the fact that says from which windows a result comes."""
+        """The fact that says from which windows a result comes."""
         return self.window_facts.get(node, fact_of(node))
 
     def pulse(self, node: Node) -> int:
@@ -81,7 +81,7 @@ class StepGraph(Memory):
         return self.call(aten.squeeze.dim, x, place.dim) if place is not None and whole else x
 
     def aged(self, node: Node, i: int) -> AgedEntry:
-        """Returns entry ``i`` as what was computed in this step or an earlier one."""
+        """Finds entry ``i`` as what was computed in this step or an earlier one."""
         steps, entry = origin(self.streams[node], i)
         return AgedEntry(self.resolve(entry), steps)
 
@@ -184,7 +184,7 @@ VIEWS = {aten.reshape.default, aten.expand.default}
 
 
 def _split_like(target: Layout, entry: Layout) -> list[tuple[Axis, ...]]:
-    """Returns the dims of ``target`` with plain axes as they are in ``entry`` (a layout merges neighbours)."""
+    """Writes the dims of ``target`` with plain axes as they are in ``entry`` (a layout merges neighbours)."""
     pieces = [a for dim in entry.dims for a in dim if not a.label]
     result = []
     for dim in target.dims:

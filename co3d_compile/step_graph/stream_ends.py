@@ -95,7 +95,7 @@ class StreamEnds:
         return flag
 
     def counter(self, pulse: int) -> Node:
-        """Returns the entries of a tensor before this step, were its delay 0."""
+        """Counts the entries of a tensor before this step, were its delay 0."""
         return self.before if pulse == 1 else self.low.call(aten.mul.Tensor, self.before, pulse)
 
     def choose(self, flag: Node | None, new: Node, old: Node | float) -> Node:
@@ -128,7 +128,7 @@ class StreamEnds:
         return [restore(x) for x in entries]
 
     def _filled(self, x: Node, fact: Fact, i: int, args: OutsideArgs) -> Node:
-        """Returns entry ``i``, with numbers where it is outside of the range of its tensor."""
+        """Fills entry ``i`` with numbers where it is outside of the range of its tensor."""
         front, back = args.front, args.back
         if front == back and isinstance(front, float):
             return self.where(self.inside(fact, i, lead=args.lead, tail=args.tail), x, front, fact.layout)
@@ -146,10 +146,7 @@ class StreamEnds:
         return restore(self.choose(flag, first, value))
 
     def kept(self, x: Node, step: int) -> Node:
-        """Returns what a tensor, the batch alone in front, was in one step, counted from 0.
-
-        In that step and all later ones.
-        """
+        """Keeps, from one step (counted from 0) on, what a tensor was in it; the batch is alone in front."""
         low = self.low
         state = low.carry(x, low.features(x), of_ends=True)
         came = low.call(aten.ge.Scalar, self.steps, step + 2)
@@ -158,7 +155,7 @@ class StreamEnds:
         return last
 
     def _hold(self, entries: Sequence[Node], fact: Fact, first: int, tail: int = 0) -> list[Node]:
-        """Returns the entries from the index ``first`` on, of which the last one within the range stays."""
+        """Lists the entries from the index ``first`` on; behind the last one within the range it comes again."""
         low, results = self.low, []
         shape = low.sizes(entries[0])
         kept = low.carry(entries[0], low.features(entries[0]), of_ends=True)
@@ -214,7 +211,7 @@ class StreamEnds:
     # --- the past of a stream that has just begun
 
     def start(self, x: Node, new: Sequence[Entry], n: int) -> InitialPast | None:
-        """Returns what the past of a tensor is at the start; None where zeros do."""
+        """Finds what the past of a tensor is at the start; None where zeros do."""
         low, fact = self.low, fact_of(x)
         layers = [OutsideArgs.of(n) for n in chain(x, outside)[:-1]]
         edge = next((args for args in layers if args.front == EDGE), None)
@@ -235,7 +232,7 @@ class StreamEnds:
         return InitialPast(fix=fix)
 
     def constants(self, entries: Sequence[Node], fact: Fact, n: int, fill: float | None) -> InitialPast | None:
-        """Returns the past where it does not depend on any frame.
+        """Finds the past where it does not depend on any frame.
 
         What lies before the first entry, and delays below 0.
         """
@@ -255,7 +252,7 @@ class StreamEnds:
         return InitialPast(fix=lambda i, t, value: self._fresh(value, known.get((i, t))))
 
     def _fresh(self, value: Node, constant: torch.Tensor | None) -> Node:
-        """Returns a past value, or the constant that it is when a stream begins."""
+        """Chooses between a past value and the constant that it is when a stream begins."""
         if constant is None:
             return value
         low = self.low
