@@ -81,7 +81,7 @@ def _leaves_sizes_open(program: Program) -> bool:
 
 
 def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
-    """Returns names of outputs, other ones where an input or an output before has them: ``{"x": …}`` of an input x."""
+    """Gives outputs names, other ones where an input or an output before has them: ``{"x": …}`` of an input x."""
     found: list[str] = []
     for name in names:
         others = (f"{name}_out{i or ''}" for i in itertools.count())
@@ -159,7 +159,7 @@ def captured_again(
 
 
 def arguments_of(clip: Sequence[Any] | Tensor | None) -> Sequence[Any] | None:
-    """Returns the arguments of one clip; a tensor by itself is the only one, as in ``torch.onnx.export``."""
+    """Makes the arguments of one clip; a tensor by itself is the only one, as in ``torch.onnx.export``."""
     return (clip,) if isinstance(clip, Tensor) else clip
 
 
@@ -176,7 +176,7 @@ def check_kinds(model: PyTree, clip: PyTree) -> None:
 
 
 def _class_name(model: Model) -> str:
-    """Returns the class of the network; an exported program remembers it at its operators."""
+    """Names the class of the network; an exported program remembers it at its operators."""
     if not isinstance(model, ExportedProgram):
         return type(model).__name__
     stacks = (node.meta.get("nn_module_stack") for node in model.graph.nodes)
@@ -185,12 +185,12 @@ def _class_name(model: Model) -> str:
 
 
 def _usual(dim: int, shapes: list[tuple[int, ...]]) -> int:
-    """Returns the dim that counts frames where nobody says it: a series of single numbers, (N, T), has but one."""
+    """The dim that counts frames where nobody says it: a series of single numbers, (N, T), has but one."""
     return 1 if shapes and all(len(shape) == 2 for shape in shapes) else dim
 
 
 def _checked(dim: int, name: str, shape: tuple[int, ...], said: bool) -> int:
-    """Returns a time dim, counted from the front.
+    """Counts a time dim from the front.
 
     Raises:
         UsageError: The input does not have it.

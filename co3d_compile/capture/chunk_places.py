@@ -59,12 +59,12 @@ class Place:
         return shape[self.dim] // (self.outer * self.inner)
 
     def sized(self, shape: tuple[int, ...], entries: int) -> list[int]:
-        """Returns the shape with another number of entries."""
+        """The shape with another number of entries."""
         return [*shape[: self.dim], self.outer * entries * self.inner, *shape[self.dim + 1 :]]
 
 
 def places_of(cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> tuple[dict[Node, Place], set[Node]]:
-    """Returns the place of entries in all that a join of pieces is computed from, and what pieces are cut from.
+    """Finds the place of entries in all that a join of pieces is computed from, and what pieces are cut from.
 
     Args:
         cat: The join.
@@ -97,7 +97,7 @@ def places_of(cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> tupl
 
 
 def cut_nodes(times: TimeDims) -> set[Node]:
-    """Returns the nodes that depend on parts of tensors."""
+    """Finds the nodes that depend on parts of tensors."""
     found: set[Node] = set()
     for node in times.program.graph.nodes:
         if node in times.timed and (node.target in CUTTING or any(x in found for x in node.all_input_nodes)):
@@ -115,7 +115,7 @@ def _cuts(node: Node, place: Place) -> bool:
 
 
 def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node, Place]]:
-    """Returns the operands that have entries, and their places."""
+    """Lists the operands that have entries, and their places."""
     moved = _move_of(node, times.program)
     for x in dict.fromkeys(read_by(node)):
         if x not in times.timed:
@@ -133,7 +133,7 @@ def _operands(node: Node, place: Place, times: TimeDims) -> Iterator[tuple[Node,
 
 
 def selected(node: Node, place: Place) -> tuple[Node, int] | None:
-    """Returns of which tensor a node is one entry that has its dim back, and which one; None for anything else."""
+    """Finds of which tensor a node is one entry that has its dim back, and which one; None for anything else."""
     if node.target is not aten.unsqueeze.default or not place.alone or Arguments(node).dim(node) != place.dim:
         return None
     x = operand(node)
@@ -146,12 +146,12 @@ def selected(node: Node, place: Place) -> tuple[Node, int] | None:
 
 
 def read_by(node: Node) -> list[Node]:
-    """Returns the operands of which an operator reads more than the shape and the kind of numbers."""
+    """The operands of which an operator reads more than the shape and the kind of numbers."""
     return [] if node.target is aten.full_like.default else source_of(node).all_input_nodes
 
 
 def source_of(node: Node) -> Node:
-    """Returns the operator that computes a node: of which it is one of several results, or itself."""
+    """The operator that computes a node: of which it is one of several results, or itself."""
     return operand(node) if node.target is operator.getitem else node
 
 
@@ -206,7 +206,7 @@ def _reordered(node: Node, x: Node, place: Place) -> Place:
 
 
 def _view(node: Node, x: Node, place: Place) -> Place:
-    """Returns the place behind a view; of a chunk of one frame several dims may be that of time.
+    """Finds the place behind a view; of a chunk of one frame several dims may be that of time.
 
     A dim of its own is taken before one that is shared, what lies before the entries before what lies behind them; the
     first one (the batch) last, and blocks of entries before entries.
@@ -235,7 +235,7 @@ def _views(
 
 
 def _by_rule(program: Program, node: Node, x: Node, place: Place) -> Place:
-    """Returns the place in an operand that becomes the result's place by the operator's rule."""
+    """Finds the place in an operand that becomes the result's place by the operator's rule."""
     source = source_of(node)
     rule = rule_for(source.target)
     if rule is None or (source is not node and len(source.all_input_nodes) > 1):  # first states have sizes of their own
@@ -256,7 +256,7 @@ def _by_rule(program: Program, node: Node, x: Node, place: Place) -> Place:
 
 
 def reads_of(node: Node, places: Mapping[Node, Place]) -> tuple[Reads, tuple[Outside, Outside]]:
-    """Returns which entries of its operand one is computed from by the operator's rule, and what it reads outside."""
+    """Says which entries of its operand one is computed from by the operator's rule, and what it reads outside."""
     source = source_of(node)
     if node.target in RESHAPES:
         return Reads(places[node].entries(shape_of(node)) // places[x := operand(node)].entries(shape_of(x))), NOTHING

@@ -105,12 +105,12 @@ class _Rewriting:
             raise CaptureError(what, **where(node), hint=HINT)
 
     def of(self, node: Node, name: str = "self") -> Parts:
-        """Returns the parts of an argument; of a real one, the tensor and zero."""
+        """The parts of an argument; of a real one, the tensor and zero."""
         x = Arguments(node).tensor(name)
         return self.parts[x] if x in self.parts else Parts(x, None)
 
     def _operand(self, value: Any) -> tuple[Node | float, Node | float | None]:
-        """Returns the parts of a tensor or a number; None is zero."""
+        """The parts of a tensor or a number; None is zero."""
         if isinstance(value, Node):
             parts = self.parts.get(value, Parts(value, None))
             return parts.real, parts.imaginary
@@ -148,7 +148,7 @@ class _Rewriting:
         return Parts(real, self._sum(aten.add.Tensor, times(a[0], b[1]), times(a[1], b[0])))
 
     def _sum(self, target: Any, a: Node | float | None, b: Node | float | None, **kwargs: Any) -> Node | None:
-        """Returns a sum or a difference; None is zero."""
+        """Adds or subtracts; None is zero."""
         if b is None:
             return a  # type: ignore[return-value]
         if a is None:
@@ -181,7 +181,7 @@ class _Rewriting:
         return self.apply(aten.mul.Tensor, x, x) if isinstance(x, Node) else x * x
 
     def opposite(self, x: Node | None) -> Node | None:
-        """Returns the negative of a part."""
+        """Negates a part."""
         return None if x is None else self.apply(aten.neg.default, x)
 
     def length(self, node: Node) -> Node:
@@ -208,7 +208,7 @@ class _Rewriting:
         return self._polar(given.tensor("abs"), given.tensor("angle"))
 
     def imaginary(self, node: Node) -> Node:
-        """Returns the imaginary part, which may be zeros."""
+        """The imaginary part, which may be zeros."""
         x = self.of(node)
         return self._zeros(x.real) if x.imaginary is None else x.imaginary
 
@@ -226,7 +226,7 @@ class _Rewriting:
         return Parts(*(self.apply(aten.select.int, x, -1, i) for i in range(2)))
 
     def cast(self, node: Node) -> Parts:
-        """Returns a cast to complex numbers."""
+        """Casts to complex numbers."""
         x = self.of(node)
         dtype = torch.float64 if node.meta["val"].dtype is torch.complex128 else torch.float32
 

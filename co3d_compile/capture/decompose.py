@@ -168,7 +168,7 @@ def _decompose(module: GraphModule, table: Table) -> None:
 
 
 def _quick(node: Node) -> Callable[..., Any] | None:
-    """Returns what computes an operator that is traced by itself; None: PyTorch's decomposition is asked.
+    """Makes what computes an operator that is traced by itself; None: PyTorch's decomposition is asked.
 
     Dropout and batch norm of a network in use have one form each, which is what PyTorch makes of them, too.
     """
@@ -184,7 +184,7 @@ def _quick(node: Node) -> Callable[..., Any] | None:
 
 
 def _traced(examples: Mapping[Node, Callable[..., Any]], table: Table) -> Graph:
-    """Returns a graph of the examples side by side, decomposed: inputs and outputs are those of :func:`_program`.
+    """Decomposes a graph of the examples side by side: inputs and outputs are those of :func:`_program`.
 
     Args:
         examples: What computes each of them.
@@ -210,13 +210,13 @@ def _traced(examples: Mapping[Node, Callable[..., Any]], table: Table) -> Graph:
 
 
 def _results_of(node: Node) -> int | None:
-    """Returns how many tensors an operator returns in a tuple or list; None: one, by itself."""
+    """Counts how many tensors an operator gives in a tuple or list; None: one, by itself."""
     value = node.meta["val"]
     return len(value) if isinstance(value, (tuple, list)) else None
 
 
 def _program(examples: list[Node]) -> ExportedProgram:
-    """Returns a program of the examples side by side: their operands are its inputs, their results its outputs."""
+    """Makes a program of the examples side by side: their operands are its inputs, their results its outputs."""
     graph = Graph()
     inputs: list[Node] = []
     for node in examples:
@@ -246,7 +246,7 @@ def _program(examples: list[Node]) -> ExportedProgram:
 
 
 def _decomposed_examples(graph: Graph, examples: list[Node]) -> dict[Node, _Parts]:
-    """Returns what each example has become."""
+    """Reads what each example has become."""
     inputs = iter([node for node in graph.nodes if node.op == "placeholder"])
     outputs = iter(returned(graph))
     found = {}

@@ -121,7 +121,7 @@ def _load_file(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
 
 
 def _read_archive(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
-    """Returns what ``torch.export.save`` has written."""
+    """Reads what ``torch.export.save`` has written."""
     if not trust_pickle:
         check_export_archive(path)
     from torch.export.pt2_archive._package import load_pt2
@@ -152,7 +152,7 @@ def _not_opened(path: Path, error: Exception) -> LoadError:
 
 
 def _read_script(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
-    """Returns what ``torch.jit.save`` has written."""
+    """Reads what ``torch.jit.save`` has written."""
     try:
         script = torch.jit.load(str(path), map_location="cpu")
     except Exception as error:
@@ -161,7 +161,7 @@ def _read_script(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
 
 
 def _read_pickle(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
-    """Returns a module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
+    """Reads a module from a torch.save file; without trust nothing but tensors is read, to tell what the file is."""
     import_from_here()
     try:
         content = with_torchvision(lambda: torch.load(path, map_location="cpu", weights_only=not trust_pickle))
@@ -191,7 +191,7 @@ def _read_pickle(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
 
 
 def _read_onnx(path: Path, shapes: ClipShapes, trust_pickle: bool) -> Loaded:
-    """Returns a clip model of any library, as ONNX."""
+    """Reads a clip model of any library, written as ONNX."""
     clip = read_onnx(path, shapes.given, shapes.assumed)
     return Loaded(clip.module, clip.example_inputs, ONNX, clip.notes)
 
@@ -286,7 +286,7 @@ def _from_module(module: nn.Module, shapes: ClipShapes, kind: str, notes: list[s
 def _by_keyword(
     module: nn.Module, shapes: Sequence[Shape], named: Mapping[str, Shape], kind: str, notes: list[str]
 ) -> Loaded:
-    """Returns a network with clips that it takes by keyword alone: it is exported with them."""
+    """Exports a network with clips that it takes by keyword alone."""
     notes += _made_ready(module)
     clips = example_clips([*shapes, *named.values()], module)
     program = export(module, clips[: len(shapes)], True, dict(zip(named, clips[len(shapes) :], strict=True)))
@@ -294,7 +294,7 @@ def _by_keyword(
 
 
 def _calls(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
-    """Returns the calls that the model's signature allows: with one clip after the other, or with all in one list."""
+    """Lists the calls that the model's signature allows: with one clip after the other, or with all in one list."""
     signature = inspect.signature(module.forward)
     found = []
     for call in (inputs, (list(inputs),)):

@@ -77,7 +77,7 @@ class Walk:
         return self.length or 1
 
     def moved(self, turns: int) -> Walk:
-        """Returns the same walk, begun so many turns later."""
+        """The same walk, begun so many turns later."""
         return replace(self, start=self.start + turns * self.step)
 
 
@@ -104,7 +104,7 @@ class Copies:
         self.body = self.turns[0]  # stands for all: nothing is missing in it
 
     def walk_of(self, at: int) -> Walk | None:
-        """Returns the walk that an operator of the body is."""
+        """The walk that an operator of the body is."""
         return self.walks.get((at, -1))
 
     def remembers(self, at: int) -> bool:
@@ -116,14 +116,14 @@ class Copies:
         return any(isinstance(edge, Earlier) for place in within for edge in self.edges[place])
 
     def recurrent(self) -> list[int]:
-        """Returns the operators of the body that depend on what they have computed in an earlier turn."""
+        """Finds the operators of the body that depend on what they have computed in an earlier turn."""
         return [at for at in self.body if at in reached(self._read(at), self._read)]
 
     def _read(self, at: int) -> list[int]:
         return [edge.at for edge in self.edges[at] if isinstance(edge, (Inner, Earlier))]
 
     def core(self) -> Copies | None:
-        """Returns the loop of what a turn hands on to itself, without what only reads that; None where that is all.
+        """Cuts out the loop of what a turn hands on to itself, without what only reads that; None where that is all.
 
         ``hs.append(cell(x, hs[-1])); out.append(torch.stack(hs[-3:]).mean(0))`` is a loop of cells, whose first turn is
         as the others. Their means are not.
@@ -162,7 +162,7 @@ def copies_of(tokens: Tokens, run: Run) -> Iterator[Copies]:
 
 
 def _rotations(tokens: Tokens, run: Run) -> list[int]:
-    """Returns where the first copy may begin: where least is handed on to the next one, and that is read least often.
+    """Finds where the first copy may begin: where least is handed on to the next one, and that is read least often.
 
     Once counted with the frames that copies take, once without: each copy can take those that it needs. Where the run
     begins is one more: as many values may be handed on in the middle of a copy, some of them made of frames.
@@ -201,7 +201,7 @@ class _Reading:
         self.tokens, self.first, self.period, self.count = tokens, first, period, count
 
     def copies(self) -> Copies | None:
-        """Returns the copies that do the same as each other, if there are two at least."""
+        """Lists the copies that do the same as each other, if there are two at least."""
         signatures = [self._signature(t) for t in range(self.count)]
         alike = [
             (signatures[t].edges, self._moved(signatures[t - 1], signatures[t]))
@@ -255,13 +255,13 @@ class _Reading:
         return Outer(x, self.tokens.constant(x))
 
     def _moved(self, before: _Signature, after: _Signature) -> dict[Place, int]:
-        """Returns how far each index has moved from one copy to the next."""
+        """Measures how far each index has moved from one copy to the next."""
         return {
             place: index - before.indices[place] for place, index in after.indices.items() if place in before.indices
         }
 
     def _joined(self, edges: list[list[Edge]], moved: dict[Place, int], first: int, last: int) -> Copies | None:
-        """Returns copies ``first`` to ``last``; None if they cannot be turns of a loop."""
+        """Takes copies ``first`` to ``last``; None if they cannot be turns of a loop."""
         turns = [
             dict(enumerate(self.tokens.nodes[base : base + self.period]))
             for base in range(self.first + first * self.period, self.first + (last + 1) * self.period, self.period)
@@ -320,7 +320,7 @@ def _begins(first: list[list[Edge]], edges: list[list[Edge]]) -> bool:
 
 
 def _longest(items: list[tuple[list[list[Edge]], dict[Place, int]]]) -> tuple[int, int]:
-    """Returns where the longest run of equal items begins and stops."""
+    """Finds where the longest run of equal items begins and stops."""
     best, at = (0, 1), 0
     for _, group in groupby(items):
         count = len(list(group))
@@ -335,7 +335,7 @@ def _is_outer(edge: Edge, invariant: set[int]) -> bool:
 
 
 def _invariant(edges: list[list[Edge]], moved: dict[Place, int]) -> set[int]:
-    """Returns the operators that compute the same in each copy."""
+    """Finds the operators that compute the same in each copy."""
     found: set[int] = set()
     for at, operands in enumerate(edges):
         if not moved.get((at, -1)) and all(_is_outer(e, found) for e in operands):

@@ -49,7 +49,7 @@ def join_attention(program: Program) -> None:
 
 
 def _unguarded(node: Node, constants: Constants) -> Node:
-    """Returns the softmax in ``where(isnan(softmax), 0, softmax)``, which is 0 where a mask hides everything."""
+    """Finds the softmax in ``where(isnan(softmax), 0, softmax)``, which is 0 where a mask hides everything."""
     if node.target is not aten.where.self or not isinstance(node.args[2], Node):
         return node
     asked, softmax, zero = operand(node), node.args[2], constants.value(operand(node, 1))
@@ -59,7 +59,7 @@ def _unguarded(node: Node, constants: Constants) -> Node:
 
 
 def _scores(node: Node, constants: Constants) -> _Scores | None:
-    """Returns what goes into a softmax, taken apart: masks and scales down to the product of matrices."""
+    """Takes apart what goes into a softmax: masks and scales down to the product of matrices."""
     scale, mask, source, several = 1.0, None, None, False
     while node.target not in PRODUCTS:
         node = without_effect(node)
@@ -109,7 +109,7 @@ def _is_scores(x: Node, node: Node, constants: Constants) -> bool:
 
 
 def _added(node: Node, constants: Constants) -> tuple[Tensor, Node, tuple[str, Node]] | None:
-    """Returns a constant that is added to scores, or fills some of them in.
+    """Reads a constant that is added to scores, or fills some of them in.
 
     As numbers to add, the scores, and what it is.
     """
@@ -163,7 +163,7 @@ def _join(program: Program, node: Node, found: _Scores, v: Node) -> None:
 
 
 def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: bool) -> Node | None:
-    """Returns the one mask as the network computes it, so that it can be computed for clips of another length."""
+    """Builds the one mask as the network computes it, so that it can be computed for clips of another length."""
     if source is None:
         return None
     how, mask = source
@@ -175,7 +175,7 @@ def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: 
 
 
 def _turned(node: Node) -> tuple[list[int], Node]:
-    """Returns the order of dims that a node puts a tensor in, and the tensor.
+    """Finds the order of dims that a node puts a tensor in, and the tensor.
 
     Where it is no such step, the node itself.
     """

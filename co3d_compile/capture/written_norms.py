@@ -59,7 +59,7 @@ def _may(node: Node) -> bool:
 
 
 def _norm(region: Region) -> Norm | None:
-    """Returns the norm that a region computes, if it computes one."""
+    """Finds the norm that a region computes, if it computes one."""
     x, targets = region.source, {n.target for n in region.nodes}
     reductions = [n for n in region.nodes if n.target in MEANS | SUMS]
     plain = x.op != "get_attr" and isinstance(x.meta["val"], Tensor) and x.meta["val"].is_floating_point()
@@ -80,7 +80,7 @@ def _norm(region: Region) -> Norm | None:
 
 
 def _sizes(region: Region, dims: tuple[int, ...]) -> list[int] | None:
-    """Returns the sizes to try the region with: few entries along each dim on whose size nothing depends."""
+    """Chooses the sizes to try the region with: few entries along each dim on whose size nothing depends."""
     shape = shape_of(region.source)
     fixed = set(dims) if any(n.target not in MEANS and n.target in SUMS for n in region.nodes) else set()
     if any(float(prod(shape[d] for d in dims)) in (n, 1 / n) for n in region.numbers() if n):
@@ -93,7 +93,7 @@ def _sizes(region: Region, dims: tuple[int, ...]) -> list[int] | None:
 
 
 def _confirmed(region: Region, sizes: list[int], first: int, eps: float) -> Norm | None:
-    """Returns the norm with this eps, if the region computes it: scale and shift are solved for, and then tried."""
+    """Makes the norm with this eps, if the region computes it: scale and shift are solved for, and then tried."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(scale: float) -> Tensor:
@@ -130,7 +130,7 @@ def _one_per_size(value: Tensor, sizes: list[int], shape: tuple[int, ...]) -> Te
 
 
 def _written(program: Program, region: Region, norm: Norm) -> Node:
-    """Returns the norm as one operator, with its scale and shift behind it."""
+    """Writes the norm as one operator, with its scale and shift behind it."""
     x, node, dtype = region.source, region.result, region.source.meta["val"].dtype
     if norm.first == 2 and rank_of(x) > 2:
         nothing = (None, None, None, None, True, 0.0)

@@ -39,7 +39,7 @@ class EntryOperators(Builder):
         initial: float = 0.0,
         fix: Callable[[int, Node], Node] | None = None,
     ) -> Node:
-        """Returns the value of a node so many steps ago.
+        """The value of a node so many steps ago.
 
         ``initial``, or what ``fix`` makes of it, where a stream begins.
         """
@@ -50,7 +50,7 @@ class EntryOperators(Builder):
         return restore(node)
 
     def batch_first(self, node: Node, layout: Layout | None) -> tuple[Node, Callable[[Node], Node]]:
-        """Returns an entry as states hold it, with the batch and nothing else in its first dim, and the way back."""
+        """Writes an entry as states have it, the batch and nothing else in its first dim; also gives the way back."""
         place = layout.entry().batch if layout is not None else None
         shape = self.sizes(node)
         order = _batch_first(place, len(shape))
@@ -69,7 +69,7 @@ class EntryOperators(Builder):
         return node, restore
 
     def _apart(self, node: Node, place: Place) -> tuple[Node, Callable[[Node], Node]]:
-        """Returns :meth:`batch_first` of an entry whose batch is folded behind other factors of a dim.
+        """:meth:`batch_first` of an entry whose batch is folded behind other factors of a dim.
 
         (batch, features).
         """
@@ -87,7 +87,7 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
     def rows(self, entries: Sequence[Node]) -> Node:
-        """Returns the entries as (batch, entries, features)."""
+        """Writes the entries as (batch, entries, features)."""
         part = self._selected(entries)
         if part is not None:
             x, dim = part
@@ -98,7 +98,7 @@ class EntryOperators(Builder):
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
     def _selected(self, entries: Sequence[Node]) -> tuple[Node, int] | None:
-        """Returns the part of a tensor that entries are, and in which dim: selected one after the other from it."""
+        """Finds the part of a tensor that entries are, and in which dim: selected one after the other from it."""
         if len(entries) == 1 or any(e.target is not aten.select.int or e.args[1] == 0 for e in entries):
             return None
         x, dim, first = operand(entries[0]), whole(entries[0], 1), whole(entries[0], 2)
@@ -107,18 +107,18 @@ class EntryOperators(Builder):
         return self.places(x, dim, first, len(entries)), dim
 
     def places(self, x: Node, dim: int, start: int, count: int, step: int = 1) -> Node:
-        """Returns some places of a dim, from ``start`` on each ``step``-th."""
+        """Takes some places of a dim, from ``start`` on each ``step``-th."""
         if (start, step, count) == (0, 1, self.sizes(x)[dim]):
             return x
         return self.call(aten.slice.Tensor, x, dim, start, start + step * (count - 1) + 1, step)
 
     def stacked(self, refs: Sequence[Entry]) -> Node:
-        """Returns the entries as (batch, entries, features); a run in one queue is a slice of it."""
+        """Stacks the entries as (batch, entries, features); a run in one queue is a slice of it."""
         run = self._run(refs)
         return run if run is not None else self.rows([self.resolve(r) for r in refs])
 
     def joined(self, refs: Sequence[Entry]) -> Node:
-        """Returns the entries side by side in dim 1; a run in one queue is a slice of it."""
+        """Joins the entries side by side in dim 1; a run in one queue is a slice of it."""
         entries = [self.resolve(r) for r in refs]
         shape, features = self.sizes(entries[0]), self.features(entries[0])
         if features == prod(shape[1:]):
@@ -129,7 +129,7 @@ class EntryOperators(Builder):
         return self.call(aten.cat.default, entries, 1)
 
     def _run(self, refs: Sequence[Entry]) -> Node | None:
-        """Returns entries that lie evenly in one queue as (batch, entries, features); the new ones are at its end."""
+        """Takes entries that lie evenly in one queue as (batch, entries, features); the new ones are at its end."""
         queue = next((r.queue for r in refs if isinstance(r, Slot)), None)
         if queue is None or len(refs) == 1:
             return None
@@ -141,7 +141,7 @@ class EntryOperators(Builder):
         return self.places(queue, 1, at[0], len(at), step)
 
     def beside_rows(self, x: Node, batch: Place | None) -> Node:
-        """Returns what each stream has of its own, (batch, features), once for each row folded into the batch's dim."""
+        """Repeats what each stream has of its own, (batch, features), for each row folded into the batch's dim."""
         if batch is None or batch.outer * batch.inner == 1:
             return x
         features = self.features(x)
@@ -150,7 +150,7 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, rows, [-1, features])
 
     def from_rows(self, x: Node, batch: Place, dim: int, by: Node, rows: Sequence[int]) -> Node:
-        """Returns the rows of a dim, which lie ``by`` (batch, 1) farther on for each stream.
+        """Takes the rows of a dim, which lie ``by`` (batch, 1) farther on for each stream.
 
         Beyond an end the last one.
         """
@@ -165,14 +165,14 @@ class EntryOperators(Builder):
         return self.call(aten.gather.default, x, dim, index)
 
     def sum(self, parts: Sequence[Node]) -> Node:
-        """Returns the sum of tensors."""
+        """Adds tensors."""
         total = parts[0]
         for part in parts[1:]:
             total = self.call(aten.add.Tensor, total, part)
         return total
 
     def minus(self, x: Node, y: Node) -> Node:
-        """Returns the difference of tensors."""
+        """Subtracts a tensor from another one."""
         return self.call(aten.sub.Tensor, x, y)
 
     def stack(self, parts: Sequence[Node]) -> Node:
@@ -213,7 +213,7 @@ class EntryOperators(Builder):
         return self.call(aten.squeeze.dim, result, 2)
 
     def zeros_like(self, x: Node) -> Node:
-        """Returns zeros in the shape of one entry."""
+        """Makes zeros in the shape of one entry."""
         value = torch.zeros([1, *self.sizes(x)[1:]], dtype=x.meta["val"].dtype)
         return self.with_batch_of(self.constant(f"zeros_{'x'.join(map(str, value.shape[1:]))}", value), x)
 
@@ -225,7 +225,7 @@ class EntryOperators(Builder):
 
 
 def _batch_first(place: Place | None, rank: int) -> list[int] | None:
-    """Returns the permutation that brings the batch's dim to the front, if it is not there."""
+    """Finds the permutation that brings the batch's dim to the front, if it is not there."""
     if place is None or not place.alone or not place.dim:
         return None
     return [place.dim, *(d for d in range(rank) if d != place.dim)]

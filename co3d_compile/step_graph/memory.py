@@ -47,7 +47,7 @@ class Memory(EntryOperators):
         return start
 
     def remembered(self, x: Node) -> tuple[int, bool]:
-        """Returns what is known of the past that a convolution reads: entries others keep too.
+        """Finds what is known of the past that a convolution reads: entries that others keep too.
 
         Whether they must be kept.
         """
@@ -72,7 +72,7 @@ class Memory(EntryOperators):
         layout: Layout | None = None,
         start: InitialPast | None = None,
     ) -> PastEntries:
-        """Returns the list of ``n`` past and the new entries.
+        """Lists the ``n`` past and the new entries.
 
         Small entries with a long past are kept in one queue, others in one state per entry.
         """
@@ -96,23 +96,23 @@ class Memory(EntryOperators):
         return bool(self.boxes) and not self.boxes.isdisjoint(computed_from(node))
 
     def opening(self, node: Node) -> StreamEnds | None:
-        """Returns the flags of where the stream begins, if what a node is there is ever read."""
+        """The flags of where the stream begins, if what a node is there is ever read."""
         return self.start if self.ends is not None or node in self.for_good else None
 
     def newest(
         self, ends: StreamEnds, new: Sequence[Node], fact: Fact, layout: Layout | None, past: int, value: float
     ) -> PastEntries:
-        """Returns past and new entries with a number in place of those before the first."""
+        """Puts a number in place of the entries before the first, among past and new ones."""
         marked = [ends.where(ends.inside(fact, i, back=False), x, value, layout) for i, x in enumerate(new)]
         firsts = [self.batch_first(x, layout)[0] for x in marked]
         return self.past(marked, past, None, layout, ends.constants(firsts, fact, past, value))
 
     def counter(self, like: Node, pulse: int) -> Node:
-        """Returns the number of entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
+        """Counts the entries before this step, (batch, 1) of int64, where ``pulse`` come with each."""
         return self.ends.counter(pulse) if self.ends is not None else super().counter(like, pulse)
 
     def queue(self, new: Sequence[Node], capacity: int, initial: float = 0.0) -> Node:
-        """Returns a queue (batch, capacity + new entries, features)."""
+        """Makes a queue (batch, capacity + new entries, features)."""
         queue = self.call(fifo, self.rows(new), capacity, initial)
         self.queued[queue] = new
         return queue

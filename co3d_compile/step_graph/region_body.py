@@ -61,7 +61,7 @@ def write_body(low: Builder, captures: Captures, entries: int, inputs: Sequence[
 
 
 def _open(a: Node, b: Node, one: Argument, two: Argument) -> Argument:
-    """Returns the arguments without the batch: a size that grows with it is left open."""
+    """Leaves the batch out of the arguments: a size that grows with it is left open."""
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         return type(one)(_open(a, b, x, y) for x, y in zip(one, two, strict=True))
     if isinstance(one, int) and one != two:
@@ -82,7 +82,7 @@ def _read(
     static: Mapping[Node, tuple[Tensor, Tensor]],
     like: tuple[Node, int],
 ) -> Node:
-    """Returns the node of the step graph that has the value of one of the part."""
+    """Finds the node of the step graph that has the value of one of the part."""
     assert isinstance(node, Node)
     if node not in made:
         made[node] = _constant(low, *static[node], *like)
@@ -90,7 +90,7 @@ def _read(
 
 
 def _constant(low: Builder, one: Tensor, two: Tensor, like: Node, like_dim: int) -> Node:
-    """Returns a constant, which may go on evenly from clip to clip."""
+    """Makes a constant, which may go on evenly from clip to clip."""
     if one.shape == two.shape:
         return low.new_constant(one)
     dims = [d for d, (m, n) in enumerate(zip(one.shape, two.shape, strict=True)) if m != n]
