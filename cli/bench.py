@@ -161,7 +161,7 @@ def _times(ratio: float | None) -> str | None:
 
 
 def _drawing(chart: Path | None) -> Output | None:
-    """Returns where the chart is to be written, if one is wanted.
+    """Says where the chart is to be written, if one is wanted.
 
     All that can be wrong with it is told before the timing.
     """

@@ -172,7 +172,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _extra(module: str | None) -> str | None:
-    """Returns what to install for a package of which a module is missing; None: it is none of ours."""
+    """Says what to install for a package of which a module is missing; None: it is none of ours."""
     from co3d_compile.cli.features import FEATURES
 
     package = (module or "").split(".")[0]
@@ -193,7 +193,7 @@ def say(message: str) -> None:
 
 
 def _mistake(error: click.ClickException, command: click.Command) -> str:
-    """Returns what is wrong with a command line, and where help is."""
+    """Says what is wrong with a command line, and where help is."""
     ctx = error.ctx if isinstance(error, click.UsageError) and error.ctx else None
     message, where = error.format_message(), f"{ctx.command_path if ctx else command.name} --help"
     if ctx and isinstance(error, click.NoSuchOption):

@@ -77,7 +77,7 @@ def examine() -> Report:
 
 
 def _cores() -> int:
-    """Returns the processors that this process may use, as far as the system says it."""
+    """Counts the processors that this process may use, as far as the system says it."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
@@ -91,7 +91,7 @@ def _tested(report: Report) -> Report:
 
 
 def _version(package: str, distributions: list[str] | None) -> str | None:
-    """Returns the version of what can be imported; a package that is there and does not import counts as missing."""
+    """Reads the version of what can be imported; a package that is there and does not import counts as missing."""
     try:
         importlib.import_module(package)
     except Exception:
@@ -161,6 +161,6 @@ def _print(report: Report) -> None:
 
 
 def _way(width: int, command: str, what: str) -> Text:
-    """Returns a command below what it is for: each line of that is a comment, for who copies all."""
+    """Writes a command below what it is for: each line of that is a comment, for who copies all."""
     comment = textwrap.fill(what, width, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
     return Text.assemble((comment, "dim"), "\n", command, overflow="fold")

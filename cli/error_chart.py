@@ -37,7 +37,7 @@ def _number(error: float | None) -> float:
 
 
 def _parts(errors: list[Report]) -> list[list[Report]]:
-    """Returns at most so many groups of steps that follow each other, if there are not more of them."""
+    """Groups steps that follow each other; where all do, into so many groups at most."""
     runs = [list(errors[:1])] if errors else []
     for last, error in pairwise(errors):
         if error["step"] == last["step"] + 1:

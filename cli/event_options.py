@@ -30,7 +30,7 @@ event_options = together(
 
 
 def take_events(options: Options) -> Callable[[], EventFinder] | None:
-    """Returns what makes finders of the events that are asked for (None: no events).
+    """Makes a factory of finders of the events that are asked for (None: no events).
 
     Takes those options out of ``options``.
 

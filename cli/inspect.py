@@ -186,7 +186,7 @@ def _describe(model: str, why: Co3dError, as_json: bool) -> None:
 
 
 def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
-    """Returns the report with the share of time of each operator, and what ``page`` takes besides."""
+    """Writes the report with the share of time of each operator, and what ``page`` takes besides."""
     from co3d_compile.report.profile_times import read_times, with_shares
 
     times = read_times(profile, model)
@@ -201,7 +201,7 @@ def _timed(report: Report, profile: Path, model: Path) -> tuple[Report, Report]:
 
 
 def _times(report: Report, time: Report) -> Report:
-    """Returns what ``--json`` says of a profile."""
+    """Writes what ``--json`` says of a profile."""
     rows = [row for row in report["table"] if row["time_share"]]
     operators = [{name: row[name] for name in ("module_path", "operator", "time_share")} for row in rows]
     return {**time, "operators": operators}
@@ -247,7 +247,7 @@ def _facts(model: str, contract: Contract, data: Report, fps: float | None) -> T
 
 
 def _tree(report: Report, contract: Contract, time: Report | None, *, everything: bool) -> Tree:
-    """Returns what happens over time, by module: only what the compiler changed, or everything."""
+    """Writes what happens over time, by module: only what the compiler changed, or everything."""
 
     frames = max(contract.frames_per_step.values(), default=1)
     with reading_report():

@@ -30,7 +30,7 @@ class Sink(Protocol):
     """An output that takes each frame (None at the end) with the predictions that it brought."""
 
     def add(self, frame: VideoFrame | None, predictions: list[Prediction]) -> bool | None:
-        """Returns False where it does not go on: a window may have been closed."""
+        """Takes a frame; False where it does not go on: a window may have been closed."""
         ...
 
     def close(self) -> None: ...

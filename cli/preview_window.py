@@ -79,7 +79,7 @@ class Window:
         self._open = False
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Returns what fits on the screen: predictions stand in the lower corner of the picture."""
+        """The size that fits on the screen: predictions stand in the lower corner of the picture."""
         tall, wide = video_size(height, width)
         screen = self._root.winfo_screenheight(), self._root.winfo_screenwidth()
         scale = min(1.0, SHARE * screen[0] / tall, SHARE * screen[1] / wide)

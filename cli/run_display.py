@@ -160,7 +160,7 @@ class Live:
             console_for(stdout()).print(text)
 
     def _late(self) -> str:
-        """Returns how late an answer is; the model's rate counts, where it has one."""
+        """Says how late an answer is; the model's rate counts, where it has one."""
         data = json.loads(self._predictor.info.to_json())
         data["outputs"] = [each for each in data["outputs"] if each["name"] == self._predictor.output.name]
         text = latency_texts(data, self._predictor.fps or self._source.fps)[0]

@@ -165,7 +165,7 @@ def _watching(replicas: int) -> Iterator[None]:
 
 
 def about_pictures(info: Contract) -> str | None:
-    """Returns what to say of a model that takes pictures, and whose file does not say how they are prepared."""
+    """What to say of a model that takes pictures, and whose file does not say how they are prepared."""
     if info.preprocess is not None:
         return None
     try:
@@ -189,7 +189,7 @@ def _say(as_json: bool, url: str, prometheus: str, replicas: int, settings: Serv
 
 
 def _token(options: Options) -> str | None:
-    """Returns the digest of the token: the token itself goes no further than this process."""
+    """Computes the digest of the token: the token itself goes no further than this process."""
     token = os.environ.get("CO3D_TOKEN", "")
     if options["token_file"] is not None:
         try:
@@ -210,7 +210,7 @@ def _state_dir(options: Options, stack: contextlib.ExitStack) -> str | None:
 
 
 def _port(host: str, port: int) -> int:
-    """Returns the port, if it is free, or one that is."""
+    """Gives the port, if it is free, or one that is."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

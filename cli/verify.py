@@ -200,7 +200,7 @@ def _print(result: Report, compiled: Path, against: str, how: Options, plot: Pat
 
 
 def _start(result: Report) -> str:
-    """Returns what became of the NaN that the states held."""
+    """Says what became of the NaN that the states had."""
     if not result["nan_states"]:
         return "no state could start at NaN"
     at = result["finite_from"]
@@ -209,7 +209,7 @@ def _start(result: Report) -> str:
 
 
 def _drift(result: Report) -> str:
-    """Returns the error at the start and at the end of a long run, and what it holds in memory."""
+    """Writes the error at the start and at the end of a long run, and how much memory it takes."""
     from co3d_compile.verification.error_plot import runs
     from co3d_compile.verification.findings import StepError
 

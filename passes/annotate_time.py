@@ -83,7 +83,7 @@ def report(program: Program, fallbacks: list[tuple[Node, str]]) -> None:
 
 
 def _loop_text(node: Node) -> str:
-    """Returns what a loop over frames hands on, and for how long."""
+    """Lists what a loop over frames hands on, and for how long."""
     loop = loop_of(node)
     values = "1 value" if loop.states == 1 else f"{loop.states} values"
     if loop.memory is None:

@@ -106,7 +106,7 @@ def _group(start: Node) -> _Group:
 
 
 def _sources(node: Node, channels: int) -> list[Node] | None:
-    """Returns the operands that share a node's channels; None if it cannot change."""
+    """Lists the operands that share a node's channels; None if it cannot change."""
     value = node.meta.get("val")
     if node.op != "call_function" or not isinstance(value, torch.Tensor) or value.dim() != 4:
         return None

@@ -80,7 +80,7 @@ class JoinStarts(Pass):
         replace(node, new)
 
     def _rest(self, program: Program, node: Node, parts: list[Node], dim: int) -> Node:
-        """Returns the stream with what the clip has behind its last entry."""
+        """Adds to the stream what the clip has behind its last entry."""
         if len(parts) == 1:
             return parts[0]
         rest = insert(program, node, aten.cat.default, parts, dim)
@@ -111,7 +111,7 @@ class JoinStarts(Pass):
 
 
 def _parts(node: Node) -> tuple[list[Node], int, int]:
-    """Returns the tensors that are joined, the dim, and which of them is the stream."""
+    """Finds the tensors that are joined, the dim, and which of them is the stream."""
     rule = rule_for(node.target)
     assert isinstance(rule, Concatenation)
     parts, dim = rule.parts(node)
@@ -119,7 +119,7 @@ def _parts(node: Node) -> tuple[list[Node], int, int]:
 
 
 def _openings(first: Node) -> list[Node]:
-    """Returns what a start begins with: slices of streams."""
+    """Lists what a start begins with: slices of streams."""
 
     def opens(n: Node) -> bool:
         return any(map(is_stream, operands(n)))

@@ -135,7 +135,7 @@ class Lower(Pass):
         return ChosenEntries(low.streams[x], [start + i * step for i in range(whole(node, 2))])
 
     def _window(self, low: StepGraph, node: Node) -> list[Any]:
-        """Returns the newest entries, one clip of them."""
+        """Takes the newest entries, one clip of them."""
         x = operand(node)
         fact = fact_of(x)
         back = (fact.length - 1) * fact.spacing

@@ -171,7 +171,7 @@ def _waits(reader: Node, x: Fact) -> bool:
 
 
 def _length_multiple(program: Program) -> int:
-    """Returns by multiples of how many frames a sequence may differ from the clip: an up-sampled entry is for several.
+    """Finds by multiples of how many frames a sequence may differ from the clip: an up-sampled entry is for several.
 
     Behind a stride of 2 a clip of 15 frames has 8 entries, which are up-sampled to 16, one too many; 16 frames have as
     many as are needed. A network that cuts off the last of 16 is made for the one, and not for the other.

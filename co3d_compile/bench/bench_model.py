@@ -95,7 +95,7 @@ class _Maker:
         self.folder, self.options = folder, options
 
     def files(self, sides: Sequence[str], say: Progress) -> tuple[dict[str, tuple[str, Path]], dict[str, str]]:
-        """Returns {side: (kind, file)}, and why a side has none."""
+        """Makes the files: {side: (kind, file)}, and why a side has none."""
         made: dict[str, tuple[str, Path]] = {}
         left_out: dict[str, str] = {}
         wanted = [side for side in SIDES if side in sides]
@@ -114,13 +114,13 @@ class _Maker:
         return export(self.model, self.examples, two=False)
 
     def archive(self) -> Path:
-        """Returns the clip model as a torch.export archive."""
+        """Writes the clip model as a torch.export archive."""
         path = self.folder / "clip.pt2"
         torch.export.save(self._program, path)
         return path
 
     def clip(self) -> Path:
-        """Returns the clip model as an ONNX file."""
+        """Writes the clip model as an ONNX file."""
         path = self.folder / "clip.onnx"
         if not path.exists():
             try:
@@ -132,24 +132,24 @@ class _Maker:
         return path
 
     def window(self) -> Path:
-        """Returns the clip model, for a window of frames that is moved over its input."""
+        """Writes the clip model, for a window of frames that is moved over its input."""
         if any(i.time_dim not in (None, 2) for i in self.compiled.info.inputs) or len(self.compiled.info.inputs) > 1:
             raise UsageError("A moving window is timed for one input with time at dim 2.")
         return self.clip()
 
     def openvino(self) -> Path:
-        """Returns the clip model, for OpenVINO."""
+        """Writes the clip model, for OpenVINO."""
         if find_spec("openvino") is None:
             raise UsageError("OpenVINO is not installed.", hint=install_command("co3d-compile[openvino]"))
         return self.clip()
 
     def step(self) -> Path:
-        """Returns the compiled file."""
+        """Writes the compiled file."""
         path = self.folder / "step.onnx"
         return path if path.exists() else self.compiled.save(path)
 
     def floor(self) -> Path:
-        """Returns the compiled file of the network without its taps over time."""
+        """Writes the compiled file of the network without its taps over time."""
         options = {"window": 1, **self.options, "passes": floor_passes()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Co3dWarning)  # that nothing is remembered is what a floor is for
@@ -171,7 +171,7 @@ FILES: dict[str, Callable[[_Maker], Path]] = {
 
 
 def _first_cause(error: BaseException) -> str:
-    """Returns the first line of what set off an error that PyTorch has wrapped, without its colours."""
+    """The first line of what set off an error that PyTorch has wrapped, without its colours."""
     while error.__cause__ is not None:
         error = error.__cause__
     return re.sub(r"\x1b\[\d*m", "", str(error)).strip().partition("\n")[0].rstrip(".")

@@ -210,7 +210,7 @@ class CompiledModel:
         return CompiledModel(self.program, model, info, report)
 
     def to_exported_program(self, batch: int | None = None, *, executorch: bool = False) -> ExportedProgram:
-        """Returns the step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
+        """Exports the step as a ``torch.export`` program with explicit state, for AOTInductor, ExecuTorch and the like.
 
         Its arguments are the inputs of the ONNX file in their order: frames, ``valid`` if there is one, then one per
         state. It returns the results, then the next state of each state.

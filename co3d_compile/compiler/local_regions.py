@@ -170,7 +170,7 @@ class _Search:
         return any(facts.get(x.name, STATIC).kind is Kind.STREAM for x in node.all_input_nodes)
 
     def _results(self, start: Node, facts: Mapping[str, Fact]) -> list[Node]:
-        """Returns the first results behind an operator with one dim that grows with the clip, as much as what it reads.
+        """Finds the first results behind an operator with one dim that grows with the clip, as much as what it reads.
 
         What meets, farther behind, that which it was computed from comes last: one region has less delay than two.
         """
@@ -206,7 +206,7 @@ class _Search:
         return False
 
     def _same(self, node: Node, module: GraphModule) -> Node:
-        """Returns the node of another capture that is the same one."""
+        """Finds the node of another capture that is the same one."""
         if module not in self.lists:
             self.lists[module] = list(module.graph.nodes)
         return self.lists[module][self.order[node]]
@@ -225,7 +225,7 @@ class _Search:
         return own > 0 and growth in (0, own)
 
     def _time_dim(self, node: Node) -> int | None:
-        """Returns the dim of a result that grows with the clip, if there is one, and the batch is in front."""
+        """Finds the dim of a result that grows with the clip, if there is one, and the batch is in front."""
         if not isinstance(node.meta.get("val"), torch.Tensor):
             return None
         short, long = shape_of(node), shape_of(self._same(node, self.long))
@@ -238,7 +238,7 @@ class _Search:
         return int(self.program.inputs[0].shape[0])
 
     def _inputs(self, result: Node, facts: Mapping[str, Fact]) -> list[Node]:
-        """Returns the streams that a result is computed from, in the order of the graph.
+        """Finds the streams that a result is computed from, in the order of the graph.
 
         Raises:
             NotResizable: One of them is no clip with a dim for time.
@@ -329,7 +329,7 @@ class _Search:
         erase_unused(old)
 
     def _part(self, result: Node, inputs: list[Node], facts: Mapping[str, Fact], wide: bool) -> Part:
-        """Returns what computes a result, at any length.
+        """Makes what computes a result, at any length.
 
         Raises:
             NotResizable: The captures do not say what it is at other lengths.
@@ -356,12 +356,12 @@ class _Search:
         return Part(captures, tuple(dims), tuple(x.meta["val"].dtype for x in inputs), dim)
 
     def _cut(self, module: GraphModule, inputs: list[Node], result: Node) -> GraphModule:
-        """Returns what computes a result, in one of the captures."""
+        """Cuts out what computes a result, in one of the captures."""
         order = {n: i for i, n in enumerate(module.graph.nodes)}
         return part_of(module, [self._same(x, module) for x in inputs], self._same(result, module), order)
 
     def _proved(self, part: Part) -> Proof:
-        """Returns how local a part is.
+        """Proves how local a part is.
 
         Raises:
             NotLocal: It is not local.
@@ -388,7 +388,7 @@ class _Search:
 
 
 def _time_dim_of(fact: Fact) -> int:
-    """Returns the time dim of an input of a region."""
+    """The time dim of an input of a region."""
     place = fact.layout.time if fact.layout is not None else None
     if place is None or not place.alone:
         raise NotResizable("it reads something whose entries are not along one dim")

@@ -326,7 +326,7 @@ class _Channel:
             self._changed.notify_all()
 
     def get(self, seconds: float) -> object:
-        """Returns the next item, or None if there is none for so long."""
+        """Takes the next item, or None if there is none for so long."""
         until = time.monotonic() + seconds
         with self._changed:
             while not self._items:
@@ -340,14 +340,14 @@ class _Channel:
 
 
 def _why(error: BaseException) -> str:
-    """Returns what happened, in words: FFmpeg says "Immediate exit requested" where its time was up."""
+    """Says what happened, in words: FFmpeg says "Immediate exit requested" where its time was up."""
     if isinstance(error, getattr(pyav().error, "ExitError", ())):
         return f"nothing came for {SECONDS:g} seconds"
     return reason(error)
 
 
 def _aside(call: Callable[[], T]) -> T:
-    """Returns the result of what may wait inside FFmpeg, called in a thread: signals are heard at once in this one."""
+    """Calls what may wait inside FFmpeg in a thread: signals are heard at once in this one."""
     result: Future[T] = Future()
 
     def work() -> None:
@@ -361,7 +361,7 @@ def _aside(call: Callable[[], T]) -> T:
 
 
 def _camera(path: str, given: str) -> tuple[str, str]:
-    """Returns what PyAV opens for a camera, and by which of FFmpeg's devices."""
+    """Says what PyAV opens for a camera, and by which of FFmpeg's devices."""
     device = CAMERAS.get(sys.platform)
     if device is None:
         raise UsageError(f"Cameras are not known on {sys.platform}.", hint="Give a URL or a file.")

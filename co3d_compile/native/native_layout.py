@@ -91,7 +91,7 @@ def _in_blocks(state: StateSpec, block: int) -> StateSpec:
 
 
 def _stand_in(graph: ir.Graph, x: ir.Value, channels: int) -> ir.Node:
-    """Returns a convolution that changes nothing, which the optimiser takes to blocks."""
+    """Writes a convolution that changes nothing, which the optimiser takes to blocks."""
     name = f"{_STAND_IN}{channels}"
     if name not in graph.initializers:
         ones = ir.tensor(np.ones((channels, 1, 1, 1), np.float32), name=name)
@@ -131,7 +131,7 @@ def _mark_output(graph: ir.Graph, name: str) -> None:
 
 
 def _optimised(model: ir.Model) -> ir.Model:
-    """Returns what ONNX Runtime makes of a model on this machine."""
+    """Reads what ONNX Runtime makes of a model on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # it warns that the result belongs to this kind of machine
@@ -146,7 +146,7 @@ def _optimised(model: ir.Model) -> ir.Model:
 
 
 def _entry(x: ir.Value, probe: ir.Value) -> _Place:
-    """Returns how the optimised graph reads a state: the stand-in's result, and the reorder in front of it."""
+    """Finds how the optimised graph reads a state: the stand-in's result, and the reorder in front of it."""
     last = _producer(probe)
     blocked = last.op_type == "ReorderOutput"
     second = _producer(last.inputs[0]) if blocked else last
@@ -157,7 +157,7 @@ def _entry(x: ir.Value, probe: ir.Value) -> _Place:
 
 
 def _exit(output: ir.Value) -> _Place:
-    """Returns how the optimised graph computes a state: what its stand-in reads."""
+    """Finds how the optimised graph computes a state: what its stand-in reads."""
     last = _producer(output)
     blocked = last.op_type == "ReorderOutput"
     stand_in = _producer(last.inputs[0]) if blocked else last

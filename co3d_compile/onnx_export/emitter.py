@@ -80,7 +80,7 @@ class Emitter:
         return self._append(count, operator, operands, attributes)
 
     def _cast(self, operands: list[ir.Value | None], operator: str, to: ir.DataType) -> list[ir.Value | None]:
-        """Returns the operands that are no sizes, in another precision."""
+        """Casts the operands that are no sizes to another precision."""
         data = operands[:1] if operator in FIRST_ALONE else operands
         cast = [x if x is None else self._append(1, "Cast", [x], {"to": int(to)})[0] for x in data]
         return [*cast, *operands[len(data) :]]
@@ -95,13 +95,13 @@ class Emitter:
         return list(node.outputs)
 
     def operand(self, x: Operand) -> ir.Value | None:
-        """Returns the ONNX value of an operand."""
+        """The ONNX value of an operand."""
         if isinstance(x, Node):
             return self.value(x)
         return x if x is None or isinstance(x, ir.Value) else self.ints(x)
 
     def value(self, node: Node) -> ir.Value:
-        """Returns the ONNX value of a graph node."""
+        """The ONNX value of a graph node."""
         if node not in self.values:
             assert node.op == "get_attr", node
             self.values[node] = self.initializer(str(node.target), self.program.constant(node).contiguous().numpy())
@@ -228,7 +228,7 @@ class Emitter:
 
 
 def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    """Returns the graphs that an attribute holds: the body of a loop, the branches of a choice."""
+    """The graphs that an attribute has: the body of a loop, the branches of a choice."""
     if attribute.type is ir.AttributeType.GRAPH:
         return [attribute.as_graph()]
     return list(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else []

@@ -66,7 +66,7 @@ def _layer(
 
 
 def _first(e: Emitter, state: Node, start: int, sides: int) -> ir.Value | None:
-    """Returns what the states of a layer begin with; None for zeros."""
+    """What the states of a layer begin with; None for zeros."""
     source = operand(state) if state.target is expand_batch else state
     if source.op == "get_attr" and not bool(e.program.constant(source).any()):
         return None
@@ -74,18 +74,18 @@ def _first(e: Emitter, state: Node, start: int, sides: int) -> ir.Value | None:
 
 
 def _sorted(value: Tensor, order: list[int]) -> Tensor:
-    """Returns the rows of a weight in ONNX's order of gates."""
+    """Puts the rows of a weight in ONNX's order of gates."""
     gates = value.chunk(len(order))
     return torch.cat([gates[i] for i in order])
 
 
 def _packed(e: Emitter, weights: list[Node], order: list[int]) -> ir.Value:
-    """Returns a weight of each direction."""
+    """Stacks a weight of each direction."""
     return _initializer(e, weights, torch.stack([_sorted(e.program.constant(w), order) for w in weights]))
 
 
 def _biases(e: Emitter, weights: list[list[Node]], order: list[int]) -> Tensor:
-    """Returns both biases of each direction, one behind the other."""
+    """Stacks both biases of each direction, one behind the other."""
     rows = [torch.cat([_sorted(e.program.constant(b), order) for b in side[2:4]]) for side in weights]
     return torch.stack(rows)
 

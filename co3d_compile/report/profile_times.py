@@ -96,7 +96,7 @@ def with_shares(rows: Iterable[Row], times: KernelTimes) -> tuple[list[Row], dic
 
 
 def _kernels(profile: Path) -> tuple[int, list[tuple[str, str, int]]]:
-    """Returns how many steps there are, and the name, operator and microseconds of each kernel that ran in one."""
+    """Counts the steps, and reads the name, operator and microseconds of each kernel that ran in one."""
     try:
         events = json.loads(profile.read_text(encoding="utf-8"))
         runs = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run"]
@@ -138,7 +138,7 @@ class _Nodes:
         self._with_kernel = {id(node) for name in kernels if (node := self._find(name)) is not None}
 
     def path_of(self, kernel: str, operator: str) -> str | None:
-        """Returns the module path of what a kernel computes; None if it is of no node."""
+        """Finds the module path of what a kernel computes; None if it is of no node."""
         node = self._find(kernel)
         if node is None or (node.domain and _path(node) == ""):  # a file that the runtime has laid out has its own
             return None
@@ -148,7 +148,7 @@ class _Nodes:
         return _path(node)
 
     def _find(self, kernel: str) -> NodeProto | None:
-        """Returns the node of this name or with a result of this name.
+        """Finds the node of this name or with a result of this name.
 
         Endings that the runtime has added are taken off.
         """
@@ -160,7 +160,7 @@ class _Nodes:
         return None
 
     def _fused(self, last: NodeProto, kind: str) -> NodeProto | None:
-        """Returns the nearest node of a kind before ``last`` that has no kernel of its own: it was fused with it."""
+        """Finds the nearest node of a kind before ``last`` that has no kernel of its own: it was fused with it."""
         front, seen = deque([last]), {id(last)}
         while front:
             for name in front.popleft().input:

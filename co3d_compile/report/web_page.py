@@ -58,7 +58,7 @@ def page(
 def _context(
     report: JsonObject, info: Contract, time: JsonObject | None, verification: JsonObject | None, fps: float | None
 ) -> JsonObject:
-    """Returns what the template fills in. Arguments and errors: as for ``page``."""
+    """Writes what the template fills in. Arguments and errors: as for ``page``."""
     rows = table(report, max(info.frames_per_step.values(), default=1))
     columns = [*COLUMNS, "time_percent"] if time is not None else COLUMNS
     return {
@@ -90,7 +90,7 @@ def page_tools() -> ModuleType:
 
 
 def _facts(report: JsonObject, info: Contract, fps: float | None) -> list[tuple[str, str, str]]:
-    """Returns cards: a name, a value, what it means."""
+    """Writes cards: a name, a value, what it means."""
     ratio, field, first = report["gmac_ratio"], info.receptive_field, info.outputs[0]
     output = {name: getattr(first, name) for name in ("delay", "has_time", "entries_per_step", "frames_per_entry")}
     delay = frames_behind(output, dict(info.frames_per_step))[0]
@@ -129,7 +129,7 @@ def _stage(row: Row, depth: int) -> str:
 
 
 def _steps(rows: list[Row]) -> JsonObject:
-    """Returns what each of the three steps did, and what became of the rest."""
+    """Counts what each of the three steps did, and what became of the rest."""
     over_time = [row for row in rows if row["done"] == "continual"]
     held = [(row, amount) for row in rows for amount in row["held"] if amount]
     padded = [row for row in rows if row["padding"]]
@@ -156,7 +156,7 @@ def _counted(texts: Iterable[str]) -> list[tuple[str, int]]:
 
 
 def _script(data: list[list[str | float | None]]) -> str:
-    """Returns JSON that may stand in a script element."""
+    """Writes JSON that may stand in a script element."""
     from markupsafe import Markup
 
     text = json.dumps(data, allow_nan=False)

@@ -51,7 +51,7 @@ class Gateway:
         self._shards, self._options = shards, options
 
     def app(self) -> Starlette:
-        """Returns the ASGI application."""
+        """Builds the ASGI application."""
         return Starlette(
             routes=[
                 Route("/v1/health", self._health),
@@ -66,7 +66,7 @@ class Gateway:
         )
 
     def _guarded(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
-        """Returns the route for those who have the token; what is refused becomes a response."""
+        """Wraps a route for those who have the token; what is refused becomes a response."""
 
         async def route(request: Request) -> Response:
             try:
@@ -89,7 +89,7 @@ class Gateway:
         return {"status": 200, **total, "shards": shards}
 
     async def _prometheus(self, request: Request) -> Response:
-        """Returns the metrics as Prometheus reads them."""
+        """Writes the metrics as Prometheus reads them."""
         if not (self._options.open_metrics or self._allowed(request)):
             return _response(Refused(401, "token", WANTS_TOKEN).reply)
         text = prometheus_text(await self._shards.all("metrics"))
@@ -99,7 +99,7 @@ class Gateway:
         return await self._shards.call("", "model")
 
     def _of_stream(self, method: str) -> Work:
-        """Returns the work of a route that is one method of a stream's shard."""
+        """Makes the work of a route that is one method of a stream's shard."""
 
         async def work(request: Request) -> Reply:
             name = _name(request)
@@ -260,7 +260,7 @@ def _name(request: HTTPConnection) -> str:
 
 
 def _settings(query: Mapping[str, str]) -> Reply:
-    """Returns the settings of a frame, or of all frames of a WebSocket, from a query. Raises Refused."""
+    """Reads the settings of a frame, or of all frames of a WebSocket, from a query. Raises Refused."""
     known = ("format", "width", "height", "start", "on_gap", "epoch", "top", "values")
     odd = sorted(set(query) - set(known))
     if odd:

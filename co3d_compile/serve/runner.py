@@ -80,7 +80,7 @@ class Runner:
                 await self._advance(batch)
 
     async def flush(self, stream: Stream) -> list[Reply]:
-        """Returns what is still due at the end of a stream, of a model with exact ends.
+        """Computes what is still due at the end of a stream, of a model with exact ends.
 
         Frames that are not there follow.
         """
@@ -97,7 +97,7 @@ class Runner:
         return replies
 
     async def _batch(self) -> list[Stream]:
-        """Returns the streams with a step ready, those first that wait longest.
+        """Lists the streams with a step ready, those first that wait longest.
 
         Gives others a little time to join them.
         """
@@ -192,7 +192,7 @@ class Runner:
         return {"stream": stream.name, "frame": number, **about, "step": None, "warm": False, "about": None}
 
     def _reply(self, stream: Stream, number: int, outputs: list[Array], top: int, values: bool) -> Reply:
-        """Returns what a client gets of a step: its label, the outputs, the best classes."""
+        """Writes what a client gets of a step: its label, the outputs, the best classes."""
         reply = self._label(stream, number) | {"status": 200, "step": stream.steps}
         reply["warm"] = self._engine.warm(stream.steps)
         about = self._engine.about(stream.steps + 1)
@@ -206,7 +206,7 @@ class Runner:
 
 
 async def in_thread(pool: ThreadPoolExecutor, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Returns the result of a call in a thread of the pool."""
+    """Runs a call in a thread of the pool, and waits for its result."""
     return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *arguments, **named))
 
 

@@ -79,7 +79,7 @@ class Shard:
         return list(await asyncio.gather(*map(self.frame, frames)))
 
     async def status(self, name: str) -> Reply:
-        """Returns where a stream stands: its epoch, the number expected next, what a snapshot covers."""
+        """Says where a stream stands: its epoch, the number expected next, what a snapshot covers."""
         try:
             async with self._lock(name):
                 stream = await self._known(name)
@@ -106,11 +106,11 @@ class Shard:
         return {"status": 200, "stream": name, "code": why, "last": stream.next - 1, "flushed": flushed}
 
     def names(self) -> list[str]:
-        """Returns the streams that are there."""
+        """Lists the streams that are there."""
         return list(self._streams)
 
     def metrics(self) -> Reply:
-        """Returns the counts, percentiles and what is there now."""
+        """Reads the counts, percentiles and what is there now."""
         waiting = sum(len(stream.busy) for stream in self._streams.values())
         now = {"streams": len(self._streams), "max_streams": self._options.max_streams, "waiting": waiting}
         return {"shard": self.name, "healthy": self.healthy(), **now, **self.stats.read()}
@@ -198,7 +198,7 @@ class Shard:
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def _stream_for(self, frame: Frame) -> Stream:
-        """Returns the stream in a state that this frame may follow, or one that begins with it. Raises Refused."""
+        """Finds the stream in a state that this frame may follow, or begins one with it. Raises Refused."""
         if frame.start:
             return await self._begin(frame, "asked")
         stream = self._streams.get(frame.stream) or await self._restored(frame.stream)
@@ -243,14 +243,14 @@ class Shard:
         return stream
 
     async def _known(self, name: str) -> Stream:
-        """Returns the stream, as it is here or in a snapshot. Raises Refused."""
+        """Finds the stream, as it is here or in a snapshot. Raises Refused."""
         stream = self._streams.get(name) or await self._restored(name)
         if stream is None:
             raise self._missing(name)
         return stream
 
     async def _restored(self, name: str) -> Stream | None:
-        """Returns the stream as a snapshot left it, if there is one.
+        """Restores the stream as a snapshot left it, if there is one.
 
         Of a replica that died, or of a server before this one.
         """
@@ -348,7 +348,7 @@ async def _drained(stream: Stream) -> None:
 
 
 def _again(stream: Stream, frame: Frame) -> Reply:
-    """Returns the answer to a frame that was taken before: the same once more if it is the newest. Raises Refused."""
+    """Answers a frame that was taken before: with the same once more if it is the newest. Raises Refused."""
     if stream.repeat is not None and stream.repeat["frame"] == frame.number:
         return {**stream.repeat, "repeated": True}
     message = f"Frame {frame.number} was taken before; {stream.next} is next."

@@ -97,11 +97,11 @@ class Stream:
         return [*([self.due] if self.due else []), *self.queue]
 
     def about(self) -> Reply:
-        """Returns what labels every answer."""
+        """What labels every answer."""
         return {"epoch": self.epoch, "started": self.started, "restart": self.restart}
 
     def label(self) -> Reply:
-        """Returns what the state in the slot is of."""
+        """What the state in the slot is of."""
         return self.about() | {"frame": self.done, "steps": self.steps, "answer": self.repeat}
 
     def begin_again(self, why: str) -> None:
@@ -124,11 +124,11 @@ class Stream:
 
 
 def new_epoch() -> str:
-    """Returns a name that was never used before."""
+    """Makes a name that was never used before."""
     return secrets.token_hex(8)
 
 
 def shard_of(stream: str, count: int) -> int:
-    """Returns the shard of a stream. With another count of shards as few streams as can be have another one."""
+    """Chooses the shard of a stream. With another count of shards as few streams as can be have another one."""
     weights = [hashlib.blake2b(f"{index}/{stream}".encode(), digest_size=8).digest() for index in range(count)]
     return weights.index(max(weights))

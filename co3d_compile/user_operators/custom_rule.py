@@ -79,7 +79,7 @@ class CustomRule(Rule):
         return kernel if place is not None and place.alone and place.dim == dim else None
 
     def geometry(self, node: Node) -> tuple[Kernel, int]:
-        """Returns the kernel and the dim it slides over, whether that is time or not."""
+        """The kernel and the dim it slides over, whether that is time or not."""
         x = operand(node)
         dim = of_call(self.dim, node) % len(shape_of(x))
         kernel, old, new = of_call(self.slide, node), shape_of(x)[dim], shape_of(node)[dim]
@@ -121,7 +121,7 @@ class CustomRule(Rule):
         return results
 
     def _on_entries(self, node: Node) -> Compute:
-        """Returns what computes one entry of the output from what :meth:`_operands` gives."""
+        """Makes what computes one entry of the output from what :meth:`_operands` gives."""
         call = self.decomposition or target_of(node)
         layout = known(node)
         if self.pointwise:
@@ -143,7 +143,7 @@ class CustomRule(Rule):
         call: Callable[..., T],
         plain: Callable[[Node], T],
     ) -> Call:
-        """Returns the arguments for entry ``o`` of the output; a sliding operand's are those at the indices ``at``."""
+        """Writes the arguments for entry ``o`` of the output; a sliding operand's are those at the indices ``at``."""
         kernel, own = self.kernel(node), known(node).time
 
         def operand(n: Node) -> Entries | T:
@@ -172,7 +172,7 @@ class CustomRule(Rule):
         return inline(node, low, compute, whole_operands(node, operand, low.plain))
 
     def _on_clip(self, node: Node) -> tuple[Compute, Callable[[Node], Entries | None]]:
-        """Returns what computes the whole output, and what it takes for an operand."""
+        """Makes what computes the whole output, and what it takes for an operand."""
         kernel, over = self.geometry(node) if self.slide is not None else (Kernel(), None)
         layouts = {n: fact_of(n).layout for n in [*moving(node), node]}
         times = {n: lay.time for n, lay in layouts.items() if lay is not None}
@@ -235,11 +235,11 @@ class CustomRule(Rule):
         compare(node, found, wanted, kernel is None)
 
     def _on_clip_of(self, node: Node, real: dict[Node, Tensor]) -> tuple[Call, Tensor]:
-        """Returns the arguments for the whole output, and what the operator makes of them."""
+        """Writes the arguments for the whole output, and computes what the operator makes of them."""
         return whole_operands(node, self._on_clip(node)[1], real.__getitem__), called(node, real)
 
     def _at_one_entry(self, node: Node, real: dict[Node, Tensor], kernel: Kernel) -> tuple[Call, Tensor] | None:
-        """Returns the arguments for one entry far from the ends, and that entry.
+        """Writes the arguments for one entry far from the ends, and says which that is.
 
         None where padding reaches every entry.
         """
@@ -262,7 +262,7 @@ class CustomRule(Rule):
 def whole_operands(
     node: Node, operand: Callable[[Node], Entries | None], value: Callable[[Node], Node | Tensor]
 ) -> Call:
-    """Returns the arguments for the whole output: operands with their time, and what is said of each by ``operand``."""
+    """Writes the arguments for the whole output: operands with their time, and what is said of each by ``operand``."""
 
     def new(n: Node) -> Entries | Node | Tensor:
         entries = operand(n)
@@ -277,7 +277,7 @@ def called(node: Node, real: dict[Node, Tensor]) -> Tensor:
 
 
 def target_of(node: Node) -> Function:
-    """Returns the operator of a node, to be called."""
+    """The operator of a node, to be called."""
     assert callable(node.target)
     return node.target
 
@@ -300,7 +300,7 @@ def compare(node: Node, found: Tensor, wanted: Tensor, whole: bool) -> None:
 
 
 def of_call(value: Any, node: Node) -> Any:
-    """Returns an argument of :func:`rule`, or what it is for this call of the operator."""
+    """Reads an argument of :func:`rule`, or what it is for this call of the operator."""
     if not callable(value):
         return value
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

@@ -110,7 +110,7 @@ class Bisect:
     # --- which values are which operator's
 
     def _matched(self) -> list[Row]:
-        """Returns the rows of the file's report, checked against the model.
+        """The rows of the file's report, checked against the model.
 
         Raises:
             NoMatch: They are not of this model.
@@ -134,7 +134,7 @@ class Bisect:
         return rows
 
     def _stored(self) -> list[Row]:
-        """Returns the operators as the file's report has them, or as compiling the model again gives them."""
+        """The operators as the file's report has them, or as compiling the model again gives them."""
         stored = {p.key: p.value for p in self.inner.model.metadata_props}
         rows: list[Row] = stored_report(stored[REPORT_KEY]).get("table", []) if REPORT_KEY in stored else []
         if rows and all(_is_row(row, at) for at, row in enumerate(rows)):
@@ -149,7 +149,7 @@ class Bisect:
         return as_rows(twin.program.notes.survey)
 
     def _known(self) -> list[int]:
-        """Returns the operators whose results are in the file."""
+        """The operators whose results are in the file."""
         return [at for at, row in enumerate(self.rows) if self._is_known(at) and row["kind"] != "input"]
 
     def _is_known(self, at: int) -> bool:
@@ -159,7 +159,7 @@ class Bisect:
         return row["kind"] == "input" or (there and at not in self.unlike)
 
     def _before(self, at: int) -> tuple[list[int], list[int]]:
-        """Returns the nearest known values that an operator reads, inputs too, and what is not known on the way."""
+        """Finds the nearest known values that an operator reads, inputs too, and what is not known on the way."""
         reached = sorted(self._reached(at, lambda i: not self._is_known(i)))
         return [i for i in reached if self._is_known(i)], [i for i in reached if not self._is_known(i)]
 
@@ -167,7 +167,7 @@ class Bisect:
         return self._reached(at, lambda i: True)
 
     def _reached(self, at: int, beyond: Callable[[int], bool]) -> set[int]:
-        """Returns what an operator reads, and what that reads in turn where ``beyond`` says so."""
+        """Lists what an operator reads, and what that reads in turn where ``beyond`` says so."""
         return set(reached(self.rows[at]["inputs"], lambda i: self.rows[i]["inputs"] if beyond(i) else []))
 
     # --- the search
@@ -186,7 +186,7 @@ class Bisect:
             progress(len(self.errors), len(self.errors) + len(suspects))
 
     def _suspects(self, worst: int | None) -> list[int]:
-        """Returns the operators that may differ before the first that is known to, and have not been looked at."""
+        """Lists the operators that may differ before the first that is known to, and have not been looked at."""
         known = set(self._known())
         within = known if worst is None else self._ancestors(worst) & known
         compared = within & set(self.errors)
@@ -228,7 +228,7 @@ class Bisect:
         return reference.values(clip, self.segment.front, self.segment.inside, indices)
 
     def _indices(self, reference: Reference, output: int, at: int, entry: int) -> Iterable[ResultIndex]:
-        """Returns what one entry of an operator's result is at each step."""
+        """Computes what one entry of an operator's result is at each step."""
         row, plan = self.rows[at], reference.plans[output]
         back = row["entries"] - 1 - entry
         if plan.sort in ("stream", "entries") and self.pulse / plan.claim.rate != row["entries"]:
@@ -311,12 +311,12 @@ def _is_row(row: Json, at: int) -> bool:
 
 
 def _nodes(model: onnx.ModelProto) -> list[tuple[str, ...]]:
-    """Returns what the operators of a file are, and how they are joined."""
+    """Reads what the operators of a file are, and how they are joined."""
     return [(n.op_type, n.name, *n.input, "", *n.output) for n in model.graph.node]
 
 
 def _distance(actual: Array, candidates: Sequence[Tensor]) -> float | None:
-    """Returns the largest absolute difference from the nearest candidate; None where shapes do not fit."""
+    """Measures the largest absolute difference from the nearest candidate; None where shapes do not fit."""
     found = []
     for candidate in candidates:
         pair = _alike(actual, candidate.numpy())
@@ -327,7 +327,7 @@ def _distance(actual: Array, candidates: Sequence[Tensor]) -> float | None:
 
 
 def _alike(actual: Array, expected: Array) -> tuple[Array, Array] | None:
-    """Returns both in one shape, dims of one aside; None if they are of others.
+    """Gives both one shape, dims of one aside; None if they are of others.
 
     A file's value may have zeros beyond the channels, or lack up to three, which are apart (passes/block_channels.py):
     what both have is compared.

@@ -110,7 +110,7 @@ class LongClip(Interpreter):
         return value
 
     def _region(self, n: Node) -> Value:
-        """Returns what is local in time, as the network computes it on all of the long clip."""
+        """Computes what is local in time as the network does, on all of the long clip."""
         part = self.regions[n.name]
         result = part.run([self._read[name] for name in part.inputs])
         return self._seen(n, Stream(result, self._claim(n)))
@@ -140,7 +140,7 @@ class LongClip(Interpreter):
         return self._seen(n, value)
 
     def _arguments(self, n: Node) -> tuple[Arguments, Named]:
-        """Returns what an operator is given: of a stream of which it reads the first entry for ever, that entry."""
+        """Finds what an operator is given: of a stream of which it reads the first entry for ever, that entry."""
 
         def given(a: Node) -> Value:
             return self._firsts[a.name] if is_kept(a, n, self.claims) else self.env[a]
@@ -148,7 +148,7 @@ class LongClip(Interpreter):
         return map_arg(n.args, given), map_arg(n.kwargs, given)
 
     def _captured_again(self, n: Node) -> Value:
-        """Returns what an operator of the stream gives that has its indices for one clip; None where it is not known.
+        """Computes an operator of the stream that has its indices for one clip; None where the result is not known.
 
         It has those of the long clip where the network is captured on all of it.
         """
@@ -220,14 +220,14 @@ class LongClip(Interpreter):
         return self._streams(n, result, constant)
 
     def _streams(self, n: Node, result: Value, constant: Value = None) -> Value:
-        """Returns the results of an operator on all of the long clip."""
+        """Computes the results of an operator on all of the long clip."""
         if isinstance(result, (tuple, list)):
             items = self._items(n)
             return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
         return Stream(result, self._claim(n), constant)
 
     def _items(self, n: Node) -> dict[int, Claim]:
-        """Returns what the compiler says of the outputs of an operator that has several, by their number."""
+        """What the compiler says of the outputs of an operator that has several, by their number."""
         return {whole(u, 1): self._claim(u) for u in n.users}
 
     def _constant(self, n: Node, kwargs: Named) -> Value:
@@ -243,7 +243,7 @@ class LongClip(Interpreter):
         return _on_clip(n, map_arg(n.args, given), kwargs)
 
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
-        """Returns the sequence, and the last state after every position: the frames from the first on."""
+        """Computes the sequence, and the last state after every position: the frames from the first on."""
         x = self._claim(operand(n))
         items = self._items(n)
         sequence, *last = call(n, args, kwargs)
@@ -311,7 +311,7 @@ class LongClip(Interpreter):
         return Stream(torch.cat(list(results), place.dim), claim)
 
     def _per_entry(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        """Returns what follows a gate, entry by entry, until it meets the stream again."""
+        """Computes what follows a gate, entry by entry, until it meets the stream again."""
         leaves = pytree.tree_leaves((args, kwargs))
         streams = [v for v in leaves if isinstance(v, Stream)]
         totals = [len(v.values) for v in leaves if isinstance(v, Entries)]

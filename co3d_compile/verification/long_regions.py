@@ -34,7 +34,7 @@ class LongRegion:
     inputs: tuple[str, ...]
 
     def run(self, given: Sequence[Stream]) -> Tensor:
-        """Returns its result, NaN where it depends on entries that nobody has seen (NaN).
+        """Computes its result, NaN where it depends on entries that nobody has seen (NaN).
 
         Zero times NaN is NaN, though nothing depends on it: other numbers are drawn for such entries, twice.
         """
@@ -74,7 +74,7 @@ class LongRegions:
         self.inside = frozenset(n.name for n in _inside(regions, nodes))
 
     def at(self, shapes: Sequence[Sequence[int]], double: bool) -> dict[str, LongRegion]:
-        """Returns the regions on clips of these shapes, by the names of their results.
+        """Finds the regions on clips of these shapes, by the names of their results.
 
         Raises:
             NoReference: The network cannot be captured so.
@@ -82,7 +82,7 @@ class LongRegions:
         return {spec.result: self.part(shapes, double, spec.result, spec.inputs) for spec in self.regions}
 
     def part(self, shapes: Sequence[Sequence[int]], double: bool, result: str, inputs: tuple[str, ...]) -> LongRegion:
-        """Returns what computes a node from others on clips of these shapes.
+        """Finds what computes a node from others on clips of these shapes.
 
         Raises:
             NoReference: The network cannot be captured so.
@@ -130,14 +130,14 @@ class LongRegions:
 
 
 def _unseen(v: Stream) -> Tensor:
-    """Returns the indices of entries that are NaN everywhere."""
+    """Finds the indices of entries that are NaN everywhere."""
     if v.claim.place is None or not v.claim.place.alone or not v.value.is_floating_point():
         return torch.tensor([], dtype=torch.long)
     return v.value.movedim(v.claim.place.dim, 0).flatten(1).isnan().all(1).nonzero().flatten()
 
 
 def _drawn(v: Stream, draws: torch.Generator) -> Tensor:
-    """Returns a tensor with random numbers in the entries that nobody has seen."""
+    """Puts random numbers into the entries that nobody has seen."""
     unseen, place = _unseen(v), v.claim.place
     if not len(unseen) or place is None:
         return v.value
@@ -151,7 +151,7 @@ def not_captured(_: str, __: tuple[str, ...]) -> LongRegion:
 
 
 def _inside(regions: Sequence[LocalRegion], nodes: dict[str, Node]) -> set[Node]:
-    """Returns the nodes of the captured graph between the inputs of regions and their results, which no others read."""
+    """Finds the nodes of the captured graph between the inputs of regions and their results, which no others read."""
     results = {nodes[part.result] for part in regions}
     ends = results | {nodes[name] for part in regions for name in part.inputs}
     between = set().union(*(_between(part, nodes) for part in regions)) - ends
@@ -163,7 +163,7 @@ def _inside(regions: Sequence[LocalRegion], nodes: dict[str, Node]) -> set[Node]
 
 
 def _between(part: LocalRegion, nodes: dict[str, Node]) -> set[Node]:
-    """Returns the operators that the result of a region is computed by."""
+    """Finds the operators that the result of a region is computed by."""
     inputs = {nodes[name] for name in part.inputs}
     found = reached(operands(nodes[part.result]), lambda n: [] if n in inputs else operands(n))
     return {n for n in found if n.op == "call_function"}

@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 
 def read_clip_model(program: Model | OnnxSource, example_inputs: Example) -> tuple[Model, Example, tuple[str, ...]]:
-    """Returns the network to compare with; where it was read from ONNX, beside that file first, which a note says."""
+    """Reads the network to compare with; one read from ONNX is run beside that file first, which a note says."""
     if is_onnx(program):
         clip = read_onnx(program, [tuple(t.shape) for t in example_inputs or ()])
         program, example_inputs = clip.module, example_inputs or clip.example_inputs
@@ -72,7 +72,7 @@ def check_reading(module: OnnxModule, source: str | os.PathLike[str] | ir.Model,
 
 
 def _compared(module: OnnxModule, session: Any, shapes: list[torch.Size]) -> tuple[float, list[NDArray[np.generic]]]:
-    """Returns how far what was read is from a file on some clips, and the last one of these."""
+    """Measures how far what was read is from a file on some clips; also gives the last one of these."""
     generator = torch.Generator().manual_seed(1)
     read, expected = [], []
     for _ in range(CLIPS):
@@ -103,12 +103,12 @@ def _session(source: Any) -> Any:
 
 
 def _clips(results: Sequence[Any]) -> NDArray[np.generic]:
-    """Returns what several clips give, as one array."""
+    """Joins what several clips give to one array."""
     return np.stack([np.asarray(r) for r in results])
 
 
 def _run(session: Any, clip: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-    """Returns what the file gives for a clip.
+    """Computes what the file gives for a clip.
 
     Raises:
         VerificationError: ONNX Runtime cannot run it.
@@ -139,7 +139,7 @@ def _random(
 
 
 def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
-    """Returns the largest difference in standard deviations, of all that is expected or of parts that hardly vary."""
+    """Measures the largest difference in standard deviations, of all that is expected or of parts that hardly vary."""
     if a.shape != b.shape:
         return float("inf")
     expected = b.astype(np.float64)
@@ -149,7 +149,7 @@ def _distance(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 
 
 def _first_difference(module: OnnxModule, clip: list[NDArray[np.generic]]) -> str:
-    """Returns the first node whose output differs, if each node's output can be asked for."""
+    """Finds the first node whose output differs, if each node's output can be asked for."""
     model = ir.from_proto(ir.to_proto(module.onnx_model))
     values = [v for node in model.graph for v in node.outputs if v.name]
     graph_outputs = list(model.graph.outputs)

@@ -114,7 +114,7 @@ def verify(
 def _clip_model(
     program: Model | OnnxSource, example_inputs: Example, example_kwargs: Mapping[str, Any]
 ) -> tuple[Model, Example, tuple[str, ...]]:
-    """Returns the network to compare with, the arguments of one clip, and notes on how it was read."""
+    """Reads the network to compare with, the arguments of one clip, and notes on how it was read."""
     model, example, reading = read_clip_model(program, example_inputs)
     if example_kwargs and not isinstance(model, ExportedProgram):
         model, example = by_keyword(model, example or (), example_kwargs), None
@@ -122,7 +122,7 @@ def _clip_model(
 
 
 def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[Frames]:
-    """Returns the frames of each step: those given, or random ones."""
+    """Makes the frames of each step: those given, or random ones."""
     reference, pulse = check.reference, check.timeline.pulse
     return random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
 
@@ -149,7 +149,7 @@ def _bisect(path: str, check: _Check, program: Model, example: Example) -> Bisec
 
 
 def same_options(info: Contract) -> dict[str, Any]:
-    """Returns the options by which a file can be compiled again, with its window or another one."""
+    """Reads the options by which a file can be compiled again, with its window or another one."""
     options = {name: info.options[name] for name in AGAIN if name in info.options}
     return {"time_dim": [spec.time_dim for spec in info.inputs], "boundary": info.boundary, **options}
 
@@ -236,7 +236,7 @@ class _Check:
     def _without_rounding(
         self, segment: Segment, indices: list[ResultIndex], expected: Expected, found: LargestError
     ) -> LargestError:
-        """Returns the errors beside a reference in float64.
+        """Measures the errors beside a reference in float64.
 
         In float32 the untouched model has errors of its own; some networks amplify rounding a thousand times. Where
         those reach the tolerance a compiled model may be four times as far from float64: equally precise orders of
@@ -256,7 +256,7 @@ class _Check:
         return found
 
     def _index(self, output: int, step: int) -> ResultIndex | None:
-        """Returns which entries, or which clip, a result is by the index equations."""
+        """Says which entries, or which clip, a result is by the index equations."""
         spec, plan = self.info.outputs[output], self.reference.plans[output]
         timed = plan.timed(spec.has_time)
         count = spec.entries_per_step if timed else 1
@@ -326,19 +326,19 @@ class _Check:
         return self.replaced.reason, False
 
     def _depends_on_start(self) -> int | None:
-        """Returns the last step of the first segment that depends on the states at the start."""
+        """The last step of the first segment that depends on the states at the start."""
         segment = self.first_segment
         assert segment is not None
         return self.streamed.depends_on_start(segment, map(partial(self._frames, segment), range(segment.steps.stop)))
 
     def _frames(self, segment: Segment, step: int) -> Frames:
-        """Returns the frames that a step took."""
+        """The frames that a step took."""
         frames = self.reference.cut(segment.clip, segment.front + step * self.timeline.pulse, self.timeline.pulse)
         pairs = zip(self.reference.inputs, frames, strict=True)
         return [rows_of(x[step - segment.base]) if i.boxes is not None else x for i, x in pairs]
 
     def result(self) -> Verification:
-        """Returns what was found."""
+        """Writes down what was found."""
         first, last = (self.memory[0], self.memory[-1]) if len(self.memory) > 1 else (None, None)
         return Verification(
             passed=not self.reason,
@@ -364,7 +364,7 @@ class _Check:
 
 
 def _options(info: Contract) -> Options:
-    """Returns the options that decide what is computed, as the file has them."""
+    """Reads the options that decide what is computed, as the file has them."""
     said = info.options
     dims = [i.time_dim for i in info.inputs]
     return Options(
