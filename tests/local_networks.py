@@ -175,6 +175,19 @@ class SlidingChunks(Part):
         return (scores.softmax(-1) @ v).reshape(n, t, c).transpose(1, 2)
 
 
+class CutChunks(Part):
+    """Attention in blocks of four frames to those in two before, cut out one by one in Python."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees its block and 2 before it."""
+        n, c, t = x.shape
+        q, k, v = (f(x.transpose(1, 2)) for f in (self.q, self.k, self.v))
+        k, v = (F.pad(y, (0, 0, 2, 0)) for y in (k, v))
+        k = torch.stack([k[:, 4 * i : 4 * i + 6] for i in range(t // 4)], 1)
+        v = torch.cat([v[:, 4 * i : 4 * i + 6] for i in range(t // 4)], 1).unflatten(1, (-1, 6))
+        return ((q.unflatten(1, (-1, 4)) @ k.transpose(2, 3)).softmax(-1) @ v).reshape(n, t, c).transpose(1, 2)
+
+
 class EveryOther(Part):
     """Entries that are changed in place, every second one."""
 
@@ -299,6 +312,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "histogram": (Histogram, [(0, 0, 1)]),
     "histogram by a quotient": (lambda: Histogram(lambda pixels: pixels // 32), [(0, 0, 1)]),
     "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
+    "chunks cut one by one": (CutChunks, []),
     "every other entry": (EveryOther, []),  # slices that are written have a rule
     "every fourth written over": (FourthOver, [(0, 0, 4)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),
