@@ -188,6 +188,23 @@ class CutChunks(Part):
         return ((q.unflatten(1, (-1, 4)) @ k.transpose(2, 3)).softmax(-1) @ v).reshape(n, t, c).transpose(1, 2)
 
 
+class BlocksInTheBatch(Part):
+    """Attention of blocks, which are rows of the batch, to what is around them, as ASFormer has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees its block of 4 and 2 on both sides; there is a mask for what lies outside of the clip."""
+        n, c, t = x.shape
+        q, k, v = (f(x.transpose(1, 2)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        k, v, there = (F.pad(y, (2, 2)) for y in (k, v, torch.ones(n, 1, t)))
+        k, v, there = (
+            torch.stack([y[:, :, 4 * i : 4 * i + 8] for i in range(t // 4)], 1).flatten(0, 1) for y in (k, v, there)
+        )
+        q = q.reshape(n, c, t // 4, 4).permute(0, 2, 1, 3).reshape(-1, c, 4)
+        seen = (q.transpose(1, 2) @ k + torch.log(there + 1e-6)).softmax(-1) * there
+        y = (v @ seen.transpose(1, 2)).reshape(n, t // 4, c, 4)
+        return y.permute(0, 2, 1, 3).reshape(n, c, t)
+
+
 class EveryOther(Part):
     """Entries that are changed in place, every second one."""
 
@@ -312,7 +329,8 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "histogram": (Histogram, [(0, 0, 1)]),
     "histogram by a quotient": (lambda: Histogram(lambda pixels: pixels // 32), [(0, 0, 1)]),
     "chunks beside each other": (SlidingChunks, [(2, 2, 1)]),
-    "chunks cut one by one": (CutChunks, []),
+    "chunks cut one by one": (CutChunks, []),  # operators that have a rule
+    "blocks in the batch": (BlocksInTheBatch, [(1, 1, 1)]),  # of blocks
     "every other entry": (EveryOther, []),  # slices that are written have a rule
     "every fourth written over": (FourthOver, [(0, 0, 4)]),
     "blocks by a mask": (MaskedBlocks, [(0, 0, 4)]),

@@ -65,7 +65,8 @@ def _unfold(program: Program, node: Node) -> None:
     order = [d if d != dim else rank_of(x) for d in range(rank_of(x))]
     order.insert(joined, dim)
     apart = insert(program, node, aten.permute.default, windows, order)
-    replace(node, apart if made else insert(program, node, aten.reshape.default, apart, [*shape_of(node)]))
+    copied = insert(program, node, aten.clone.default, apart, memory_format=torch.contiguous_format)  # views follow it
+    replace(node, copied if made else insert(program, node, aten.reshape.default, copied, [*shape_of(node)]))
 
 
 def _shorten(program: Program, node: Node) -> None:

@@ -259,7 +259,7 @@ class _Search:
         """Says whether a region begins before a stream.
 
         It does where the stream only moves its numbers, is a crop or a pad of ``entries``, as many as the result has,
-        or has time folded into another dim.
+        or has time folded into another dim. What has weights there is too much to be computed again for each entry.
         """
         if node.op == "placeholder":
             return False
@@ -268,7 +268,7 @@ class _Search:
         place = fact.layout.time if fact.layout is not None else None
         alone = fact.layout is not None and place is not None and place.alone and fact.layout.shape == shape_of(node)
         plain = name_of(node) in MOVES or is_pointwise(node)
-        if not alone and not plain:
+        if not alone and not plain and any(x.op == "get_attr" for x in node.all_input_nodes):
             raise NotResizable("time is folded into another dim of what it reads")
         return not alone or (plain and place is not None and place.size != entries)
 
