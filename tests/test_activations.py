@@ -35,7 +35,13 @@ ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "exponentials": lambda x: x.clamp(-3, 3).exp() + (x.abs() + 1).log() - x.neg(),
     "whole numbers": lambda x: x.floor() + 2 * x.ceil() + 4 * x.round() + 8 * x.sign(),
     "powers": lambda x: x**3 + x.abs() ** 1.5,
+    "logarithms": lambda x: x.abs().log1p() + (x.abs() + 1).log2() + (x.abs() + 1).log10() + x.clamp(max=1).expm1(),
+    "squares": lambda x: torch.exp2(x.clamp(-2, 2)) + x.square() + F.celu(x, 0.7),
+    "angles": lambda x: torch.acos(x.tanh()) + torch.asin(x.tanh()) + torch.acosh(x.abs() + 1) + torch.asinh(x),
+    "hyperbolic": lambda x: torch.atanh(0.9 * x.tanh()) + x.tanh().cosh() + x.tanh().sinh() + x.tanh().tan(),
     "less": lambda x: 3 - x * 2,
+    "lengths": lambda x: torch.hypot(x, x + 1) + torch.copysign(x + 2, x),
+    "distances to a table": lambda x: torch.cdist(x.mT, torch.eye(x.shape[1])).mT,
 }
 TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "the larger": torch.maximum,
@@ -49,15 +55,13 @@ TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "filled in": lambda x, y: x.masked_fill(y > 0, -2.0),
 }
 ELSEWHERE: dict[str, Callable[[Tensor], Tensor]] = {
-    "celu": lambda x: F.celu(x, 0.7),
     "softplus of another slope": lambda x: F.softplus(x, beta=2.0, threshold=4.0),
     "logsigmoid": F.logsigmoid,
     "softshrink": F.softshrink,
     "hardshrink": F.hardshrink,
     "threshold": lambda x: F.threshold(x, 0.3, -1.0),
-    "logarithms": lambda x: x.abs().log1p() + (x.abs() + 1).log2() + x.clamp(max=1).expm1(),
     "remainders": lambda x: torch.remainder(x, 0.7) + torch.fmod(x, 0.9) + torch.div(x, 0.4, rounding_mode="floor"),
-    "powers": lambda x: 2.0 ** x.clamp(-2, 2) + x.square(),
+    "powers": lambda x: 2.0 ** x.clamp(-2, 2),
     "between": lambda x: torch.lerp(x, x.flip(1), 0.3) + ((x > 1) ^ (x.flip(1) < -1)),
     "arc": lambda x: torch.atan2(x, x.flip(1).abs() + 0.5) + x.trunc(),
 }

@@ -160,9 +160,28 @@ def unpooled(x: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
     return picture.scatter(-1, indices.flatten(-2), x.flatten(-2)).unflatten(-1, list(size))
 
 
+def distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Computes ``cdist`` from the differences of all pairs of rows. ONNX has no operator for it."""
+    apart = a.unsqueeze(-2) - b.unsqueeze(-3)
+    return torch.linalg.vector_norm(apart, p, -1)
+
+
+def hypotenuse(a: Tensor, b: Tensor) -> Tensor:
+    """Computes ``hypot``, which ONNX has not."""
+    return (a * a + b * b).sqrt()
+
+
+def with_sign(a: Tensor, b: Tensor) -> Tensor:
+    """Computes ``copysign``, which ONNX has not; zeros have no sign here."""
+    return torch.where(b < 0, -a.abs(), a.abs())
+
+
 OURS: dict[Any, Any] = {
     aten._convolution.default: convolution,
     aten.stack.default: stacked,
+    aten._cdist_forward.default: distances,
+    aten.hypot.default: hypotenuse,
+    aten.copysign.Tensor: with_sign,
     aten.bilinear.default: bilinear,
     aten.as_strided.default: strided,
     aten.copy.default: copied,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import onnx_ir as ir
 import torch
 from torch.fx import Node
@@ -34,12 +36,27 @@ TABLE.update(
         aten.round.default: declared("Round"),
         aten.sign.default: declared("Sign"),
         aten.atan.default: declared("Atan"),
+        aten.acos.default: declared("Acos"),
+        aten.acosh.default: declared("Acosh"),
+        aten.asin.default: declared("Asin"),
+        aten.asinh.default: declared("Asinh"),
+        aten.atanh.default: declared("Atanh"),
+        aten.cosh.default: declared("Cosh"),
+        aten.sinh.default: declared("Sinh"),
+        aten.tan.default: declared("Tan"),
         aten.isnan.default: declared("IsNaN"),
         aten.selu.default: declared("Selu"),
         aten.gelu.default: declared("Gelu", approximate="approximate"),
         aten.hardsigmoid.default: declared("HardSigmoid", alpha=1 / 6, beta=0.5),
         aten.leaky_relu.default: declared("LeakyRelu", alpha="negative_slope"),
         aten.elu.default: declared("Elu", alpha="alpha", only={"scale": 1, "input_scale": 1}),
+        aten.celu.default: declared("Celu", alpha="alpha"),
+        aten.log10.default: lambda e, node: e.op("Div", e.op("Log", operand(node)), e.scalar(log(10), node)),
+        aten.log2.default: lambda e, node: e.op("Div", e.op("Log", operand(node)), e.scalar(log(2), node)),
+        aten.log1p.default: lambda e, node: e.op("Log", e.op("Add", operand(node), e.scalar(1, node))),
+        aten.exp2.default: lambda e, node: e.op("Pow", e.scalar(2, node), operand(node)),
+        aten.expm1.default: lambda e, node: e.op("Sub", e.op("Exp", operand(node)), e.scalar(1, node)),
+        aten.square.default: lambda e, node: e.op("Mul", operand(node), operand(node)),
         aten.rsqrt.default: lambda e, node: e.op("Reciprocal", e.op("Sqrt", operand(node))),
         aten.silu.default: lambda e, node: e.op("Mul", operand(node), e.op("Sigmoid", operand(node))),
         aten.rsub.Scalar: lambda e, node: e.op("Sub", e.scalar(node.args[1], node), operand(node)),
