@@ -136,7 +136,7 @@ def regroup(program: Program, regrouped: frozenset[Regrouping]) -> None:
 
 
 def _regrouped(program: Program, x: Node, k: int) -> tuple[Any, ...]:
-    """Returns the marker of one regrouping, and its arguments."""
+    """The marker of one regrouping, and its arguments."""
     if k == KEPT:
         selected = x.target is aten.select.int
         return kept, operand(x), Arguments(x).dim(operand(x)), selected, program.names_of(x)

@@ -51,7 +51,7 @@ def _join(left: dict[_Place, dict[_Place, float]], a: _Place, b: _Place, cost: f
 def _path(
     left: Mapping[_Place, Mapping[_Place, float]], starts: Iterable[_Place], goals: set[_Place]
 ) -> tuple[list[_Place] | None, set[_Place]]:
-    """Returns a shortest path along which more may flow, and all places that can be reached."""
+    """Finds a shortest path along which more may flow, and all places that can be reached."""
     came: dict[_Place, _Place | None] = dict.fromkeys(starts)
     queue = deque(came)
     while queue:

@@ -65,7 +65,7 @@ class DelayBudget:
             raise late_error(self.budget, least, self.model.waiting(late, facts))
 
     def _given_back(self, left: dict[Node, int]) -> dict[Node, int]:
-        """Returns the kernels with as much of their future given back as leaves the network in time."""
+        """Gives the kernels back as much of their future as leaves the network in time."""
 
         def in_time(node: Node, future: int) -> bool:
             return not self._late(self._facts({**left, node: future}))

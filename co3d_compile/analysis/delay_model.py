@@ -67,7 +67,7 @@ class DelayModel:
         return replace(own, delay=moved.delay, copies=moved.copies, end=moved.end)
 
     def _operands(self, node: Node) -> list[Node]:
-        """Returns what a streaming operator waits for."""
+        """Lists what a streaming operator waits for."""
         rule, streams = rule_of(node), [n for n in node.all_input_nodes if is_stream(n)]
         if not streams:
             return []
@@ -91,7 +91,7 @@ class DelayModel:
         return frames_late(*min(newest, default=(0, Fraction(1))))
 
     def _windowed(self, output: Node) -> list[Node]:
-        """Returns the streams that a result on windows comes from."""
+        """Lists the streams that a result on windows comes from."""
         return [n for n in reached([output], lambda n: [] if is_stream(n) else operands(n)) if is_stream(n)]
 
     def critical(self, outputs: Iterable[Node], facts: Facts) -> dict[Node, list[Node]]:

@@ -62,7 +62,7 @@ def forgets_entry(program: Program, pools: Collection[Node], meeting: Node) -> b
 
 
 def _way(meeting: Node, stops: Collection[Node]) -> tuple[list[Node], set[Node]]:
-    """Returns the operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
+    """Finds the operators between a meeting and what each entry comes from, in the graph's order, and the latter."""
 
     def is_leaf(n: Node) -> bool:
         inner = n is meeting or is_window(n) or (n not in stops and _on_one_entry(n))
@@ -91,7 +91,7 @@ def _read(pools: Collection[Node], leaves: set[Node]) -> set[Node]:
 
 
 def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict[Node, Tensor]:
-    """Returns the value of each operator on the way, on clips all of whose entries are those given."""
+    """Computes each operator on the way, on clips all of whose entries are those given."""
     read = {n for node in way for n in operands(node)}
     values = {n: _constant(program, n) for n in read if n.op == "get_attr"}
     values |= {n: _repeated(n, entry) for n, entry in entries.items()}
@@ -101,7 +101,7 @@ def _run(program: Program, way: list[Node], entries: dict[Node, Tensor]) -> dict
 
 
 def _constant(program: Program, node: Node) -> Tensor:
-    """Returns a constant. A learned zero lets nothing through yet: what it may let through counts."""
+    """Reads a constant. A learned zero lets nothing through yet: what it may let through counts."""
     value, known = program.constant(node), constant_of(node)
     return torch.full_like(value, LITTLE) if known.fill == 0 and not known.filling else value
 
@@ -117,13 +117,13 @@ def _differs(old: dict[Node, Tensor], new: dict[Node, Tensor], node: Node, least
 
 
 def _largest(x: Tensor) -> float:
-    """Returns the largest absolute value: many times faster by two extremes than by ``abs().max()``."""
+    """Finds the largest absolute value: many times faster by two extremes than by ``abs().max()``."""
     least, most = torch.aminmax(x)
     return max(-float(least), float(most))
 
 
 def _moved(entry: Tensor, random: torch.Generator) -> Tensor:
-    """Returns an entry near another one; numbers that are no floats stay."""
+    """Makes an entry near another one; numbers that are no floats stay."""
     if not entry.is_floating_point():
         return entry
     seed = int(torch.randint(2**10, (), generator=random))
@@ -131,12 +131,12 @@ def _moved(entry: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _exact(entry: Tensor) -> Tensor:
-    """Returns an entry in few bits, so that the mean over equal ones is one of them and not only close to it."""
+    """Rounds an entry to few bits, so that the mean over equal ones is one of them and not only close to it."""
     return (entry * 64).round() / 64
 
 
 def _entry(node: Node, random: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Returns a random entry of a stream: one number for each axis but time."""
+    """Draws a random entry of a stream: one number for each axis but time."""
     dtype = node.meta["val"].dtype
     shape = [1 if a.label == TIME else a.size for a in _axes(node)]
     if dtype.is_floating_point:
@@ -145,7 +145,7 @@ def _entry(node: Node, random: torch.Generator, scale: float = 1.0) -> Tensor:
 
 
 def _repeated(node: Node, entry: Tensor) -> Tensor:
-    """Returns a tensor in the shape of the clip whose entries over time are all this one."""
+    """Makes a tensor in the shape of the clip whose entries over time are all this one."""
     return entry.expand([a.size for a in _axes(node)]).reshape(node.meta["val"].shape).contiguous()
 
 

@@ -64,7 +64,7 @@ class FutureKernel:
         return Change(later=self.reach - left) if by == "shift" else Change(dropped=self.future(left))
 
     def through(self, x: Fact, change: Change) -> Fact:
-        """Returns the fact of the result: a pad in front, the kernel, and a crop of what a clip has too many of."""
+        """The fact of the result: a pad in front, the kernel, and a crop of what a clip has too many of."""
         kernel, layout = self.kernel, x.layout
         assert layout is not None
         front, back = kernel.p + change.later, kernel.p_end - change.later - change.dropped * kernel.d

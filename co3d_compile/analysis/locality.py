@@ -44,7 +44,7 @@ class Dependence:
         return self._per_row(torch.tensor(list(self.columns))[entries] - rows, rows)
 
     def all_distances(self) -> list[tuple[int, ...]]:
-        """Returns the distances as if all entries had been marked: the others depend as the one in the middle does."""
+        """The distances as if all entries had been marked: the others depend as the one in the middle does."""
         marked = sorted(self.columns)
         if len(marked) == self.rows:
             return self.distances()
@@ -96,7 +96,7 @@ def spread(module: GraphModule, inputs: list[Tensor], dims: Sequence[int], dim: 
 
 
 def _rows(tracker: Tracker, i: int, x: Tensor, over: int, entry: int, dim: int) -> Tensor:
-    """Returns which entries of the result depend on one entry of an input."""
+    """Finds which entries of the result depend on one entry of an input."""
     result = tracker.result
     mark = torch.zeros(x.shape, dtype=torch.bool)
     mark.select(over, entry).fill_(True)
@@ -113,7 +113,7 @@ def _numbers(shape: object) -> int:
 
 
 def _chosen(entries: int, size: int) -> list[int]:
-    """Returns the entries that are marked: all, or some at both ends and a run of them in the middle."""
+    """Chooses the entries that are marked: all, or some at both ends and a run of them in the middle."""
     if entries * size <= MANY:
         return list(range(entries))
     middle = entries // 2

@@ -42,7 +42,7 @@ def annotate_body(node: Node) -> None:
 
 
 def _rows(entries: Sequence[Node]) -> int:
-    """Returns the batch of the captured clip."""
+    """The batch of the captured clip."""
     places = [layout.batch for n in entries if (layout := fact_of(n).layout) is not None]
     return next((place.size for place in places if place is not None), 1)
 
@@ -63,7 +63,7 @@ def _timeless(layout: Layout | None) -> Layout | None:
 
 
 def _guess(shape: tuple[int, ...], rows: int) -> Layout:
-    """Returns the first dim that the batch goes into."""
+    """Finds the first dim that the batch goes into."""
     layout = Layout.plain(shape)
     dim = next((d for d, size in enumerate(shape) if size and size % rows == 0), None)
     if dim is None:

@@ -106,7 +106,7 @@ def with_costs(rows: list[Operator], clip: Costs, step: Costs, program: Program)
 
 
 def _owner(rows: list[Operator], path: str, *, remembers: bool) -> int | None:
-    """Returns the operator that a module's costs are shown at: one that remembers, or the first that computes."""
+    """Finds the operator that a module's costs are shown at: one that remembers, or the first that computes."""
     parts = [at for at, row in enumerate(rows) if row.operator != "input"]
     named = "" if path == "model" else path
     own = [at for at in parts if rows[at].module_path == named] or (parts[-1:] if path == "model" else [])

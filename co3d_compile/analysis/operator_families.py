@@ -70,7 +70,7 @@ def is_pointwise(node: Node) -> bool:
 
 
 def reduced_dims(node: Node, rank: int) -> list[int]:
-    """Returns the dims over which an operator computes."""
+    """Reads the dims over which an operator computes."""
     given, name = Arguments(node), name_of(node)
     if name in ("layer_norm", "native_layer_norm"):
         return list(range(rank - len(given.integers("normalized_shape")), rank))

@@ -44,7 +44,7 @@ def survey(program: Program) -> list[Operator]:
 
 
 def _origins(program: Program) -> dict[str, str]:
-    """Returns the captured node that each node has the value of; one that is still there is its own."""
+    """Finds the captured node that each node has the value of; one that is still there is its own."""
     places = program.places()
     found: dict[str, str] = {}
     for captured, name in places.items():
@@ -108,7 +108,7 @@ def _done(node: Node, fact: Fact) -> str:
 
 
 def _source(node: Node) -> tuple[Node, int | None]:
-    """Returns the operator behind the markers, and by how many of its entries it is delayed."""
+    """Finds the operator behind the markers, and by how many of its entries it is delayed."""
     *markers, source = chain(node, *MARKERS)
     if not is_stream(node) or not is_stream(source):
         return source, None
@@ -128,7 +128,7 @@ def _late(node: Node) -> int:
 
 
 def _extent(node: Node, fact: Fact, known: dict[Node, Any]) -> tuple[Fraction, Fraction] | None:
-    """Returns the frames that an entry reads, from the one at its own index on."""
+    """Counts the frames that an entry reads, from the one at its own index on."""
     if node.op == "placeholder":
         return Fraction(0), Fraction(0)
     parts = [known[n] for n in node.all_input_nodes if n in known]

@@ -117,7 +117,7 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
 
 
 def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependence:
-    """Returns what a state depends on that is handed on from turn to turn.
+    """Finds what a state depends on that is handed on from turn to turn.
 
     Of all turns, or of the last that it remembers.
     """
@@ -134,7 +134,7 @@ def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependen
 
 
 def _queue(node: Node, found: dict[Node, Dependence], places: dict[Node, Places], frames: int) -> Places:
-    """Returns the dependence of each row of a queue, oldest first."""
+    """Finds the dependence of each row of a queue, oldest first."""
     rows = operand(node)
     new = places[rows].each if rows in places else [found[rows]] * shape_of(rows)[1]
     backs = range(whole(node, 1), 0, -1)
@@ -142,7 +142,7 @@ def _queue(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]
 
 
 def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> Places:
-    """Returns the dependence of each place of a ``cat``."""
+    """Finds the dependence of each place of a ``cat``."""
     dim = Arguments(node).dim(node)
     parts = [
         places[x].each if x in places and places[x].dim == dim else [found[x]] * shape_of(x)[dim]
@@ -152,7 +152,7 @@ def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places
 
 
 def _moved(node: Node, places: Places) -> Places | Dependence | None:
-    """Returns the dependence of what is read from a tensor: of each of its places, or of the one that is selected.
+    """Finds the dependence of what is read from a tensor: of each of its places, or of the one that is selected.
 
     None where places no longer lie side by side in a dim.
     """

@@ -52,7 +52,7 @@ def note_repeated_frames(program: Program, entries: Mapping[Node, Hashable]) -> 
 
 
 def _frames_read(program: Program) -> dict[Node, frozenset[int]]:
-    """Returns the single frames that each node is computed from, counted from the first one of the clip."""
+    """Finds the single frames that each node is computed from, counted from the first one of the clip."""
     read: dict[Node, frozenset[int]] = {}
     for node in program.graph.nodes:
         fact = fact_of(node)
@@ -64,7 +64,7 @@ def _frames_read(program: Program) -> dict[Node, frozenset[int]]:
 
 
 def _kind(node: Node) -> Hashable:
-    """Returns what decides what is computed of one frame: the operator, its weights, shapes and numbers."""
+    """Describes what is computed of one frame: the operator, its weights, shapes and numbers."""
     leaves = pytree.tree_leaves((node.args, node.kwargs))
     return (node.target, *map(_leaf, leaves))
 

@@ -83,7 +83,7 @@ def _from_the_first(node: Node, known: dict[Node, bool]) -> bool:
 
 
 def _cone(ends: list[Node], known: dict[Node, bool]) -> list[Node]:
-    """Returns what some tensors are computed from, down to slices of streams; in the graph's order."""
+    """Finds what some tensors are computed from, down to slices of streams; in the graph's order."""
 
     def onward(n: Node) -> list[Node]:
         inner = moving(n)
@@ -116,7 +116,7 @@ def separate(program: Program, node: Node, start: list[Node]) -> frozenset[str]:
 
 
 def start_fact(node: Node, rule: Rule | None) -> Fact:
-    """Returns the fact of what is computed from the first entries of streams."""
+    """The fact of what is computed from the first entries of streams."""
     facts = [fact_of(x) for x in moving(node)]
     due = max(f.due if f.kind is Kind.START else _due(node, f) for f in facts)
     layout = window_layout(node, rule)

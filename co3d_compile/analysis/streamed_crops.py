@@ -35,7 +35,7 @@ def streamed_crops(program: Program) -> dict[str, StreamedCrop]:
 
 
 def _behind(node: Node) -> list[Node]:
-    """Returns the streams that a stream is computed from; of a pad by ``cat``, the padded one alone."""
+    """Lists the streams that a stream is computed from; of a pad by ``cat``, the padded one alone."""
     rule = rule_for(node.target) if node.op == "call_function" else None
     if isinstance(rule, Concatenation) and rule.kernel(node) is not None:
         return [rule.main(node)]
@@ -43,7 +43,7 @@ def _behind(node: Node) -> list[Node]:
 
 
 def _crop(node: Node, own: bool) -> StreamedCrop | None:
-    """Returns what it leaves out; ``own`` says whether it is written so, and not as a list of indices."""
+    """Finds what it leaves out; ``own`` says whether it is written so, and not as a list of indices."""
     part = part_taken(node)
     if part is None:
         return None

@@ -164,7 +164,7 @@ class TimeWalk:
         return begins
 
     def _rule(self, node: Node) -> Rule | None:
-        """Returns the rule of a node, unless it is a window by decree."""
+        """The rule of a node, unless it is a window by decree."""
         return None if node.name in self._decreed else rule_for(node.target)
 
     def _wait(self, node: Node, fact: Fact) -> Mapping[Node, Fact]:
@@ -180,7 +180,7 @@ class TimeWalk:
         self.decisions = replace(found, gates=found.gates - found.windows)
 
     def _fact(self, node: Node, rule: Rule | None) -> tuple[Fact, str | None]:
-        """Returns the fact of a node, and why it falls back to a window if it does."""
+        """Finds the fact of a node, and why it falls back to a window if it does."""
         facts = [fact_of(n) for n in node.all_input_nodes]
         kinds = {f.kind for f in facts}
         if kinds <= {Kind.STATIC}:
@@ -314,7 +314,7 @@ def _as_long(node: Node, pools: Sequence[Node]) -> bool:
 
 
 def _per_entry_behind(node: Node) -> Names:
-    """Returns the names of what those operands come from which have one value for each entry of the stream."""
+    """The names of what those operands come from which have one value for each entry of the stream."""
 
     def per_entry(n: Node) -> list[Node]:
         return [x for x in operands(n) if is_stream(x) and fact_of(x).per_entry]

@@ -75,7 +75,7 @@ def _moves(node: Node) -> bool:
 
 
 def _kernel(node: Node) -> Kernel | None:
-    """Returns the index equation of an operator over time, if it has one."""
+    """The index equation of an operator over time, if it has one."""
     rule = rule_of(node) if node.op == "call_function" else None
     try:
         return rule.kernel(node) if rule is not None and is_stream(node) else None

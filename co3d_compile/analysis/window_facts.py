@@ -14,7 +14,7 @@ from co3d_compile.rules import Rule
 
 
 def window_fact(node: Node, rule: Rule | None) -> Fact:
-    """Returns the fact of an operator's output on a window, as far as its rule and trying other sizes tell."""
+    """The fact of an operator's output on a window, as far as its rule and trying other sizes tell."""
     facts = [fact_of(n) for n in node.all_input_nodes if fact_of(n).kind is not Kind.STATIC]
     began = any(f.kind is Kind.STREAM for f in facts)
     sources = frozenset().union(*(f.sources for f in facts)) | (frozenset({node.name}) if began else frozenset())

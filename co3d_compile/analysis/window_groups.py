@@ -16,7 +16,7 @@ from co3d_compile.ir.time_facts import Fact, Kind, fact_of, flush_steps
 
 
 def newest(marker: Node) -> int:
-    """Returns the delay of the newest entry that a window reads, once windows that meet are aligned."""
+    """The delay of the newest entry that a window reads, once windows that meet are aligned."""
     delay = Arguments(marker).given("newest")
     return delay if isinstance(delay, int) else fact_of(operand(marker)).delay
 

@@ -31,7 +31,7 @@ def add_outputs(module: GraphModule, paths: Sequence[str]) -> list[str]:
 
 
 def _results(path: str, inside: dict[Node, dict[str, str]]) -> list[Node]:
-    """Returns what a module gives to the rest of the network."""
+    """Finds what a module gives to the rest of the network."""
     calls = {call for stack in inside.values() for call, where in stack.items() if where == path != ""}
     if not calls:
         known = sorted({where for stack in inside.values() for where in stack.values()} - {""})

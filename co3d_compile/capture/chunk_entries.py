@@ -130,7 +130,7 @@ class Entries:
         return known
 
     def _entries(self, node: Node) -> Iterator[Entry | int]:
-        """Returns the entries of a tensor: those of its operand, where it only chooses among them."""
+        """The entries of a tensor: those of its operand, where it only chooses among them."""
         place, count = self.places[node], self.places[node].entries(shape_of(node))
         if node in self.roots:
             yield from (Given(node, i) for i in range(count))
@@ -149,7 +149,7 @@ class Entries:
         return Filling(value, tuple(self.places[node].sized(shape_of(node), 1)), node.meta["val"].dtype)
 
     def _chosen(self, node: Node, place: Place) -> list[int] | None:
-        """Returns the entries that an operator takes from its operands as they are; None if it is no such operator."""
+        """The entries that an operator takes from its operands as they are; None if it is no such operator."""
         if node.target in SAME:
             return self.of[operand(node)]
         if node.target is aten.expand.default and place.alone:
@@ -168,7 +168,7 @@ class Entries:
         return None
 
     def _joined(self, x: Node, place: Place) -> list[int]:
-        """Returns the entries of a part of what is joined; without frames in it, it must be one number all over."""
+        """The entries of a part of what is joined; without frames in it, it must be one number all over."""
         if x in self.of:
             return self.of[x]
         value = filling_of(x, self.tokens.program)
@@ -217,7 +217,7 @@ class Entries:
             yield Computed(does, tuple(tuple(self._read(x, i, outside) for i in window) for x in timed), reads.way(o))
 
     def _read(self, x: Node, i: int, outside: tuple[Outside, Outside]) -> int:
-        """Returns the entry that an operator reads at a place of an operand, which may be outside of it."""
+        """The entry that an operator reads at a place of an operand, which may be outside of it."""
         entries = self.of[x]
         if 0 <= i < len(entries):
             return entries[i]
@@ -231,7 +231,7 @@ class Entries:
         return isinstance(entry, Filling) and entry.value == filling.value
 
     def _timed(self, node: Node) -> list[Node]:
-        """Returns the operands with entries, each as often as it is read."""
+        """Lists the operands with entries, each as often as it is read."""
         source = source_of(node)
         found = [x for x in pytree.tree_leaves((source.args, source.kwargs)) if isinstance(x, Node) and x in self.of]
         if not found:
@@ -239,7 +239,7 @@ class Entries:
         return found
 
     def _does(self, node: Node, reads: Reads = EACH) -> Hashable:
-        """Returns what an operator does, whatever its number of entries: literals, constants, shapes of one entry."""
+        """Describes what an operator does, whatever its number of entries: literals, constants, shapes of one entry."""
         place, timed = self.places[node], self._timed(node)
         sizes = tuple(tuple(self.places[x].sized(shape_of(x), 1)) for x in timed)
         target = aten.reshape.default if node.target in RESHAPES else node.target
@@ -252,7 +252,7 @@ class Entries:
         return key
 
     def _literals(self, node: Node, reads: Reads) -> Iterator[Hashable]:
-        """Returns what an operator is given beside entries."""
+        """Describes what an operator is given beside entries."""
         place = self.places[node]
         if node.target in RESHAPES:
             yield reads.up, tuple(place.sized(shape_of(node), reads.up))
@@ -270,7 +270,7 @@ class Entries:
             yield "entries" if isinstance(value, Node) and value in self.of else self._literal(value)
 
     def _literal(self, value: object) -> Hashable:
-        """Returns what stands for a literal or a constant: the same for all that is computed alike from parameters."""
+        """What stands for a literal or a constant: the same for all that is computed alike from parameters."""
         if not isinstance(value, Node):
             return type(value), str(value)
         if value.op != "call_function" or is_constant(value) or drawn_by_chance([value]):
@@ -283,7 +283,7 @@ class Entries:
 
 
 def filling_of(node: Node, program: Program) -> float | None:
-    """Returns the one number that a constant is all over, as far as that is seen."""
+    """The one number that a constant is all over, as far as that is seen."""
     if node.target in SHAPED:
         return filling_of(operand(node), program)
     if node.target is aten.full.default:
@@ -305,7 +305,7 @@ def _dtype(node: Node) -> torch.dtype | None:
 
 
 def unpadded(node: Node, place: Place) -> list[Argument]:
-    """Returns the arguments of an operator that slides over entries, which it is given with what lies outside of them.
+    """Writes the arguments of an operator that slides over entries, which it is given with what lies outside of them.
 
     What it slides over are the last dims of its operand.
     """
@@ -320,7 +320,7 @@ def unpadded(node: Node, place: Place) -> list[Argument]:
 
 
 def _time_pads(node: Node, place: Place) -> tuple[int, int]:
-    """Returns what a pad puts in front of the entries, and behind them."""
+    """Reads what a pad puts in front of the entries, and behind them."""
     pads = Arguments(node).integers("pad")
     at = 2 * (rank_of(node) - 1 - place.dim)
     found = (pads[at], pads[at + 1]) if at < len(pads) else (0, 0)
@@ -330,7 +330,7 @@ def _time_pads(node: Node, place: Place) -> tuple[int, int]:
 
 
 def other_pads(node: Node, place: Place) -> list[int]:
-    """Returns what a pad puts at the ends of other dims than that of the entries."""
+    """Reads what a pad puts at the ends of other dims than that of the entries."""
     pads = list(Arguments(node).integers("pad"))
     at = 2 * (rank_of(node) - 1 - place.dim)
     if at < len(pads):

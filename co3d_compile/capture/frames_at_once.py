@@ -53,7 +53,7 @@ def take_frames_at_once(program: Program) -> None:
 
 
 def rolled(program: Program, node: Node) -> Node | None:
-    """Returns what may take the place of a concatenation, if it collects a loop over frames; else None.
+    """Finds what may take the place of a concatenation, if it collects a loop over frames; else None.
 
     The first turns may be others, fewer than half of them: those of ``q = (q + [f(x[:, t])])[-3:]`` have a shorter
     list. They are a start of their own.
@@ -89,7 +89,7 @@ def _other_turns(parts: tuple[Node, ...]) -> int:
 
 
 def _rolled(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
-    """Returns such a concatenation of parts, if they are the turns of a loop over frames."""
+    """Writes a concatenation of such parts, if they are the turns of a loop over frames."""
     try:
         return _Loop(program, node, dim, parts, times).rolled()
     except (_Differ, RuntimeError, ValueError, TypeError, IndexError):
@@ -113,7 +113,7 @@ class Chains:
                 self.before.setdefault(b, set()).add(a)
 
     def around(self, copies: tuple[Node, ...]) -> tuple[Node, ...]:
-        """Returns these copies with those of the turns before and behind that are known to be turns."""
+        """Adds to these copies those of the turns before and behind that are known to be turns."""
         front, back = self._walk(copies[0], self.before), self._walk(copies[-1], self.after)
         whole = (*reversed(front), *copies, *back)
         return whole if len(set(whole)) == len(whole) else copies
@@ -129,7 +129,7 @@ class Chains:
 
 
 def _operands_that_differ(copies: tuple[Node, ...]) -> list[tuple[Node, ...]]:
-    """Returns what copies of an operator read, operand by operand, as far as it differs."""
+    """Lists what copies of an operator read, operand by operand, as far as it differs."""
     flat = [[v for v in pytree.tree_leaves((c.args, c.kwargs)) if isinstance(v, Node)] for c in copies]
     if len({(c.op, c.target, len(values)) for c, values in zip(copies, flat, strict=True)}) != 1:
         return []
@@ -146,7 +146,7 @@ class _Loop:
         self.chains = Chains(parts)
 
     def rolled(self) -> Node:
-        """Returns the concatenation, computed from all frames at once."""
+        """Computes the concatenation from all frames at once."""
         count = len(self.parts)
         body, loops = self._alike(self.parts)
         if not loops:
@@ -160,13 +160,13 @@ class _Loop:
         return insert(self.program, self.node, aten.permute.default, apart, order)
 
     def _alike(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
-        """Returns what all copies compute, and whether it is of all frames (else it is one and the same constant)."""
+        """Finds what all copies compute, and whether it is of all frames (else it is one and the same constant)."""
         if copies not in self.found:
             self.found[copies] = self._leaf(copies) or self._among(copies) or self._operator(copies)
         return self.found[copies]
 
     def _among(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
-        """Returns what all copies compute as a part of that, where the turns before or behind compute it too."""
+        """Finds what all copies compute as a part of that, where the turns before or behind compute it too."""
         chain = self.chains.around(copies)
         if chain == copies:
             return None
@@ -184,7 +184,7 @@ class _Loop:
         return insert(self.program, self.node, aten.reshape.default, part, [self.rows * len(copies), *rest]), True
 
     def _leaf(self, copies: tuple[Node, ...]) -> tuple[Node, bool] | None:
-        """Returns the frames of one tensor, one after the other, folded into the batch.
+        """Takes the frames of one tensor, one after the other, folded into the batch.
 
         In place of the first and last ones one number may stand: a padding.
         """
@@ -213,7 +213,7 @@ class _Loop:
         return insert(self.program, self.node, aten.reshape.default, rows, sizes), True
 
     def _frames(self, x: Node, dim: int, indices: list[int]) -> Node:
-        """Returns the frames that follow each other, and what stands in front of the first and behind the last."""
+        """Takes the frames that follow each other, and what stands in front of the first and behind the last."""
         size = shape_of(x)[dim]
         if indices == list(range(size)):
             return x
@@ -234,7 +234,7 @@ class _Loop:
         return insert(self.program, self.node, aten.cat.default, [*front, main, *back], dim)
 
     def _operator(self, copies: tuple[Node, ...]) -> tuple[Node, bool]:
-        """Returns the operator that all copies are, on what their operands are."""
+        """Writes the operator that all copies are, on what their operands are."""
         first = copies[0]
         if all(c is first for c in copies):
             if first.op != "get_attr":
@@ -274,14 +274,14 @@ class _Loop:
 
 
 def _padding(nodes: list[Node]) -> float | None:
-    """Returns the number that all of these are filled with, 0 where there are none; None for anything else."""
+    """The number that all of these are filled with, 0 where there are none; None for anything else."""
     made = [filled(n) for n in nodes]
     numbers = {None if m is None else m.flatten()[0].item() for m in made} or {0.0}
     return numbers.pop() if len(numbers) == 1 else None
 
 
 def _joined(parts: tuple[Node, ...], dim: int) -> tuple[Node, ...]:
-    """Returns what is joined along a dim, entry by entry, without that dim where it was made for it.
+    """Lists what is joined along a dim, entry by entry, without that dim where it was made for it.
 
     Nothing if by more.
     """
@@ -292,7 +292,7 @@ def _joined(parts: tuple[Node, ...], dim: int) -> tuple[Node, ...]:
 
 
 def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
-    """Returns the parts of a concatenation, and of concatenations on the same dim among them."""
+    """Lists the parts of a concatenation, and of concatenations on the same dim among them."""
     parts: list[Node] = []
     for part in Arguments(node).tensors("tensors"):
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
@@ -301,6 +301,6 @@ def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
 
 
 def _results(program: Program) -> list[Tensor]:
-    """Returns what a program computes of random clips, the same ones each time."""
+    """Runs a program on random clips, the same ones each time."""
     with torch.no_grad():
         return pytree.tree_leaves(Interpreter(program.module).run(*random_clips(program)))

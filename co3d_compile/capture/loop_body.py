@@ -60,12 +60,12 @@ class Signature:
                 self.fixed.setdefault(self.key(e, outer), outer)
 
     def walk(self, at: int, k: int) -> Walk | None:
-        """Returns the walk that an operand is, in the copy or outside of it."""
+        """The walk that an operand is, in the copy or outside of it."""
         edge = self.copies.edges[at][k]
         return self.copies.walk_of(edge.at) if isinstance(edge, Inner) else self.copies.walks.get((at, k))
 
     def outer(self, at: int, k: int, edge: Edge) -> Node | None:
-        """Returns the node outside of the loop that an operand is, if it is the same for each turn."""
+        """The node outside of the loop that an operand is, if it is the same for each turn."""
         if isinstance(edge, (Earlier, Frames)) or self.walk(at, k) is not None:
             return None
         if isinstance(edge, Inner):
@@ -73,7 +73,7 @@ class Signature:
         return edge.node
 
     def key(self, edge: Edge, outer: Node) -> Hashable:
-        """Returns what stands for a node outside."""
+        """What stands for a node outside."""
         return outer if isinstance(edge, (Inner, Earlier, Frames)) else edge.key
 
 
@@ -117,7 +117,7 @@ class Body:
         return node
 
     def call(self, path: str, target: Any, *args: Any) -> Node:
-        """Returns an operator of the body that the copies do not have."""
+        """Adds an operator to the body that the copies do not have."""
         node = self.graph.call_function(target, args)
         node.meta = {"val": shape_of_call(self.mode, target, args, {}), "path": path}
         return node
@@ -143,7 +143,7 @@ class Body:
         return self.values[edge.at]
 
     def _frames(self, walk: Walk) -> Node:
-        """Returns what a turn takes of a walk: an entry, or several of them with their dim."""
+        """Takes what a turn takes of a walk: an entry, or several of them with their dim."""
         if walk.length is None:
             return self.walked[walk, 0]
         if walk not in self._windows:
@@ -153,16 +153,16 @@ class Body:
         return self._windows[walk]
 
     def _now(self, at: int) -> Node:
-        """Returns what an operator of the body has computed, or the frames that it has taken, in this turn."""
+        """What an operator of the body has computed, or the frames that it has taken, in this turn."""
         walk = self.copies.walk_of(at)
         return self.values[at] if walk is None else self._frames(walk)
 
     def entry_of(self, at: int, dim: int, index: int) -> Node:
-        """Returns one entry of an output that has several, or one with a dim of its own."""
+        """Takes one entry of an output that has several, or one with a dim of its own."""
         return self.call(module_path(self.copies.body[at]), aten.select.int, self.values[at], dim, index)
 
     def close(self, outputs: list[Node]) -> GraphModule:
-        """Returns the finished body."""
+        """Finishes the body."""
         handed = [self._now(at) if back == 1 else self.states[at, back - 1] for at, back in self.states]
         self.graph.output((*handed, *outputs))
         self.graph.lint()
@@ -170,7 +170,7 @@ class Body:
 
 
 def needed(copies: Copies, outputs: list[int]) -> set[int]:
-    """Returns the operators that outputs depend on, in this turn or an earlier one.
+    """Finds the operators that outputs depend on, in this turn or an earlier one.
 
     Frames and what is the same left out.
     """
@@ -183,7 +183,7 @@ def needed(copies: Copies, outputs: list[int]) -> set[int]:
 
 
 def common_path(nodes: list[Node]) -> str:
-    """Returns the module that all of these lie in."""
+    """Finds the module that all of these lie in."""
     paths = [module_path(n).split(".") for n in nodes]
     shared = []
     for atoms in zip(*paths, strict=False):

@@ -73,12 +73,12 @@ def _zeros(node: Node) -> Tensor:
 
 
 def _entry(root: Tensor, walk: Walk, index: int) -> Tensor:
-    """Returns what the turn in front takes of a walk."""
+    """Takes what the turn in front takes of a walk."""
     return root.select(walk.dim, walk.start - walk.step + index)
 
 
 def _collected_before(program: Program, copies: Copies, outputs: list[int]) -> dict[int, Node]:
-    """Returns what concatenations collect right before the first turn's outputs, by the operator of the body."""
+    """Finds what concatenations collect right before the first turn's outputs, by the operator of the body."""
     turn, found = copies.turns[0], dict[int, Node]()
     operators = {turn[at]: at for at in outputs if at in turn}
     for cat in [n for n in program.graph.nodes if n.target is aten.cat.default]:
@@ -94,7 +94,7 @@ def _collected(part: Node) -> Node:
 
 
 def drawn_values(nodes: Sequence[Node], program: Program, draw: Draw) -> dict[Node, Tensor]:
-    """Returns the values of nodes, and of all that they are computed from, for random inputs."""
+    """Computes nodes, and all that they are computed from, for random inputs."""
     wanted = computed_from(*nodes)
     generator, values = torch.Generator().manual_seed(0), dict[Node, Tensor]()
     for node in [n for n in program.graph.nodes if n in wanted]:

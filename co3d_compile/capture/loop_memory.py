@@ -20,7 +20,7 @@ PATIENCE = 4  # turns in which no number was forgotten
 
 
 def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node, Tensor]) -> int | None:
-    """Returns the turns whose outputs a start has a part in; None if it has for good, or may.
+    """Counts the turns whose outputs a start has a part in; None if it has for good, or may.
 
     Where no value is made of itself, the graph says it: a cache of the last frames, one value a frame. Else the loop
     is run from NaN until none is left: a cache in one tensor that is cut and appended to.
@@ -42,7 +42,7 @@ def memory_of(body: GraphModule, states: Sequence[Node], constants: Mapping[Node
 
 
 def _read(result: Node, states: set[Node]) -> set[Node]:
-    """Returns the nodes between a result and the states that it depends on, these among them."""
+    """Finds the nodes between a result and the states that it depends on, these among them."""
     seen = computed_from(result)
     depends: set[Node] = set()
     for node in result.graph.nodes:

@@ -75,7 +75,7 @@ class _FrameFunction:
 
     @classmethod
     def of(cls, result: Node, times: TimeDims) -> _FrameFunction | None:
-        """Returns the function that a node is of frame i of all that it reads; None where it reads more than that."""
+        """Finds the function that a node is of frame i of all that it reads; None where it reads more than that."""
         nodes: list[Node] = []
         frames: dict[Node, Take] = {}
 
@@ -93,7 +93,7 @@ class _FrameFunction:
         return cls(nodes, frames) if len({t.start for t in frames.values()}) == 1 else None
 
     def on_all_frames(self, program: Program, result: Node) -> Node | None:
-        """Returns the result as an entry of the function on all frames; None where it cannot be written so."""
+        """Writes the result as an entry of the function on all frames; None where it cannot be written so."""
         sizes = {shape_of(t.root)[t.dim] for t in self.frames.values()}
         if len(sizes) > 1 or max(sizes) * len(self.nodes) > MOST:
             return None
@@ -113,7 +113,7 @@ class _FrameFunction:
         return None
 
     def _copied(self, program: Program, before: Node, index: int) -> Node:
-        """Returns the function of one frame, written once more."""
+        """Writes the function of one frame once more."""
         values = {
             node: insert(program, before, aten.select.int, take.root, take.dim, index)
             for node, take in self.frames.items()
@@ -125,6 +125,6 @@ class _FrameFunction:
 
 
 def _selected(node: Node, times: TimeDims) -> Take | None:
-    """Returns the frame that a node is, if it is one."""
+    """The frame that a node is, if it is one."""
     take = frame_of(node)
     return take if take is not None and take.length is None and times.is_time(take.root, take.dim) else None

@@ -38,7 +38,7 @@ class Take:
 
 
 def taken(node: Node) -> Take | None:
-    """Returns what a selection, a slice without steps, or an item of a split takes."""
+    """What a selection, a slice without steps, or an item of a split takes."""
     if node.target is aten.select.int:
         x, given = operand(node), Arguments(node)
         dim = given.dim(x)
@@ -52,7 +52,7 @@ def taken(node: Node) -> Take | None:
 
 
 def frame_of(node: Node) -> Take | None:
-    """Returns what a node takes; a slice of one entry that then loses its dim (``squeeze``) is a selection."""
+    """What a node takes; a slice of one entry that then loses its dim (``squeeze``) is a selection."""
     if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
         return taken(node)
     x = operand(node)
@@ -61,7 +61,7 @@ def frame_of(node: Node) -> Take | None:
 
 
 def _item(split: Node, index: int) -> Take | None:
-    """Returns an item of ``split``."""
+    """What an item of ``split`` takes."""
     if split.target is not aten.split_with_sizes.default:
         return None
     x = operand(split)
@@ -71,7 +71,7 @@ def _item(split: Node, index: int) -> Take | None:
 
 
 def whole(node: Node) -> Node:
-    """Returns the tensor behind slices that leave nothing out."""
+    """Finds the tensor behind slices that leave nothing out."""
     while node.target is aten.slice.Tensor and shape_of(node) == shape_of(operand(node)):
         node = operand(node)
     return node
@@ -86,7 +86,7 @@ def alike(start: Node, value: Node) -> bool:
 
 
 def leaves(node: Node) -> list[Node]:
-    """Returns the operands of a node, each as often and in the order in which it is read."""
+    """Lists the operands of a node, each as often and in the order in which it is read."""
     found: list[Node] = []
     map_arg((node.args, node.kwargs), found.append)
     return found
@@ -107,7 +107,7 @@ class Tokens:
         self.ids = np.array([known.setdefault(self._token(n), len(known)) for n in self.nodes], dtype=np.int64)
 
     def constant(self, node: Node) -> Hashable:
-        """Returns what stands for a node outside of a loop: constants with the same numbers are the same."""
+        """What stands for a node outside of a loop: constants with the same numbers are the same."""
         if is_constant(node):
             args = node.args[1:] if node.target is aten.full.default else node.args  # a number broadcasts
             return (node.target, str(args), str(node.kwargs))
@@ -156,7 +156,7 @@ class Run:
 
 
 def runs(ids: Numbers, minimum: int) -> list[Run]:
-    """Returns the runs in which tokens come ``minimum`` times or more.
+    """Finds the runs in which tokens come ``minimum`` times or more.
 
     The longest first, of equal ones the least period.
     """
@@ -170,7 +170,7 @@ def runs(ids: Numbers, minimum: int) -> list[Run]:
 
 
 def _periods(ids: Numbers) -> set[int]:
-    """Returns the distances at which phrases of tokens come again, of one token, of two, of four, and so on."""
+    """Finds the distances at which phrases of tokens come again, of one token, of two, of four, and so on."""
     periods: set[int] = set()
     length = 1
     while len(ids) > length:

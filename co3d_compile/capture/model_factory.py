@@ -24,7 +24,7 @@ def show_shape(shape: Iterable[int]) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Returns the first line of an exception, short enough to stand in a sentence."""
+    """The first line of an exception, short enough to stand in a sentence."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip() if lines else ""
     name = type(error).__name__
@@ -76,7 +76,7 @@ def for_the_cpu(error: BaseException) -> str | None:
 
 
 def _module_in(file: Path) -> str:
-    """Returns the name by which a file is imported, and makes it importable, with what lies beside it as for a script.
+    """Makes a file importable, with what lies beside it as for a script, and gives the name by which it is imported.
 
     Where the current directory is above it, that is where names begin; elsewhere above the outermost ``__init__.py``.
     """

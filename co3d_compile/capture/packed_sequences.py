@@ -59,7 +59,7 @@ class PackedSequences(TorchFunctionMode):
         return func(*given, **named)
 
     def _packed(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
-        """Returns the frames in the order of time, and how many clips have each.
+        """Puts the frames in the order of time, and counts how many clips have each.
 
         Raises:
             CaptureError: The lengths depend on an input, or some are shorter than the clip.
@@ -79,7 +79,7 @@ class PackedSequences(TorchFunctionMode):
 
 
 def _padded(x: Tensor, batch_first: bool, value: float, length: int) -> tuple[Tensor, Tensor]:
-    """Returns the sequences, with ``value`` behind them, and their lengths."""
+    """Pads the sequences with ``value`` behind them, and measures their lengths."""
     lengths = torch.full((x.shape[1],), x.shape[0])
     x = F.pad(x, [0, 0] * (x.dim() - 1) + [0, length - x.shape[0]], value=value) if length > x.shape[0] else x
     return x.transpose(0, 1) if batch_first else x, lengths

@@ -66,7 +66,7 @@ def _one(program: Program, ends: bool) -> bool:
 
 
 def _ways(tokens: Tokens, run: Run) -> list[Copies]:
-    """Returns the loops that a run of tokens may be, those with most operators first."""
+    """Lists the loops that a run of tokens may be, those with most operators first."""
     ways = list(copies_of(tokens, run))
     for copies in ways:
         Extension(tokens, copies).run()

@@ -117,7 +117,7 @@ def _run_once(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[
 
 
 def _where(error: Exception) -> str:
-    """Returns the line of the model that the tracer names, if it names one."""
+    """The line of the model that the tracer names, if it names one."""
     found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
     return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
 
@@ -136,12 +136,12 @@ def _check_batched(model: nn.Module, call: tuple[Args, Kwargs], error: Exception
 
 
 def _line_of(error: BaseException) -> str:
-    """Returns the line of the model that an error came from."""
+    """The line of the model that an error came from."""
     return _line_in(traceback.extract_tb(error.__traceback__))
 
 
 def _line_in(frames: traceback.StackSummary) -> str:
-    """Returns the innermost line that is neither PyTorch's nor ours."""
+    """The innermost line that is neither PyTorch's nor ours."""
     others = [str(Path(file).parent) + os.sep for file in (torch.__file__, contextlib.__file__)]
     others.append(str(Path(__file__).parents[1]) + os.sep)
     lines = [f for f in frames if f.line and (SITE in f.filename or not f.filename.startswith(others[1]))]

@@ -106,7 +106,7 @@ class Build:
                 failures.append(failure)
 
     def _network(self, two: bool) -> nn.Module | ExportedProgram:
-        """Returns what is captured: arguments by keyword alone are part of the program that ``torch.export`` makes."""
+        """Gives what is captured: arguments by keyword alone are part of the program that ``torch.export`` makes."""
         source = self.source
         if isinstance(source.network, ExportedProgram) or not source.keywords:
             return source.network

@@ -41,5 +41,5 @@ def find_output_times(program: Program, again: Callable[[int, bool], Program | N
 
 
 def _outputs(program: Program) -> list[Node]:
-    """Returns the nodes of the model's outputs; behind them are the next states."""
+    """The nodes of the model's outputs; behind them are the next states."""
     return returned(program.graph)[: len(program.outputs)]

@@ -62,7 +62,7 @@ def describe(program: Program) -> metadata.Contract:
 
 
 def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
-    """Returns the model's inputs; those with boxes have rows of their own, and wait for their features."""
+    """Lists the model's inputs; those with boxes have rows of their own, and wait for their features."""
     nodes = program.placeholders()[: len(program.inputs)]
     return tuple(
         metadata.InputSpec(
@@ -79,7 +79,7 @@ def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
 
 
 def _options(program: Program) -> dict[str, Any]:
-    """Returns the options that a reader may want to know; some only where they were asked for."""
+    """Lists the options that a reader may want to know; some only where they were asked for."""
     given = program.options
     options: dict[str, Any] = {name: getattr(given, name) for name in STORED}
     if given.also:

@@ -60,12 +60,12 @@ def _taken_for_time(program: Program) -> str:
 
 
 def _row(spec: InputSpec | OutputSpec, *fields: str) -> dict[str, Any]:
-    """Returns the name and shape of an input or output, and these fields of it."""
+    """Writes the name and shape of an input or output, and these fields of it."""
     return {"name": spec.name, "shape": list(spec.shape), **{name: getattr(spec, name) for name in fields}}
 
 
 def _multiply_adds(clip: int, step: int, frames: int) -> dict[str, float]:
-    """Returns the fields of the report that say what a clip costs, a step, and each frame of one."""
+    """Writes the fields of the report that say what a clip costs, a step, and each frame of one."""
     frame = step / frames
     ratio = clip / frame if frame else math.inf if clip else 1.0
     return {"gmac_clip": clip / 1e9, "gmac_step": step / 1e9, "gmac_frame": frame / 1e9, "gmac_ratio": ratio}

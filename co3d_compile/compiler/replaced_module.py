@@ -85,7 +85,7 @@ def _limit(node: Node, row: Limited, fold: bool) -> None:
 
 
 def _own(module: nn.Module) -> nn.Module:
-    """Returns the module with parameters of its own, to be trained; ``train`` and ``eval`` change nothing in it."""
+    """Gives the module parameters of its own, to be trained; ``train`` and ``eval`` change nothing in it."""
     for method in ("train", "eval"):
         vars(module).pop(method, None)
     parameters: dict[int, nn.Parameter] = {}

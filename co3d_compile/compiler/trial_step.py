@@ -49,7 +49,7 @@ def try_step(compiled: CompiledModel, source: ClipNetwork) -> None:
 
 
 def _refused(what: str, error: Exception, program: Program) -> UnsupportedError:
-    """Returns the error for people, which says what operator of the network it is about."""
+    """Writes the error for people, which says what operator of the network it is about."""
     said = str(error).strip().rstrip(".")
     origins = program.notes.origins
     operator, path = next((origins[name] for name in NAMED.findall(said) if name in origins), (None, None))
@@ -62,13 +62,13 @@ def _refused(what: str, error: Exception, program: Program) -> UnsupportedError:
 
 
 def _clip(info: Contract, source: ClipNetwork) -> Sequence[Tensor | None]:
-    """Returns the tensors of the example clip, for each input of the file; None where they are not known."""
+    """Reads the tensors of the example clip, for each input of the file; None where they are not known."""
     found = [v for v in pytree.tree_leaves((source.clip, dict(source.keywords))) if isinstance(v, Tensor)]
     return found if len(found) == len(info.inputs) else [None] * len(info.inputs)
 
 
 def _frames(spec: InputSpec, x: Tensor | None, batch: int) -> Array:
-    """Returns what the first step takes: of an example clip its first frames, else ones."""
+    """Makes what the first step takes: of an example clip its first frames, else ones."""
     shape, dtype = resolve(spec.shape, batch), np.dtype(spec.dtype)
     if x is None or "K" in spec.shape:
         return np.ones(shape, dtype)

@@ -118,7 +118,7 @@ def _session(network: nn.Module, clip: torch.Tensor, form: str, compile_layer: C
 
 
 def _milliseconds(session: StreamSession, frame: np.ndarray) -> float:
-    """Returns the median of some steps."""
+    """Measures the median of some steps."""
     samples: list[float] = []
     session.step(frame)
     end = time.perf_counter() + SECONDS
@@ -138,7 +138,7 @@ def _path() -> Path:
 
 
 def _read() -> dict[str, str]:
-    """Returns what was measured before; nothing, if that cannot be read."""
+    """Reads what was measured before; nothing, if that cannot be read."""
     try:
         content = json.loads(_path().read_text())
     except (OSError, ValueError):
