@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,10 +21,14 @@ def module_of(root: nn.Module, graph: Graph) -> GraphModule:
 
 def get_constant(root: nn.Module, target: str) -> torch.Tensor:
     """Reads the tensor of a dotted attribute."""
-    value: Any = root
-    for atom in target.split("."):
-        value = getattr(value, atom)
+    value: torch.Tensor = attrgetter(target)(root)
     return value.detach()
+
+
+def owner_of(root: nn.Module, target: str) -> tuple[nn.Module, str]:
+    """Finds the module that has a constant, and the name by which it has it."""
+    path, _, name = target.rpartition(".")
+    return root.get_submodule(path), name
 
 
 def is_taken(root: nn.Module, target: str) -> bool:
@@ -51,8 +56,4 @@ def delete_unused_constants(module: GraphModule) -> None:
     used = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     for name, _ in list(module.named_buffers()):
         if name not in used:
-            owner: nn.Module = module
-            *path, last = name.split(".")
-            for atom in path:
-                owner = getattr(owner, atom)
-            delattr(owner, last)
+            delattr(*owner_of(module, name))

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from co3d_compile.contract.model_contract import Contract, resolve
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.stored_constants import set_constant
+from co3d_compile.ir.stored_constants import owner_of, set_constant
 from co3d_compile.runtime.stream_lengths import StreamLengths
 
 State: TypeAlias = tuple[Tensor, ...]
@@ -165,10 +165,7 @@ def step_graph(program: Program, *, distinct: bool = False) -> GraphModule:
     for name, value in program.module.named_buffers():
         set_constant(root, name, value.clone())
         if name in weights:
-            owner: nn.Module = root
-            *path, last = name.split(".")
-            for atom in path:
-                owner = getattr(owner, atom)
+            owner, last = owner_of(root, name)
             tensor = owner._buffers.pop(last)
             assert tensor is not None
             owner.register_parameter(last, nn.Parameter(tensor))
