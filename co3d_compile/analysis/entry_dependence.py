@@ -91,7 +91,7 @@ class Tracker:
     def _family(self, node: Node) -> Marks | None:
         """Returns the marks of an operator's result; None where it is of no kind that is known."""
         name = name_of(node)
-        if name in MOVES and self._static_besides(node, 1):
+        if name in MOVES and self._static_besides(node):
             return self._moved(node)
         if name in GATHERS:
             return self._gather(node, GATHERS[name])
@@ -109,10 +109,9 @@ class Tracker:
 
     # --- kinds of operators
 
-    def _static_besides(self, node: Node, data: int) -> bool:
+    def _static_besides(self, node: Node) -> bool:
         """Says whether all but the first operands are constants."""
-        if name_of(node) in TWO_SOURCES:
-            data = 2
+        data = 2 if name_of(node) in TWO_SOURCES else 1
         rest: list[Node] = []
         map_arg((node.args[data:], node.kwargs), rest.append)
         return all(n in self.structure.static for n in rest)

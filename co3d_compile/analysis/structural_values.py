@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Structure(Interpreter):
         return value
 
     def shape(self, node: Node) -> Shape:
-        """Returns the shape of a tensor."""
+        """The shape of a tensor."""
         shape: Shape = self.shapes[node]
         return shape
 
@@ -93,7 +94,7 @@ class Structure(Interpreter):
             fill = float(name == "constant_pad_nd" and (args[2] if len(args) > 2 else 0) != 0)
             return ~(moved(node, lambda n: floats(~self.whole(self.zero(n), n)), self.static, fill) > 0)
         if name == "mul":
-            return NO if not operands else self._any([self.zero(x) for x in operands])
+            return reduce(torch.logical_or, map(self.zero, operands), NO)
         if name in ("div", "true_divide") and isinstance(args[0], Node):
             return self.zero(args[0])
         if name in ("add", "sub") and len(operands) == 2:
@@ -122,12 +123,6 @@ class Structure(Interpreter):
             return NO if found is None else ~found
         return NO
 
-    def _any(self, parts: list[Tensor]) -> Tensor:
-        found = parts[0]
-        for part in parts[1:]:
-            found = found | part
-        return found
-
     def _known_gather(self, node: Node, name: str) -> bool:
         """Says whether it reads at indices that are constants."""
         if name not in GATHERS:
@@ -137,7 +132,7 @@ class Structure(Interpreter):
         return all(i in self.static for i in indices)
 
     def _picked(self, node: Node, name: str, of: Callable[[Node], Tensor], number: Callable[[float], bool]) -> Tensor:
-        """Returns a fact behind ``where`` or ``masked_fill`` with a constant mask."""
+        """Finds a fact behind ``where`` or ``masked_fill`` with a constant mask."""
         cond, yes, no = node.args if name == "where" else (node.args[1], node.args[2], node.args[0])
         if cond not in self.static:
             return NO
@@ -169,7 +164,7 @@ class Structure(Interpreter):
                 return NO
             return moved(node, lambda n: floats(self.whole(self.low(n), n)), self.static, fill) > 0.999
         if name == "add":
-            return self._any([self.low(x) for x in operands])
+            return reduce(torch.logical_or, map(self.low, operands), NO)
         if name in ("sub", "_to_copy", "to", "clone"):
             return self.low(operands[0]) if isinstance(args[0], Node) else NO
         if name in ("where", "masked_fill"):

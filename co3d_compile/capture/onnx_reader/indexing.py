@@ -29,7 +29,7 @@ def gather(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     axis, constant = call.integer("axis", 0) % x.dim(), call.known(1)
     if constant is not None and not call.is_constant(0):
         return _taken(x, axis, constant)
-    indices = _from_front(call, 1, indices, x.shape[axis])
+    indices = _from_front(call, indices, x.shape[axis])
     if axis == 0 and x.dim() == 2 and call.is_constant(0):
         return F.embedding(indices, x)
     return _selected(x, axis, indices)
@@ -50,9 +50,9 @@ def _selected(x: Tensor, dim: int, indices: Tensor) -> Tensor:
     return rows if indices.dim() == 1 else rows.reshape([*x.shape[:dim], *indices.shape, *x.shape[dim + 1 :]])
 
 
-def _from_front(call: NodeCall, position: int, indices: Tensor, size: int) -> Tensor:
-    """Counts from the front what counts from the end."""
-    known = call.known(position)
+def _from_front(call: NodeCall, indices: Tensor, size: int) -> Tensor:
+    """Counts from the front those indices (the second input) that count from the end."""
+    known = call.known(1)
     if known is not None:
         return as_tensor(known % size) if _has_negative(known) else indices
     return torch.where(indices < 0, indices + size, indices)
@@ -89,7 +89,7 @@ def _walked(x: Tensor, dim: int, indices: Host) -> Tensor | None:
 def gather_elements(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     """Takes an entry of a dim for each element of the result."""
     axis = call.integer("axis", 0)
-    return torch.gather(x, axis, _from_front(call, 1, indices, x.shape[axis]).long())
+    return torch.gather(x, axis, _from_front(call, indices, x.shape[axis]).long())
 
 
 @reads("GatherND")
@@ -120,7 +120,7 @@ def scatter_elements(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor
         if walk is not None and all(_fills(call, x, known.shape, d) for d in range(x.dim()) if d != axis):
             shape = [known.shape[axis] if d == axis else size for d, size in enumerate(x.shape)]
             return torch.slice_scatter(x, updates.expand(shape), axis, walk.start, walk.stop, walk.step)
-    indices = _from_front(call, 1, indices, x.shape[axis]).long()
+    indices = _from_front(call, indices, x.shape[axis]).long()
     if how == "none":
         return x.scatter(axis, indices, updates)
     if how == "add":
