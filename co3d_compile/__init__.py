@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> Exception:
-    """Returns one line for a package that this part of ours needs; what is missing of our own stays as it is."""
+    """Writes one line for a package that this part of ours needs; what is missing of our own stays as it is."""
     from co3d_compile.errors import Co3dError
     from co3d_compile.support.install_hint import install_command
 

@@ -92,7 +92,7 @@ class Co3dWarning(UserWarning):
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of what a library says went wrong; its kind, where it says nothing."""
+    """The first line of what a library says went wrong; its kind, where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

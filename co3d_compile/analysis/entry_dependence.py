@@ -65,7 +65,7 @@ class Tracker:
         return self.marks
 
     def mark(self, node: Node) -> Tensor:
-        """Returns the marks of a tensor."""
+        """The marks of a tensor."""
         if node in self.marks:
             return self.marks[node]
         return torch.zeros(self.structure.shape(node), dtype=torch.bool)
@@ -89,7 +89,7 @@ class Tracker:
         return torch.ones(shapes, dtype=torch.bool)
 
     def _family(self, node: Node) -> Marks | None:
-        """Returns the marks of an operator's result; None where it is of no kind that is known."""
+        """Finds the marks of an operator's result; None where it is of no kind that is known."""
         name = name_of(node)
         if name in MOVES and self._static_besides(node):
             return self._moved(node)
@@ -121,7 +121,7 @@ class Tracker:
         return tuple(part > 0 for part in found) if isinstance(found, (tuple, list)) else found > 0
 
     def _gather(self, node: Node, at: int) -> Tensor | None:
-        """Returns what is read at indices that are known; at others, all that may be read."""
+        """Marks what is read at indices that are known; at others, all that may be read."""
         x, index = node.args[0], node.args[at]
         indices = [i for i in (index if isinstance(index, (list, tuple)) else [index]) if isinstance(i, Node)]
         if all(i in self.structure.static for i in indices):
@@ -140,7 +140,7 @@ class Tracker:
         return None
 
     def _scatter(self, node: Node, name: str) -> Tensor | None:
-        """Returns what is written at indices that are known, or within the bounds of those that are not."""
+        """Marks what is written at indices that are known, or within the bounds of those that are not."""
         others = [n for n in node.all_input_nodes if n is not node.args[0]]
         position = node.args[1] if name == "index_put" else node.args[2]
         indices: list[Node] = []
@@ -226,14 +226,14 @@ class Tracker:
 
 
 def _read(node: Node, name: str) -> list[Node]:
-    """Returns the operands of a pointwise operator whose numbers have a part in the result."""
+    """Lists the operands of a pointwise operator whose numbers have a part in the result."""
     if "batch_norm" in name:
         return node.all_input_nodes[:1]
     return [] if name == "full_like" else node.all_input_nodes
 
 
 def _within(marked: Tensor, bounds: tuple[Tensor, Tensor], dim: int, size: int, shape: tuple[int, ...]) -> Tensor:
-    """Returns the places along a dim that marked numbers may be written to, between the bounds of their indices."""
+    """Finds the places along a dim that marked numbers may be written to, between the bounds of their indices."""
     low, high = (b.expand(marked.shape).clamp(0, size - 1) for b in bounds)
     longer = [size + 1 if d == dim % len(shape) else marked.shape[d] for d in range(len(shape))]
     steps = torch.zeros(longer).scatter_add_(dim, low, floats(marked)).scatter_add_(dim, high + 1, -floats(marked))

@@ -39,7 +39,7 @@ class Dependence:
     columns: dict[int, Tensor]
 
     def distances(self) -> list[tuple[int, ...]]:
-        """Returns, for each entry, the distances to the entries that it depends on, as far as they were marked."""
+        """Measures, for each entry, the distances to the entries that it depends on, as far as they were marked."""
         entries, rows = torch.stack(list(self.columns.values())).nonzero(as_tuple=True)
         return self._per_row(torch.tensor(list(self.columns))[entries] - rows, rows)
 

@@ -120,7 +120,7 @@ def confirmed(part: Part, reach: Reach, entries: int, mask: float) -> tuple[Reac
 
 
 def _rows_of_one(part: Part, module: GraphModule, entries: int) -> Tensor:
-    """Returns the entries that a part gives where all that it reads are the same, one a row."""
+    """Computes the entries that a part gives where all that it reads are the same, one a row."""
     clips = part.inputs(entries, torch.Generator().manual_seed(2))
     alike = [clip.narrow(dim, 0, 1).expand_as(clip).clone() for clip, dim in zip(clips, part.dims, strict=True)]
     return _run(module, alike).double().movedim(part.dim, 0).flatten(1)
@@ -137,7 +137,7 @@ def _same_by_place(part: Part, reach: Reach, whole: GraphModule, entries: int) -
 
 
 def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
-    """Returns the reach of a part whose entries differ by their place in a period, and at the ends; else None."""
+    """Finds the reach of a part whose entries differ by their place in a period, and at the ends; else None."""
     try:
         module = in_float64(part.at(entries))
         rows = _rows_of_one(part, module, entries)
@@ -262,7 +262,7 @@ def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
 def _partly(
     part: Part, clips: Sequence[Tensor], kept: range, length: int, at: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Returns short clips that have some entries of long ones, and else anything."""
+    """Makes short clips that have some entries of long ones, and else anything."""
     short = part.inputs(length, generator, 3.0)
     for x, clip, dim in zip(short, clips, part.dims, strict=True):
         x.narrow(dim, at, len(kept)).copy_(clip.narrow(dim, kept.start, len(kept)))

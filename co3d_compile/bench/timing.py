@@ -156,7 +156,7 @@ def summary(turns: Sequence[Turn], frames: int) -> JsonObject:
 
 
 def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
-    """Returns medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is.
+    """Computes medians over the rounds of ratios of medians: ``clip/step`` is how much faster a step is.
 
     ``fastest clip/step``: over whatever runs the clip model fastest in that round.
     """

@@ -55,7 +55,7 @@ class _Over:
         return self.dim - (rank_of(self.x) - self.dims)
 
     def sizes(self, name: str) -> list[int]:
-        """Returns an argument, for each dim."""
+        """Reads an argument, for each dim."""
         value = self.given.given(name)
         if not self.is_conv and name == "stride" and not value:
             return self.sizes("kernel_size")
@@ -79,7 +79,7 @@ class _Over:
         return [(size // 2, size - size // 2) for size in both]
 
     def written(self, make: Make, x: Node, more: Mapping[str, Any]) -> Node:
-        """Returns the operator on another operand, with some arguments changed."""
+        """Writes the operator on another operand, with some arguments changed."""
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         given = self.given
         values = {a.name: given.given(a.name) for a in schema}
@@ -135,7 +135,7 @@ def _padded(x: Node, flat: list[int], lowest: bool, make: Make) -> Node:
 
 
 def _weight(over: _Over, kept: int, fold: bool, make: Make) -> Node:
-    """Returns the first taps of a weight; the others are left out, or added to the last of these."""
+    """Takes the first taps of a weight; the others are left out, or added to the last of these."""
     weight, dim, taps = over.given.tensor("weight"), over.axis + 2, over.kernel.k
     if not fold:
         return make(aten.slice.Tensor, weight, dim, 0, kept)

@@ -68,7 +68,7 @@ def _is_head(node: Node) -> bool:
 
 
 def _merged(old: tuple[int, ...], new: tuple[int, ...], dim: int) -> list[int]:
-    """Returns the dims that are merged into one, those of size one aside."""
+    """Finds the dims that are merged into one, those of size one aside."""
     before, size = prod(new[:dim]), new[dim]
     first = next((i for i in range(len(old)) if prod(old[:i]) == before and old[i] > 1), len(old))
     found: list[int] = []

@@ -124,7 +124,7 @@ def _same_padding(program: Program, node: Node) -> None:
 
 
 def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
-    """Returns an operator of which only the first output is read, as the operator with one output; else None."""
+    """Writes an operator of which only the first output is read as the operator with one output; else gives None."""
     if not reads_first_alone(node):
         return None
     result = insert(program, node, target, *args, **kwargs)
@@ -181,7 +181,7 @@ def _repeated(values: Sequence[int]) -> int:
 
 
 def _evenly(values: Sequence[int]) -> tuple[int, int, int] | None:
-    """Returns the start, end and step of evenly spaced rising indices."""
+    """Finds the start, end and step of evenly spaced rising indices."""
     if not values:
         return None
     steps = {b - a for a, b in pairwise(values)} or {1}
@@ -287,7 +287,7 @@ def _join(program: Program, node: Node) -> None:
 
 
 def _of_type(program: Program, node: Node, x: Node, dtype: torch.dtype) -> Node:
-    """Returns a tensor in the type that a node gives."""
+    """Casts a tensor to the type that a node gives."""
     return x if x.meta["val"].dtype is dtype else insert(program, node, aten._to_copy.default, x, dtype=dtype)
 
 

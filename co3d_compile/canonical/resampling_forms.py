@@ -22,7 +22,7 @@ _LINEAR = {o for packet in LINEAR for o in overloads(packet)}
 
 
 def scales(node: Node) -> list[float | None]:
-    """Returns the entries of the operand per entry of the result, on each resampled dim, where a factor was given."""
+    """Counts the entries of the operand per entry of the result, on each resampled dim, where a factor was given."""
     n = rank_of(node) - 2
     first = 3 if node.target in _LINEAR else 2
     given = Arguments(node).given("scale_factors") if "vec" in str(node.target) else node.args[first:]
@@ -31,7 +31,7 @@ def scales(node: Node) -> list[float | None]:
 
 
 def whole(node: Node, axis: int) -> int | None:
-    """Returns the whole number of entries of the operand per entry of the result on an axis, if there is one above one.
+    """Finds the whole number of entries of the operand per entry of the result on an axis, if there is one above one.
 
     A single result is no sampling: it is one of the whole clip.
     """
@@ -59,7 +59,7 @@ def down_sampling(program: Program, node: Node) -> None:
 
 
 def _rest(program: Program, node: Node, x: Node) -> Node:
-    """Returns the other dims, resampled as they were to be."""
+    """Resamples the other dims as they were to be."""
     if shape_of(x) == shape_of(node):
         return x
     packet = (NEAREST if node.target in _NEAREST else LINEAR)[rank_of(node) - 3]
@@ -87,7 +87,7 @@ def nearest_exact(program: Program, node: Node) -> None:
 
 
 def _places(old: int, new: int, scale: float | None) -> torch.Tensor:
-    """Returns which entry each is, by PyTorch itself."""
+    """Finds which entry each is, by PyTorch itself."""
     line = torch.arange(old, dtype=torch.float64).view(1, 1, old)
     how: Any = {"size": new} if scale is None else {"scale_factor": 1 / scale}
     return F.interpolate(line, mode="nearest-exact", **how).long().flatten()

@@ -58,7 +58,7 @@ def _into(node: Node, user: Node) -> bool:
 
 
 def _turn(node: Node) -> tuple[int, int, int] | None:
-    """Returns the dim, step and first place of a write into every so many-th entry, all along: ``x[1::2] = y``."""
+    """Finds the dim, step and first place of a write into every so many-th entry, all along: ``x[1::2] = y``."""
     if node.target is not aten.slice_scatter.default:
         return None
     (_, dim, start, end, step), size = sliced(node), shape_of(node)
@@ -88,7 +88,7 @@ def _by_turns(program: Program, node: Node) -> None:
 
 
 def _place(node: Node) -> tuple[int, int, int] | None:
-    """Returns the dim, start and end of what a scatter writes; None for every other entry."""
+    """Finds the dim, start and end of what a scatter writes; None for every other entry."""
     if node.target is aten.select_scatter.default:
         _, dim, start = selected(node)
         return dim, start, start + 1
@@ -97,7 +97,7 @@ def _place(node: Node) -> tuple[int, int, int] | None:
 
 
 def _boxed(program: Program, node: Node, base: Node, source: Node, box: list[tuple[int, int, int]]) -> Node:
-    """Returns the tensor with the source in the box."""
+    """Puts the source in the box of a tensor."""
     if not box:
         return source
     (dim, start, end), *rest = box
@@ -123,7 +123,7 @@ def reading(program: Program, node: Node) -> None:
 
 
 def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int) -> Node:
-    """Returns the entries ``start`` to ``end`` of a dim."""
+    """Takes the entries ``start`` to ``end`` of a dim."""
     if (start, end) == (0, shape_of(x)[dim]):
         return x
     x, start, end = _unrolled(x, dim, start, end)
@@ -144,7 +144,7 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
 
 
 def _unrolled(x: Node, dim: int, start: int, end: int) -> tuple[Node, int, int]:
-    """Returns what a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
+    """Finds what a slice takes of the operand of a ``roll`` along the dim; as it is, if it goes around the end."""
     if x.target is not aten.roll.default or Arguments(x).dims(x, "dims") != [dim]:
         return x, start, end
     size = shape_of(x)[dim]

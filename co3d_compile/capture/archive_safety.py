@@ -197,7 +197,7 @@ def pickled_members(path: Path, names: Iterable[str], contents: Mapping[str, Jso
 
 
 def _pickled_payloads(path: Path, name: str, content: Json) -> set[str]:
-    """Returns the members of an archive that one of its lists says are pickled."""
+    """Lists the members of an archive that one of its lists says are pickled."""
     if not name.endswith("_config.json"):
         return set()
     payloads = [value for value in json_objects(content) if "path_name" in value]

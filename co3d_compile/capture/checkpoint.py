@@ -58,7 +58,7 @@ def load_weights(module: nn.Module, path: Path, trust_pickle: bool = False, key:
 
 
 def _chosen(path: Path, fitting: list[str]) -> str:
-    """Returns which of several state dicts is meant."""
+    """Chooses which of several state dicts is meant."""
     first, *others = sorted(fitting, key=_rank)
     if others and _rank(first) == len(USUAL):
         raise UsageError(f"Several weights of {path} fit: {_keys(fitting)}.", hint="Give one of them as --weights-key.")
@@ -66,7 +66,7 @@ def _chosen(path: Path, fitting: list[str]) -> str:
 
 
 def _rank(key: str) -> int:
-    """Returns how usual a place is: the last of its names that is not usual spoils it."""
+    """Says how usual a place is: the last of its names that is not usual spoils it."""
     return max(USUAL.index(part) if part in USUAL else len(USUAL) for part in key.split("."))
 
 
@@ -103,7 +103,7 @@ def _problems(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns a state dict without what wraps a model and its names, and what was taken off or left out.
+    """Takes from a state dict what wraps a model and its names, and says what was taken off or left out.
 
     ``torch.compile`` puts ``_orig_mod`` into names, ``DataParallel`` and Lightning a prefix before all of them. It is
     found by the names of the model. Under another prefix may lie what only training needs, such as a loss.

@@ -167,7 +167,7 @@ class _Writer:
         self.made: dict[tuple[int, ...], Node] = {}
 
     def written(self) -> Node:
-        """Returns the whole of what is joined.
+        """Computes the whole of what is joined.
 
         Raises:
             NoChunks: It is no stream, or nearly as many operators are needed as for the chunks.
@@ -187,7 +187,7 @@ class _Writer:
     # --- which entries are computed together
 
     def _layers(self, wanted: Sequence[int]) -> Iterator[_Layer]:
-        """Returns the layers, from the last one to the first one: each is found when all that reads it is known."""
+        """Finds the layers, from the last one to the first one: each is found when all that reads it is known."""
         heap: list[int] = []
         asked: dict[Hashable, list[set[int]]] = {}
         self._ask(wanted, asked, heap)
@@ -268,7 +268,7 @@ class _Writer:
     # --- the operators
 
     def _sequence(self, numbers: Sequence[int]) -> Node:
-        """Returns a tensor with these entries."""
+        """Makes a tensor with these entries."""
         key = tuple(numbers)
         if key not in self.made:
             self.made[key] = self._pieced(numbers)
@@ -299,7 +299,7 @@ class _Writer:
         return self._insert(aten.constant_pad_nd.default, whole, pads, values.pop())
 
     def _source(self, number: int) -> tuple[Node, int]:
-        """Returns the tensor that an entry is in, and which one it is."""
+        """Finds the tensor that an entry is in, and which one it is."""
         entry = self.entries.all[number]
         if isinstance(entry, Given):
             return entry.root, entry.index

@@ -220,7 +220,7 @@ def decompositions() -> dict[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _of_others(composite: frozenset[str], ruled: frozenset[Any]) -> dict[Any, Any]:
-    """Returns those of operators without a rule: to ask for each is a tenth of the time of a small network.
+    """Finds those of operators without a rule: to ask for each is a tenth of the time of a small network.
 
     Args:
         composite: See :func:`_defaults`.
@@ -232,7 +232,7 @@ def _of_others(composite: frozenset[str], ruled: frozenset[Any]) -> dict[Any, An
 
 @lru_cache(maxsize=1)
 def _defaults(composite: frozenset[str]) -> dict[Any, Any]:
-    """Returns PyTorch's own decompositions.
+    """Lists PyTorch's own decompositions.
 
     It looks through all operators for them, a tenth of the time of a small network.
 

@@ -46,7 +46,7 @@ def _open(program: Program, node: Node, constants: Constants) -> None:
 
 
 def _size(node: Node, constants: Constants) -> int | None:
-    """Returns how many indices each bag has; None where that is not known, or not the same."""
+    """Counts how many indices each bag has; None where that is not known, or not the same."""
     offsets, last = constants.value(operand(node, 2)), Arguments(node).given("include_last_offset")
     count = shape_of(operand(node, 1))[0]
     if offsets is None or not isinstance(count, int):

@@ -83,7 +83,7 @@ class Fourier:
         return Parts(real, self.apply(minus, self._along(x.imaginary, dim, cos), of_real))
 
     def _along(self, x: Node, dim: int, matrix: Node) -> Node:
-        """Returns the product over one dim."""
+        """Computes the product over one dim."""
         last = rank_of(x) - 1
         if dim == last:
             return self.apply(aten.matmul.default, x, matrix)
@@ -91,7 +91,7 @@ class Fourier:
         return self.apply(aten.transpose.int, product, dim, last)
 
     def _matrix(self, kind: str, n: int, rows: int, columns: int, like: Node, scale: float) -> Node:
-        """Returns cosines or sines of ``2 pi j k / n``, times a scale; "both": of rows that stand for two."""
+        """Computes cosines or sines of ``2 pi j k / n``, times a scale; "both": of rows that stand for two."""
         dtype = like.meta["val"].dtype
         key = kind, n, rows, columns, dtype, scale
         if key not in self._stored:

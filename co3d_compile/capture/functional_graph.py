@@ -43,7 +43,7 @@ def written_apart(graph: Graph) -> bool:
 
 
 def _functional(target: OpOverload) -> OpOverload | None:
-    """Returns the operator that gives what another one writes into its first operand, and into nothing else."""
+    """Finds the operator that gives what another one writes into its first operand, and into nothing else."""
     first, *others = target._schema.arguments
     name = target._schema.name.removeprefix("aten::")
     writes = first.alias_info is not None and first.alias_info.is_write

@@ -37,7 +37,7 @@ class ConstantsKnown(TorchFunctionMode):
         self._model, self._own = model, dict(_own(model))
 
     def numbers(self, tensor: Tensor) -> list[int] | None:
-        """Returns the numbers of a row that the tracer knows as a shape; None where they are not known."""
+        """Reads the numbers of a row that the tracer knows as a shape; None where they are not known."""
         if tensor not in self._known:
             return None
         with _disable_current_modes():
@@ -89,7 +89,7 @@ def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of(values: pytree.PyTree) -> list[Tensor]:
-    """Returns the tensors of a nest of lists, tuples and dicts, in their order."""
+    """Lists the tensors of a nest of lists, tuples and dicts, in their order."""
     return [t for t in pytree.tree_leaves(values) if isinstance(t, Tensor)]
 
 

@@ -111,7 +111,7 @@ def fix_length(program: Program, again: Callable[[int, bool], Program | None]) -
 
 
 def _longer(program: Program, again: Callable[[int, bool], Program | None], times: int) -> dict[str, Node]:
-    """Returns the captured nodes of a longer clip by their names.
+    """Finds the captured nodes of a longer clip by their names.
 
     Raises:
         NotResizable: It cannot be captured, or has others.
@@ -134,7 +134,7 @@ def _counts_otherwise(node: Node | None, crop: StreamedCrop) -> bool:
 
 
 def _part_of_split(node: Node) -> tuple[Node, int, int, int] | None:
-    """Returns what ``part_taken`` does of a part of a ``split``."""
+    """Does what ``part_taken`` does, of a part of a ``split``."""
     split = node.args[0] if node.target is operator.getitem else None
     if not isinstance(split, Node) or split.target is not aten.split_with_sizes.default:
         return None

@@ -60,7 +60,7 @@ class Extension:
         return True
 
     def _completed(self, turn: dict[int, Node], index: int, before: list[dict[int, Node]]) -> dict[int, Node] | None:
-        """Returns a turn with all its operators that there are; None where it would begin before the first frame."""
+        """Finds a turn with all its operators that there are; None where it would begin before the first frame."""
         if any(walk.start + index * walk.step < 0 for walk in self.copies.walks.values()):
             return None
         for at, node in self.copies.body.items():
@@ -90,7 +90,7 @@ class Extension:
         return self.frames.get(Take(walk.root, walk.dim, walk.start + index * walk.step, walk.length))
 
     def _start(self, at: int, index: int) -> int | None:
-        """Returns the index at which an operator takes frames in a turn."""
+        """The index at which an operator takes frames in a turn."""
         walk = self.copies.walk_of(at)
         if walk is not None:
             return walk.start + index * walk.step
@@ -102,7 +102,7 @@ class Extension:
         return any(at not in self.copies.invariant and self.copies.walk_of(at) is None for at in turn)
 
     def _key(self, node: Node, operands: list[Node] | None = None, start: int | None = None) -> Hashable:
-        """Returns what a node computes from which operands; the same key is the same value."""
+        """Describes what a node computes from which operands; the same key is the same value."""
         inputs = iter(leaves(node) if operands is None else operands)
         take = taken(node)
         if take is not None:
@@ -114,7 +114,7 @@ class Extension:
         return self._value(next(inputs)) if isinstance(value, Node) else (type(value), str(value))
 
     def _value(self, node: Node) -> Hashable:
-        """Returns what stands for a value: frames that were taken several times are one."""
+        """What stands for a value: frames that were taken several times are one."""
         return self.tokens.constant(self.same.get(node, node))
 
     # --- one more turn in front

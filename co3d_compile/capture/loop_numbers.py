@@ -73,7 +73,7 @@ class CountedNumbers:
             node.args = (node.args[0], entry)
 
     def _counter(self, frames: Node, dim: int, first: float, step: float, like: Node) -> Node:
-        """Returns a tensor (N, T, 1, …) that counts frames, in front of all operators."""
+        """Makes a tensor (N, T, 1, …) that counts frames, in front of all operators."""
         assert self._first is not None
         x = frames
         for d in reversed(range(1, rank_of(frames))):
@@ -105,7 +105,7 @@ def _has_number(node: Node) -> bool:
 
 
 def _step(numbers: Sequence[float]) -> float | None:
-    """Returns by how much each number is larger than the one before; None where that differs."""
+    """Measures by how much each number is larger than the one before; None where that differs."""
     if len(numbers) < FEWEST:
         return 0.0 if len(set(numbers)) == 1 else None
     step = (numbers[-1] - numbers[0]) / (len(numbers) - 1)

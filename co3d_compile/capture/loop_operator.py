@@ -77,7 +77,7 @@ class LoopWriter:
         self.order = {n: i for i, n in enumerate(program.graph.nodes)}
 
     def _outputs(self) -> list[int]:
-        """Returns the operators of the body that something outside reads."""
+        """Finds the operators of the body that something outside reads."""
         found = {at for node, (_, at) in self.turn_of.items() if node.users.keys() - self.turn_of.keys()}
         return sorted(needed(self.copies, list(found)) & found)
 
@@ -154,7 +154,7 @@ class LoopWriter:
         return key in self.numbers
 
     def _opening(self, start: Node, steps: set[int]) -> Walk | None:
-        """Returns the walk whose first entry is a start.
+        """Makes the walk whose first entry is a start.
 
         None where the start is no frame, or frames end before the loop.
         """
@@ -168,7 +168,7 @@ class LoopWriter:
     # --- the operator
 
     def _loop(self, variants: list[Collected]) -> tuple[Node, dict[tuple[Collected, int], Node]]:
-        """Returns the loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
+        """Adds the loop, and each of its stacked outputs, by how it is collected and which entry of a turn it is."""
         takes = Signature(self.copies, self.outputs, self.openings.values()) if self.openings else self.signature
         body = Body(self.program, takes)
         turns = len(self.copies.turns)
@@ -212,7 +212,7 @@ class LoopWriter:
         return node, stacks
 
     def _start(self, key: tuple[int, int]) -> Node:
-        """Returns what a value starts from; zero where an entry takes its place."""
+        """Finds what a value starts from; zero where an entry takes its place."""
         if key not in self.numbers:
             return self.copies.starts[key]
         like = self.copies.body[key[0]].meta["val"]
@@ -221,11 +221,11 @@ class LoopWriter:
         return insert_constant(self.program, first, "start_of_loop", value)
 
     def _of_shape(self, start: Node, shape: tuple[int, ...], before: Node) -> Node:
-        """Returns a start that is the same for all clips, once for each."""
+        """Repeats a start that is the same for all clips, once for each."""
         return start if shape_of(start) == shape else insert(self.program, before, aten.expand.default, start, shape)
 
     def _stacked(self, result: Node, dim: int) -> Tensor:
-        """Returns a tensor in the shape of an output of all turns."""
+        """Makes a tensor in the shape of an output of all turns."""
         value = result.meta["val"]
         shape = list(value.shape)
         shape.insert(dim, len(self.copies.turns))
@@ -313,7 +313,7 @@ class LoopWriter:
         replace(cat, new)
 
     def _sequence(self, before: Node, how: Collected, stacks: dict[tuple[Collected, int], Node]) -> Node:
-        """Returns an output of all turns, one behind the other."""
+        """Joins an output of all turns, one behind the other."""
         if how.entries in (None, 1):
             return stacks[how, 0]
         rows = [
@@ -344,7 +344,7 @@ class LoopWriter:
                 user.replace_input_with(node, value)
 
     def _from_the_start(self, how: Collected, stack: Node) -> tuple[Node, int]:
-        """Returns an output of all turns behind the frame that it starts from, where that is read too; else by itself.
+        """Joins an output of all turns to the frame that it starts from, where that is read too; else it is by itself.
 
         The number says how many entries are in front of the first turn's.
         """

@@ -118,7 +118,7 @@ def _stack(program: Program, node: Node) -> None:
 
 
 def _write(node: Node, dim: int) -> Written:
-    """Returns where a scatter writes, and what."""
+    """Finds where a scatter writes, and what."""
     given = Arguments(node)
     value = given.tensor("src")
     size = shape_of(node)[dim]

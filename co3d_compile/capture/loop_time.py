@@ -82,7 +82,7 @@ class TimeDims:
         return fact_of(node).layout
 
     def _unknown(self, node: Node) -> list[Node]:
-        """Returns the operands whose layouts are needed first."""
+        """Lists the operands whose layouts are needed first."""
         return [n for n in operands(node) if node not in self._known and n in self.timed and n not in self._known]
 
     def _note(self, node: Node, layout: Layout | None) -> None:
@@ -91,7 +91,7 @@ class TimeDims:
             node.meta[KEY] = Fact(Kind.STREAM, layout)
 
     def _of(self, node: Node) -> Layout | None:
-        """Returns the layout of a node whose operands have theirs."""
+        """Finds the layout of a node whose operands have theirs."""
         if is_loop(node):
             annotate_body(node)
             return None
@@ -112,7 +112,7 @@ class TimeDims:
         return layout if alike else None
 
     def _in_canonical_form(self, node: Node) -> Layout | None:
-        """Returns the layout of what becomes of a node."""
+        """Finds the layout of what becomes of a node."""
         if self.is_canonical:
             return None
         times, became = self._canonical
@@ -120,7 +120,7 @@ class TimeDims:
 
     @cached_property
     def _canonical(self) -> tuple[TimeDims, dict[str, Node]]:
-        """Returns the dims of frames in a copy in canonical form, and what has the value of each captured node."""
+        """Finds the dims of frames in a copy in canonical form, and what has the value of each captured node."""
         copied = self.program.copied()
         for node in copied.graph.nodes:
             node.meta.pop(KEY, None)

@@ -42,7 +42,7 @@ def share_heads(program: Program) -> None:
 
 
 def _before_repeats(node: Node, heads: int | None = None) -> Node | None:
-    """Returns the tensor whose heads a tensor repeats, if they are fewer: so many, or any number."""
+    """Finds the tensor whose heads a tensor repeats, if they are fewer: so many, or any number."""
     path, source, shape = [], node, list(shape_of(node))
     while source.target in MOVES and len(operands(source)) == 1:
         path.append(source)

@@ -34,7 +34,7 @@ def exported_script(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, .
 
 
 def _run(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
-    """Returns the operators of one run."""
+    """Records the operators of one run."""
 
     def watched(*values: pytree.PyTree) -> pytree.PyTree:
         with _NothingDecided(values):

@@ -36,7 +36,7 @@ def cancel_transposes(program: Program) -> None:
 
 
 def _orders(program: Program, constants: Constants) -> dict[Node, Order]:
-    """Returns the order of dims of each permuted tensor, and of what is computed of tensors permuted alike."""
+    """Finds the order of dims of each permuted tensor, and of what is computed of tensors permuted alike."""
     orders: dict[Node, Order] = {}
     for node in program.graph.nodes:
         if node.target is aten.permute.default:
@@ -52,7 +52,7 @@ def _orders(program: Program, constants: Constants) -> dict[Node, Order]:
 
 
 def _wanted(program: Program, orders: dict[Node, Order]) -> set[Node]:
-    """Returns the pointwise operators from which a transpose is to be taken.
+    """Finds the pointwise operators from which a transpose is to be taken.
 
     It is undone behind them, or they join several.
     """
@@ -74,7 +74,7 @@ def _order(node: Node) -> Order:
 
 
 def _composed(first: Order, second: Order) -> Order | None:
-    """Returns two orders, one after the other; None where they undo each other."""
+    """Puts two orders one after the other; None where they undo each other."""
     order = tuple(first[d] for d in second)
     return None if order == tuple(range(len(order))) else order
 

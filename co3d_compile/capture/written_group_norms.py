@@ -60,7 +60,7 @@ def _group(program: Program, node: Node, constants: Constants) -> None:
 
 
 def _affine(norm: Node, constants: Constants) -> list[Tensor | None] | None:
-    """Returns the scale and shift of a norm, None where they change nothing.
+    """Finds the scale and shift of a norm, None where they change nothing.
 
     None for both where they are no constants.
     """
@@ -97,7 +97,7 @@ def _take_in(program: Program, norm: Node, constants: Constants, operator: objec
 
 
 def _vector(norm: Node, value: Tensor) -> Tensor | None:
-    """Returns a constant in the shape in which a norm takes its scale and shift, if it can be told so."""
+    """Gives a constant the shape in which a norm takes its scale and shift, if it can be told so."""
     shape = shape_of(norm)
     whole = value.reshape([1] * (len(shape) - value.dim()) + list(value.shape))
     if norm.target is aten.layer_norm.default:

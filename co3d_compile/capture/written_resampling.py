@@ -39,7 +39,7 @@ def _may(node: Node) -> bool:
 
 
 def _corners(region: Region) -> bool | None:
-    """Returns ``align_corners`` of the interpolation that a region computes; None if it computes none."""
+    """Finds ``align_corners`` of the interpolation that a region computes; None if it computes none."""
     x, node = region.source, region.result
     values = x.meta["val"], node.meta["val"]
     if x.op == "get_attr" or not all(isinstance(v, torch.Tensor) and v.is_floating_point() for v in values):

@@ -23,7 +23,7 @@ def clip_shapes(info: Contract) -> list[tuple[int, ...]]:
 
 
 def _of_clip(spec: InputSpec, frames: int) -> tuple[int, ...]:
-    """Returns the shape of one clip, whose time dim is gone at one frame per step."""
+    """The shape of one clip, whose time dim is gone at one frame per step."""
     sizes = [1 if dim == "N" else int(dim) for dim in spec.shape]
     if spec.time_dim is not None:
         sizes[spec.time_dim : spec.time_dim + (spec.frames_per_step != 1)] = [frames]

@@ -283,7 +283,7 @@ def refuse_free_rows(contract: Contract, what: str) -> None:
 
 
 def _as_dict(item: object) -> dict[str, Any]:
-    """Returns one level of a dataclass; json.dumps asks again for what is below."""
+    """Lists one level of a dataclass; json.dumps asks again for what is below."""
     if isinstance(item, Mapping):
         return dict(item)
     if not dataclasses.is_dataclass(item):

@@ -26,7 +26,7 @@ class Ranked:
     score: float
 
     def to_dict(self) -> dict[str, int | str | float]:
-        """Returns the class as JSON data."""
+        """Writes the class as JSON data."""
         return {"class": self.index, "label": self.label, "score": self.score}
 
 
@@ -92,13 +92,13 @@ class ClassScores:
         self._activation = activation
 
     def entries(self, values: Array) -> Array:
-        """Returns (entries, …) of the one stream in an output's values, oldest first."""
+        """Takes (entries, …) of the one stream from an output's values, oldest first."""
         if self.spec.time_dim is None or self.spec.entries_per_step <= 1:
             return values[None]
         return np.moveaxis(values, self.spec.time_dim, 0)
 
     def of(self, entries: Array) -> npt.NDArray[np.float32]:
-        """Returns entries as (entries, classes), probabilities."""
+        """Computes entries as (entries, classes), probabilities."""
         values = entries.reshape(len(entries), self.classes).astype(np.float32)
         if self._activation == "auto":
             self._activation = _guess_activation(values)

@@ -44,7 +44,7 @@ class Event:
         return f"<Event {self.label} from {self.begin:.2f} s to {self.end:.2f} s, peak {self.peak:.2f}>"
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """Returns the event as JSON data."""
+        """Writes the event as JSON data."""
         return {"class" if f.name == "index" else f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -131,7 +131,7 @@ class FeatureRun:
         del self._taken[:-keep]
 
     def _entries(self, spec: OutputSpec, values: Array) -> list[tuple[Array, int]]:
-        """Returns the entries of a step's result, each with the frame that it is about, counted among those taken."""
+        """Lists the entries of a step's result, each with the frame that it is about, counted among those taken."""
         pulse = self._feed.pulse
         each = frames_per_entry(self.session.info, spec)
         streams = spec.has_time and math.isclose(spec.entries_per_step * each, pulse.first)

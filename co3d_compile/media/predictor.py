@@ -202,7 +202,7 @@ class Predictor:
         return self.info.receptive_field or max(warmup, self.info.window or 0)
 
     def _numbered(self, picture: Picture, time: float | None) -> VideoFrame:
-        """Returns a picture with its time and number."""
+        """Gives a picture its time and number."""
         if isinstance(picture, VideoFrame):
             image_of(picture.image)
             if time is not None:
@@ -287,7 +287,7 @@ class Predictor:
         return results
 
     def _place(self, before: int) -> tuple[int, bool] | None:
-        """Returns the place in the frames of the entry so many before the newest one, and whether it is warm-up.
+        """Finds the place in the frames of the entry so many before the newest one, and whether it is warm-up.
 
         None: an entry before the first frame or behind the last one.
         """

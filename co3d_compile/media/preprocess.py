@@ -113,12 +113,12 @@ class Preprocess:
         return np.expand_dims(np.ascontiguousarray(values.transpose(order)), self.layout.replace("T", "").index("N"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the ``preprocess`` object of the metadata."""
+        """Writes the ``preprocess`` object of the metadata."""
         data = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def _scaled(self, height: int, width: int) -> Size:
-        """Returns the height and width after scaling, never smaller than the crop."""
+        """The height and width after scaling, never smaller than the crop."""
         if isinstance(self.size, tuple):
             return self.size
         least = _pair(self.crop)
@@ -179,7 +179,7 @@ def preprocess_for(spec: InputSpec, given: Settings | None = None) -> Preprocess
 
 
 def stored_preprocess(spec: InputSpec, stored: Settings | None, given: Settings) -> Preprocess:
-    """Returns the preprocessing that a file's metadata says, with what the user gives instead of it.
+    """Reads the preprocessing that a file's metadata says, with what the user gives instead of it.
 
     Raises:
         ContractError: The metadata is damaged. Else as ``preprocess_for``.

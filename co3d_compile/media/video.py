@@ -122,7 +122,7 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def _weights(size: int, wanted: int) -> npt.NDArray[np.float32]:
-    """Returns (wanted, size).
+    """Computes (wanted, size).
 
     What each pixel of a row is made of, by triangles as wide as the pixels of the smaller row.
     """

@@ -34,7 +34,7 @@ class Pictures:
         self._dtypes = [spec.dtype for spec in info.inputs]
 
     def __call__(self, image: Image) -> list[Array]:
-        """Returns one array for each input. What two inputs want alike is made once."""
+        """Makes one array for each input. What two inputs want alike is made once."""
         made = {each: each(image) for each in dict.fromkeys(self.preprocess)}
         return [made[each].astype(d, copy=False) for each, d in zip(self.preprocess, self._dtypes, strict=True)]
 
@@ -69,7 +69,7 @@ class Feed:
             yield len(self.pending) >= self.pulse.frames
 
     def take(self) -> tuple[list[Array], Array | None]:
-        """Returns what is pending as ``Pulse.step`` gives it: inputs and valid flags."""
+        """Takes what is pending as ``Pulse.step`` gives it: inputs and valid flags."""
         step = self.pulse.step(self.pending[: self.pulse.frames])
         del self.pending[: self.pulse.frames]
         return step

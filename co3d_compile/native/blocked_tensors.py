@@ -75,7 +75,7 @@ def _surrounded(node: ir.Node, chosen: set[ir.Node]) -> bool:
 
 
 def _inside(v: ir.Value | None) -> ir.Value | None:
-    """Returns the blocked form of an operand."""
+    """The blocked form of an operand."""
     producer = v.producer() if v is not None else None
     return producer.inputs[0] if producer is not None and producer.op_type == LEAVE else v
 

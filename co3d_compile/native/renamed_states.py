@@ -36,7 +36,7 @@ def rename_states(model: ir.Model, contract: Contract) -> Contract:
 
 
 def _moved(value: ir.Value, states: dict[str, StateSpec]) -> StateSpec | None:
-    """Returns the state that an output hands on unchanged."""
+    """Finds the state that an output hands on unchanged."""
     node = value.producer()
     source = node.inputs[0] if node is not None and node.op_type == "Identity" else None
     return states.get(str(source.name)) if source is not None and source.is_graph_input() else None

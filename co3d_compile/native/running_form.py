@@ -36,7 +36,7 @@ class RunningForm:
     blocked: frozenset[str] = frozenset()
 
     def to_given(self, state: StateSpec, values: Array) -> Array:
-        """Returns the values of a state as the given file has them; ``state`` is the state there."""
+        """Gives the values of a state as the given file has them; ``state`` is the state there."""
         if state.input not in self.blocked:
             return values
         block, (rows, channels, *space) = self.contract.native or 1, values.shape
@@ -44,7 +44,7 @@ class RunningForm:
         return np.ascontiguousarray(np.moveaxis(apart, -1, 2).reshape(values.shape)[:, : state.shape[1]])
 
     def from_given(self, state: StateSpec, values: Array) -> Array:
-        """Returns the values of a state as this file has them; channels that fill the last block are zero."""
+        """Gives the values of a state as this file has them; channels that fill the last block are zero."""
         if state.input not in self.blocked:
             return values
         block, (rows, channels, *space) = self.contract.native or 1, values.shape

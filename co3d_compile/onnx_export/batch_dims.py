@@ -68,7 +68,7 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
 
 
 def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
-    """Returns what a node computes from the values of its operands."""
+    """Computes what a node gives from the values of its operands."""
     captured: Value = node.meta["val"]
     if node.op == "get_attr":
         return captured
@@ -198,7 +198,7 @@ def free_rows(program: Program) -> dict[Node, list[int]]:
 
 
 def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tensor]:
-    """Returns the fake value of each input and result where there is one stream, and so many of what are rows."""
+    """Makes the fake value of each input and result where there is one stream, and so many of what are rows."""
     values: dict[Node, Value] = {}
     for node in program.graph.nodes:
         if node.op == "output":

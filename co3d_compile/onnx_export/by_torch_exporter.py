@@ -73,7 +73,7 @@ def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
 
 
 def _cause(error: BaseException) -> str:
-    """Returns what went wrong first."""
+    """Finds what went wrong first."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".rstrip(".")

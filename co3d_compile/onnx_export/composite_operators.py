@@ -76,7 +76,7 @@ def _blind(mask: torch.Tensor) -> bool:
 
 @translates(aten._linalg_det.default)
 def _determinant(e: Emitter, node: Node) -> list[ir.Value]:
-    """Returns the determinant; what PyTorch keeps for gradients is read by nobody."""
+    """Computes the determinant; what PyTorch keeps for gradients is read by nobody."""
     return [e.op("Det", Arguments(node).tensor("A"))]
 
 
@@ -166,7 +166,7 @@ def _cumsum(e: Emitter, node: Node) -> ir.Value:
 
 @translates(aten.topk.default, aten.sort.default, aten.sort.stable)
 def _sorted(e: Emitter, node: Node) -> list[ir.Value]:
-    """Returns the values and indices in order."""
+    """Puts the values and indices in order."""
     given, x = Arguments(node), operand(node)
     dim, topk = given.dim(x), node.target is aten.topk.default
     count = given.integer("k") if topk else shape_of(x)[dim]
@@ -175,7 +175,7 @@ def _sorted(e: Emitter, node: Node) -> list[ir.Value]:
 
 @translates(aten.median.dim, aten.kthvalue.default)
 def _ranked(e: Emitter, node: Node) -> list[ir.Value]:
-    """Returns the value of one rank and its index; the median is the lower one of two in the middle."""
+    """Takes the value of one rank and its index; the median is the lower one of two in the middle."""
     given, x = Arguments(node), operand(node)
     dim = given.dim(x)
     last = (shape_of(x)[dim] + 1) // 2 if node.target is aten.median.dim else given.integer("k")

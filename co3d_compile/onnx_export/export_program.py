@@ -70,7 +70,7 @@ def _shape(program: Program, name: str, shape: Sequence[int | str]) -> ir.Shape:
 
 
 def _outputs(program: Program, emitter: Emitter, nodes: list[Node], rows: Mapping[Node, list[int]]) -> list[ir.Value]:
-    """Returns the graph outputs under their names; a value that already has another name goes through an Identity."""
+    """Gives the graph outputs their names; a value that already has another name goes through an Identity."""
     names = [o.name for o in program.outputs] + [s.output for s in program.step.states]
     for result, node in zip(program.outputs, nodes, strict=False):  # behind them are the states
         grown = grown_dims(node, emitter.larger)

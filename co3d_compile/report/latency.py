@@ -83,7 +83,7 @@ def delay_rows(rows: Sequence[Row]) -> list[JsonObject]:
 
 
 def _lags(rows: Sequence[Row]) -> list[int]:
-    """Returns the frames from the newest one back to the one that the newest entry of each operator is about."""
+    """Counts the frames from the newest one back to the one that the newest entry of each operator is about."""
     rates: list[float] = []
     for row in rows:
         over = [rates[at] for at in row["inputs"]] if row["kind"] == "window" else []

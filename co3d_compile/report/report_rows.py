@@ -20,7 +20,7 @@ def table(report: JsonObject, frames: int) -> list[Row]:
 
 
 def _checked(row: Row, frames: int) -> Row:
-    """Returns a row whose values have the types that the drawing counts on: a file may come from anyone."""
+    """Reads a row whose values have the types that the drawing counts on: a file may come from anyone."""
     numbers = {name: float(row[name]) for name in ("taps", "padding", "rate", "delay")}
     if not all(math.isfinite(value) and abs(value) < 1e9 for value in numbers.values()) or numbers["taps"] > 1e6:
         raise ValueError("numbers out of range")

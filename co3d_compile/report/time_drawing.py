@@ -174,7 +174,7 @@ def _kind(row: Row) -> str:
 
 
 def _shown_source(rows: list[Row], at: int, lanes: Mapping[int, Lane]) -> Lane | None:
-    """Returns the lane of the nearest operator that has one and that this one's value comes from."""
+    """Finds the lane of the nearest operator that has one and that this one's value comes from."""
     while at not in lanes:
         inputs = [n for n in rows[at]["inputs"] if 0 <= n < at]
         if not inputs:

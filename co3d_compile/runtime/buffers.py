@@ -101,7 +101,7 @@ class Buffer:
             self.host[part] = values
 
     def take(self, index: slice | Array, dim: int, scratch: Scratch) -> Array:
-        """Returns what lies at ``index`` of a dim, contiguous.
+        """Takes what lies at ``index`` of a dim, contiguous.
 
         The buffer's own memory where that is, else in ``scratch``.
         """
@@ -153,7 +153,7 @@ class Scratch:
         self._raw = np.empty(0, np.uint8)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Returns an array whose values are what was there before."""
+        """Makes an array whose values are what was there before."""
         size = math.prod(shape) * dtype.itemsize
         if len(self._raw) < size:
             self._raw = np.empty(size, np.uint8)

@@ -82,7 +82,7 @@ def checked_array(what: str, name: str, array: object, shape: Sizes, dtype: np.d
 
 
 def _frames(spec: InputSpec, frame: object, shape: Sizes) -> Array:
-    """Returns the array for the ONNX input: without the time dim at one frame per step, all rows of the one stream."""
+    """Shapes the array for the ONNX input: without the time dim at one frame per step, all rows of the one stream."""
     if isinstance(frame, np.ndarray) and spec.frames_per_step == 1 and frame.ndim == len(shape) + 1:
         dim = spec.time_dim
         frame = frame.squeeze(dim) if dim is not None and frame.shape[dim] == 1 else frame

@@ -31,7 +31,7 @@ class Serializable(Protocol):
 
 
 def read_source(model: object) -> tuple[str | bytes, bytes]:
-    """Returns what onnxruntime opens, and its SHA-256, to which snapshots are tied (of external data: references)."""
+    """Reads what onnxruntime opens, and its SHA-256, to which snapshots are tied (of external data: references)."""
     if isinstance(model, (str, os.PathLike)):
         try:
             with open(model, "rb") as file:
@@ -48,7 +48,7 @@ def read_source(model: object) -> tuple[str | bytes, bytes]:
 
 
 def session_options(threads: int | None) -> ort.SessionOptions:
-    """Returns what every session of onnxruntime is opened with; ``threads``: None for onnxruntime's choice."""
+    """Sets what every session of onnxruntime is opened with; ``threads``: None for onnxruntime's choice."""
     options = ort.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads

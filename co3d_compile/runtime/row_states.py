@@ -38,7 +38,7 @@ class RowStates(States):
         return [counts.tobytes(), *(self._now[state.input].tobytes() for state in self._info.states)]
 
     def size(self, count: int) -> None:
-        """Returns None: how many bytes the states are only they say themselves."""
+        """Gives None: how many bytes the states are only they say themselves."""
 
     def unpack(self, packed: memoryview, index: slice) -> None:
         """Takes over ``packed``."""

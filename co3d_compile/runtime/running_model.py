@@ -104,7 +104,7 @@ class Opener:
             return self._kept(cache, key) or self._converted(given, info, cache if own else FormCache(None), key)
 
     def _kept(self, cache: FormCache, key: str) -> Running | None:
-        """Returns the model as the cache has it."""
+        """Takes the model as the cache has it."""
         content = cache.load(key)
         if content is None:
             return None
@@ -148,7 +148,7 @@ class Opener:
         return self._native(converted, f"converted in {seconds:.1f} s, {kept}")
 
     def _content(self) -> bytes:
-        """Returns the bytes whose digest is known."""
+        """The bytes whose digest is known."""
         if isinstance(self._source, bytes):
             return self._source
         if os.path.getsize(self._source) > MAX_BYTES:
@@ -161,7 +161,7 @@ class Opener:
     def _difference(
         self, given: ort.InferenceSession, info: Contract, content: bytes, converted: ort.InferenceSession
     ) -> str:
-        """Returns how the converted file's results differ, if they do."""
+        """Says how the converted file's results differ, if they do."""
         if self._options.enable_profiling:  # these steps are none of the user's
             options = session_options(self._options.intra_op_num_threads)
             given, converted = (open_source(file, None, options) for file in (self._source, content))

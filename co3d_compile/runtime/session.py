@@ -325,7 +325,7 @@ class StreamSession:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _indices(self, streams: Sequence[int]) -> slice | Array:
-        """Returns the places in the batch; as a slice where they follow one another, as those need no gathering."""
+        """Finds the places in the batch; as a slice where they follow one another, as those need no gathering."""
         places = [whole_number("stream", stream, 0, self.batch - 1) for stream in streams]
         if not places or len(set(places)) < len(places):
             raise UsageError(f"streams is {list(streams)!r}.", hint="Give one or more, each once.")
@@ -336,14 +336,14 @@ class StreamSession:
         return np.array(places)
 
     def _part(self, stream: int | None) -> tuple[slice, int]:
-        """Returns where one stream or all lie in the batch, and how many that are."""
+        """Finds where one stream or all lie in the batch, and how many that are."""
         first = 0 if stream is None else whole_number("stream", stream, 0, self.batch - 1)
         count = self.batch if stream is None else 1
         return slice(first, first + count), count
 
 
 def _by_name(info: Contract, results: Array | tuple[Array, ...]) -> dict[str, Array]:
-    """Returns what ``step`` returns, by the names of the outputs."""
+    """Names what ``step`` returns as the outputs are named."""
     values = results if isinstance(results, tuple) else (results,)
     return {spec.name: value for spec, value in zip(info.outputs, values, strict=True)}
 

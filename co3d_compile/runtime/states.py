@@ -99,6 +99,6 @@ class States:
                 buffers[state.input].put(values[state.output], index, state.batch_dim)
 
     def _current(self) -> list[tuple[StateSpec, Buffer]]:
-        """Returns every state with the buffer that the next step reads it from, in the order of the metadata."""
+        """Lists every state with the buffer that the next step reads it from, in the order of the metadata."""
         place = dict(self.read(self.phase))
         return [(state, place[state.input]) for state in self._info.states]

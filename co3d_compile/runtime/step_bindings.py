@@ -87,7 +87,7 @@ def captures_graphs(session: ort.InferenceSession) -> bool:
 
 
 def graph_options(graph: int) -> ort.RunOptions:
-    """Returns the options of a run that is the graph of this number; -1: of one that is no graph."""
+    """Makes the options of a run that is the graph of this number; -1: of one that is no graph."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options

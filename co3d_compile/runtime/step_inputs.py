@@ -42,7 +42,7 @@ class Pulse:
             self.shapes.append(tuple(1 if dim == "N" else int(dim) for dim in dims))
 
     def step(self, pending: Sequence[Sequence[Array]]) -> tuple[list[Array], Array | None]:
-        """Returns one array per input, and the valid flags (1, frames) of a model with ``boundary="exact"``.
+        """Makes one array per input, and the valid flags (1, frames) of a model with ``boundary="exact"``.
 
         Args:
             pending: Up to ``frames`` frames, each an array per input; the step is filled up with frames that are not
@@ -57,7 +57,7 @@ class Pulse:
         return [self._gather(frames, index) for index in range(len(self._info.inputs))], valid
 
     def _gather(self, frames: Sequence[Sequence[Array]], index: int) -> Array:
-        """Returns one input's share of a step: of an input at a lower rate, every so many frames one."""
+        """Takes one input's share of a step: of an input at a lower rate, every so many frames one."""
         spec = self._info.inputs[index]
         own = [frame[index] for frame in frames[:: self.frames // (spec.frames_per_step or 1)]]
         return own[0] if len(own) == 1 else np.stack(own, axis=spec.time_dim or 0)

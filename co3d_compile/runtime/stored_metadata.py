@@ -19,7 +19,7 @@ Stored = tuple[Contract, dict[str, Any] | None]
 
 
 def properties(session: ort.InferenceSession) -> dict[str, str]:
-    """Returns the metadata entries of a file.
+    """Reads the metadata entries of a file.
 
     Raises:
         ContractError: They are no text.
@@ -41,7 +41,7 @@ def is_compiled(model: Path) -> bool:
 
 
 def read_contract(model: Path) -> Contract:
-    """Returns the metadata of a compiled file.
+    """Reads the metadata of a compiled file.
 
     Raises:
         LoadError: The file cannot be read or is no ONNX model.
@@ -51,7 +51,7 @@ def read_contract(model: Path) -> Contract:
 
 
 def read_stored(model: Path) -> Stored:
-    """Returns the contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
+    """Reads the contract and the report of a compiled file, as ``read_contract``; no report: it has none."""
     import onnxruntime as ort
 
     from co3d_compile.support.cpu_session import cpu_session

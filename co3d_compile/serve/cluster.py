@@ -251,7 +251,7 @@ def shard_name(index: int) -> str:
 
 
 def digest_of(model: str) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal. Raises LoadError."""
+    """Computes the SHA-256 of a file, in hexadecimal. Raises LoadError."""
     try:
         with open(model, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -260,7 +260,7 @@ def digest_of(model: str) -> str:
 
 
 def application(model: str, replicas: int, options: ServeOptions, gateways: int = 1) -> Any:
-    """Returns the Ray Serve application: for ``serve.run``, or to be deployed by Ray's own means.
+    """Builds the Ray Serve application: for ``serve.run``, or to be deployed by Ray's own means.
 
     Args:
         model: An ONNX file that lies at this path on every machine.

@@ -172,7 +172,7 @@ class Engine:
         return frame_about(self.info, self._scores.spec if self._scores else self.info.outputs[0], steps)
 
     def top(self, outputs: list[Array], count: int) -> list[dict[str, int | str | float]] | None:
-        """Returns the classes with the highest scores of the newest entry, best first.
+        """Finds the classes with the highest scores of the newest entry, best first.
 
         None if the model scores no classes.
         """

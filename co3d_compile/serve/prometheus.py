@@ -22,7 +22,7 @@ QUANTILES = {
 
 
 def prometheus_text(shards: Sequence[Reply]) -> str:
-    """Returns one sample a line, of what each shard says; a shard that does not answer is ``co3d_up 0``."""
+    """Writes one sample a line, of what each shard says; a shard that does not answer is ``co3d_up 0``."""
     lines = _metric(
         "co3d_up", "gauge", "Whether the shard answers.", [(s, {}, int(bool(s["healthy"]))) for s in shards]
     )

@@ -51,7 +51,7 @@ class Stats:
         """Hands a value on to another collector of metrics: here to none."""
 
     def read(self) -> Reply:
-        """Returns all of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
+        """Writes all of it as JSON data. Percentiles are of the newest 4096 values, null where there are none."""
         return {
             "counts": dict(self.counts),
             "refused": dict(self.refused),

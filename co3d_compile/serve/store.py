@@ -43,7 +43,7 @@ class SnapshotStore:
             file.write_bytes(b"\n".join([hashlib.sha256(line).hexdigest().encode(), line, blob]))
 
     def load(self, name: str) -> tuple[Reply, bytes] | None:
-        """Returns what was saved last, or None if there is nothing or nothing whole."""
+        """Reads what was saved last, or None if there is nothing or nothing whole."""
         try:
             with self._path(name).open("rb") as file:
                 digest, line = file.readline(100).strip(), file.readline(_MAX_HEADER).rstrip(b"\n")

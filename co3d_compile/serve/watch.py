@@ -20,7 +20,7 @@ class Watch:
         self._missed: dict[str, int] = {}
 
     def look(self, shards: Sequence[Reply]) -> list[str]:
-        """Returns a line for each shard that has fallen silent, or that has another process than before.
+        """Writes a line for each shard that has fallen silent, or that has another process than before.
 
         Args:
             shards: ``shard`` and, of one that answers, ``pid`` and the names of its ``streams``.

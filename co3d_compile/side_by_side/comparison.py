@@ -53,7 +53,7 @@ class Comparison:
     segments: tuple[Segment, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything as JSON data, but for the scores."""
+        """Writes everything as JSON data, but for the scores."""
         window = self.tracks[0]
         rows = []
         for track in self.tracks:
@@ -68,7 +68,7 @@ class Comparison:
         return {"answers": len(self.times), "runs": rows}
 
     def shown(self, count: int) -> list[tuple[int, str]]:
-        """Returns the classes that matter most: those that were best most often, in any run."""
+        """Finds the classes that matter most: those that were best most often, in any run."""
         classes = self.tracks[0].scores.shape[1]
         wins = np.sum([np.bincount(track.best, minlength=classes) for track in self.tracks], axis=0)
         most = np.max([track.scores.max(axis=0) for track in self.tracks], axis=0)

@@ -68,7 +68,7 @@ class SlidingWindow:
         self._count += 1
 
     def answer(self, last: int, middle: bool) -> npt.NDArray[np.float32] | None:
-        """Returns the scores of the clip that ends with this frame; None: it begins before the first one.
+        """Computes the scores of the clip that ends with this frame; None: it begins before the first one.
 
         Args:
             middle: Of an output with an entry for each frame, the middle entry is read, and the last one otherwise.
@@ -90,7 +90,7 @@ class SlidingWindow:
         return self._read(found[self._scores.index][:1].float().numpy(), middle)
 
     def _clip(self, frames: Sequence[Sequence[Array]]) -> list[Any]:
-        """Returns the arguments of one call, with these frames in place of the example's tensors."""
+        """Makes the arguments of one call, with these frames in place of the example's tensors."""
         leaves = list(self._leaves)
         for index, (place, spec, every) in enumerate(zip(self._places, self._info.inputs, self._every, strict=True)):
             clip = np.stack([frame[index] for frame in frames[::every]], axis=spec.time_dim or 0)

@@ -40,7 +40,7 @@ class _Stream:
         self.delay = max(0, (output.delay + 1) * self.every)
 
     def last(self, prediction: Prediction, length: int) -> int:
-        """Returns the last frame of the clip whose answer is about the same place."""
+        """Finds the last frame of the clip whose answer is about the same place."""
         if not self.middle:
             return prediction.frame + self.every - 1
         return prediction.frame - (length // self.every // 2) * self.every + length - 1
@@ -111,7 +111,7 @@ def _compared(
 
 
 def _track(name: str, answers: Sequence[Prediction]) -> Track:
-    """Returns the answers of one stream."""
+    """Computes the answers of one stream."""
     milliseconds = float(np.median([answer.milliseconds for answer in answers]))
     return Track(name, np.stack([answer.scores for answer in answers]), milliseconds)
 

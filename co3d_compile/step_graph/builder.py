@@ -126,19 +126,19 @@ class Builder:
         return self.with_batch_of(self.constant(f"zeros_{features}", value), like)
 
     def count(self, like: Node) -> Node:
-        """Returns a state (batch, 1) of int64; whoever makes it stores its next value."""
+        """Adds a state (batch, 1) of int64; whoever makes it stores its next value."""
         read = self.graph.call_function(counter, (like,))
         read.meta = {"path": self.path, "val": self.empty((self.batch, 1), torch.int64)}
         return read
 
     def carry(self, like: Node, features: int, of_ends: bool = False, initial: float = 0.0) -> Node:
-        """Returns a state of (batch, features); whoever makes it stores its next value."""
+        """Adds a state of (batch, features); whoever makes it stores its next value."""
         return self._state([[like]], like, [features], of_ends, initial)
 
     def carry_value(
         self, turns: Sequence[Sequence[Node]], like: Node, initial: float = 0.0, memory: int | None = None
     ) -> Node:
-        """Returns a state in the shape of a node, the batch in front; whoever makes it stores its next value.
+        """Adds a state in the shape of a node, the batch in front; whoever makes it stores its next value.
 
         Args:
             turns: For each turn of a step the entries that it is made of.
@@ -155,7 +155,7 @@ class Builder:
         return node
 
     def resolve(self, ref: Entry) -> Node:
-        """Returns the node of an entry."""
+        """Finds the node of an entry."""
         if isinstance(ref, Slot):
             return self.call(
                 aten.reshape.default, self.call(aten.select.int, ref.queue, 1, ref.index), [-1, *ref.shape[1:]]
@@ -163,7 +163,7 @@ class Builder:
         return ref
 
     def sizes(self, node: Node) -> list[int]:
-        """Returns the shape of a node of the new graph, at the captured batch."""
+        """The shape of a node of the new graph, at the captured batch."""
         return [int(s) for s in node.meta["val"].shape]
 
     def features(self, node: Node) -> int:

@@ -98,7 +98,7 @@ class TapConvolution:
         return low.sum(parts)
 
     def accumulate(self, low: EntryOperators, entries: Sequence[AgedEntry], layout: Layout | None) -> Node:
-        """Returns the partial sums, the oldest first: what is to wait longer is a state of a state."""
+        """Computes the partial sums, the oldest first: what is to wait longer is a state of a state."""
         total: Node | None = None
         newest = min(e.steps for e in entries)
         for age in range(max(e.steps for e in entries), -1, -1):
@@ -113,7 +113,7 @@ class TapConvolution:
         return total
 
     def pair(self, low: EntryOperators, entries: Sequence[Node]) -> tuple[Node, Node]:
-        """Returns two neighbouring outputs, from the entries under the taps of both, one more than there are taps.
+        """Computes two neighbouring outputs, from the entries under the taps of both, one more than there are taps.
 
         Taps are taken by threes, what is left by two or one: four, three and two convolutions for the two outputs.
         """
@@ -186,7 +186,7 @@ class TapConvolution:
 def pairs(
     low: EntryOperators, conv: TapConvolution, positions: Sequence[Sequence[int]], entry: AgedEntry
 ) -> list[tuple[int, int]]:
-    """Returns which outputs of a step are computed two together.
+    """Chooses which outputs of a step are computed two together.
 
     The second reads what the first reads, one tap further on.
 

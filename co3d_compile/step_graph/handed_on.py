@@ -50,7 +50,7 @@ class HandedOn:
         self.value = self.state
 
     def before(self, fact: Fact, i: int, opening: Node | None = None) -> Node:
-        """Returns the value that turn ``i`` of a step takes: where its entry is the first of the stream, the start.
+        """The value that turn ``i`` of a step takes: where its entry is the first of the stream, the start.
 
         Args:
             fact: Of what the loop walks along.
@@ -75,7 +75,7 @@ class HandedOn:
         self.low.call(store, self.state, self.value)
 
     def start_like(self, like: Node, layout: Layout | None) -> Node:
-        """Returns the start, for as many clips as a tensor has.
+        """The start, for as many clips as a tensor has.
 
         Args:
             like: A tensor of the step graph.
@@ -91,7 +91,7 @@ class HandedOn:
         return low.with_batch_of(whole, like, place.dim, batch.dim)
 
     def _row(self) -> Node | float:
-        """Returns the start of one stream, the batch in front: a number if it is one all over."""
+        """The start of one stream, the batch in front: a number if it is one all over."""
         low, value, place = self.low, self.constant, self.layout.batch
         assert value is not None and place is not None
         rows = value.unflatten(place.dim, (place.outer, place.size, place.inner)).movedim(place.dim + 1, 0)

@@ -46,15 +46,15 @@ class LazyEntries(Sequence[Entry]):
 
     @abstractmethod
     def make(self, index: int) -> Entry:
-        """Returns the entry of an index from 0 on."""
+        """Makes the entry of an index from 0 on."""
 
     @abstractmethod
     def origin(self, index: int) -> tuple[int, Entry]:
-        """Returns how many steps ago an entry was new, and which of the new ones it was."""
+        """Says how many steps ago an entry was new, and which of the new ones it was."""
 
 
 def origin(entries: Sequence[Entry], index: int) -> tuple[int, Entry]:
-    """Returns how many steps ago an entry of any list was new, and which of the new ones it was."""
+    """Says how many steps ago an entry of any list was new, and which of the new ones it was."""
     return entries.origin(index) if isinstance(entries, LazyEntries) else (0, entries[index])
 
 

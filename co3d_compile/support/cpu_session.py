@@ -32,6 +32,6 @@ def cpu_session(
 
 
 def by_name(session: ort.InferenceSession) -> Callable[[Values], Values]:
-    """Returns a function that runs a session: from all inputs to all outputs, by their names."""
+    """Makes a function that runs a session: from all inputs to all outputs, by their names."""
     names = [output.name for output in session.get_outputs()]
     return lambda given: dict(zip(names, session.run(names, given), strict=True))

@@ -21,7 +21,7 @@ def install_command(requirement: str) -> str:
 
 
 def _origin() -> tuple[str, str, str]:
-    """Returns what pip was given for this installation, around the extras.
+    """Writes what pip was given for this installation, around the extras.
 
     Options, the package or its place, its address.
     """

@@ -39,7 +39,7 @@ def _shifted_left(x: Tensor, by: Tensor | int) -> Tensor:
 
 
 def _halves(by: Tensor | int) -> Sequence[Tensor | int]:
-    """Returns two factors whose product is 2 to the power of ``by``."""
+    """Finds two factors whose product is 2 to the power of ``by``."""
     if isinstance(by, Tensor):
         half = aten.div.Tensor_mode(by, 2, rounding_mode="floor")
         return aten.pow.Scalar(2, half), aten.pow.Scalar(2, by - half)
@@ -80,7 +80,7 @@ def _convolved(
 
 
 def _with_zeros_between(x: Tensor, step: int) -> Tensor:
-    """Returns the entries of dim 2 as far from each other as the stride is."""
+    """Takes the entries of dim 2 as far from each other as the stride is."""
     if step == 1:
         return x
     n, channels, entries, *place = x.shape

@@ -65,7 +65,7 @@ def _in_a_ring(state: str, source: str, takers: Mapping[str, str]) -> bool:
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """Returns the value that another one merely repeats."""
+    """Finds the value that another one merely repeats."""
     node = value.producer()
     while node is not None and node.op_type in PASSES_ON and node.inputs[0] is not None:
         value = node.inputs[0]
@@ -82,7 +82,7 @@ def _needs_copy(value: ir.Value, states: Mapping[str, str]) -> bool:
 
 
 def _copied(graph: ir.Graph, value: ir.Value, name: str, *, most: bool) -> ir.Value:
-    """Returns the same value as a tensor of its own: the minimum with the ``most`` that there is, or a maximum."""
+    """Makes the same value a tensor of its own: the minimum with the ``most`` that there is, or a maximum."""
     dtype, rank = value.dtype if value.dtype is not None else ir.DataType.FLOAT, len(value.shape or ())
     if dtype == ir.DataType.BOOL:
         node = ir.node("Or" if most else "And", [value, value])
@@ -100,7 +100,7 @@ def _copied(graph: ir.Graph, value: ir.Value, name: str, *, most: bool) -> ir.Va
 
 
 def _limit(dtype: np.dtype[Any], most: bool) -> float:
-    """Returns the largest or the least number; LiteRT keeps whole numbers of 64 bits in 32."""
+    """The largest or the least number; LiteRT keeps whole numbers of 64 bits in 32."""
     if dtype.kind == "f":
         return np.inf if most else -np.inf
     own, kept = np.iinfo(dtype), np.iinfo(np.int32)

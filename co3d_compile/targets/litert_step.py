@@ -69,7 +69,7 @@ class LiteRtStep(nn.Module):
         return x.permute(CHANNELS_LAST) if self._turned(x.dim()) else x
 
     def _dim(self, dim: int | None, rank: int) -> int | None:
-        """Returns where a dim of the ONNX file is in this one."""
+        """Finds where a dim of the ONNX file is in this one."""
         return CHANNELS_LAST.index(dim) if dim is not None and self._turned(rank) else dim
 
     def outside(self, x: Array) -> Array:

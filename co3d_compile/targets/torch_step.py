@@ -121,7 +121,7 @@ class StepModule(nn.Module):
         return [torch.ones(shape, dtype=torch.bool, device=frames.device) if valid is None else valid]
 
     def _steps(self, clips: tuple[Tensor, ...]) -> int:
-        """Returns how many steps the clips are."""
+        """Counts how many steps the clips are."""
         found = set()
         for spec, clip in zip(self.info.inputs, clips, strict=True):
             if spec.frames_per_step is not None and spec.time_dim is not None:
@@ -133,7 +133,7 @@ class StepModule(nn.Module):
         return found.pop()
 
     def _frames(self, clips: tuple[Tensor, ...], step: int) -> list[Tensor]:
-        """Returns the inputs of one step."""
+        """Takes the inputs of one step."""
         frames = []
         for spec, clip in zip(self.info.inputs, clips, strict=True):
             if spec.frames_per_step is None or spec.time_dim is None:

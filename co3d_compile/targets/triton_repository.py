@@ -171,7 +171,7 @@ def _batching(contract: Contract, options: Options, batched: bool) -> Message:
 
 
 def _state(index: int, state: StateSpec, batched: bool) -> Message:
-    """Returns a state in a buffer of its own for each side: others may read it when its next value is there already."""
+    """Puts a state in a buffer of its own for each side: others may read it when its next value is there already."""
     dims = _dims(state.shape, batched)
     value = ("zero_data", "true") if _is_zero(state) else ("data_file", _text(_file(index)))
     initial: Message = [("name", _text("initial")), ("data_type", _type(state.dtype)), *dims, value]
@@ -198,7 +198,7 @@ def _dims(shape: tuple[Any, ...], batched: bool) -> Message:
 
 
 def _facts(contract: Contract) -> dict[str, Any]:
-    """Returns what a client should know, and what the server passes on untouched."""
+    """Lists what a client should know, and what the server passes on untouched."""
     facts: dict[str, Any] = {"co3d.warmup_steps": contract.warmup_steps}
     facts |= {f"co3d.delay.{name}": delay for name, delay in contract.delays.items()}
     facts |= {f"co3d.frames_per_step.{name}": count for name, count in contract.frames_per_step.items()}
@@ -230,7 +230,7 @@ def _text(value: str) -> str:
 
 
 def _lines(message: Message, indent: str = "") -> str:
-    """Returns the text format of protobuf."""
+    """Writes the text format of protobuf."""
     lines = []
     for key, value in message:
         if isinstance(value, list):

@@ -61,7 +61,7 @@ class Call:
 
     @staticmethod
     def of(node: Node, operand: Callable[[Node], Entries | Node | Tensor]) -> Call:
-        """Returns the arguments of a node, with what a function makes of each operand."""
+        """Writes the arguments of a node, with what a function makes of each operand."""
         return Call(node.args, node.kwargs).map(lambda arg: operand(arg) if isinstance(arg, Node) else arg)
 
     def map(self, function: Callable[[Any], Any]) -> Call:
@@ -73,7 +73,7 @@ class Call:
         return pytree.tree_leaves((self.args, self.kwargs))
 
     def to(self, function: Function) -> Tensor:
-        """Returns what a function makes of these arguments."""
+        """Computes what a function makes of these arguments."""
         return function(*self.args, **self.kwargs)
 
 
@@ -193,7 +193,7 @@ def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dic
 
 
 def any_batch(node: Node, inner: Node, tree: Any) -> Any:
-    """Returns what a traced operator reads, with -1 for sizes that hold the number of streams."""
+    """Lists what a traced operator reads, with -1 for sizes that hold the number of streams."""
 
     def free(value: Any) -> Any:
         numbers = value.shape if isinstance(value, Tensor) else [value]

@@ -67,7 +67,7 @@ class CaptureCheck:
                 )
 
     def _called(self, model: Model, clip: Sequence[Tensor]) -> list[Tensor]:
-        """Returns what the model gives for a clip."""
+        """Computes what the model gives for a clip."""
         tensors = iter(clip)
         leaves = [next(tensors).clone() if isinstance(v, Tensor) else v for v in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
@@ -100,7 +100,7 @@ class CaptureCheck:
 
 
 def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Returns the largest difference, in standard deviations of what is wanted; infinite where another is finite."""
+    """Measures the largest difference in standard deviations of what is wanted; infinite where another is finite."""
     return max((_off(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
 
 

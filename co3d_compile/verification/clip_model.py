@@ -53,7 +53,7 @@ def results_inside(module: Callable[..., Any], paths: Sequence[str]) -> Iterator
 
 
 def example_of(model: Model, example_inputs: Example) -> tuple[Any, Any]:
-    """Returns the arguments of one clip, by place and by keyword."""
+    """Makes the arguments of one clip, by place and by keyword."""
     if example_inputs is not None:
         return tuple(example_inputs), {}
     if isinstance(model, ExportedProgram) and model.example_inputs is not None:
@@ -62,7 +62,7 @@ def example_of(model: Model, example_inputs: Example) -> tuple[Any, Any]:
 
 
 def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """Returns a network that takes arguments by keyword alone, with the example that it is verified on.
+    """Exports a network that takes arguments by keyword alone, with the example that it is verified on.
 
     Raises:
         VerificationError: What was exported computes something else than the network on these arguments.

@@ -121,12 +121,12 @@ class Timeline:
         )
 
     def _starts(self, step: int) -> list[Fraction]:
-        """Returns where the clips start whose results a step gives."""
+        """Says where the clips start whose results a step gives."""
         seen = (step + 1) * self.pulse
         return [start for plan, delay in self._plans for start in plan.starts(seen, delay)]
 
     def _entries(self, step: int) -> list[Fraction]:
-        """Returns where the oldest entries are, in frames, that a step gives of each streaming output."""
+        """Says where the oldest entries are, in frames, that a step gives of each streaming output."""
         found = []
         for plan, delay in self._plans:
             if plan.streams:
@@ -135,7 +135,7 @@ class Timeline:
         return found
 
     def _first_whole_clip(self) -> int:
-        """Returns the first step at which a whole clip has been seen.
+        """Finds the first step at which a whole clip has been seen.
 
         Before the first frame of a stream stands nothing.
         """
@@ -189,7 +189,7 @@ class Timeline:
             yield self._segment(range(first, seen), recent, seen)
 
     def _base(self, first: int) -> int:
-        """Returns the step from which on there must be frames, so that this one's results are right."""
+        """Finds the step from which on there must be frames, so that this one's results are right."""
         base = 0 if self.recurrent else max(0, first - self.warmup)
         while base * self.pulse % self.reference.unit:  # clips begin at each phase of a dense model
             base -= 1

@@ -60,7 +60,7 @@ def largest_error(info: Contract, results: Mapping[int, tuple[Array, ...]], expe
 
 
 def _of_output(name: str, results: Mapping[int, tuple[Array, ...]], expected: Expected, candidate: int) -> LargestError:
-    """Returns the largest error of one output, in standard deviations of all that is expected of it."""
+    """Measures the largest error of one output, in standard deviations of all that is expected of it."""
     errors: list[tuple[int, float, str]] = []
     for index, values in expected.items():
         actual, where = results[index.step][index.output], f"output '{name}' at step {index.step}"

@@ -70,7 +70,7 @@ def verify_step(path: str | os.PathLike[str], model: str | os.PathLike[str], fou
 
 
 def _with(found: Verification, name: str, expected: Array, actual: Array) -> Verification:
-    """Returns the finding with the larger error of the two."""
+    """The finding with the larger error of the two."""
     error = float(absolute_difference(actual, expected).max())
     # Probabilities that are almost flat differ by less than a float32 can tell.
     beyond = max(0.0, error - ROUNDING * float(np.abs(expected).max())) if math.isfinite(error) else error

@@ -34,7 +34,7 @@ class LongBoxes:
     ahead: int
 
     def of_clip(self, start: Fraction) -> Tensor | None:
-        """Returns the boxes of the clip that starts at a frame; None where it has none of these."""
+        """Takes the boxes of the clip that starts at a frame; None where it has none of these."""
         step = (int(start) + self.ahead - self.begin) // self.pulse
         return rows_of(self.values[step]) if 0 <= step < len(self.values) else None
 
@@ -42,7 +42,7 @@ class LongBoxes:
 def boxes_of(
     inputs: Sequence[Input], frames: Sequence[Tensor], begin: int, seen: int, ahead: int
 ) -> dict[str, LongBoxes]:
-    """Returns the inputs that are boxes, by name.
+    """Finds the inputs that are boxes, by name.
 
     Args:
         inputs, frames: All inputs, and what they are on the long clip.
@@ -72,7 +72,7 @@ def frames_ahead(plans: Sequence[Plan], newest: bool) -> int:
 
 
 def rows_of(values: Tensor) -> Tensor:
-    """Returns the rows that are there."""
+    """Takes the rows that are there."""
     return values[~values.isnan().any(-1)]
 
 

@@ -33,16 +33,16 @@ class Stream:
         return self.claim.entries(self.value)
 
     def span(self, start: int | None, length: int) -> Tensor | None:
-        """Returns some entries; None where they are not all there."""
+        """Takes some entries; None where they are not all there."""
         there = start is not None and start + length <= self.count
         return self.claim.cut(self.value, start, length) if there and start is not None else None
 
     def entry(self, index: int | None) -> Tensor | None:
-        """Returns one entry; None where it is not there."""
+        """Takes one entry; None where it is not there."""
         return self.span(index, 1)
 
     def without_time(self, index: int | None, selected: bool) -> Tensor:
-        """Returns one entry for a reader to which it is a constant; ``selected``: without its dim.
+        """Takes one entry for a reader to which it is a constant; ``selected``: without its dim.
 
         Raises:
             NoReference: It is not there.
@@ -68,7 +68,7 @@ class Entries:
     claim: Claim
 
     def entry(self, index: int | None) -> Tensor | None:
-        """Returns one result; None where it is not there."""
+        """Takes one result; None where it is not there."""
         return self.values[index] if index is not None and index < len(self.values) else None
 
 
@@ -84,7 +84,7 @@ def as_many_entries(given: PyTree) -> PyTree:
 
 
 def counted(v: Value) -> Value:
-    """Returns what stands in each single clip for numbers that differ, though they depend on its shape alone.
+    """Finds what stands in each single clip for numbers that differ, though they depend on its shape alone.
 
     ``ones_like(x).cumsum(2)`` counts from the first frame of a clip, and not from that of the long clip.
     """

@@ -38,7 +38,7 @@ class InnerValues:
     def of_steps(
         self, names: Sequence[str], frames: Iterable[Sequence[Array]], keep: range, base: int
     ) -> dict[int, Values]:
-        """Returns the values of some steps.
+        """Computes the values of some steps.
 
         Args:
             names: Of the values.

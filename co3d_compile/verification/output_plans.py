@@ -126,7 +126,7 @@ def plan_of(node: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Pla
 
 
 def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> Read | None:
-    """Returns the one entry that the last state of a recurrent layer reads of a stream."""
+    """Finds the one entry that the last state of a recurrent layer reads of a stream."""
     source = n.args[0]
     if n.target is not operator.getitem or not isinstance(source, Node) or not is_recurrent(source):
         return None
@@ -138,7 +138,7 @@ def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> R
 
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
-    """Returns what an operator of a window reads of a stream."""
+    """Finds what an operator of a window reads of a stream."""
     claim = claim_of(x, claims)
     if n.target in SCATTERS and x is n.args[0]:
         left = _not_written(n, claim) or [0]
@@ -151,7 +151,7 @@ def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
 
 
 def _not_written(n: Node, claim: Claim) -> list[int]:
-    """Returns the entries of a tensor that are still read when a slice of it has been written over."""
+    """Finds the entries of a tensor that are still read when a slice of it has been written over."""
     every = list(range(claim.length))
     dim, *rest = n.args[2:] or (0,)
     if claim.place is None or claim.place.dim != integer(dim) % n.meta["val"].dim() or claim.length != claim.place.size:

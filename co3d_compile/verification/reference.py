@@ -94,7 +94,7 @@ class Reference:
         return sorts
 
     def watching(self, names: Sequence[str]) -> Reference:
-        """Returns this reference with nodes of the captured graph for results; what they do not need is not run."""
+        """This reference with nodes of the captured graph for results; what they do not need is not run."""
         graph = copy.deepcopy(self.program.graph)
         nodes = {n.name: n for n in graph.nodes}
         graph.output_node().args = (tuple(nodes[name] for name in names),)
@@ -102,7 +102,7 @@ class Reference:
         return self._with(GraphModule(self.program.module, graph))
 
     def doubled(self) -> Reference:
-        """Returns this reference in float64: slower, and without rounding errors of its own."""
+        """This reference in float64: slower, and without rounding errors of its own."""
         twin = self._with(GraphModule(self.program.module, copy.deepcopy(self.program.graph)).double())
         twin._double = True
         return twin
@@ -227,7 +227,7 @@ class Reference:
         return {self._phase(s) for s in index.starts} | {self._phase(n * rate) for n in index.entries}
 
     def _found(self, index: ResultIndex, value: Value, run: LongClip) -> dict[Fraction | None, Tensor]:
-        """Returns what a run on a long clip says of a result, by entry or by the start of a clip."""
+        """Computes what a run on a long clip says of a result, by entry or by the start of a clip."""
         if isinstance(value, Windows):
             results = zip(run.starts, value.values, strict=True)
             return {start: x.clone() for start, x in results if start in index.starts and x is not None}
@@ -322,7 +322,7 @@ class Reference:
 
 
 def _longest(flags: Sequence[bool]) -> range:
-    """Returns the indices of the longest run of true flags."""
+    """Finds the indices of the longest run of true flags."""
     longest = range(0)
     for flag, group in groupby(range(len(flags)), flags.__getitem__):
         run = list(group)

@@ -81,7 +81,7 @@ class ReplacedKernel:
 
 
 def _filled(n: Node, x: Tensor, flat: list[int], over_time: tuple[int, int, int], value: float) -> Tensor:
-    """Returns the operand with what is read outside of it: over time, where a pad repeats its edges, the edge again."""
+    """Adds to the operand what is read outside of it: over time, where a pad repeats its edges, the edge again."""
     source = n.args[0]
     dim, front, back = over_time
     if isinstance(source, Node) and "replication_pad" in names_of(source) and sum(flat) == front + back:
@@ -96,7 +96,7 @@ def names_of(n: Node) -> str:
 
 
 def _unpadded(n: Node) -> Any:
-    """Returns the operator with its padding in numbers: ``conv3d.padding`` takes a word."""
+    """Writes the operator with its padding in numbers: ``conv3d.padding`` takes a word."""
     target: Any = n.target
     return target.overloadpacket.default if target._overloadname == "padding" else target
 
@@ -107,7 +107,7 @@ def _each(value: int | Sequence[int], dims: int) -> list[int]:
 
 
 def _pads(given: Mapping[str, Any], dims: int) -> list[tuple[int, int]]:
-    """Returns the padding in front and at the end of each dim."""
+    """Reads the padding in front and at the end of each dim."""
     padding = given["padding"]
     if not isinstance(padding, str):
         return [(size, size) for size in _each(padding, dims)]

@@ -84,7 +84,7 @@ class ReplacedParts:
         )
 
     def _clip(self, segment: Segment, offset: int) -> Frames:
-        """Returns the frames of the compared steps as one clip, from a step on, and over again where they are few."""
+        """Joins the frames of the compared steps to one clip, from a step on, and over again where they are few."""
         reference, steps = self.reference, len(segment.steps)
         pulse = len(segment.inside) // (segment.steps.stop - segment.base)
         clip = []

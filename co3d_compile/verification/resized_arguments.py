@@ -149,7 +149,7 @@ def resized(r: Resize, args: Arguments, kwargs: Named) -> Value:
 
 
 def for_rows(n: Node, args: Arguments) -> Arguments:
-    """Returns the arguments of a recurrent layer, with a state for each row that its input has."""
+    """Writes the arguments of a recurrent layer, with a state for each row that its input has."""
     x, hidden, *rest = args
     rows = x.shape[0 if n.args[8] else 1]
 
@@ -167,7 +167,7 @@ def _view(r: Resize, x: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _entry(r: Resize, index: int) -> int:
-    """Returns the index of a selection: from the front, but the newest is the newest."""
+    """Finds the index of a selection: from the front, but the newest is the newest."""
     index %= r.clip
     return r.actual - 1 if index == r.clip - 1 else index
 
@@ -253,7 +253,7 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
 
 
 def _grown(x: Tensor, dim: int, by: int) -> Tensor:
-    """Returns a constant that is the same at every entry, with more of them."""
+    """Gives a constant that is the same at every entry more of them."""
     one = x.narrow(dim, 0, 1)
     if not bool((x == one).all()):
         raise NoReference("a constant differs over time")
@@ -261,7 +261,7 @@ def _grown(x: Tensor, dim: int, by: int) -> Tensor:
 
 
 def filled(n: Node, parts: list[Tensor], dim: int) -> list[Tensor]:
-    """Returns what stands before and behind the longest part of a concatenation along time.
+    """Finds what stands before and behind the longest part of a concatenation along time.
 
     As many entries as in the clip.
     """
@@ -310,7 +310,7 @@ def computes_over(n: Node, args: Arguments, dim: int, rank: int) -> bool:
 
 
 def _dims_named(n: Node, args: Arguments) -> Value:
-    """Returns the dims that an operator is called with; ``NOT_NAMED`` if its schema has none."""
+    """Reads the dims that an operator is called with; ``NOT_NAMED`` if its schema has none."""
     if not isinstance(n.target, OpOverload):
         return NOT_NAMED
     for i, argument in enumerate(n.target._schema.arguments):

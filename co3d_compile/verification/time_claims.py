@@ -146,7 +146,7 @@ def _add_moves(program: Program, claims: dict[str, Claim]) -> None:
 
 
 def _part(layout: Layout, node: Node) -> Layout:
-    """Returns the layout of a slice, if it takes whole entries.
+    """Finds the layout of a slice, if it takes whole entries.
 
     Raises:
         LayoutLost: It takes parts of them.
@@ -160,7 +160,7 @@ def _part(layout: Layout, node: Node) -> Layout:
 
 
 def _regrouped(program: Program) -> dict[str, Claim]:
-    """Returns the claims on operands whose entries are regrouped for one reader, by the names of both."""
+    """Lists the claims on operands whose entries are regrouped for one reader, by the names of both."""
     claims = {}
     for node in program.graph.nodes:
         readers = [r for r in node.users if r.target not in (blocks, unblocked)]
