@@ -69,7 +69,7 @@ class EntryOperators(Builder):
         return node, restore
 
     def _apart(self, node: Node, place: Place) -> tuple[Node, Callable[[Node], Node]]:
-        """:meth:`batch_first` of an entry whose batch is folded behind other factors of a dim.
+        """Does :meth:`batch_first` with an entry whose batch is folded behind other factors of a dim.
 
         (batch, features).
         """

@@ -94,7 +94,7 @@ class Reference:
         return sorts
 
     def watching(self, names: Sequence[str]) -> Reference:
-        """This reference with nodes of the captured graph for results; what they do not need is not run."""
+        """The reference with nodes of the captured graph for results; what they do not need is not run."""
         graph = copy.deepcopy(self.program.graph)
         nodes = {n.name: n for n in graph.nodes}
         graph.output_node().args = (tuple(nodes[name] for name in names),)
@@ -102,7 +102,7 @@ class Reference:
         return self._with(GraphModule(self.program.module, graph))
 
     def doubled(self) -> Reference:
-        """This reference in float64: slower, and without rounding errors of its own."""
+        """The reference in float64: slower, and without rounding errors of its own."""
         twin = self._with(GraphModule(self.program.module, copy.deepcopy(self.program.graph)).double())
         twin._double = True
         return twin
