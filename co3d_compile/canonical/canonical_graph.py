@@ -44,6 +44,8 @@ def canonicalize(program: Program, bodies: bool = True) -> bool:
     for node in list(program.graph.nodes):
         if node.target in GATHERS:
             GATHERS[node.target](program, node)
+    if any(n.all_input_nodes and all(x.op == "get_attr" for x in n.all_input_nodes) for n in program.graph.nodes):
+        _fold(program)
     program.graph.eliminate_dead_code()
     for body in loop_bodies(program) if bodies else ():
         canonicalize(body)

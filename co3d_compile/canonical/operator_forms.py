@@ -10,8 +10,9 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.clip_forms import one_clip
-from co3d_compile.canonical.constant_forms import no_difference, product_with_zero
+from co3d_compile.canonical.constant_forms import differences, no_sum, product_with_zero, sum_of_constants
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition
+from co3d_compile.canonical.flat_forms import in_each_row
 from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, reduction_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
@@ -199,7 +200,7 @@ def _gather(program: Program, node: Node) -> None:
         or rank_of(given[0][1]) != 1
         or given[0][1].meta["val"].dtype == torch.bool
     ):
-        lookup(program, node, given)
+        _computed(program, node, given)
         return
     dim, index = given[0]
     taken = insert(program, node, aten.index_select.default, x, dim, index)
@@ -207,9 +208,18 @@ def _gather(program: Program, node: Node) -> None:
     _index_select(program, taken)
 
 
+def _computed(program: Program, node: Node, given: Sequence[tuple[int, Node]]) -> None:
+    """Writes what is taken at indices that are computed: rows of a constant, or in each row of a tensor by itself."""
+    if operand(node).op == "get_attr":
+        lookup(program, node, given)
+    elif len(given) == 1:
+        in_each_row(program, node, *given[0])
+
+
 def _index_select(program: Program, node: Node) -> None:
     x, index = operand(node), operand(node, 2)
     if index.op != "get_attr":
+        _computed(program, node, [(Arguments(node).dim(x), index)])
         return
     dim, values = Arguments(node).dim(x), program.constant(index).flatten().tolist()
     if max(values, default=0) < 0:  # all are counted from the end
@@ -306,7 +316,8 @@ REWRITES: dict[Any, Any] = {
     aten.slice_scatter.default: writing,
     aten.select_scatter.default: writing,
     aten.slice.Tensor: reading,
-    aten.sub.Tensor: no_difference,
+    aten.add.Tensor: sum_of_constants,
+    aten.sub.Tensor: differences,
     aten.mul.Tensor: product_with_zero,
     aten.squeeze.default: _squeeze_all,
     aten.select.int: _select,
@@ -349,6 +360,8 @@ GATHERS: dict[Any, Any] = {
     aten.bmm.default: _bmm,
     aten.matmul.default: _bmm,
     aten.slice.Tensor: part_of_merged,
+    aten.add.Tensor: no_sum,
+    aten.sub.Tensor: no_sum,
     **dict.fromkeys(REDUCTIONS, reduction_of_merged),
     **OVERLAPS,
 }

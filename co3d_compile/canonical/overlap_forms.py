@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Target
 
+from co3d_compile.canonical.flat_forms import in_each_row
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -57,9 +58,14 @@ def _index_put(program: Program, node: Node) -> None:
     x, values, indices = given.tensor(), given.tensor("values"), given.given("indices")
     assert isinstance(indices, (list, tuple))
     there = [(d, i) for d, i in enumerate(indices) if isinstance(i, Node)]
-    if len(there) != 1 or there[0][1].op != "get_attr" or not given.given("accumulate"):
+    if len(there) != 1:
         return
     dim, index = there[0]
+    if index.op != "get_attr":
+        in_each_row(program, node, dim, index)
+        return
+    if not given.given("accumulate"):
+        return
     value, shape = program.constant(index), shape_of(x)
     wanted = [*shape[:dim], *value.shape, *shape[dim + 1 :]]
     if value.dtype is torch.bool or list(shape_of(values)) != wanted:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import PLACES
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-PLACES = {aten.argmax.default, aten.argmin.default}  # none of them is below zero
 
 
 def lookup(program: Program, node: Node, given: Sequence[tuple[int, Node]]) -> None:
@@ -24,7 +24,7 @@ def lookup(program: Program, node: Node, given: Sequence[tuple[int, Node]]) -> N
     """
     table, dims = operand(node), [d for d, _ in given]
     computed = any(i.op != "get_attr" for _, i in given) and all(i.meta["val"].dtype != torch.bool for _, i in given)
-    if table.op != "get_attr" or not computed or dims != list(range(dims[0], dims[0] + len(dims))):
+    if not computed or dims != list(range(dims[0], dims[0] + len(dims))):
         return
     value, sizes = program.constant(table), [shape_of(table)[d] for d in dims]
     place: Node | None = None

@@ -42,6 +42,7 @@ CHECKS = {
     aten._assert_scalar.default,
     aten._linalg_check_errors.default,
 }
+PLACES = {aten.argmax.default, aten.argmin.default}  # none of them is below zero
 VIEWS = {aten.view.default, aten._unsafe_view.default}
 RESHAPES = {*VIEWS, aten.reshape.default}
 SIZED = {*RESHAPES, aten.expand.default}  # they say the sizes of their result

@@ -29,6 +29,9 @@ def gather(call: NodeCall, x: Tensor, indices: Tensor) -> Tensor:
     axis, constant = call.integer("axis", 0) % x.dim(), call.known(1)
     if constant is not None and not call.is_constant(0):
         return _taken(x, axis, constant)
+    if constant is None and indices.dim() > 1:
+        before: list[slice | Tensor] = [slice(None)] * axis
+        return x[(*before, indices)]
     indices = _from_front(call, indices, x.shape[axis])
     if axis == 0 and x.dim() == 2 and call.is_constant(0):
         return F.embedding(indices, x)
@@ -141,12 +144,11 @@ def scatter_nd(call: NodeCall, x: Tensor, indices: Tensor, updates: Tensor) -> T
     box = _box(known, tuple(x.shape)) if known is not None and how == "none" else None
     if box is not None:
         return _written(x, box, updates)
-    axes = [indices[..., d] for d in range(indices.shape[-1])]
-    if known is None or _has_negative(known):
-        axes = [torch.where(i < 0, i + x.shape[d], i) for d, i in enumerate(axes)]
-    places = tuple(i.long() for i in axes)
+    places = [indices[..., d].long() for d in range(indices.shape[-1])]
     if how in ("none", "add"):
-        return x.index_put(places, updates, accumulate=how == "add")
+        return x.index_put(tuple(places), updates, accumulate=how == "add")
+    if known is None or _has_negative(known):
+        places = [torch.where(i < 0, i + x.shape[d], i) for d, i in enumerate(places)]
     rank = indices.shape[-1]
     flat = torch.zeros_like(places[0])
     for d, place in enumerate(places):

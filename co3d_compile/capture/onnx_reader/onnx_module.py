@@ -28,6 +28,7 @@ from co3d_compile.capture.onnx_reader import (  # noqa: F401  (they fill TABLE)
     indexing,
     matrix_products,
     normalizations,
+    pools,
     quantization,
     recurrent_layers,
     reductions,
