@@ -56,9 +56,12 @@ def attention(
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     scale = call.number("scale", 0.0) or q.shape[-1] ** -0.5
-    if call.integer("is_causal", 0):
-        causal = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(past)
-        bias = _added(causal, q)
+    behind, ahead = call.integer("left_window_size", -1), call.integer("right_window_size", -1)
+    ahead = 0 if call.integer("is_causal", 0) else ahead
+    if max(behind, ahead) >= 0:
+        band = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
+        band = band.tril(past + ahead) if ahead >= 0 else band
+        bias = _added(band.triu(past - behind) if behind >= 0 else band, q)
         mask = bias if mask is None else bias + _added(mask, q)
     result, scores = _attended(call, q, k, v, mask, scale)
     result = result.transpose(1, 2).flatten(2) if joined else result
