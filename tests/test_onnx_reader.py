@@ -48,10 +48,9 @@ FROM_NEW = [
 OTHERWISE = {
     "old exporter": {
         "adaptive_to_four": "an adaptive pool is written as a pool with strides",
+        "codebook": "an index below zero is written as if it were counted from the front",
         "index_put": "blocks that overlap are written one by one",
         "overlapping_blocks": "blocks are written with sizes of one clip",
-        "roll": "a roll is written as two slices, which stream",
-        "swin3d_t": "a roll is written as two slices, which stream",
         "unfold_mean": "sliding windows are written as a list of slices: states of other shapes",
         "zeros_beside": "what is read as .data is stored: the numbers of the example clip",
     },
@@ -61,8 +60,6 @@ OTHERWISE = {
         "overlapping_blocks": "blocks are written with sizes of one clip",
         "cnn_rnn": "an RNN is written as a loop: a state of another shape",
         "in_memory": "the strides of memory are written as indices into one clip",
-        "roll": "a roll is written as two slices, which stream",
-        "swin3d_t": "a roll is written as two slices, which stream",
         "rows_projected": "an LSTM with projections is written as an LSTM without, whose weights do not fit",
         "rows_relu": "an RNN is written step by step",
         "rows_rnn": "an RNN is written step by step",

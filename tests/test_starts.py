@@ -188,6 +188,7 @@ NO_START: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "before its mirror image": lambda m, x: torch.cat([x, x.flip(2)], 2),
     "even entries before odd ones": lambda m, x: torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2),
     "halves in the other order": lambda m, x: torch.cat([*reversed(x[:, :, 1:].relu().chunk(2, 2))], 2),
+    "the last entries before the others": lambda m, x: torch.cat([x[:, :, -3:], x[:, :, :-3]], 2),
     "before every other entry": lambda m, x: torch.cat([x, x[:, :, ::2]], 2),
     "met by a window": lambda m, x: torch.cat([x[:, :, :1] * x.flip(2)[:, :, :1], x[:, :, 1:]], 2),
 }

@@ -14,11 +14,12 @@ from co3d_compile.capture.written_attention import join_attention
 from co3d_compile.capture.written_group_norms import join_group_norms
 from co3d_compile.capture.written_norms import join_norms
 from co3d_compile.capture.written_resampling import join_interpolations
+from co3d_compile.capture.written_rolls import join_rolls
 from co3d_compile.ir.program import Program
 
 JOINS = (
-    open_bags, join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms, join_attention,
-    share_heads,
+    open_bags, join_rolls, join_interpolations, cancel_transposes, join_activations, join_norms, join_group_norms,
+    join_attention, share_heads,
 )  # fmt: skip
 
 
