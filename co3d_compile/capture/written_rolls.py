@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import argument, operand, operand_list, rank_of, shape_of, whole
+from co3d_compile.ir.node_reading import operand, operand_list, shape_of, whole
+from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
@@ -25,7 +26,7 @@ def join_rolls(program: Program) -> None:
             continue
         parts = [_part(p) for p in operand_list(node)]
         found = [p for p in parts if p is not None]
-        if len(found) == len(parts) and _is_whole(found, int(argument(node, 1, "dim", 0)) % rank_of(node)):
+        if len(found) == len(parts) and _is_whole(found, Arguments(node).dim(node)):
             x, dim, start, end = found[0]
             shift = min(-start, end - start, key=abs)  # in longer clips, too, the way that is shorter
             replace(node, insert(program, node, aten.roll.default, x, [shift], [dim]) if start else x)
@@ -39,7 +40,7 @@ def _part(node: Node) -> Part | None:
     split = node.args[0] if node.target is operator.getitem else None
     if not isinstance(split, Node) or split.target is not aten.split_with_sizes.default:
         return None
-    dim, which = int(argument(split, 2, "dim", 0)) % rank_of(operand(split)), whole(node, 1)
+    dim, which = Arguments(split).dim(operand(split)), whole(node, 1)
     ends = [0, *accumulate(int(part.shape[dim]) for part in split.meta["val"])]
     return operand(split), dim, ends[which], ends[which + 1]
 
@@ -48,6 +49,7 @@ def _is_whole(parts: list[Part], dim: int) -> bool:
     """Says whether parts are all entries of one tensor along a dim, each where the one before it ends."""
     x = parts[0][0]
     size = shape_of(x)[dim]
-    alike = all((of, d) == (x, dim) for of, d, _, _ in parts)
+    if not size or any((of, d) != (x, dim) for of, d, _, _ in parts):
+        return False
     follow = all(one[3] % size == other[2] for one, other in pairwise([*parts, parts[0]]))
-    return alike and follow and sum(end - start for _, _, start, end in parts) == size
+    return follow and sum(end - start for _, _, start, end in parts) == size

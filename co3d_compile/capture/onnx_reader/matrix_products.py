@@ -80,6 +80,8 @@ def _attended(
     capped = cap * torch.tanh(raw / cap) if cap else raw
     masked = capped if mask is None else capped + _added(mask, q)
     weights = torch.softmax(masked, -1)
+    if mask is not None:  # what sees nothing is zero
+        weights = weights.masked_fill(masked.isneginf().all(-1, keepdim=True), 0.0)
     return weights @ v, [raw, capped, masked, weights][wanted]
 
 
