@@ -30,7 +30,7 @@ def scales(node: Node) -> list[float | None]:
     return [1 / f if f is not None else None for f in factors[:n]]
 
 
-def whole(node: Node, axis: int) -> int | None:
+def whole_factor(node: Node, axis: int) -> int | None:
     """Finds the whole number of entries of the operand per entry of the result on an axis, if there is one above one.
 
     A single result is no sampling: it is one of the whole clip.
@@ -43,7 +43,7 @@ def whole(node: Node, axis: int) -> int | None:
 
 def down_sampling(program: Program, node: Node) -> None:
     """Takes every r-th entry of the first dim, or the mean of the two in the middle of each r; then the other dims."""
-    r = whole(node, 0) if rank_of(node) in (3, 5) else None
+    r = whole_factor(node, 0) if rank_of(node) in (3, 5) else None
     nearest = node.target in _NEAREST
     if r is None or not (nearest or Arguments(node).given("align_corners") is False):
         resampling(program, node)

@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
-from co3d_compile.capture.loop_tokens import Take, Tokens, alike, frame_of, leaves, taken, whole
+from co3d_compile.capture.loop_tokens import Take, Tokens, alike, frame_of, leaves, taken, uncut
 
 
 class Extension:
@@ -107,7 +107,7 @@ class Extension:
         take = taken(node)
         if take is not None:
             at = take.start if operands is None else start
-            return (node.target, self._value(whole(next(inputs))), take.dim, at, take.length)
+            return (node.target, self._value(uncut(next(inputs))), take.dim, at, take.length)
         return (node.target, *(self._leaf(v, inputs) for v in pytree.tree_leaves((node.args, node.kwargs))))
 
     def _leaf(self, value: Any, inputs: Any) -> Hashable:

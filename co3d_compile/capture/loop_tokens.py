@@ -42,10 +42,10 @@ def taken(node: Node) -> Take | None:
     if node.target is aten.select.int:
         x, given = operand(node), Arguments(node)
         dim = given.dim(x)
-        return Take(whole(x), dim, given.integer("index") % shape_of(x)[dim], None)
+        return Take(uncut(x), dim, given.integer("index") % shape_of(x)[dim], None)
     if node.target is aten.slice.Tensor:
         x, dim, start, end, step = sliced(node)
-        return Take(whole(x), dim, start, end - start) if step == 1 and end - start < shape_of(x)[dim] else None
+        return Take(uncut(x), dim, start, end - start) if step == 1 and end - start < shape_of(x)[dim] else None
     if node.target is operator.getitem and isinstance(node.args[1], int):
         return _item(operand(node), node.args[1])
     return None
@@ -67,10 +67,10 @@ def _item(split: Node, index: int) -> Take | None:
     x = operand(split)
     dim = Arguments(split).dim(x)
     sizes = [int(part.shape[dim]) for part in split.meta["val"]]
-    return Take(whole(x), dim, sum(sizes[:index]), sizes[index])
+    return Take(uncut(x), dim, sum(sizes[:index]), sizes[index])
 
 
-def whole(node: Node) -> Node:
+def uncut(node: Node) -> Node:
     """Finds the tensor behind slices that leave nothing out."""
     while node.target is aten.slice.Tensor and shape_of(node) == shape_of(operand(node)):
         node = operand(node)
