@@ -45,7 +45,7 @@ def in_each_row(program: Program, node: Node, dim: int, index: Node) -> None:
 
 
 def _in_rows(program: Program, index: Node, size: int) -> tuple[Node, list[int]] | None:
-    """Returns the places inside of their rows, and the sizes of the dims that count the rows."""
+    """Finds the places inside of their rows, and the sizes of the dims that count the rows."""
     total = _viewed(index)
     if total.target is not aten.add.Tensor or total.kwargs:
         return None
@@ -63,14 +63,14 @@ def _in_rows(program: Program, index: Node, size: int) -> tuple[Node, list[int]]
 
 
 def _viewed(node: Node) -> Node:
-    """Returns the tensor whose numbers a node has, in the same order."""
+    """Finds the tensor whose numbers a node has, in the same order."""
     while node.target in VIEWS and prod(shape_of(node)) == prod(shape_of(operand(node))):
         node = operand(node)
     return node
 
 
 def _below(node: Node) -> int | None:
-    """Returns the number below which all places of a tensor are; none is below zero."""
+    """Finds the number below which all places of a tensor are; none is below zero."""
     node = _viewed(node)
     if node.target in PLACES:
         x = operand(node)

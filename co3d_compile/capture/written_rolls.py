@@ -33,7 +33,7 @@ def join_rolls(program: Program) -> None:
 
 
 def _part(node: Node) -> Part | None:
-    """Returns what a slice, or one of the results of a split, takes."""
+    """Finds what a slice, or one of the results of a split, takes."""
     if node.target is aten.slice.Tensor:
         x, dim, start, end, step = sliced(node)
         return (x, dim, start, end) if step == 1 else None

@@ -53,7 +53,7 @@ def max_pool(call: NodeCall, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _places(places: Tensor, padded: Sequence[int], sizes: Sequence[int], pads: Sequence[int], turned: int) -> Tensor:
-    """Returns places in a picture with padding as places in the one without.
+    """Writes places in a picture with padding as places in the one without.
 
     Args:
         places: They count row by row.
@@ -75,7 +75,7 @@ def _places(places: Tensor, padded: Sequence[int], sizes: Sequence[int], pads: S
 
 
 def _starts(call: NodeCall, x: Tensor, size: int) -> Tensor:
-    """Returns the place at which each picture of a clip begins, as ONNX counts: through all pictures, one by one."""
+    """Finds the place at which each picture of a clip begins, as ONNX counts: through all pictures, one by one."""
     place = call.places[0] if call.places else None
     rows, channels = (s // call.clips if place is not None and place.dim == d else s for d, s in enumerate(x.shape[:2]))
     starts = (torch.arange(rows * channels) * size).reshape([rows, channels, *[1] * (x.dim() - 2)])
