@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
@@ -155,12 +155,22 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
             return exported_script(model, clip)
-    with quiet():
+    with quiet(), _without_stack_traces():
         try:
             return torch.export.export(model, clip, keywords, strict=False)
         except Exception:
             with _DataDetached(), ConstantsKnown(model) as constants, PackedSequences(constants), failures_caught():
                 return torch.export.export(model, clip, keywords, strict=False)
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Captures no stack of Python calls for each operator: nothing reads it, and it takes a fifth of the time."""
+    before, fx.config.do_not_emit_stack_traces = fx.config.do_not_emit_stack_traces, True
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
 
 
 class _DataDetached(TorchFunctionMode):
