@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves, taken
+from co3d_compile.capture.loop_tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves
 from co3d_compile.ir.graph_walks import reached
 
 ROTATIONS = 3  # of a run: where its copies may begin
@@ -183,7 +183,7 @@ def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Num
     size = run.stop - run.start
     values, reads = np.zeros(size + 1, dtype=np.int64), np.zeros(size + 1, dtype=np.int64)
     for i, node in enumerate(tokens.nodes[run.start : run.stop]):
-        frame = taken(node) is not None and tokens.place.get(node.all_input_nodes[0], -1) < run.start
+        frame = node in tokens.takes and tokens.place.get(node.all_input_nodes[0], -1) < run.start
         if frame and not with_frames:
             continue
         places = [tokens.place.get(user, run.stop) - run.start for user in node.users]
@@ -229,7 +229,7 @@ class _Reading:
         nodes = self.tokens.nodes[base : base + self.period]
         result = _Signature([], {})
         for at, node in enumerate(nodes):
-            own = taken(node)
+            own = self.tokens.takes.get(node)
             if own is not None:
                 result.indices[at, -1] = own.start
             edges = []
@@ -249,7 +249,7 @@ class _Reading:
             lag = (base - place + self.period - 1) // self.period
             if lag <= FARTHEST:
                 return Earlier(place - base + lag * self.period, lag)
-        take = frame_of(x)
+        take = self.tokens.frames.get(x)
         if take is not None and place < self.first:
             return Frames(take.root, take.dim, take.length, take.start)
         return Outer(x, self.tokens.constant(x))

@@ -8,38 +8,69 @@ first copy there may be one more whose operators lie among others, such as those
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
-from co3d_compile.capture.loop_tokens import Take, Tokens, alike, frame_of, leaves, taken, uncut
+from co3d_compile.capture.loop_tokens import Take, Tokens, alike, leaves, uncut
+
+
+class Values:
+    """What each operator of a graph computes of which operands: where that is the same, so is the value.
+
+    Args:
+        tokens: Of the graph.
+
+    Attributes:
+        frames: The first node that takes some entries: several turns may read it.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self.frames: dict[Take, Node] = {}
+        self._first: dict[Node, Node] = {}  # that computes the same
+        self._alike: dict[Hashable, list[Node]] = {}
+        for node in tokens.nodes:
+            take = tokens.takes.get(node)
+            same = self._alike.setdefault(self._key(node, leaves(node), take.start if take is not None else None), [])
+            same.append(node)
+            self._first[node] = same[0]
+            if (frame := tokens.frames.get(node)) is not None:
+                self.frames.setdefault(frame, node)
+
+    def computed(self, like: Node, operands: Sequence[Node], start: int | None) -> list[Node]:
+        """Lists the nodes that do what a node does, with other operands; entries are taken from ``start`` on."""
+        return self._alike.get(self._key(like, operands, start), [])
+
+    def _key(self, node: Node, operands: Sequence[Node], start: int | None) -> Hashable:
+        inputs, take = iter(operands), self.tokens.takes.get(node)
+        if take is not None:
+            return (node.target, self._value(uncut(next(inputs))), take.dim, start, take.length)
+        return (node.target, *(self._leaf(v, inputs) for v in pytree.tree_leaves((node.args, node.kwargs))))
+
+    def _leaf(self, value: Any, inputs: Iterator[Node]) -> Hashable:
+        return self._value(next(inputs)) if isinstance(value, Node) else (type(value), str(value))
+
+    def _value(self, node: Node) -> Hashable:
+        """What stands for a value: frames that were taken several times are one."""
+        return self.tokens.constant(self._first.get(node, node))
 
 
 class Extension:
     """The search for further turns of a loop, by what their operators must read.
 
     Args:
-        tokens: Of the graph.
+        values: Of the graph.
         copies: Found so far; turns are added to it.
     """
 
-    def __init__(self, tokens: Tokens, copies: Copies) -> None:
-        self.tokens, self.copies = tokens, copies
+    def __init__(self, values: Values, copies: Copies) -> None:
+        self.values, self.tokens, self.copies = values, values.tokens, copies
         self.used = {n for turn in copies.turns for n in turn.values()}
-        self.found: dict[Hashable, Node] = {}
-        self.frames: dict[Take, Node] = {}
-        self.same: dict[Node, Node] = {}  # the first node that computes the same
-        firsts: dict[Hashable, Node] = {}
-        for node in tokens.nodes:
-            key = self._key(node)
-            self.same[node] = firsts.setdefault(key, node)
-            if node not in self.used:
-                self.found.setdefault(key, node)
-            if (take := frame_of(node)) is not None:  # several turns may read one node
-                self.frames.setdefault(take, node)
+        self._given = frozenset(self.used)
 
     def run(self) -> None:
         """Adds what there is in front, and behind."""
@@ -69,7 +100,8 @@ class Extension:
             read = [self._operand(turn, at, k, index, before) for k in range(len(self.copies.edges[at]))]
             operands = [x for x in read if x is not None]
             if len(operands) == len(read):
-                found = self.found.get(self._key(node, operands, self._start(at, index)))
+                computed = self.values.computed(node, operands, self._start(at, index))
+                found = next((n for n in computed if n not in self._given), None)
                 if found is not None:
                     turn[at] = found
         return turn
@@ -87,35 +119,19 @@ class Extension:
         if isinstance(edge, Outer):
             return edge.node
         walk = self.copies.walks[at, k]
-        return self.frames.get(Take(walk.root, walk.dim, walk.start + index * walk.step, walk.length))
+        return self.values.frames.get(Take(walk.root, walk.dim, walk.start + index * walk.step, walk.length))
 
     def _start(self, at: int, index: int) -> int | None:
         """The index at which an operator takes frames in a turn."""
         walk = self.copies.walk_of(at)
         if walk is not None:
             return walk.start + index * walk.step
-        take = taken(self.copies.body[at])
+        take = self.tokens.takes.get(self.copies.body[at])
         return take.start if take is not None else None
 
     def _computes(self, turn: Iterable[int]) -> bool:
         """Says whether a turn is more than frames that are taken, and what is the same in each."""
         return any(at not in self.copies.invariant and self.copies.walk_of(at) is None for at in turn)
-
-    def _key(self, node: Node, operands: list[Node] | None = None, start: int | None = None) -> Hashable:
-        """Describes what a node computes from which operands; the same key is the same value."""
-        inputs = iter(leaves(node) if operands is None else operands)
-        take = taken(node)
-        if take is not None:
-            at = take.start if operands is None else start
-            return (node.target, self._value(uncut(next(inputs))), take.dim, at, take.length)
-        return (node.target, *(self._leaf(v, inputs) for v in pytree.tree_leaves((node.args, node.kwargs))))
-
-    def _leaf(self, value: Any, inputs: Any) -> Hashable:
-        return self._value(next(inputs)) if isinstance(value, Node) else (type(value), str(value))
-
-    def _value(self, node: Node) -> Hashable:
-        """What stands for a value: frames that were taken several times are one."""
-        return self.tokens.constant(self.same.get(node, node))
 
     # --- one more turn in front
 
@@ -156,7 +172,7 @@ class Extension:
         own = self.copies.body[at]
         if node.op != "call_function" or self._token(node) != self._token(own):
             return False
-        if (take := taken(node)) is not None and take.start != self._start(at, -1):
+        if (take := self.tokens.takes.get(node)) is not None and take.start != self._start(at, -1):
             return False
         turn[at] = node
         operands = leaves(node)
@@ -178,7 +194,7 @@ class Extension:
 
     def _is_frame(self, x: Node, edge: Frames, place: tuple[int, int]) -> bool:
         walk = self.copies.walks[place]
-        return frame_of(x) == Take(edge.root, edge.dim, walk.start - walk.step, edge.length)
+        return self.tokens.frames.get(x) == Take(edge.root, edge.dim, walk.start - walk.step, edge.length)
 
     def _token(self, node: Node) -> int:
         return int(self.tokens.ids[self.tokens.place[node]])

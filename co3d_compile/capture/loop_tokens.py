@@ -102,6 +102,8 @@ class Tokens:
         self.program = program
         self.nodes = [n for n in program.graph.nodes if n.op == "call_function"]
         self.place = {n: i for i, n in enumerate(self.nodes)}
+        self.takes = {n: take for n in self.nodes if (take := taken(n)) is not None}
+        self.frames = {n: take for n in self.nodes if (take := frame_of(n)) is not None}
         self._constants: dict[Node, Hashable] = {}
         known: dict[Hashable, int] = {}
         self.ids = np.array([known.setdefault(self._token(n), len(known)) for n in self.nodes], dtype=np.int64)
@@ -115,14 +117,15 @@ class Tokens:
             return node
         if node not in self._constants:
             value = self.program.constant(node)
-            small = value.numel() <= SMALL and str(node.target) not in self.program.learned
-            key = (tuple(value.shape), value.dtype, tuple(value.flatten().tolist()))
-            self._constants[node] = key if small else str(node.target)
+            if value.numel() <= SMALL and str(node.target) not in self.program.learned:
+                self._constants[node] = (tuple(value.shape), value.dtype, tuple(value.flatten().tolist()))
+            else:
+                self._constants[node] = str(node.target)
         return self._constants[node]
 
     def _token(self, node: Node) -> Hashable:
         values = pytree.tree_leaves((node.args, node.kwargs))
-        take = taken(node)
+        take = self.takes.get(node)
         if take is not None:
             values = [node.args[0], take.dim]
         # A constant may be what the first copy reads in place of an earlier one's value.

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.capture.loop_copies import Copies, copies_of
-from co3d_compile.capture.loop_extension import Extension
+from co3d_compile.capture.loop_extension import Extension, Values
 from co3d_compile.capture.loop_first_turn import add_first_turn
 from co3d_compile.capture.loop_operator import LoopWriter
 from co3d_compile.capture.loop_results import join_results
@@ -17,6 +17,7 @@ from co3d_compile.capture.loop_starts import take_starts_from_streams
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Run, Tokens, is_constant, runs
 from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED
+from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.program import Program
 
@@ -49,27 +50,28 @@ def _one(program: Program, ends: bool) -> bool:
     try:
         tokens = Tokens(program)
         found = runs(tokens.ids, FEWEST)[:RUNS]
+        values = Values(tokens)
         for with_state in (True, False):
             for run in found:
                 writers: list[LoopWriter] = []
-                for copies in _ways(tokens, run):
+                for copies in _ways(values, run):
                     if not with_state and any(walk.step > 1 for walk in copies.walks.values()):
                         continue  # parts of a clip that hand nothing on may be as many for any clip: heads of halves
                     writers.append(LoopWriter(program, copies, times))
                     if writers[-1].write(with_state, ends):
                         return True
-                if with_state and (_with_first_turn(program, writers, times) or _by_core(tokens, writers, times)):
+                if with_state and (_with_first_turn(program, writers, times) or _by_core(values, writers, times)):
                     return True
     finally:
         times.forget()
     return False
 
 
-def _ways(tokens: Tokens, run: Run) -> list[Copies]:
+def _ways(values: Values, run: Run) -> list[Copies]:
     """Lists the loops that a run of tokens may be, those with most operators first."""
-    ways = list(copies_of(tokens, run))
+    ways = list(copies_of(values.tokens, run))
     for copies in ways:
-        Extension(tokens, copies).run()
+        Extension(values, copies).run()
     return sorted(ways, key=lambda c: (-sum(map(len, c.turns)), len(c.starts)))
 
 
@@ -86,13 +88,13 @@ def _with_first_turn(program: Program, writers: list[LoopWriter], times: TimeDim
     return False
 
 
-def _by_core(tokens: Tokens, writers: list[LoopWriter], times: TimeDims) -> bool:
+def _by_core(values: Values, writers: list[LoopWriter], times: TimeDims) -> bool:
     """Writes a loop without what only reads the values that it hands on; says whether one was."""
     for writer in writers:
         core = writer.copies.core() if writer.begins_late else None
         if core is not None:
-            Extension(tokens, core).run()
-            if LoopWriter(tokens.program, core, times).write(with_state=True):
+            Extension(values, core).run()
+            if LoopWriter(values.tokens.program, core, times).write(with_state=True):
                 return True
     return False
 
@@ -115,7 +117,7 @@ def tidy(program: Program) -> None:
 
 def _drop_unread(program: Program) -> None:
     """Takes out what nothing reads: recurrent layers too, which FX keeps, since in training they may draw by chance."""
-    program.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    erase_dead(program.graph, kept=lambda node: node.op in ("placeholder", "output"))
 
 
 def _read_same_results(program: Program) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -94,6 +95,16 @@ def erase_unused(node: Node) -> None:
             operands = last.all_input_nodes
             last.graph.erase_node(last)
             stack += operands
+
+
+def erase_dead(graph: Graph, kept: Callable[[Node], bool] = Node.is_impure) -> None:
+    """Erases all nodes that nothing reads, but for those that are kept: by default what has an effect.
+
+    PyTorch's own elimination checks the whole graph each time, which takes longer than what it is called for.
+    """
+    for node in reversed(graph.nodes):
+        if not node.users and not kept(node):
+            graph.erase_node(node)
 
 
 def delay(program: Program, before: Node, x: Node, entries: int) -> Node:
