@@ -10,7 +10,7 @@ from torch.fx.node import Argument
 
 from co3d_compile.ir.aten_operators import BATCH_NORMS, CONVOLUTIONS
 from co3d_compile.ir.frame_loop import loop_bodies
-from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.graph_edits import erase_dead, insert, insert_constant, replace
 from co3d_compile.ir.node_reading import operand, rank_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
@@ -42,7 +42,7 @@ class FoldBatchNorm(Pass):
                 if user.target is operator.getitem:
                     replace(user, result)
             replace(node, result)
-        program.graph.eliminate_dead_code()
+        erase_dead(program.graph)
         for body in loop_bodies(program):
             self.run(body)
         delete_unused_constants(program.module)

@@ -14,7 +14,7 @@ from co3d_compile.analysis.delay_budget import DelayBudget
 from co3d_compile.analysis.delay_model import DelayModel
 from co3d_compile.analysis.kernel_future import Change, FutureKernel, future_kernels
 from co3d_compile.canonical.limited_forms import limited
-from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.graph_edits import erase_dead, insert, insert_constant, replace
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Limited, Program
@@ -48,7 +48,7 @@ class LimitDelay(Pass):
         changes = search.changes(left)
         for node in sorted(left, key=list(copy.graph.nodes).index):
             self._limit(program, nodes[node.name], kernels[node], left[node], changes[node])
-        program.graph.eliminate_dead_code()
+        erase_dead(program.graph)
         delete_unused_constants(program.module)
         return bool(left)
 

@@ -15,6 +15,7 @@ from co3d_compile.analysis.repeated_frames import note_repeated_frames
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError, first_line
+from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import module_path, operand, returned, shape_of, where, whole
@@ -79,7 +80,7 @@ class Lower(Pass):
         self._outputs(low, program)
         self._holders(low, program)
         program.module = module_of(program.module, low.graph)
-        program.graph.eliminate_dead_code()
+        erase_dead(program.graph)
         delete_unused_constants(program.module)
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.graph_edits import fake_mode, replace
+from co3d_compile.ir.graph_edits import erase_dead, fake_mode, replace
 from co3d_compile.ir.markers import carry, counter, fifo, previous, settled, store
 from co3d_compile.ir.node_reading import module_path, operand, returned, whole
 from co3d_compile.ir.operator_arguments import Arguments
@@ -62,7 +62,7 @@ class ThreadStates(Pass):
         graph.output_node().args = ((*returned(graph), *final),)
         for old in [n for n in reversed(graph.nodes) if n in replaced or n.target is store]:
             graph.erase_node(old)
-        graph.eliminate_dead_code()
+        erase_dead(graph)
         return bool(values)
 
     def _threaded(self, program: Program, node: Node, state: Node) -> tuple[Node, Node]:

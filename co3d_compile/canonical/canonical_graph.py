@@ -13,7 +13,7 @@ from co3d_compile.canonical.operator_forms import GATHERS, REWRITES
 from co3d_compile.ir.aten_operators import CHECKS, SAME, VIEWS
 from co3d_compile.ir.constant_facts import Constant
 from co3d_compile.ir.frame_loop import loop_bodies
-from co3d_compile.ir.graph_edits import insert_constant, replace
+from co3d_compile.ir.graph_edits import erase_dead, insert_constant, replace
 from co3d_compile.ir.graph_walks import run_operator
 from co3d_compile.ir.node_reading import operand
 from co3d_compile.ir.operator_arguments import Arguments, filled
@@ -39,14 +39,14 @@ def canonicalize(program: Program, bodies: bool = True) -> bool:
             node.target = aten.reshape.default
         elif node.target in REWRITES:
             REWRITES[node.target](program, node)
-    program.graph.eliminate_dead_code()
+    erase_dead(program.graph)
     _fold(program)
     for node in list(program.graph.nodes):
         if node.target in GATHERS:
             GATHERS[node.target](program, node)
     if any(n.all_input_nodes and all(x.op == "get_attr" for x in n.all_input_nodes) for n in program.graph.nodes):
         _fold(program)
-    program.graph.eliminate_dead_code()
+    erase_dead(program.graph)
     for body in loop_bodies(program) if bodies else ():
         canonicalize(body)
     delete_unused_constants(program.module)
@@ -86,7 +86,7 @@ def _fold(program: Program) -> None:
             node.replace_all_uses_with(constants[like])
         elif node.op == "get_attr":
             amend_own(node, constant=Constant.of(value, node in learned, computed=False))
-    program.graph.eliminate_dead_code()
+    erase_dead(program.graph)
 
 
 def _constant(program: Program, node: Node, value: torch.Tensor, learned: bool) -> Node:

@@ -15,7 +15,7 @@ from torch.fx import Node, map_arg
 from co3d_compile.analysis.operator_families import GATHERS, MOVES, name_of
 from co3d_compile.capture.fourier import Fourier, Parts
 from co3d_compile.errors import CaptureError
-from co3d_compile.ir.graph_edits import insert, insert_constant
+from co3d_compile.ir.graph_edits import erase_dead, insert, insert_constant
 from co3d_compile.ir.node_reading import rank_of, where
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -39,7 +39,7 @@ def as_real_numbers(program: Program) -> None:
     """
     if any(_is_complex(n) for n in program.graph.nodes):
         _Rewriting(program).run()
-        program.graph.eliminate_dead_code()
+        erase_dead(program.graph)
         program.module.recompile()
 
 

@@ -35,6 +35,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
 from co3d_compile.ir.aten_operators import VIEWS
+from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
@@ -113,7 +114,7 @@ def _decomposed(exported: ExportedProgram, table: Table) -> Unlifted:
         module, names, learned = unlift(exported)
         if written_apart(module.graph):
             _decompose(module, table)
-            module.graph.eliminate_dead_code()
+            erase_dead(module.graph)
             module.graph.lint()
             module.recompile()
             return module, names, learned

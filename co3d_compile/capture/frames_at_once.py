@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.aten_operators import SIZED
-from co3d_compile.ir.graph_edits import insert
+from co3d_compile.ir.graph_edits import erase_dead, insert
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filled
@@ -49,7 +49,7 @@ def take_frames_at_once(program: Program) -> None:
             if not all(equal(after, wanted, SAME) for after, wanted in pairs):
                 for reader in readers:
                     reader.replace_input_with(new, node)
-            graph.eliminate_dead_code()
+            erase_dead(graph)
 
 
 def rolled(program: Program, node: Node) -> Node | None:
@@ -93,7 +93,7 @@ def _rolled(program: Program, node: Node, dim: int, parts: tuple[Node, ...], tim
     try:
         return _Loop(program, node, dim, parts, times).rolled()
     except (_Differ, RuntimeError, ValueError, TypeError, IndexError):
-        program.graph.eliminate_dead_code()  # what was written before it turned out
+        erase_dead(program.graph)  # what was written before it turned out
         return None
 
 

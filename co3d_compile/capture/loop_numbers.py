@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.graph_edits import insert
+from co3d_compile.ir.graph_edits import erase_dead, insert
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.program import Program
 
@@ -47,7 +47,7 @@ class CountedNumbers:
         for entry, (node, args, target) in self._written.items():
             if entry in node.all_input_nodes and entry.users:
                 node.target, node.args = target, args  # type: ignore[assignment]
-        self.program.graph.eliminate_dead_code()
+        erase_dead(self.program.graph)
 
     def _replace(self, nodes: Sequence[Node]) -> None:
         """Replaces the numbers of operators that are alike, if they count from each turn to the next."""

@@ -20,7 +20,7 @@ from co3d_compile.capture.loop_starts import is_of_first_frame
 from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
-from co3d_compile.ir.graph_edits import fake_mode, insert, insert_constant, replace
+from co3d_compile.ir.graph_edits import erase_dead, fake_mode, insert, insert_constant, replace
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.node_reading import operands, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
@@ -105,7 +105,7 @@ class LoopWriter:
             self._join(cat, groups, stacks)
         self._select_the_rest(variants, stacks)
         sort(self.program)
-        self.program.graph.eliminate_dead_code()
+        erase_dead(self.program.graph)
         self.program.record(loop, "loop over frames")
         return True
 

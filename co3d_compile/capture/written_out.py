@@ -15,6 +15,7 @@ from co3d_compile.capture.written_group_norms import join_group_norms
 from co3d_compile.capture.written_norms import join_norms
 from co3d_compile.capture.written_resampling import join_interpolations
 from co3d_compile.capture.written_rolls import join_rolls
+from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.program import Program
 
 JOINS = (
@@ -29,4 +30,4 @@ def join_written_out(program: Program) -> None:
         before = {n.name for n in program.graph.nodes}
         join(program)
         if {n.name for n in program.graph.nodes} != before:
-            program.graph.eliminate_dead_code()
+            erase_dead(program.graph)

@@ -21,6 +21,7 @@ from co3d_compile.capture.capture_model import capture, captured_again
 from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
+from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.node_reading import module_path, returned
 from co3d_compile.ir.options import Options
@@ -98,7 +99,7 @@ class Reference:
         graph = copy.deepcopy(self.program.graph)
         nodes = {n.name: n for n in graph.nodes}
         graph.output_node().args = (tuple(nodes[name] for name in names),)
-        graph.eliminate_dead_code()
+        erase_dead(graph)
         return self._with(GraphModule(self.program.module, graph))
 
     def doubled(self) -> Reference:
