@@ -12,10 +12,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
-from co3d_compile.capture.loop_tokens import Take, Tokens, alike, leaves, uncut
+from co3d_compile.capture.loop_tokens import Take, Tokens, alike, flat, leaves, uncut
 
 
 class Values:
@@ -49,7 +48,7 @@ class Values:
         inputs, take = iter(operands), self.tokens.takes.get(node)
         if take is not None:
             return (node.target, self._value(uncut(next(inputs))), take.dim, start, take.length)
-        return (node.target, *(self._leaf(v, inputs) for v in pytree.tree_leaves((node.args, node.kwargs))))
+        return (node.target, *(self._leaf(v, inputs) for v in flat((node.args, node.kwargs))))
 
     def _leaf(self, value: Any, inputs: Iterator[Node]) -> Hashable:
         return self._value(next(inputs)) if isinstance(value, Node) else (type(value), str(value))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
@@ -92,6 +92,13 @@ def leaves(node: Node) -> list[Node]:
     return found
 
 
+def flat(nest: Any) -> list[Any]:
+    """Flattens a nest of lists, tuples and dicts, in its order: FX is many times faster at it than pytree."""
+    found: list[Any] = []
+    map_aggregate(nest, found.append)
+    return found
+
+
 class Tokens:
     """The operators of a graph, and for each a number: equal ones do the same to whatever they are given.
 
@@ -124,14 +131,13 @@ class Tokens:
         return self._constants[node]
 
     def _token(self, node: Node) -> Hashable:
-        values = pytree.tree_leaves((node.args, node.kwargs))
+        values = flat((node.args, node.kwargs))
         take = self.takes.get(node)
         if take is not None:
             values = [node.args[0], take.dim]
         # A constant may be what the first copy reads in place of an earlier one's value.
         parts = [IN_PLACE_OF_A_TENSOR if self._is_start(node, v) else self._leaf(v) for v in values]
-        value = node.meta["val"]
-        shapes = [(tuple(v.shape), v.dtype) for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+        shapes = [(tuple(v.shape), v.dtype) for v in flat(node.meta["val"]) if isinstance(v, Tensor)]
         return (node.target, *parts, *shapes)
 
     def _is_start(self, node: Node, value: Any) -> bool:
