@@ -107,6 +107,13 @@ def by_strongest_frequencies(m: Any, x: Tensor) -> Tensor:
     return result
 
 
+def written_in_turn(m: Any, x: Tensor) -> Tensor:
+    """Two halves, of every second entry each, are written into memory that nobody has filled."""
+    result = torch.empty_like(x)
+    result[:, :, ::2], result[:, :, 1::2] = m.a(x[:, :, ::2]), m.b(x[:, :, 1::2])
+    return result
+
+
 def states_side_by_side(m: Any, x: Tensor) -> Tensor:
     """Neighbours among the states of a loop, joined as features that weigh each other."""
     h, states, out = x.new_zeros(x.shape[0], 4), [], []
@@ -260,6 +267,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "a clip without its batch": (
         lambda: Graph(lambda m, x: m.b(m.a(x[0]).relu())[None], a=conv(), b=conv()), (CLIP,), {},
     ),
+    "written in turn": (lambda: Graph(written_in_turn, a=conv(), b=conv()), ((1, 4, 16),), {}),
     "the first two frames": (lambda: Graph(lambda m, x: x[:, :, 0] + x[:, :, 1] * 2), ((1, 4, 12),), {}),
     "states of a loop, side by side": (
         lambda: Graph(states_side_by_side, mix=nn.Linear(4, 4), weigh=nn.Linear(12, 12), out=nn.Linear(12, 3)),

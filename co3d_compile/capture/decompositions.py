@@ -45,6 +45,11 @@ def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return cast if cast.shape == into.shape else cast.expand(into.shape)
 
 
+def unwritten(size: Sequence[int], *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+    """Computes a tensor that is to be written over as zeros: what it holds must not matter."""
+    return torch.zeros(list(size), dtype=dtype)
+
+
 def masked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
     """Computes ``x[mask] = 0``, one number wherever a mask is true, as a choice between this number and x."""
     masks = [index for index in indices if index is not None]
@@ -185,6 +190,9 @@ OURS: dict[Any, Any] = {
     aten.bilinear.default: bilinear,
     aten.as_strided.default: strided,
     aten.copy.default: copied,
+    aten.empty.memory_format: unwritten,
+    aten.empty_permuted.default: unwritten,
+    aten.empty_strided.default: unwritten,
     aten.unfold_backward.default: overlapped,
     aten.index_put.default: masked,
     aten.bucketize.Tensor: counted,

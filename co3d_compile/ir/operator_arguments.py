@@ -106,11 +106,8 @@ def filling_like(node: Node) -> float | None:
 
 
 def filled(node: Node) -> Tensor | None:
-    """Makes the tensor of an operator that takes a shape and a number alone; None where it takes more.
-
-    What is to be written over is filled with zeros: what it holds must not matter.
-    """
-    number, value = 0.0 if node.target is aten.empty.memory_format else filling_like(node), node.meta["val"]
+    """Makes the tensor of an operator that takes a shape and a number alone; None where it takes more."""
+    number, value = filling_like(node), node.meta["val"]
     return None if number is None else torch.full(tuple(value.shape), number, dtype=value.dtype)
 
 
