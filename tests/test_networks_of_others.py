@@ -79,6 +79,18 @@ class Padded(nn.Module):
         return self.second(y + away.view(-1, x.shape[2] // 2, 2).flatten(1)[:, None, :, None, None])
 
 
+class InTurn(nn.Module):
+    """Every second frame goes through a branch of its own; the results are listed in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd = nn.Conv3d(3, 4, 3, padding=1), nn.Conv3d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = self.even(x[:, :, ::2]).movedim(2, 0), self.odd(x[:, :, 1::2]).unbind(2)
+        return torch.stack([frame for even, odd in zip(*branches, strict=True) for frame in (even, odd.sigmoid())], 2)
+
+
 class InParts(nn.Module):
     """Layers of which PyTorch's core operators have several results."""
 
@@ -104,6 +116,7 @@ CLOTHES: dict[str, Callable[[], Any]] = {
     ).run_decompositions(),
     "made at the first call": lambda: Late().eval(),
     "a dataclass": lambda: Recorded().eval(),
+    "every second frame, in turn": lambda: InTurn().eval(),
     "a mask in the dtype of a stream": lambda: Padded().eval(),
 }
 

@@ -22,6 +22,7 @@ from co3d_compile.ir.random_runs import equal, random_clips
 
 aten = torch.ops.aten
 DEPTH = 16  # operators behind each other that tell turns apart
+MOST = 4  # loops whose results are listed in turn
 SAME = 3e-5  # of the largest number: the same sums in another order
 
 
@@ -67,8 +68,23 @@ def rolled(program: Program, node: Node) -> Node | None:
             found = _rolled(program, node, dim, parts, times) if len(parts) >= 3 else None
             if found is not None:
                 return insert(program, node, aten.cat.default, [*flat[:first], found], dim) if first else found
+        return _in_turn(program, node, dim, _joined(flat, dim), times)
     finally:
         times.forget()
+
+
+def _in_turn(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
+    """Returns what may take the place of ``stack([f(a[0]), g(b[0]), f(a[1]), g(b[1]), …])``: two loops, or more."""
+    for several in range(2, MOST + 1):
+        loops = [parts[i::several] for i in range(several)]
+        alike = all(len({part.target for part in loop}) == 1 for loop in loops)
+        if len(parts) < 3 * several or len(parts) % several or not alike:
+            continue
+        found = [_rolled(program, node, dim, loop, times) for loop in loops]
+        apart = [insert(program, node, aten.unsqueeze.default, x, dim + 1) for x in found if x is not None]
+        if len(apart) == several:
+            joined = insert(program, node, aten.cat.default, apart, dim + 1)
+            return insert(program, node, aten.view.default, joined, list(shape_of(node)))
     return None
 
 

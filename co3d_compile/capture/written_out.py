@@ -22,6 +22,7 @@ from co3d_compile.ir.program import Program
 JOINS = (
     open_bags, select_own_entries, join_rolls, join_interpolations, cancel_transposes, join_activations, join_norms,
     join_group_norms, join_attention, share_heads,
+    join_group_norms, join_attention, share_heads,
 )  # fmt: skip
 
 
