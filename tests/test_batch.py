@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from marks import slow
 from torch import Tensor, nn
 from zoo import Graph, randomise
 from zoo.small import SMALL
@@ -140,3 +142,27 @@ def test_a_single_clip_streams_by_its_index_equations() -> None:
     compiled = co3d.compile(module, (clip,), time_dim=1)
     assert (compiled.info.regions, compiled.info.recomputed, compiled.info.delays) == ((), (), {"output": 1})
     assert verify(compiled, module, (clip,)).passed
+
+
+ALONG_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "differences": lambda y: y[1:] - y[:-1],
+    "as many differences": lambda y: torch.cat([y[1:] - y[:-1], y[-1:] - y[-1:]]),
+    "behind zeros": lambda y: F.pad(y, (0, 0, 2, 0)),
+    "sums": lambda y: y.cumsum(0),
+    "the last": lambda y: y[-1],
+}
+
+
+@pytest.mark.parametrize("boundary", ["stream", slow("exact")])
+@pytest.mark.parametrize("rows", [lambda x: x.flatten(0, 1), slow(lambda x: x[0])], ids=["folded", "selected"])
+def test_along_the_rows_of_a_single_clip(rows: Callable[[Tensor], Tensor], boundary: str) -> None:
+    def forward(m: Any, x: Tensor) -> dict[str, Tensor]:
+        y = m.a(rows(x)).mean((2, 3))
+        return {name: m.l(along(y)) for name, along in ALONG_ROWS.items()}
+
+    clip = (torch.randn(1, 8, 4, 6, 6),)
+    module = randomise(Graph(forward, a=nn.Conv2d(4, 4, 3), l=nn.Linear(4, 3)), *clip)
+    compiled = co3d.compile(module, clip, time_dim=1, boundary=boundary)
+    assert not compiled.info.recomputed
+    result = verify(compiled, module, clip)
+    assert result.passed, result.reason

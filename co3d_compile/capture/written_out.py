@@ -9,6 +9,7 @@ from __future__ import annotations
 from co3d_compile.capture.embedding_bags import open_bags
 from co3d_compile.capture.own_entries import select_own_entries
 from co3d_compile.capture.shared_heads import share_heads
+from co3d_compile.capture.single_clips import give_rows_a_clip
 from co3d_compile.capture.transposes import cancel_transposes
 from co3d_compile.capture.written_activations import join_activations
 from co3d_compile.capture.written_attention import join_attention
@@ -20,9 +21,8 @@ from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.program import Program
 
 JOINS = (
-    open_bags, select_own_entries, join_rolls, join_interpolations, cancel_transposes, join_activations, join_norms,
-    join_group_norms, join_attention, share_heads,
-    join_group_norms, join_attention, share_heads,
+    open_bags, select_own_entries, join_rolls, give_rows_a_clip, join_interpolations, cancel_transposes,
+    join_activations, join_norms, join_group_norms, join_attention, share_heads,
 )  # fmt: skip
 
 

@@ -121,7 +121,8 @@ class Layout:
         if floating:
             if not kept:
                 return Layout(())
-            kept[0] = (*[a for a in kept[0] if a.label], *floating, *[a for a in kept[0] if not a.label])
+            labelled = sorted([*[a for a in kept[0] if a.label], *floating], key=lambda a: a.label != BATCH)
+            kept[0] = (*labelled, *[a for a in kept[0] if not a.label])
         return Layout(tuple(kept))
 
     def view(self, shape: Sequence[int]) -> Layout:
