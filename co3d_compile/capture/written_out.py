@@ -7,6 +7,7 @@ attention does to time; of its pieces they know less, and would compute more on 
 from __future__ import annotations
 
 from co3d_compile.capture.embedding_bags import open_bags
+from co3d_compile.capture.joined_parts import move_joined_parts
 from co3d_compile.capture.own_entries import select_own_entries
 from co3d_compile.capture.shared_heads import share_heads
 from co3d_compile.capture.single_clips import give_rows_a_clip
@@ -21,7 +22,8 @@ from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.program import Program
 
 JOINS = (
-    open_bags, select_own_entries, join_rolls, give_rows_a_clip, join_interpolations, cancel_transposes,
+    open_bags, move_joined_parts, select_own_entries, join_rolls, give_rows_a_clip, join_interpolations,
+    cancel_transposes, join_activations, join_norms, join_group_norms, join_attention, share_heads,
     join_activations, join_norms, join_group_norms, join_attention, share_heads,
 )  # fmt: skip
 
