@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 from torch import Tensor
@@ -74,14 +74,14 @@ def rolled(program: Program, node: Node) -> Node | None:
 
 
 def _in_turn(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
-    """Returns what may take the place of ``stack([f(a[0]), g(b[0]), f(a[1]), g(b[1]), …])``: two loops, or more."""
+    """What may take the place of ``stack([f(a[0]), g(b[0]), f(a[1]), g(b[1]), …])``: two loops, or more."""
     for several in range(2, MOST + 1):
         loops = [parts[i::several] for i in range(several)]
         alike = all(len({part.target for part in loop}) == 1 for loop in loops)
         if len(parts) < 3 * several or len(parts) % several or not alike:
             continue
-        found = [_rolled(program, node, dim, loop, times) for loop in loops]
-        apart = [insert(program, node, aten.unsqueeze.default, x, dim + 1) for x in found if x is not None]
+        found = takewhile(bool, (_rolled(program, node, dim, loop, times) for loop in loops))
+        apart = [insert(program, node, aten.unsqueeze.default, x, dim + 1) for x in found if x]
         if len(apart) == several:
             joined = insert(program, node, aten.cat.default, apart, dim + 1)
             return insert(program, node, aten.view.default, joined, list(shape_of(node)))

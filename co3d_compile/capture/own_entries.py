@@ -22,7 +22,7 @@ def select_own_entries(program: Program) -> None:
 
 
 def _of_every_row(node: Node, constants: Constants) -> tuple[int, int] | None:
-    """Returns the dim and the entry that is taken of every row; None where that is not the same, or not known."""
+    """The dim and the entry that is taken of every row; None where that is not the same, or not known."""
     indices = node.args[1]
     assert isinstance(indices, (list, tuple))
     given = [(d, constants.value(i)) for d, i in enumerate(indices) if isinstance(i, Node)]
@@ -32,8 +32,9 @@ def _of_every_row(node: Node, constants: Constants) -> tuple[int, int] | None:
     for (rows, every), (dim, index) in (given, given[::-1]):
         if every is None or index is None or torch.bool in (every.dtype, index.dtype):
             return None
-        in_order = torch.equal(every, torch.arange(shape_of(operand(node))[rows]))
+        in_order = every.tolist() == list(range(shape_of(operand(node))[rows]))
         entries = index.unique().tolist()
-        if in_order and len(entries) == 1 and (side_by_side or rows == 0):
+        fits = index.dim() <= 1 and index.numel() in (1, every.numel())
+        if in_order and fits and len(entries) == 1 and (side_by_side or rows == 0):
             return dim, entries[0]
     return None

@@ -27,7 +27,7 @@ ALONG_A_DIM = {  # the second argument
 
 def give_rows_a_clip(program: Program) -> None:
     """Rewrites ``x[1:]``, of the rows of one clip, to ``x[None][:, 1:][0]``, where time is a dim by itself."""
-    if program.inputs[0].shape[0] != 1:
+    if program.inputs[0].shape[:1] != (1,):
         return
     for node in list(program.graph.nodes):
         if _is_along_rows(node):
@@ -45,11 +45,12 @@ def _is_along_rows(node: Node) -> bool:
     if node.target is PAD:
         pads = Arguments(node).integers("pad")
         return len(pads) == 2 * rank_of(x) and pads[-2:] != [0, 0]
-    return Arguments(node).dim(x) == 0 and shape_of(x)[0] > 1
+    alike = node.target is not aten.cat.default or len({rank_of(part) for part in operands(node)}) == 1
+    return Arguments(node).dim(x) == 0 and shape_of(x)[0] > 1 and alike
 
 
 def _as_clips(program: Program, node: Node, x: Argument) -> Argument:
-    """Returns an operand, or several, with a dim of one in front."""
+    """Puts a dim of one in front of an operand, or of several."""
     if isinstance(x, Node):
         return insert(program, node, aten.unsqueeze.default, x, 0)
     assert isinstance(x, (list, tuple))

@@ -24,7 +24,6 @@ from co3d_compile.ir.program import Program
 JOINS = (
     open_bags, move_joined_parts, select_own_entries, join_rolls, give_rows_a_clip, join_interpolations,
     cancel_transposes, join_activations, join_norms, join_group_norms, join_attention, share_heads,
-    join_activations, join_norms, join_group_norms, join_attention, share_heads,
 )  # fmt: skip
 
 
