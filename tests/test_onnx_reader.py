@@ -207,9 +207,10 @@ def test_models_of_other_libraries_are_taken() -> None:
         assert co3d.compile(model).info.receptive_field == 3
 
 
-def test_free_dims_are_asked_for() -> None:
+@pytest.mark.parametrize("free", [{"dim_param": "height"}, {"dim_value": -1}], ids=["by name", "as Paddle does"])
+def test_free_dims_are_asked_for(free: dict[str, Any]) -> None:
     model = convolution()
-    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "height"
+    model.graph.input[0].type.tensor_type.shape.dim[3].CopyFrom(onnx.TensorShapeProto.Dimension(**free))
     with pytest.raises(co3d.UsageError, match=r"x has the shape \?x3x8x\?x6"):
         co3d.compile(model)
     assert co3d.compile(model, (torch.zeros(1, 3, 8, 6, 6),)).info.receptive_field == 3

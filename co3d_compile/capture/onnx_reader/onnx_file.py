@@ -92,6 +92,9 @@ def prepared(model: ir.Model) -> ir.Model:
     InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     reshape_views(model.graph)
+    for value in model.graph.inputs:
+        if value.shape is not None:  # Paddle writes a dim that is free as -1
+            value.shape = ir.Shape([None if isinstance(s, int) and s < 0 else s for s in value.shape])
     return model
 
 
