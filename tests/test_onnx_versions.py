@@ -67,6 +67,7 @@ CASES: dict[str, tuple[str, Inputs, dict[str, Any], list[int]]] = {
     "mean with padding, rounded up": (
         "AveragePool", [(1, 3, 8)],
         {"kernel_shape": [3], "strides": [2], "pads": [1, 0], "ceil_mode": 1, "count_include_pad": 1}, [10, 22]),
+    "a spectrum of real numbers without a last dim": ("STFT", [(2, 32), np.array(4), weights(8)], {}, [17]),
     "softmax over all that follows": ("Softmax", [(2, 3, 4)], {"axis": 1}, [7, 11, 13]),
     "hard sigmoid in a layer": (
         "LSTM", cell(4), {"hidden_size": 4, "activations": ["HardSigmoid", "Tanh", "Tanh"], "activation_alpha": [0.25],

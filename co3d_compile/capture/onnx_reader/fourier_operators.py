@@ -24,7 +24,8 @@ def dft(call: NodeCall, x: Tensor, length: Value = None, axis: Value = None) -> 
 
 @reads("STFT", host=(1, 3))
 def stft(call: NodeCall, x: Tensor, step: Value, window: Tensor | None = None, length: Value = None) -> Tensor:
-    """Computes the transform of each frame of a signal: (N, samples, 1 or 2) to (N, frames, frequencies, 2)."""
+    """Computes the transform of each frame of a signal: (N, samples[, 1 or 2]) to (N, frames, frequencies, 2)."""
+    x = x.unsqueeze(-1) if x.dim() == 2 else x  # so ONNX Runtime takes it, too
     size = whole_numbers(length)[0] if length is not None else x.shape[1] if window is None else window.shape[0]
     onesided = bool(call.integer("onesided", 1))
     if onesided and x.shape[-1] == 2:
