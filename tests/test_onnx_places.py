@@ -8,8 +8,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper
 from onnx_files import convolution, model, weights
+from torch import Tensor, nn
 
 import co3d_compile as co3d
 from co3d_compile.capture.onnx_reader.onnx_file import read_onnx
@@ -82,3 +84,23 @@ def test_rows_of_tables_by_computed_numbers() -> None:
     compiled = co3d.compile(network, time_dim=1)
     assert compiled.info.receptive_field == 3 and not compiled.info.recomputed
     assert co3d.verify(compiled, network).passed
+
+
+class InAllRows(nn.Module):
+    """Places that count through all rows of a batch of frames, flattened: of pixels, and of the channels of pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(0, 1)
+        _, where = F.max_pool2d(y, 2, return_indices=True)
+        pooled = y.flatten()[where + torch.arange(y.shape[0] * 4).view(-1, 4, 1, 1) * 36]
+        points = y.flatten(2).transpose(1, 2)
+        strongest = points[..., 0].topk(3).indices + torch.arange(len(y)).unsqueeze(1) * 36
+        taken = points.flatten(0, 1)[strongest].mean(1)
+        return (pooled.amax((2, 3)) + taken).view(x.shape[0], -1, 4)
+
+
+def test_places_in_all_rows_are_of_each_row() -> None:
+    network, clip = InAllRows().eval(), (torch.randn(1, 5, 4, 6, 6),)
+    compiled = co3d.compile(network, clip, time_dim=1)
+    assert compiled.info.receptive_field == 1 and not compiled.info.recomputed and not compiled.info.regions
+    assert co3d.verify(compiled, network, clip).passed

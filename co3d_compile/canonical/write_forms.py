@@ -126,6 +126,11 @@ def _cut(program: Program, before: Node, x: Node, dim: int, start: int, end: int
     """Takes the entries ``start`` to ``end`` of a dim."""
     if (start, end) == (0, shape_of(x)[dim]):
         return x
+    if x.target is aten.permute.default:  # of what was rolled, in another order of the dims
+        rolled, order = operand(x), Arguments(x).dims(x, "dims")
+        if _unrolled(rolled, order[dim], start, end)[0] is not rolled:
+            part = _cut(program, before, rolled, order[dim], start, end)
+            return insert(program, before, aten.permute.default, part, order)
     x, start, end = _unrolled(x, dim, start, end)
     if x not in program.written:
         return insert(program, before, aten.slice.Tensor, x, dim, start, end)

@@ -58,13 +58,9 @@ def by_index(m: Any, x: Tensor) -> Tensor:
 
 
 def by_index_in_frames(m: Any, x: Tensor) -> Tensor:
-    """The same of frames in the batch; where a pool had its maxima; places in all rows, flattened. (N, T, C, H, W)."""
+    """The same of frames in the batch; a pool that says where the maxima were. (N, T, C, H, W)."""
     y = m.net(x.flatten(0, 1))
-    _, where = F.max_pool2d(y, 2, return_indices=True)
-    pooled = y.flatten()[where + torch.arange(y.shape[0] * 4).view(-1, 4, 1, 1) * 36]
-    points = y.flatten(2).transpose(1, 2)
-    strongest = points[..., 0].topk(3).indices + torch.arange(len(y)).unsqueeze(1) * 36
-    y = y + points.flatten(0, 1)[strongest].mean(1)[..., None, None]
+    pooled, where = F.max_pool2d(y, 2, return_indices=True)
     beside = torch.zeros(y.shape[0], 4, *y.shape[2:]).scatter_reduce(1, y.argsort(1), y, "amax")
     y = m.out(F.max_unpool2d(pooled, where, 2) + beside + y.quantile(0.3, dim=1, keepdim=True))
     return y.view(x.shape[0], -1, *y.shape[1:])
