@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from marks import long
 from torch import nn
 
@@ -156,12 +157,36 @@ def test_tuned_is_exact_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert verify(compiled(), module, (clip,)).passed
 
 
-def test_samples_of_a_step_are_read_together() -> None:
-    """A kernel of 400 samples that moves on by 160 reads the samples of a step as one part."""
-    for network, few in ((nn.Conv1d(1, 4, 400, 160), 7), (nn.AvgPool1d(160), 3)):
-        compiled = co3d.compile(network.eval(), (torch.zeros(1, 1, 800),))
-        assert compiled.info.receptive_field in (400, 160)
-        assert len(list(compiled.model.graph)) <= few
+class Vocoder(nn.Module):
+    """A causal encoder and a decoder of sound, 8 samples a code, with residual blocks at the rate of the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv1d(1, 4, 7), nn.Conv1d(4, 4, 3, dilation=3)
+        self.down, self.up = nn.Conv1d(4, 8, 16, 8), nn.ConvTranspose1d(8, 4, 16, 8)
+        self.last = nn.Conv1d(4, 1, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(F.pad(x, (6, 0)))
+        y = y + self.inner(F.pad(F.elu(y), (6, 0)))
+        y = self.up(F.elu(self.down(F.pad(y, (8, 0)))))
+        return torch.tanh(self.last(F.pad(F.elu(y), (6, 0))))
+
+
+SAMPLES: dict[str, tuple[nn.Module, int, int]] = {
+    "a kernel of 400 samples that moves on by 160": (nn.Conv1d(1, 4, 400, 160), 7, 400),
+    "a mean of 160 samples": (nn.AvgPool1d(160), 3, 160),
+    "residual blocks and a decoder": (Vocoder(), 40, 44),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_a_step_are_computed_together(name: str) -> None:
+    """What many samples of a step go through is as many operators as for one sample."""
+    network, few, field = SAMPLES[name]
+    compiled = co3d.compile(network.eval(), (torch.zeros(1, 1, 800),))
+    assert compiled.info.receptive_field == field
+    assert len(list(compiled.model.graph)) <= few
 
 
 def test_channels_in_fours() -> None:

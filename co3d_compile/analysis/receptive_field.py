@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.ir.aten_operators import selected, sliced
+from co3d_compile.ir.aten_operators import ConvArgs, is_pointwise, selected, sliced
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, settled
 from co3d_compile.ir.node_reading import operand, operand_list, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 
 aten = torch.ops.aten
+CONVOLVED = {aten.conv1d.default, aten.conv_transpose1d.default}
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
             places[node] = _queue(node, found, places, frames)
         elif node.target is aten.cat.default:
             places[node] = _joined(node, found, places)
+        elif node.target in CONVOLVED and (operand(node) in places or shape_of(operand(node))[2] == 1):
+            places |= _convolved(node, found, places)
+        elif is_pointwise(node.target) and any(n in places for n in node.all_input_nodes):
+            places |= _by_itself(node, found, places)
         elif node.args and isinstance(node.args[0], Node) and node.args[0] in places:
             moved = _moved(node, places[node.args[0]])
             if isinstance(moved, Places):
@@ -151,6 +156,19 @@ def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places
     return Places(dim, [each for part in parts for each in part])
 
 
+def _by_itself(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> dict[Node, Places]:
+    """Returns the dependence of each place of a pointwise operator, under its node; of others it is empty."""
+    shape = shape_of(node)
+    dims = {places[n].dim for n in node.all_input_nodes if n in places and shape_of(n) == shape}
+    if len(dims) != 1:
+        return {}
+    (dim,) = dims
+    whole_shape = [n for n in node.all_input_nodes if n in places and shape_of(n) == shape]
+    rest = [found[n] for n in node.all_input_nodes if n not in whole_shape]
+    each = zip(*(places[n].each for n in whole_shape), strict=True)
+    return {node: Places(dim, [union([*place, *rest]) for place in each])}
+
+
 def _moved(node: Node, places: Places) -> Places | Dependence | None:
     """Finds the dependence of what is read from a tensor: of each of its places, or of the one that is selected.
 
@@ -167,3 +185,20 @@ def _moved(node: Node, places: Places) -> Places | Dependence | None:
         return Places(Arguments(node).dims(x, "dims").index(dim), each)
     same = node.target is aten.reshape.default and shape_of(x)[: dim + 1] == shape_of(node)[: dim + 1]
     return places if same else None
+
+
+def _convolved(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> dict[Node, Places]:
+    """Returns the dependence of each place of a convolution, transposed or not, over time; of another it is empty."""
+    x, conv = operand(node), ConvArgs.of(node)
+    over = places.get(x, Places(2, [found[x]]))
+    if over.dim != 2:
+        return {}
+    (k,), (s,), (d,), (p,) = conv.kernel, conv.stride, conv.dilation, conv.padding
+    back = node.target is aten.conv1d.default
+    read: list[list[Dependence]] = [[] for _ in range(shape_of(node)[2])]
+    for i, each in enumerate(over.each):
+        for j in range(k):
+            o, rest = divmod(i - j * d + p, s) if back else (i * s + j * d - p, 0)
+            if not rest and 0 <= o < len(read):
+                read[o].append(each)
+    return {node: Places(2, [union(each) for each in read])}

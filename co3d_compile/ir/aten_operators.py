@@ -279,3 +279,8 @@ def part_taken(node: Node) -> tuple[Node, int, int, int] | None:
 
 NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
 LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_trilinear3d]
+
+
+def is_pointwise(target: object) -> bool:
+    """Says whether PyTorch itself tags the operator as pointwise."""
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags

@@ -5,9 +5,10 @@ from importlib import import_module
 
 from torch.fx import Node
 
+from co3d_compile.ir.aten_operators import is_pointwise
 from co3d_compile.ir.time_facts import own_of
 from co3d_compile.rules.base import RULES, Rule, in_table, register
-from co3d_compile.rules.pointwise import POINTWISE, is_pointwise
+from co3d_compile.rules.pointwise import POINTWISE
 
 
 def rule_for(target: object) -> Rule | None:

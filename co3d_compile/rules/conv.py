@@ -15,6 +15,7 @@ from co3d_compile.rules.base import register
 from co3d_compile.rules.sliding import KernelRule
 from co3d_compile.rules.spreading import Spread, SpreadingRule
 from co3d_compile.step_graph.convolution_forms import TapConvolution, choose, pairs
+from co3d_compile.step_graph.entry_operators import MANY
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -49,9 +50,11 @@ class Convolution(KernelRule):
             return super().lower(node, low)
         taps = [low.plain(conv.weight, slot=(conv.axis + 2, i)) for i in range(conv.kernel[conv.axis])]
         bias = low.plain(conv.bias) if conv.bias is not None else None
+        positions = self.taps(node, low)
+        if len(positions) >= MANY and low.is_vector(low.entry(conv.x, positions[0][0])):
+            return self._together(conv, low, positions, bias)
         stride, padding, dilation = ([v[a] for a in conv.space] for v in (conv.stride, conv.padding, conv.dilation))
         cut = TapConvolution(taps, bias, stride, padding, dilation, conv.groups)
-        positions = self.taps(node, low)
         results: dict[int, Node] = {}
         for a, b in pairs(low, cut, positions, low.aged(conv.x, positions[0][0])):
             at = [*positions[a], positions[b][-1]]
@@ -68,6 +71,14 @@ class Convolution(KernelRule):
             else:
                 results[o] = getattr(cut, form)(low, [low.ref(conv.x, i) for i in at])
         return [results[o] for o in range(len(positions))]
+
+    def _together(self, conv: ConvArgs, low: StepGraph, at: list[list[int]], bias: Node | None) -> list[Node]:
+        """Writes one convolution for all outputs of a step: of samples and features, which have no space."""
+        rows = low.stacked([low.ref(conv.x, i) for i in range(at[0][0], at[-1][-1] + 1)])
+        sizes = ([at[1][0] - at[0][0]], [0], conv.dilation, conv.groups)
+        x = low.call(aten.permute.default, rows, [0, 2, 1])
+        result = low.call(aten.conv1d.default, x, low.plain(conv.weight), bias, *sizes)
+        return [low.call(aten.select.int, result, 2, o) for o in range(len(at))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         conv = self.args(node)
@@ -98,6 +109,23 @@ class TransposedConvolution(SpreadingRule):
     def layout(self, node: Node) -> Layout:
         conv = ConvArgs.of(node)
         return known(conv.x).sized(shape_of(node), range(conv.first - 1, conv.first + conv.dims))
+
+    def lower(self, node: Node, low: StepGraph) -> list[Node]:
+        over, x, past = self.spread(node), operand(node), self.past(node)
+        many = over is not None and (low.pulse(x) - past) * over.s >= MANY
+        if over is None or not many or not low.is_vector(low.entry(x, 0)):
+            return super().lower(node, low)
+        return self._together(ConvArgs.of(node), over, low, past)
+
+    def _together(self, conv: ConvArgs, over: Spread, low: StepGraph, past: int) -> list[Node]:
+        """Writes one transposed convolution for all outputs of a step: of samples and features, which have no space."""
+        count = low.pulse(conv.x)
+        rows = low.call(aten.permute.default, low.stacked([low.ref(conv.x, i) for i in range(count)]), [0, 2, 1])
+        bias = low.plain(conv.bias) if conv.bias is not None else None
+        missing = max(0, over.s - over.d * (over.k - 1) - 1)
+        sizes = ([over.s], [0], [missing], conv.groups, [over.d])
+        result = low.call(aten.conv_transpose1d.default, rows, low.plain(conv.weight), bias, *sizes)
+        return [low.call(aten.select.int, result, 2, o) for o in range(past * over.s, count * over.s)]
 
     def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
         conv = ConvArgs.of(node)

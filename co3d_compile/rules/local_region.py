@@ -12,7 +12,7 @@ from torch.fx import Node
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import Layout, Place
-from co3d_compile.ir.markers import region
+from co3d_compile.ir.markers import region, settled
 from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
 from co3d_compile.ir.program import Program, Region
 from co3d_compile.ir.resized_graph import NotResizable
@@ -92,6 +92,7 @@ class LocalRegion(Rule):
                 clips[i] = low.from_rows(clips[i], own, over.dim, moved, range(length))
         result = write_body(low, part.captures, length, clips, _clips_alone(low, clips[0], batch))
         rows = range(front, front + block)
+        result = low.call(settled, result, result, 0)  # what it is may hang on how far its clip reaches
         if moved is None:
             return [low.call(aten.select.int, result, time.dim, i) for i in rows]
         back = low.call(aten.neg.default, moved)

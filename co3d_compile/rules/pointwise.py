@@ -191,8 +191,3 @@ register(
     aten.hardswish,
     aten.masked_fill,
 )(Pointwise)
-
-
-def is_pointwise(target: Any) -> bool:
-    """Says whether PyTorch itself tags the operator as pointwise."""
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags

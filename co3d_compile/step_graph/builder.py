@@ -94,6 +94,10 @@ class Builder:
         self._constants[node] = name
         return node
 
+    def is_constant(self, node: Node) -> bool:
+        """Says whether a node of the new graph is one of its constants."""
+        return node in self._constants
+
     def _compute(self, target: Any, args: Any, kwargs: Any) -> Node:
         names: set[str] = set()
 

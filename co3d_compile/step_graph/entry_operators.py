@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS
+from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS, is_pointwise
 from co3d_compile.ir.layout import Layout, Place
-from co3d_compile.ir.markers import previous
+from co3d_compile.ir.markers import fifo, previous
 from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
 aten = torch.ops.aten
+
+
+MANY = 4  # entries of a step from which on they are computed together, where time can be a dim of a small tensor
 
 
 class EntryOperators(Builder):
@@ -86,24 +90,73 @@ class EntryOperators(Builder):
 
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Returns an operator on nodes; a pointwise one is written once for all entries of a tensor."""
+        together = self._together(target, args, kwargs) if is_pointwise(target) else None
+        return super().call(target, *args, **kwargs) if together is None else together
+
+    def _together(self, target: Any, args: Sequence[Any], kwargs: Any) -> Node | None:
+        """Returns an entry of the operator on the whole tensors that its operands were selected from.
+
+        None where they were not, or where few entries lie in them.
+        """
+        operands = [self.resolve(a) if isinstance(a, Slot) else a for a in args]
+        lanes = [a for a in operands if isinstance(a, Node) and a.target is aten.select.int and a.args[1]]
+        others = [a for a in operands if isinstance(a, Node) and a not in lanes]
+        own = [a for a in lanes if operand(a).target is not fifo]  # of a queue it would be computed again
+        if not own or not all(map(self.is_constant, others)) or any(isinstance(a, Node) for a in kwargs.values()):
+            return None
+        count, like = min(((self.sizes(operand(a))[whole(a, 1)], a) for a in own), key=lambda found: found[0])
+        dim, rank = whole(like, 1), len(self.sizes(like))
+        if count < MANY or rank > 3 or any(len(self.sizes(a)) != rank for a in lanes):
+            return None
+        whole_operands = [self._all_places(a, like, count, rank - dim) if isinstance(a, Node) else a for a in operands]
+        if any(a is None and b is not None for a, b in zip(whole_operands, operands, strict=True)):
+            return None
+        return self.call(aten.select.int, super().call(target, *whole_operands, **kwargs), dim, whole(like, 2))
+
+    def _all_places(self, x: Node, like: Node, count: int, behind: int) -> Node | None:
+        """Returns an operand of all entries beside each other, the entry that ``like`` is among them at its place."""
+        if self.is_constant(x):
+            rank = len(self.sizes(x))
+            return x if rank <= behind else self.call(aten.unsqueeze.default, x, rank - behind)
+        source, dim, to = operand(x), whole(x, 1), whole(like, 1)
+        first = whole(x, 2) - whole(like, 2)
+        if first < 0 or first + count > self.sizes(source)[dim]:
+            return None
+        part = self.places(source, dim, first, count)
+        order = [d for d in range(len(self.sizes(source))) if d != dim]
+        return part if dim == to else self.call(aten.permute.default, part, [*order[:to], dim, *order[to:]])
+
+    def is_vector(self, entry: Node) -> bool:
+        """Says whether an entry is (batch, features): numbers of one stream in each row."""
+        return len(self.sizes(entry)) == 2 and self.features(entry) == self.sizes(entry)[1]
+
     def rows(self, entries: Sequence[Node]) -> Node:
-        """Writes the entries as (batch, entries, features)."""
-        part = self._selected(entries)
-        if part is not None:
-            x, dim = part
-            order = [0, dim, *(d for d in range(1, len(self.sizes(x))) if d != dim)]
-            x = self.call(aten.permute.default, x, order) if dim > 1 else x
-            return self.call(aten.reshape.default, x, [-1, len(entries), self.features(entries[0])])
-        rows = [self.call(aten.reshape.default, e, [-1, 1, self.features(e)]) for e in entries]
+        """Returns the entries as (batch, entries, features)."""
+        rows = [self._rows_of_run(run) for run in _runs([self._as_selected(e) for e in entries])]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
+    def _rows_of_run(self, run: Sequence[Node]) -> Node:
+        part = self._selected(run)
+        if part is None:
+            return self.call(aten.reshape.default, run[0], [-1, 1, self.features(run[0])])
+        x, dim = part
+        order = [0, dim, *(d for d in range(1, len(self.sizes(x))) if d != dim)]
+        x = self.call(aten.permute.default, x, order) if dim > 1 else x
+        return self.call(aten.reshape.default, x, [-1, len(run), self.features(run[0])])
+
+    def _as_selected(self, entry: Node) -> Node:
+        """Returns what an entry is a view of, with its numbers in the same order."""
+        while entry.target is aten.reshape.default and self.features(operand(entry)) == self.features(entry):
+            entry = operand(entry)
+        return entry
+
     def _selected(self, entries: Sequence[Node]) -> tuple[Node, int] | None:
-        """Finds the part of a tensor that entries are, and in which dim: selected one after the other from it."""
-        if len(entries) == 1 or any(e.target is not aten.select.int or e.args[1] == 0 for e in entries):
+        """Returns the part of a tensor that entries are, and in which dim: selected one after the other from it."""
+        if len(entries) == 1 or len(_runs(entries)) > 1:
             return None
         x, dim, first = operand(entries[0]), whole(entries[0], 1), whole(entries[0], 2)
-        if any(e.args != (x, dim, first + i) for i, e in enumerate(entries)):
-            return None
         return self.places(x, dim, first, len(entries)), dim
 
     def places(self, x: Node, dim: int, start: int, count: int, step: int = 1) -> Node:
@@ -119,14 +172,15 @@ class EntryOperators(Builder):
 
     def joined(self, refs: Sequence[Entry]) -> Node:
         """Joins the entries side by side in dim 1; a run in one queue is a slice of it."""
-        entries = [self.resolve(r) for r in refs]
-        shape, features = self.sizes(entries[0]), self.features(entries[0])
-        if features == prod(shape[1:]):
-            run = self._run(refs)
-            rows = self.rows(entries) if run is None and self._selected(entries) is not None else run
-            if rows is not None:
-                return self.call(aten.reshape.default, rows, [-1, len(refs) * shape[1], *shape[2:]])
-        return self.call(aten.cat.default, entries, 1)
+        first = self.resolve(refs[0])
+        shape, rows = self.sizes(first), None
+        if self.features(first) == prod(shape[1:]):
+            rows = self._run(refs)
+            if rows is None and len(_runs([self.resolve(r) for r in refs])) == 1 < len(refs):
+                rows = self.stacked(refs)
+        if rows is None:
+            return self.call(aten.cat.default, [self.resolve(r) for r in refs], 1)
+        return self.call(aten.reshape.default, rows, [-1, len(refs) * shape[1], *shape[2:]])
 
     def _run(self, refs: Sequence[Entry]) -> Node | None:
         """Takes entries that lie evenly in one queue as (batch, entries, features); the new ones are at its end."""
@@ -229,3 +283,16 @@ def _batch_first(place: Place | None, rank: int) -> list[int] | None:
     if place is None or not place.alone or not place.dim:
         return None
     return [place.dim, *(d for d in range(rank) if d != place.dim)]
+
+
+def _runs(entries: Sequence[Node]) -> list[list[Node]]:
+    """Groups entries that were selected one after the other from one tensor, behind its batch."""
+    runs: list[list[Node]] = []
+    for entry in entries:
+        last = runs[-1][-1] if runs else entry
+        args = (*last.args[:2], whole(last, 2) + 1) if last.target is aten.select.int and last.args[1] else ()
+        if runs and entry.target is aten.select.int and entry.args == args:
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    return runs

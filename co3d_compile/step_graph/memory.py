@@ -13,7 +13,7 @@ from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact
 from co3d_compile.step_graph.builder import Entry
-from co3d_compile.step_graph.entry_operators import EntryOperators
+from co3d_compile.step_graph.entry_operators import MANY, EntryOperators
 from co3d_compile.step_graph.past_entries import InitialPast, PastEntries
 from co3d_compile.step_graph.stream_ends import StreamEnds
 
@@ -83,7 +83,9 @@ class Memory(EntryOperators):
             start = self.ends.start(source, new, n)
         elif source is not None and source.target is outside:
             start = self.start.start(source, new, n)
-        if n < 2 or capacity < 4 or self.features(first) > SMALL or not first_dim or (start and start.number is None):
+        many = n > 0 and len(new) >= MANY and len(self.sizes(first)) <= 3
+        few = (n < 2 or capacity < 4) and not many
+        if few or self.features(first) > SMALL or not first_dim or (start and start.number is None):
             return PastEntries(self, list(new), n, layout, None, start)
         queue = self.queue([self.resolve(x) for x in new], capacity, (start and start.number) or 0.0)
         return PastEntries(self, list(new), n, layout, queue)
