@@ -61,6 +61,8 @@ def _unfold(program: Program, node: Node) -> None:
     left = shape_of(x)[dim] - len(parts) * step
     if takes != walk or step < 1 or left >= width or (not made and joined == dim and step == width):
         return
+    if walk[-1].start < width:
+        return  # all have an entry in common: the taps of a kernel, as many of them in a longer clip
     windows = insert(program, node, aten.unfold.default, x, dim, width, step)  # their number in dim, their entries last
     order = [d if d != dim else rank_of(x) for d in range(rank_of(x))]
     order.insert(joined, dim)
