@@ -36,7 +36,8 @@ def jpegs(source: str, fps: float | None) -> Iterator[bytes]:
 def frame_rate(url: str, token: str | None) -> float | None:
     """Frames per second that the model wants."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/model", None, headers)) as found:
+    http = f"http{url.removeprefix('ws')}" if url.startswith("ws") else url
+    with urllib.request.urlopen(urllib.request.Request(f"{http}/v1/model", None, headers)) as found:
         fps: float | None = json.load(found)["fps"]
     return fps
 

@@ -122,7 +122,8 @@ class Lower(Pass):
             entries = low.streams.get(node, [low.windows[node]] if node in low.windows else [])
             for i, entry in enumerate(entries if isinstance(entries, list) else []):
                 if isinstance(entry, Node):
-                    program.notes.holders.setdefault(entry, []).append((node.name, i))
+                    holder, place = _holder(low, entry)
+                    program.notes.holders.setdefault(holder, []).append((node.name, i, place))
 
     def _marker(self, low: StepGraph, node: Node) -> Any:
         x = operand(node)
@@ -230,3 +231,10 @@ def _count_places(spec: Output, time: Place) -> None:
     """Counts the places of a dim in which each entry has several, side by side: a reader sees no other entries."""
     if time.outer == 1:
         spec.delay, spec.pulse, spec.rate = spec.delay * time.inner, spec.pulse * time.inner, spec.rate / time.inner
+
+
+def _holder(low: StepGraph, entry: Node) -> tuple[Node, str]:
+    """Finds the node that holds an entry, and where in it: entries that were computed together lie in one."""
+    if entry.target is not aten.select.int or operand(entry) not in low.together:
+        return entry, ""
+    return operand(entry), f"@{whole(entry, 1)},{whole(entry, 2)}"

@@ -157,7 +157,7 @@ def _joined(node: Node, found: dict[Node, Dependence], places: dict[Node, Places
 
 
 def _by_itself(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> dict[Node, Places]:
-    """Returns the dependence of each place of a pointwise operator, under its node; of others it is empty."""
+    """Finds the dependence of each place of a pointwise operator, under its node; nothing for others."""
     shape = shape_of(node)
     dims = {places[n].dim for n in node.all_input_nodes if n in places and shape_of(n) == shape}
     if len(dims) != 1:
@@ -188,7 +188,7 @@ def _moved(node: Node, places: Places) -> Places | Dependence | None:
 
 
 def _convolved(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> dict[Node, Places]:
-    """Returns the dependence of each place of a convolution, transposed or not, over time; of another it is empty."""
+    """Finds the dependence of each place of a convolution over time, transposed or not; nothing for others."""
     x, conv = operand(node), ConvArgs.of(node)
     over = places.get(x, Places(2, [found[x]]))
     if over.dim != 2:

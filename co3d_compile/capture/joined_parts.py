@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from co3d_compile.capture.loop_time import TimeDims
 from co3d_compile.capture.loop_tokens import Take, taken
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import rank_of, shape_of
@@ -15,12 +16,18 @@ aten = torch.ops.aten
 
 
 def move_joined_parts(program: Program) -> None:
-    """Rewrites ``cat(x.split(4, 2), 0)`` to ``x.unflatten(2, (-1, 4)).movedim(2, 0).flatten(0, 1)``: to views."""
-    for node in list(program.graph.nodes):
-        if node.target is aten.cat.default:
-            parts = [taken(part) for part in Arguments(node).tensors("tensors")]
-            if (first := parts[0]) is not None and _is_all_of_it(first, parts):
-                replace(node, _moved(program, node, first, len(parts)))
+    """Rewrites ``cat(x.split(4, 2), 0)`` to ``x.unflatten(2, (-1, 4)).movedim(2, 0).flatten(0, 1)``: to views.
+
+    Parts of time are crops, which stream as they are.
+    """
+    for node in [n for n in program.graph.nodes if n.target is aten.cat.default]:
+        parts = [taken(part) for part in Arguments(node).tensors("tensors")]
+        if (first := parts[0]) is None or not _is_all_of_it(first, parts):
+            continue
+        times = TimeDims(program)
+        if not times.is_time(first.root, first.dim):
+            replace(node, _moved(program, node, first, len(parts)))
+        times.forget()
 
 
 def _is_all_of_it(first: Take, parts: list[Take | None]) -> bool:

@@ -233,8 +233,9 @@ class Notes:
         captured: Names of the nodes as they were captured.
         became: By which node one was replaced, by name.
         kernels: By name of a convolution that took in what was behind it: the name of the one that it was.
-        holders: By node of the step graph: the results whose entries it holds, as (name, entry).
-        values: The ONNX value of entry i of a node, by (name, i).
+        holders: By node of the step graph: the results whose entries it holds, as (name, entry, place). The place of an
+            entry that was computed with others is ``@dim,index``, else it is empty.
+        values: The ONNX value of entry i of a node, and its place there, by (name, i).
         origins: The operator and the module path that each ONNX node comes from, by its name.
     """
 
@@ -254,7 +255,7 @@ class Notes:
     captured: tuple[str, ...] = ()
     became: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, str] = field(default_factory=dict)
-    holders: dict[Node, list[tuple[str, int]]] = field(default_factory=dict)
+    holders: dict[Node, list[tuple[str, int, str]]] = field(default_factory=dict)
     values: dict[tuple[str, int], str] = field(default_factory=dict)
     origins: dict[str, tuple[str, str]] = field(default_factory=dict)
 

@@ -187,10 +187,10 @@ class Emitter:
     def holders(self) -> dict[tuple[str, int], str]:
         """Finds the values that hold the entries of the clip's results, where operators of the file compute them."""
         return {
-            held: str(value.name)
+            (name, entry): f"{value.name}{place}"
             for node, value in self.values.items()
             if isinstance(value, ir.Value) and value.producer() is not None
-            for held in self.program.notes.holders.get(node, ())
+            for name, entry, place in self.program.notes.holders.get(node, ())
         }
 
     def _by_torch(self, node: Node) -> Emitted:

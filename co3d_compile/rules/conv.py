@@ -78,7 +78,7 @@ class Convolution(KernelRule):
         sizes = ([at[1][0] - at[0][0]], [0], conv.dilation, conv.groups)
         x = low.call(aten.permute.default, rows, [0, 2, 1])
         result = low.call(aten.conv1d.default, x, low.plain(conv.weight), bias, *sizes)
-        return [low.call(aten.select.int, result, 2, o) for o in range(len(at))]
+        return low.entries_of(result, 2, range(len(at)))
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         conv = self.args(node)
@@ -125,7 +125,7 @@ class TransposedConvolution(SpreadingRule):
         missing = max(0, over.s - over.d * (over.k - 1) - 1)
         sizes = ([over.s], [0], [missing], conv.groups, [over.d])
         result = low.call(aten.conv_transpose1d.default, rows, low.plain(conv.weight), bias, *sizes)
-        return [low.call(aten.select.int, result, 2, o) for o in range(past * over.s, count * over.s)]
+        return low.entries_of(result, 2, range(past * over.s, count * over.s))
 
     def tap(self, node: Node, low: StepGraph, i: int, j: int) -> Node:
         conv = ConvArgs.of(node)

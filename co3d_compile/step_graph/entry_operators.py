@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -28,12 +28,14 @@ class EntryOperators(Builder):
     Attributes:
         streams: The entries that each streaming node of the clip graph became.
         queued: The new entries that each queue has at its end.
+        together: Results in which several entries of a step lie.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.streams: dict[Node, Sequence[Entry]] = {}
         self.queued: dict[Node, Sequence[Node]] = {}
+        self.together: set[Node] = set()
 
     def before(
         self,
@@ -91,12 +93,12 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Returns an operator on nodes; a pointwise one is written once for all entries of a tensor."""
+        """Writes an operator on nodes; a pointwise one is written once for all entries of a tensor."""
         together = self._together(target, args, kwargs) if is_pointwise(target) else None
         return super().call(target, *args, **kwargs) if together is None else together
 
     def _together(self, target: Any, args: Sequence[Any], kwargs: Any) -> Node | None:
-        """Returns an entry of the operator on the whole tensors that its operands were selected from.
+        """Writes the operator on the whole tensors that its operands were selected from, and takes one entry of it.
 
         None where they were not, or where few entries lie in them.
         """
@@ -113,10 +115,15 @@ class EntryOperators(Builder):
         whole_operands = [self._all_places(a, like, count, rank - dim) if isinstance(a, Node) else a for a in operands]
         if any(a is None and b is not None for a, b in zip(whole_operands, operands, strict=True)):
             return None
-        return self.call(aten.select.int, super().call(target, *whole_operands, **kwargs), dim, whole(like, 2))
+        return self.entries_of(super().call(target, *whole_operands, **kwargs), dim, [whole(like, 2)])[0]
+
+    def entries_of(self, x: Node, dim: int, places: Iterable[int]) -> list[Node]:
+        """Lists entries of a step that were computed together, from their places in a dim of the result."""
+        self.together.add(x)
+        return [self.call(aten.select.int, x, dim, i) for i in places]
 
     def _all_places(self, x: Node, like: Node, count: int, behind: int) -> Node | None:
-        """Returns an operand of all entries beside each other, the entry that ``like`` is among them at its place."""
+        """Finds an operand of all entries beside each other, its own at the place of the entry ``like``."""
         if self.is_constant(x):
             rank = len(self.sizes(x))
             return x if rank <= behind else self.call(aten.unsqueeze.default, x, rank - behind)
@@ -133,7 +140,7 @@ class EntryOperators(Builder):
         return len(self.sizes(entry)) == 2 and self.features(entry) == self.sizes(entry)[1]
 
     def rows(self, entries: Sequence[Node]) -> Node:
-        """Returns the entries as (batch, entries, features)."""
+        """Lays the entries side by side as (batch, entries, features)."""
         rows = [self._rows_of_run(run) for run in _runs([self._as_selected(e) for e in entries])]
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
@@ -147,13 +154,13 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, x, [-1, len(run), self.features(run[0])])
 
     def _as_selected(self, entry: Node) -> Node:
-        """Returns what an entry is a view of, with its numbers in the same order."""
+        """Looks through views of an entry that keep the order of its numbers."""
         while entry.target is aten.reshape.default and self.features(operand(entry)) == self.features(entry):
             entry = operand(entry)
         return entry
 
     def _selected(self, entries: Sequence[Node]) -> tuple[Node, int] | None:
-        """Returns the part of a tensor that entries are, and in which dim: selected one after the other from it."""
+        """Finds the part of a tensor that entries were selected from, one after the other, and in which dim."""
         if len(entries) == 1 or len(_runs(entries)) > 1:
             return None
         x, dim, first = operand(entries[0]), whole(entries[0], 1), whole(entries[0], 2)

@@ -129,7 +129,7 @@ class Bisect:
             if len(shape) != len(row["shape"]) or sum(a != b for a, b in zip(shape, row["shape"], strict=True)) > 1:
                 what = f"{module_path(node) or 'the model'} gives {shape}, by the file {row['shape']}"
                 raise NoMatch(f"{row['operator']} of {what}.")
-        if not any(row["values"] and self.inner.names.issuperset(row["values"]) for row in rows):
+        if not any(row["values"] and self.inner.has(row["values"]) for row in rows):
             raise NoMatch("the file has none of the values that its report names: another tool has rewritten it.")
         return rows
 
@@ -155,7 +155,7 @@ class Bisect:
     def _is_known(self, at: int) -> bool:
         """Says whether a value of the model is in the file: an input, or a result that can be compared."""
         row = self.rows[at]
-        there = bool(row["origin"] and row["values"]) and self.inner.names.issuperset(row["values"])
+        there = bool(row["origin"] and row["values"]) and self.inner.has(row["values"])
         return row["kind"] == "input" or (there and at not in self.unlike)
 
     def _before(self, at: int) -> tuple[list[int], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 
@@ -35,13 +36,17 @@ class InnerValues:
         self.info, self.batch = info, batch
         self.names = {name for node in self.model.graph.node for name in node.output if name}
 
+    def has(self, names: Iterable[str]) -> bool:
+        """Says whether the file computes these values, or those that they are entries of."""
+        return self.names.issuperset(name.partition("@")[0] for name in names)
+
     def of_steps(
         self, names: Sequence[str], frames: Iterable[Sequence[Array]], keep: range, base: int
     ) -> dict[int, Values]:
         """Computes the values of some steps.
 
         Args:
-            names: Of the values.
+            names: Of the values. ``conv1d@2,5`` is what lies at place 5 of dim 2 of ``conv1d``.
             frames: The inputs of every step, as the ONNX file takes them.
             keep: The steps whose values are returned.
             base: The number of the first step. States are as at the start of a stream.
@@ -53,5 +58,10 @@ class InnerValues:
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         there = {output.name for output in model.graph.output}
+        for name in (n for n in dict.fromkeys(names) if "@" in n):
+            value, _, place = name.partition("@")
+            dim, index = map(int, place.split(","))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(index), f"{name}.index"))
+            model.graph.node.append(onnx.helper.make_node("Gather", [value, f"{name}.index"], [name], axis=dim))
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in there)
         return cpu_session(model.SerializeToString())
