@@ -293,11 +293,12 @@ def _batch_first(place: Place | None, rank: int) -> list[int] | None:
 
 
 def _runs(entries: Sequence[Node]) -> list[list[Node]]:
-    """Groups entries that were selected one after the other from one tensor, behind its batch."""
+    """Groups entries that were selected one after the other from one tensor of four dims at most, behind its batch."""
     runs: list[list[Node]] = []
     for entry in entries:
         last = runs[-1][-1] if runs else entry
-        args = (*last.args[:2], whole(last, 2) + 1) if last.target is aten.select.int and last.args[1] else ()
+        selected = last.target is aten.select.int and last.args[1] != 0 and last.meta["val"].dim() < 4
+        args = (*last.args[:2], whole(last, 2) + 1) if selected else ()
         if runs and entry.target is aten.select.int and entry.args == args:
             runs[-1].append(entry)
         else:
