@@ -23,7 +23,7 @@ DENSE = [
 
 
 @pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name.replace(" ", "-"))
-@pytest.mark.parametrize("pulse", [1, 3])
+@pytest.mark.parametrize("pulse", [1, 5])
 def test_dense_strides_equal_every_phase(case: Entry, pulse: int) -> None:
     check(case, options={"stride_mode": "dense", "frames_per_step": pulse})
 
@@ -47,9 +47,10 @@ def test_any_pulse(case: Entry, pulse: int) -> None:
     [
         (nn.Upsample(scale_factor=2), [(1, 2, 8)]),
         (nn.ConvTranspose1d(2, 2, 2, stride=2), [(1, 2, 8)]),
+        (nn.Sequential(nn.Conv1d(2, 2, 3, 2, 1), nn.ConvTranspose1d(2, 2, 3, 1, 1)), [(1, 2, 8)]),
         (Graph(lambda net, a, b: a.mean(2) + b.mean(2)), [(1, 2, 4), (1, 2, 8)]),
     ],
-    ids=["nearest", "transposed", "two rates"],
+    ids=["nearest", "transposed", "transposed behind a stride", "two rates"],
 )
 def test_what_has_no_dense_form_is_refused(model: nn.Module, shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(co3d.Co3dError, match="no meaning"):

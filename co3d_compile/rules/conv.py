@@ -75,7 +75,8 @@ class Convolution(KernelRule):
     def _together(self, conv: ConvArgs, low: StepGraph, at: list[list[int]], bias: Node | None) -> list[Node]:
         """Writes one convolution for all outputs of a step: of samples and features, which have no space."""
         rows = low.stacked([low.ref(conv.x, i) for i in range(at[0][0], at[-1][-1] + 1)])
-        sizes = ([at[1][0] - at[0][0]], [0], conv.dilation, conv.groups)
+        apart = at[0][1] - at[0][0] if len(at[0]) > 1 else 1  # of the taps in the stream: farther with dense strides
+        sizes = ([at[1][0] - at[0][0]], [0], [apart], conv.groups)
         x = low.call(aten.permute.default, rows, [0, 2, 1])
         result = low.call(aten.conv1d.default, x, low.plain(conv.weight), bias, *sizes)
         return low.entries_of(result, 2, range(len(at)))

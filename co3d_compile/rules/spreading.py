@@ -66,7 +66,7 @@ class SpreadingRule(Rule):
         fact, over = super().flow(node), self.spread(node)
         if over is None:
             return fact
-        if over.s > 1:
+        if over.s > 1 or fact.spacing > 1:
             refuse_dense(node)
         return fact.upsampled(over.s, over.p, over.s * fact.length - over.length(fact.length))
 

@@ -36,6 +36,7 @@ class EntryOperators(Builder):
         self.streams: dict[Node, Sequence[Entry]] = {}
         self.queued: dict[Node, Sequence[Node]] = {}
         self.together: set[Node] = set()
+        self._constants_of: dict[Any, set[Any]] = {}
 
     def before(
         self,
@@ -107,6 +108,10 @@ class EntryOperators(Builder):
         others = [a for a in operands if isinstance(a, Node) and a not in lanes]
         own = [a for a in lanes if operand(a).target is not fifo]  # of a queue it would be computed again
         if not own or not all(map(self.is_constant, others)) or any(isinstance(a, Node) for a in kwargs.values()):
+            return None
+        beside = self._constants_of.setdefault((target, *map(operand, lanes)), set())
+        beside.add(tuple(others))
+        if len(beside) > 2:  # constants of single entries: each would be computed with all
             return None
         count, like = min(((self.sizes(operand(a))[whole(a, 1)], a) for a in own), key=lambda found: found[0])
         dim, rank = whole(like, 1), len(self.sizes(like))
