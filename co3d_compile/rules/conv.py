@@ -48,11 +48,11 @@ class Convolution(KernelRule):
         conv = self.args(node)
         if conv.axis is None:
             return super().lower(node, low)
-        taps = [low.plain(conv.weight, slot=(conv.axis + 2, i)) for i in range(conv.kernel[conv.axis])]
         bias = low.plain(conv.bias) if conv.bias is not None else None
         positions = self.taps(node, low)
         if len(positions) >= MANY and low.is_vector(low.entry(conv.x, positions[0][0])):
             return self._together(conv, low, positions, bias)
+        taps = [low.plain(conv.weight, slot=(conv.axis + 2, i)) for i in range(conv.kernel[conv.axis])]
         stride, padding, dilation = ([v[a] for a in conv.space] for v in (conv.stride, conv.padding, conv.dilation))
         cut = TapConvolution(taps, bias, stride, padding, dilation, conv.groups)
         results: dict[int, Node] = {}
