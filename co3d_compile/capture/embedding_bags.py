@@ -35,10 +35,12 @@ def _open(program: Program, node: Node, constants: Constants) -> None:
     if size is None or not reads_first_alone(node) or given.integer("padding_idx") != -1:
         return
     bags = [shape_of(indices)[0] // size, size]
-    rows = insert(program, node, aten.embedding.default, table, insert(program, node, aten.view.default, indices, bags))
+    rows = insert(
+        program, node, aten.embedding.default, table, insert(program, node, aten.reshape.default, indices, bags)
+    )
     shares = given.optional("per_sample_weights")
     if shares is not None:
-        shares = insert(program, node, aten.view.default, shares, [*bags, 1])
+        shares = insert(program, node, aten.reshape.default, shares, [*bags, 1])
         rows = insert(program, node, aten.mul.Tensor, rows, shares)
     reduction = {SUM: aten.sum.dim_IntList, MEAN: aten.mean.dim}.get(given.integer("mode"), aten.amax.default)
     result = insert(program, node, reduction, rows, [1])

@@ -84,7 +84,7 @@ def _in_turn(program: Program, node: Node, dim: int, parts: tuple[Node, ...], ti
         apart = [insert(program, node, aten.unsqueeze.default, x, dim + 1) for x in found if x]
         if len(apart) == several:
             joined = insert(program, node, aten.cat.default, apart, dim + 1)
-            return insert(program, node, aten.view.default, joined, list(shape_of(node)))
+            return insert(program, node, aten.reshape.default, joined, list(shape_of(node)))
     return None
 
 
