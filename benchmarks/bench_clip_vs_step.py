@@ -60,7 +60,7 @@ def measure(name: str, network: Network, args: argparse.Namespace) -> dict[str, 
     module = network.build().eval()
     with tempfile.TemporaryDirectory() as folder, console.status(name) as status:
         more = {}
-        if args.peer:
+        if args.peer and name.startswith("x3d"):
             more["peer"] = ("clip", export_continual(module, network.clip_shape, Path(folder, "peer.onnx")))
         result = bench(
             module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def export_continual(model: nn.Module, clip_shape: tuple[int, ...], path: Path) 
         for _ in range(3 * clip_shape[2] + 60):  # until a step gives a result
             net.forward_step(frame)
     states = flatten(_states(net), remove_none=False)
-    torch.onnx.export(OnnxWrapper(net), (frame, *states), path, dynamo=False, opset_version=17)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what tracing says of the library's own branches, line by line
+        torch.onnx.export(OnnxWrapper(net), (frame, *states), path, dynamo=False, opset_version=17)
     return path
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.capture.model_factory import with_torchvision
+from co3d_compile.capture.model_files.model_factory import with_torchvision
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 BEGIN, END = "<!-- begin autoencoders -->\n", "<!-- end autoencoders -->\n"

@@ -16,8 +16,8 @@ import torch
 from model_files import FACTORY, SHAPE, rewrite, save_export, save_script, tiny, use_folder, write
 
 import co3d_compile as co3d
-from co3d_compile.capture import archive_safety as archive
 from co3d_compile.capture.load_model import load
+from co3d_compile.capture.model_files import archive_safety as archive
 from co3d_compile.errors import LoadError
 
 PAYLOADS = (

@@ -12,7 +12,7 @@ from marks import slow
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.capture import frames_at_once
+from co3d_compile.capture.loops import frames_at_once
 
 CLIP, FRAMES = 8, 20
 OFTEN = ("mean_of_a_list",)

@@ -14,7 +14,7 @@ from marks import few, slow
 from torch import nn
 
 import co3d_compile as co3d
-from co3d_compile.capture.loop_memory import memory_of
+from co3d_compile.capture.loops.memory import memory_of
 
 FRAMES = 20  # three times a clip
 STARTED = ("started_by_a_layer", "both_states_started_by_layers", "change_of_features")

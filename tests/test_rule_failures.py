@@ -13,7 +13,7 @@ from marks import slow
 from torch import Tensor, nn
 
 import co3d_compile as co3d
-from co3d_compile.capture import loop_time
+from co3d_compile.capture.loops import time_dims
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.conv import Convolution
 from co3d_compile.rules.failures import STRICT
@@ -139,7 +139,7 @@ def test_a_rule_that_fails_before_the_passes_leaves_a_loop_as_it_is(
 ) -> None:
     rule = SimpleNamespace(layout=broken)
     conv3d = torch.ops.aten.conv3d.default
-    monkeypatch.setattr(loop_time, "rule_for", lambda target: rule if target is conv3d else rule_for(target))
+    monkeypatch.setattr(time_dims, "rule_for", lambda target: rule if target is conv3d else rule_for(target))
     module, clip = Loop().eval(), torch.randn(CLIP)
     with pytest.raises(KeyError):
         co3d.compile(module, (clip,))

@@ -17,20 +17,20 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.capture.also_outputs import add_outputs
 from co3d_compile.capture.boxes import box_inputs, one_box
-from co3d_compile.capture.chunked_streams import join_chunks
+from co3d_compile.capture.chunks.join import join_chunks
 from co3d_compile.capture.complex_numbers import as_real_numbers
 from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
-from co3d_compile.capture.frames_at_once import take_frames_at_once
 from co3d_compile.capture.known_constants import tensors_of
-from co3d_compile.capture.loop_numbers import CountedNumbers
+from co3d_compile.capture.loops.counted_numbers import CountedNumbers
+from co3d_compile.capture.loops.frames_at_once import take_frames_at_once
+from co3d_compile.capture.loops.roll import roll_loops, tidy
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.native_norms import name_norms
-from co3d_compile.capture.rolled_loops import roll_loops, tidy
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export
-from co3d_compile.capture.written_out import join_written_out
+from co3d_compile.capture.written_out.join import join_written_out
 from co3d_compile.errors import UsageError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from co3d_compile.capture.archive_device import opened_for_the_cpu
-from co3d_compile.capture.archive_safety import (
+from co3d_compile.capture.model_files.archive_device import opened_for_the_cpu
+from co3d_compile.capture.model_files.archive_safety import (
     ALWAYS_ALLOWED,
     EXPORT,
     MAX_INFLATION,
@@ -29,9 +29,9 @@ from co3d_compile.capture.archive_safety import (
     identify,
     not_a_module,
 )
-from co3d_compile.capture.checkpoint import load_weights
-from co3d_compile.capture.example_clips import ClipShapes, Shape, check_shapes, example_clips, shapes_text
-from co3d_compile.capture.model_factory import (
+from co3d_compile.capture.model_files.checkpoint import load_weights
+from co3d_compile.capture.model_files.example_clips import ClipShapes, Shape, check_shapes, example_clips, shapes_text
+from co3d_compile.capture.model_files.model_factory import (
     brief,
     build,
     for_the_cpu,

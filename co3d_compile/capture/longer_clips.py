@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken

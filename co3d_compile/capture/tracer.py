@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.batched_functions import WAY_OUT, batching_frames, lost_in
 from co3d_compile.capture.caught_failures import failures_caught
 from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T, tensors_of
-from co3d_compile.capture.model_factory import for_the_cpu
+from co3d_compile.capture.model_files.model_factory import for_the_cpu
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.packed_sequences import PackedSequences
 from co3d_compile.capture.torchscript import DECIDE, exported_script

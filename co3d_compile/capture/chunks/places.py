@@ -11,8 +11,8 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import frame_of
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import frame_of
 from co3d_compile.ir.aten_operators import BATCH_NORMS, EXACT_OVERLOADS, RESHAPES, SAME
 from co3d_compile.ir.index_equation import Outside, Reads
 from co3d_compile.ir.layout import PLAIN, TIME, Axis, Layout, LayoutLost

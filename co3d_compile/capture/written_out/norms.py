@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Region, computes_floats, join_regions
+from co3d_compile.capture.written_out.regions import Region, computes_floats, join_regions
 from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments

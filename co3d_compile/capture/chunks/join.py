@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
 
-from co3d_compile.capture.chunk_entries import EACH, Computed, Entries, Filling, Given, other_pads, unpadded
-from co3d_compile.capture.chunk_places import NoChunks, Place, cut_nodes, places_of, source_of
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Tokens
+from co3d_compile.capture.chunks.entries import EACH, Computed, Entries, Filling, Given, other_pads, unpadded
+from co3d_compile.capture.chunks.places import NoChunks, Place, cut_nodes, places_of, source_of
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import Tokens
 from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import erase_unused, insert
 from co3d_compile.ir.index_equation import Reads

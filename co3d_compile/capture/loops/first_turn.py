@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.loop_body import Body, Signature
-from co3d_compile.capture.loop_copies import Copies, Walk
+from co3d_compile.capture.loops.body import Body, Signature
+from co3d_compile.capture.loops.copies import Copies, Walk
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.graph_walks import computed_from, run_operator
 from co3d_compile.ir.operator_arguments import Arguments

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.ir.graph_edits import insert, reads_first_alone, replace_first
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments

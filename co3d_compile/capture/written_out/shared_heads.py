@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import run_in_float64
+from co3d_compile.capture.written_out.regions import run_in_float64
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, operands, rank_of, shape_of

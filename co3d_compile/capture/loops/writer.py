@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from co3d_compile.analysis.operator_families import MOVES, name_of
-from co3d_compile.capture.loop_body import Body, Signature, common_path, leave_pools, needed
-from co3d_compile.capture.loop_copies import Copies, Walk
-from co3d_compile.capture.loop_memory import memory_of
-from co3d_compile.capture.loop_numbers import counts_turns
-from co3d_compile.capture.loop_starts import is_of_first_frame
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import frame_of
+from co3d_compile.capture.loops.body import Body, Signature, common_path, leave_pools, needed
+from co3d_compile.capture.loops.copies import Copies, Walk
+from co3d_compile.capture.loops.counted_numbers import counts_turns
+from co3d_compile.capture.loops.memory import memory_of
+from co3d_compile.capture.loops.starts import is_of_first_frame
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import frame_of
 from co3d_compile.ir.frame_loop import FrameLoop
 from co3d_compile.ir.graph_edits import erase_dead, fake_mode, insert, insert_constant, replace
 from co3d_compile.ir.graph_walks import in_order

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Region, join_regions
+from co3d_compile.capture.written_out.regions import Region, join_regions
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import rank_of, shape_of
 from co3d_compile.ir.program import Program

@@ -6,18 +6,18 @@ attention does to time; of its pieces they know less, and would compute more on 
 
 from __future__ import annotations
 
-from co3d_compile.capture.embedding_bags import open_bags
-from co3d_compile.capture.joined_parts import move_joined_parts
-from co3d_compile.capture.own_entries import select_own_entries
-from co3d_compile.capture.shared_heads import share_heads
-from co3d_compile.capture.single_clips import give_rows_a_clip
-from co3d_compile.capture.transposes import cancel_transposes
-from co3d_compile.capture.written_activations import join_activations
-from co3d_compile.capture.written_attention import join_attention
-from co3d_compile.capture.written_group_norms import join_group_norms
-from co3d_compile.capture.written_norms import join_norms
-from co3d_compile.capture.written_resampling import join_interpolations
-from co3d_compile.capture.written_rolls import join_rolls
+from co3d_compile.capture.written_out.activations import join_activations
+from co3d_compile.capture.written_out.attention import join_attention
+from co3d_compile.capture.written_out.embedding_bags import open_bags
+from co3d_compile.capture.written_out.group_norms import join_group_norms
+from co3d_compile.capture.written_out.joined_parts import move_joined_parts
+from co3d_compile.capture.written_out.norms import join_norms
+from co3d_compile.capture.written_out.own_entries import select_own_entries
+from co3d_compile.capture.written_out.resampling import join_interpolations
+from co3d_compile.capture.written_out.rolls import join_rolls
+from co3d_compile.capture.written_out.shared_heads import share_heads
+from co3d_compile.capture.written_out.single_clips import give_rows_a_clip
+from co3d_compile.capture.written_out.transposes import cancel_transposes
 from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.program import Program
 

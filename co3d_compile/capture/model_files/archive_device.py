@@ -9,7 +9,7 @@ from typing import IO
 
 import torch
 
-from co3d_compile.capture.archive_safety import Json, is_data, json_objects, pickled_members
+from co3d_compile.capture.model_files.archive_safety import Json, is_data, json_objects, pickled_members
 
 HERE = ("cpu", "meta")
 

@@ -15,8 +15,8 @@ from torch.fx import Node
 from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.chunk_places import SPLIT, NoChunks, Place, reads_of, selected, source_of
-from co3d_compile.capture.loop_tokens import Tokens, is_constant
+from co3d_compile.capture.chunks.places import SPLIT, NoChunks, Place, reads_of, selected, source_of
+from co3d_compile.capture.loops.tokens import Tokens, is_constant
 from co3d_compile.ir.aten_operators import RESHAPES, SAME, SIZED, sliced
 from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.index_equation import EDGE, Outside, Reads

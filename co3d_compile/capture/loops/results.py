@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Take, taken
+from co3d_compile.capture.loops.tokens import Take, taken
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.program import Program

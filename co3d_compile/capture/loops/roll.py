@@ -8,14 +8,14 @@ import operator
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_copies import Copies, copies_of
-from co3d_compile.capture.loop_extension import Extension, Values
-from co3d_compile.capture.loop_first_turn import add_first_turn
-from co3d_compile.capture.loop_operator import LoopWriter
-from co3d_compile.capture.loop_results import join_results
-from co3d_compile.capture.loop_starts import take_starts_from_streams
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Run, Tokens, is_constant, runs
+from co3d_compile.capture.loops.copies import Copies, copies_of
+from co3d_compile.capture.loops.extension import Extension, Values
+from co3d_compile.capture.loops.first_turn import add_first_turn
+from co3d_compile.capture.loops.results import join_results
+from co3d_compile.capture.loops.starts import take_starts_from_streams
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import Run, Tokens, is_constant, runs
+from co3d_compile.capture.loops.writer import LoopWriter
 from co3d_compile.ir.aten_operators import CHECKS, SAME, SIZED
 from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.node_reading import operand, shape_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Region, computes_floats, join_regions
+from co3d_compile.capture.written_out.regions import Region, computes_floats, join_regions
 from co3d_compile.ir.graph_edits import insert
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.program import Program

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from co3d_compile.capture.operator_regions import Constants, without_effect
+from co3d_compile.capture.written_out.regions import Constants, without_effect
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, order_of

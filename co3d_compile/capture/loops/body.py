@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node, map_arg
 
-from co3d_compile.capture.loop_copies import Copies, Earlier, Edge, Frames, Inner, Walk
+from co3d_compile.capture.loops.copies import Copies, Earlier, Edge, Frames, Inner, Walk
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import module_path

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from co3d_compile.capture.loop_copies import Copies, Earlier, Frames, Inner, Outer
-from co3d_compile.capture.loop_tokens import Take, Tokens, alike, flat, leaves, uncut
+from co3d_compile.capture.loops.copies import Copies, Earlier, Frames, Inner, Outer
+from co3d_compile.capture.loops.tokens import Take, Tokens, alike, flat, leaves, uncut
 
 
 class Values:

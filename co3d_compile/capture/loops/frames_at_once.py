@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import frame_of
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import frame_of
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_edits import erase_dead, insert
 from co3d_compile.ir.graph_walks import reached

@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from torch.fx import Node
 
-from co3d_compile.capture.loop_tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves
+from co3d_compile.capture.loops.tokens import Numbers, Run, Take, Tokens, alike, frame_of, leaves
 from co3d_compile.ir.graph_walks import reached
 
 ROTATIONS = 3  # of a run: where its copies may begin

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from co3d_compile.capture.model_factory import show_shape
+from co3d_compile.capture.model_files.model_factory import show_shape
 from co3d_compile.errors import UsageError
 
 Shape = tuple[int, ...]

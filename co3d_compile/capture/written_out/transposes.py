@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.operator_regions import Constants
+from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.ir.aten_operators import SEPARABLE
 from co3d_compile.ir.graph_edits import insert, insert_constant, replace
 from co3d_compile.ir.node_reading import operand, operands, rank_of, shape_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Take, taken
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import Take, taken
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments

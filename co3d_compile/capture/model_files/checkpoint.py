@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from co3d_compile.capture.archive_safety import PICKLE, check_inflation, identify, is_safetensors, refuse_foreign
-from co3d_compile.capture.model_factory import brief, import_from_here, show_shape, some
+from co3d_compile.capture.model_files.archive_safety import (
+    PICKLE,
+    check_inflation,
+    identify,
+    is_safetensors,
+    refuse_foreign,
+)
+from co3d_compile.capture.model_files.model_factory import brief, import_from_here, show_shape, some
 from co3d_compile.errors import LoadError, UsageError
 
 State = dict[str, Tensor]

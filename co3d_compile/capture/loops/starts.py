@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.frames_at_once import rolled
-from co3d_compile.capture.loop_copies import Copies
-from co3d_compile.capture.loop_first_turn import TOLERANCE, drawn_values
-from co3d_compile.capture.loop_time import TimeDims
-from co3d_compile.capture.loop_tokens import Take, frame_of
+from co3d_compile.capture.loops.copies import Copies
+from co3d_compile.capture.loops.first_turn import TOLERANCE, drawn_values
+from co3d_compile.capture.loops.frames_at_once import rolled
+from co3d_compile.capture.loops.time_dims import TimeDims
+from co3d_compile.capture.loops.tokens import Take, frame_of
 from co3d_compile.ir.graph_edits import erase_unused, insert
 from co3d_compile.ir.graph_walks import in_order
 from co3d_compile.ir.node_reading import operands, shape_of
