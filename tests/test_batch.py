@@ -166,3 +166,37 @@ def test_along_the_rows_of_a_single_clip(rows: Callable[[Tensor], Tensor], bound
     assert not compiled.info.recomputed
     result = verify(compiled, module, clip)
     assert result.passed, result.reason
+
+
+def attend_to_nothing(m: Any, x: Tensor) -> Tensor:
+    """Attention and a recurrent layer over zeros, divided by a count: none of it is run."""
+    y = (x - x).mT
+    result: Tensor = m.cell(F.scaled_dot_product_attention(y, y, y))[0] / torch.arange(1, 9)[:, None]
+    return result
+
+
+# What hangs on no frame, and its shape for 3 streams.
+CONSTANTS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "zeros for each clip": (lambda m, x: torch.zeros(x.shape[0], 4), (3, 4)),
+    "zeros for each clip behind them": (lambda m, x: torch.zeros(4, x.shape[0]), (4, 3)),
+    "zeros": (lambda m, x: torch.zeros(2, 4), (2, 4)),
+    "nothing, pooled": (lambda m, x: (x - x).mean(2), (3, 1)),
+    "a norm over one number": (lambda m, x: m.norm(x.mT).mT.amax(2), (3, 1)),
+    "attention to nothing": (attend_to_nothing, (3, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_what_hangs_on_no_frame_has_a_row_for_each_stream(name: str) -> None:
+    forward, shape = CONSTANTS[name]
+    cell = nn.GRU(1, 1, batch_first=True)
+    module = Graph(lambda m, x: (x * 2, forward(m, x)), norm=nn.LayerNorm(1), cell=cell).eval()
+    clip = torch.randn(1, 1, 8)
+    compiled = co3d.compile(module, (clip,))
+    with co3d.StreamSession(compiled, batch=3) as session:
+        result = session.step(np.ones((3, 1), np.float32))[1]
+    assert result.shape == shape
+    with torch.no_grad():
+        np.testing.assert_allclose(result, module(torch.randn(3, 1, 8))[1], atol=1e-6)
+    found = co3d.verify(compiled, module, (clip,))
+    assert found.passed, found.reason

@@ -23,6 +23,7 @@ from co3d_compile.capture.capture_model import capture, captured_again
 from co3d_compile.capture.longer_clips import fix_length, refuted
 from co3d_compile.capture.tracer import doubled, export
 from co3d_compile.compiler.compiled_model import CompiledModel
+from co3d_compile.compiler.constant_outputs import spread_constant_outputs
 from co3d_compile.compiler.local_regions import stream_regions
 from co3d_compile.compiler.output_times import find_output_times
 from co3d_compile.compiler.program_contract import describe
@@ -151,6 +152,7 @@ class _Attempt:
             raise _Refuted(wrong)
         fix_length(program, again)
         find_output_times(program, again)
+        spread_constant_outputs(program, again)
         _check_complete(program)
         self._show("export", len(build.pipeline), len(build.pipeline))
         with self._timed("export"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -97,13 +96,14 @@ def erase_unused(node: Node) -> None:
             stack += operands
 
 
-def erase_dead(graph: Graph, kept: Callable[[Node], bool] = Node.is_impure) -> None:
-    """Erases all nodes that nothing reads, but for those that are kept: by default what has an effect.
+def erase_dead(graph: Graph) -> None:
+    """Erases all nodes that nothing reads, but for those that have an effect. Chance in training is none.
 
-    PyTorch's own elimination checks the whole graph each time, which takes longer than what it is called for.
+    PyTorch's own elimination checks the whole graph each time, which takes longer than what it is called for. It also
+    keeps attention with its dropout, and recurrent layers.
     """
     for node in reversed(graph.nodes):
-        if not node.users and not kept(node):
+        if not node.users and not node.is_impure(impure_random=False):
             graph.erase_node(node)
 
 

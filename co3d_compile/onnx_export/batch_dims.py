@@ -51,18 +51,18 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
         try:
             values[node] = _value(program, node, values)
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            _fix(program, f"at {place_of(node)}")
+            fix_batch(program, f"at {place_of(node)}")
             return {}
     crossing = next((n for n in values if _crosses(n, values)), None)
     if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
         unknown = "it was captured for one clip, and does not say which of its dims of size one is the batch"
-        _fix(program, unknown if crossing is None else f"{place_of(crossing)} computes over several streams")
+        fix_batch(program, unknown if crossing is None else f"{place_of(crossing)} computes over several streams")
         return {}
     if not all(_per_stream(program, node, values) for node in returned(program.graph)[: len(program.outputs)]):
-        _fix(program, "what it returns does not have one row per stream")
+        fix_batch(program, "what it returns does not have one row per stream")
         return {}
     if crossing is not None and not program.step.fixed_batch and _reads_others(program, values):
-        _fix(program, f"{place_of(crossing)} computes over several streams")
+        fix_batch(program, f"{place_of(crossing)} computes over several streams")
         return {}
     return values
 
@@ -105,7 +105,8 @@ def _rank(value: Value) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
-def _fix(program: Program, why: str) -> None:
+def fix_batch(program: Program, why: str) -> None:
+    """Fixes the batch at the captured one, with a warning that says why."""
     if program.step.fixed_batch:  # with boxes there is one stream, and :func:`free_rows` says what is wrong
         return
     rows = program.step.fixed_batch = program.inputs[0].shape[0]

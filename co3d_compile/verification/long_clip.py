@@ -132,7 +132,7 @@ class LongClip(Interpreter):
         try:
             value = self._call(n, args, kwargs)
         except (NoReference, *FAILURES) as error:
-            value = self._captured_again(n)
+            value = self._captured_again(n) if not self._all_constant(n) else self._constant(n, kwargs)
             if value is None and isinstance(error, NoReference):
                 raise
             if value is None:
@@ -221,12 +221,18 @@ class LongClip(Interpreter):
         """Computes the results of an operator on all of the long clip."""
         if isinstance(result, (tuple, list)):
             items = self._items(n)
-            return tuple(Stream(v, items.get(i, NOTHING)) for i, v in enumerate(result))
+            parts = constant if isinstance(constant, (tuple, list)) else [None] * len(result)
+            return tuple(Stream(v, items.get(i, NOTHING), parts[i]) for i, v in enumerate(result))
         return Stream(result, self._claim(n), constant)
 
     def _items(self, n: Node) -> dict[int, Claim]:
         """What the compiler says of the outputs of an operator that has several, by their number."""
         return {whole(u, 1): self._claim(u) for u in n.users}
+
+    def _all_constant(self, n: Node) -> bool:
+        """Says whether an operator reads nothing but constants, some of which hang on the clip's shape."""
+        read = [self.env[a] for a in n.all_input_nodes]
+        return all(isinstance(v, Tensor) or (isinstance(v, Stream) and v.constant is not None) for v in read)
 
     def _constant(self, n: Node, kwargs: Named) -> Value:
         """Runs the operator on a single clip, where the compiler says that its values do not matter."""

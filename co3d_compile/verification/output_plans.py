@@ -91,7 +91,8 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
         return "stream" if n.name in timed else "static"
     own = {"static" if is_kept(a, n, claims) else sorts[a] for a in n.all_input_nodes}
     claim = claim_of(n, claims)
-    if n.op != "call_function" or own <= {"static"} or claim.kind is Kind.START:  # the same wherever the stream is
+    constant = n.name in claims and claim.kind is Kind.STATIC  # it hangs on the clip's shape alone
+    if n.op != "call_function" or own <= {"static"} or claim.kind is Kind.START or constant:
         return "static"
     if n.target is operator.getitem:
         source, item = n.args

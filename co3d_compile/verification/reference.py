@@ -235,6 +235,8 @@ class Reference:
         if not isinstance(value, (Stream, Entries)):
             return {None: value}
         claim = self.plans[index.output].claim
+        if self.plans[index.output].sort == "static":
+            return {None: value.constant} if isinstance(value, Stream) and value.constant is not None else {}
         entries = {Fraction(n): value.entry(run.index(claim, n * claim.rate)) for n in index.entries}
         return {n: x.clone() for n, x in entries.items() if x is not None}
 

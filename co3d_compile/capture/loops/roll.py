@@ -41,7 +41,7 @@ def roll_loops(program: Program, ends: bool = False) -> None:
     tidy(program)
     while _one(program, ends):
         tidy(program)
-    _drop_unread(program)
+    erase_dead(program.graph)
 
 
 def _one(program: Program, ends: bool) -> bool:
@@ -111,13 +111,8 @@ def tidy(program: Program) -> None:
         assert first is not None
         first.prepend(node)
     join_results(program)
-    _drop_unread(program)
+    erase_dead(program.graph)
     _read_same_results(program)
-
-
-def _drop_unread(program: Program) -> None:
-    """Takes out what nothing reads: recurrent layers too, which FX keeps, since in training they may draw by chance."""
-    erase_dead(program.graph, kept=lambda node: node.op in ("placeholder", "output"))
 
 
 def _read_same_results(program: Program) -> None:
