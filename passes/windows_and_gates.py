@@ -54,7 +54,7 @@ class WindowsAndGates(Pass):
         if not is_stream(x) or not (entries := int(frames / fact_of(x).rate)):
             return False
         marker = insert_marker(program, reader, shift, x, -entries, like=x)
-        amend(marker, delay=fact_of(x).delay + entries, crop=fact_of(x).crop + entries)
+        amend(marker, delay=fact_of(x).delay + entries, cut=fact_of(x).cut + entries)
         reader.replace_input_with(x, marker)
         return True
 

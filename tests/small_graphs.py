@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from zoo import Entry, Graph, randomise
 
 CLIP = (1, 4, 24)
@@ -40,3 +40,12 @@ def of(*layers: nn.Module) -> Callable[[], nn.Module]:
 
 def fn(forward: Callable[..., Any], **layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: Graph(forward, **{name: make() for name, make in layers.items()})
+
+
+def backwards(x: Tensor) -> Tensor:
+    """A loop that runs from the last frame to the first one, (N, C, T) to (N, T, C)."""
+    total, results = x[:, :, -1], []
+    for t in reversed(range(x.shape[2])):
+        total = 0.5 * total + x[:, :, t].tanh()
+        results.insert(0, total)
+    return torch.stack(results, 1)

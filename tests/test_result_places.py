@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_graphs import conv, fn
-from torch import Tensor, nn
+from small_graphs import backwards, conv, fn
+from torch import nn
 
 import co3d_compile as co3d
 
@@ -22,6 +22,15 @@ PLACES = [
      (2, 1, 0.5)),
     ("the last of a strided convolution", lambda m, x: m.down(m.conv(x)[:, :, 2:])[:, :, -1], (1, 1, 2.0)),
     ("mean of a slice", lambda m, x: m.conv(x)[:, :, 3:].mean(2), (1, 1, 1.0)),
+    ("mean of a slice, filled", lambda m, x: torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, 1:]], 2).mean(2),
+     (0, 1, 1.0)),
+    ("mean of a slice, padded", lambda m, x: F.pad(x[:, :, 1:], (1, 0)).mean(2), (0, 1, 1.0)),
+    ("mean of a pad, cut", lambda m, x: F.pad(x, (1, 0))[:, :, 1:].mean(2), (0, 1, 1.0)),
+    ("mean of a pad, cut again", lambda m, x: F.pad(x[:, :, 1:], (2, 0))[:, :, 2:].mean(2), (0, 1, 1.0)),
+    ("mean of a slice, convolved", lambda m, x: m.conv(x[:, :, 1:]).mean(2), (1, 1, 1.0)),
+    ("mean of a slice, padded and convolved", lambda m, x: m.valid(F.pad(x[:, :, 1:], (1, 1))).mean(2), (1, 1, 1.0)),
+    ("mean of a slice, causal", lambda m, x: m.valid(F.pad(x[:, :, 1:], (2, 0))).mean(2), (0, 1, 1.0)),
+    ("mean of a slice, filled and convolved", lambda m, x: m.conv(F.pad(x[:, :, 1:], (1, 0))).mean(2), (1, 1, 1.0)),
     ("heads of chunks", lambda m, x: torch.cat([y.mean(2) for y in m.conv(x).chunk(2, 2)], 1), (1, 1, 1.0)),
     ("frames of a split, side by side", lambda m, x: torch.stack([y.squeeze(2) for y in m.conv(x).split(1, 2)], 2),
      (1, 1, 1.0)),
@@ -35,17 +44,9 @@ PLACES = [
 
 @pytest.mark.parametrize(("name", "forward", "places"), PLACES, ids=[name for name, _, _ in PLACES])
 def test_what_a_reader_places_results_by(name: str, forward: Any, places: tuple[int, int, float]) -> None:
-    module = fn(forward, conv=lambda: conv(padding=1), down=lambda: conv(3, 1, 2, 1))().eval()
+    module = fn(forward, conv=lambda: conv(padding=1), down=lambda: conv(3, 1, 2, 1), valid=conv)().eval()
     (output,) = co3d.compile(module, (torch.randn(1, 4, 8),)).info.outputs
     assert (output.delay, output.entries_per_step, output.frames_per_entry) == pytest.approx(places)
-
-
-def _backwards(x: Tensor) -> Tensor:
-    total, results = x[:, :, -1], []
-    for t in reversed(range(x.shape[2])):
-        total = 0.5 * total + x[:, :, t].tanh()
-        results.insert(0, total)
-    return torch.stack(results, 1)
 
 
 # Where time is in what a window gives, also where an operator on it does not say so.
@@ -55,7 +56,7 @@ TIMES: list[tuple[str, Any, int | None]] = [
     ("sorted, time in front of channels", lambda m, x: m.conv(x).sort(2).values.mT.relu(), 1),
     ("two of each channel, sorted", lambda m, x: m.conv(x).sort(2).indices.mT.reshape(x.shape[0], -1, 2, 2), 1),
     ("every pair of entries", lambda m, x: (y := m.conv(x)).mT @ y, 1),
-    ("list of frames, from the last one on", lambda m, x: _backwards(m.conv(x)), 1),
+    ("list of frames, from the last one on", lambda m, x: backwards(m.conv(x)), 1),
     ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
     ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
     ("some of all numbers", lambda m, x: m.conv(x).sort(2).values.flatten(1)[:, 3:19], None),

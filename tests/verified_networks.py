@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import torch
 import torch.nn.functional as F
+from small_graphs import backwards
 from torch import Tensor, nn
 from zoo import Graph, randomise
 
@@ -252,6 +253,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "every third entry negated": (
         lambda: Graph(lambda m, x: torch.where(torch.arange(x.shape[2]) % 3 == 0, y := m.a(x), -y), a=conv()),
         ((1, 4, 12),), {},
+    ),
+    "a loop backwards, behind repeated frames": (
+        lambda: Graph(lambda m, x: backwards(m.a(x).repeat_interleave(2, 2)), a=conv()), (CLIP,), {},
+    ),
+    "a last state, behind repeated frames": (
+        lambda: Graph(lambda m, x: m.r(m.a(x).repeat_interleave(2, 2).mT)[1][-1], a=conv(),
+                      r=nn.GRU(4, 4, batch_first=True)), (CLIP,), {},
     ),
     "crops": (lambda: Graph(lambda m, x: x[:, :, 1:-1] + m.a(x[:, :, :]), a=conv(3, 0)), (CLIP,), {}),
     "folded time": (

@@ -73,8 +73,8 @@ class Fact:
         spacing: Distance of neighbouring entries of one clip in the stream (more than 1 in dense mode).
         length: Entries if the clip had ``window`` frames.
         rate: Frames of the first input per entry.
-        crop: Entries that slices and selects left out in front, of all operands that met: the delay less this is that
-            of the newest entry read.
+        cut: Entries that slices and selects left out in front, of all operands that met.
+        filled: Entries that pads and constants put in front, and that no kernel behind them has taken for its padding.
         sources: Names of the nodes at which a window begins (WINDOW only).
         dense: Whether strides become dilations (``stride_mode="dense"``).
         per_entry: Whether the clip's single entry is one of each entry's own: a gate, or an input without time.
@@ -96,7 +96,8 @@ class Fact:
     spacing: int = 1
     length: int = 1
     rate: Fraction = Fraction(1)
-    crop: int = 0
+    cut: int = 0
+    filled: int = 0
     sources: frozenset[str] = frozenset()
     dense: bool = False
     end: Fraction | None = None
@@ -124,6 +125,14 @@ class Fact:
         return self.time is not None and self.time.size == self.length == 1 and not self.time.alone
 
     @property
+    def crop(self) -> int:
+        """Entries that are left out in front: the delay less this is that of the newest entry read.
+
+        What is put in front takes the place of what was cut.
+        """
+        return max(0, self.cut - self.filled)
+
+    @property
     def told(self) -> int:
         """The delay as a reader is told it: that of a single entry is the delay of what it was selected from."""
         return self.delay - self.crop if self.single else self.delay
@@ -148,6 +157,7 @@ class Fact:
         clip = kernel.length(self.clip)
         flowing = self.flowing(kernel)
         spacing = self.spacing * kernel.s if self.dense else self.spacing
+        cut, filled = self._in_front(flowing)
         moved = replace(
             self,
             layout=layout.resize(TIME, clip),
@@ -156,7 +166,8 @@ class Fact:
             spacing=spacing,
             length=length,
             rate=self.rate * flowing.s,
-            crop=(self.crop - min(0, flowing.p)) // flowing.s,
+            cut=cut,
+            filled=filled,
             own=Own(),
         )
         if self.end is not None:
@@ -171,6 +182,18 @@ class Fact:
             waits.append(-kernel.p)
         copies = copies if carried else NO_COPIES
         return replace(moved, delay=max(waits), copies=copies.padded(kernel, edges))
+
+    def _in_front(self, flowing: Kernel) -> tuple[int, int]:
+        """Counts what is cut and filled in front behind a kernel.
+
+        A kernel that brings no padding takes what stands in front for it: ``conv(F.pad(x, (2, 0)))`` is causal.
+        """
+        left_out, padding, reach = max(0, -flowing.p), max(0, flowing.p), (flowing.k - 1) * flowing.d
+        cut, filled = self.cut + max(0, left_out - self.filled), max(0, self.filled - left_out)
+        filled = filled + max(0, padding - reach) if padding else max(0, filled - reach)
+        if flowing.s > 1:
+            cut, filled = max(0, cut - filled) // flowing.s, max(0, filled - cut) // flowing.s
+        return cut, filled
 
     def no_sooner(self, due: Fraction) -> Fact:
         """The fact where the first entry must not come before so many frames have."""
@@ -199,8 +222,8 @@ class Fact:
             entries = ceil((self.frames - self.end) / self.rate)
             end = self.frames - entries * self.rate + cut * self.rate / r
         more, later = self.length * r - cut, self.delay * r + delay
-        crop = self.crop * r
-        return replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, crop=crop, end=end)
+        moved = replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, end=end)
+        return replace(moved, cut=self.cut * r, filled=self.filled * r)
 
     def flowing(self, kernel: Kernel) -> Kernel:
         """The kernel as it is applied to the stream: strides become dilations in dense mode."""
@@ -274,14 +297,17 @@ def is_start(node: object) -> bool:
     return isinstance(node, Node) and fact_of(node).kind is Kind.START
 
 
-def _joint_crop(streams: Sequence[Fact]) -> int:
-    """Finds what operands that meet leave out in front.
+def _joint_front(streams: Sequence[Fact]) -> tuple[int, int]:
+    """Finds what operands that meet have cut in front, and what all of them have filled in there.
 
-    All of them do, or each is a single entry and the last one says.
+    All of them leave it out, or each is a single entry and the last one says.
     """
     if all(f.single for f in streams):
-        return max(f.crop for f in streams)
-    return min(f.crop for f in [f for f in streams if not f.per_entry] or streams)
+        crop = max(f.crop for f in streams)
+    else:
+        crop = min(f.crop for f in [f for f in streams if not f.per_entry] or streams)
+    filled = min(f.filled for f in streams)
+    return crop + filled, filled
 
 
 def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
@@ -300,15 +326,17 @@ def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:
         raise NoExtension("spreads a single entry over the whole time axis")
     last = max(streams, key=lambda f: f.delay)
     alike = len({(f.delay, f.copies) for f in streams}) == 1
+    cut, filled = _joint_front(streams)
     return replace(
         last,
         layout=layout,
         length=max(f.length for f in streams),
-        crop=_joint_crop(streams),
         per_entry=all(f.per_entry for f in streams),
         lost=any(f.lost for f in streams),
         end=max((f.end for f in streams if f.end is not None), default=None),
         copies=last.copies if alike else NO_COPIES,
+        cut=cut,
+        filled=filled,
         own=Own(),
     )
 

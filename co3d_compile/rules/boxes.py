@@ -33,5 +33,5 @@ class Boxes(Rule):
     def flow(self, node: Node) -> Fact:
         x, boxes = fact_of(operand(node)), fact_of(operand(node, BOXES))
         if boxes is not STATIC:
-            boxes = replace(boxes, delay=boxes.delay + x.crop, crop=boxes.crop + x.crop)
+            boxes = replace(boxes, delay=boxes.delay + x.crop, cut=boxes.cut + x.crop)
         return combine([x, boxes], self.layout(node))

@@ -103,9 +103,7 @@ class Concatenation(Rule):
         assert kernel is not None
         fact = fact_of(main)
         front, back = self.outside(node)
-        found = fact.through(kernel, known(main), (front == EDGE, back == EDGE))
-        # What stands in front takes the place of what was cut.
-        return replace(found, crop=max(0, found.crop - kernel.p))
+        return fact.through(kernel, known(main), (front == EDGE, back == EDGE))
 
     def main(self, node: Node) -> Node:
         """Finds the part that is the stream; the others only fill the ends.

@@ -51,7 +51,8 @@ class LocalRegion(Rule):
             end=None if fact.end is None else fact.end - more * fact.rate,
             length=first.length + more,
             copies=NO_COPIES,
-            crop=0,
+            cut=0,
+            filled=0,
             own=Own(),
         )
 

@@ -80,7 +80,7 @@ class Recurrent(Rule):
         result = [replace(fact, layout=sequence)]
         for layout in last:
             one = one_entry(fact, layout)
-            result.append(replace(one, delay=fact.delay + late, crop=fact.crop + late, end=end, per_entry=False))
+            result.append(replace(one, delay=fact.delay + late, cut=fact.cut + late, end=end, per_entry=False))
         return result
 
     def layouts(self, node: Node) -> list[Layout]:

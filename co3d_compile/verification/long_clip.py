@@ -47,6 +47,7 @@ from co3d_compile.verification.time_claims import (
     Named,
     NoReference,
     Value,
+    claim_for,
     claim_of,
     is_kept,
     is_recurrent,
@@ -248,7 +249,7 @@ class LongClip(Interpreter):
 
     def _recurrent(self, n: Node, args: Arguments, kwargs: Named) -> Value:
         """Computes the sequence, and the last state after every position: the frames from the first on."""
-        x = self._claim(operand(n))
+        x = claim_for(operand(n), n, self.claims)
         items = self._items(n)
         sequence, *last = call(n, args, kwargs)
 
@@ -349,7 +350,7 @@ class LongClip(Interpreter):
         layout = self._claim(n).layout
         if self.boxes and n.target in SIZED and layout is not None:  # there may be any number of boxes
             args = (args[0], layout.sizes())
-        before = self.claims.get(f"{source}>{n}", self._claim(source) if isinstance(source, Node) else NOTHING)
+        before = claim_for(source, n, self.claims) if isinstance(source, Node) else NOTHING
         x = args[0]
         if n.target is aten.expand.default and before.place is None and isinstance(x, Tensor):
             sizes = [1] * (len(args[1]) - x.dim()) + list(x.shape)

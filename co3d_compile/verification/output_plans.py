@@ -11,7 +11,16 @@ from torch.fx import Node
 
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.resized_arguments import SCATTERS
-from co3d_compile.verification.time_claims import Claim, claim_of, integer, is_kept, is_recurrent, is_single, is_window
+from co3d_compile.verification.time_claims import (
+    Claim,
+    claim_for,
+    claim_of,
+    integer,
+    is_kept,
+    is_recurrent,
+    is_single,
+    is_window,
+)
 
 aten = torch.ops.aten
 
@@ -134,13 +143,13 @@ def _single_read(n: Node, sorts: dict[Node, str], claims: dict[str, Claim]) -> R
     x = source.args[0]
     if not isinstance(x, Node) or sorts[x] != "stream":
         return None
-    claim = claim_of(x, claims)
+    claim = claim_for(x, source, claims)
     return Read(x.name, claim, claim.length - 1, claim.length - 1)
 
 
 def _read(n: Node, x: Node, claims: dict[str, Claim]) -> Read:
     """Finds what an operator of a window reads of a stream."""
-    claim = claim_of(x, claims)
+    claim = claim_for(x, n, claims)
     if n.target in SCATTERS and x is n.args[0]:
         left = _not_written(n, claim) or [0]
         return Read(x.name, claim, left[0], left[-1])

@@ -312,7 +312,8 @@ class Reference:
             claim = self.claims.get(name, NOTHING)
             every = 1 if self.dense else int(max(self.unit / claim.rate, Fraction(1)))
             # A window has so many entries of each of the places that repeat; up-sampled ones differ by place.
-            repeats = max(((r.newest - r.oldest + 1) // every - 1 for r in reads if r.name == name), default=0)
+            spans = [(r.newest - r.oldest + 1) * r.claim.rate // claim.rate for r in reads if r.name == name]
+            repeats = max((int(span) // every - 1 for span in spans), default=0)
             beyond = max(repeats, 0) * every * claim.spacing * claim.rate
             if set(flags) != set(range(len(flags))):
                 continue

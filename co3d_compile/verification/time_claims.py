@@ -200,6 +200,11 @@ def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:
     return claims.get(first[0].name, NOTHING) if first else NOTHING
 
 
+def claim_for(x: Node, reader: Node, claims: dict[str, Claim]) -> Claim:
+    """Reads the claim on an operand as its entries are regrouped for one reader."""
+    return claims.get(f"{x.name}>{reader.name}", claim_of(x, claims))
+
+
 def integer(argument: Argument) -> int:
     """Checks an argument that is a whole number, and gives it back."""
     assert isinstance(argument, int)
@@ -214,7 +219,7 @@ def is_recurrent(n: Node) -> bool:
 def runs_over_time(n: Node, claims: dict[str, Claim]) -> bool:
     """Says whether time is the sequence of a recurrent layer, and not among its rows."""
     x, batch_first = operand(n), n.args[8]
-    place = claims.get(f"{x.name}>{n.name}", claim_of(x, claims)).place  # as its entries are regrouped for it
+    place = claim_for(x, n, claims).place
     return place is not None and place.alone and place.dim == (1 if batch_first else 0)
 
 

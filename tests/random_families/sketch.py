@@ -38,6 +38,10 @@ class Block:
         name = f"{self.kind}-{self.args['how']}" if "how" in self.args else self.kind
         return {self.kind, name} | {k for block in (*self.a, *self.b) for k in block.kinds()}
 
+    def cropped(self) -> int:
+        """Entries that it crops in front, on all ways together."""
+        return sum(block.cropped() for block in (*self.a, *self.b)) + (self.args["a"] if self.kind == "crop" else 0)
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -66,6 +70,10 @@ class Sketch:
         flags = {"window": self.window, "dense": self.dense, "ends": self.ends, "several frames a step": self.pulse}
         gates = {"gate", "graph", "statistics"} & found
         return found | {name for name, on in flags.items() if on} | ({f"scope-{self.scope}"} if gates else set())
+
+    def cropped(self) -> int:
+        """Frames that are cropped in front, at most."""
+        return MOST * sum(block.cropped() for block in self.blocks)
 
 
 class Branches(nn.Module):

@@ -91,12 +91,21 @@ class Net:
 
 @dataclass(frozen=True)
 class Flow:
-    """Entries per frame (in dense mode: of one clip), delay and channels of a tensor, and entries cropped in front."""
+    """Entries per frame (in dense mode: of one clip), delay and channels of a tensor, and what became of its front.
+
+    `cut` entries were cropped there, and `filled` put there that no kernel behind has taken for its padding.
+    """
 
     rate: Fraction
     delay: int
     channels: int
-    crop: int = 0
+    cut: int = 0
+    filled: int = 0
+
+    @property
+    def crop(self) -> int:
+        """Entries that are missing in front."""
+        return max(0, self.cut - self.filled)
 
 
 def flow(op: Op, x: list[Flow], dense: bool) -> Flow:
@@ -106,17 +115,33 @@ def flow(op: Op, x: list[Flow], dense: bool) -> Flow:
     if op.kind in SLIDING:
         k, d, s, p = kernel(op)
         if dense:
-            later, cropped = ((k - 1) * d - p) * rate.denominator, max(0, -p) * rate.denominator
-            return Flow(rate / s, delay + later, channels, first.crop + cropped)
-        return Flow(rate / s, -1 - (p - 1 - delay - (k - 1) * d) // s, channels, (first.crop + max(0, -p)) // s)
+            d, p = d * rate.denominator, p * rate.denominator
+            return Flow(rate / s, delay + (k - 1) * d - p, channels, *front(first, (k - 1) * d, 1, p))
+        later = -1 - (p - 1 - delay - (k - 1) * d) // s
+        return Flow(rate / s, later, channels, *front(first, (k - 1) * d, s, p))
     if op.kind == "transposed":
-        return Flow(rate * op["s"], op["s"] * delay + op["p"], channels, first.crop * op["s"])
+        more = first.cut * op["s"], first.filled * op["s"]
+        return Flow(rate * op["s"], op["s"] * delay + op["p"], channels, *more)
     if op.kind in ("nearest", "linear"):
         r = op["r"]
-        return Flow(rate * r, r * delay + (r // 2 if op.kind == "linear" else 0), channels, first.crop * r)
+        later = r * delay + (r // 2 if op.kind == "linear" else 0)
+        return Flow(rate * r, later, channels, first.cut * r, first.filled * r)
     if op.kind == "cat":
         channels = sum(f.channels for f in x)
-    return Flow(rate, max(f.delay for f in x), channels, min(f.crop for f in x))
+    filled = min(f.filled for f in x)
+    return Flow(rate, max(f.delay for f in x), channels, min(f.crop for f in x) + filled, filled)
+
+
+def front(x: Flow, reach: int, s: int, p: int) -> tuple[int, int]:
+    """What is cut and filled in front of `y[o] = f(x[o*s - p], …, x[o*s - p + reach])`."""
+    cut, filled = x.cut, x.filled
+    if p < 0:  # a crop takes what was filled in first
+        cut, filled = cut + max(0, -p - filled), max(0, filled + p)
+    if p > 0:  # what is more than a kernel's own padding is new in front
+        filled += max(0, p - reach)
+    else:
+        filled = max(0, filled - reach)
+    return (cut, filled) if s == 1 else (max(0, cut - filled) // s, max(0, filled - cut) // s)
 
 
 SLIDING = ("conv", "average", "maximum", "crop", "slice", "pad", "front")
