@@ -251,7 +251,7 @@ def _drawn(r: Random, most: int) -> Sketch:
         blocks,
         inputs,
         r.choice([1, 2, 4]),
-        3 if "statistics" in kinds else places,  # of one number by itself nothing is left
+        3 if {"statistics", "graph"} & kinds else places,  # of one number by itself nothing is left
         frames,
         time_dim=r.choice([2, 2, 1, 3] if inputs != "tokens" else [1, 2]),
         restore=inputs != "tokens" and r.random() < 0.3,

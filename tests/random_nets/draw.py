@@ -191,10 +191,14 @@ class _Drawing:
         self._raise("linear", x)
 
 
-def _outputs(draw: Draw, last: int) -> tuple[Out, ...]:
+def _outputs(draw: Draw, ops: list[Op]) -> tuple[Out, ...]:
+    """Outputs. A deviation reads a pad in front of it as part of its window: random_families has those."""
+    last = len(ops)
     head = st.sampled_from(["", "", "", "", "mean", "mean", "amax", "amax", "adaptive", "adaptive", "sum", "std"])
     tensors = [last, *draw(st.lists(st.integers(1, last), max_size=2))] if draw(st.integers(0, 3)) == 3 else [last]
-    return tuple(Out(tensor, draw(head)) for tensor in tensors)
+    drawn = [(tensor, draw(head)) for tensor in tensors]
+    padded = {tensor for tensor in tensors if ops[tensor - 1].kind in ("pad", "front")}
+    return tuple(Out(tensor, "mean" if tensor in padded and how == "std" else how) for tensor, how in drawn)
 
 
 @st.composite
@@ -211,7 +215,7 @@ def nets(draw: Draw, depth: int = 12) -> Net:
     gates = any(op.kind == "gate" for op in made.ops)
     return Net(
         tuple(made.ops),
-        _outputs(draw, len(made.ops)),
+        _outputs(draw, made.ops),
         dims,
         channels,
         size,
