@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,12 +10,11 @@ from torch.fx import Node
 from co3d_compile.canonical.clip_forms import one_clip
 from co3d_compile.canonical.constant_forms import differences, no_sum, product_with_zero, sum_of_constants
 from co3d_compile.canonical.copy_forms import columns, expansion, repetition
-from co3d_compile.canonical.flat_forms import in_each_row
+from co3d_compile.canonical.index_forms import gather, selection
 from co3d_compile.canonical.merged_forms import REDUCTIONS, part_of_merged, reduction_of_merged
 from co3d_compile.canonical.overlap_forms import OVERLAPS
 from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, over_all
 from co3d_compile.canonical.resampling_forms import RESAMPLING
-from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
 from co3d_compile.ir.graph_edits import insert, insert_constant, reads_first_alone, replace, replace_first
@@ -176,66 +173,6 @@ def _split(program: Program, node: Node) -> None:
         replace(user, insert(program, user, aten.slice.Tensor, x, dim, start, start + sizes[i]))
 
 
-def _repeated(values: Sequence[int]) -> int:
-    """Counts how often the first of some numbers stands in front of itself."""
-    return next((i for i, value in enumerate(values) if value != values[0]), len(values)) - 1
-
-
-def _evenly(values: Sequence[int]) -> tuple[int, int, int] | None:
-    """Finds the start, end and step of evenly spaced rising indices."""
-    if not values:
-        return None
-    steps = {b - a for a, b in pairwise(values)} or {1}
-    step = steps.pop()
-    return (values[0], values[-1] + 1, step) if not steps and step > 0 and values[0] >= 0 else None
-
-
-def _gather(program: Program, node: Node) -> None:
-    """Writes ``x[:, :, index]`` with a constant index on one dim as a slice, or as selected entries."""
-    x, indices = node.args[0], list(node.args[1])  # type: ignore[arg-type]
-    given = [(d, i) for d, i in enumerate(indices) if i is not None]
-    if (
-        len(given) != 1
-        or given[0][1].op != "get_attr"
-        or rank_of(given[0][1]) != 1
-        or given[0][1].meta["val"].dtype == torch.bool
-    ):
-        _computed(program, node, given)
-        return
-    dim, index = given[0]
-    taken = insert(program, node, aten.index_select.default, x, dim, index)
-    replace(node, taken)
-    _index_select(program, taken)
-
-
-def _computed(program: Program, node: Node, given: Sequence[tuple[int, Node]]) -> None:
-    """Writes what is taken at indices that are computed: rows of a constant, or in each row of a tensor by itself."""
-    if operand(node).op == "get_attr":
-        lookup(program, node, given)
-    elif len(given) == 1:
-        in_each_row(program, node, *given[0])
-
-
-def _index_select(program: Program, node: Node) -> None:
-    x, index = operand(node), operand(node, 2)
-    if index.op != "get_attr":
-        _computed(program, node, [(Arguments(node).dim(x), index)])
-        return
-    dim, values = Arguments(node).dim(x), program.constant(index).flatten().tolist()
-    if max(values, default=0) < 0:  # all are counted from the end
-        values = [value + shape_of(x)[dim] for value in values]
-    front, back = _repeated(values), _repeated(values[::-1])
-    even = _evenly(values[front : len(values) - back])
-    if even is None:
-        return
-    start, end, _ = even
-    main = insert(program, node, aten.slice.Tensor, x, dim, *even)
-    if front + back:  # the first or the last entry several times, as ``clamp`` gives it
-        first, last = (insert(program, node, aten.slice.Tensor, x, dim, i, i + 1) for i in (start, end - 1))
-        main = insert(program, node, aten.cat.default, [*[first] * front, main, *[last] * back], dim)
-    replace(node, main)
-
-
 def _prelu(program: Program, node: Node) -> None:
     """Writes a slope per channel as a constant that broadcasts."""
     x, weight = operand(node), operand(node, 1)
@@ -355,8 +292,8 @@ def _bmm(program: Program, node: Node) -> None:
 
 
 GATHERS: dict[Any, Any] = {
-    aten.index.Tensor: _gather,
-    aten.index_select.default: _index_select,
+    aten.index.Tensor: gather,
+    aten.index_select.default: selection,
     aten.bmm.default: _bmm,
     aten.matmul.default: _bmm,
     aten.slice.Tensor: part_of_merged,

@@ -49,7 +49,7 @@ def _check_batch(node: Node) -> None:
     x = node.args[0] if node.args else None
     if layer is None or not isinstance(x, Node) or rank_of(x) != int(layer[1]) + 1:
         return
-    while x.all_input_nodes and shape_of(x.all_input_nodes[0]) == shape_of(x):
+    while x.all_input_nodes and _same_shape(x, x.all_input_nodes[0]):
         x = x.all_input_nodes[0]
     if x.op == "placeholder":
         shape = ", ".join(map(str, shape_of(x)))
@@ -58,6 +58,11 @@ def _check_batch(node: Node) -> None:
             f"{module_path(node) or 'the model'} takes it as one clip.",
             hint=f"Give a batch of clips, (1, {shape}): clip[None].",
         )
+
+
+def _same_shape(node: Node, operand: Node) -> bool:
+    """Says whether an operand is a tensor of the shape of a result. Some operators give several."""
+    return isinstance(operand.meta.get("val"), torch.Tensor) and shape_of(operand) == shape_of(node)
 
 
 def check_operators(module: GraphModule) -> None:

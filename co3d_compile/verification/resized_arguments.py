@@ -185,21 +185,34 @@ def _split(r: Resize, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
-    """Takes evenly spaced indices as a slice, and what its ends repeat as copies of its first and last entry."""
+    """Takes evenly spaced indices as a slice. What stands at its ends is counted from the clip's, such as copies."""
     if r.node.target is aten.index_select.default:
         dim, index = rest[0] % x.dim(), rest[1]
     else:
         dim, index = next((d, i) for d, i in enumerate(rest[0]) if i is not None)
-    values = index.flatten().tolist()
-    values = [v + r.clip * r.before.places for v in values] if max(values, default=0) < 0 else values
-    front, back = (next((i for i, v in enumerate(w) if v != w[0]), 1) - 1 for w in (values, values[::-1]))
-    values = values[front : len(values) - back]
-    steps = {b - a for a, b in pairwise(values)} or {1}
-    if dim != r.dim or len(steps) != 1 or min(steps) < 1 or index.dim() != 1:
+    clip = r.clip * r.before.places
+    values = [v + clip if v < 0 else v for v in index.flatten().tolist()]
+    first, stop = _longest_run(values)
+    front, back = values[:first], [v - clip + x.shape[r.dim] for v in values[stop:]]
+    if dim != r.dim or index.dim() != 1 or stop - first <= len(front) + len(back):
         return call(r.node, (x, *rest))
-    main = _slice(r, x, values[0], values[-1] + 1, steps.pop())
-    first, last = main.narrow(r.dim, 0, 1), main.narrow(r.dim, main.shape[r.dim] - 1, 1)
-    return torch.cat([*[first] * front, main, *[last] * back], r.dim) if front + back else main
+    step = values[first + 1] - values[first] if stop - first > 1 else 1
+    main = _slice(r, x, values[first], values[stop - 1] + 1, step)
+    ends = [x.index_select(dim, torch.tensor(some, dtype=torch.int64)) for some in (front, back)]
+    return torch.cat([ends[0], main, ends[1]], dim) if front or back else main
+
+
+def _longest_run(values: Sequence[int]) -> tuple[int, int]:
+    """Finds the first index, and the one behind the last, of the longest part of some indices that rise evenly."""
+    best, first = (0, min(1, len(values))), 0
+    for stop in range(2, len(values) + 1):
+        step = values[stop - 1] - values[stop - 2]
+        if step < 1:
+            first = stop - 1
+        elif stop - first > 2 and step != values[stop - 2] - values[stop - 3]:
+            first = stop - 2
+        best = max(best, (first, stop), key=lambda part: part[1] - part[0])
+    return best
 
 
 def _pool(r: Resize, x: Tensor, name: str, rest: Arguments) -> list[Value]:

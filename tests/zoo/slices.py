@@ -97,6 +97,7 @@ STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "stack_taps": stack_taps,
     "indices_of_the_frames_before": lambda x: x - x[:, :, [0, 0, *range(x.shape[2] - 2)]],
     "indices_of_the_frames_behind": lambda x: x - x[:, :, (torch.arange(x.shape[2]) + 1).clamp(max=x.shape[2] - 1)],
+    "mirrored_ends": lambda x: x[:, :, [2, 1, *range(x.shape[2]), -2, -3]],
     "roll_and_clear": roll_and_clear,
     "overlapping_blocks": overlapping_blocks,
     "concat_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], x.shape[1], 2), x], 2)[:, :, :-2],

@@ -16,6 +16,7 @@ from .window_styles import WINDOW_STYLES
 _VIDEO = (1, 3, 6, 6, 6)
 _SERIES = (1, 4, 12)
 _TOKENS = (1, 8, 12)
+POOL = nn.MaxPool3d((1, 1, 3), (1, 1, 1), (0, 0, 1))  # of (N, C, T, W), which it takes for (C, T, H, W)
 
 
 def conv(i: int = 3, o: int = 4) -> nn.Conv3d:
@@ -304,6 +305,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         lambda: Graph(lambda m, x: m.fc(m.net(x).mT, x.mT).mT, net=nn.Conv1d(4, 5, 3, padding=1),
                       fc=nn.Bilinear(5, 4, 3)), _SERIES, 2),
     "called_with_lengths": (lambda: Graph(called_with_lengths, net=conv(), out=conv(4, 3)), _VIDEO, 2),
+    "pool_of_pictures": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), POOL, nn.Conv2d(4, 3, 3), POOL), (1, 3, 12, 9), 2),
     "random_slope": (lambda: nn.Sequential(conv(), nn.RReLU(), conv(4, 3)), _VIDEO, 2),
 }  # fmt: skip
 
