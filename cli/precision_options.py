@@ -20,7 +20,8 @@ precision_options = together(
            group=OUTPUT,
            help="float16: states take half the memory; results are near those of the model, not equal to them."),
     option("--int8", is_flag=True, group=OUTPUT,
-           help="Convolutions in 8 bits, by ONNX Runtime's quantisation; not exact. Needs --calibrate."),
+           help="Convolutions in 8 bits, by ONNX Runtime's quantisation, for a smaller file, not for speed; not exact. "
+                "Needs --calibrate."),
     option("--calibrate", metavar="VIDEO", group=OUTPUT,
            help="Frames for --int8: a video or a folder of pictures, longer than the warm-up, of what will be seen."),
 )  # fmt: skip

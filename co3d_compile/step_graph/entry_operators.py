@@ -150,10 +150,9 @@ class EntryOperators(Builder):
         return rows[0] if len(rows) == 1 else self.call(aten.cat.default, rows, 1)
 
     def _rows_of_run(self, run: Sequence[Node]) -> Node:
-        part = self._selected(run)
-        if part is None:
+        if len(run) == 1:
             return self.call(aten.reshape.default, run[0], [-1, 1, self.features(run[0])])
-        x, dim = part
+        x, dim = self._part(run)
         order = [0, dim, *(d for d in range(1, len(self.sizes(x))) if d != dim)]
         x = self.call(aten.permute.default, x, order) if dim > 1 else x
         return self.call(aten.reshape.default, x, [-1, len(run), self.features(run[0])])
@@ -164,12 +163,10 @@ class EntryOperators(Builder):
             entry = operand(entry)
         return entry
 
-    def _selected(self, entries: Sequence[Node]) -> tuple[Node, int] | None:
-        """Finds the part of a tensor that entries were selected from, one after the other, and in which dim."""
-        if len(entries) == 1 or len(_runs(entries)) > 1:
-            return None
-        x, dim, first = operand(entries[0]), whole(entries[0], 1), whole(entries[0], 2)
-        return self.places(x, dim, first, len(entries)), dim
+    def _part(self, run: Sequence[Node]) -> tuple[Node, int]:
+        """Takes the part of a tensor that a run was selected from, and says in which dim it lies."""
+        x, dim, first = operand(run[0]), whole(run[0], 1), whole(run[0], 2)
+        return self.places(x, dim, first, len(run)), dim
 
     def places(self, x: Node, dim: int, start: int, count: int, step: int = 1) -> Node:
         """Takes some places of a dim, from ``start`` on each ``step``-th."""
@@ -254,9 +251,10 @@ class EntryOperators(Builder):
             target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList, "amax": aten.amax.default}.get(
                 kind, aten.amin.default
             )
-            part = self._selected([self.resolve(r) for r in refs])
-            if part is not None:
-                return self.call(target, part[0], [part[1]], False)
+            runs = _runs([self.resolve(r) for r in refs])
+            if len(runs) == 1:
+                x, dim = self._part(runs[0])
+                return self.call(target, x, [dim], False)
             reduced = self.call(target, self.stacked(refs), [1], False)
             return self.call(aten.reshape.default, reduced, [-1, *self.sizes(self.resolve(refs[-1]))[1:]])
         nodes = [self.resolve(r) for r in refs]
