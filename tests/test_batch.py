@@ -99,6 +99,22 @@ def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., 
     assert result.passed, result.reason
 
 
+def attention_of_each_channel(m: Any, x: Tensor) -> Tensor:
+    """Two heads over all frames, with the channels in the batch: PatchTST."""
+    rows = m.a(x).mean(4).flatten(0, 1).unflatten(2, (2, 3))
+    scores = torch.einsum("blhe,bshe->bhls", rows, rows * 2).softmax(-1)
+    result: Tensor = torch.einsum("bhls,bshd->blhd", scores, rows).flatten(2).view(-1, 4, 12, 6).mean((2, 3))
+    return result
+
+
+def test_channels_in_the_batch_of_a_window_leave_it_free() -> None:
+    module = head(attention_of_each_channel)
+    compiled = co3d.compile(module, (torch.zeros(CLIP),))
+    assert compiled.info.recomputed and compiled.info.inputs[0].shape[0] == "N"
+    result = verify(compiled, module, (torch.randn(3, *CLIP[1:]),))
+    assert result.passed, result.reason
+
+
 class LearnedStart(nn.Module):
     """A recurrent layer that does not start at zero. PyTorch's operator does not check for how many rows a start is."""
 

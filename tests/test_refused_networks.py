@@ -26,10 +26,11 @@ def in_half(x: Tensor) -> Tensor:
         (in_half, r"computes in torch\.bfloat16 here\. .*autocast\('cpu', enabled=False\)"),
         (lambda x: torch.fft.rfft2(x).tan().abs(), r"no form in real ones here\. \[aten\.tan\] Use Fourier transforms"),
         (lambda x: torch.fft.rfft2(x), r"The output of the model is complex.* torch\.view_as_real"),
+        (lambda x: (None, 3), r"^Graph returns no tensor for such a clip\. .*wrap it in one"),
     ],
-    ids=["bfloat16", "complex operator", "complex output"],
+    ids=["bfloat16", "complex operator", "complex output", "nothing"],
 )
-def test_numbers_that_no_runtime_computes_with_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
+def test_results_that_no_file_can_hold_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(CaptureError, match=said):
         co3d.compile(Graph(lambda _, x: function(x)), (torch.zeros(1, 3, 4, 8, 8),))
 

@@ -31,7 +31,7 @@ from co3d_compile.capture.native_norms import name_norms
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
 from co3d_compile.capture.tracer import Clip, Model, export
 from co3d_compile.capture.written_out.join import join_written_out
-from co3d_compile.errors import UsageError, first_line
+from co3d_compile.errors import CaptureError, UsageError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.resized_graph import NotResizable
@@ -51,12 +51,17 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
 
     Raises:
         UsageError: What was given is no model, or no arguments.
-        CaptureError: The model refuses the clip, or ``torch.export`` cannot capture it.
+        CaptureError: The model refuses the clip, ``torch.export`` cannot capture it, or it returns nothing.
     """
     check_kinds(model, clip)
     name = _class_name(model)
     module, outputs, learned = _captured(model, clip, two)
     outputs += add_outputs(module, options.also)
+    if not outputs:
+        raise CaptureError(
+            f"{name} returns no tensor for such a clip.",
+            hint="It may return None in this mode, or keep its results elsewhere: wrap it in one that returns them.",
+        )
     inputs = describe_inputs(module, options)
     names = _distinct(outputs, {i.name for i in inputs})
     program = Program(module, options, inputs, [Output(n) for n in names], name=name, learned=learned)

@@ -52,7 +52,8 @@ class ConstantsKnown(TorchFunctionMode):
         if torch._C._meta_in_tls_dispatch_include():  # inside the tracer, which computes shapes
             return func(*args, **kwargs)
         if self._own and isinstance(next(_own(self._model))[1], FakeTensor):  # the tracer's stand-ins are in place
-            self._known.update((stand_in, self._own[name]) for name, stand_in in _own(self._model))
+            for name, stand_in in _own(self._model):
+                self._know(stand_in, self._own[name])
             self._own = {}
         tensors = tensors_of((args, kwargs))
         known = [t in self._known for t in tensors]
@@ -63,12 +64,21 @@ class ConstantsKnown(TorchFunctionMode):
         if all(known) and (made or writes):
             values, random = self._real(func, args, kwargs)
             if not random:
-                self._known.update(zip(made, tensors_of(values), strict=True))
+                for tensor, value in zip(made, tensors_of(values), strict=True):
+                    self._know(tensor, value)
             elif writes:
                 self._known.clear()
         elif writes and any(t in self._known for t in tensors_of((args[:1], kwargs.get("out")))):
             self._known.clear()  # what is written may be a view of any of them
         return result
+
+    def _know(self, tensor: Tensor, value: Tensor) -> None:
+        """Remembers numbers. PyTorch is told a single one: it reads sizes, pads and slices from tensors by itself."""
+        self._known[tensor] = value
+        if isinstance(tensor, FakeTensor) and value.dim() == 0:
+            with _disable_current_modes():
+                number = value.item()
+            tensor.item_memo = number
 
     def _real(self, func: Callable[..., T], args: Args, kwargs: Kwargs) -> tuple[T, bool]:
         """Makes the same call on numbers; says too whether it drew some at random."""

@@ -33,6 +33,7 @@ from co3d_compile.support.silence_torch import quiet
 
 IN_TORCH = "Compute it in PyTorch: what NumPy computes with the values of a clip cannot be captured."
 SITE = "site-packages"
+OURS = str(Path(__file__).parents[1]) + os.sep
 Model: TypeAlias = nn.Module | ExportedProgram
 Clip: TypeAlias = Sequence[pytree.PyTree]
 """The arguments of one clip: tensors, lists of them, or anything else that a network takes."""
@@ -117,9 +118,11 @@ def _run_once(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[
 
 
 def _where(error: Exception) -> str:
-    """The line of the model that the tracer names, if it names one."""
+    """The line of the model that the tracer names, if it names one; else that which the error came from."""
     found = re.search(r'call raised this error:\s+File "([^"]+)", line (\d+), in .*\n\s*(\S.*)', str(error))
-    return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})" if found else ""
+    if found is None or found[1].startswith(OURS):
+        return _line_of(error)
+    return f" ({Path(found[1]).name}, line {found[2]}: {found[3]})"
 
 
 def _check_batched(model: nn.Module, call: tuple[Args, Kwargs], error: Exception) -> None:
@@ -143,7 +146,7 @@ def _line_of(error: BaseException) -> str:
 def _line_in(frames: traceback.StackSummary) -> str:
     """The innermost line that is neither PyTorch's nor ours."""
     others = [str(Path(file).parent) + os.sep for file in (torch.__file__, contextlib.__file__)]
-    others.append(str(Path(__file__).parents[1]) + os.sep)
+    others.append(OURS)
     lines = [f for f in frames if f.line and (SITE in f.filename or not f.filename.startswith(others[1]))]
     lines = [f for f in lines if not f.filename.startswith((others[0], others[2]))]
     return f" ({Path(lines[-1].filename).name}, line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
@@ -155,12 +158,25 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
             return exported_script(model, clip)
+    plain: ExportedProgram | None = None
     with quiet(), _without_stack_traces():
+        with contextlib.suppress(Exception):
+            plain = torch.export.export(model, clip, keywords, strict=False)
+            if not _reads_sizes(plain):
+                return plain
         try:
-            return torch.export.export(model, clip, keywords, strict=False)
-        except Exception:
             with _DataDetached(), ConstantsKnown(model) as constants, PackedSequences(constants), failures_caught():
                 return torch.export.export(model, clip, keywords, strict=False)
+        except Exception:
+            if plain is None:
+                raise
+            return plain
+
+
+def _reads_sizes(exported: ExportedProgram) -> bool:
+    """Says whether sizes, or other numbers, are read from tensors: constants may be what they are."""
+    reads = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
+    return any(n.target in reads for n in exported.graph.nodes)
 
 
 @contextmanager

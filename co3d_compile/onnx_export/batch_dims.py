@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import place_of, rank_of, returned, where
+from co3d_compile.ir.node_reading import place_of, rank_of, returned, shape_of, where
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.random_runs import equal, random_tensor
@@ -45,16 +46,21 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
     values: dict[Node, Value] = {}
     if any(i.boxes is not None for i in program.inputs):
         program.step.fixed_batch = 1
+    views = _Views(program.inputs[0].shape[0])
     for node in program.graph.nodes:
         if node.op == "output":
             break
+        views.look(node, values)
         try:
             values[node] = _value(program, node, values)
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
             fix_batch(program, f"at {place_of(node)}")
             return {}
+    if views.freed:
+        program.module.recompile()
     crossing = next((n for n in values if _crosses(n, values)), None)
-    if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
+    unsure = views.freed or program.inputs[0].shape[0] == 1
+    if unsure and not program.step.fixed_batch and _streams_mix(program, values):
         unknown = "it was captured for one clip, and does not say which of its dims of size one is the batch"
         fix_batch(program, unknown if crossing is None else f"{place_of(crossing)} computes over several streams")
         return {}
@@ -84,6 +90,40 @@ def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
     if _rank(value) != _rank(captured):
         raise ValueError("a dim of size one was the batch")
     return value
+
+
+class _Views:
+    """Views that have the batch as a number, because nothing knew where it is: they are made for any batch.
+
+    A view keeps the order of numbers in memory, so the batch has as many places before it as in the operand. Whether
+    streams stay apart is asked on numbers afterwards.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.freed = rows, False
+        self.outer: dict[Node, int] = {}  # of dims that hold more than the batch: what lies outside of it
+
+    def look(self, node: Node, values: Mapping[Node, Value]) -> None:
+        """Frees the batch of a view, and follows where the batch is."""
+        read = next((n for n in node.all_input_nodes if len(grown_dims(n, values)) == 1), None)
+        if read is None or self.rows == 1 or 0 in shape_of(read):
+            return
+        (dim,), shape = grown_dims(read, values), shape_of(read)
+        outer = self.outer.get(read, 1)
+        if node.target is not aten.reshape.default:
+            same = isinstance(node.meta["val"], Tensor) and shape[dim] in shape_of(node)
+            self.outer |= {node: outer} if outer > 1 and same else {}
+            return
+        target, before = list(shape_of(node)), math.prod(shape[:dim]) * outer
+        for d, size in enumerate(target):
+            own, rest = divmod(before, math.prod(target[:d]))
+            if not rest and own and size % (own * self.rows) == 0:
+                self.outer[node] = own
+                if Arguments(node).integers("shape")[d] != -1:
+                    target[d] = -1
+                    node.update_arg(1, target)
+                    self.freed = True
+                return
 
 
 def _check_rows(args: tuple[PyTree, ...]) -> None:

@@ -164,5 +164,17 @@ def _pad(e: Emitter, node: Node) -> ir.Value:
     if fill == 0 and node.meta["val"].is_floating_point() and any(u.target in MAX_POOLS for u in node.users):
         # ONNX Runtime moves a pad with zeros into a max pool behind it, where it pads with minus infinity.
         fill = torch.finfo(node.meta["val"].dtype).tiny
-    pads = [*beside, *flat[-2::-2], *beside, *flat[::-2]]
-    return e.op("Pad", given.tensor(), pads, e.scalar(fill, node))
+    return e.op("Pad", given.tensor(), _each_dim(flat, beside), e.scalar(fill, node))
+
+
+def _each_dim(flat: list[int], beside: list[int]) -> list[int]:
+    """Lists what is added in front of each dim, and then what is added behind each, as ONNX has it."""
+    return [*beside, *flat[-2::-2], *beside, *flat[::-2]]
+
+
+@translates(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+@translates(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
+def _pad_with_copies(e: Emitter, node: Node) -> ir.Value:
+    flat = Arguments(node).integers("padding")
+    pads = _each_dim(flat, [0] * (rank_of(node) - len(flat) // 2))
+    return e.op("Pad", operand(node), pads, mode="reflect" if "reflection" in str(node.target) else "edge")

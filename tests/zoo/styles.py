@@ -97,9 +97,9 @@ def neighbours(m: Any, x: Tensor) -> Tensor:
 
 
 def collected(m: Any, x: Tensor) -> Tensor:
-    """A loop over frames that are cut out, added one by one to what is there."""
-    y = m.net(x[:, :, :1].squeeze(2)).flatten(1).unsqueeze(2)
-    for t in range(1, x.shape[2]):
+    """A loop over frames that are cut out, added one by one to what is there: nothing at first."""
+    y = torch.tensor([])
+    for t in range(x.shape[2]):
         y = torch.cat([y, m.net(x[:, :, t : t + 1].squeeze(2)).flatten(1).unsqueeze(2)], 2)
     return m.out(y)
 
@@ -222,10 +222,20 @@ def decided(y: Tensor) -> Tensor:
 
 
 def decided_by_buffers(m: Any, x: Tensor) -> Tensor:
-    """Python that reads the values of buffers and weights, one of which is written into an activation."""
+    """Python that reads the values of buffers and weights, one of which is added to an activation; sizes by them."""
     y = m.norm(m.net(x))
     y += m.norm.bias.sum()
+    more = m.norm.num_batches_tracked + 2
+    y = F.pad(y, (more, more // 2, 0, 0))[..., more : y.shape[-1] + more]
     return y * 2 if (m.norm.running_var > 0).all() and m.norm.weight.sum() != 0 else y[:, :1]
+
+
+def copies_around(m: Any, x: Tensor) -> Tensor:
+    """Copies of entries around what is there: of frames and in space, and over features alone."""
+    y = F.pad(m.net(x), (1, 2, 3, 0, 1, 1), mode="reflect")
+    y = F.pad(F.pad(y, (0, 1, 2, 0, 1, 1), mode="replicate").mean(4), (2, 1, 1, 0), mode="reflect")
+    y = F.pad(y, (1, 0, 0, 2), mode="replicate")[:, 0]
+    return F.pad(F.pad(y, (1, 2), mode="reflect"), (2, 1), mode="replicate").unsqueeze(1)
 
 
 _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -241,6 +251,7 @@ _STREAMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "shift_in_place": (
         lambda: Graph(lambda m, x: frames(m, shift_in_place(m, x)), net=nn.Conv2d(8, 4, 3, padding=1)),
         (1, 8, 8, 4, 4), 1),
+    "copies_around": (lambda: Graph(copies_around, net=conv()), _VIDEO, 2),
     "written": (lambda: Graph(written, net=conv(), out=conv(4, 3)), _VIDEO, 2),
     "choices": (lambda: Graph(choices, net=conv()), _VIDEO, 2),
     "statistics": (lambda: Graph(statistics, net=conv()), _VIDEO, 2),

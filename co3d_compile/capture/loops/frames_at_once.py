@@ -308,9 +308,11 @@ def _joined(parts: tuple[Node, ...], dim: int) -> tuple[Node, ...]:
 
 
 def _flattened(node: Node, dim: int) -> tuple[Node, ...]:
-    """Lists the parts of a concatenation, and of concatenations on the same dim among them."""
+    """Lists the parts of a concatenation, and of concatenations on the same dim among them; without empty ones."""
     parts: list[Node] = []
     for part in Arguments(node).tensors("tensors"):
+        if shape_of(part) == (0,):
+            continue  # ``y = torch.tensor([])``, to which others are added: it need not have their dims
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim
         parts += _flattened(part, dim) if inner else [part]
     return tuple(parts)
