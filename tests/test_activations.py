@@ -39,7 +39,7 @@ ONE: dict[str, Callable[[Tensor], Tensor]] = {
     "squares": lambda x: torch.exp2(x.clamp(-2, 2)) + x.square() + F.celu(x, 0.7),
     "angles": lambda x: torch.acos(x.tanh()) + torch.asin(x.tanh()) + torch.acosh(x.abs() + 1) + torch.asinh(x),
     "hyperbolic": lambda x: torch.atanh(0.9 * x.tanh()) + x.tanh().cosh() + x.tanh().sinh() + x.tanh().tan(),
-    "less": lambda x: 3 - x * 2,
+    "less": lambda x: 3 - x * 2 - x.clip(-0.5),
     "lengths": lambda x: torch.hypot(x, x + 1) + torch.copysign(x + 2, x),
     "distances to a table": lambda x: torch.cdist(x.mT, torch.eye(x.shape[1])).mT,
 }

@@ -93,6 +93,7 @@ COMPARE = {"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "
 # The arguments that are the bounds of what is clipped, or the bounds themselves.
 BOUNDS: dict[Target, tuple[str | float, str | float]] = {
     aten.clamp.default: ("min", "max"),
+    aten.clip.default: ("min", "max"),
     aten.clamp_min.default: ("min", "max"),
     aten.clamp_max.default: ("min", "max"),
     aten.hardtanh.default: ("min_val", "max_val"),

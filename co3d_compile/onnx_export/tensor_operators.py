@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.fx import Node
@@ -178,3 +179,36 @@ def _pad_with_copies(e: Emitter, node: Node) -> ir.Value:
     flat = Arguments(node).integers("padding")
     pads = _each_dim(flat, [0] * (rank_of(node) - len(flat) // 2))
     return e.op("Pad", operand(node), pads, mode="reflect" if "reflection" in str(node.target) else "edge")
+
+
+def _windows(e: Emitter, x: Node | ir.Value, dim: int, first: list[int], inside: list[int]) -> ir.Value:
+    """Puts two dims in the place of one: where each window begins, and the places in it."""
+    index = np.add.outer(np.array(first, np.int64), np.array(inside, np.int64))
+    name = "_".join(map(str, [*first[:2], len(first), *inside[:2], len(inside)]))
+    return e.op("Gather", x, e.initializer(f"windows.{name}", index), axis=dim)
+
+
+@translates(aten.unfold.default)
+def _unfold(e: Emitter, node: Node) -> ir.Value:
+    given, x = Arguments(node), operand(node)
+    dim, size, step = given.dim(x, "dimension"), given.integer("size"), given.integer("step")
+    rest = [d for d in range(rank_of(node)) if d != dim + 1]
+    windows = _windows(e, x, dim, list(range(0, shape_of(x)[dim] - size + 1, step)), list(range(size)))
+    return e.op("Transpose", windows, perm=[*rest, dim + 1]) if dim + 2 < rank_of(node) else windows
+
+
+@translates(aten.im2col.default)
+def _columns(e: Emitter, node: Node) -> ir.Value | None:
+    given, x = Arguments(node), operand(node)
+    if rank_of(x) != 4:
+        return None
+    kernel, dilation, padding, stride = (given.integers(n, 2) for n in ("kernel_size", "dilation", "padding", "stride"))
+    value: Node | ir.Value = x
+    if any(padding):
+        value = e.op("Pad", x, [0, 0, *padding, 0, 0, *padding], e.scalar(0, node))
+    for i in (1, 0):  # the width first: the height stays where it is
+        length = shape_of(x)[2 + i] + 2 * padding[i]
+        first = range(0, length - dilation[i] * (kernel[i] - 1), stride[i])
+        value = _windows(e, value, 2 + i, list(first), list(range(0, dilation[i] * kernel[i], dilation[i])))
+    columns = e.op("Transpose", value, perm=[0, 1, 3, 5, 2, 4])
+    return e.op("Reshape", columns, [-1, *shape_of(node)[1:]])
