@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node, map_arg
+from torch.fx.node import Argument
 from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
@@ -43,24 +44,18 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
     An operator that fixes the batch ends it, and so does a graph in which streams are found to mix:
     ``program.step.fixed_batch`` is set, a warning says why, and nothing is known of what follows.
     """
-    values: dict[Node, Value] = {}
     if any(i.boxes is not None for i in program.inputs):
         program.step.fixed_batch = 1
-    views = _Views(program.inputs[0].shape[0])
-    for node in program.graph.nodes:
-        if node.op == "output":
-            break
-        views.look(node, values)
-        try:
-            values[node] = _value(program, node, values)
-        except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            fix_batch(program, f"at {place_of(node)}")
-            return {}
-    if views.freed:
-        program.module.recompile()
+    views = _Views(program)
+    values, stuck = _values(program, views)
+    if views.before and (stuck is not None or _streams_mix(program, values)):
+        views.restore()
+        values, stuck = _values(program, None)
+    if stuck is not None:
+        fix_batch(program, f"at {place_of(stuck)}")
+        return {}
     crossing = next((n for n in values if _crosses(n, values)), None)
-    unsure = views.freed or program.inputs[0].shape[0] == 1
-    if unsure and not program.step.fixed_batch and _streams_mix(program, values):
+    if program.inputs[0].shape[0] == 1 and not program.step.fixed_batch and _streams_mix(program, values):
         unknown = "it was captured for one clip, and does not say which of its dims of size one is the batch"
         fix_batch(program, unknown if crossing is None else f"{place_of(crossing)} computes over several streams")
         return {}
@@ -71,6 +66,21 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
         fix_batch(program, f"{place_of(crossing)} computes over several streams")
         return {}
     return values
+
+
+def _values(program: Program, views: _Views | None) -> tuple[dict[Node, Value], Node | None]:
+    """Computes the fake values up to an operator that fixes the batch, and gives that one, too."""
+    values: dict[Node, Value] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            break
+        if views is not None:
+            views.look(node, values)
+        try:
+            values[node] = _value(program, node, values)
+        except Exception:  # whatever a meta kernel raises for sizes that do not fit
+            return values, node
+    return values, None
 
 
 def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
@@ -99,8 +109,9 @@ class _Views:
     streams stay apart is asked on numbers afterwards.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.freed = rows, False
+    def __init__(self, program: Program) -> None:
+        self.module, self.rows = program.module, program.inputs[0].shape[0]
+        self.before: dict[Node, Argument] = {}  # the sizes of views that were changed
         self.outer: dict[Node, int] = {}  # of dims that hold more than the batch: what lies outside of it
 
     def look(self, node: Node, values: Mapping[Node, Value]) -> None:
@@ -110,20 +121,30 @@ class _Views:
             return
         (dim,), shape = grown_dims(read, values), shape_of(read)
         outer = self.outer.get(read, 1)
-        if node.target is not aten.reshape.default:
-            same = isinstance(node.meta["val"], Tensor) and shape[dim] in shape_of(node)
-            self.outer |= {node: outer} if outer > 1 and same else {}
+        if node.target is aten.reshape.default:
+            self._free(node, math.prod(shape[:dim]) * outer)
+        elif outer > 1 and isinstance(node.meta["val"], Tensor) and shape[dim] in shape_of(node):
+            self.outer[node] = outer
+
+    def _free(self, node: Node, places: int) -> None:
+        """Writes -1 for the size that has so many places before the batch, where it is a number."""
+        sizes = list(shape_of(node))
+        for d, size in enumerate(sizes):
+            own, rest = divmod(places, math.prod(sizes[:d]))
+            if rest or not own or size % (own * self.rows):
+                continue
+            self.outer[node] = own
+            if Arguments(node).integers("shape")[d] != -1:
+                self.before[node] = node.args[1]
+                node.update_arg(1, [-1 if i == d else n for i, n in enumerate(sizes)])
+                self.module.recompile()
             return
-        target, before = list(shape_of(node)), math.prod(shape[:dim]) * outer
-        for d, size in enumerate(target):
-            own, rest = divmod(before, math.prod(target[:d]))
-            if not rest and own and size % (own * self.rows) == 0:
-                self.outer[node] = own
-                if Arguments(node).integers("shape")[d] != -1:
-                    target[d] = -1
-                    node.update_arg(1, target)
-                    self.freed = True
-                return
+
+    def restore(self) -> None:
+        """Writes the sizes that were there."""
+        for node, sizes in self.before.items():
+            node.update_arg(1, sizes)
+        self.module.recompile()
 
 
 def _check_rows(args: tuple[PyTree, ...]) -> None:
