@@ -52,6 +52,10 @@ TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "compared": lambda x, y: (x >= y).float() + 2 * (x < y) + 4 * (x <= 0) + 8 * (y != x) + 16 * (x == y),
     "flags": lambda x, y: ((x > 0) & (y > 0) | ~(x > 1)).float(),
     "joined with flags": lambda x, y: torch.cat([x, y > 0], 1),
+    "whole remainders": lambda x, y: (
+        (4 * x).int() % 3 + (4 * y).long() % -5 + (4 * x).int() % ((2 * y).int().abs() + 1)
+    ).float(),
+    "whole sums": lambda x, y: x + (4 * y).int().sum(1, keepdim=True, dtype=torch.int32),
     "filled in": lambda x, y: x.masked_fill(y > 0, -2.0),
 }
 ELSEWHERE: dict[str, Callable[[Tensor], Tensor]] = {

@@ -59,6 +59,11 @@ TIMES: list[tuple[str, Any, int | None]] = [
     ("list of frames, from the last one on", lambda m, x: backwards(m.conv(x)), 1),
     ("mean of the largest", lambda m, x: m.conv(x).topk(3, 2).values.mean(2), None),
     ("three largest", lambda m, x: m.conv(x).topk(3, 2).values, None),
+    (
+        "the largest frames",
+        lambda m, x: (y := m.conv(x)).gather(2, y.sum(1, True).topk(3, 2).indices.expand(-1, 4, -1)),
+        None,
+    ),
     ("some of all numbers", lambda m, x: m.conv(x).sort(2).values.flatten(1)[:, 3:19], None),
     ("scores of all entries", lambda m, x: m.fc(m.conv(x).flatten(1)), None),
 ]

@@ -257,6 +257,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "a loop backwards, behind repeated frames": (
         lambda: Graph(lambda m, x: backwards(m.a(x).repeat_interleave(2, 2)), a=conv()), (CLIP,), {},
     ),
+    "last states of a layer over windows of frames": (
+        lambda: Graph(lambda m, x: m.r(m.a(x).unfold(2, 3, 1).permute(0, 2, 3, 1).flatten(0, 1))[1][-1]
+                      .unflatten(0, (x.shape[0], -1)), a=conv(), r=nn.GRU(4, 4, batch_first=True)), (CLIP,), {},
+    ),
     "a last state, behind repeated frames": (
         lambda: Graph(lambda m, x: m.r(m.a(x).repeat_interleave(2, 2).mT)[1][-1], a=conv(),
                       r=nn.GRU(4, 4, batch_first=True)), (CLIP,), {},

@@ -69,6 +69,11 @@ def _viewed(node: Node) -> Node:
     return node
 
 
+def is_below(node: Node) -> bool:
+    """Says whether it is known that no place of a tensor is below zero, from where an index counts from the end."""
+    return _below(node) is not None
+
+
 def _below(node: Node) -> int | None:
     """Finds the number below which all places of a tensor are; none is below zero."""
     node = _viewed(node)

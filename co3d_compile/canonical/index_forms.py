@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.canonical.flat_forms import in_each_row
+from co3d_compile.canonical.row_forms import in_own_rows
 from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
@@ -43,6 +44,8 @@ def _computed(program: Program, node: Node, given: Sequence[tuple[int, Node]]) -
         lookup(program, node, given)
     elif len(given) == 1:
         in_each_row(program, node, *given[0])
+    else:
+        in_own_rows(program, node, given)
 
 
 def selection(program: Program, node: Node) -> None:

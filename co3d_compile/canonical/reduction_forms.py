@@ -37,8 +37,16 @@ def over_all(program: Program, node: Node) -> None:
 
 
 def cast_first(program: Program, node: Node) -> None:
-    """Makes the dtype in which PyTorch sums up that of the operand: small numbers are summed up as large ones."""
+    """Makes the dtype in which PyTorch sums up that of the operand: small numbers are summed up as large ones.
+
+    Whole numbers are summed up in 64 bits where nothing else is said; fewer bits are what is left of that.
+    """
     x, dtype = operand(node), node.meta["val"].dtype
-    if x.meta["val"].dtype != dtype:
-        node.update_arg(0, insert(program, node, aten._to_copy.default, x, dtype=dtype))
-    node.kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
+    wide = dtype if dtype.is_floating_point or dtype.is_complex else torch.int64
+    first = insert(program, node, aten._to_copy.default, x, dtype=wide) if x.meta["val"].dtype != wide else x
+    rest = {name: value for name, value in node.kwargs.items() if name != "dtype"}
+    if wide == dtype:
+        node.args, node.kwargs = (first, *node.args[1:]), rest
+        return
+    total = insert(program, node, node.target, first, *node.args[1:], **rest)
+    replace(node, insert(program, node, aten._to_copy.default, total, dtype=dtype))

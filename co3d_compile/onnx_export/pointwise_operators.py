@@ -143,6 +143,11 @@ def _add(e: Emitter, node: Node) -> ir.Value | None:
     return e.op("Add" if "add" in str(node.target) else "Sub", a, b)
 
 
+@translates(aten.remainder.Scalar, aten.remainder.Tensor)
+def _remainder(e: Emitter, node: Node) -> ir.Value | None:
+    return None if node.meta["val"].dtype.is_floating_point else e.op("Mod", *e.pair(node))
+
+
 @translates(*(getattr(getattr(aten, name), kind) for name in COMPARE for kind in ("Scalar", "Tensor")))
 def _compare(e: Emitter, node: Node) -> ir.Value:
     operands = node.args[:2]

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from co3d_compile.ir.graph_walks import computed_from
-from co3d_compile.ir.layout import Layout
+from co3d_compile.ir.layout import PLAIN, Axis, Layout
 from co3d_compile.ir.node_reading import operand, operands, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, constant_of, fact_of, is_stream, known
@@ -41,7 +41,12 @@ class ByIndex(Rule):
 
     def layout(self, node: Node) -> Layout:
         moving = next(n for n in operands(node) if fact_of(n).kind is not Kind.STATIC)
-        return known(moving).sized(shape_of(node), range(rank_of(node)))
+        layout = known(moving).sized(shape_of(node), range(rank_of(node)))
+        if node.target is not aten.gather.default:
+            return layout
+        dim, index = Arguments(node).dim(operand(node)), operands(node)[1]  # where the index says what stands
+        own = known(index).dims[dim] if fact_of(index).kind is not Kind.STATIC else (Axis(PLAIN, shape_of(index)[dim]),)
+        return layout.replace(dim, own)
 
     def flow(self, node: Node) -> Fact:
         fact, place = super().flow(node), self.layout(node).time

@@ -37,6 +37,7 @@ from co3d_compile.verification.resized_arguments import (
     fixes_time,
     for_rows,
     pointwise,
+    reads_by_index,
     resized,
     scatter,
 )
@@ -197,7 +198,7 @@ class LongClip(Interpreter):
     # --- operators on the whole long clip
 
     def _stream(self, n: Node, claim: Claim, args: Arguments, kwargs: Named) -> Value:
-        if n.target in BY_INDEX and (found := self._captured_again(n)) is not None:
+        if reads_by_index(n) and (found := self._captured_again(n)) is not None:
             return found
         constant = self._constant(n, kwargs)
         together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default, *BY_INDEX) or _beside(n, claim)

@@ -20,6 +20,7 @@ from co3d_compile.verification.time_claims import (
     is_recurrent,
     is_single,
     is_window,
+    runs_over_time,
 )
 
 aten = torch.ops.aten
@@ -105,7 +106,7 @@ def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: se
         return "static"
     if n.target is operator.getitem:
         source, item = n.args
-        after = isinstance(source, Node) and is_recurrent(source) and item != 0
+        after = isinstance(source, Node) and is_recurrent(source) and runs_over_time(source, claims) and item != 0
         return "window" if after else own.pop()
     if "window" in own or claim.kind is Kind.WINDOW:
         return "window"

@@ -74,6 +74,13 @@ class Resize:
         return streams and self.clip == 1 and after is not None and after.time is not None and after.time.size > 1
 
 
+def reads_by_index(n: Node) -> bool:
+    """Says whether an operator has an index for each entry, so that its captured constants may be those of one clip."""
+    if n.target is aten.index.Tensor:
+        return sum(index is not None for index in n.args[1]) > 1  # type: ignore[union-attr]
+    return n.target in BY_INDEX
+
+
 def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
     """Runs the operator of a node on other arguments."""
     assert callable(n.target)
