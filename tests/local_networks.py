@@ -89,6 +89,19 @@ class FilledIn(Part):
         return self.attend(x, self.scores(x).masked_fill((d > 2) | (d < -1), -torch.inf))
 
 
+class MaskedEnds(Part):
+    """Attention to the frames beside each, of which those at the ends have one: the other's score is minus infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees one on both sides."""
+        q, k, v = (f(x.transpose(1, 2)) for f in (self.q, self.k, self.v))
+        k, v = (F.pad(y, (0, 0, 1, 1)).unfold(1, 3, 1) for y in (k, v))
+        scores = (q.unsqueeze(-1) * k).sum(2)
+        scores[:, :1] = scores[:, :1].masked_fill(torch.arange(3) == 0, -torch.inf)
+        scores[:, -1:] = scores[:, -1:].masked_fill(torch.arange(3) == 2, -torch.inf)
+        return (v * scores.softmax(-1).unsqueeze(2)).sum(-1).transpose(1, 2)
+
+
 class Written(Part):
     """A softmax written by hand, in a band."""
 
@@ -321,6 +334,7 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "mask -1e9": (lambda: Masked(-1e9, 3, 0), [(3, 0, 1)]),
     "mask -inf": (lambda: Masked(-torch.inf, 1, 2), [(1, 2, 1)]),
     "filled in": (FilledIn, [(2, 1, 1)]),
+    "nothing beyond the ends": (MaskedEnds, [(1, 1, 1)]),
     "softmax by hand": (Written, [(2, 2, 1)]),
     "band of weights": (Weighted, [(2, 2, 1)]),
     "band of weights by einsum": (WeightedByEinsum, [(2, 2, 1)]),

@@ -154,3 +154,22 @@ def test_what_is_no_layer_with_state_stays_a_window(name: str) -> None:
     with torch.inference_mode():
         expected = torch.stack([net(x[:, t - 5 : t + 1]) for t in range(5, FRAMES)])
     np.testing.assert_allclose(results[5:].reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+def started_by_the_batch(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """The first state is computed over the batch, and so not for all frames at once, which stand there too."""
+    h, out = m.embed(x[:, 0]), []
+    h = h * h.sum(0, keepdim=True).sigmoid()
+    for t in range(x.shape[1]):
+        h = m.layers[0](x[:, t], h)
+        out.append(h)
+    return torch.stack(out, 1)
+
+
+def test_a_start_that_is_computed_over_the_batch_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    net, x = Network(started_by_the_batch).eval(), torch.randn(1, FRAMES, 4)
+    results, _ = stream(co3d.compile(net, (torch.randn(1, 6, 4),), time_dim=1), x)
+    with torch.inference_mode():
+        expected = net(x[:, :6])
+    np.testing.assert_allclose(results[5].reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

@@ -143,9 +143,10 @@ def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
         rows = _rows_of_one(part, module, entries)
     except (NotResizable, RuntimeError, IndexError, ValueError, TypeError):
         return None
-    count, near = len(rows), SAME * float(rows.abs().max())
+    count, near = len(rows), SAME * _largest(rows)
     for period in range(reach.period, count // 4 + 1, reach.period):
-        same = ((rows[period:] - rows[:-period]).abs().amax(1) <= near).tolist()
+        later, earlier = rows[period:], rows[:-period]
+        same = ((later == earlier) | ((later - earlier).abs() <= near)).all(1).tolist()
         first, last = count // 4, 3 * count // 4 - period
         if all(same[first:last]):
             front = next((n + 1 for n in reversed(range(first)) if not same[n]), 0)
@@ -287,9 +288,13 @@ def _run(module: GraphModule, inputs: Sequence[Tensor]) -> Tensor:
 def _equal(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
-    finite = b[b.isfinite()].abs()
-    largest = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=SAME * largest + 1e-300, equal_nan=True)
+    return torch.allclose(a, b, rtol=0.0, atol=SAME * _largest(b) + 1e-300, equal_nan=True)
+
+
+def _largest(x: Tensor) -> float:
+    """Finds the largest absolute value of those that are finite: scores that are masked out are minus infinity."""
+    finite = x[x.isfinite()].abs()
+    return float(finite.max()) if finite.numel() else 0.0
 
 
 def drawn(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator, scale: float = 1.0) -> Tensor:

@@ -77,6 +77,20 @@ def differences_in_a_list(x: Tensor) -> Tensor:
     return torch.stack([*(b - a for a, b in pairwise(frames)), torch.zeros_like(frames[0])], 2)
 
 
+def windows_before(x: Tensor) -> Tensor:
+    """Each frame with the two before it, cut one by one; the first windows are filled up with zeros."""
+    first = [torch.cat([x.new_zeros(*x.shape[:2], 2 - i), x[:, :, : i + 1]], 2) for i in range(2)]
+    return torch.stack([*first, *(x[:, :, i - 2 : i + 1] for i in range(2, x.shape[2]))], 2).amax(3)
+
+
+def windows_around(x: Tensor) -> Tensor:
+    """Each frame with those beside it, cut one by one and padded where the clip ends."""
+    t = x.shape[2]
+    return torch.stack(
+        [F.pad(x[:, :, max(0, i - 1) : i + 2], (int(i == 0), int(i == t - 1))) for i in range(t)], 2
+    ).mean(3)
+
+
 # Each keeps its time axis and extends: the module itself on a long clip is the reference.
 STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "unfold_mean": lambda x: x.unfold(2, 4, 1).mean(-1),
@@ -98,6 +112,8 @@ STREAMING: dict[str, Callable[[Tensor], Tensor]] = {
     "indices_of_the_frames_before": lambda x: x - x[:, :, [0, 0, *range(x.shape[2] - 2)]],
     "indices_of_the_frames_behind": lambda x: x - x[:, :, (torch.arange(x.shape[2]) + 1).clamp(max=x.shape[2] - 1)],
     "mirrored_ends": lambda x: x[:, :, [2, 1, *range(x.shape[2]), -2, -3]],
+    "windows_before": windows_before,
+    "windows_around": windows_around,
     "roll_and_clear": roll_and_clear,
     "overlapping_blocks": overlapping_blocks,
     "concat_zeros": lambda x: torch.cat([x.new_zeros(x.shape[0], x.shape[1], 2), x], 2)[:, :, :-2],

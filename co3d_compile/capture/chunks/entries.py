@@ -16,16 +16,13 @@ from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.chunks.places import SPLIT, NoChunks, Place, reads_of, selected, source_of
-from co3d_compile.capture.loops.tokens import Tokens, is_constant
-from co3d_compile.ir.aten_operators import RESHAPES, SAME, SIZED, sliced
-from co3d_compile.ir.constant_facts import fill_of
+from co3d_compile.capture.loops.tokens import Tokens, filling_of, is_constant
+from co3d_compile.ir.aten_operators import RESHAPES, SAME, sliced
 from co3d_compile.ir.index_equation import EDGE, Outside, Reads
 from co3d_compile.ir.node_reading import drawn_by_chance, operand, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments, filling_like
-from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-SHAPED = {*SIZED, *SAME}
 EACH = Reads()  # each entry is computed from the one of the same number
 MOST = 200_000  # entries of all chunks
 
@@ -280,19 +277,6 @@ class Entries:
             key = (value.target, *(self._literal(v) for v in leaves))
             self._numbers[value] = self._made.setdefault(key, len(self._made))
         return "made", self._numbers[value]
-
-
-def filling_of(node: Node, program: Program) -> float | None:
-    """The one number that a constant is all over, as far as that is seen."""
-    if node.target in SHAPED:
-        return filling_of(operand(node), program)
-    if node.target is aten.full.default:
-        value = Arguments(node).given("fill_value")
-        return float(value) if isinstance(value, (int, float)) else None
-    if node.op == "get_attr":
-        value = program.constant(node)
-        return fill_of(value) if str(node.target) not in program.learned else None
-    return None
 
 
 def _refuse() -> NoReturn:

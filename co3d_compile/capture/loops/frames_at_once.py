@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.capture.loops.time_dims import TimeDims
 from co3d_compile.capture.loops.tokens import frame_of
 from co3d_compile.ir.aten_operators import SIZED
-from co3d_compile.ir.graph_edits import erase_dead, insert
+from co3d_compile.ir.graph_edits import erase_dead, erase_unused, insert
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments, filled
@@ -106,10 +106,12 @@ def _other_turns(parts: tuple[Node, ...]) -> int:
 
 def _rolled(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:
     """Writes a concatenation of such parts, if they are the turns of a loop over frames."""
+    there = set(program.graph.nodes)
     try:
         return _Loop(program, node, dim, parts, times).rolled()
     except (_Differ, RuntimeError, ValueError, TypeError, IndexError):
-        erase_dead(program.graph)  # what was written before it turned out
+        for written in [n for n in program.graph.nodes if n not in there]:  # before it turned out
+            erase_unused(written)
         return None
 
 

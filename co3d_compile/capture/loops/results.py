@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from co3d_compile.capture.loops.tokens import Take, taken
+from co3d_compile.capture.loops.cut_windows import unfold
 from co3d_compile.ir.aten_operators import sliced
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-FEWEST = 3  # windows that are all of a clip
 MANY = 16  # entries that are joined for each turn
 Written = tuple[int, int, Node]  # first index, how many, and what is written there
 
@@ -24,13 +23,14 @@ def join_results(program: Program) -> None:
     1. ``cat([cat([a, b]), c])`` to ``cat([a, b, c])``;
     2. ``cat([cat([a, b, c]), d])[1:]`` to ``cat([b, c, d])``: the last entries of a list that grows;
     3. ``stack([x[:, i * s : i * s + w] for i in range(n)], 1)``, or ``cat``, to ``x.unfold(1, w, s)`` where these are
-       all windows of x: no other operators for a clip of another length;
+       all windows of x: no other operators for a clip of another length. Outer ones may be filled up,
+       ``cat([zeros, x[:i]])``: they are windows of a pad;
     4. ``y[:, 0] = a; y[:, 1] = b`` to ``stack([a, b])`` where all of y is written; ``y[:, 0]`` behind it to ``a``.
     """
     for node in list(program.graph.nodes):
         if node.target is aten.cat.default:
             _flatten(node)
-            _unfold(program, node)
+            unfold(program, node)
         elif node.target is aten.slice.Tensor:
             _shorten(program, node)
         elif node.target is aten.select.int:
@@ -48,27 +48,6 @@ def _flatten(node: Node) -> None:
         inner = part.target is aten.cat.default and Arguments(part).dim(part) == dim and len(part.users) == 1
         parts += Arguments(part).tensors("tensors") if inner else [part]
     node.args = (parts, dim)
-
-
-def _unfold(program: Program, node: Node) -> None:
-    parts, joined = Arguments(node).tensors("tensors"), Arguments(node).dim(node)
-    made = all(p.target is aten.unsqueeze.default and Arguments(p).dim(p) == joined for p in parts)
-    takes = [taken(operand(part) if made else part) for part in parts]
-    if len(takes) < FEWEST or takes[0] is None or takes[1] is None or takes[0].length is None:
-        return
-    x, dim, width, step = takes[0].root, takes[0].dim, takes[0].length, takes[1].start - takes[0].start
-    walk = [Take(x, dim, i * step, width) for i in range(len(parts))]
-    left = shape_of(x)[dim] - len(parts) * step
-    if takes != walk or step < 1 or left >= width or (not made and joined == dim and step == width):
-        return
-    if walk[-1].start < width:
-        return  # all have an entry in common: the taps of a kernel, as many of them in a longer clip
-    windows = insert(program, node, aten.unfold.default, x, dim, width, step)  # their number in dim, their entries last
-    order = [d if d != dim else rank_of(x) for d in range(rank_of(x))]
-    order.insert(joined, dim)
-    apart = insert(program, node, aten.permute.default, windows, order)
-    copied = insert(program, node, aten.clone.default, apart, memory_format=torch.contiguous_format)  # views follow it
-    replace(node, copied if made else insert(program, node, aten.reshape.default, copied, [*shape_of(node)]))
 
 
 def _shorten(program: Program, node: Node) -> None:

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 from torch.fx.node import map_aggregate
 
-from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.aten_operators import SAME, SIZED, sliced
+from co3d_compile.ir.constant_facts import fill_of
 from co3d_compile.ir.node_reading import norm_dims, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.rules import is_pointwise
 
 aten = torch.ops.aten
+SHAPED = {*SIZED, *SAME}
 SMALL = 64  # numbers: two constants with so many at most are the same if their numbers are
 PERIODS = 24  # looked at for each length of a phrase
 IN_PLACE_OF_A_TENSOR = "tensor"
@@ -48,6 +50,19 @@ def taken(node: Node) -> Take | None:
         return Take(uncut(x), dim, start, end - start) if step == 1 and end - start < shape_of(x)[dim] else None
     if node.target is operator.getitem and isinstance(node.args[1], int):
         return _item(operand(node), node.args[1])
+    return None
+
+
+def filling_of(node: Node, program: Program) -> float | None:
+    """The one number that a constant is all over, as far as that is seen."""
+    if node.target in SHAPED:
+        return filling_of(operand(node), program)
+    if node.target is aten.full.default:
+        value = Arguments(node).given("fill_value")
+        return float(value) if isinstance(value, (int, float)) else None
+    if node.op == "get_attr":
+        value = program.constant(node)
+        return fill_of(value) if str(node.target) not in program.learned else None
     return None
 
 
