@@ -11,6 +11,7 @@ from .overlaps import OVERLAPS
 from .sequences import SEQUENCES
 from .slices import SLICES
 from .styles import STYLES
+from .video_transformers import VIDEO_TRANSFORMERS
 
-_SEQUENCES = (*SEQUENCES, *ATTENTION, *RECURRENT, *DUAL_PATH, *OVERLAPS, *FOURIER)
+_SEQUENCES = (*SEQUENCES, *ATTENTION, *VIDEO_TRANSFORMERS, *RECURRENT, *DUAL_PATH, *OVERLAPS, *FOURIER)
 SMALL = {entry.name: entry for entry in (*CONVNETS, *_SEQUENCES, *GATED, *SLICES, *STYLES)}
