@@ -199,14 +199,20 @@ CONSTANTS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "nothing, pooled": (lambda m, x: (x - x).mean(2), (3, 1)),
     "a norm over one number": (lambda m, x: m.norm(x.mT).mT.amax(2), (3, 1)),
     "attention to nothing": (attend_to_nothing, (3, 8, 1)),
+    "products that round each row otherwise": (
+        lambda m, x: m.out((x - x).flatten(1).repeat(1, 4) + m.out.weight[0]),
+        (3, 3),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_what_hangs_on_no_frame_has_a_row_for_each_stream(name: str) -> None:
     forward, shape = CONSTANTS[name]
+    torch.manual_seed(1)
     cell = nn.GRU(1, 1, batch_first=True)
-    module = Graph(lambda m, x: (x * 2, forward(m, x)), norm=nn.LayerNorm(1), cell=cell).eval()
+    out, norm = nn.Linear(32, 3), nn.LayerNorm(1)
+    module = Graph(lambda m, x: (x * 2, forward(m, x)), norm=norm, cell=cell, out=out).eval()
     clip = torch.randn(1, 1, 8)
     compiled = co3d.compile(module, (clip,))
     with co3d.StreamSession(compiled, batch=3) as session:

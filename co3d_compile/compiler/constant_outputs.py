@@ -11,10 +11,12 @@ from co3d_compile.ir.graph_edits import insert, insert_constant
 from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import returned, shape_of
 from co3d_compile.ir.program import Program
+from co3d_compile.ir.random_runs import equal
 from co3d_compile.ir.resized_graph import NotResizable
 from co3d_compile.onnx_export.batch_dims import fix_batch
 
 log = logging.getLogger(__name__)
+ROUNDING = 1e-5  # of the largest number: a product rounds one row otherwise than the next
 
 
 def spread_constant_outputs(program: Program, again: Callable[[int, bool], Program | None]) -> None:
@@ -44,7 +46,7 @@ def spread_constant_outputs(program: Program, again: Callable[[int, bool], Progr
 def _spread(program: Program, node: Node, dim: int) -> None:
     """Repeats the first row of a constant for each stream."""
     value = program.constant(node)
-    if not bool((value == value.narrow(dim, 0, 1)).all()):
+    if not equal(value, value.narrow(dim, 0, 1).expand_as(value), ROUNDING):
         fix_batch(program, "a result that hangs on no input has other numbers for each clip")
         return
     output, (first, *_) = program.graph.output_node(), program.placeholders()
