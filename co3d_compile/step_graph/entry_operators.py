@@ -251,7 +251,8 @@ class EntryOperators(Builder):
             target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList, "amax": aten.amax.default}.get(
                 kind, aten.amin.default
             )
-            runs = _runs([self.resolve(r) for r in refs])
+            past = any(isinstance(r, Slot) for r in refs)  # a slice of a queue: one by one they are thousands of sound
+            runs = [] if past else _runs([self.resolve(r) for r in refs])
             if len(runs) == 1:
                 x, dim = self._part(runs[0])
                 return self.call(target, x, [dim], False)
