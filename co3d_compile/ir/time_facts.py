@@ -212,16 +212,16 @@ class Fact:
         delay = self.delay + self.copies.lead
         return replace(self, delay=max(0, delay) if begun else delay, copies=NO_COPIES, own=Own())
 
-    def upsampled(self, r: int, delay: int, cut: int = 0) -> Fact:
-        """The fact of ``r`` times as many entries less the last ``cut``, ``delay`` of these later.
+    def upsampled(self, r: int, delay: int, dropped: int = 0) -> Fact:
+        """The fact of ``r`` times as many entries less the last ``dropped``, ``delay`` of these later.
 
         The end is that of the captured clip, and of those that are longer or shorter by a multiple of the rate.
         """
         end = None
         if self.end is not None:
             entries = ceil((self.frames - self.end) / self.rate)
-            end = self.frames - entries * self.rate + cut * self.rate / r
-        more, later = self.length * r - cut, self.delay * r + delay
+            end = self.frames - entries * self.rate + dropped * self.rate / r
+        more, later = self.length * r - dropped, self.delay * r + delay
         moved = replace(self, pulse=self.pulse * r, delay=later, length=more, rate=self.rate / r, end=end)
         return replace(moved, cut=self.cut * r, filled=self.filled * r)
 
