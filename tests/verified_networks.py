@@ -142,6 +142,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(3, 1, 1)),
         (VIDEO,), {},
     ),
+    "batch norm, of frames side by side": (
+        lambda: Graph(lambda m, x: m.b(m.a(x.flatten(1, 2))).relu(), a=nn.Conv2d(18, 4, 3), b=nn.BatchNorm2d(4)),
+        (VIDEO,), {},
+    ),
     "mean gate, frame": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {}),
     "mean gate, window": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "window"}),
     "mean gate, recompute": (lambda: squeeze(lambda y: y.mean((2, 3, 4), True)), (VIDEO,), {"pool_scope": "recompute"}),

@@ -125,6 +125,9 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
     for captured, name in copied.places().items():  # behind a gate comes what was left out: a dropout is no gate itself
         claims[captured] = replace(found[name], gate=None) if name in gates else found[name]
         gates |= {name} if found[name].gate is not None else set()
+    for folded, captured in copied.notes.kernels.items():  # a convolution into which its batch norm is folded
+        if folded in found:
+            claims.setdefault(captured, found[folded])
     program.notes.split_views, program.notes.goes_on = copied.notes.split_views, copied.notes.goes_on
     _add_moves(program, claims)
     return claims | _regrouped(copied)
