@@ -105,6 +105,9 @@ USUAL: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.transpose(1, 2).contiguous() + x.detach().transpose(1, 2),
     lambda x: torch.einsum("ncthw,nctvw->ncthv", x, x),
     lambda x: x.as_strided((x.shape[0], 3, 4), (300, 100, 25)),
+    lambda x: (
+        x[:, :2].as_strided((x.shape[0], 3), (300, 25), 125) - x[:, 1:].as_strided((x.shape[0], 3), (300, 25), 125)
+    ),
     lambda x: x[:, :1].expand_as(x).flatten(1),
     lambda x: x.transpose(1, 3).flatten(2) * torch.hann_window(60),
     lambda x: torch.view_as_complex(x[..., :2].contiguous()).real + torch.fft.rfft(x[..., 0], dim=3).imag[..., :1],
@@ -133,6 +136,36 @@ def test_what_is_traced_alone_has_the_parts_that_pytorch_gives_it() -> None:
     expected, _, _ = unlift(program.run_decompositions(decompositions()))
     found, _, _ = decomposed(program, decompositions())
     assert operators(found) == operators(expected)
+
+
+def test_cells_of_a_loop_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn takes another frame, which lies elsewhere in memory."""
+
+    class Cells(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.LSTMCell(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, c = x.new_zeros(x.shape[0], 4), x.new_zeros(x.shape[0], 4)
+            for t in range(5):
+                h, c = self.cell(x[:, t], (h, c))
+            return h
+
+    cells: list[int] = []
+    own = ExportedProgram.run_decompositions
+
+    def counted(self: ExportedProgram, *args: object, **kwargs: object) -> ExportedProgram:
+        cells.append(sum(node.target is torch.ops.aten.lstm_cell.default for node in self.graph.nodes))
+        return own(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    network, x = Cells().eval(), torch.rand(2, 5, 3)
+    program = export(network, (x,))
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    module, _, _ = decomposed(program, decompositions())
+    assert cells == [1]
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[0], network(x))
 
 
 def name_of(node: Node) -> str:

@@ -29,7 +29,7 @@ from co3d_compile.capture.loops.roll import roll_loops, tidy
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.native_norms import name_norms
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
-from co3d_compile.capture.tracer import Clip, Model, export
+from co3d_compile.capture.tracer import Clip, Model, export, without_stack_traces
 from co3d_compile.capture.written_out.join import join_written_out
 from co3d_compile.errors import CaptureError, UsageError, first_line
 from co3d_compile.ir.options import Options
@@ -98,7 +98,7 @@ def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
 
 def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
     """Captures a network. Of boxes there are as many as clips: any number takes their place."""
-    with warnings.catch_warnings(), without_compiled_part():
+    with warnings.catch_warnings(), without_compiled_part(), without_stack_traces():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
         exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
         check_parameters(exported)

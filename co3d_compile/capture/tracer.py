@@ -159,7 +159,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
         with quiet():
             return exported_script(model, clip)
     plain: ExportedProgram | None = None
-    with quiet(), _without_stack_traces():
+    with quiet(), without_stack_traces():
         with contextlib.suppress(Exception):
             plain = torch.export.export(model, clip, keywords, strict=False)
             if not _reads_sizes(plain):
@@ -180,7 +180,7 @@ def _reads_sizes(exported: ExportedProgram) -> bool:
 
 
 @contextmanager
-def _without_stack_traces() -> Iterator[None]:
+def without_stack_traces() -> Iterator[None]:
     """Captures no stack of Python calls for each operator: nothing reads it, and a small X3D-S took a fifth longer."""
     before, fx.config.do_not_emit_stack_traces = fx.config.do_not_emit_stack_traces, True
     try:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -13,19 +14,30 @@ Kind: TypeAlias = tuple[Hashable, ...]
 
 
 def kind_of(node: Node) -> Kind:
-    """What decides what is computed: the operator, its operands but for their values, its other arguments."""
+    """What decides what is computed: the operator, its operands but for their values, its other arguments.
+
+    Where in memory an operand begins counts for what is given such a place (``as_strided``) alone. Else each turn of a
+    loop, which takes frames from another place, would have operators of its own kind.
+    """
+    placed = _reads_memory(node.target)
     places = {operand: i for i, operand in enumerate(node.all_input_nodes)}
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    return (node.target, str(spec), *(_leaf(leaf, places) for leaf in leaves))
+    return (node.target, str(spec), *(_leaf(leaf, places, placed) for leaf in leaves))
 
 
-def _leaf(leaf: object, places: Mapping[Node, int]) -> Hashable:
+def _reads_memory(target: object) -> bool:
+    """Says whether an operator counts places from where the memory of its operand begins."""
+    return isinstance(target, OpOverload) and any(a.name == "storage_offset" for a in target._schema.arguments)
+
+
+def _leaf(leaf: object, places: Mapping[Node, int], placed: bool) -> Hashable:
     if not isinstance(leaf, Node):
         return type(leaf), _key(leaf)
     value = leaf.meta.get("val")
     if not isinstance(value, Tensor) or not all(isinstance(size, int) for size in value.shape):
         return places[leaf], leaf
-    shape = (tuple(value.shape), value.stride(), value.storage_offset(), value.dtype, value.device)
+    begin = value.storage_offset() if placed else None
+    shape = (tuple(value.shape), value.stride(), begin, value.dtype, value.device)
     return places[leaf], shape, isinstance(value, nn.Parameter)
 
 

@@ -181,7 +181,7 @@ def _rotations(tokens: Tokens, run: Run) -> list[int]:
 def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Numbers]:
     """Counts for each place of a run the values from before it that are read behind it, and how often."""
     size = run.stop - run.start
-    values, reads = np.zeros(size + 1, dtype=np.int64), np.zeros(size + 1, dtype=np.int64)
+    values, reads = [0] * (size + 1), [0] * (size + 1)
     for i, node in enumerate(tokens.nodes[run.start : run.stop]):
         frame = node in tokens.takes and tokens.place.get(node.all_input_nodes[0], -1) < run.start
         if frame and not with_frames:
@@ -190,7 +190,8 @@ def _crossing(tokens: Tokens, run: Run, with_frames: bool) -> tuple[Numbers, Num
         places = [place for place in places if place < size]
         for counted, ends in ((values, [max(places, default=i)]), (reads, places)):
             counted[i + 1] += len(ends)
-            np.subtract.at(counted, [end + 1 for end in ends], 1)
+            for end in ends:
+                counted[end + 1] -= 1
     return np.cumsum(values), np.cumsum(reads)
 
 

@@ -78,7 +78,7 @@ class LoopWriter:
 
     def _outputs(self) -> list[int]:
         """Finds the operators of the body that something outside reads."""
-        found = {at for node, (_, at) in self.turn_of.items() if node.users.keys() - self.turn_of.keys()}
+        found = {at for node, (_, at) in self.turn_of.items() if any(user not in self.turn_of for user in node.users)}
         return sorted(needed(self.copies, list(found)) & found)
 
     def write(self, with_state: bool, ends: bool = False) -> bool:
