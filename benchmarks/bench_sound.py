@@ -40,6 +40,8 @@ console = Console(stderr=True, highlight=False)
 class Crnn(nn.Module):
     """Events in sound, from (N, samples): a log spectrogram, convolutions over time and frequency, a GRU."""
 
+    window: Tensor
+
     def __init__(self, size: int = 400, hop: int = 160, channels: int = 32, classes: int = 10) -> None:
         super().__init__()
         self.size, self.hop = size, hop
@@ -165,9 +167,8 @@ class Part(nn.Module):
 
 
 def _encodec(part: str) -> nn.Module:
-    from transformers import EncodecConfig, EncodecModel
-
-    model = EncodecModel(EncodecConfig())
+    transformers: Any = __import__("transformers")
+    model = transformers.EncodecModel(transformers.EncodecConfig())
     return Part(getattr(model, part))
 
 
