@@ -1,6 +1,7 @@
 """Writes docs/networks.md: one line per network, with what streams, what it costs and how exact it is.
 
     networks_table.py small          the rows that take seconds each, as the test regenerates them
+    networks_table.py rejoined       loops over frames, and parts that are local in time
     networks_table.py c3d x3d_s      single rows, by name
     networks_table.py full           the rows at full size, which take minutes each
     networks_table.py --no-run full  full-size rows without the oracle: their error reads "not run"
@@ -28,13 +29,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from compiled import compiled  # noqa: E402
 from oracle import check  # noqa: E402
+from rejoined import REJOINED  # noqa: E402
 from zoo import Entry  # noqa: E402
 from zoo.real import REAL  # noqa: E402
 from zoo.small import SMALL  # noqa: E402
 
 PAGE = ROOT / "docs" / "networks.md"
 NOT_RUN = "not run"
-TABLES = ("full size", "small")
+TABLES = ("full size", "rejoined", "small")
 HEADINGS = {
     "network": "network",
     "clip": "clip",
@@ -82,7 +84,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    choices = ["small", "full", *small_names(), *REAL]
+    choices = ["small", "full", "rejoined", *REJOINED, *small_names(), *REAL]
     parser.add_argument("networks", nargs="+", choices=choices, metavar="NETWORK")
     parser.add_argument("--no-run", action="store_true", help="compile only, leave the error empty")
     args = parser.parse_args()
@@ -91,6 +93,9 @@ def main() -> None:
     for name in small_names():
         if name in args.networks or "small" in args.networks:
             update("small", {name: small_row(name, run=not args.no_run)})
+    for name in REJOINED:
+        if name in args.networks or "rejoined" in args.networks:
+            update("rejoined", {name: make_row(name, REJOINED[name], run=not args.no_run)})
     for name in REAL if "full" in args.networks else [n for n in args.networks if n in REAL]:
         start = time.perf_counter()
         update("full size", {name: make_row(name, REAL[name].entry(small=False), run=not args.no_run, margin=4)})
@@ -175,7 +180,7 @@ def _parse(text: str, table: str) -> dict[str, Row]:
 def update(table: str, rows: dict[str, Row], page: Path = PAGE) -> None:
     """Writes rows into one table of the page, between its markers; the others stay."""
     merged = {**read(page)[table], **rows}
-    order = list(REAL) if table == "full size" else small_names()
+    order = {"full size": list(REAL), "rejoined": list(REJOINED), "small": small_names()}[table]
     lines = [merged[name].line() for name in order if name in merged]
     head = ["| " + " | ".join(HEADINGS[f.name] for f in fields(Row)) + " |", "| --- " * len(fields(Row)) + "|"]
     body = "\n".join([*head, *lines]) + "\n"

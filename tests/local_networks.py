@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 CHANNELS = 4
 LENGTH = 16
+CLIP = (torch.zeros(1, CHANNELS, LENGTH),)
 
 
 class Around(nn.Module):
@@ -78,6 +79,20 @@ class Masked(Part):
         d = distances(x.shape[2])
         mask = torch.zeros(d.shape).masked_fill((d > self.before_) | (d < -self.after_), self.low)
         return self.attend(x, self.scores(x) + mask)
+
+
+class Biased(Part):
+    """Attention in a band, with what the distance adds to the scores: ALiBi's slope, or a learned number for each."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5)) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each frame sees 2 on both sides."""
+        d = distances(x.shape[2])
+        bias = -0.5 * d.abs() if self.table is None else self.table[(d + 2).clamp(0, 4)]
+        return self.attend(x, (self.scores(x) + bias).masked_fill(d.abs() > 2, -torch.inf))
 
 
 class FilledIn(Part):
@@ -306,6 +321,10 @@ class Global(Part):
             return torch.where(x > mean, x, x.flip(1)) + self.attend(x, self.scores(x)) * 0
         if self.kind == "saturated gate":
             return self.attend(x * torch.sigmoid(60 + self.scores(x).mean((1, 2))).view(-1, 1, 1), self.scores(x))
+        if self.kind == "gate that rarely opens":
+            return x + x.flip(1) * (self.scores(x).amax((1, 2)) > 40).view(-1, 1, 1)
+        if self.kind == "gate by the largest":
+            return x * (self.scores(x).mean(1).argmax(1) % 2).view(-1, 1, 1)
         if self.kind == "softmax":
             return self.attend(x, self.scores(x))
         if self.kind == "rolled":
@@ -333,6 +352,8 @@ LOCAL: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, int, int]]]] = {
     "mask -inf": (lambda: Masked(-torch.inf, 1, 2), [(1, 2, 1)]),
     "filled in": (FilledIn, [(2, 1, 1)]),
     "nothing beyond the ends": (MaskedEnds, [(1, 1, 1)]),
+    "bias by distance": (lambda: Biased(False), [(2, 2, 1)]),
+    "learned biases": (lambda: Biased(True), [(2, 2, 1)]),
     "softmax by hand": (Written, [(2, 2, 1)]),
     "band of weights": (Weighted, [(2, 2, 1)]),
     "band of weights by einsum": (WeightedByEinsum, [(2, 2, 1)]),
@@ -362,6 +383,8 @@ RESIZED: dict[str, Callable[[], nn.Module]] = {
 GLOBAL = (
     "compared with the mean",
     "saturated gate",
+    "gate that rarely opens",
+    "gate by the largest",
     "softmax",
     "rolled",
     "flipped",

@@ -91,6 +91,22 @@ def weighed_after_all_frames(m: Any, x: Tensor) -> Tensor:
     return h
 
 
+def started_by_the_length(m: Any, x: Tensor) -> Tensor:
+    h = zeros(x, 5) + x.shape[1] / 10
+    for t in range(x.shape[1]):
+        h = m.gru(x[:, t], h)
+    return h
+
+
+def longer_at_each_turn(m: Any, x: Tensor) -> Tensor:
+    """The last turn is the only one that is as long."""
+    seen, rows = x[:, :0], []
+    for t in range(x.shape[1]):
+        seen = torch.cat([seen, m.embed(x[:, t : t + 1])], 1)
+        rows.append((seen.softmax(1) * seen).sum(1))
+    return torch.stack(rows, 1).amax(1)
+
+
 NEAR_MISSES = {
     f.__name__: f
     for f in (
@@ -105,5 +121,7 @@ NEAR_MISSES = {
         positions,
         beside_empty_places,
         weighed_after_all_frames,
+        longer_at_each_turn,
+        started_by_the_length,
     )
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_networks import CHANNELS, GLOBAL, LENGTH, LOCAL, RESIZED, Global, network
+from local_networks import CHANNELS, CLIP, GLOBAL, LOCAL, RESIZED, Global, network
 from marks import few, long, slow
 from torch import nn
 from torch.nn import functional as F
@@ -21,8 +21,6 @@ import co3d_compile as co3d
 from co3d_compile import CompiledModel
 from co3d_compile.analysis.locality import Reach
 from co3d_compile.analysis.locality_proof import NotLocal, Part, confirm
-
-CLIP = (torch.zeros(1, CHANNELS, LENGTH),)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper
 from onnx_files import FEATURES, FRAMES, SERIES, convolution, model, single, value, weights, with_opset
 
 import co3d_compile as co3d
+from co3d_compile.capture.onnx_reader.node_call import TABLE
 
 SIZE = 4  # of the state of a recurrent layer
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -291,3 +293,31 @@ def test_a_branch_that_an_input_decides_becomes_a_constant() -> None:
     network.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
     compiled = co3d.compile(network, time_dim=1)
     assert [i.name for i in compiled.info.inputs] == ["x"] and co3d.verify(compiled, network).passed
+
+
+def with_a_pointwise_operator() -> onnx.ModelProto:
+    nodes = [*convolution("x", "a"), helper.make_node("Relu", ["a"], ["y"], name="/head/Relu")]
+    nodes[1].name = "/stem/Conv"
+    return model(nodes, weights(w=(5, 3, 3)), SERIES)
+
+
+def test_a_node_that_is_read_wrongly_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, "Relu", replace(TABLE["Relu"], compute=lambda call, x: x.abs()))
+    network = with_a_pointwise_operator()
+    with pytest.raises(co3d.VerificationError, match=r"first at the node /head/Relu \(Relu\)"):
+        co3d.verify(co3d.compile(network, time_dim=1), network)
+
+
+def test_both_steps_of_a_verification_are_told_and_a_wrong_operator_by_its_node(tmp_path: Path) -> None:
+    network = with_a_pointwise_operator()
+    path = co3d.compile(network, time_dim=1).save(tmp_path / "step.onnx")
+    found = co3d.verify(path, network)
+    assert found.passed and found.notes[0].startswith("The network that was read is ")
+    assert found.notes[0].endswith(" standard deviations from the ONNX file in ONNX Runtime.")
+    step = onnx.load(path)
+    weight = next(i for i in step.graph.initializer if i.data_type == TensorProto.FLOAT and len(i.dims) > 1)
+    weight.CopyFrom(onnx.numpy_helper.from_array(1.1 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(step, path)
+    found = co3d.verify(path, network)
+    assert not found.passed and found.bisection is not None and found.bisection.difference is not None
+    assert found.bisection.difference.module_path == "stem"

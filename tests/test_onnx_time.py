@@ -78,3 +78,14 @@ def test_resizing_time_by_a_whole_factor_streams(how: str) -> None:
     compiled = co3d.compile(network, time_dim=2)
     assert not compiled.info.recomputed and compiled.info.delays == {"y": delay}
     assert co3d.verify(compiled, network).passed
+
+
+def test_a_crop_in_front_of_frames_is_no_time() -> None:
+    """As MMDeploy writes recognizers of MMAction2: (N, crops, C, T, H, W)."""
+    nodes = [helper.make_node("Constant", [], ["to"], value_ints=[-1, 3, 8, 4, 4]),
+             helper.make_node("Reshape", ["x", "to"], ["r"]),
+             helper.make_node("Conv", ["r", "w"], ["y"], pads=[1] * 6)]  # fmt: skip
+    network = model(nodes, weights(w=(2, 3, 3, 3, 3)), [1, 1, 3, 8, 4, 4])
+    compiled = co3d.compile(network)
+    assert compiled.info.inputs[0].time_dim == 3 and not compiled.info.recomputed
+    assert compiled.info.receptive_field == 3 and co3d.verify(compiled, network).passed

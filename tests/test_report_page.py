@@ -14,6 +14,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from click.testing import CliRunner
+from local_networks import CLIP, LOCAL
+from local_networks import network as with_part
 from model_files import FACTORY, save_export, use_folder
 from torch import Tensor, nn
 
@@ -278,6 +280,20 @@ def test_inspect_and_compile_write_the_page(folder: Path) -> None:
     command = [sys.executable, "-c", code, "inspect", "out.onnx", "--html", "three.html"]
     subprocess.run(command, check=True, capture_output=True)
     assert (folder / "three.html").read_text() == stored
+
+
+def test_what_is_local_is_told_with_its_reach_and_cost(folder: Path) -> None:
+    model = co3d.compile(with_part(LOCAL["mask -inf"][0]()), CLIP)
+    ((name, text),) = [fact for fact in model.report().facts() if fact[0].startswith("local in time")]
+    assert name.startswith("local in time: aten.") and name.endswith(" in part")
+    assert re.fullmatch(r"each entry reads 1 before and 2 after; run on 4 entries, [1-9].* multiply-adds", text)
+    place = name.partition(": ")[2]
+    assert f"<b>{place}</b> is local in time, and streams: {text}</div>" in model.to_html()
+    model.save("local.onnx")
+    shown = " ".join(CliRunner().invoke(group, ["inspect", "local.onnx"]).stdout.split())
+    assert "Local in time: run on a few entries at every step" in shown and place in shown and text in shown
+    (region,) = json.loads(CliRunner().invoke(group, ["inspect", "local.onnx", "--json"]).stdout)["regions"]
+    assert (region["before"], region["after"], region["entries"]) == (1, 2, 4) and region["multiply_adds"] > 0
 
 
 @pytest.mark.parametrize("frames", [1, 2])

@@ -205,6 +205,8 @@ class TimeWalk:
                 return self._gate(gate)
             if self.program.options.recurrence == "window" and rule.remembers_all(node):
                 raise NoExtension("starts again with each window (recurrence='window')")
+            if rule.remembers_all(node) and not self.program.refuted.isdisjoint(self.program.names_of(node)):
+                raise NoExtension("starts from other numbers in a longer clip")
             fact = rule.flow(node)
             if fact.length < 1 <= fact.clip:
                 _refuse_short_window(self.program, node)

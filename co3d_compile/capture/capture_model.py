@@ -23,6 +23,7 @@ from co3d_compile.capture.decompose import decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import Unlifted, with_free_names
 from co3d_compile.capture.known_constants import tensors_of
+from co3d_compile.capture.longer_clips import note_loop_starts
 from co3d_compile.capture.loops.counted_numbers import CountedNumbers
 from co3d_compile.capture.loops.frames_at_once import take_frames_at_once
 from co3d_compile.capture.loops.roll import roll_loops, tidy
@@ -76,6 +77,7 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
         take_frames_at_once(program)
         roll_loops(program, ends=True)
         join_written_out(program)
+        note_loop_starts(program)
     program.follow()
     return program
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import gcd
 
 import torch
@@ -14,7 +14,9 @@ from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
-from co3d_compile.ir.node_reading import operand, shape_of, where, whole
+from co3d_compile.ir.frame_loop import is_loop, loop_of
+from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.node_reading import operand, operands, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program, StreamedCrop
 from co3d_compile.ir.resized_graph import NotResizable
@@ -23,11 +25,23 @@ aten = torch.ops.aten
 MOST = 3  # times as long as the clip: the network is run on it
 
 
+def note_loop_starts(program: Program) -> None:
+    """Notes the numbers that loops over frames start from, and never forget, which may be others for a longer clip."""
+    known = Constants(program)
+    for node in [n for n in program.graph.nodes if is_loop(n) and loop_of(n).memory is None]:
+        _, starts, _ = loop_of(node).parts([n for n in node.args if isinstance(n, Node)])
+        own = [n for n in starts if program.learned.isdisjoint(str(x.target) for x in reached([n], operands))]
+        values = [value for n in own if (value := known.value(n)) is not None and bool(value.any())]
+        if values:
+            program.notes.loop_starts[node.name] = tuple(values)
+
+
 def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
     """Finds the captured nodes of an annotated program of which a longer clip shows something else than was assumed.
 
     A view of 8 frames as (2, 4) may be two blocks of four, or two halves of any clip. Numbers that count frames may be
-    ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip.
+    ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip. So may be what a
+    loop starts from.
 
     Args:
         program: What was assumed of it is noted.
@@ -37,7 +51,8 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         UsageError: ``window`` has no meaning for a slice or selection of frames.
     """
     views, constants, crops = program.notes.split_views, program.notes.goes_on, program.notes.crops
-    if not views and not constants and not crops:
+    starts = program.notes.loop_starts
+    if not (views or constants or crops or starts):
         return frozenset()
     try:
         longer = again(2, False)
@@ -53,7 +68,14 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
         found = known.value(there[name]) if known is not None and name in there else None
         if found is None or not _goes_on(value, found, dims):
             wrong.add(name)
+    others = longer.notes.loop_starts if longer is not None else {}
+    wrong |= {name for name, values in starts.items() if not _alike(values, others.get(name, ()))}
     return frozenset(wrong) - program.refuted
+
+
+def _alike(starts: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Says whether a loop starts from the same numbers."""
+    return len(starts) == len(others) and all(map(torch.equal, starts, others))
 
 
 def _check_crop(program: Program, node: Node | None, crop: tuple[int, int, int]) -> None:
@@ -152,6 +174,10 @@ def _say(program: Program, why: str) -> None:
     if program.notes.crops:
         program.notes.warnings.append(
             f"That slices over time leave out as many entries of a window as of a clip is assumed: {why}."
+        )
+    if program.notes.loop_starts:
+        program.notes.warnings.append(
+            f"A loop over frames starts from numbers that are not zero; that a longer clip has them is assumed: {why}."
         )
     usual = all(_is_usual(value, *dims) for dims, value in program.notes.goes_on.values())
     if not usual:

@@ -228,6 +228,7 @@ class Notes:
         split_views: Captured views that split time into blocks, and their shape for a clip twice as long.
         goes_on: Captured constants that count frames, or say which frames see each other, with the dims that grow with
             the clip, and their values.
+        loop_starts: Numbers, other than zero, that captured loops over frames start from.
         crops: Captured slices and selections over time, of a window that is no clip: first entry, end, and entries.
         streamed_crops: With exact ends: captured slices and selections over time behind which results have time.
         captured: Names of the nodes as they were captured.
@@ -250,6 +251,7 @@ class Notes:
     survey: list[Operator] = field(default_factory=list)
     split_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
     goes_on: dict[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
+    loop_starts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     crops: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     streamed_crops: dict[str, StreamedCrop] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
@@ -274,8 +276,9 @@ class Program:
         decreed: Operators that are windows since their rules failed: for each the names of its node, the first that is
             there.
         learned: Names of the constants that are parameters of the model.
-        refuted: Captured views that split time into as many parts, however long the clip is, and captured constants
-            that are other numbers for a longer clip: they make no blocks and count no frames.
+        refuted: Captured views that split time into as many parts, however long the clip is, captured constants that
+            are other numbers for a longer clip, and loops that start from such: they make no blocks, count no frames
+            and hand no state on.
         originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.

@@ -49,7 +49,7 @@ def _time_dim(source: ir.Value) -> int | None:
         for node, position in value.uses():
             if node.op_type in SLIDING and position == 0:
                 turned |= moved
-                if dims is not None and len(dims) == rank and dims[0] == 0:
+                if dims is not None and dims[0] == 0:
                     found.add(dims[2])
             elif dims is not None and (taken := _frame_by_frame(node, position)) is not None:
                 found.add(dims[taken])
@@ -63,7 +63,8 @@ def _time_dim(source: ir.Value) -> int | None:
             elif node.op_type in SAME_SHAPE:
                 waiting.append((node.outputs[0], dims, moved))
             elif node.op_type in FOLDING:
-                waiting += [(output, None, moved) for output in node.outputs]
+                kept = _with_crops_in_the_batch(node, dims, source)
+                waiting += [(output, kept, moved) for output in node.outputs]
     if len(found) == 1:
         return found.pop()
     if turned and rank >= 4:
@@ -78,6 +79,22 @@ def _time_dim(source: ir.Value) -> int | None:
             hint="Give the dim that counts the frames, for (N, T, features) that is 1 (--time-dim 1).",
         )
     return None
+
+
+def _with_crops_in_the_batch(node: ir.Node, dims: list[int] | None, source: ir.Value) -> list[int] | None:
+    """Finds the dims behind a Reshape of (N, 1, C, T, H, W) to (N, C, T, H, W); None of another one.
+
+    What has one entry is no time. Of four dims that are left the third may be frames, or the height of folded frames.
+    """
+    to = node.inputs[1].const_value if node.op_type == "Reshape" and node.inputs[1] is not None else None
+    if dims is None or to is None or source.shape is None:
+        return None
+    sizes, target = list(source.shape), to.numpy().tolist()
+    ones = len(dims) - len(target)
+    kept = [dims[0], *dims[1 + ones :]]
+    if ones < 1 or len(target) not in (3, 5) or any(sizes[d] != 1 for d in dims[1 : 1 + ones]):
+        return None
+    return kept if target[1:] == [sizes[d] for d in kept[1:]] else None
 
 
 def _frame_by_frame(node: ir.Node, position: int) -> int | None:

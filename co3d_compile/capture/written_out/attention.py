@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class _Scores:
     order: list[int]
     scale: float
     mask: Tensor | None
-    source: tuple[str, Node] | None = None
-    """Where there is one mask: what the network adds, hides or shows."""
+    sources: list[tuple[str, Node]]
+    """What the network adds, hides or shows, which the mask is of."""
 
 
 def join_attention(program: Program) -> None:
@@ -60,7 +61,7 @@ def _unguarded(node: Node, constants: Constants) -> Node:
 
 def _scores(node: Node, constants: Constants) -> _Scores | None:
     """Takes apart what goes into a softmax: masks and scales down to the product of matrices."""
-    scale, mask, source, several = 1.0, None, None, False
+    scale, mask, sources = 1.0, None, []
     while node.target not in PRODUCTS:
         node = without_effect(node)
         if len(node.users) != 1 or not isinstance(node.target, torch._ops.OpOverload):
@@ -72,16 +73,16 @@ def _scores(node: Node, constants: Constants) -> _Scores | None:
         added = _added(node, constants) if scale == 1.0 else None
         if added is None:
             return None
-        several = mask is not None
         value, node, source = added
         mask = value if mask is None else mask + value
+        sources.append(source)
     if len(node.users) != 1:
         return None
     of_q, q = _factor(operand(node), constants) or (1.0, operand(node))
     of_product, transposed = _factor(operand(node, 1), constants) or (1.0, operand(node, 1))
     order, turned = _turned(transposed)
     of_k, k = _factor(turned, constants) or (1.0, turned)
-    return _Scores(q, k, order, scale * of_q * of_product * of_k, mask, None if several else source)
+    return _Scores(q, k, order, scale * of_q * of_product * of_k, mask, sources)
 
 
 def _factor(node: Node, constants: Constants) -> tuple[float, Node] | None:
@@ -155,23 +156,29 @@ def _join(program: Program, node: Node, found: _Scores, v: Node) -> None:
     if found.mask is not None:
         value = found.mask.to(node.meta["val"].dtype)
         hides = bool(((value == 0) | (value == -torch.inf)).all())
-        mask = _mask(program, node, found.source, hides)
+        mask = _mask(program, node, found.sources, hides)
         if mask is None:
             mask = insert_constant(program, node, f"{node.name}_mask", value == 0 if hides else value)
     target = aten.scaled_dot_product_attention.default
     replace(node, insert(program, node, target, found.q, keys, v, mask, scale=found.scale))
 
 
-def _mask(program: Program, node: Node, source: tuple[str, Node] | None, hides: bool) -> Node | None:
-    """Builds the one mask as the network computes it, so that it can be computed for clips of another length."""
-    if source is None:
+def _mask(program: Program, node: Node, sources: list[tuple[str, Node]], hides: bool) -> Node | None:
+    """Builds the mask as the network computes it, so that it can be computed for clips of another length."""
+    added = [mask for how, mask in sources if how == "adds"]
+    if added == [mask for _, mask in sources] and hides and len(added) == 1:
+        return insert(program, node, aten.eq.Scalar, added[0], 0)
+    if any(mask.meta["val"].dtype is not node.meta["val"].dtype for mask in added):
         return None
-    how, mask = source
-    if how == "hides":
-        return insert(program, node, aten.logical_not.default, mask)
-    if how == "adds" and hides:
-        return insert(program, node, aten.eq.Scalar, mask, 0)
-    return mask if how == "shows" or mask.meta["val"].dtype is node.meta["val"].dtype else None
+    covers = [(how == "shows", mask) for how, mask in sources if how != "adds"]
+    if not added:
+        shown = [mask if shows else insert(program, node, aten.logical_not.default, mask) for shows, mask in covers]
+        return reduce(lambda a, b: insert(program, node, aten.logical_and.default, a, b), shown)
+    total = reduce(lambda a, b: insert(program, node, aten.add.Tensor, a, b), added)
+    for shows, mask in covers:
+        hidden = insert(program, node, aten.logical_not.default, mask) if shows else mask
+        total = insert(program, node, aten.masked_fill.Scalar, total, hidden, -torch.inf)
+    return total
 
 
 def _turned(node: Node) -> tuple[list[int], Node]:
