@@ -1,5 +1,5 @@
 """What is part of a window as the network has it: padding over time, strides without a common step, entries that meet
-those of other frames."""
+those of other frames, pieces of a clip each of which a layer with a state starts anew."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Layers(nn.Module):
         self._forward = forward
         self.linear = nn.Linear(CHANNELS * (CLIP + 2), 4)
         self.kernel = nn.Parameter(torch.randn(CHANNELS, CLIP))
+        self.gru, self.cell = nn.GRU(CHANNELS, 5, batch_first=True), nn.GRUCell(CHANNELS, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the function computes."""
@@ -84,14 +85,28 @@ def halves_added(m: Layers, x: Tensor) -> Tensor:
     return x + x.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2)
 
 
+def states_of_pieces(m: Layers, x: Tensor) -> Tensor:
+    """Each piece of two frames starts anew."""
+    return torch.stack([m.gru(piece)[1][-1] for piece in x.transpose(1, 2).split(2, 1)], 1)
+
+
+def loops_over_pieces(m: Layers, x: Tensor) -> Tensor:
+    """The same with a cell, in pieces of four frames."""
+    states = [x.new_zeros(len(x), 5) for _ in range(2)]
+    for i in range(2):
+        for t in range(4):
+            states[i] = m.cell(x[:, :, 4 * i + t], states[i])
+    return torch.stack(states, 1)
+
+
 @pytest.mark.parametrize(
     "forward",
     few(
         [
             *(long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames),
-            *(slower_added, slower_beside, slower_asks, halves_added),
+            *(slower_added, slower_beside, slower_asks, halves_added, states_of_pieces, loops_over_pieces),
         ],
-        *(zeros_in_front, attention, slower_added, slower_asks),
+        *(zeros_in_front, attention, slower_added, slower_asks, states_of_pieces),
     ),
     ids=lambda f: f.__name__,
 )

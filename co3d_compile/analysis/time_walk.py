@@ -9,6 +9,7 @@ from itertools import dropwhile
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.analysis.clip_pieces import pieces_with
 from co3d_compile.analysis.gate_dependence import forgets_entry
 from co3d_compile.analysis.loop_layouts import annotate_body
 from co3d_compile.analysis.regrouping import Regrouping, firsts_kept, folded, regroupings
@@ -54,7 +55,7 @@ class Decisions:
         firsts: What computes such starts, from the first entries alone; not where the concatenation is a window.
         late: Streams that wait until their start is known.
         regrouped: Operands of which several entries are made one, or one several.
-        whole: What could slide, and is part of a window.
+        whole: What could slide or run on, and is part of a window.
     """
 
     gates: Names = frozenset()
@@ -203,10 +204,8 @@ class TimeWalk:
                 gate = rule.gate(node, self.program.options.pool_scope)
                 assert gate is not None
                 return self._gate(gate)
-            if self.program.options.recurrence == "window" and rule.remembers_all(node):
-                raise NoExtension("starts again with each window (recurrence='window')")
-            if rule.remembers_all(node) and not self.program.refuted.isdisjoint(self.program.names_of(node)):
-                raise NoExtension("starts from other numbers in a longer clip")
+            if rule.remembers_all(node) and (why := self._starts_anew(node)):
+                raise NoExtension(why)
             fact = rule.flow(node)
             if fact.length < 1 <= fact.clip:
                 _refuse_short_window(self.program, node)
@@ -223,6 +222,16 @@ class TimeWalk:
             if self._regroup(node, rule):
                 return window_fact(node, rule), str(why)
             return self._without_extension(node, rule, str(why))
+
+    def _starts_anew(self, node: Node) -> str | None:
+        """Says why what remembers all entries before does not run on for longer than a clip; None if it does."""
+        if self.program.options.recurrence == "window":
+            return "starts again with each window (recurrence='window')"
+        if not self.program.refuted.isdisjoint(self.program.names_of(node)):
+            return "starts from other numbers in a longer clip"
+        pieces = pieces_with(node)
+        self._decide(whole=pieces)
+        return "starts anew in each piece of a clip" if pieces else None
 
     def _regroup(self, node: Node, rule: Rule, scope: str = "recompute") -> bool:
         """Says whether the operator streams, or is a gate, once entries are regrouped, which is then decided."""

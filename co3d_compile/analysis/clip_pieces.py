@@ -1,0 +1,55 @@
+"""Layers that remember, run on pieces of a clip: each piece starts anew, so that the layer does not run on."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from co3d_compile.ir.aten_operators import sliced
+from co3d_compile.ir.frame_loop import is_loop
+from co3d_compile.ir.layout import TIME
+from co3d_compile.ir.time_facts import fact_of, is_stream
+
+aten = torch.ops.aten
+
+
+def pieces_with(node: Node) -> frozenset[str]:
+    """Names a layer and those in front of it that are the same one on another piece of the clip.
+
+    ``[gru(p)[1] for p in x.split(8, 1)]``: they share their weights, and what they read begins elsewhere. Empty where
+    there are none. Everything in front of the layer has its facts.
+    """
+    found = set[str]()
+    start = _start(node)
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        alike = other.target is node.target or (is_loop(other) and is_loop(node))
+        if alike and _constants(other) & _constants(node) and _start(other) != start:
+            found |= {other.name, node.name}
+    return frozenset(found)
+
+
+def _constants(node: Node) -> set[object]:
+    """Collects the stored tensors that an operator reads: its weights."""
+    return {n.target for n in node.all_input_nodes if n.op == "get_attr"}
+
+
+def _start(node: Node) -> int:
+    """Counts the entries of a clip in front of the piece that an operator reads."""
+    start = 0
+    while streams := [n for n in node.all_input_nodes if n.op != "get_attr"]:
+        start += min(map(_cut, streams))
+        if len(streams) > 1 or is_loop(streams[0]):
+            break
+        node = streams[0]
+    return start
+
+
+def _cut(node: Node) -> int:
+    """Counts the entries that a slice over time leaves out in front; 0 for any other operator."""
+    if node.target is not aten.slice.Tensor:
+        return 0
+    source, dim, start, *_ = sliced(node)
+    fact = fact_of(source)
+    return start if is_stream(source) and fact.layout is not None and fact.layout.has(TIME, dim) else 0
