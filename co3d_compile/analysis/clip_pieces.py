@@ -20,14 +20,19 @@ def pieces_with(node: Node) -> frozenset[str]:
     there are none. Everything in front of the layer has its facts.
     """
     found = set[str]()
-    start = _start(node)
+    piece = _piece(node)
     for other in node.graph.nodes:
         if other is node:
             break
         alike = other.target is node.target or (is_loop(other) and is_loop(node))
-        if alike and _constants(other) & _constants(node) and _start(other) != start:
+        if alike and _constants(other) & _constants(node) and not _go_on(_piece(other), piece):
             found |= {other.name, node.name}
     return frozenset(found)
+
+
+def _go_on(a: range, b: range) -> bool:
+    """Says whether two layers read entries from the same one on, or nearly so, as ``x[:, 1:]`` and ``x[:, :-1]``."""
+    return a.start == b.start or (len(a) == len(b) and 2 * abs(a.start - b.start) < len(a))
 
 
 def _constants(node: Node) -> set[object]:
@@ -35,15 +40,16 @@ def _constants(node: Node) -> set[object]:
     return {n.target for n in node.all_input_nodes if n.op == "get_attr"}
 
 
-def _start(node: Node) -> int:
-    """Counts the entries of a clip in front of the piece that an operator reads."""
-    start = 0
-    while streams := [n for n in node.all_input_nodes if n.op != "get_attr"]:
+def _piece(node: Node) -> range:
+    """Finds the entries of a clip that an operator reads, counted where a slice was cut out last."""
+    streams = [n for n in node.all_input_nodes if n.op != "get_attr"]
+    start, length = 0, fact_of(streams[0]).clip if streams else 0
+    while streams:
         start += min(map(_cut, streams))
         if len(streams) > 1 or is_loop(streams[0]):
             break
-        node = streams[0]
-    return start
+        streams = [n for n in streams[0].all_input_nodes if n.op != "get_attr"]
+    return range(start, start + length)
 
 
 def _cut(node: Node) -> int:

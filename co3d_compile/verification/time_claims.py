@@ -53,6 +53,7 @@ class NoReference(Exception):
 class Claim:
     """What the compiler says of a tensor: where time is in it, and how far its entries are apart.
 
+    ``crop`` entries are left out in front of a clip, or ``filled`` ones are put there.
     Of one that is ``kept`` for a reader: that this reads the first entry of the stream for ever.
     """
 
@@ -63,6 +64,7 @@ class Claim:
     spacing: int = 1
     gate: str | None = None
     crop: int = 0
+    filled: int = 0
     kept: bool = False
 
     @property
@@ -192,7 +194,8 @@ def _call_region(program: Program, nodes: dict[str, Node], part: LocalRegion) ->
 
 def _claim(node: Node) -> Claim:
     fact = node.meta.get(KEY, STATIC)
-    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, fact.own.gate, fact.crop)
+    filled = max(0, fact.filled - fact.cut)
+    return Claim(fact.kind, fact.layout, fact.length, fact.rate, fact.spacing, fact.own.gate, fact.crop, filled)
 
 
 def claim_of(n: Node, claims: dict[str, Claim]) -> Claim:

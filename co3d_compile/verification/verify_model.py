@@ -103,12 +103,23 @@ def verify(
             check = _Check(session, model, example, count, tolerance, progress or (lambda *_: None))
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
-            check.run(_source(check, frames, seed))
-            if check.differs and not repeats(model, example):
-                check.reason += REMEMBERS
+            _run(check, _source(check, frames, seed), model, example)
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, model, example)
     return check.result()
+
+
+def _run(check: _Check, source: Iterator[Frames], model: Model, example: Example) -> None:
+    """Runs a verification, and says so where the network itself is the reason that it fails or cannot be done."""
+    try:
+        check.run(source)
+    except VerificationError as error:
+        if repeats(model, example):
+            raise
+        check.reason = f"{error}{REMEMBERS}"
+    else:
+        if check.differs and not repeats(model, example):
+            check.reason += REMEMBERS
 
 
 def _clip_model(
@@ -182,7 +193,7 @@ class _Check:
         self.replaced = ReplacedParts(self.reference, self.info)
         self.results: dict[int, tuple[Array, ...]] = {}
         self.exact: Reference | None = None
-        self.own_rounding = 0.0
+        self.reason, self.differs, self.own_rounding = "", False, 0.0
         self.rounding = self.tolerance * (OF_HALVES if self.reference.has_halves else ROUNDING)
         self.largest, self.compared, self.changed = LargestError(), 0, False
         self.first_segment: Segment | None = None
