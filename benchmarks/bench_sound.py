@@ -87,9 +87,7 @@ class _Residual(nn.Module):
 class Separator(nn.Module):
     """Conv-TasNet, causal: (N, 1, samples) to (N, speakers, samples)."""
 
-    def __init__(
-        self, filters: int = 256, size: int = 32, repeats: int = 2, blocks: int = 8, speakers: int = 2
-    ) -> None:
+    def __init__(self, filters: int = 256, size: int = 32, repeats: int = 2, blocks: int = 8) -> None:
         super().__init__()
         self.filters = filters
         self.encoder = nn.Conv1d(1, filters, size, size // 2, bias=False)
