@@ -44,6 +44,7 @@ ANY: dict[str, nn.Module] = {
     "as long as another": Cut(lambda y: F.pad(y, (3, 0))[:, :, : y.shape[2]]),
     "a copy": Cut(lambda y: y[:, :, :-2].contiguous()),
     "a part of a split": Cut(lambda y: y.split([2, y.shape[2] - 2], 2)[1]),
+    "a part of a split, copied": Cut(lambda y: F.relu(y.split([2, y.shape[2] - 2], 2)[1].contiguous())),
     "the last": Cut(lambda y: y[:, :, -1]),
     "the mean of the last": Cut(lambda y: y[:, :, -4:].mean(2)),
     "an edge": Cut(lambda y: torch.cat([y[:, :, :1], y], 2)),

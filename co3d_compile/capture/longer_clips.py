@@ -13,7 +13,7 @@ from torch.fx import Node
 from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
-from co3d_compile.ir.aten_operators import part_taken
+from co3d_compile.ir.aten_operators import SAME, part_taken
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operand, operands, shape_of, where, whole
@@ -148,6 +148,8 @@ def _longer(program: Program, again: Callable[[int, bool], Program | None], time
 
 def _counts_otherwise(node: Node | None, crop: StreamedCrop) -> bool:
     """Says whether a slice leaves out other numbers of entries in a longer clip; a list of indices is as long there."""
+    while node is not None and node.target in SAME:  # a copy, whose name was given to what it copies
+        node = operand(node)
     part = None if node is None else _part_of_split(node) or part_taken(node)
     if part is None:
         return True
