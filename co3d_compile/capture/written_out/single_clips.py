@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Argument
 
+from co3d_compile.capture.loops.time_dims import TimeDims
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
@@ -29,12 +30,17 @@ def give_rows_a_clip(program: Program) -> None:
     """Rewrites ``x[1:]``, of the rows of one clip, to ``x[None][:, 1:][0]``, where time is a dim by itself."""
     if program.inputs[0].shape[:1] != (1,):
         return
-    for node in list(program.graph.nodes):
-        if _is_along_rows(node):
-            x, *rest = node.args
-            rest = rest if node.target is PAD else [1, *rest[1:]]
-            result = insert(program, node, node.target, _as_clips(program, node, x), *rest, **node.kwargs)
-            replace(node, insert(program, node, aten.squeeze.dim, result, 0))
+    found = [node for node in program.graph.nodes if _is_along_rows(node)]
+    if not found:
+        return
+    times = TimeDims(program)
+    along = [node for node in found if times.has_entries(operands(node)[0], 0, otherwise=True)]
+    times.forget()
+    for node in along:
+        x, *rest = node.args
+        rest = rest if node.target is PAD else [1, *rest[1:]]
+        result = insert(program, node, node.target, _as_clips(program, node, x), *rest, **node.kwargs)
+        replace(node, insert(program, node, aten.squeeze.dim, result, 0))
 
 
 def _is_along_rows(node: Node) -> bool:
