@@ -58,6 +58,28 @@ def with_itself(x: Tensor) -> Tensor:
     return x.mul_(x)
 
 
+def into_views_of_views(x: Tensor) -> Tensor:
+    before, rows = x + 0, x[:, 1:]
+    y = x.new_zeros(x.shape)
+    for t in range(4):
+        y[:, :, t] = x[:, :, t] * t
+        y[:, 1:].transpose(1, 2)[:, t, 0, 1:].masked_fill_(y[:, 0, t, 1:] > 0, 2.0)
+    x.add_(1)
+    rows.unsqueeze(1)[:, 0, 0] = 5
+    return before + x + y + rows[:, :1]
+
+
+def the_result_of_a_write_into_a_view(x: Tensor) -> Tensor:
+    x[:, :2].mul_(3).add_(1)
+    return x + 1
+
+
+def a_copy_beside(x: Tensor) -> Tensor:
+    y = x.transpose(1, 2).reshape(x.shape[0], -1)
+    x[:, 0] = 0
+    return y + x.flatten(1)
+
+
 def several_results(x: Tensor) -> Tensor:
     a, b = x.unbind(1)[:2]
     return torch.einsum("nthw,nthw->nt", a, b)
@@ -72,8 +94,12 @@ BODIES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {  # and whether it
     "read after": (read_after, False),
     "read before": (read_before, False),
     "several results": (several_results, False),
-    "a view sees it": (a_view_sees_it, True),
-    "into a view": (into_a_view, True),
+    "a view sees it": (a_view_sees_it, False),
+    "into a view": (into_a_view, False),
+    "into views of views": (into_views_of_views, False),
+    "the result of a write into a view": (the_result_of_a_write_into_a_view, True),
+    "a copy beside": (a_copy_beside, True),
+    "dropout in place": (nn.Dropout(inplace=True), False),
     "with itself": (with_itself, False),
     "whether a matrix could be inverted": (checked, False),
 }

@@ -30,7 +30,7 @@ from co3d_compile.capture.loops.roll import roll_loops, tidy
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.native_norms import name_norms
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
-from co3d_compile.capture.tracer import Clip, Model, export, without_stack_traces
+from co3d_compile.capture.tracer import Clip, Model, check_runs, export, without_stack_traces
 from co3d_compile.capture.written_out.join import join_written_out
 from co3d_compile.errors import CaptureError, UsageError, first_line
 from co3d_compile.ir.options import Options
@@ -159,7 +159,9 @@ def captured_again(
     try:
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            return capture(model, pytree.tree_map_only(Tensor, longer, tuple(clip)), options, two=two and not more)
+            other = pytree.tree_map_only(Tensor, longer, tuple(clip))
+            check_runs(model, other, clip)
+            return capture(model, other, options, two=two and not more)
     except Exception as error:  # a network refuses other clips in any way it likes
         what = first_line(error)[:200].rstrip(".")
         raise NotResizable(f"it cannot be captured for longer clips ({what})") from error

@@ -104,6 +104,29 @@ def export(
         ) from error
 
 
+def check_runs(model: nn.Module, clip: Clip, usual: Clip) -> None:
+    """Raises what a network says of another clip than the usual one: tracing it may take minutes to say the same.
+
+    A network that does not run on the usual one may be traced all the same.
+    """
+    error = _failure(model, clip)
+    if error is not None and _failure(model, usual) is None:
+        raise error
+
+
+def _failure(model: nn.Module, clip: Clip) -> Exception | None:
+    """Runs a network, and gives what it raises."""
+    state = torch.get_rng_state()
+    try:
+        with torch.no_grad(), evaluated(model) as run:
+            run(*deepcopy(tuple(clip)))
+    except Exception as error:  # a network refuses clips in any way it likes
+        return error
+    finally:
+        torch.set_rng_state(state)
+    return None
+
+
 def _run_once(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> None:
     """Runs the model, so that what it makes at its first call is there, and what it returns is known to PyTorch.
 

@@ -144,6 +144,7 @@ class _Attempt:
         clip = costs(program)
         source = self.network, build.source.clip, build.options, self.two
         again = cache(partial(captured_again, *source, program))  # regions, and what is refuted, ask for the same clips
+        self._show("regions", -1, len(build.pipeline))
         with self._timed("regions"):
             stream_regions(program, again)
         checks = promises.PROMISES if build.dump is not None or promises.always else {}

@@ -48,20 +48,19 @@ Again = Callable[[int, bool], Program | None]
 
 def stream_regions(program: Program, again: Again) -> None:
     """Replaces what is shown to be local by one operator each; of the rest it is noted why it is not."""
-    facts = facts_of(program)
+    facts = facts_of(program, _annotated(program.copied()))
     if facts is None:
         return
     search = _Search(program, again)
     while facts is not None and search.one(facts):
-        facts = facts_of(program)
+        facts = facts_of(program, search.found)
 
 
-def facts_of(program: Program) -> dict[str, Fact] | None:
-    """Finds what is known of the captured nodes, by name.
+def facts_of(program: Program, tried: Program | None) -> dict[str, Fact] | None:
+    """Finds what is known of the captured nodes, by name, from an annotated copy, which is None where a rule fails.
 
-    None where nothing falls back to a window, or a rule fails.
+    None where nothing falls back to a window, or there is no copy.
     """
-    tried = _annotated(program.copied())
     if tried is None or not tried.notes.recomputed:
         return None
     found = {n.name: n.meta.get(KEY, STATIC) for n in tried.graph.nodes}
@@ -98,6 +97,7 @@ class _Search:
         self.tried: set[Node] = set()
         self.odd: set[Node] = set()
         self.lists: dict[GraphModule, list[Node]] = {}
+        self.found: Program | None = None  # the annotated copy with the last region
 
     @cached_property
     def long(self) -> GraphModule:
@@ -306,7 +306,8 @@ class _Search:
         trial = self.program.copied()
         trial.regions = {**self.program.regions, result.name: known}
         self._replace(trial.graph, start, result, inputs, known)
-        tried = _annotated(trial)
+        trial.follow()
+        self.found = tried = _annotated(trial)
         if tried is None:
             raise NotLocal("a rule fails behind it")
         own = [n for n in tried.graph.nodes if n.target is region and n.args[1] == result.name]

@@ -46,6 +46,7 @@ class Builder:
         self.path = ""
         self._known: dict[Any, Node] = {}
         self._constants: dict[Node, str] = {}
+        self._shapes: dict[Any, Any] = {}
         self._count = 0
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
@@ -75,7 +76,16 @@ class Builder:
             shape = list(args[0].meta["val"].shape)
             shape[args[2]] = args[1].meta["val"].shape[args[3]]
             return self.empty(shape, args[0].meta["val"].dtype)
-        return shape_of_call(self.mode, target, args, kwargs)
+        return self._looked_up(target, args, kwargs)
+
+    def _looked_up(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Computes a shape once for operands of the same shapes: a step of sound has thousands of samples."""
+        if target is aten.select.int:
+            args = (*args[:2], 0)  # all places of a dim have one shape
+        key = (target, _hashable(map_arg((args, tuple(sorted(kwargs.items()))), _described)))
+        if key not in self._shapes:
+            self._shapes[key] = shape_of_call(self.mode, target, args, kwargs)
+        return self._shapes[key]
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor that has a shape and no values."""
@@ -184,6 +194,13 @@ class Builder:
                 return x
             x = self.call(aten.slice.Tensor, x, x_dim, 0, 1)
         return self.call(expand_batch, x, like, x_dim, like_dim)
+
+
+def _described(node: Node) -> Any:
+    """What the shape of a result depends on, of an operand."""
+    value = node.meta["val"]
+    tensors = value if isinstance(value, (list, tuple)) else [value]
+    return tuple((tuple(t.shape), t.stride(), t.dtype) if isinstance(t, torch.Tensor) else t for t in tensors)
 
 
 def _hashable(value: Any) -> Any:

@@ -94,8 +94,12 @@ class EntryOperators(Builder):
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """Writes an operator on nodes; a pointwise one is written once for all entries of a tensor."""
-        together = self._together(target, args, kwargs) if is_pointwise(target) else None
+        """Writes an operator on nodes; a pointwise one, or a view, is written once for all entries of a tensor."""
+        together = None
+        if is_pointwise(target):
+            together = self._together(target, args, kwargs)
+        elif target is aten.reshape.default and isinstance(args[0], Node):
+            together = self._viewed_together(args[0], args[1])
         return super().call(target, *args, **kwargs) if together is None else together
 
     def _together(self, target: Any, args: Sequence[Any], kwargs: Any) -> Node | None:
@@ -121,6 +125,23 @@ class EntryOperators(Builder):
         if any(a is None and b is not None for a, b in zip(whole_operands, operands, strict=True)):
             return None
         return self.entries_of(super().call(target, *whole_operands, **kwargs), dim, [whole(like, 2)])[0]
+
+    def _viewed_together(self, entry: Node, shape: Sequence[int]) -> Node | None:
+        """Views the whole tensor that an entry was selected from, and takes the entry of that; None where it cannot."""
+        if entry.target is not aten.select.int or operand(entry).target is fifo or list(shape[:1]) != [-1]:
+            return None
+        x, dim, place = operand(entry), whole(entry, 1), whole(entry, 2)
+        sizes, count = self.sizes(entry), self.sizes(operand(entry))[dim]
+        if dim == 0 or sizes[0] != self.batch or count < MANY or max(len(sizes), len(shape)) > 3:
+            return None
+        before, behind = prod(sizes[1:dim]), prod(sizes[dim:])
+        cuts = (k for k in range(1, len(shape) + 1) if (prod(shape[1:k]), prod(shape[k:])) == (before, behind))
+        k = next(cuts, None)
+        if k is None:
+            return None
+        return self.entries_of(super().call(aten.reshape.default, x, [-1, *shape[1:k], count, *shape[k:]]), k, [place])[
+            0
+        ]
 
     def entries_of(self, x: Node, dim: int, places: Iterable[int]) -> list[Node]:
         """Lists entries of a step that were computed together, from their places in a dim of the result."""
