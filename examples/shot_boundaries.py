@@ -140,7 +140,7 @@ def find_shots(out: Path, most: int | None, official: bool) -> None:
     frames = np.stack(list(small_frames(video, most)))
     console.print(f"stream {len(frames)} frames of {video.name} …")
     logits, milliseconds = stream(model, frames)
-    scores = 1 / (1 + np.exp(-logits))
+    scores = np.asarray(1 / (1 + np.exp(-logits)), np.float32)
     found = boundaries(scores)
     (out / "shot_boundaries.json").write_text(json.dumps(found))
     sides = {"stream": (scores, found)}
