@@ -78,7 +78,7 @@ def _drop_dropout(graph: Graph) -> None:
     """Takes out dropout in place, which changes nothing in a network in use."""
     for node in list(graph.nodes):
         if node.target is aten.dropout_.default and not node.args[2]:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
 
