@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 
 import onnx_ir as ir
 import torch
 from torch import nn
 from torch.fx import Node
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.node_reading import where
@@ -36,6 +40,38 @@ class _OneOperator(nn.Module):
         return result
 
 
+READER = "from_torchlib"
+_read = ONNXRegistry.from_torchlib
+
+
+@lru_cache(maxsize=1)
+def _library(opset: int, operators: int) -> ONNXRegistry:
+    """Reads PyTorch's library of translations.
+
+    Args:
+        opset: Of ONNX.
+        operators: How many PyTorch has: with a package that adds some, the library has more translations.
+    """
+    return _read(opset)
+
+
+@contextmanager
+def _library_kept() -> Iterator[None]:
+    """Keeps the library that PyTorch's exporter reads anew for each operator: that takes longer than the operator."""
+
+    def kept(opset_version: int) -> ONNXRegistry:
+        library = copy.copy(_library(opset_version, len(torch._C._dispatch_get_all_op_names())))
+        library.functions = {name: list(found) for name, found in library.functions.items()}
+        return library
+
+    usual = vars(ONNXRegistry)[READER]
+    setattr(ONNXRegistry, READER, staticmethod(kept))
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, READER, usual)
+
+
 def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
     """Exports one operator by PyTorch's own ONNX exporter, for any batch (``larger``: the values at another one).
 
@@ -48,7 +84,7 @@ def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
     dynamic = (tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) if dims else None for dims in grown),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
-        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad():
+        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad(), _library_kept():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _OneOperator(node),
