@@ -15,6 +15,7 @@ from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.layout import TIME
 from co3d_compile.ir.node_reading import operand_list, operator_name
 from co3d_compile.ir.time_facts import Kind
+from co3d_compile.verification.double_kernels import conv3d
 from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoReference, Value
 
 aten = torch.ops.aten
@@ -86,6 +87,8 @@ def call(n: Node, args: Arguments, kwargs: Named | None = None) -> Value:
     assert callable(n.target)
     if n.target in BY_INDEX:
         return _by_index(n.target, *args, **(kwargs or {}))
+    if n.target is aten.conv3d.default:
+        return conv3d(*args, **(kwargs or {}))
     if n.target in LOOKUPS:
         return _looked_up(n.target, *args, **(kwargs or {}))
     return n.target(*args, **(kwargs or {}))
