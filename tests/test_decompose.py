@@ -149,6 +149,18 @@ USUAL: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: torch.nn.functional.pad(torch.dropout(x, 0.5, False), (1, 0), value=2.0).view_as(
         x.new_zeros(2, 3, 4, 5, 6)
     ),
+    lambda x: torch.cat(x.split(3, 2)[::-1], 2) * ((x > 0.2) & (x < 0.8) | (x == 1)).to(torch.int64),
+    lambda x: torch.where(x > 0.5, 1.0, 0.0) + torch.where(x > 0.5, x, 0.0) + torch.where(x > 0.5, 0.0, x),
+    lambda x: (
+        x.index_put((torch.tensor([0, 1]),), x[:1])
+        + x.argsort(2).type_as(x)
+        + x.argsort(3).to("cpu").to(torch.device("cpu"), x.dtype)
+    ),
+    lambda x: x.index_put((x > 0.5,), torch.tensor(0.0)) + x.index_put((torch.tensor([1]),), x[:1], True),
+    lambda x: x.repeat_interleave(2, 2)[:, :, 1:5] + (10 * x).floor_divide(3) + torch.empty_like(x).fill_(1.0),
+    lambda x: x[0, 0, 0].t() + x[0, 0, :, 0, 0].split(3)[0].repeat_interleave(5).reshape(3, 5)[:1].t().squeeze(-1),
+    lambda x: torch.nn.functional.pad(x, (1, 2, 0, 1, 2, 0), "reflect")[..., :5],
+    lambda x: torch.nn.functional.pad(x, (1, 2, 0, 1, 2, 0), "replicate")[..., :5],
 )
 
 

@@ -44,20 +44,26 @@ Table: TypeAlias = Mapping[Any, Callable[..., Any]]
 aten = torch.ops.aten
 
 ALONE = {
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
     aten.all.default,
     aten.arange.default,
     aten.arange.start,
     aten.arange.start_step,
+    aten.argsort.default,
     aten.as_strided.default,
     aten.chunk.default,
     aten.contiguous.default,
     aten.detach.default,
     aten.einsum.default,
+    aten.empty_like.default,
     aten.expand_as.default,
     aten.flatten.using_ints,
+    aten.floor_divide.default,
     aten.hann_window.default,
     aten.imag.default,
     aten.index_add.default,
+    aten.index_put.default,
     aten.linspace.default,
     aten.mT.default,
     aten.movedim.int,
@@ -67,15 +73,24 @@ ALONE = {
     aten.ones.default,
     aten.ones_like.default,
     aten.real.default,
+    aten.repeat_interleave.self_int,
     aten.reshape.default,
+    aten.split.Tensor,
     aten.stack.default,
     aten.std.dim,
     aten.sum.default,
+    aten.t.default,
+    aten.to.device,
+    aten.to.dtype,
+    aten.to.dtype_layout,
     aten.triu.default,
+    aten.type_as.default,
     aten.unbind.int,
     aten.unflatten.int,
     aten.var_mean.dim,
     aten.view_as.default,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
     aten.zeros.default,
     aten.zeros_like.default,
 }
@@ -180,7 +195,7 @@ def _quick(node: Node) -> Callable[..., Any] | None:
         return lambda x, w, b, mean, variance, _, momentum, epsilon, __: (
             aten._native_batch_norm_legit_no_training.default(x, w, b, mean, variance, momentum, epsilon)[0]
         )
-    moves = target is aten.pad.default and (len(given) < 3 or given[2] == "constant")
+    moves = target is aten.pad.default and (len(given) < 3 or given[2] in ("constant", "reflect", "replicate"))
     return target if callable(target) and (moves or target in ALONE) else None
 
 
