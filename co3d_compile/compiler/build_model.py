@@ -139,6 +139,7 @@ class _Attempt:
         self._show("capture", -1, len(build.pipeline))
         with self._timed("capture"):
             program = self._captured()
+        captured = program.copied()
         operators = sum(n.op == "call_function" for n in program.graph.nodes)
         log.info("captured %s, %d operators: %.3f s", program.name, operators, self.seconds["capture"])
         clip = costs(program)
@@ -165,6 +166,7 @@ class _Attempt:
         program.notes.survey = with_values(with_costs(program.notes.survey, clip, step, program), program)
         model.metadata_props[metadata.REPORT_KEY] = json.dumps(details(report, program.notes.survey))
         compiled = CompiledModel(program, model, info, report)
+        compiled.captured = captured
         try_step(compiled, build.source)
         return compiled
 

@@ -42,9 +42,11 @@ class CompiledModel:
         model: The ONNX model (``onnx_ir``).
         info: The contract that is stored in the file (``docs/contract.md``), with the digest of the weights.
         source: What was compiled; None for what another compiled model was made into.
+        captured: Its graph, as it was captured.
     """
 
     source: ClipNetwork | None = None
+    captured: Program | None = None
 
     def __init__(self, program: Program, model: ir.Model, info: metadata.Contract, report: Report) -> None:
         self.program = program

@@ -350,7 +350,7 @@ class Program:
             originals={},
             written=set(),
             step=Step(),
-            notes=Notes(),
+            notes=Notes(loop_starts=self.notes.loop_starts),
         )
         other.follow()
         return other

@@ -29,7 +29,7 @@ def conv3d(
 
 
 def _three(numbers: Sequence[int]) -> list[int]:
-    """One number for all dims, or one for each."""
+    """Lists a number for each dim, of one for all or of one for each."""
     return list(numbers) * (3 // len(numbers))
 
 
@@ -43,9 +43,10 @@ def _by_taps(
         for size, taps, s, d in zip(x.shape[2:], weight.shape[2:], stride, dilation, strict=True)
     ]
     result = x.new_zeros([*x.shape[:2], *sizes])
-    for tap in product(*map(range, weight.shape[2:])):
+    kernel = weight.flatten(1)
+    for i, tap in enumerate(product(*map(range, weight.shape[2:]))):
         read = x
         for dim, (at, size, s, d) in enumerate(zip(tap, sizes, stride, dilation, strict=True), 2):
             read = aten.slice.Tensor(read, dim, at * d, at * d + (size - 1) * s + 1, s)
-        result.addcmul_(read, weight[(slice(None), 0, *tap)].reshape(-1, 1, 1, 1))
+        result.addcmul_(read, kernel[:, i].reshape(-1, 1, 1, 1))
     return result if bias is None else result + bias.reshape(-1, 1, 1, 1)

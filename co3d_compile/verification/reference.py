@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from co3d_compile.capture.capture_model import capture, captured_again
+from co3d_compile.capture.capture_model import captured_again
 from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
@@ -25,14 +25,14 @@ from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.graph_walks import computed_from
 from co3d_compile.ir.node_reading import module_path, returned
 from co3d_compile.ir.options import Options
-from co3d_compile.verification.capture_check import CaptureCheck
-from co3d_compile.verification.clip_model import Example, Model, eager, tensors_of
+from co3d_compile.ir.program import Program
+from co3d_compile.verification.captured_model import captured_model
+from co3d_compile.verification.clip_model import Example, Model, eager
 from co3d_compile.verification.long_boxes import boxes_of, frames_ahead
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.long_values import Entries, Stream, Windows
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
-from co3d_compile.verification.random_clips import RandomClips
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
 from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
 
@@ -49,6 +49,7 @@ class Reference:
         options: As the model was compiled.
         regions: What the file says is local in time.
         kernels: What reads less of the future than in the model, by the name of its node.
+        known: The graph that the compiler has captured, where it is at hand.
 
     Raises:
         VerificationError: The captured graph does not compute what the model does.
@@ -61,8 +62,9 @@ class Reference:
         options: Options,
         regions: Sequence[LocalRegion] = (),
         kernels: Mapping[str, ReplacedKernel] = NONE,
+        known: Program | None = None,
     ) -> None:
-        self.program = capture(model, example_inputs, options, two=False)
+        self.program, self.random_clips = captured_model(model, example_inputs, options, known)
         self.regions = LongRegions(model, example_inputs, options, self.program, regions)
         self.kernels = kernels
         check_places(kernels, {n.name: n for n in self.program.graph.nodes})
@@ -80,8 +82,6 @@ class Reference:
         self.clip = next(int(i.shape[i.time_dim]) for i in self.inputs if i.time_dim is not None)
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False
-        self.random_clips = RandomClips(self.inputs, tensors_of(model, example_inputs))
-        CaptureCheck(self.program, model, example_inputs).run(self.random_clips)
 
     def _plan(self) -> dict[Node, str]:
         """Plans how each result is computed on the long clip; returns how each node is."""

@@ -22,6 +22,7 @@ from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.weights_digest import CHANGED, wrong_weights
 from co3d_compile.errors import UsageError, VerificationError, first_line
 from co3d_compile.ir.options import Options
+from co3d_compile.ir.program import Program
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
 from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, repeats, tensors_of
@@ -100,7 +101,8 @@ def verify(
     with _file(compiled) as path:
         with StreamSession(path, batch=batch_of(model, example), layout="plain") as session:
             count = steps if frames is None else steps or WHOLE
-            check = _Check(session, model, example, count, tolerance, progress or (lambda *_: None))
+            known = _captured(compiled, model)
+            check = _Check(session, model, example, known, count, tolerance, progress or (lambda *_: None))
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
             _run(check, _source(check, frames, seed), model, example)
@@ -138,9 +140,16 @@ def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[
     return random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
 
 
+def _captured(compiled: CompiledModel | str | os.PathLike[str], model: Model) -> Program | None:
+    """Gives the graph that the compiler has captured of this very model, where it was compiled in this process."""
+    if not isinstance(compiled, CompiledModel) or compiled.source is None or compiled.source.network is not model:
+        return None
+    return compiled.captured
+
+
 @contextlib.contextmanager
 def _file(compiled: CompiledModel | str | os.PathLike[str]) -> Iterator[str]:
-    """Gives the path of the file: nothing but the file is looked at."""
+    """Gives the path of the file: of what was compiled nothing but the file is looked at."""
     if not isinstance(compiled, CompiledModel):
         yield os.fspath(compiled)
         return
@@ -173,6 +182,7 @@ class _Check:
         session: StreamSession,
         program: Model,
         example_inputs: Example,
+        known: Program | None,
         steps: int | None,
         tolerance: float | None,
         progress: Progress,
@@ -180,7 +190,7 @@ class _Check:
         self.info, self.progress = session.info, progress
         check_inputs(self.info, tensors_of(program, example_inputs))
         kernels = replaced_kernels(self.info)
-        self.reference = Reference(program, example_inputs, _options(self.info), self.info.regions, kernels)
+        self.reference = Reference(program, example_inputs, _options(self.info), self.info.regions, kernels, known)
         check_outputs(self.info, len(self.reference.plans))
         self.timeline = Timeline(self.reference, self.info, steps)
         self.streamed = StreamedRun(session, self.reference.recurrent_paths())
