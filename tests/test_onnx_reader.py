@@ -37,7 +37,15 @@ EXPORTS = {
 FROM_OLD = ["band_attention", "cumulative_average", "group_norm-window", "st_gcn"]
 """What the old exporter writes in smaller operators, or with the batch fixed."""
 FROM_NEW = [
-    *("attention_grouped", "class_token", "filtered", "module_unfold", "resized_pictures", "rows_lstm"),
+    *(
+        "attention_grouped",
+        "class_token",
+        "filtered",
+        "module_unfold",
+        "mirrored_ends",
+        "resized_pictures",
+        "rows_lstm",
+    ),
     *("running_mean_per_frequency", "scatter_add", "shift_in_place", "stft_centred", "unet_linear", "unfold_mean"),
     "written",
 ]

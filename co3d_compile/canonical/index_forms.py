@@ -88,7 +88,7 @@ def _reflection(program: Program, node: Node, dim: int, values: list[int]) -> No
     low, high = min(values), max(values)
     front, back = values.index(low), values[::-1].index(high)
     mirrored = [*range(low + front, low, -1), *range(low, high + 1), *range(high - 1, high - 1 - back, -1)]
-    if values != mirrored or dim == 0:
+    if values != mirrored or rank_of(node) == 1:
         return
     part = insert(program, node, aten.slice.Tensor, operand(node), dim, low, high + 1)
     others = [d for d in range(rank_of(node)) if d != dim]
