@@ -173,7 +173,8 @@ class Pad(Renumbering):
         if "constant" in names:
             flat = [v for pad in reversed(rest) for v in pad]
             return low.call(node.target, new, flat, *node.args[2:])
-        space = rest[-max(1, sum(pad != (0, 0) for pad in rest)) :]
+        first = next(d for d, pad in enumerate(rest) if pad != (0, 0))
+        space = rest[min(first, 2) :]  # such a pad is for tensors with one or two dims in front of those that it names
         family = "replication" if "replication" in names else "reflection"
         target = getattr(aten, f"{family}_pad{len(space)}d").default
         return low.call(target, new, [v for pad in reversed(space) for v in pad])

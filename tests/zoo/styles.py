@@ -233,6 +233,7 @@ def decided_by_buffers(m: Any, x: Tensor) -> Tensor:
 def copies_around(m: Any, x: Tensor) -> Tensor:
     """Copies of entries around what is there: of frames and in space, and over features alone. Windows of these."""
     y = F.pad(m.net(x), (1, 2, 3, 0, 1, 1), mode="reflect")
+    y = y + F.pad(F.pad(y, (0, 0, 1, 1, 0, 0), mode="reflect"), (1, 1, 0, 0, 0, 0), mode="replicate").mean((3, 4), True)
     y = F.pad(F.pad(y, (0, 1, 2, 0, 1, 1), mode="replicate").mean(4), (2, 1, 1, 0), mode="reflect")
     y = F.pad(y, (1, 0, 0, 2), mode="replicate")[:, 0]
     y = F.pad(F.pad(y, (1, 2), mode="reflect"), (2, 1), mode="replicate").unfold(2, 4, 3).amax(-1)
