@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from continual_x3d import export_continual
+from printed import print_table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -89,18 +90,12 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['gmac_ratio']:.1f}x",
             f"{row['state_bytes'] / 1e6:.1f}",
         )
-    out = Console(highlight=False)
-    out.width = max(out.width, 200)  # a log or pipe has no width
-    out.print(table)
-    for row in rows:
-        for ratio, bar in BARS.get(row["network"], {}).items():
-            out.print(f"{row['network']} {ratio}: {verdict(ratio, row['ratios'].get(ratio), bar)}")
-    box = rows[0]["machine"]
-    out.print(
-        f"Milliseconds per frame: median, and half the distance of the quartiles, over {rows[0]['rounds']} alternating "
-        f"rounds. {box['cpu']}, {box['threads']} threads; "
-        + ", ".join(f"{name} {number}" for name, number in box["versions"].items())
-    )
+    said = [
+        f"{row['network']} {ratio}: {verdict(ratio, row['ratios'].get(ratio), bar)}"
+        for row in rows
+        for ratio, bar in BARS.get(row["network"], {}).items()
+    ]
+    print_table(table, rows, said, "Milliseconds per frame: median, and half the distance of the quartiles,")
 
 
 def verdict(ratio: str, reached: float | None, bar: float) -> str:

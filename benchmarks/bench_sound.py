@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from printed import print_table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -254,18 +255,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             *(f"{row['ratios'][name]:.1f}" if name in row["ratios"] else "" for name in ratios),
             f"{calls.get('step', math.nan) / step:.1%}",
         )
-    out = Console(highlight=False)
-    out.width = max(out.width, 200)  # a log or pipe has no width
-    out.print(table)
-    for row in rows:
-        for side, why in row["left_out"].items():
-            out.print(f"{row['network']}, {side}: {why}")
-    box = rows[0]["machine"]
-    out.print(
-        f"Milliseconds of a call: medians over {rows[0]['rounds']} alternating rounds. "
-        f"{box['cpu']}, {box['threads']} threads; "
-        + ", ".join(f"{name} {number}" for name, number in box["versions"].items())
-    )
+    said = [f"{row['network']}, {side}: {why}" for row in rows for side, why in row["left_out"].items()]
+    print_table(table, rows, said, "Milliseconds of a call: medians")
 
 
 if __name__ == "__main__":

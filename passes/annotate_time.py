@@ -6,11 +6,12 @@ from torch.fx import Node
 
 from co3d_compile.analysis.annotation import annotate
 from co3d_compile.errors import without_extension
+from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operator_name, place_of
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Fallback, Program, Region, bytes_of
+from co3d_compile.ir.program import Fallback, Program, bytes_of
 from co3d_compile.ir.time_facts import Kind, fact_of, is_stream, own_of
 
 

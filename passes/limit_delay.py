@@ -14,10 +14,11 @@ from co3d_compile.analysis.delay_budget import DelayBudget
 from co3d_compile.analysis.delay_model import DelayModel
 from co3d_compile.analysis.kernel_future import Change, FutureKernel, future_kernels
 from co3d_compile.canonical.limited_forms import limited
+from co3d_compile.ir.found_parts import Limited
 from co3d_compile.ir.graph_edits import erase_dead, insert, insert_constant, replace
 from co3d_compile.ir.node_reading import module_path, operator_name
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Limited, Program
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import delete_unused_constants
 
 

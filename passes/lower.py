@@ -15,13 +15,14 @@ from co3d_compile.analysis.repeated_frames import note_repeated_frames
 from co3d_compile.analysis.single_entry_results import follow, pool, restore
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError, first_line
+from co3d_compile.ir.found_parts import RegionRun
 from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.layout import Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import module_path, operand, returned, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.pass_manager import Pass
-from co3d_compile.ir.program import Input, Output, Program, RegionRun
+from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.stored_constants import delete_unused_constants, module_of
 from co3d_compile.ir.time_facts import Kind, fact_of, is_start, is_stream, is_window, own_of
 from co3d_compile.rules import rule_for, rule_of

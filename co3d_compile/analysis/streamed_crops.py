@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import part_taken
+from co3d_compile.ir.found_parts import StreamedCrop
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operands, place_of, returned, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
-from co3d_compile.ir.program import Program, StreamedCrop
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import fact_of, is_stream
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.combine import Concatenation

@@ -14,11 +14,12 @@ from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SAME, part_taken
+from co3d_compile.ir.found_parts import StreamedCrop
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.node_reading import operand, operands, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
-from co3d_compile.ir.program import Program, StreamedCrop
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
 
 aten = torch.ops.aten

@@ -24,11 +24,12 @@ from co3d_compile.analysis.locality_proof import (
     odd_entries,
 )
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
+from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import region
 from co3d_compile.ir.node_reading import module_path, operands, operator_name, place_of, shape_of
-from co3d_compile.ir.program import Program, Region
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
 from co3d_compile.passes import default_passes

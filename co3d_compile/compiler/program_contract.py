@@ -10,7 +10,8 @@ import torch
 
 from co3d_compile.contract import model_contract as metadata
 from co3d_compile.contract.json_readers import Shape
-from co3d_compile.ir.program import Program, RegionRun
+from co3d_compile.ir.found_parts import RegionRun
+from co3d_compile.ir.program import Program
 from co3d_compile.version import __version__
 
 STORED = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "recurrence")

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.canonical.limited_forms import limited
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.tracer import doubled, evaluated, export
-from co3d_compile.ir.program import Limited
+from co3d_compile.ir.found_parts import Limited
 from co3d_compile.support.silence_torch import quiet
 
 log = logging.getLogger(__name__)

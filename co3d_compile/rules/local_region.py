@@ -10,11 +10,12 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import region, settled
 from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
-from co3d_compile.ir.program import Program, Region
+from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
 from co3d_compile.ir.time_facts import Fact, NoExtension, Own, combine, fact_of, is_stream, known
 from co3d_compile.rules.base import Rule, register
