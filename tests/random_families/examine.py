@@ -21,7 +21,6 @@ from .sketch import FIRST, Sketch, SketchNet, dtypes, module_of, shapes
 TOLERANCE = 3e-4
 OF_NORMS = 5e-3  # over a few numbers that are nearly alike: such norms amplify rounding
 SEEN = 1e-9  # of an output's spread, in double precision
-CROPS = 8  # entries that are left out in front of a head, at most
 GATES = {"gate", "graph", "statistics"}
 FALLS = {
     "head-std", "head-flatten", "count-joined", "up-repeat",
@@ -138,10 +137,11 @@ def _stream(sketch: Sketch, run: Check, entry: Entry, falls: bool) -> bool:
 def _interior(sketch: Sketch, run: Check, frames: list[Tensor]) -> bool:
     """Values; a head's window begins with the first entry that is not cropped, wherever the crops stand.
 
+    The last entry is told by what was padded, as a crop is: more by what stands in front of it.
     Returns whether each answer is the network's own on the newest frames, its padding included.
     """
     wrong = []
-    for crop in range(CROPS if sketch.head else 1):
+    for crop in _crops(sketch):
         run.entry = entry_of(sketch, crop)
         run.clip = run._long_clip()
         run.outputs = run.clip.reference.outputs
@@ -155,12 +155,20 @@ def _interior(sketch: Sketch, run: Check, frames: list[Tensor]) -> bool:
     return True
 
 
+def _crops(sketch: Sketch) -> list[int]:
+    """Lists how many entries may be left out in front of a head, nearest to none first; fewer than none are padded."""
+    if not sketch.head:
+        return [0]
+    padded = sketch.front("pad") if sketch.head == "last" else 0
+    return sorted(range(-padded, sketch.front("crop") + 1), key=abs)
+
+
 def _slides(sketch: Sketch, run: Check, frames: list[Tensor]) -> bool:
     """Says whether each answer is the network's own on the newest frames, all that it pads with included."""
     length = sketch.window or sketch.frames
     results = run_stream(run.session, frames, run.dims)
     twin = run.untouched.scoped()
-    for ahead in range(CROPS):
+    for ahead in range(sketch.front("crop") + 1):
         off, spread = [], []
         for step in range(run.warmup, len(results)):
             end = (step + 1) * run.pulses[0] - ahead
@@ -183,7 +191,7 @@ def _from_first(sketch: Sketch, run: Check) -> None:
     Padding in front of what was cropped is frames in the stream: entries that read it are no entries of a clip.
     """
     first = [max(run.warmup, run.first_step(k)) for k in range(len(run.outputs))]
-    later = -(-sketch.cropped() // run.pulses[0])
+    later = -(-sketch.front("crop") // run.pulses[0])
     frames = run.random(max(first) + later + 5, 11)
     run.session.reset()
     results = run_stream(run.session, frames, run.dims)

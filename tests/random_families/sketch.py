@@ -38,9 +38,9 @@ class Block:
         name = f"{self.kind}-{self.args['how']}" if "how" in self.args else self.kind
         return {self.kind, name} | {k for block in (*self.a, *self.b) for k in block.kinds()}
 
-    def cropped(self) -> int:
-        """Entries that it crops in front, on all ways together."""
-        return sum(block.cropped() for block in (*self.a, *self.b)) + (self.args["a"] if self.kind == "crop" else 0)
+    def front(self, kind: str) -> int:
+        """Entries that it crops, or pads, in front, on all ways together."""
+        return sum(block.front(kind) for block in (*self.a, *self.b)) + (self.args["a"] if self.kind == kind else 0)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Sketch:
         gates = {"gate", "graph", "statistics"} & found
         return found | {name for name, on in flags.items() if on} | ({f"scope-{self.scope}"} if gates else set())
 
-    def cropped(self) -> int:
-        """Frames that are cropped in front, at most."""
-        return MOST * sum(block.cropped() for block in self.blocks)
+    def front(self, kind: str) -> int:
+        """Frames that are cropped, or padded, in front, at most."""
+        return MOST * sum(block.front(kind) for block in self.blocks)
 
 
 class Branches(nn.Module):
