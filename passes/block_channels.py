@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from co3d_compile.ir.aten_operators import reduced
 from co3d_compile.ir.graph_edits import insert_constant
 from co3d_compile.ir.markers import previous
 from co3d_compile.ir.node_reading import operand
@@ -30,6 +29,7 @@ FINITE = {
     aten.hardtanh.default,
     aten.leaky_relu.default,
     aten.maximum.default,
+    aten.mean.dim,
     aten.minimum.default,
     aten.mul.Tensor,
     aten.neg.default,
@@ -112,9 +112,6 @@ def _sources(node: Node, channels: int) -> list[Node] | None:
         x, weight = operand(node), operand(node, 1)
         depthwise = Arguments(node).integer("groups") == channels == x.meta["val"].shape[1]
         return [x] if depthwise and weight.op == "get_attr" else None
-    if node.target is aten.mean.dim:
-        x, dims, keep = reduced(node)
-        return [x] if dims == [2, 3] and keep else None
     return [n for n in node.all_input_nodes if not _spread(n)] if node.target in FINITE else None
 
 

@@ -21,12 +21,23 @@ CLIP = (1, 4, 12, 6, 6)
 
 
 def head(forward: Callable[..., Any]) -> nn.Module:
-    return randomise(Graph(forward, a=nn.Conv3d(4, 4, 3, padding=1), l=nn.Linear(4, 3)), torch.zeros(CLIP))
+    return randomise(
+        Graph(forward, a=nn.Conv3d(4, 4, 3, padding=1), l=nn.Linear(4, 3), g=nn.GRU(4, 4)), torch.zeros(CLIP)
+    )
 
 
 def each_clip(m: Any, x: Tensor) -> Tensor:
     """A loop over the clips of a batch, as where clips were padded to the longest."""
     return m.l(torch.stack([y[:, :12].mean((1, 2, 3)) for y in m.a(x)]))
+
+
+def twice(m: Any, x: Tensor) -> Tensor:
+    """A loop whose state is (features, 2 * batch)."""
+    state, results = torch.zeros(4, 2 * x.shape[0]), []
+    for frame in x.mean((3, 4)).unbind(2):
+        state = torch.tanh(state * 0.5 + frame.T.repeat(1, 2))
+        results.append(state.view(4, 2, -1).mean(1).T)
+    return torch.stack(results, 2)
 
 
 def captured_for_one(name: str) -> Any:
@@ -88,6 +99,8 @@ def test_a_squeeze_leaves_the_batch() -> None:
         (lambda m, x: torch.stack([m.a(y[None]).mean((0, 2, 3, 4)) for y in x.unbind(0)]), (1, 4)),
         (lambda m, x: m.l((y := m.a(x).mean((2, 3, 4))) * y.mean(0)), (1, 3)),
         (lambda m, x: m.l(m.a(x).mean((2, 3, 4)).softmax(0)), (1, 3)),
+        (lambda m, x: (y := m.l(m.a(x).mean((2, 3, 4)))).T.reshape(y.shape), (1, 3)),
+        (twice, (1, 4)),
     ],
 )
 def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., Any], shape: tuple[int, ...]) -> None:
@@ -96,6 +109,57 @@ def test_what_is_written_for_one_clip_runs_on_one_stream(forward: Callable[..., 
         compiled = co3d.compile(module, clip)
     assert compiled.info.outputs[0].shape == shape and not compiled.info.recomputed
     result = verify(compiled, module, clip)
+    assert result.passed, result.reason
+
+
+def over_time(m: Any, x: Tensor) -> Tensor:
+    return x[..., 1:, :] - x[..., :-1, :]  # over the last dim but one
+
+
+def layer_in_front(m: Any, x: Tensor) -> Tensor:
+    """A loop whose state is (1, batch, features)."""
+    state, results = torch.zeros(1, x.shape[0], 4), []
+    for frame in x.mean((3, 4)).unbind(2):
+        state = torch.tanh(m.l(state).sum(-1, keepdim=True) + frame[None])
+        results.append(state[0])
+    return torch.stack(results, 2)
+
+
+FREE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "channels in front of the batch": lambda m, x: over_time(m, x.mean(4).transpose(0, 1).flatten(0, 1)).unflatten(
+        0, (4, -1)).transpose(0, 1),
+    "places and channels in front of it": lambda m, x: over_time(m, x.mean(4).permute(3, 1, 0, 2).flatten(1, 2)[
+        ..., None]).squeeze(-1).unflatten(1, (4, -1)).permute(2, 1, 3, 0),
+    "a state with a layer in front of it": layer_in_front,
+    "places in front of it, of one entry": lambda m, x: m.g(
+        x.mean(4)[:, :, -1:].permute(2, 3, 0, 1).flatten(0, 1))[1][0],
+}  # fmt: skip
+TWO: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "every pair of clips": lambda m, x: (
+        (y := m.a(x).mean((3, 4)).flatten(1))[:, None] - y).reshape(len(x), len(x), -1).norm(dim=-1),
+    "a state that is there twice": twice,
+    "rows of all clips but one": lambda m, x: (y := m.a(x).mean((3, 4)).flatten(0, 1)[1:]).cumsum(0) + y.flip(1),
+    "sums over the clips": lambda m, x: m.a(x).mean((3, 4)).cumsum(0),
+    "products of the clips": lambda m, x: m.a(x).mean((3, 4)).cumprod(0),
+    "normed over the clips": lambda m, x: F.batch_norm(m.a(x), None, None, training=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_batch_behind_others_is_free(name: str) -> None:
+    module = head(FREE[name])
+    compiled = co3d.compile(module, (torch.randn(2, *CLIP[1:]),))
+    assert compiled.info.inputs[0].shape[0] == "N" and not compiled.info.recomputed
+    result = verify(compiled, module, (torch.randn(3, *CLIP[1:]),))
+    assert result.passed, result.reason
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_what_computes_over_two_clips_is_for_two(name: str) -> None:
+    module, clips = head(TWO[name]), (torch.randn(2, *CLIP[1:]),)
+    with pytest.warns(co3d.Co3dWarning, match="fixes its batch at 2"):
+        compiled = co3d.compile(module, clips)
+    result = verify(compiled, module, clips)
     assert result.passed, result.reason
 
 

@@ -100,9 +100,11 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "norms of an entry": lambda x: F.layer_norm(x.mT, (4,)).mT + x.var(1, keepdim=True),
     "banded weights": lambda x: x @ WEIGHTS + F.linear(x, WEIGHTS.T.contiguous(), torch.ones(T)),
     "banded matrices": lambda x: torch.addmm(x[0].flip(1), x[0], WEIGHTS)[None] + torch.bmm(x, WEIGHTS[None]),
+    "added to its own product": lambda x: torch.addmm(y := x[0], y, WEIGHTS)[None],
     "a convolution": lambda x: F.conv1d(x, torch.ones(2, 4, 3), torch.ones(2), padding=2, dilation=2),
     "a transposed one": lambda x: F.conv_transpose1d(x, torch.ones(4, 2, 3), stride=2),
     "attention, masked": lambda x: _attention(x, _scores(x) + LOWER),
+    "attention, masked and less": lambda x: _attention(x, (_scores(x) + LOWER).double().float() - x[:, :1].mT),
     "attention, filled": lambda x: _attention(x, _scores(x).masked_fill(~BAND, -1e9)),
     "attention, weighed": lambda x: _attention(x, torch.where(BAND, _scores(x), torch.tensor(-1e9))),
     "attention, multiplied": lambda x: (_scores(x) * BAND @ x.mT).mT,
@@ -133,6 +135,13 @@ UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
 def tracked(module: GraphModule, x: Tensor) -> Tensor:
     (found,) = dependences(module, [x], [2], 2)
     return torch.stack([found.columns[n] for n in range(T)])
+
+
+def test_of_many_numbers_those_at_both_ends_and_in_the_middle_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("co3d_compile.analysis.locality.MANY", 0)
+    x = torch.randn(1, 4, 16)
+    (found,) = dependences(capture(Graph(lambda m, x: x * 2).eval(), (x,), Options()).module, [x], [2], 2)
+    assert list(found.columns) == [0, 1, *range(4, 12), 14, 15]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

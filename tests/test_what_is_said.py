@@ -160,6 +160,16 @@ def test_all_readers_of_a_tensor_share_one_queue(frames_per_step: int, past: tup
     ]
 
 
+def test_a_region_and_a_convolution_share_one_queue() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        near = (torch.arange(x.shape[2])[:, None] - torch.arange(x.shape[2])).abs() < 3
+        return (x[:, :, :, None] * near).median(2).values + m.conv(x)  # type: ignore[no-any-return]
+
+    module = fn(forward, conv=lambda: conv(5, padding=2))().eval()
+    states = co3d.compile(module, (torch.randn(1, 4, 12),)).info.states
+    assert sorted(s.shape for s in states) == [("N", 4, 4), ("N", 10, 4)]
+
+
 def test_a_head_behind_a_stride_takes_streams_of_any_length() -> None:
     module = nn.Sequential(conv(stride=2, padding=1), nn.Flatten(), nn.Linear(16, 3)).eval()
     assert co3d.compile(module, (torch.randn(1, 4, 8),), boundary="exact").info.length_multiple == 1
@@ -170,6 +180,7 @@ def test_a_head_behind_a_stride_takes_streams_of_any_length() -> None:
     [
         ("aten.flip", lambda m, x: m.a(x) - m.a(x).flip(0).sum(0)),
         ("aten.softmax", lambda m, x: m.a(x).softmax(0)),
+        ("aten.cumsum", lambda m, x: m.a(x).cumsum(0)),
     ],
 )
 def test_what_computes_over_several_streams_is_named(operator: str, forward: Any) -> None:

@@ -54,6 +54,10 @@ WINDOWS = [
     windowed("rows of all clips numbered in one go", lambda x: (x.transpose(1, 2).flatten(0, 1) + torch.arange(
         x.shape[0] * x.shape[2])[:, None]).unflatten(0, (x.shape[0], -1)).transpose(1, 2), expect="recompute"),
     windowed("share of the clip that is over", lambda x: x + torch.arange(x.shape[2]) / x.shape[2], expect="recompute"),
+    row("weights of six phases", fn(lambda m, x: m.conv(x) * (torch.arange(x.shape[2]) % 6 + 1.0).sin(),
+        conv=lambda: conv(padding=1)), 6, (1, 4, 12), tight=False),
+    row("other weights at both ends", fn(lambda m, x: x * torch.where((torch.arange(x.shape[2]) < 2) | (
+        torch.arange(x.shape[2]) > x.shape[2] - 3), 2.0, 1.0)), 2, (1, 4, 16), tight=False),
     windowed("entries until the end", lambda x: x + (x.shape[2] - torch.arange(x.shape[2])), expect="recompute"),
     windowed("normalised by its norm", lambda x: F.normalize(x, dim=2), expect="recompute"),
     windowed("convolved with its own first entry", lambda x: F.conv1d(

@@ -194,6 +194,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x, y: torch.cat([m.a(x).mean(2), m.b(y).mean(2)], 1), a=conv(), b=conv(5, 2)),
         (CLIP, (1, 4, 32)), {},
     ),
+    "circular pads over time and places": (
+        lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), ((1, 4, 8, 6),), {}),
     "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
     "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),

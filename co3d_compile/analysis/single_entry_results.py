@@ -78,9 +78,9 @@ def restore(low: StepGraph, node: Node) -> None:
 
 
 def _mark(low: StepGraph, node: Node, entry: Node) -> bool:
-    """Gives a window result of one entry the fact of a stream, if it has a dim for time alone."""
+    """Gives a window result of one entry, with a dim for time alone, the fact of a stream, if it is known which."""
     fact = fact_of(node)
-    if fact.time is None or not fact.time.alone or fact.time.size != 1:
+    if fact.time is None:
         return False
     low.window_facts[node] = fact
     amend(node, kind=Kind.STREAM, pulse=Fraction(1), delay=0, spacing=1, length=1, dense=False, per_entry=True)

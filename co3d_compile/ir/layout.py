@@ -175,8 +175,12 @@ class Layout:
         return Layout(tuple(dims))
 
     def sizes(self, batch: int = -1) -> list[int]:
-        """Lists the sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are."""
-        return [batch if self.has(BATCH, d) else s for d, s in enumerate(self.shape)]
+        """Lists the sizes to write into a view: the batch's dim as ``batch`` (-1), the others as they are.
+
+        A table of clips by clips has two such dims: it is of as many as were captured.
+        """
+        rows = [d for d in range(self.rank) if self.has(BATCH, d)]
+        return [batch if [d] == rows else s for d, s in enumerate(self.shape)]
 
     def __str__(self) -> str:
         return "(" + ", ".join("·".join(f"{a.label}{a.size}" for a in d) or "1" for d in self.dims) + ")"

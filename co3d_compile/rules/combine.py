@@ -249,31 +249,11 @@ def _extent(node: Node, dim: int) -> int:
     return _extent(x, dim)
 
 
-def _interval(node: Node, dim: int) -> tuple[int, int] | None:
-    """Finds the entries of its root, from the first to behind the last, that slices over any dims leave."""
-    if node.target is aten.slice.Tensor:
-        x, own, start, end, step = sliced(node)
-        inner = _interval(x, dim)
-        if own != dim or inner is None:
-            return inner
-        return (inner[0] + start, inner[0] + end) if step == 1 else None
-    if node.target is aten.cat.default:
-        if _common_root(node, dim) is None:
-            return (0, shape_of(node)[dim])
-        inside = {_interval(p, dim) for p in node.all_input_nodes}
-        return inside.pop() if len(inside) == 1 else None
-    return None if node.target in CROPS else (0, shape_of(node)[dim])
-
-
 def _common_root(node: Node, dim: int) -> Node | None:
     """Finds the root of what a concatenation only adds constants or its own entries to.
 
     None: it joins more than that.
     """
-    if Arguments(node).dim(node) != dim:  # parts of the same entries, put together again
-        roots = {_root(p, dim) for p in node.all_input_nodes}
-        intervals = {_interval(p, dim) for p in node.all_input_nodes}
-        return roots.pop() if len(roots) == len(intervals) == 1 and None not in intervals else None
     main, *others = sorted(node.all_input_nodes, key=lambda p: -shape_of(p)[dim])
     root = _root(main, dim)
     more = [p for p in others if fact_of(p).kind is not Kind.STATIC]

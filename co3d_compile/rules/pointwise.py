@@ -41,13 +41,15 @@ def with_time_once(layout: Layout, why: str) -> Layout:
     So does a batch of one, which PyTorch may fold into any dim, to one in another dim.
 
     Raises:
-        NoExtension: Time stands in two dims, which is said as ``why``.
+        NoExtension: Time stands in two dims, which is said as ``why``, or the batch does.
     """
     batches = [d for d in range(layout.rank) if Axis(BATCH, 1) in layout.dims[d]]
     if len(batches) > 1:
         kept = next((d for d in batches if not layout.has(TIME, d)), batches[0])
         for d in set(batches) - {kept}:
             layout = layout.replace(d, [a for a in layout.dims[d] if a.label != BATCH])
+    if sum(layout.has(BATCH, d) for d in range(layout.rank)) > 1:
+        raise NoExtension("each clip of a batch meets each other one")
     places = [d for d in range(layout.rank) if layout.has(TIME, d)]
     if len(places) > 1:
         single = [d for d in places if Axis(TIME, 1) in layout.dims[d] and len(layout.dims[d]) > 1]

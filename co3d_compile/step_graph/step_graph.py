@@ -174,10 +174,7 @@ class StepGraph(Memory):
         layout = fact.layout
         if layout.time is not None and fact.length != fact.clip:
             layout = layout.resize(TIME, fact.length)
-        sizes = layout.sizes()
-        if sizes.count(-1) > 1:
-            return self.same(node)
-        return self.call(node.target, self.plain(operand(node)), sizes)
+        return self.call(node.target, self.plain(operand(node)), layout.sizes())
 
 
 VIEWS = {aten.reshape.default, aten.expand.default}

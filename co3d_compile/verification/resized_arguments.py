@@ -263,6 +263,9 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
     if dim == time and len(rest) > 2 and rest[2] > 1:  # every so many-th entry
         base = _grown(base, time, more[1] * rest[2] - more[0]) if more[0] < more[1] * rest[2] else base
         return call(n, (base, new, dim, rest[0], None, rest[2]))
+    if not selects and dim == time and min(more) > 0:
+        new = _filling(new, dim, slice(*rest[:2]).indices(old_base[dim])[:2], old_base[dim], old_new[dim])
+        more = more[0], new.shape[dim] - old_new[dim]
     if more[0] < more[1]:
         base = _grown(base, time, more[1])
     elif dim != time and more[1] < more[0]:
@@ -273,6 +276,14 @@ def scatter(n: Node, claim: Claim, args: Arguments) -> Tensor:
             start += more[0]
         rest = (start, start + new.shape[dim], *rest[2:])
     return call(n, (base, new, dim, *rest))
+
+
+def _filling(new: Tensor, dim: int, place: tuple[int, int], base: int, size: int) -> Tensor:
+    """Takes as many entries as in the clip of what is written over an edge of a longer tensor, as a pad is."""
+    start, stop = place
+    if 2 * size >= base or (start > 0 and stop < base):
+        return new
+    return new.narrow(dim, 0 if start == 0 else new.shape[dim] - size, size)
 
 
 def _grown(x: Tensor, dim: int, by: int) -> Tensor:
