@@ -49,13 +49,12 @@ ANY: dict[str, nn.Module] = {
     "the mean of the last": Cut(lambda y: y[:, :, -4:].mean(2)),
     "an edge": Cut(lambda y: torch.cat([y[:, :, :1], y], 2)),
     "the entry behind the edge": Cut(lambda y: torch.cat([y[:, :, 1:][:, :, 0].unsqueeze(2), y], 2)),
-    "the second of every other": Cut(lambda y: torch.cat([y[:, :, :4:2][:, :, 1].unsqueeze(2), y], 2)),
-    "the edge of another place": Cut(lambda y: torch.cat([y[:, 0, 1:2].unsqueeze(1), y[:, 1].unsqueeze(1)], 2)),
+    "the edge of another place": Cut(lambda y: torch.cat([y[:, :, 1:2][:, 0].unsqueeze(1), y[:, 1].unsqueeze(1)], 2)),
     "an edge of parts": Cut(lambda y: torch.cat([torch.cat([y[:, 1:, 1:2], y[:, :1, :1]], 1), y], 2)),
     "beside the first": Cut(lambda y: y - y[:, :, :1]),
     "remembered": Remembered(lambda y: y[:, :, 2:]),
 }
-EDGES = "the entry behind the edge", "the second of every other", "the edge of another place"
+EDGES = "the entry behind the edge", "the edge of another place"
 ALONE: dict[str, nn.Module] = {
     "the last, as a slice": Cut(lambda y: y[:, :, -1:]),
     "the last, as a list": Cut(lambda y: y[:, :, [-1]]),
