@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from zoo.small import SMALL
 
+from co3d_compile.capture import decompose
 from co3d_compile.capture.decompose import ALONE, decomposed
 from co3d_compile.capture.decompositions import decompositions
 from co3d_compile.capture.exported_graph import unlift
@@ -176,34 +179,54 @@ def test_what_is_traced_alone_has_the_parts_that_pytorch_gives_it() -> None:
     assert operators(found) == operators(expected)
 
 
+class Cells(nn.Module):
+    """A loop over frames with a cell in each turn."""
+
+    def __init__(self, kind: Callable[..., nn.Module], bias: bool = True) -> None:
+        super().__init__()
+        self.cell, self.several = kind(3, 4, bias=bias), kind is nn.LSTMCell
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = x.new_zeros(x.shape[0], 4), x.new_zeros(x.shape[0], 4)
+        for t in range(5):
+            h, c = self.cell(x[:, t], (h, c)) if self.several else (self.cell(x[:, t], h), c)
+        return h + c
+
+
 def test_cells_of_a_loop_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each turn takes another frame, which lies elsewhere in memory."""
+    cells: list[Node] = []
+    own = decompose.Cell
 
-    class Cells(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = nn.LSTMCell(3, 4)
+    def counted(node: Node, *args: Any) -> Any:
+        cells.append(node)
+        return own(node, *args)
 
-        def forward(self, x: Tensor) -> Tensor:
-            h, c = x.new_zeros(x.shape[0], 4), x.new_zeros(x.shape[0], 4)
-            for t in range(5):
-                h, c = self.cell(x[:, t], (h, c))
-            return h
-
-    cells: list[int] = []
-    own = ExportedProgram.run_decompositions
-
-    def counted(self: ExportedProgram, *args: object, **kwargs: object) -> ExportedProgram:
-        cells.append(sum(node.target is torch.ops.aten.lstm_cell.default for node in self.graph.nodes))
-        return own(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    network, x = Cells().eval(), torch.rand(2, 5, 3)
+    network, x = Cells(nn.LSTMCell).eval(), torch.rand(2, 5, 3)
     program = export(network, (x,))
-    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    monkeypatch.setattr(decompose, "Cell", counted)
     module, _, _ = decomposed(program, decompositions())
-    assert cells == [1]
+    assert len(cells) == 1
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], network(x))
+
+
+KINDS: dict[str, Callable[..., nn.Module]] = {
+    "LSTM": nn.LSTMCell,
+    "GRU": nn.GRUCell,
+    "tanh": nn.RNNCell,
+    "relu": partial(nn.RNNCell, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_have_the_parts_that_pytorch_gives_them(kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = export(Cells(KINDS[kind], bias).eval(), (torch.rand(2, 5, 3),))
+    expected, _, _ = unlift(program.run_decompositions(decompositions()))
+    monkeypatch.delattr(ExportedProgram, "run_decompositions")
+    found, _, _ = decomposed(program, decompositions())
+    assert operators(found) == operators(expected)
 
 
 def name_of(node: Node) -> str:

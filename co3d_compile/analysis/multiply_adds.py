@@ -10,9 +10,9 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from co3d_compile.ir.frame_loop import FrameLoop, is_loop, loop_of
+from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.node_reading import module_path, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.operator_kind import Kind, kind_of
@@ -54,7 +54,14 @@ def costs(program: Program) -> Costs:
 
 
 def _counts(node: Node) -> bool:
-    return isinstance(node.target, OpOverload | FrameLoop) and not is_pointwise(node.target)
+    """Says whether an operator may be counted: a loop, a recurrent layer, what PyTorch counts, or is made of that."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return is_loop(node)
+    if is_pointwise(target):
+        return False
+    counted = target.overloadpacket in flop_registry or target._can_decompose()
+    return counted or isinstance(rule_for(target), Recurrent)
 
 
 def _flops(node: Node, counter: FlopCounterMode) -> int:

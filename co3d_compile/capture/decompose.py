@@ -10,7 +10,7 @@ values that Python reads, writes that other tensors see) goes through PyTorch's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._export.utils import _is_preservable_cia_op
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -32,6 +33,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from co3d_compile.capture.cells import CELLS, Cell
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
 from co3d_compile.ir.aten_operators import VIEWS
@@ -169,9 +171,9 @@ def _decompose(module: GraphModule, table: Table) -> None:
     if not nodes:
         return
     examples = [alike[0] for alike in nodes.values()]
+    found = {node: _written(node) for node in examples if node.target in CELLS}
     quick = {node: compute for node in examples if (compute := _quick(node)) is not None}
-    others = [node for node in examples if node not in quick]
-    found: dict[Node, _Parts] = {}
+    others = [node for node in examples if node not in quick and node not in found]
     if quick:
         found |= _decomposed_examples(_traced(quick, table), list(quick))
     if others:
@@ -181,6 +183,19 @@ def _decompose(module: GraphModule, table: Table) -> None:
     for example, alike in zip(examples, nodes.values(), strict=True):
         for node in alike:
             _put(module.graph, node, found[example])
+
+
+def _written(node: Node) -> _Parts:
+    """Writes the parts of a cell of a recurrent layer."""
+    cell = Cell(node, _mode_of([node]))
+    return _Parts(cell.operands, [each for each in cell.graph.nodes if each.op != "placeholder"], cell.results)
+
+
+def _mode_of(nodes: Sequence[Node]) -> FakeTensorMode:
+    """Finds what the shapes of nodes live in."""
+    values = pytree.tree_leaves([node.meta["val"] for node in nodes])
+    mode: FakeTensorMode = next(value.fake_mode for value in values if hasattr(value, "fake_mode"))
+    return mode
 
 
 def _quick(node: Node) -> Callable[..., Any] | None:
@@ -217,10 +232,7 @@ def _traced(examples: Mapping[Node, Callable[..., Any]], table: Table) -> Graph:
         return tuple(results)
 
     values = [node.meta["val"] for node in operands]
-    mode = next(
-        x.fake_mode for x in pytree.tree_leaves([*values, next(iter(examples)).meta["val"]]) if hasattr(x, "fake_mode")
-    )
-    with mode, torch.no_grad():
+    with _mode_of([*operands, *examples]), torch.no_grad():
         own = [aten.alias.default(x) for x in values]  # an operand of two examples is two inputs
         return make_fx(side_by_side, decomposition_table=dict(table))(*own).graph
 
