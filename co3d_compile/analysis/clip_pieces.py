@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch.fx import Node
 
@@ -17,17 +19,18 @@ def pieces_with(node: Node) -> frozenset[str]:
     """Names a layer and those in front of it that are the same one on another piece of the clip.
 
     ``[gru(p)[1] for p in x.split(8, 1)]``: they share their weights, and what they read begins elsewhere. Empty where
-    there are none. Everything in front of the layer has its facts.
+    there are none. Pieces that overlap, such as ``x[:, i : i + 8]`` at each fourth i, start anew all of them, though
+    neighbours among them are nearly the same. Everything in front of the layer has its facts.
     """
-    found = set[str]()
-    piece = _piece(node)
+    alike = [node]
     for other in node.graph.nodes:
         if other is node:
             break
-        alike = other.target is node.target or (is_loop(other) and is_loop(node))
-        if alike and _constants(other) & _constants(node) and not _go_on(_piece(other), piece):
-            found |= {other.name, node.name}
-    return frozenset(found)
+        if (other.target is node.target or (is_loop(other) and is_loop(node))) and _constants(other) & _constants(node):
+            alike.append(other)
+    pieces = [_piece(n) for n in alike]
+    apart = any(not _go_on(a, b) for a, b in combinations(pieces, 2))
+    return frozenset(n.name for n in alike) if apart else frozenset()
 
 
 def _go_on(a: range, b: range) -> bool:
