@@ -196,6 +196,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     ),
     "circular pads over time and places": (
         lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), ((1, 4, 8, 6),), {}),
+    "a mean over padding in front": (lambda: Graph(lambda m, x: F.pad(m.a(x), (2, 0)).mean(2), a=conv()), (CLIP,), {}),
+    "the last entry behind padding": (lambda: Graph(
+        lambda m, x: F.pad(m.a(x), (1, 2))[:, :, -1] + x.mean(2), a=conv()), (CLIP,), {}),
     "two outputs": (lambda: Graph(lambda m, x: (m.a(x), m.b(x).mean(2)), a=conv(), b=conv(5, 2)), (CLIP,), {}),
     "last entry": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), (CLIP,), {}),
     "last entry of a long clip": (lambda: Graph(lambda m, x: m.a(x)[:, :, -1], a=conv()), ((1, 4, 24),), {}),

@@ -37,8 +37,8 @@ class Read:
 
     @property
     def frames(self) -> Fraction:
-        """Frames of the first input from the clip's start to that entry; what was put in front of the clip has none."""
-        return max(0, self.newest - self.claim.filled) * self.claim.spacing * self.claim.rate
+        """Frames of the first input from the clip's start to that entry; what was put there and left out has none."""
+        return (self.newest - min(self.claim.filled, self.oldest)) * self.claim.spacing * self.claim.rate
 
 
 @dataclass(frozen=True)
