@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +18,7 @@ from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.errors import Co3dError, UnsupportedError, first_line
 from co3d_compile.ir.found_parts import RegionRun
 from co3d_compile.ir.graph_edits import erase_dead
-from co3d_compile.ir.layout import Place
+from co3d_compile.ir.layout import BATCH, Place
 from co3d_compile.ir.markers import MARKERS, history, outside, region, shift, take, undelayed, window
 from co3d_compile.ir.node_reading import module_path, operand, returned, shape_of, where, whole
 from co3d_compile.ir.operator_arguments import Arguments
@@ -156,6 +157,7 @@ class Lower(Pass):
             low.streams[node] = rule.over_newest(node, low, (fact.length - 1) * fact.spacing, fact.spacing)
         else:
             low.streams[node] = rule.lower(node, low)
+        _check_entries(node, low.streams[node])
 
     def _on_window(self, low: StepGraph, node: Node) -> None:
         rule, longer = rule_of(node), low.program.options.window
@@ -232,6 +234,22 @@ def _count_places(spec: Output, time: Place) -> None:
     """Counts the places of a dim in which each entry has several, side by side: a reader sees no other entries."""
     if time.outer == 1:
         spec.delay, spec.pulse, spec.rate = spec.delay * time.inner, spec.pulse * time.inner, spec.rate / time.inner
+
+
+def _check_entries(node: Node, entries: Sequence[Any]) -> None:
+    """Checks that the entries that a rule has written are as large as its fact says: a rule that errs is found here.
+
+    Raises:
+        AssertionError: They are not.
+    """
+    layout = fact_of(node).layout
+    assert layout is not None
+    entry = layout.entry()
+    sizes = [None if entry.has(BATCH, d) else size for d, size in enumerate(entry.shape)]
+    for each in entries if isinstance(entries, list) else ():
+        shape = shape_of(each)
+        alike = len(shape) == len(sizes) and all(s in (None, size) for s, size in zip(sizes, shape, strict=True))
+        assert alike, f"its rule gives entries of shape {shape}, and its fact says {entry}"
 
 
 def _holder(low: StepGraph, entry: Node) -> tuple[Node, str]:
