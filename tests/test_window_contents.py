@@ -95,6 +95,11 @@ def states_of_pieces_that_overlap(m: Layers, x: Tensor) -> Tensor:
     return torch.stack([m.gru(x[:, :, i : i + CLIP - 3].transpose(1, 2))[1][-1] for i in (0, 1, 3)], 1)
 
 
+def sums_of_pieces(m: Layers, x: Tensor) -> Tensor:
+    """A running sum starts anew with each piece."""
+    return torch.cat([piece.cumsum(2) for piece in x.split(4, 2)], 2)
+
+
 def loops_over_pieces(m: Layers, x: Tensor) -> Tensor:
     """The same with a cell, in pieces of four frames."""
     states = [x.new_zeros(len(x), 5) for _ in range(2)]
@@ -110,9 +115,17 @@ def loops_over_pieces(m: Layers, x: Tensor) -> Tensor:
         [
             *(long_convolution, zeros_in_front, zeros_joined, first_again, reflected, attention, sorted_frames),
             *(slower_added, slower_beside, slower_asks, halves_added, states_of_pieces, loops_over_pieces),
-            states_of_pieces_that_overlap,
+            *(states_of_pieces_that_overlap, sums_of_pieces),
         ],
-        *(zeros_in_front, attention, slower_added, slower_asks, states_of_pieces, states_of_pieces_that_overlap),
+        *(
+            zeros_in_front,
+            attention,
+            slower_added,
+            slower_asks,
+            states_of_pieces,
+            states_of_pieces_that_overlap,
+            sums_of_pieces,
+        ),
     ),
     ids=lambda f: f.__name__,
 )

@@ -26,7 +26,7 @@ def pieces_with(node: Node) -> frozenset[str]:
     for other in node.graph.nodes:
         if other is node:
             break
-        if (other.target is node.target or (is_loop(other) and is_loop(node))) and _constants(other) & _constants(node):
+        if (other.target is node.target or (is_loop(other) and is_loop(node))) and _origin(other) & _origin(node):
             alike.append(other)
     pieces = [_piece(n) for n in alike]
     apart = any(not _go_on(a, b) for a, b in combinations(pieces, 2))
@@ -38,9 +38,10 @@ def _go_on(a: range, b: range) -> bool:
     return a.start == b.start or (len(a) == len(b) and 2 * abs(a.start - b.start) < len(a))
 
 
-def _constants(node: Node) -> set[object]:
-    """Collects the stored tensors that an operator reads: its weights."""
-    return {n.target for n in node.all_input_nodes if n.op == "get_attr"}
+def _origin(node: Node) -> set[object]:
+    """Collects the weights that an operator reads; of one without any, what its operands were cut from."""
+    weights: set[object] = {n.target for n in node.all_input_nodes if n.op == "get_attr"}
+    return weights or {n.args[0] for n in node.all_input_nodes if n.target is aten.slice.Tensor}
 
 
 def _piece(node: Node) -> range:
