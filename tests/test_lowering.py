@@ -176,6 +176,12 @@ class Vocoder(nn.Module):
 SAMPLES: dict[str, tuple[nn.Module, int, int]] = {
     "a kernel of 400 samples that moves on by 160": (nn.Conv1d(1, 4, 400, 160), 7, 400),
     "a mean of 160 samples": (nn.AvgPool1d(160), 3, 160),
+    "pools of samples": (nn.Sequential(nn.MaxPool1d(4, 2), nn.AvgPool1d(4, 2), nn.Conv1d(1, 2, 5, 32)), 18, 26),
+    "samples in a view": (
+        nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 2, 5, 4), nn.MaxPool1d(9, 8)),
+        18,
+        37,
+    ),
     "residual blocks and a decoder": (Vocoder(), 40, 44),
 }
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch.fx import Graph, Node
 
-from co3d_compile.ir.aten_operators import ConvArgs, is_pointwise, selected, sliced
+from co3d_compile.ir.aten_operators import ConvArgs, PoolArgs, is_pointwise, selected, sliced
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, settled
 from co3d_compile.ir.node_reading import operand, operand_list, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 
 aten = torch.ops.aten
-CONVOLVED = {aten.conv1d.default, aten.conv_transpose1d.default}
+POOLED = {aten.avg_pool1d.default, aten.max_pool1d.default}
+CONVOLVED = {aten.conv1d.default, aten.conv_transpose1d.default, *POOLED}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def _carried(node: Node, found: dict[Node, Dependence], frames: int) -> Dependen
 def _queue(node: Node, found: dict[Node, Dependence], places: dict[Node, Places], frames: int) -> Places:
     """Finds the dependence of each row of a queue, oldest first."""
     rows = operand(node)
-    new = places[rows].each if rows in places else [found[rows]] * shape_of(rows)[1]
+    own = places.get(rows)
+    new = own.each if own is not None and own.dim == 1 else [found[rows]] * shape_of(rows)[1]
     backs = range(whole(node, 1), 0, -1)
     return Places(1, [new[-1 - (back - 1) % len(new)].earlier(-(-back // len(new)), frames) for back in backs] + new)
 
@@ -183,18 +186,21 @@ def _moved(node: Node, places: Places) -> Places | Dependence | None:
         return each[index] if cut == dim else Places(dim - (cut < dim), each)
     if node.target is aten.permute.default:
         return Places(Arguments(node).dims(x, "dims").index(dim), each)
-    same = node.target is aten.reshape.default and shape_of(x)[: dim + 1] == shape_of(node)[: dim + 1]
-    return places if same else None
+    if node.target is not aten.reshape.default:
+        return None
+    before, count, shape = prod(shape_of(x)[:dim]), len(each), shape_of(node)
+    at = [d for d, size in enumerate(shape) if size == count and prod(shape[:d]) == before]
+    return Places(at[0], each) if at else None
 
 
 def _convolved(node: Node, found: dict[Node, Dependence], places: dict[Node, Places]) -> dict[Node, Places]:
-    """Finds the dependence of each place of a convolution over time, transposed or not; nothing for others."""
-    x, conv = operand(node), ConvArgs.of(node)
+    """Finds the dependence of each place of a convolution or pool over time, transposed or not; nothing for others."""
+    x, conv = operand(node), PoolArgs.of(node) if node.target in POOLED else ConvArgs.of(node)
     over = places.get(x, Places(2, [found[x]]))
     if over.dim != 2:
         return {}
     (k,), (s,), (d,), (p,) = conv.kernel, conv.stride, conv.dilation, conv.padding
-    back = node.target is aten.conv1d.default
+    back = node.target is not aten.conv_transpose1d.default
     read: list[list[Dependence]] = [[] for _ in range(shape_of(node)[2])]
     for i, each in enumerate(over.each):
         for j in range(k):

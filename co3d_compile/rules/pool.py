@@ -19,6 +19,7 @@ from co3d_compile.ir.node_reading import operand, rank_of, shape_of
 from co3d_compile.ir.time_facts import fact_of, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.sliding import KernelRule
+from co3d_compile.step_graph.entry_operators import MANY
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -55,8 +56,11 @@ class Pool(KernelRule):
         pool = self.args(node)
         if pool.axis is None:
             return super().lower(node, low)
+        positions = self.taps(node, low)
+        if self._is_many(node, low, positions):
+            return self._together(pool, low, positions)
         results = []
-        for o, taps in enumerate(self.taps(node, low)):
+        for o, taps in enumerate(positions):
             x = low.reduce_entries([low.ref(pool.x, i) for i in taps], "mean" if pool.average else "amax")
             x = self._mean_inside(node, low, pool, x, o)
             if any((pool.kernel[a], pool.stride[a]) != (1, 1) for a in pool.space):
@@ -65,6 +69,24 @@ class Pool(KernelRule):
                 x = low.call(aten.mul.Tensor, x, prod(pool.kernel) / pool.divisor)
             results.append(x)
         return results
+
+    def _is_many(self, node: Node, low: StepGraph, at: list[list[int]]) -> bool:
+        """Says whether the outputs of a step are computed together: many means or maxima of samples and features."""
+        pool, slides = self.args(node), own_of(node).slides
+        within = slides is not None and slides.within and pool.average
+        spread = pool.average and at[0][-1] - at[0][0] >= len(at[0])
+        if len(at) < MANY or pool.divisor is not None or within or spread or any(map(pool.moves, pool.space)):
+            return False
+        return node.meta["val"].is_floating_point() and low.is_vector(low.entry(pool.x, 0))
+
+    def _together(self, pool: PoolArgs, low: StepGraph, at: list[list[int]]) -> list[Node]:
+        """Writes one pool for all outputs of a step."""
+        rows = low.stacked([low.ref(pool.x, i) for i in range(at[0][0], at[-1][-1] + 1)])
+        x = low.call(aten.permute.default, rows, [0, 2, 1])
+        kernel, stride = [len(at[0])], [at[1][0] - at[0][0]]
+        apart = [] if pool.average else [[0], [at[0][1] - at[0][0] if len(at[0]) > 1 else 1]]
+        result = low.call((AVERAGES if pool.average else MAXIMA)[0], x, kernel, stride, *apart)
+        return low.entries_of(result, 2, range(len(at)))
 
     def _mean_inside(self, node: Node, low: StepGraph, pool: PoolArgs, x: Node, o: int) -> Node:
         """Takes the mean, with ends or a start, over the entries that the clip's own operator counts."""
