@@ -33,6 +33,10 @@ FITS: dict[str, Callable[[Tensor], Tensor]] = {
     "attention over rows": lambda x: torch.softmax(
         (y := x.permute(0, 2, 3, 1, 4).reshape(-1, 4, 4, 6)) @ y.mT, -1
     ).reshape(len(x), -1, 4, 4, 4),
+    "frames before clips": lambda x: (
+        x.mean([3, 4]).permute(2, 0, 1).reshape(-1, 4).tanh().reshape(-1, len(x), 4).permute(1, 2, 0)
+    ),
+    "several results in front": lambda x: torch.stack([x.relu(), x.tanh()]),
     "zeros for each clip": lambda x: torch.cat([x, x.new_zeros(len(x), 4, x.shape[2], 4, 6)], 1),
 }
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import operand, returned, shape_of
+from co3d_compile.ir.node_reading import operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.support.silence_torch import quiet
@@ -46,30 +46,38 @@ def for_one_clip(captured: Program) -> Program | None:
     if not plain or any(i.shape[:1] != (TWO,) or i.boxes is not None for i in program.inputs):
         return None
     before: dict[Node, object] = {n: n.meta.get("val") for n in program.graph.nodes}
+    outer: dict[Node, int] = {}
     try:
         with fake_mode(program), torch.no_grad(), quiet():
             for node in program.graph.nodes:
                 if node.op in ("placeholder", "call_function"):
-                    node.meta["val"] = _value(node, before)
+                    node.meta["val"] = _value(node, before, outer)
     except Exception:  # whatever a meta kernel raises for sizes that do not fit
-        return None
-    if any(isinstance(n.meta["val"], Tensor) and shape_of(n)[:1] != (1,) for n in returned(program.graph)):
         return None
     program.module.recompile()
     return program
 
 
-def _value(node: Node, before: Mapping[Node, object]) -> object:
-    """Computes what a node gives for one clip; a size that is the batch becomes one."""
+def _value(node: Node, before: Mapping[Node, object], outer: dict[Node, int]) -> object:
+    """Computes what a node gives for one clip; a size that is the batch becomes one.
+
+    Args:
+        node: Its operands are for one clip already.
+        before: What each node gives for two clips.
+        outer: Of values with a dim that holds more than the batch: what lies outside of it there.
+    """
     old = before[node]
+    outer[node] = next((outer[n] for n in node.all_input_nodes if outer.get(n, 1) > 1), 1)
     if node.op == "placeholder":
         assert isinstance(old, Tensor)
         return torch.empty(1, *old.shape[1:], dtype=old.dtype)
     if node.target in RESHAPES or node.target is aten.expand.default:
         x, now = before[operand(node)], shape_of(operand(node))
         assert isinstance(x, Tensor) and isinstance(old, Tensor)
-        viewed = _viewed if node.target in RESHAPES else _expanded
-        sizes = viewed(list(x.shape), list(now), list(old.shape))
+        if node.target in RESHAPES:
+            sizes, outer[node] = _viewed(list(x.shape), list(now), list(old.shape), outer[node])
+        else:
+            sizes = _expanded(list(x.shape), list(now), list(old.shape))
         said = Arguments(node).integers("shape" if node.target in RESHAPES else "size")
         node.update_arg(1, [-1 if a == -1 else size for a, size in zip(said, sizes, strict=True)])
     elif node.target in MADE:
@@ -85,16 +93,20 @@ def _value(node: Node, before: Mapping[Node, object]) -> object:
     return value
 
 
-def _viewed(x: list[int], now: list[int], sizes: list[int]) -> list[int]:
-    """Writes the sizes of a view of fewer numbers: the batch has as many places before it as in the operand."""
+def _viewed(x: list[int], now: list[int], sizes: list[int], outer: int) -> tuple[list[int], int]:
+    """Writes the sizes of a view of fewer numbers: the batch has as many places before it as in the operand.
+
+    Returns:
+        The sizes, and what lies outside of the batch in the dim that holds it.
+    """
     changed = [d for d, (a, b) in enumerate(zip(x, now, strict=True)) if a != b]
     if not changed:
-        return sizes
-    places = prod(x[: changed[0]])
+        return sizes, 1
+    places = prod(x[: changed[0]]) * outer
     for d, size in enumerate(sizes):
         own, rest = divmod(places, prod(sizes[:d]))
         if own and not rest and size % (TWO * own) == 0 and prod(sizes) // size * (size // TWO) == prod(now):
-            return [*sizes[:d], size // TWO, *sizes[d + 1 :]]
+            return [*sizes[:d], size // TWO, *sizes[d + 1 :]], own
     raise ValueError("the batch is nowhere in the view")
 
 
