@@ -94,13 +94,18 @@ class CaptureCheck:
             graph = copy.deepcopy(self.program.graph)
             with eager():
                 got = Interpreter(GraphModule(self.program.module, graph).double()).run(*doubled)
-        except (RuntimeError, TypeError, ValueError):
+        except (IndexError, RuntimeError, TypeError, ValueError):
             return False
         return _distance(got[: len(wanted)], wanted) <= SAME
 
 
 def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Measures the largest difference in standard deviations of what is wanted; infinite where another is finite."""
+    """Measures the largest difference in standard deviations of what is wanted; infinite where another is finite.
+
+    So it is where there are fewer results, as of a graph that cannot be run.
+    """
+    if len(got) != len(wanted):
+        return inf
     return max((_off(a, b) for a, b in zip(got, wanted, strict=True)), default=0.0)
 
 
