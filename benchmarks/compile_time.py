@@ -1,6 +1,6 @@
-"""CPU seconds of compiling a network, read from PyTorch and from ONNX, taking turns.
+"""CPU seconds of compiling a network, read from PyTorch and from ONNX, and of verifying it, taking turns.
 
-compile_time.py x3d_s x3d_m --rounds 5      seconds of the whole, of reading and capturing, and their ratio
+compile_time.py x3d_s x3d_m --rounds 5      seconds of each, and their ratio to compiling from PyTorch
 
 Comparable on a machine that others use too: only the time of this process counts. The ONNX file is exported before,
 and is not part of it. One turn of each side is not counted: the first one also loads PyTorch's tables.
@@ -46,14 +46,18 @@ def compare(name: str, small: bool, rounds: int) -> None:
         files = {f"ONNX, {how} exporter": Path(folder) / f"{how}.onnx" for how in ("old", "new")}
         for how, path in files.items():
             torch.onnx.export(network, clip, str(path), dynamo="new" in how, verbose=False)
-        sides: dict[str, Callable[[], co3d.CompiledModel]] = {"PyTorch": lambda: co3d.compile(network, clip)}
+        compiled = [co3d.compile(network, clip)]
+        sides: dict[str, Callable[[], object]] = {
+            "PyTorch": lambda: compiled.append(co3d.compile(network, clip)),
+            "verification": lambda: co3d.verify(compiled.pop(), network, clip),
+        }
         sides |= {how: lambda path=path: co3d.compile(path) for how, path in files.items()}  # type: ignore[misc]
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for turn in range(rounds + 1):
-            for side, compile_it in sides.items():
+            for side, run in sides.items():
                 gc.collect()
                 start = time.process_time()
-                compile_it()
+                run()
                 if turn:
                     seconds[side].append(time.process_time() - start)
     first = statistics.median(seconds["PyTorch"])

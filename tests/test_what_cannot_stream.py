@@ -45,7 +45,6 @@ ROWS: dict[str, tuple[Callable[[Any, Tensor], Any], tuple[int, ...], str, str]] 
                                   "folded into a spatial dim that the kernel slides over"),
     "rows are frames": (lambda m, x: torch.linalg.det(m.a(x)[:, :, :4]), SERIES, "det", "whose rows or columns are"),
     "columns are frames": (lambda m, x: torch.linalg.det(m.a(x)[:, :, :4].mT), SERIES, "det", "whose rows or columns"),
-    "a triangle of frames": (lambda m, x: m.a(x).tril(), SERIES, "tril", "cuts a matrix whose rows or columns are"),
     "a weight for each frame": (lambda m, x: F.linear(m.a(x), m.square.weight), SERIES, "linear",
                                 "sums over features into which time is folded"),
     "over frames": (lambda m, x: m.square.weight @ m.a(x).mT, SERIES, "matmul", "sums over time"),

@@ -139,9 +139,8 @@ class EntryOperators(Builder):
         k = next(cuts, None)
         if k is None:
             return None
-        return self.entries_of(super().call(aten.reshape.default, x, [-1, *shape[1:k], count, *shape[k:]]), k, [place])[
-            0
-        ]
+        viewed = super().call(aten.reshape.default, x, [-1, *shape[1:k], count, *shape[k:]])
+        return self.entries_of(viewed, k, [place])[0]
 
     def entries_of(self, x: Node, dim: int, places: Iterable[int]) -> list[Node]:
         """Lists entries of a step that were computed together, from their places in a dim of the result."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from copy import deepcopy
 
 from co3d_compile.capture.capture_model import capture, describe_inputs
 from co3d_compile.capture.fewer_clips import for_one_clip
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.verification.capture_check import CaptureCheck
-from co3d_compile.verification.clip_model import Example, Model, repeats, tensors_of
+from co3d_compile.verification.clip_model import Example, Model, tensors_of
 from co3d_compile.verification.random_clips import RandomClips
 
 
@@ -30,11 +29,8 @@ def captured_model(
     """
     there = None if known is None else _for_the_example(known, model, example, options)
     if there is not None:
-        with suppress(Exception):  # a model may keep what cannot be copied; the copy is run, as the model may remember
-            probe = deepcopy(model)
-            random_clips = _checked(there, probe, example)
-            if repeats(probe, example):
-                return there, random_clips
+        with suppress(Exception):  # what was rewritten for fewer clips may be another network, or none
+            return there, _checked(there, model, example)
     program = capture(model, example, options, two=False)
     return program, _checked(program, model, example)
 

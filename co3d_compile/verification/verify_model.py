@@ -120,8 +120,8 @@ def _run(check: _Check, source: Iterator[Frames], model: Model, example: Example
             raise
         check.reason = f"{error}{REMEMBERS}"
     else:
-        if check.differs and not repeats(model, example):
-            check.reason += REMEMBERS
+        if not repeats(model, example):  # also where it agrees: it may have forgotten by chance
+            check.reason = f"{check.reason}{REMEMBERS}".strip()
 
 
 def _clip_model(
