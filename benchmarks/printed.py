@@ -12,6 +12,7 @@ def print_table(table: Table, rows: list[dict[str, Any]], said: list[str], times
     """Prints a table on standard output, sentences behind it, and what the times are: ``Milliseconds per frame: …``."""
     out = Console(highlight=False)
     out.width = max(out.width, 200)  # a log or pipe has no width
+    table.columns[0].no_wrap = True  # names stay whole beside many columns
     out.print(table)
     for sentence in said:
         out.print(sentence)
