@@ -55,6 +55,10 @@ class CompiledModel:
         self.model.metadata_props[metadata.METADATA_KEY] = self.info.to_json()
         self._report = report
 
+    def captured_of(self, model: object) -> Program | None:
+        """Gives the graph that was captured of this very model, if it was compiled from it in this process."""
+        return self.captured if self.source is not None and self.source.network is model else None
+
     def report(self) -> Report:
         """Says what was done, and what it costs."""
         return self._report

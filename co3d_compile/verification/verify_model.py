@@ -101,7 +101,7 @@ def verify(
     with _file(compiled) as path:
         with StreamSession(path, batch=batch_of(model, example), layout="plain") as session:
             count = steps if frames is None else steps or WHOLE
-            known = _captured(compiled, model)
+            known = compiled.captured_of(model) if isinstance(compiled, CompiledModel) else None
             check = _Check(session, model, example, known, count, tolerance, progress or (lambda *_: None))
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
@@ -138,13 +138,6 @@ def _source(check: _Check, frames: Iterable[Any] | None, seed: int) -> Iterator[
     """Makes the frames of each step: those given, or random ones."""
     reference, pulse = check.reference, check.timeline.pulse
     return random_frames(reference, pulse, seed) if frames is None else given_frames(reference, pulse, frames)
-
-
-def _captured(compiled: CompiledModel | str | os.PathLike[str], model: Model) -> Program | None:
-    """Gives the graph that the compiler has captured of this very model, where it was compiled in this process."""
-    if not isinstance(compiled, CompiledModel) or compiled.source is None or compiled.source.network is not model:
-        return None
-    return compiled.captured
 
 
 @contextlib.contextmanager
