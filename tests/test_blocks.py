@@ -95,6 +95,20 @@ def test_with_ends(entry: Entry, frames: int, entries: int, delay: int) -> None:
     streams(module, module, [12, 24], CLIP)
 
 
+ONE_EACH = ["mean of each block", "time to channels", "the result in blocks", "the result in time"]
+"""Without something behind whole blocks that takes their frames apart again."""
+
+
+@pytest.mark.parametrize("entry", [pytest.param(p.values[0], id=p.id) for p in BLOCKS])
+def test_dense_strides_have_no_blocks(entry: Entry) -> None:
+    if entry.name in ONE_EACH:
+        dense = co3d.compile(entry.build(), entry.examples(), stride_mode="dense")
+        assert co3d.verify(dense, entry.build(), entry.examples()).passed and not dense.info.recomputed
+        return
+    with pytest.raises(co3d.UnsupportedError, match=r"has no meaning with stride_mode='dense'.*aten\."):
+        co3d.compile(entry.build(), entry.examples(), stride_mode="dense")
+
+
 @pytest.mark.parametrize("name", ["attention in blocks", "time to channels", "channels to time", "there and back"])
 def test_what_is_said_is_verified(name: str) -> None:
     (entry,) = (p.values[0] for p in BLOCKS if p.values[0].name == name)

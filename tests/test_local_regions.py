@@ -59,6 +59,18 @@ def test_what_is_local_streams(name: str) -> None:
     assert largest_difference(net, model, batch=1 if name == "blocks in the batch" else 2) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "name",
+    few(
+        [name for name in LOCAL if any(p > 1 for *_, p in LOCAL[name][1]) or name == "blocks in the batch"],
+        "blocks by a mask",
+    ),
+)
+def test_dense_strides_have_no_blocks(name: str) -> None:
+    with pytest.raises(co3d.UnsupportedError, match=r"has no meaning with stride_mode='dense'.*aten\."):
+        compiled(name, stride_mode="dense")
+
+
 @pytest.mark.parametrize("name", [slow(name) if name in ("learned positions", "flipped") else name for name in GLOBAL])
 def test_what_is_not_local_stays_on_a_window(name: str) -> None:
     _, model = compiled(name)

@@ -24,13 +24,15 @@ from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_edits import insert_marker
+from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import blocks, hold, kept, unblocked
-from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, own_of
 from co3d_compile.rules import rule_for
+from co3d_compile.rules.base import no_dense_form
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
 from co3d_compile.rules.pointwise import Pointwise, counts_on
@@ -44,6 +46,7 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
 
     Raises:
         UsageError: An option has no meaning for the model's inputs or rates.
+        UnsupportedError: Results have no dense form.
     """
     annotate_inputs(program)
     given = Decisions()
@@ -61,8 +64,9 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
         regroup(program, found.regrouped - given.regrouped)
         decisions = separate_starts(program, found, found.starts - given.starts)
         walk, given = walk.next(given, decisions), decisions
-    for node, operands in walk.waiting.items():
-        hold_back(program, node, operands)
+    for node, waiting in walk.waiting.items():
+        hold_back(program, node, waiting)
+    refuse_blocks(program)
     fix_pulse(program)
     program.notes.split_views = split_views(program)
     program.notes.goes_on = going_on(program)
@@ -199,6 +203,20 @@ def cropped(program: Program) -> dict[str, tuple[int, int, int]]:
         if place is not None and place.alone and place.dim == dim and fact_of(x).length != place.size:
             found.update({name: (start, end, size) for name in program.names_of(node) if name in captured})
     return found
+
+
+def refuse_blocks(program: Program) -> None:
+    """Refuses results that are put together from blocks of time where strides are dense.
+
+    Clips that start at each frame have other blocks each.
+
+    Raises:
+        UnsupportedError: There is one.
+    """
+    for node in filter(is_stream, program.graph.output_node().all_input_nodes):
+        place = fact_of(node).time if fact_of(node).dense else None
+        if place is not None and place.inner > 1 and any(n.target is blocks for n in reached([node], operands)):
+            raise no_dense_form(f"Giving {place.inner} entries for one", node)
 
 
 def fix_pulse(program: Program) -> None:

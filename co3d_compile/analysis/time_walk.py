@@ -30,12 +30,14 @@ from co3d_compile.ir.time_facts import (
     Kind,
     NoExtension,
     Own,
+    Uneven,
     fact_of,
     facts_as,
     is_stream,
     is_window,
 )
 from co3d_compile.rules import Rule, rule_for
+from co3d_compile.rules.base import refuse_dense
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import waiting_operands
 from co3d_compile.rules.failures import blaming
@@ -221,6 +223,8 @@ class TimeWalk:
         except NoExtension as why:
             if self._regroup(node, rule):
                 return window_fact(node, rule), str(why)
+            if isinstance(why, Uneven):
+                refuse_dense(node, "What gives blocks of entries")
             return self._without_extension(node, rule, str(why))
 
     def _starts_anew(self, node: Node) -> str | None:

@@ -24,6 +24,7 @@ from co3d_compile.analysis.locality_proof import (
     odd_entries,
 )
 from co3d_compile.analysis.operator_families import MOVES, is_pointwise, name_of
+from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.graph_walks import reached
@@ -33,6 +34,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
 from co3d_compile.passes import default_passes
+from co3d_compile.rules.base import no_dense_form
 from co3d_compile.rules.remembering import remembers_all
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def facts_of(program: Program, tried: Program | None) -> dict[str, Fact] | None:
 
 
 def _annotated(tried: Program) -> Program | None:
-    """Gives each node of a copy its fact; None where a rule fails."""
+    """Gives each node of a copy its fact; None where a rule fails. What dense strides refuse is refused at once."""
     tried.options = replace(tried.options, unsupported="window")
     tried.looking = True
     passes = default_passes()
@@ -79,6 +81,8 @@ def _annotated(tried: Program) -> Program | None:
         for step in passes[: passes.position("annotate_time") + 1]:
             step.run(tried)
     except Exception as error:  # it will be said when the passes run in earnest
+        if isinstance(error, UnsupportedError) and tried.options.stride_mode == "dense":
+            raise
         log.info("no regions are looked for: %s", error)
         return None
     return tried
@@ -93,6 +97,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.short = self.program.copied().module
+        self.batch = int(self.program.inputs[0].shape[0])
         self.nodes = list(self.short.graph.nodes)
         self.order = {n: i for i, n in enumerate(self.nodes)}
         self.tried: set[Node] = set()
@@ -233,11 +238,6 @@ class _Search:
         over = [d for d, (a, b) in enumerate(zip(short, long, strict=True)) if a != b]
         return over[0] if len(over) == 1 and over != [0] and short[0] == self.batch else None
 
-    @property
-    def batch(self) -> int:
-        """Clips at once."""
-        return int(self.program.inputs[0].shape[0])
-
     def _inputs(self, result: Node, facts: Mapping[str, Fact]) -> list[Node]:
         """Finds the streams that a result is computed from, in the order of the graph.
 
@@ -280,6 +280,8 @@ class _Search:
             inputs = self._inputs(result, facts)
             part = self._part(result, inputs, facts, wide=False)
             proof = self._proved(part)
+            if proof.reach.period > 1 and self.program.options.stride_mode == "dense":
+                raise no_dense_form(f"A computation in blocks of {proof.reach.period} entries", start)
             captures = self._part(result, inputs, facts, wide=True).captures
             names = tuple(n.name for n in inputs)
             where, found = (operator_name(start.target), module_path(start)), proof.reach

@@ -37,6 +37,13 @@ class NoExtension(Exception):
     """An operator has no meaning beyond the clip: it is applied to a window. The message is the reason."""
 
 
+class Uneven(NoExtension):
+    """Entries meet that stand in blocks of different sizes: x, and every entry of x twice."""
+
+    def __init__(self) -> None:
+        super().__init__("meets entries that stand in blocks of another size")
+
+
 @dataclass(frozen=True)
 class Own:
     """What is known of an operator itself. What is computed from its result, or is a marker of it, has not got this.

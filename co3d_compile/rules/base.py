@@ -15,6 +15,7 @@ from co3d_compile.ir.node_reading import operands, overloads, where
 from co3d_compile.ir.time_facts import (
     Fact,
     NoExtension,
+    Uneven,
     combine,
     fact_of,
     is_stream,
@@ -24,7 +25,6 @@ from co3d_compile.ir.time_facts import (
 )
 from co3d_compile.step_graph.step_graph import StepGraph
 
-UNEVEN = "meets entries that stand in blocks of another size"  # x, and every entry of x twice
 RULES: dict[Any, Rule] = {}
 R = TypeVar("R", bound="type[Rule]")
 
@@ -93,7 +93,7 @@ class Rule:
                 raise NoExtension(self.reason(node))
         places = [known(n).time for n in node.all_input_nodes if is_stream(n)]
         if len({place.size for place in places if place is not None and place.size > 1}) > 1:
-            raise NoExtension(UNEVEN)
+            raise Uneven
         return combine([fact_of(n) for n in node.all_input_nodes], self.layout(node))
 
     def weights(self, node: Node) -> Iterable[object]:
@@ -184,18 +184,20 @@ def in_table(target: object) -> Rule | None:
     return RULES.get(target) or RULES.get(type(target))
 
 
-def refuse_dense(node: Node) -> None:
-    """Refuses up-sampling with dense strides: it gives several entries per entry, and not one result per frame.
+def refuse_dense(node: Node, what: str = "Up-sampling over time") -> None:
+    """Refuses with dense strides what gives several entries per entry, and not one result per frame.
 
     Raises:
         UnsupportedError: ``stride_mode`` is dense.
     """
     if any(fact_of(n).dense for n in node.all_input_nodes):
-        raise UnsupportedError(
-            "Up-sampling over time has no meaning with stride_mode='dense'.",
-            **where(node),
-            hint="Use stride_mode='step'.",
-        )
+        raise no_dense_form(what, node)
+
+
+def no_dense_form(what: str, node: Node) -> UnsupportedError:
+    """Words the refusal of what gives no one result per frame when ``stride_mode`` is dense."""
+    text = f"{what} has no meaning with stride_mode='dense'."
+    return UnsupportedError(text, **where(node), hint="Use stride_mode='step'.")
 
 
 def one_entry(fact: Fact, layout: Layout) -> Fact:

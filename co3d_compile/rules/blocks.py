@@ -12,7 +12,7 @@ from co3d_compile.ir.layout import BATCH, PLAIN, TIME, Axis, Layout, LayoutLost
 from co3d_compile.ir.markers import blocks, unblocked
 from co3d_compile.ir.node_reading import operand, whole
 from co3d_compile.ir.time_facts import Fact, combine, fact_of, known
-from co3d_compile.rules.base import Rule, refuse_dense, register
+from co3d_compile.rules.base import Rule, no_dense_form, register
 from co3d_compile.rules.sliding import SlidingRule
 from co3d_compile.step_graph.step_graph import StepGraph
 
@@ -52,9 +52,11 @@ class Unblocked(Rule):
         return layout
 
     def flow(self, node: Node) -> Fact:
-        refuse_dense(node)
-        fact = unblocked_fact(fact_of(operand(node)))
-        assert fact is not None
+        x = operand(node)
+        fact, place = unblocked_fact(fact_of(x)), known(x).time
+        assert fact is not None and place is not None
+        if fact.dense:
+            raise no_dense_form(f"Giving {place.inner} entries for one", x)
         return fact
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
@@ -105,6 +107,6 @@ def unblocked_fact(fact: Fact) -> Fact | None:
     """
     layout = unfolded(fact.layout) if fact.layout is not None else None
     place = fact.time
-    if layout is None or place is None or fact.dense:
+    if layout is None or place is None:
         return None
     return replace(combine([fact.upsampled(place.inner, 0)], layout), per_entry=False, copies=NO_COPIES)

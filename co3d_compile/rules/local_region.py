@@ -9,12 +9,11 @@ from math import floor, prod
 import torch
 from torch.fx import Node
 
-from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import region, settled
-from co3d_compile.ir.node_reading import module_path, operand_list, shape_of, whole
+from co3d_compile.ir.node_reading import operand_list, shape_of, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
 from co3d_compile.ir.time_facts import Fact, NoExtension, Own, combine, fact_of, is_stream, known
@@ -38,13 +37,6 @@ class LocalRegion(Rule):
             raise NoExtension("reads what is no stream")
         layout, first = self.layout(node), fact_of(inputs[0])
         fact = combine([fact_of(x) for x in inputs], layout)
-        if fact.dense and period > 1:
-            raise UnsupportedError(
-                f"It computes blocks of {period} entries: there is no one result per frame of it.",
-                operator="region",
-                module_path=module_path(node),
-                hint="Use stride_mode='step'.",
-            )
         more = layout.shape[whole(node, 5)] - first.clip
         return replace(
             fact,

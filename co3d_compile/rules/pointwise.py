@@ -12,8 +12,8 @@ from torch.fx import Node
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.layout import BATCH, TIME, Axis, Layout
 from co3d_compile.ir.node_reading import operands, rank_of, shape_of
-from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, combine, constant_of, fact_of, is_stream, known
-from co3d_compile.rules.base import UNEVEN, Rule, register
+from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, Uneven, combine, constant_of, fact_of, is_stream, known
+from co3d_compile.rules.base import Rule, register
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ def broadcast(layouts: list[Layout]) -> Layout:
     for right in range(rank, 0, -1):
         options = [layout.dims[layout.rank - right] for layout in layouts if layout.rank >= right]
         if len({_blocks(axes) for axes in options} - {None}) > 1:
-            raise NoExtension(UNEVEN)
+            raise Uneven
         dims.append(max(options, key=_weight))
     return with_time_once(Layout(tuple(dims)), "time stands in two different dims")
 
