@@ -215,6 +215,29 @@ def shifted(m: Any, x: Tensor) -> Tensor:
     return z.view(y.shape[1:])
 
 
+def places_of_one(m: Any, x: Tensor) -> Tensor:
+    """Attention over the places of each frame, places first. PyTorch's layer puts a dim in front to take q, k, v apart."""
+    y = m.a(x).mean(4).permute(0, 2, 3, 1).reshape(12, 6, 4).transpose(0, 1)
+    attended: Tensor = m.attention(y, y, y, need_weights=False)[0]
+    return attended.transpose(0, 1)[None]
+
+
+def pooled_features_of_one(m: Any, x: Tensor) -> Tensor:
+    """A pool over the features of each frame, with a dim of one where its channels are."""
+    rows = m.a(x).mean((3, 4)).mT.view(12, 4)
+    return F.max_pool1d(rows[None].transpose(0, 1), 2).view(1, 12, 2)
+
+
+@pytest.mark.parametrize("forward", [places_of_one, pooled_features_of_one])
+def test_frames_of_a_single_clip_in_the_batch(forward: Callable[..., Any]) -> None:
+    clip = (torch.randn(CLIP),)
+    module = randomise(Graph(forward, a=nn.Conv3d(4, 4, 3, padding=1), attention=nn.MultiheadAttention(4, 2)), *clip)
+    compiled = co3d.compile(module, clip)
+    assert compiled.info.inputs[0].shape[0] == "N" and not compiled.info.recomputed
+    result = verify(compiled, module, clip)
+    assert result.passed, result.reason
+
+
 def test_a_single_clip_streams_by_its_index_equations() -> None:
     """``view(1, T, …)`` makes a clip of its frames again, as ``x[0][None]`` does: no region, the next frame's delay."""
     clip = torch.randn(1, 8, 4, 6, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,34 @@ class InParts(nn.Module):
         return self.pool(y).flatten(2)
 
 
+class Asked(nn.Module):
+    """A learned query that the network repeats for its batch, and that attends to the places of each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.query = nn.Conv3d(3, 4, 3, padding=1), nn.Parameter(torch.randn(1, 1, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).permute(0, 2, 3, 4, 1)
+        query = self.query.repeat(x.shape[0], 1, 1)
+        asked = [self.attention(query, frame, frame)[0] for frame in y.flatten(2, 3).unbind(1)]
+        return torch.cat(asked, 1)
+
+
+class CopiedAsObjects(nn.Module):
+    """A network that copies tensors as Python copies objects, as those for sign language do with lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lengths = nn.Conv3d(3, 4, 3, padding=1), torch.tensor([8.0])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y, lengths = copy.deepcopy(self.conv(x)), copy.deepcopy(self.lengths)
+        lengths -= 2
+        return {"scores": copy.copy(y) * 2, "lengths": lengths}
+
+
 VIDEO = (1, 3, 8, 6, 6)
 CLOTHES: dict[str, Callable[[], Any]] = {
     "scripted": lambda: torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()),
@@ -135,6 +164,8 @@ CLOTHES: dict[str, Callable[[], Any]] = {
     "every second frame, in turn": lambda: InTurn().eval(),
     "heads in front of the batch": lambda: HeadsInFront().eval(),
     "a mask in the dtype of a stream": lambda: Padded().eval(),
+    "a learned query, repeated": lambda: Asked().eval(),
+    "tensors copied as objects": lambda: CopiedAsObjects().eval(),
 }
 
 

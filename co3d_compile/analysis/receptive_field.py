@@ -108,7 +108,7 @@ def dependences(graph: Graph, first: Node, frames: int = 1, time_dim: int = 0) -
             places[node] = _queue(node, found, places, frames)
         elif node.target is aten.cat.default:
             places[node] = _joined(node, found, places)
-        elif node.target in CONVOLVED and (operand(node) in places or shape_of(operand(node))[2] == 1):
+        elif node.target in CONVOLVED and (operand(node) in places or shape_of(operand(node))[2:3] == (1,)):
             places |= _convolved(node, found, places)
         elif is_pointwise(node.target) and any(n in places for n in node.all_input_nodes):
             places |= _by_itself(node, found, places)

@@ -176,7 +176,7 @@ def _line_in(frames: traceback.StackSummary) -> str:
 
 
 def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str, pytree.PyTree]) -> ExportedProgram:
-    """Runs ``torch.export``, also of a model that reads ``x.data`` (for the tracer it is made ``x.detach()``),
+    """Runs ``torch.export``, also of a model that reads ``x.data`` or copies tensors as Python copies objects,
     decides in Python by the values of constants, packs sequences or catches what a module of it raises."""
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
         with quiet():
@@ -188,7 +188,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
             if not _reads_sizes(plain):
                 return plain
         try:
-            with _DataDetached(), ConstantsKnown(model) as constants, PackedSequences(constants), failures_caught():
+            with _CopiesTraced(), ConstantsKnown(model) as constants, PackedSequences(constants), failures_caught():
                 return torch.export.export(model, clip, keywords, strict=False)
         except Exception:
             if plain is None:
@@ -212,15 +212,22 @@ def without_stack_traces() -> Iterator[None]:
         fx.config.do_not_emit_stack_traces = before
 
 
-class _DataDetached(TorchFunctionMode):
-    """A mode in which ``x.data`` of an activation is an operator that can be traced."""
+class _CopiesTraced(TorchFunctionMode):
+    """A mode in which ``x.data``, ``copy.deepcopy(x)`` and ``copy.copy(x)`` of an activation are operators."""
 
     def __torch_function__(
         self, func: Callable[..., T], types: Args, args: Args = (), kwargs: Kwargs | None = None
-    ) -> T | Tensor:
-        """Runs a call; one that reads ``data`` becomes ``detach``."""
-        if func == _READ_DATA and isinstance(args[0], Tensor) and not isinstance(args[0], nn.Parameter):
-            return args[0].detach()
+    ) -> T | Tensor | tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
+        """Runs a call; one that reads ``data`` becomes ``detach``, and one that copies a tensor becomes ``clone``."""
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            return func(*args, **(kwargs or {}))
+        if func == _READ_DATA and not isinstance(x, nn.Parameter):
+            return x.detach()
+        if func == Tensor.__deepcopy__:
+            return x.clone()
+        if func == Tensor.__reduce_ex__:  # of copy.copy: the same memory in another tensor
+            return Tensor.view_as, (x, x)
         return func(*args, **(kwargs or {}))
 
 

@@ -121,8 +121,7 @@ class Layout:
         if floating:
             if not kept:
                 return Layout(())
-            labelled = sorted([*[a for a in kept[0] if a.label], *floating], key=lambda a: a.label != BATCH)
-            kept[0] = (*labelled, *[a for a in kept[0] if not a.label])
+            kept[0] = (*[a for a in kept[0] if a.label], *floating, *[a for a in kept[0] if not a.label])
         return Layout(tuple(kept))
 
     def view(self, shape: Sequence[int]) -> Layout:
@@ -149,8 +148,10 @@ class Layout:
         batch = self.batch
         if batch is None or batch.size != 1 or batch.alone or not self.dims or self.dims[0]:
             return self
-        if self.dims[batch.dim] == (Axis(BATCH, 1), Axis(TIME, 1)):
-            return self  # the batch is where it was: a single entry rides on it
+        first, *others = self.dims[batch.dim]
+        frames = next((a.size for a in others[:1] if a.label == TIME), 0) if first.label == BATCH else 0
+        if frames == 1 or (frames and batch.dim != 1):
+            return self  # the batch is where it was: a single entry rides on it, or frames were folded into it
         return self.without(BATCH).replace(0, [Axis(BATCH, 1)])
 
     def entry_dims(self) -> list[int | None]:

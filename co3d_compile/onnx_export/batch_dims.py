@@ -14,7 +14,8 @@ from torch.fx.node import Argument
 from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.ir.graph_edits import fake_mode
+from co3d_compile.ir.graph_edits import fake_mode, insert
+from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import place_of, rank_of, returned, shape_of, where
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -80,8 +81,46 @@ def _values(program: Program, views: _Views | None) -> tuple[dict[Node, Value], 
         try:
             values[node] = _value(program, node, values)
         except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            return values, node
+            if not _fits_with_rows_repeated(program, node, values):
+                return values, node
     return values, None
+
+
+def _fits_with_rows_repeated(program: Program, node: Node, values: dict[Node, Value]) -> bool:
+    """Repeats what constants that an operator reads have for each captured clip, if it is always the same.
+
+    Such as a learned query that the network itself has repeated for its batch, in heads or not. Says whether the
+    operator fits then.
+    """
+    rows = program.inputs[0].shape[0]
+    if rows == 1 or not any(grown_dims(n, values) for n in node.all_input_nodes):
+        return False
+    for constant in [n for n in node.all_input_nodes if n.op == "get_attr"]:
+        numbers = program.constant(constant)
+        parts = [(d, numbers.unflatten(d, (rows, -1))) for d, size in enumerate(numbers.shape) if size % rows == 0]
+        dim = next((d for d, part in parts if bool((part == part.narrow(d, 0, 1)).all())), None)
+        if dim is not None:
+            _repeat_for_each_stream(program, node, constant, dim, values)
+    program.module.recompile()
+    try:
+        values[node] = _value(program, node, values)
+    except Exception:  # whatever a meta kernel raises for sizes that do not fit
+        return False
+    return True
+
+
+def _repeat_for_each_stream(program: Program, node: Node, constant: Node, dim: int, values: dict[Node, Value]) -> None:
+    """Lets an operator read a constant's part for the first captured clip, once for each stream."""
+    first, sizes = program.placeholders()[0], shape_of(constant)
+    length = sizes[dim] // program.inputs[0].shape[0]
+    own = insert(program, node, aten.slice.Tensor, constant, dim, 0, length)
+    apart = insert(program, node, aten.unsqueeze.default, own, dim)
+    repeated = insert(program, node, expand_batch, apart, first, dim, 0)
+    merged = [*sizes[:dim], -1, *sizes[dim + 1 :]]
+    joined = insert(program, node, aten.reshape.default, repeated, merged)
+    node.replace_input_with(constant, joined)
+    for new in (own, apart, repeated, joined):
+        values[new] = _value(program, new, values)
 
 
 def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
