@@ -7,6 +7,7 @@ beside each by itself, and every value behind the first such size is compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -127,24 +128,27 @@ class _Search:
                 self.values[value] = x.new_empty([CLIPS * x.shape[0], *x.shape[1:]])
                 self.module.onnx_places[value] = Place(0, x.shape[0])
             for at, node in enumerate(self.nodes[:first]):
-                if self._choices(node) != [None]:
+                choice, *rest = self._choices(node)
+                if rest or (choice is not None and choice.is_stored):
                     return at
-                if not self._step(node, None, in_value=False):
+                if not self._step(node, choice, in_value=False):
                     return None
         return first
 
     def _choices(self, node: ir.Node) -> list[Place | None]:
-        """Finds where clips may lie behind a node, if a stored shape leaves that open."""
+        """Finds where clips may lie behind a view, by its shape; one that is computed says in which dim."""
         source = node.inputs[0] if node.inputs else None
         place = self.module.onnx_places.get(source) if source is not None else None
         if node.op_type != "Reshape" or place is None or source is None:
             return [None]
+        found = behind_a_view(place, self._shape(source), self._shape(node.outputs[0]))
         shape = node.inputs[1] if len(node.inputs) > 1 else None
         if shape is not None and shape in self.values:
             one, both = self.apart[0].get(shape), self.values[shape]
-            if not isinstance(one, np.ndarray) or not isinstance(both, np.ndarray) or (one != both).any():
+            if not isinstance(one, np.ndarray) or not isinstance(both, np.ndarray):
                 return [None]
-        found = behind_a_view(place, self._shape(source), self._shape(node.outputs[0]))
+            if (one != both).any():
+                found = [replace(p, is_stored=False) for p in found if one[p.dim] != both[p.dim]]
         return [*found] or [None]
 
     def _shape(self, value: ir.Value) -> tuple[int, ...]:
