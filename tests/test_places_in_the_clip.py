@@ -76,6 +76,11 @@ BY_PLACE: dict[str, tuple[Network, str]] = {
     "on a ramp down": (lambda m, x: x * (5.0 - places(x)).clamp(0, 1), WINDOW),
     "no more than a ramp": (lambda m, x: torch.minimum(m.layer(x), (3.0 - places(x)).clamp(0)), REGION),
     "on a ramp up": (lambda m, x: x * (places(x) / 4.0).clamp(0, 1), REGION),
+    "on a ramp up that ends behind the clip": (lambda m, x: x * (places(x) / 10.0).clamp(0, 1), WINDOW),
+    "no more than a ramp that ends behind the clip": (
+        lambda m, x: torch.minimum(x.abs(), (12.0 - places(x)).clamp(0)),
+        WINDOW,
+    ),
     "on a ramp as long as the clip": (lambda m, x: x * torch.linspace(0, 1, x.shape[2]), WINDOW),
     "faded out": (lambda m, x: x * torch.exp(-20.0 * places(x)), WINDOW),
     "counted in ones": (lambda m, x: x * (torch.ones_like(x).cumsum(2) < 4), WINDOW),

@@ -61,11 +61,11 @@ class ReplacedParts:
             segment: The first steps that were compared.
             results: The results of the file at all steps that were compared.
         """
+        if self.info.free_rows is not None:
+            return
         streamed = [np.stack(values) for values in zip(*results.values(), strict=True)]
-        still = [
-            len(values) > 1 and _moves_by(values) <= SAME * max(1.0, float(abs(values).max())) for values in streamed
-        ]
-        if not (self.any or any(still)) or self.info.free_rows is not None:
+        still = [len(v) > 1 and _moves_by(v) <= SAME * max(1.0, float(abs(v).max(initial=0))) for v in streamed]
+        if not (self.any or any(still)):
             return
         clips = [self._clip(segment, offset) for offset in (0, len(segment.steps) // 2)]
         untouched = [self.reference.untouched(clip) for clip in clips]
