@@ -16,7 +16,7 @@ from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read
 from co3d_compile.compiler.build_model import Build
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.replaced_module import ClipNetwork
-from co3d_compile.compiler.time_dim_check import check_time_dim, usual_dims
+from co3d_compile.compiler.time_dim_check import check_time_dim, doubt_time_dim, usual_dims
 from co3d_compile.compiler.tune_forms import tuned
 from co3d_compile.errors import Co3dWarning
 from co3d_compile.ir.options import Options
@@ -109,6 +109,8 @@ def compile(
     compiled = tuned(build.model, _compiled_layer, progress) if tune else build.model()
     if time_dim is None:
         check_time_dim(compiled.program, source.network, example_inputs, options)
+        doubt = doubt_time_dim(compiled.program, compiled.captured) if not said else None
+        notes += [doubt] if doubt else []
     compiled.source = source
     compiled.describe(preprocess, labels)
     for message in [*notes, *compiled.report().warnings]:
