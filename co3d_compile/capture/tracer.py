@@ -45,7 +45,7 @@ def evaluated(model: Model) -> Iterator[Callable[..., pytree.PyTree]]:
     if isinstance(model, ExportedProgram):
         yield model.module()
         return
-    training = [m for m in model.modules() if m.training]
+    training = [m for m in model.modules() if getattr(m, "training", False)]  # a frozen script has no mode
     try:
         model.eval()
     except NotImplementedError:  # the module of an exported program refuses; its operators are those of eval mode
