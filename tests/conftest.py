@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,9 @@ gc.set_threshold(100_000, 20, 50)
 # it looks up all composite operators in each namespace, and makes the types of 5,000 nested functions.
 torch_export._materialize_cpp_cia_ops = functools.cache(torch_export._materialize_cpp_cia_ops)
 torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]  # the one that remembers what it has made
+# Pytest listens to loggers that pass nothing on, and PyTorch writes each graph down for one that somebody listens to.
+logging.getLogger("torch.__trace").propagate = True
+logging.getLogger("torch.__trace").handlers.clear()
 
 # Each example compiles a network and opens a session: health checks and deadlines for quick functions do not apply.
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
