@@ -196,6 +196,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     ),
     "circular pads over time and places": (
         lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), ((1, 4, 8, 6),), {}),
+    "frames mirrored at the ends, more than a clip has": (
+        lambda: Graph(
+            lambda m, x: m.a(x[:, :, [*range(5, 0, -1), *range(8), *range(6, 1, -1)]]), a=nn.Conv1d(4, 4, 11),
+        ),
+        (CLIP,), {},
+    ),
     "a mean over padding in front": (lambda: Graph(lambda m, x: F.pad(m.a(x), (2, 0)).mean(2), a=conv()), (CLIP,), {}),
     "the last entry behind padding": (lambda: Graph(
         lambda m, x: F.pad(m.a(x), (1, 2))[:, :, -1] + x.mean(2), a=conv()), (CLIP,), {}),

@@ -204,7 +204,8 @@ def _gather(r: Resize, x: Tensor, rest: Arguments) -> Tensor:
     values = [v + clip if v < 0 else v for v in index.flatten().tolist()]
     first, stop = _longest_run(values)
     front, back = values[:first], [v - clip + x.shape[r.dim] for v in values[stop:]]
-    if dim != r.dim or index.dim() != 1 or stop - first <= len(front) + len(back):
+    whole = values[first:stop] == list(range(clip))  # what is mirrored at its ends may be longer than the clip
+    if dim != r.dim or index.dim() != 1 or not (whole or stop - first > len(front) + len(back)):
         return call(r.node, (x, *rest))
     step = values[first + 1] - values[first] if stop - first > 1 else 1
     main = _slice(r, x, values[first], values[stop - 1] + 1, step)
