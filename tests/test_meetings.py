@@ -242,3 +242,75 @@ def test_a_mean_of_what_is_there_in_float64() -> None:
     with torch.no_grad():
         streamed = torch.stack([torch.from_numpy(result) for result in results[3:]], 2)
         torch.testing.assert_close(streamed, module(clip), rtol=0, atol=1e-12)
+
+
+def _heads_in_front(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x).unflatten(1, (2, 2)).transpose(0, 1).flatten(0, 1)
+    return (y.softmax(2) * y).sum(2).unflatten(0, (2, -1)).transpose(0, 1).flatten(1)
+
+
+def _less_the_first(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return (y - y[:, :, :1] - y[:, :, 0].unsqueeze(2)).cumsum(2).softmax(2).amax(2)
+
+
+def _filled_forward(m: Any, x: Tensor) -> Tensor:
+    """Each frame by the last one that was large."""
+    y, places = m.a(x), torch.arange(x.shape[2])
+    large: Tensor = torch.where(y > 0.3, places, 0 * places).cummax(2).values
+    return y.gather(2, large)
+
+
+NEWEST: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "heads in front of the batch": (fn(_heads_in_front, a=lambda: conv(1)), {}),
+    "the first frame of a window": (fn(_less_the_first, a=lambda: conv(1)), {"recurrence": "window"}),
+    "places of frames in a window": (fn(_filled_forward, a=lambda: conv(1)), {}),
+    "channels and places in one dim": (
+        fn(
+            lambda m, x: m.b(m.a(x).unflatten(1, (2, 2)).mean(3).flatten(1)),
+            a=lambda: conv(1),
+            b=lambda: nn.Linear(4, 3),
+        ),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEWEST)
+def test_results_of_the_newest_clip(name: str) -> None:
+    build, options = NEWEST[name]
+    torch.manual_seed(1)
+    module, x = build().eval(), torch.randn(2, 4, 20)
+    session = co3d.StreamSession(co3d.compile(module, (torch.randn(1, 4, 8),), **options), batch=2)
+    for seen in range(1, 21):
+        result = torch.from_numpy(session.step(x[:, :, seen - 1].numpy()))
+        if seen > session.info.warmup_steps:
+            with torch.no_grad():
+                torch.testing.assert_close(result, module(x[:, :, seen - 8 : seen]), atol=1e-5, rtol=0)
+
+
+def _folded(m: Any, x: Tensor) -> Tensor:
+    columns = F.fold(m.a(x), (2 * x.shape[2], 1), (2, 1), stride=(2, 1)).squeeze(3)
+    frames = columns.transpose(1, 2).flatten(0, 1).unflatten(1, (2, 1)).expand(-1, -1, 4)
+    return F.fold(frames, (3, 3), 1, padding=0, stride=2).flatten(1).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+
+def test_columns_are_folded_over_time_and_over_places() -> None:
+    facts = check(entry("folded", fn(_folded, a=lambda: conv(padding=1))))
+    assert not facts.recomputed and facts.delays == (2,)
+
+
+def test_a_layer_with_projections() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.lstm(m.a(x).transpose(1, 2))[0].transpose(1, 2)
+        return y
+
+    module = Graph(forward, a=conv(padding=1), lstm=nn.LSTM(4, 5, batch_first=True, proj_size=2)).eval()
+    streams(module, module, [8, 11])
+
+
+def test_pools_over_places_come_first() -> None:
+    """What is left to remember is small."""
+    for layer in (nn.MaxPool3d((3, 2, 2), (1, 2, 2)), nn.AvgPool3d((3, 2, 2), (1, 2, 2))):
+        info = co3d.compile(layer, (torch.randn(1, 3, 8, 6, 6),)).info
+        assert {state.shape[-2:] for state in info.states} == {(3, 3)}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.analysis.operator_families import GATHERS, SCATTERS, name_of
 from co3d_compile.analysis.reflected_starts import write_reflections
 from co3d_compile.analysis.regrouping import KEPT, Regrouping, split_views
 from co3d_compile.analysis.starts import separate, start_of
@@ -24,13 +25,13 @@ from co3d_compile.analysis.time_walk import Decisions, TimeWalk
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import part_taken
 from co3d_compile.ir.graph_edits import insert_marker
-from co3d_compile.ir.graph_walks import reached
+from co3d_compile.ir.graph_walks import computed_from, reached
 from co3d_compile.ir.layout import TIME, Axis, Layout
 from co3d_compile.ir.markers import blocks, hold, kept, unblocked
 from co3d_compile.ir.node_reading import operand, operands, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, own_of
+from co3d_compile.ir.time_facts import KEY, Fact, Kind, constant_of, fact_of, is_start, is_stream, is_window, own_of
 from co3d_compile.rules import rule_for
 from co3d_compile.rules.base import no_dense_form
 from co3d_compile.rules.combine import Concatenation
@@ -173,21 +174,30 @@ def hold_back(program: Program, node: Node, operands: Mapping[Node, Fact]) -> No
 
 
 def going_on(program: Program) -> dict[str, tuple[tuple[int, ...], Tensor]]:
-    """Gives the captured constants of streams that go on beyond the clip, with the dims that grow, and their values."""
+    """Gives the captured constants of streams that go on beyond the clip, with the dims that grow, and their values.
+
+    Of numbers that say at which places a window reads entries no dim grows: they are places in the window.
+    """
     captured = set(program.notes.captured)
     found: dict[str, tuple[tuple[int, ...], Tensor]] = {}
     for node in filter(is_stream, program.graph.nodes):
         layout, pointwise = fact_of(node).layout, isinstance(rule_for(node.target), Pointwise)
         for x in node.all_input_nodes:
             line = constant_of(x).progression
-            dims: tuple[int, ...] = ()
             if pointwise and line is not None and layout is not None and counts_on(x, layout):
-                dims = (line[0],)
+                dims: tuple[int, ...] = () if _says_where(program, node) else (line[0],)
             elif not pointwise and constant_of(x).band is not None:
                 dims = (-2, -1)
-            if dims:
-                found.update({name: (dims, program.constant(x)) for name in program.names_of(x) if name in captured})
+            else:
+                continue
+            found.update({name: (dims, program.constant(x)) for name in program.names_of(x) if name in captured})
     return found
+
+
+def _says_where(program: Program, node: Node) -> bool:
+    """Says whether a window reads or writes entries at places that are computed from a node."""
+    readers = (n for n in program.graph.nodes if is_window(n) and name_of(n) in {*GATHERS, *SCATTERS})
+    return any(node in computed_from(*operands(n)[1:]) for n in readers)
 
 
 def cropped(program: Program) -> dict[str, tuple[int, int, int]]:

@@ -72,7 +72,7 @@ class DelayBudget:
 
         for node in sorted(left, key=lambda n: -self.kernels[n].share()):
             kernel: FutureKernel = self.kernels[node]
-            left[node] = next(f for f in range(kernel.reach, -1, -1) if f == 0 or in_time(node, f))
+            left[node] = next(f for f in range(kernel.reach, -1, -1) if in_time(node, f))
         return {n: future for n, future in left.items() if future < self.kernels[n].reach}
 
 

@@ -55,6 +55,8 @@ def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> f
     starts = program.notes.loop_starts
     if not (views or constants or crops or starts):
         return frozenset()
+    if inside := frozenset(name for name, (dims, _) in constants.items() if not dims) - program.refuted:
+        return inside  # of a window, of which they are places
     try:
         longer = again(2, False)
     except NotResizable as why:

@@ -228,10 +228,8 @@ class Emitter:
 
 
 def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    """The graphs that an attribute has: the body of a loop, the branches of a choice."""
-    if attribute.type is ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else []
+    """The graph that an attribute has: the body of a loop, a branch of a choice; no operator has a list of them."""
+    return [attribute.as_graph()] if attribute.type is ir.AttributeType.GRAPH else []
 
 
 def _read_outer(graph: ir.Graph, outer: Mapping[ir.Value, ir.Value | None], name: str | None) -> None:

@@ -72,8 +72,8 @@ class Reference:
         self.dense = options.stride_mode == "dense"
         self.claims = claims_of(self.program, regions)
         again = partial(captured_again, model, example_inputs, options, False, self.program)
-        if wrong := refuted(self.program, again):
-            self.program.refuted = wrong
+        while wrong := refuted(self.program, again):
+            self.program.refuted |= wrong
             self.claims = claims_of(self.program, regions)
         sorts = self._plan()
         streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
