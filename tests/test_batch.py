@@ -216,7 +216,7 @@ def shifted(m: Any, x: Tensor) -> Tensor:
 
 
 def places_of_one(m: Any, x: Tensor) -> Tensor:
-    """Attention over the places of each frame, places first. PyTorch's layer puts a dim in front to take q, k, v apart."""
+    """Attention over the places of each frame, places first. PyTorch puts a dim in front to take q, k, v apart."""
     y = m.a(x).mean(4).permute(0, 2, 3, 1).reshape(12, 6, 4).transpose(0, 1)
     attended: Tensor = m.attention(y, y, y, need_weights=False)[0]
     return attended.transpose(0, 1)[None]

@@ -149,10 +149,32 @@ class CopiedAsObjects(nn.Module):
         return {"scores": copy.copy(y) * 2, "lengths": lengths}
 
 
+class Sized(nn.Module):
+    """Operators whose parts in PyTorch read the sizes of a clip: a pool, a recurrent layer, a sum over named dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv3d(3, 4, 3, padding=1), nn.AdaptiveAvgPool3d((None, 1, 1))
+        self.rnn, self.out = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rnn(self.pool(self.conv(x)).flatten(2).transpose(1, 2))[0]
+        return torch.einsum("ntc,dc->ndt", y, self.out.weight)
+
+
+def for_any_batch(model: nn.Module) -> torch.export.ExportedProgram:
+    """Exports a network with an open batch, as a server has it."""
+    clips = torch.randn(2, *VIDEO[1:])
+    return torch.export.export(model.eval(), (clips,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
 VIDEO = (1, 3, 8, 6, 6)
 CLOTHES: dict[str, Callable[[], Any]] = {
     "scripted": lambda: torch.jit.script(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU()).eval()),
     "traced": lambda: torch.jit.trace(Shifted().eval(), torch.randn(VIDEO)),
+    "traced, with sizes": lambda: torch.jit.trace(Sized().eval(), torch.randn(VIDEO)),
+    "frozen": lambda: torch.jit.freeze(torch.jit.trace(Sized().eval(), torch.randn(VIDEO))),
+    "exported for any batch": lambda: for_any_batch(Sized()),
     "module of an exported program": lambda: torch.export.export(Shifted().eval(), (torch.randn(VIDEO),)).module(),
     "decomposed": lambda: torch.export.export(InParts().eval(), (torch.randn(VIDEO),)).run_decompositions(),
     "decomposed, with group norms": lambda: torch.export.export(
@@ -169,7 +191,7 @@ CLOTHES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", all_but(CLOTHES, "traced", "decomposed"))
+@pytest.mark.parametrize("name", all_but(CLOTHES, "traced, with sizes", "exported for any batch", "decomposed"))
 def test_networks_in_the_clothes_that_people_give_them(name: str) -> None:
     torch.manual_seed(0)
     model, clip = CLOTHES[name](), (torch.randn(VIDEO),)

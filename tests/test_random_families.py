@@ -96,6 +96,17 @@ CASES: dict[str, Sketch] = {
         time_dim=1,
         ends=(14, 15),
     ),
+    "windows over time that take padding behind a batch norm for theirs": Sketch(
+        (
+            Block("pad", {"a": 3, "b": 1, "value": 0.5}),
+            Block("norm", {"how": "batch"}),
+            Block("unfold", {"how": "tensor", "k": 3, "s": 1, "p": 0}),
+        ),
+        channels=2,
+        places=3,
+        frames=16,
+        head="mean",
+    ),
     "a slow input and a window": Sketch(
         (Block("conv", {"k": 3, "d": 1, "s": 1, "p": 1, "causal": False, "ks": 3, "out": 2, "groups": 1}),),
         inputs="slow",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,3 +104,26 @@ def test_a_single_channel_is_no_sequence() -> None:
     compiled = co3d.compile(Spectrogram().eval(), (torch.rand(1, 1, 9, 4),))
     assert compiled.info.inputs[0].time_dim == 2
     assert [f.operator for f in compiled.info.recomputed] == ["aten.gru"]
+
+
+class Stacked(nn.Module):
+    """A 2D network on frames that are stacked as channels, (N, T * 3, H, W), and the mean of their scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv(x.view(-1, 3, *x.shape[2:])).relu().mean((2, 3))
+        return self.fc(features).view(x.shape[0], -1, 2).mean(1)
+
+
+def test_what_looks_like_pictures_is_doubted() -> None:
+    """The rows of pictures stream as well as frames do, and no comparison finds it."""
+    network, clip = Stacked().eval(), (torch.rand(1, 12, 8, 8),)
+    with pytest.warns(co3d.Co3dWarning, match="Dim 2 of x is taken for time, of 8 entries, but .* time_dim=1"):
+        co3d.compile(network, clip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert co3d.compile(network, clip, time_dim=1).info.frames_per_step == {"x": 3}
+        co3d.compile(nn.Conv2d(3, 4, (3, 1)).eval(), (torch.rand(1, 3, 8, 8),))

@@ -96,7 +96,7 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     if not _same_by_place(part, reach, whole, entries):
         raise NotLocal("its entries differ by their place in the clip")
     for tried in range(length, longest + 1, reach.period):
-        if _can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, mask):
+        if can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, mask):
             return tried
     raise NotLocal("it depends on more than its operators say")
 
@@ -123,17 +123,25 @@ def _rows_of_one(part: Part, module: GraphModule, entries: int) -> Tensor:
     """Computes the entries that a part gives where all that it reads are the same, one a row."""
     clips = part.inputs(entries, torch.Generator().manual_seed(2))
     alike = [clip.narrow(dim, 0, 1).expand_as(clip).clone() for clip, dim in zip(clips, part.dims, strict=True)]
-    return _run(module, alike).double().movedim(part.dim, 0).flatten(1)
+    return run(module, alike).double().movedim(part.dim, 0).flatten(1)
+
+
+def _same_when_moved(part: Part, module: GraphModule, entries: int, by: int) -> Tensor:
+    """Says of each entry whether it is the same in a clip that is moved by some entries, from one end to the other."""
+    clips = part.inputs(entries, torch.Generator().manual_seed(2))
+    moved = [clip.roll(by, dim) for clip, dim in zip(clips, part.dims, strict=True)]
+    rows, later = (run(module, given).movedim(part.dim, 0).flatten(1) for given in (clips, moved))
+    return rows_equal(rows, later.roll(-by, 0))
 
 
 def _same_by_place(part: Part, reach: Reach, whole: GraphModule, entries: int) -> bool:
-    """Says whether blocks in the middle of a clip whose entries are all the same are the same, wherever they begin.
+    """Says whether blocks in the middle of a clip are the same, wherever they begin.
 
     The blocks that :func:`_holds` looks at may all be even ones.
     """
-    rows = _rows_of_one(part, whole, entries)
-    middle = rows[len(rows) // 4 : 3 * len(rows) // 4]
-    return len(middle) <= reach.period or _equal(middle[reach.period :], middle[: -reach.period])
+    same, period = _same_when_moved(part, whole, entries, reach.period), reach.period
+    first, last = max(len(same) // 4, reach.before + period), min(3 * len(same) // 4, len(same) - reach.after - period)
+    return bool(same[first:last].all())
 
 
 def _repeating(part: Part, reach: Reach, entries: int) -> Reach | None:
@@ -166,15 +174,19 @@ def odd_entries(part: Part, found: Sequence[Dependence], period: int, entries: i
     whole, distances = in_float64(part.at(entries)), [d.all_distances() for d in found]
     rows, middle = found[0].rows, found[0].rows // 2
     alike = _rows_of_one(part, whole, entries)
+    by = max(1, rows // 4 // period) * period  # from entry to entry so far one comes from each end into the middle
+    inwards = {step: _same_when_moved(part, whole, entries, step) for step in (by, -by)}
     near = [[r for d in distances for r in d[middle + i]] for i in range(period)]
     for n in range(rows):
-        i = (n - middle) % period
-        inside = near[i] and n + min(near[i]) >= 0 and n + max(near[i]) < rows
-        if inside and not _equal(alike[n], alike[middle + i]):
+        i, step = (n - middle) % period, by if n < middle else -by
+        first, last = (n + edge(near[i]) if near[i] else -1 for edge in (min, max))
+        inside = first >= 0 and last < rows
+        moves = inside and first + step >= 0 and last + step < rows
+        if (inside and not equal(alike[n], alike[middle + i])) or (moves and not inwards[step][n]):
             return "some of its entries are computed otherwise, by their place in the clip"
     own = [n for n in range(rows) if not any(d[n] for d in distances)]
-    learned = _run(whole, part.inputs(entries, torch.Generator().manual_seed(3))).movedim(part.dim, 0)[own].flatten(1)
-    alike_throughout = _equal(learned, learned[:, :1].expand_as(learned))
+    learned = run(whole, part.inputs(entries, torch.Generator().manual_seed(3))).movedim(part.dim, 0)[own].flatten(1)
+    alike_throughout = equal(learned, learned[:, :1].expand_as(learned))
     return None if alike_throughout else "some of its entries are the network's own, whatever the frames are"
 
 
@@ -186,12 +198,12 @@ def run_length(captures: Captures, reach: Reach, block: int) -> int:
     """
     front = -(-reach.before // reach.period) * reach.period
     for more in range(0, 256 * reach.period, reach.period):
-        if _can_take(captures, front + more + block + reach.after):
+        if can_take(captures, front + more + block + reach.after):
             return front + more + block + reach.after
     raise NotLocal("it takes no clips as short as its reach")
 
 
-def _can_take(captures: Captures, entries: int) -> bool:
+def can_take(captures: Captures, entries: int) -> bool:
     try:
         captures.at(entries)
         captures.shapes(entries)
@@ -219,15 +231,15 @@ def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: i
             start = m * reach.period - front
             near = part.inputs(length, generator)
             try:
-                wanted = _block(_run(step, near), part.dim, front, reach.period)
+                wanted = _block(run(step, near), part.dim, front, reach.period)
                 for scale in scales:
                     clips = part.inputs(entries, generator, scale)
                     for clip, own, dim in zip(clips, near, part.dims, strict=True):
                         clip.narrow(dim, start + front - reach.before, reach.before + reach.period + reach.after).copy_(
                             own.narrow(dim, front - reach.before, reach.before + reach.period + reach.after)
                         )
-                    got = _block(_run(whole, clips), part.dim, m * reach.period, reach.period)
-                    if not _equal(got, wanted):
+                    got = _block(run(whole, clips), part.dim, m * reach.period, reach.period)
+                    if not equal(got, wanted):
                         return False
             except (RuntimeError, IndexError, ValueError, TypeError):  # an operator refuses such a length
                 return False
@@ -247,15 +259,15 @@ def confirm_ends(part: Part, reach: Reach, entries: int, length: int) -> None:
     whole, step = in_float64(part.at(entries)), in_float64(part.at(length))
     generator = torch.Generator().manual_seed(1)
     clips = part.inputs(entries, generator)
-    wanted = _run(whole, clips)
+    wanted = run(whole, clips)
     for i in range(length - 1 - reach.after):
         come = min(length, i + reach.after + 1)
-        got = _run(step, _partly(part, clips, range(come), length, 0, generator))
+        got = run(step, _partly(part, clips, range(come), length, 0, generator))
         _check_end(got.select(part.dim, i), wanted.select(part.dim, i))
     for i in range(1, reach.after + 1):
         left = min(length, i + reach.before)
         near = _partly(part, clips, range(entries - left, entries), length, length - left, generator)
-        got = _run(step, near)
+        got = run(step, near)
         rows = got.shape[part.dim] - i, wanted.shape[part.dim] - i
         _check_end(got.select(part.dim, rows[0]), wanted.select(part.dim, rows[1]))
 
@@ -271,7 +283,7 @@ def _partly(
 
 
 def _check_end(got: Tensor, wanted: Tensor) -> None:
-    if not _equal(got, wanted):
+    if not equal(got, wanted):
         raise OddEnds("at the ends of a clip it reads beyond its reach")
 
 
@@ -279,16 +291,24 @@ def _block(result: Tensor, dim: int, start: int, period: int) -> Tensor:
     return result.narrow(dim, start, period)
 
 
-def _run(module: GraphModule, inputs: Sequence[Tensor]) -> Tensor:
+def run(module: GraphModule, inputs: Sequence[Tensor]) -> Tensor:
     with torch.no_grad(), quiet():
         result: Tensor = module(*[x.double() if x.is_floating_point() else x for x in inputs])
     return result
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     if not a.is_floating_point():
         return torch.equal(a, b)
     return torch.allclose(a, b, rtol=0.0, atol=SAME * _largest(b) + 1e-300, equal_nan=True)
+
+
+def rows_equal(a: Tensor, b: Tensor) -> Tensor:
+    """Says of each row whether it is the same, beside the largest number of all."""
+    same = (a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() else a == b
+    if a.is_floating_point():
+        same = same | ((a - b).abs() <= SAME * _largest(b) + 1e-300)
+    return same.all(1)
 
 
 def _largest(x: Tensor) -> float:

@@ -69,22 +69,22 @@ def capture(model: Model, clip: Clip | None, options: Options, *, two: bool = Tr
     as_real_numbers(program)
     name_norms(program)
     tidy(program)
-    if not _leaves_sizes_open(program):
-        join_chunks(program)
-        counted = CountedNumbers(program)
-        roll_loops(program)
-        counted.restore()
-        take_frames_at_once(program)
-        roll_loops(program, ends=True)
-        join_written_out(program)
-        note_loop_starts(program)
+    join_chunks(program)
+    counted = CountedNumbers(program)
+    roll_loops(program)
+    counted.restore()
+    take_frames_at_once(program)
+    roll_loops(program, ends=True)
+    join_written_out(program)
+    note_loop_starts(program)
     program.follow()
     return program
 
 
-def _leaves_sizes_open(program: Program) -> bool:
-    """Says whether a program is for clips of several sizes (TorchScript, dynamic shapes): its parts cannot be run."""
-    return any(isinstance(size, torch.SymInt) for n in program.placeholders() for size in n.meta["val"].shape)
+def leaves_sizes_open(program: ExportedProgram) -> bool:
+    """Says whether a program is for clips of several sizes (dynamic shapes): no rule can read its sizes."""
+    values = (n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder")
+    return any(isinstance(size, torch.SymInt) for v in values if isinstance(v, Tensor) for size in v.shape)
 
 
 def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
@@ -102,7 +102,7 @@ def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
     """Captures a network. Of boxes there are as many as clips: any number takes their place."""
     with warnings.catch_warnings(), without_compiled_part(), without_stack_traces():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its own tree specs
-        exported = model if isinstance(model, ExportedProgram) else export(model, clip, two)
+        exported = _exported(model, clip, two)
         check_parameters(exported)
         module, outputs, learned = decomposed(with_free_names(exported), decompositions())
     check_operators(module)
@@ -122,6 +122,16 @@ def _captured(model: Model, clip: Clip | None, two: bool) -> Unlifted:
             hint="Give the module with one clip at once, or export it with one box.",
         )
     return _captured(model, fitted, two)
+
+
+def _exported(model: Model, clip: Clip | None, two: bool) -> ExportedProgram:
+    """Runs the tracer, of a program that leaves sizes open too: in the sizes of the clip, or of its own example."""
+    if not isinstance(model, ExportedProgram):
+        return export(model, clip, two)
+    if not leaves_sizes_open(model):
+        return model
+    own, keywords = model.example_inputs or (None, {})
+    return export(model.module(check_guards=False), own if clip is None else clip, two, keywords)
 
 
 def captured_again(

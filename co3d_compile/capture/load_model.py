@@ -347,7 +347,7 @@ def _try(module: nn.Module, inputs: tuple[Any, ...]) -> None:
 def _made_ready(module: nn.Module) -> list[str]:
     """Checks the weights of a network, and puts it in eval mode; returns what to say of that."""
     _check_tensors([*module.named_parameters(), *module.named_buffers()], {n for n, _ in module.named_parameters()})
-    if not any(child.training for child in module.modules()):
+    if not any(getattr(child, "training", False) for child in module.modules()):  # a frozen script has no mode
         return []
     module.eval()
     return ["the model was in training mode; put in eval mode (stored statistics for batch norm, no dropout)"]

@@ -14,6 +14,7 @@ from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.aten_operators import SAME, part_taken
+from co3d_compile.ir.constant_facts import band, progression
 from co3d_compile.ir.found_parts import StreamedCrop
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.graph_walks import reached
@@ -200,7 +201,12 @@ def _is_usual(value: Tensor, dim: int, *others: int) -> bool:
 
 
 def _goes_on(value: Tensor, longer: Tensor, dims: tuple[int, ...]) -> bool:
-    """Says whether the same numbers stand in front; along other dims, of which there may be more, they are the same."""
+    """Says whether the same numbers stand in front, and those behind them go on as they do.
+
+    Along other dims, of which there may be more, they are the same.
+    """
+    if (progression if len(dims) == 1 else band)(longer) is None:
+        return False
     if longer.dim() != value.dim() or any(longer.shape[d] < value.shape[d] for d in dims):
         return False
     grown = {d % value.dim() for d in dims}

@@ -14,6 +14,8 @@ from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, sh
 
 aten = torch.ops.aten
 
+NUMBERS = torch.SymInt, torch.SymFloat, torch.SymBool
+"""What the tracer knows of numbers that are read from tensors."""
 NO_NUMBERS = {
     torch.bfloat16: "Switch autocast off (torch.autocast('cpu', enabled=False)) and take casts to bfloat16 out.",
 }
@@ -82,6 +84,13 @@ def check_operators(module: GraphModule) -> None:
                 "How large its result is depends on the values that it is given.",
                 **where(node),
                 hint="Compute sizes from shapes alone; repeat_interleave takes a number, or output_size.",
+            )
+        number = next((n for n in node.all_input_nodes if isinstance(n.meta.get("val"), NUMBERS)), None)
+        if isinstance(value, torch.Tensor) and number is not None:
+            raise CaptureError(
+                "It takes a number that is read from a tensor.",
+                **where(node),
+                hint="Keep it a tensor: x * x.mean(), without item() or float().",
             )
         way_out = NO_NUMBERS.get(value.dtype) if isinstance(value, torch.Tensor) else None
         if way_out is not None:

@@ -21,16 +21,18 @@ DECIDE = "Decide it in Python before the model is captured, or compute both and 
 def exported_script(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:
     """Exports a script by PyTorch's converter, or its operators one by one as they run on the clip.
 
-    The converter leaves open what a script computes from sizes in Python (``x.size(0) // 8``), which no rule can read.
+    The converter leaves open what a script computes from sizes in Python (``x.size(0) // 8``), which no rule can read,
+    and the sizes of the clip, which are those of the example here as they are for other networks.
     """
     from torch._export.converter import TS2EPConverter
 
     try:
         program = TS2EPConverter(script, clip, {}).convert()
+        if any(node.target is aten._local_scalar_dense.default for node in program.graph.nodes):
+            return _run(script, clip)
+        return torch.export.export(program.module(), clip, strict=False)
     except Exception:
         return _run(script, clip)
-    open_sizes = any(node.target is aten._local_scalar_dense.default for node in program.graph.nodes)
-    return _run(script, clip) if open_sizes else program
 
 
 def _run(script: torch.jit.ScriptModule, clip: tuple[pytree.PyTree, ...]) -> ExportedProgram:

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from co3d_compile.capture.capture_model import arguments_of, check_kinds
+from co3d_compile.capture.capture_model import arguments_of, check_kinds, leaves_sizes_open
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.compiler.build_model import Build
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.replaced_module import ClipNetwork
-from co3d_compile.compiler.time_dim_check import check_time_dim, usual_dims
+from co3d_compile.compiler.time_dim_check import check_time_dim, doubt_time_dim, usual_dims
 from co3d_compile.compiler.tune_forms import tuned
 from co3d_compile.errors import Co3dWarning
 from co3d_compile.ir.options import Options
@@ -98,6 +98,10 @@ def compile(
         clip = read_onnx(module, [tuple(t.shape) for t in example_inputs or ()])
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
     check_kinds(module, example_inputs)
+    if isinstance(module, ExportedProgram) and leaves_sizes_open(module):
+        own, keywords = module.example_inputs or (None, {})
+        module, example_inputs = module.module(check_guards=False), own if example_inputs is None else example_inputs
+        example_kwargs = keywords if example_kwargs is None else example_kwargs
     source = ClipNetwork(module, example_inputs, dict(example_kwargs or {}))
     dims = usual_dims(module) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
@@ -109,6 +113,8 @@ def compile(
     compiled = tuned(build.model, _compiled_layer, progress) if tune else build.model()
     if time_dim is None:
         check_time_dim(compiled.program, source.network, example_inputs, options)
+        doubt = doubt_time_dim(compiled.program, compiled.captured) if not said else None
+        notes += [doubt] if doubt else []
     compiled.source = source
     compiled.describe(preprocess, labels)
     for message in [*notes, *compiled.report().warnings]:

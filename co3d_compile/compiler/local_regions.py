@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from co3d_compile.analysis.captured_length import check_shown
 from co3d_compile.analysis.locality import dependences, ends_meet, reach_of, spread
 from co3d_compile.analysis.locality_proof import (
     NotLocal,
@@ -387,6 +388,7 @@ class _Search:
                     raise OddEnds("entries at one end depend on entries at the other")
                 if reach is not None:
                     reach, length = confirmed(part, reach, entries, torch.inf)
+                    check_shown(part, found, reach)
                     return Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
         raise NotLocal("what each entry depends on differs from entry to entry")
 

@@ -10,7 +10,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node, map_arg
 
-from co3d_compile.ir.fake_values import computed, fake_like
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
@@ -30,7 +29,9 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
     """Computes what an operator returns, as fake tensors."""
-    return computed(mode, target, *map_arg((args, kwargs), lambda n: n.meta["val"]))
+    fake_args, fake_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
+    with mode, torch.no_grad():
+        return target(*fake_args, **fake_kwargs)
 
 
 def insert(program: Program, before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
@@ -60,7 +61,7 @@ def insert_constant(program: Program, before: Node, name: str, value: torch.Tens
     with program.graph.inserting_before(before):
         node = program.graph.get_attr(unique)
     node.meta["path"] = module_path(before)
-    node.meta["val"] = fake_like(fake_mode(program), value)
+    node.meta["val"] = fake_mode(program).from_tensor(value, static_shapes=True)
     return node
 
 

@@ -314,7 +314,7 @@ def _joint_front(streams: Sequence[Fact]) -> tuple[int, int]:
     else:
         crop = min(f.crop for f in [f for f in streams if not f.per_entry] or streams)
     filled = min(f.filled for f in streams)
-    return crop + filled, filled
+    return crop + filled if crop else min(filled, *(f.cut for f in streams)), filled
 
 
 def combine(facts: Iterable[Fact], layout: Layout | None) -> Fact:

@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 # A whole graph, or a traceback of a hundred lines, at each attempt that fails; lines on packages that are not there.
 LOGGERS = (
     "torch.fx.experimental.symbolic_shapes",
+    "torch._export.non_strict_utils",
     "torch._subclasses.fake_tensor",
     "torch.onnx._internal.exporter._registration",
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from co3d_compile.ir.resized_graph import NotResizable, check_same, in_float64, 
 from co3d_compile.support.silence_torch import quiet
 from co3d_compile.verification.clip_model import Example, Model
 from co3d_compile.verification.long_values import Stream
+from co3d_compile.verification.region_entries import wrong_inside
 from co3d_compile.verification.time_claims import NoReference
 
 
@@ -32,12 +34,14 @@ class LongRegion:
 
     graph: GraphModule
     inputs: tuple[str, ...]
+    look: Callable[[Sequence[Stream]], None] = lambda _: None
 
     def run(self, given: Sequence[Stream]) -> Tensor:
         """Computes its result, NaN where it depends on entries that nobody has seen (NaN).
 
         Zero times NaN is NaN, though nothing depends on it: other numbers are drawn for such entries, twice.
         """
+        self.look(given)
         if not any(len(_unseen(v)) for v in given):
             return self.graph(*[v.value for v in given])
         draws = torch.Generator().manual_seed(0)
@@ -57,13 +61,18 @@ class LongRegions:
         options: As it was captured.
         program: What was captured.
         regions: What the file says is local in time.
+
+    Attributes:
+        wrong: What is wrong about one of them inside of a long clip; empty if nothing was found.
     """
 
     def __init__(
         self, model: Model, example: Example, options: Options, program: Program, regions: Sequence[LocalRegion]
     ) -> None:
         self.model, self.example, self.options, self.program, self.regions = model, example, options, program, regions
-        self._known: dict[tuple[tuple[int, ...], ...], GraphModule] = {}
+        self._known = {tuple(tuple(i.shape) for i in program.inputs): program.module}
+        self._seen: set[str] = set()
+        self.wrong = ""
         nodes = {n.name: n for n in program.graph.nodes}
         for part in regions:
             if not {part.result, *part.inputs} <= nodes.keys():
@@ -79,7 +88,9 @@ class LongRegions:
         Raises:
             NoReference: The network cannot be captured so.
         """
-        return {spec.result: self.part(shapes, double, spec.result, spec.inputs) for spec in self.regions}
+        parts = {spec.result: self.part(shapes, double, spec.result, spec.inputs) for spec in self.regions}
+        looks = {spec.result: partial(self._look, shapes, spec) for spec in self.regions}
+        return {result: replace(part, look=looks[result]) for result, part in parts.items()}
 
     def part(self, shapes: Sequence[Sequence[int]], double: bool, result: str, inputs: tuple[str, ...]) -> LongRegion:
         """Finds what computes a node from others on clips of these shapes.
@@ -93,6 +104,16 @@ class LongRegions:
         place = {n.name: i for i, n in enumerate(self.program.graph.nodes)}
         graph = part_of(module, [nodes[place[name]] for name in inputs], nodes[place[result]], order)
         return LongRegion(in_float64(graph) if double else graph, inputs)
+
+    def _look(self, shapes: Sequence[Sequence[int]], spec: LocalRegion, given: Sequence[Stream]) -> None:
+        """Notes what is wrong about a region inside of a long clip of these shapes, when it is first computed."""
+        if spec.result in self._seen:
+            return
+        self._seen.add(spec.result)
+        own, draws = [list(i.shape) for i in self.program.inputs], torch.Generator().manual_seed(0)
+        short, long = (self.part(of, True, spec.result, spec.inputs).graph for of in (own, shapes))
+        if why := wrong_inside(spec, short, long, [replace(v, value=_drawn(v, draws)) for v in given]):
+            self.wrong = self.wrong or f"{spec.place} is local in time, the file says: {why}."
 
     def take(self, shapes: Sequence[Sequence[int]]) -> bool:
         """Says whether the network can be captured so, if it has regions at all."""

@@ -2,7 +2,7 @@
 
 A file with gates is compared with the network that has the same gates, and one of which kernels read less of the future
 with the network that has these kernels: so what they themselves change is looked at here, beside the untouched network
-on the same clips.
+on the same clips. So is a result that never changes, whatever was replaced.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class ReplacedParts:
             segment: The first steps that were compared.
             results: The results of the file at all steps that were compared.
         """
-        if not self.any or self.info.free_rows is not None:
+        if self.info.free_rows is not None:
+            return
+        streamed = [np.stack(values) for values in zip(*results.values(), strict=True)]
+        still = [len(v) > 1 and _moves_by(v) <= SAME * max(1.0, float(abs(v).max(initial=0))) for v in streamed]
+        if not (self.any or any(still)):
             return
         clips = [self._clip(segment, offset) for offset in (0, len(segment.steps) // 2)]
         untouched = [self.reference.untouched(clip) for clip in clips]
@@ -69,9 +73,10 @@ class ReplacedParts:
         for k, output in enumerate(self.info.outputs):
             if untouched[0][k].is_floating_point():
                 moves = _largest_difference(untouched[0][k], untouched[1][k]) > DIFFERENT * scales[k]
-                streamed = np.stack([values[k] for values in results.values()])
-                if moves and len(streamed) > 1 and float(np.ptp(streamed, 0).max()) <= SAME * scales[k]:
+                if moves and still[k] and _moves_by(streamed[k]) <= SAME * scales[k]:
                     self.constant.append(output.name)
+        if not self.any:
+            return
         try:
             replaced = [self.reference.replaced(clip) for clip in clips]
         except NoReference:
@@ -104,8 +109,15 @@ class ReplacedParts:
             return ""
         names = ", ".join(f"'{name}'" for name in self.constant)
         what = f"Output {names} does not depend on the input, and that of the untouched network does"
+        if not self.any:
+            return f"{what}: inside of a long clip it is constant, and in a clip of the captured length it is not."
         way = "pool_scope='window' or 'recompute'" if self.gates else "a larger max_delay, or another delay_by"
         return f"{what}: {self.compared_with} is another network. Compile with {way}."
+
+
+def _moves_by(results: Array) -> float:
+    """Measures by how much a result changes from step to step."""
+    return float(np.ptp(results, 0).max()) if results.size else 0.0
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:

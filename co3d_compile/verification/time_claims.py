@@ -147,7 +147,13 @@ def _add_moves(program: Program, claims: dict[str, Claim]) -> None:
         if of.kind is Kind.STREAM and of.layout is not None:
             with suppress(LayoutLost):
                 layout = of.layout.view(shape_of(node)) if node.target in RESHAPES else _part(of.layout, node)
-                claims[node.name] = replace(of, layout=layout)
+                claims[node.name] = replace(of, layout=layout, length=of.length - _left_out(of.layout, layout))
+
+
+def _left_out(layout: Layout, part: Layout) -> int:
+    """Counts the entries of a tensor that a slice of it, or a view, has not."""
+    whole, left = layout.time, part.time
+    return whole.size - left.size if whole is not None and left is not None else 0
 
 
 def _part(layout: Layout, node: Node) -> Layout:

@@ -337,7 +337,7 @@ class _Check:
             return f"The receptive field is at least {field} frames, the file says {limit}.", False
         if self.changed:
             return f"{CHANGED}, by the digest in its metadata (weights_sha256).", False
-        return self.replaced.reason, False
+        return self.reference.regions.wrong or self.replaced.reason, False
 
     def _depends_on_start(self) -> int | None:
         """The last step of the first segment that depends on the states at the start."""
