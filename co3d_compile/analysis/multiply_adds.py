@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -10,9 +11,11 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from co3d_compile.ir.frame_loop import is_loop, loop_of
+from co3d_compile.ir.graph_edits import fake_mode
 from co3d_compile.ir.node_reading import module_path, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.operator_kind import Kind, kind_of
@@ -21,6 +24,9 @@ from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.ir.resized_graph import Captures
 from co3d_compile.rules import is_pointwise, rule_for
 from co3d_compile.rules.recurrent import Recurrent
+
+MOST = 20_000  # kinds of operators that are remembered
+_known: dict[Kind, int] = {}
 
 
 @dataclass
@@ -39,18 +45,36 @@ def costs(program: Program) -> Costs:
 
     Of operators of one kind one is counted.
     """
-    mode = next(n.meta["val"].fake_mode for n in program.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
     batch = max(1, int(program.placeholders()[0].meta["val"].shape[0]))
+    kinds: dict[Kind, list[Node]] = {}
+    for node in filter(_counts, program.graph.nodes):
+        kinds.setdefault(kind_of(node), []).append(node)
+    counted = _counted(program, {kind: alike[0] for kind, alike in kinds.items()})
     found: Counter[str] = Counter()
-    counted: dict[Kind, int] = {}
-    with torch.no_grad(), mode, FlopCounterMode(display=False) as counter:
-        for node in filter(_counts, program.graph.nodes):
-            kind = kind_of(node)
-            if kind not in counted:
-                counted[kind] = _flops(node, counter)
-            if counted[kind]:
-                found[module_path(node)] += counted[kind]
+    for kind, flops in counted.items():
+        for node in kinds[kind] if flops else []:
+            found[module_path(node)] += flops
     return Costs(Counter({path: flops // 2 // batch for path, flops in found.items()}))
+
+
+def _counted(program: Program, examples: Mapping[Kind, Node]) -> dict[Kind, int]:
+    """Counts what an operator of each kind computes; what PyTorch's own operators do is remembered."""
+    new = {kind: node for kind, node in examples.items() if kind not in _known}
+    counted = {kind: _known[kind] for kind in examples.keys() - new.keys()}
+    if new:
+        with torch.no_grad(), fake_mode(program), FlopCounterMode(display=False) as counter:
+            counted |= {kind: _flops(node, counter) for kind, node in new.items()}
+        if len(_known) >= MOST:
+            _known.clear()
+        _known.update({kind: counted[kind] for kind, node in new.items() if _is_usual(node)})
+    return counted
+
+
+def _is_usual(node: Node) -> bool:
+    """Says whether the kind of an operator says all: it is PyTorch's own, and its sizes are numbers."""
+    values = pytree.tree_leaves([n.meta["val"] for n in node.all_input_nodes])
+    known = all(isinstance(size, int) for value in values for size in value.shape)
+    return known and isinstance(node.target, OpOverload) and node.target.namespace == "aten"
 
 
 def _counts(node: Node) -> bool:

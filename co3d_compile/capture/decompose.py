@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._export.utils import _is_preservable_cia_op
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -37,6 +37,7 @@ from co3d_compile.capture.cells import CELLS, Cell
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
 from co3d_compile.ir.aten_operators import VIEWS
+from co3d_compile.ir.fake_values import fake_like
 from co3d_compile.ir.graph_edits import erase_dead
 from co3d_compile.ir.node_reading import returned
 from co3d_compile.ir.operator_kind import Kind, kind_of
@@ -97,6 +98,7 @@ ALONE = {
     aten.zeros_like.default,
 }
 """Operators made of nothing that PyTorch keeps whole, so that any tracer finds the same parts of them."""
+MOST = 2000  # kinds of operators that are remembered
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ def _decompose(module: GraphModule, table: Table) -> None:
     if not nodes:
         return
     examples = [alike[0] for alike in nodes.values()]
-    found = {node: _written(node) for node in examples if node.target in CELLS}
-    quick = {node: compute for node in examples if (compute := _quick(node)) is not None}
+    found = _known.found(nodes, table)
+    found |= {node: _written(node) for node in examples if node.target in CELLS and node not in found}
+    quick = {node: compute for node in examples if node not in found and (compute := _quick(node)) is not None}
     others = [node for node in examples if node not in quick and node not in found]
     if quick:
         found |= _decomposed_examples(_traced(quick, table), list(quick))
@@ -180,9 +183,33 @@ def _decompose(module: GraphModule, table: Table) -> None:
         whole, _, _ = unlift(_program(others).run_decompositions(dict(table)))
         _keep_constants(whole, module)
         found |= _decomposed_examples(whole.graph, others)
-    for example, alike in zip(examples, nodes.values(), strict=True):
+    for (kind, alike), example in zip(nodes.items(), examples, strict=True):
+        _known.keep(kind, found[example])
         for node in alike:
             _put(module.graph, node, found[example])
+
+
+class _Known:
+    """What operators have become before, by their kinds, as long as the decompositions stay the same."""
+
+    def __init__(self) -> None:
+        self.table: Table = {}
+        self.parts: dict[Kind, _Parts] = {}
+
+    def found(self, nodes: Mapping[Kind, list[Node]], table: Table) -> dict[Node, _Parts]:
+        """Finds what is known of kinds of operators, by the first operator of each."""
+        if table != self.table or len(self.parts) > MOST:
+            self.table, self.parts = table, {}
+        return {alike[0]: self.parts[kind] for kind, alike in nodes.items() if kind in self.parts}
+
+    def keep(self, kind: Kind, parts: _Parts) -> None:
+        """Remembers what a kind has become, but for what holds constants of its own or is not PyTorch's."""
+        own = isinstance(target := kind[0], OpOverload) and target.namespace == "aten"
+        if own and all(each.op == "call_function" for each in parts.nodes):
+            self.parts.setdefault(kind, parts)
+
+
+_known = _Known()
 
 
 def _written(node: Node) -> _Parts:
@@ -293,6 +320,11 @@ def _decomposed_examples(graph: Graph, examples: list[Node]) -> dict[Node, _Part
 def _put(graph: Graph, node: Node, parts: _Parts) -> None:
     """Puts what a kind has become in the place of one operator of it."""
     env = dict(zip(parts.operands, node.all_input_nodes, strict=True))
+    mode = _mode_of([node])
+
+    def of_now(value: FakeTensor) -> Tensor:
+        return value if value.fake_mode is mode else fake_like(mode, value)
+
     with graph.inserting_before(node):
         for each in parts.nodes:
             if each.op == "get_attr":
@@ -301,7 +333,7 @@ def _put(graph: Graph, node: Node, parts: _Parts) -> None:
                 args, kwargs = map_arg(each.args, env.__getitem__), map_arg(each.kwargs, env.__getitem__)
                 env[each] = graph.create_node(each.op, each.target, args, kwargs)
             own = {key: value for key, value in node.meta.items() if key != "tensor_meta"}
-            env[each].meta = {**own, "val": each.meta["val"]}
+            env[each].meta = {**own, "val": pytree.tree_map_only(FakeTensor, of_now, each.meta["val"])}
     if _results_of(node) is None:
         node.replace_all_uses_with(env[parts.results[0]])
     for item in list(node.users):

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.fx._lazy_graph_module import _use_lazy_graph_module as code_written_late
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -182,7 +183,7 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
         with quiet():
             return exported_script(model, clip)
     plain: ExportedProgram | None = None
-    with quiet(), without_stack_traces():
+    with quiet(), without_stack_traces(), code_written_late(True):
         with contextlib.suppress(Exception):
             plain = torch.export.export(model, clip, keywords, strict=False)
             if not _reads_sizes(plain):

@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node, map_arg
 
+from co3d_compile.ir.fake_values import computed, fake_like
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
 from co3d_compile.ir.node_reading import module_path
@@ -29,9 +30,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
 
 def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
     """Computes what an operator returns, as fake tensors."""
-    fake_args, fake_kwargs = map_arg((args, kwargs), lambda n: n.meta["val"])
-    with mode, torch.no_grad():
-        return target(*fake_args, **fake_kwargs)
+    return computed(mode, target, *map_arg((args, kwargs), lambda n: n.meta["val"]))
 
 
 def insert(program: Program, before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
@@ -61,7 +60,7 @@ def insert_constant(program: Program, before: Node, name: str, value: torch.Tens
     with program.graph.inserting_before(before):
         node = program.graph.get_attr(unique)
     node.meta["path"] = module_path(before)
-    node.meta["val"] = fake_mode(program).from_tensor(value, static_shapes=True)
+    node.meta["val"] = fake_like(fake_mode(program), value)
     return node
 
 

@@ -19,13 +19,13 @@ def kind_of(node: Node) -> Kind:
     Where in memory an operand begins counts for what is given such a place (``as_strided``) alone. Else each turn of a
     loop, which takes frames from another place, would have operators of its own kind.
     """
-    placed = _reads_memory(node.target)
+    placed = reads_memory(node.target)
     places = {operand: i for i, operand in enumerate(node.all_input_nodes)}
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     return (node.target, str(spec), *(_leaf(leaf, places, placed) for leaf in leaves))
 
 
-def _reads_memory(target: object) -> bool:
+def reads_memory(target: object) -> bool:
     """Says whether an operator counts places from where the memory of its operand begins."""
     return isinstance(target, OpOverload) and any(a.name == "storage_offset" for a in target._schema.arguments)
 

@@ -14,6 +14,7 @@ from torch.fx.node import Argument
 from torch.utils._pytree import PyTree
 
 from co3d_compile.errors import UnsupportedError
+from co3d_compile.ir.fake_values import computed
 from co3d_compile.ir.graph_edits import fake_mode, insert
 from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import place_of, rank_of, returned, shape_of, where
@@ -73,16 +74,17 @@ def at_another_batch(program: Program) -> dict[Node, Value]:
 def _values(program: Program, views: _Views | None) -> tuple[dict[Node, Value], Node | None]:
     """Computes the fake values up to an operator that fixes the batch, and gives that one, too."""
     values: dict[Node, Value] = {}
-    for node in program.graph.nodes:
-        if node.op == "output":
-            break
-        if views is not None:
-            views.look(node, values)
-        try:
-            values[node] = _value(program, node, values)
-        except Exception:  # whatever a meta kernel raises for sizes that do not fit
-            if not _fits_with_rows_repeated(program, node, values):
-                return values, node
+    with quiet():
+        for node in program.graph.nodes:
+            if node.op == "output":
+                break
+            if views is not None:
+                views.look(node, values)
+            try:
+                values[node] = _value(program, node, values)
+            except Exception:  # whatever a meta kernel raises for sizes that do not fit
+                if not _fits_with_rows_repeated(program, node, values):
+                    return values, node
     return values, None
 
 
@@ -128,15 +130,14 @@ def _value(program: Program, node: Node, values: Mapping[Node, Value]) -> Value:
     captured: Value = node.meta["val"]
     if node.op == "get_attr":
         return captured
-    with fake_mode(program), torch.no_grad(), quiet():
-        if isinstance(captured, Tensor) and node.op == "placeholder":
-            rows, *rest = captured.shape
+    if isinstance(captured, Tensor) and node.op == "placeholder":
+        rows, *rest = captured.shape
+        with fake_mode(program):
             return torch.empty(rows * FACTOR, *rest, dtype=captured.dtype)
-        assert callable(node.target)
-        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.target in RECURRENT:
-            _check_rows(args)
-        value: Value = node.target(*args, **kwargs)
+    args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.target in RECURRENT:
+        _check_rows(args)
+    value: Value = computed(fake_mode(program), node.target, args, kwargs)
     if _rank(value) != _rank(captured):
         raise ValueError("a dim of size one was the batch")
     return value
@@ -320,7 +321,8 @@ def _with_rows(program: Program, rows: set[Node], count: int) -> dict[Node, Tens
                 values[node] = torch.empty(count if node in rows else 1, *value.shape[1:], dtype=value.dtype)
             continue
         try:
-            values[node] = _value(program, node, values)
+            with quiet():
+                values[node] = _value(program, node, values)
         except Exception as error:  # whatever a meta kernel raises for sizes that do not fit
             raise UnsupportedError(
                 "It fixes how many boxes there are.",

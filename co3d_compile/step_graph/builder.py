@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node, map_arg
 
+from co3d_compile.ir.fake_values import fake_like
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, store
 from co3d_compile.ir.program import Program
@@ -99,7 +100,7 @@ class Builder:
             return self._known[key]
         set_constant(self.program.module, name, value)
         node = self.graph.get_attr(name)
-        node.meta = {"path": self.path, "val": self.mode.from_tensor(value, static_shapes=True)}
+        node.meta = {"path": self.path, "val": fake_like(self.mode, value)}
         self._known[key] = node
         self._constants[node] = name
         return node
