@@ -83,6 +83,17 @@ def a_copy_beside(x: Tensor) -> Tensor:
     return y + x.flatten(1)
 
 
+def behind_casts(x: Tensor) -> Tensor:
+    """Casts to the type that a tensor has give the tensor itself: what is written into them is seen in it."""
+    y = torch.zeros(x.shape).to(x.device)
+    beside = y.type_as(x)
+    other, copied = y.to(torch.float64), y.to(torch.float32, copy=True)
+    for t in range(4):
+        y[:, :, t] = x[:, :, t] * t
+    copied[:, 0] = 7
+    return beside + y + other.float() + copied
+
+
 def several_results(x: Tensor) -> Tensor:
     a, b = x.unbind(1)[:2]
     return torch.einsum("nthw,nthw->nt", a, b)
@@ -100,6 +111,7 @@ BODIES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {  # and whether it
     "a view sees it": (a_view_sees_it, False),
     "into a view": (into_a_view, False),
     "into views of views": (into_views_of_views, False),
+    "behind casts": (behind_casts, False),
     "the result of a write into a view": (the_result_of_a_write_into_a_view, True),
     "a copy beside": (a_copy_beside, True),
     "dropout in place": (nn.Dropout(inplace=True), False),

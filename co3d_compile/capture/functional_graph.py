@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from co3d_compile.ir.graph_edits import shape_of_call
+from co3d_compile.ir.operator_arguments import Arguments
 
 aten = torch.ops.aten
 # Made of other operators, which might return an operand itself; these never do.
@@ -35,6 +36,7 @@ _FRESH = {
     aten.zeros.default,
     aten.zeros_like.default,
 }
+_CASTS = {aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default}
 _VIEWS = {
     aten.alias.default,
     aten.permute.default,
@@ -58,6 +60,7 @@ def written_apart(graph: Graph) -> bool:
     What reads an operand behind the write reads the result.
     """
     _drop_dropout(graph)
+    _drop_casts(graph)
     order, made = {node: i for i, node in enumerate(graph.nodes)}, set[Node]()
     for node in list(graph.nodes):
         if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
@@ -79,6 +82,18 @@ def _drop_dropout(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is aten.dropout_.default and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _drop_casts(graph: Graph) -> None:
+    """Takes out casts to the type and device that a tensor has: they give the tensor itself."""
+    for node in [n for n in graph.nodes if n.target in _CASTS]:
+        x, value = node.args[0], node.meta["val"]
+        assert isinstance(x, Node)
+        own, kept = x.meta["val"], ("dtype", "device", "layout")
+        copies = node.target is not aten.type_as.default and Arguments(node).given("copy")
+        if not copies and own.stride() == value.stride() and all(getattr(own, k) == getattr(value, k) for k in kept):
+            node.replace_all_uses_with(x)
             graph.erase_node(node)
 
 
@@ -196,6 +211,8 @@ class _Written:
 
 def _is_apart(node: Node) -> bool:
     """Says whether the result of an operator shares no memory with what it reads."""
+    if node.target in _CASTS:
+        return True  # to another type: others are taken out
     if node.target is aten.contiguous.default:
         return len(node.args) == 1 and not node.args[0].meta["val"].is_contiguous()  # type: ignore[union-attr]
     return isinstance(node.target, OpOverload) and not _may_alias(node.target)

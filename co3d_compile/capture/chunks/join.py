@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cache, partial
 from itertools import combinations, count, pairwise
 
 import torch
@@ -44,14 +45,15 @@ def join_chunks(program: Program) -> None:
 
     The numbers stay the same, and are compared.
     """
-    times = TimeDims(program)
+    times, tokens = TimeDims(program), cache(partial(Tokens, program))
     try:
         for nearest in (True, False):
             cut = cut_nodes(times)
             joins = [n for n in program.graph.nodes if n in cut and n.target is aten.cat.default]
             for cat in joins if nearest else reversed(joins):
-                if not cat._erased and _may_join(cat) and _joined(program, cat, times, cut, nearest):
+                if not cat._erased and _may_join(cat) and _joined(program, cat, times, tokens, cut, nearest):
                     cut = cut_nodes(times)
+                    tokens.cache_clear()
     finally:
         times.forget()
 
@@ -62,12 +64,14 @@ def _may_join(cat: Node) -> bool:
     return len(pieces) >= SURE or (len(pieces) > 1 and len({x.target for x in pieces}) == 1)
 
 
-def _joined(program: Program, cat: Node, times: TimeDims, cut: set[Node], nearest: bool) -> bool:
+def _joined(
+    program: Program, cat: Node, times: TimeDims, tokens: Callable[[], Tokens], cut: set[Node], nearest: bool
+) -> bool:
     """Puts operators on the whole clip in place of those on chunks; whether they do the same."""
     last = cat.prev
     try:
         places, roots = places_of(cat, times, cut, nearest)
-        entries = Entries(Tokens(program), places, roots)
+        entries = Entries(tokens(), places, roots)
         few = nearest or len(Arguments(cat).tensors("tensors")) < SURE
         if few and not entries.covered_by(cat):
             raise NoChunks("it is no whole")

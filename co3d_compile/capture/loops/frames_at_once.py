@@ -40,9 +40,11 @@ def take_frames_at_once(program: Program) -> None:
     loops = [n for n in graph.nodes if n.target is aten.cat.default]
     before: list[Tensor] = []
     # What is collected step by step ends in the last concatenation. A loop over what another collects comes after it.
+    times = TimeDims(program)
     for node in [*reversed(loops), *loops]:
-        new = rolled(program, node) if node.users else None
+        new = rolled(program, node, times) if node.users else None
         if new is not None:
+            times.forget()
             before = before or _results(program)
             readers = list(node.users)
             node.replace_all_uses_with(new)
@@ -51,26 +53,29 @@ def take_frames_at_once(program: Program) -> None:
                 for reader in readers:
                     reader.replace_input_with(new, node)
             erase_dead(graph)
+            times = TimeDims(program)
+    times.forget()
 
 
-def rolled(program: Program, node: Node) -> Node | None:
+def rolled(program: Program, node: Node, times: TimeDims) -> Node | None:
     """Finds what may take the place of a concatenation, if it collects a loop over frames; else None.
 
     The first turns may be others, fewer than half of them: those of ``q = (q + [f(x[:, t])])[-3:]`` have a shorter
     list. They are a start of their own.
+
+    Args:
+        program: As captured.
+        node: The concatenation.
+        times: Where time is in the program. What is looked up stays on its nodes until it is asked to forget.
     """
     dim = Arguments(node).dim(node)
     flat = _flattened(node, dim)
-    times = TimeDims(program)
-    try:
-        for first in dict.fromkeys((0, _other_turns(flat))):
-            parts = _joined(flat[first:], dim)
-            found = _rolled(program, node, dim, parts, times) if len(parts) >= 3 else None
-            if found is not None:
-                return insert(program, node, aten.cat.default, [*flat[:first], found], dim) if first else found
-        return _in_turn(program, node, dim, _joined(flat, dim), times)
-    finally:
-        times.forget()
+    for first in dict.fromkeys((0, _other_turns(flat))):
+        parts = _joined(flat[first:], dim)
+        found = _rolled(program, node, dim, parts, times) if len(parts) >= 3 else None
+        if found is not None:
+            return insert(program, node, aten.cat.default, [*flat[:first], found], dim) if first else found
+    return _in_turn(program, node, dim, _joined(flat, dim), times)
 
 
 def _in_turn(program: Program, node: Node, dim: int, parts: tuple[Node, ...], times: TimeDims) -> Node | None:

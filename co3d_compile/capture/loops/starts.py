@@ -101,7 +101,9 @@ class _FrameFunction:
         copies = [self._copied(program, result, i) for i in range(sizes.pop())]
         rows = [insert(program, result, aten.unsqueeze.default, c, 1) for c in copies]
         joined = insert(program, result, aten.cat.default, rows, 1)
-        stream = rolled(program, joined)
+        times = TimeDims(program)
+        stream = rolled(program, joined, times)
+        times.forget()
         erase_unused(joined)
         if stream is None:
             return None
