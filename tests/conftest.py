@@ -20,6 +20,7 @@ import zoo  # noqa: F401  makes torchvision importable beside a CPU build of tor
 from hypothesis import HealthCheck, Phase, settings
 
 from co3d_compile.analysis import promises
+from co3d_compile.onnx_export.by_torch_exporter import library_kept
 
 torch.set_num_threads(1)
 promises.always = True
@@ -34,6 +35,8 @@ gc.set_threshold(100_000, 20, 50)
 # it looks up all composite operators in each namespace, and makes the types of 5,000 nested functions.
 torch_export._materialize_cpp_cia_ops = functools.cache(torch_export._materialize_cpp_cia_ops)
 torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]  # the one that remembers what it has made
+# PyTorch's exporter to ONNX reads its library of translations anew for each network: most of the time of a small one.
+library_kept().__enter__()
 # Pytest listens to loggers that pass nothing on, and PyTorch writes each graph down for one that somebody listens to.
 logging.getLogger("torch.__trace").propagate = True
 logging.getLogger("torch.__trace").handlers.clear()

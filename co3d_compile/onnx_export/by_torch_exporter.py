@@ -56,7 +56,7 @@ def _library(opset: int, operators: int) -> ONNXRegistry:
 
 
 @contextmanager
-def _library_kept() -> Iterator[None]:
+def library_kept() -> Iterator[None]:
     """Keeps the library that PyTorch's exporter reads anew for each operator: that takes longer than the operator."""
 
     def kept(opset_version: int) -> ONNXRegistry:
@@ -84,7 +84,7 @@ def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:
     dynamic = (tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) if dims else None for dims in grown),)
     names = [f"operand_{i}" for i in range(len(operands))]
     try:
-        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad(), _library_kept():
+        with warnings.catch_warnings(), quiet(stdout=True), torch.no_grad(), library_kept():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _OneOperator(node),
