@@ -75,6 +75,7 @@ def among_boxes(y: Tensor, boxes: Tensor) -> Tensor:
 # 2 of them lies at the clip's third frame, 3 frames before its newest one.
 DETECTORS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], int, int]] = {
     "samples": (lambda y, b: align(y.mean(2), b), {}, 3, 1),
+    "one sample": (lambda y, b: align(y.mean(2), b, 1), {}, 3, 1),
     "as many samples as places": (lambda y, b: align(y.mean(2), b, -1, False), {}, 3, 1),
     "whole places": (whole_numbers, {}, 3, 1),
     "newest": (lambda y, b: align(y.mean(2), b), {"box_frame": "newest"}, 2, 1),
@@ -132,7 +133,10 @@ def test_boxes_wait_for_the_frame_that_they_belong_to(name: str) -> None:
     assert not model.info.recomputed
 
 
-@pytest.mark.parametrize("name", ["samples", "newest", "a pool that keeps its dim", "several frames a step"])
+VERIFIED = "samples", "one sample", "newest", "a pool that keeps its dim", "several frames a step"
+
+
+@pytest.mark.parametrize("name", VERIFIED)
 def test_verified_with_boxes_that_change(name: str) -> None:
     network, model = detector(name)
     example = torch.randn(1, 3, T, SIZE, SIZE), some_boxes(0)

@@ -314,3 +314,28 @@ def test_pools_over_places_come_first() -> None:
     for layer in (nn.MaxPool3d((3, 2, 2), (1, 2, 2)), nn.AvgPool3d((3, 2, 2), (1, 2, 2))):
         info = co3d.compile(layer, (torch.randn(1, 3, 8, 6, 6),)).info
         assert {state.shape[-2:] for state in info.states} == {(3, 3)}
+
+
+def test_each_state_of_a_paired_file_has_an_output() -> None:
+    """Also one that takes what another one was."""
+    info = co3d.compile(nn.Sequential(conv(5), nn.MaxPool1d(4, 1)), (torch.randn(1, 4, 12),)).info
+    assert not {state.output for state in info.states} & {state.input for state in info.states}
+
+
+def test_a_constant_with_a_row_for_each_frame() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.a(x).unflatten(1, (2, 2)).transpose(2, 3)
+        return (y * torch.stack([torch.tensor([2.0, -1.0])] * x.shape[2])).transpose(2, 3).flatten(1, 2)
+
+    facts = check(entry("rows", fn(forward, a=lambda: conv(padding=1))))
+    assert not facts.recomputed and facts.delays == (1,)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "trilinear"])
+def test_places_are_up_sampled_by_a_broken_factor(mode: str) -> None:
+    """Five places become seven: the factor is 1.5, and not 7 / 5."""
+    module = nn.Sequential(
+        nn.Conv3d(2, 3, 3, padding=1), nn.Upsample(scale_factor=(2.0, 1.5, 1.5), mode=mode), nn.Conv3d(3, 2, 1)
+    )
+    facts = check(entry("broken", lambda: module, (1, 2, 8, 5, 5)))
+    assert not facts.recomputed

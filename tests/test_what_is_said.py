@@ -30,6 +30,11 @@ def test_a_window_in_front_of_a_gate_is_said() -> None:
         co3d.compile(module, clip, unsupported="error")
 
 
+def test_operators_are_counted() -> None:
+    actions = co3d.compile(nn.Sequential(conv(), nn.ReLU(), conv(), conv()), (torch.randn(1, 4, 12),)).report().actions
+    assert actions == [{"operator": "aten.conv1d", "count": 3, "action": "continual"}]
+
+
 def test_the_mean_of_flattened_features_keeps_one_number_of_each_frame() -> None:
     module = fn(lambda m, x: m.conv(x).flatten(2).mean(2), conv=lambda: nn.Conv3d(3, 4, 3, padding=1))().eval()
     states = co3d.compile(module, (torch.randn(1, 3, 8, 6, 6),)).info.states

@@ -76,14 +76,13 @@ class Proof:
     entries: int
 
 
-def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
+def confirm(part: Part, reach: Reach, entries: int) -> int:
     """Confirms a claim; returns how many entries a step must read to compute one block.
 
     Args:
         part: The part of a network.
         reach: The claim.
         entries: The length of the whole clips.
-        mask: The weakest mask that the claim rests on: numbers far larger than that would get through it.
 
     Raises:
         NotLocal: Some block depends on what is outside of its reach.
@@ -96,12 +95,12 @@ def confirm(part: Part, reach: Reach, entries: int, mask: float) -> int:
     if not _same_by_place(part, reach, whole, entries):
         raise NotLocal("its entries differ by their place in the clip")
     for tried in range(length, longest + 1, reach.period):
-        if can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried, mask):
+        if can_take(part.captures, tried) and _holds(part, reach, whole, entries, tried):
             return tried
     raise NotLocal("it depends on more than its operators say")
 
 
-def confirmed(part: Part, reach: Reach, entries: int, mask: float) -> tuple[Reach, int]:
+def confirmed(part: Part, reach: Reach, entries: int) -> tuple[Reach, int]:
     """Confirms a claim, or the one that the constants of the part make of it.
 
     What is divided by how many windows lie over each entry depends on that entry alone, and on where it stands: the
@@ -111,12 +110,12 @@ def confirmed(part: Part, reach: Reach, entries: int, mask: float) -> tuple[Reac
         NotLocal: Neither holds.
     """
     try:
-        return reach, confirm(part, reach, entries, mask)
+        return reach, confirm(part, reach, entries)
     except NotLocal:
         other = _repeating(part, reach, entries)
         if other is None:
             raise
-        return other, confirm(part, other, entries, mask)
+        return other, confirm(part, other, entries)
 
 
 def _rows_of_one(part: Part, module: GraphModule, entries: int) -> Tensor:
@@ -212,7 +211,7 @@ def can_take(captures: Captures, entries: int) -> bool:
     return True
 
 
-def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: int, mask: float) -> bool:
+def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: int) -> bool:
     """Says whether blocks of whole clips are what a step computes of their reach, whatever is outside of it.
 
     Looked at are the first block of which that can be told, the last one, and one between: what counts from an end of
@@ -224,7 +223,6 @@ def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: i
         return False
     generator = torch.Generator().manual_seed(0)
     front = length - reach.period - reach.after
-    scales = [s for s in SCALES if s * 1e3 <= mask]
     first, last = -(-front // reach.period), (entries - length + front) // reach.period
     for _ in range(DRAWS):
         for m in sorted({first, (first + last) // 2, last}):
@@ -232,7 +230,7 @@ def _holds(part: Part, reach: Reach, whole: GraphModule, entries: int, length: i
             near = part.inputs(length, generator)
             try:
                 wanted = _block(run(step, near), part.dim, front, reach.period)
-                for scale in scales:
+                for scale in SCALES:
                     clips = part.inputs(entries, generator, scale)
                     for clip, own, dim in zip(clips, near, part.dims, strict=True):
                         clip.narrow(dim, start + front - reach.before, reach.before + reach.period + reach.after).copy_(

@@ -387,7 +387,7 @@ class _Search:
                 if ends_meet(found, reach):
                     raise OddEnds("entries at one end depend on entries at the other")
                 if reach is not None:
-                    reach, length = confirmed(part, reach, entries, torch.inf)
+                    reach, length = confirmed(part, reach, entries)
                     check_shown(part, found, reach)
                     return Proof(reach, length, odd_entries(part, found, reach.period, entries), entries)
         raise NotLocal("what each entry depends on differs from entry to entry")
