@@ -135,6 +135,15 @@ def across_blocks(m: Any, x: Tensor) -> Tensor:
     return result
 
 
+def overlapped(m: Any, x: Tensor) -> Tensor:
+    """Frames that are added where they overlap, and divided by the sum of their windows, as in Vocos."""
+    frames, window = x.shape[2], torch.hann_window(6)
+    sizes = {"output_size": (1, 2 * frames + 4), "kernel_size": (1, 6), "stride": (1, 2)}
+    added = F.fold(x * window[:, None], **sizes)[:, 0, 0, 2:-2]
+    weights = F.fold(window.square().expand(1, frames, -1).transpose(1, 2), **sizes).squeeze()[2:-2]
+    return added / weights
+
+
 # name: factory, clip shapes, options
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "residual": (lambda: Graph(lambda m, x: x + m.b(F.relu(m.a(x))), a=conv(), b=conv(5, 2)), (CLIP,), {}),
@@ -301,6 +310,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         (CLIP,), {},
     ),
     "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
+    "divided by the sum of its windows": (lambda: Graph(overlapped), ((1, 6, 16),), {}),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.capture_model import capture
+from co3d_compile.capture.fewer_clips import for_one_clip
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import CaptureError, VerificationError
 from co3d_compile.ir.graph_walks import reached
@@ -139,15 +140,29 @@ class LongRegions:
                 x = torch.cat([x] * -(-new // old), d).narrow(d, 0, new)
             return x
 
+        clip = pytree.tree_map_only(Tensor, longer, tuple(self.example))
         try:
-            with warnings.catch_warnings(), quiet():
-                warnings.simplefilter("ignore")
-                clip = pytree.tree_map_only(Tensor, longer, tuple(self.example))
-                module = capture(self.model, clip, self.options, two=False).module
-            check_same([self.program.module, module])
+            try:
+                return self._like_the_short_one(clip, two=False)
+            except NotResizable:  # the short one may have been captured for two clips: rows of one are another graph
+                return self._like_the_short_one(clip, two=True)
         except (NotResizable, CaptureError) as why:
             raise NoReference(str(why)) from why
-        return module
+
+    def _like_the_short_one(self, clip: tuple[pytree.PyTree, ...], two: bool) -> GraphModule:
+        """Captures the network for a longer clip, as it is or by way of two clips.
+
+        Raises:
+            NotResizable: Its operators are others.
+        """
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            program: Program | None = capture(self.model, clip, self.options, two=two)
+            program = for_one_clip(program) if two and program is not None else program
+        if program is None:
+            raise NotResizable("the network has other operators for a longer clip")
+        check_same([self.program.module, program.module])
+        return program.module
 
 
 def _unseen(v: Stream) -> Tensor:
