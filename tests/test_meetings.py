@@ -114,14 +114,16 @@ def _normed(x: Tensor) -> Tensor:
 
 def test_gates_and_norms_over_a_window_count_what_is_there() -> None:
     def clip(m: Any, x: Tensor) -> Tensor:
-        y = F.group_norm(m.a(x), 2)
+        y = m.norm(m.a(x))
         return m.b(y * y.mean(2, True).sigmoid() + y.amax(2, True).sigmoid())
 
     def entries(m: Any, x: Tensor) -> Tensor:
-        y = _normed(m.a(x))
+        y = _normed(m.a(x)) * m.norm.weight[:, None] + m.norm.bias[:, None]
         return m.b(y * _newest(y, lambda v: v.mean(2)).sigmoid() + _newest(y, lambda v: v.amax(2)).sigmoid())
 
-    layers = {"a": conv(padding=1), "b": conv(padding=1)}
+    layers = {"a": conv(padding=1), "b": conv(padding=1), "norm": nn.GroupNorm(2, 4)}
+    for numbers in layers["norm"].parameters():
+        nn.init.normal_(numbers)
     streams(
         Graph(clip, **layers).eval(),
         Graph(entries, **layers).eval(),
@@ -309,6 +311,19 @@ def test_a_layer_with_projections() -> None:
     streams(module, module, [8, 11])
 
 
+def test_a_layer_with_projections_over_places() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        rows = m.lstm(x.permute(0, 2, 3, 1).flatten(0, 1))[0]
+        y: Tensor = rows.mean(1).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        return m.a(y)
+
+    torch.manual_seed(0)
+    lstm = nn.LSTM(4, 5, batch_first=True, proj_size=2)
+    module, clip = Graph(forward, a=conv(padding=1, c=2), lstm=lstm).eval(), torch.randn(1, 4, 8, 5)
+    compiled = co3d.compile(module, (clip,))
+    assert not compiled.info.recomputed and co3d.verify(compiled, module, (clip,)).passed
+
+
 def test_pools_over_places_come_first() -> None:
     """What is left to remember is small."""
     for layer in (nn.MaxPool3d((3, 2, 2), (1, 2, 2)), nn.AvgPool3d((3, 2, 2), (1, 2, 2))):
@@ -339,3 +354,12 @@ def test_places_are_up_sampled_by_a_broken_factor(mode: str) -> None:
     )
     facts = check(entry("broken", lambda: module, (1, 2, 8, 5, 5)))
     assert not facts.recomputed
+
+
+def test_norms_of_pictures_add_what_they_say_to_the_variance() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y: Tensor = m.norm(m.a(x).transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        return y
+
+    layers = {"a": lambda: nn.Conv3d(2, 3, 3, padding=1), "norm": lambda: nn.GroupNorm(1, 3, eps=0.5)}
+    check(entry("normed", fn(forward, **layers), (1, 2, 8, 5, 5)))
