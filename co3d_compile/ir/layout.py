@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from math import prod
 
 BATCH = "N"
@@ -56,7 +56,7 @@ class Layout:
     def rank(self) -> int:
         return len(self.dims)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(prod(a.size for a in dim) for dim in self.dims)
 
@@ -70,11 +70,11 @@ class Layout:
                     return Place(d, outer, inner, axis.size, len(dim) == 1)
         return None
 
-    @property
+    @cached_property
     def time(self) -> Place | None:
         return self.find(TIME)
 
-    @property
+    @cached_property
     def batch(self) -> Place | None:
         return self.find(BATCH)
 
