@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch._export.utils as torch_export
 import torch._ops
+import torch.fx.experimental.proxy_tensor as proxy_tensor
 import zoo  # noqa: F401  makes torchvision importable beside a CPU build of torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -36,7 +37,10 @@ gc.set_threshold(100_000, 20, 50)
 torch_export._materialize_cpp_cia_ops = functools.cache(torch_export._materialize_cpp_cia_ops)
 torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]  # the one that remembers what it has made
 # PyTorch's exporter to ONNX reads its library of translations anew for each network: most of the time of a small one.
-library_kept().__enter__()
+_LIBRARY = library_kept()  # it ends with its context manager
+_LIBRARY.__enter__()
+# It describes each tensor of a graph twice; nothing reads the second description.
+proxy_tensor._extract_tensor_metadata = lambda *_args, **_kwargs: None  # type: ignore[attr-defined]
 # Pytest listens to loggers that pass nothing on, and PyTorch writes each graph down for one that somebody listens to.
 logging.getLogger("torch.__trace").propagate = True
 logging.getLogger("torch.__trace").handlers.clear()
