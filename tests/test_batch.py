@@ -95,6 +95,7 @@ def test_a_squeeze_leaves_the_batch() -> None:
     [
         (lambda m, x: m.l(m.a(x).mean((2, 3, 4)).view(-1)), (3,)),
         (lambda m, x: m.l(m.a(x).mean((2, 3, 4))[0]), (3,)),
+        (lambda m, x: m.a(x).sum(), ()),
         (each_clip, (1, 3)),
         (lambda m, x: torch.stack([m.a(y[None]).mean((0, 2, 3, 4)) for y in x.unbind(0)]), (1, 4)),
         (lambda m, x: m.l((y := m.a(x).mean((2, 3, 4))) * y.mean(0)), (1, 3)),

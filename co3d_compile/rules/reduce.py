@@ -73,14 +73,15 @@ class Reduction(Rule):
         if node.target not in SEPARABLE:
             return None
         x, dims, keep = reduced(node)
-        place = known(x).time
-        if place is None or place.dim not in dims or not place.alone or len(dims) == 1:
+        place, batch = known(x).time, known(x).batch
+        space = [d for d in dims if (place is None or d != place.dim) and (batch is None or d != batch.dim)]
+        if place is None or place.dim not in dims or not place.alone or not space:
             return None
         with node.graph.inserting_before(node):
             target: Any = node.target
-            space = node.graph.call_function(target, (x, [d for d in dims if d != place.dim], True))
-            over_time = node.graph.call_function(target, (space, dims, keep))
-        return space, over_time
+            first = node.graph.call_function(target, (x, space, True))
+            over_time = node.graph.call_function(target, (first, dims, keep))
+        return first, over_time
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         x, dims, _ = reduced(node)
