@@ -117,7 +117,7 @@ class ReplacedParts:
 
 def _moves_by(results: Array) -> float:
     """Measures by how much a result changes from step to step."""
-    return float(np.ptp(results, 0).max()) if results.size else 0.0
+    return float(np.ptp(results.astype(np.float64), 0).max()) if results.size else 0.0  # of yes and no, too
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
