@@ -83,6 +83,27 @@ def test_fails_on_a_short_warm_up(network: str, tmp_path: Path) -> None:
     assert not result.passed and f"at step {warmup - 1}" in result.worst, result
 
 
+class Recurrent(nn.Module):
+    """A GRU over frames, and a layer for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(4, 8, batch_first=True)
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.gru(x)[0])
+
+
+@pytest.mark.slow
+def test_a_file_of_a_traced_network_is_verified_against_the_network_itself() -> None:
+    """Its states have other names."""
+    network, clip = Recurrent().eval(), torch.randn(1, 300, 4)
+    compiled = co3d.compile(torch.jit.trace(network, clip), clip, time_dim=1)
+    result = co3d.verify(compiled, network, clip)
+    assert result.passed, result.reason
+
+
 @pytest.mark.parametrize("network", ["residual", "mean gate, window", "dense", "mean head", "attention", "two inputs"])
 def test_fails_on_a_small_receptive_field(network: str, tmp_path: Path) -> None:
     path, module, example = saved(network, tmp_path)

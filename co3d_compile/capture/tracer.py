@@ -27,6 +27,7 @@ from co3d_compile.capture.known_constants import Args, ConstantsKnown, Kwargs, T
 from co3d_compile.capture.model_files.model_factory import for_the_cpu
 from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule
 from co3d_compile.capture.packed_sequences import PackedSequences
+from co3d_compile.capture.recurrent_shapes import recurrent_layers_by_shape
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
@@ -180,10 +181,10 @@ def traced(model: nn.Module, clip: tuple[pytree.PyTree, ...], keywords: dict[str
     """Runs ``torch.export``, also of a model that reads ``x.data`` or copies tensors as Python copies objects,
     decides in Python by the values of constants, packs sequences or catches what a module of it raises."""
     if isinstance(model, torch.jit.ScriptModule) and not keywords:
-        with quiet():
+        with quiet(), recurrent_layers_by_shape():
             return exported_script(model, clip)
     plain: ExportedProgram | None = None
-    with quiet(), without_stack_traces(), code_written_late(True):
+    with quiet(), without_stack_traces(), code_written_late(True), recurrent_layers_by_shape():
         with contextlib.suppress(Exception):
             plain = torch.export.export(model, clip, keywords, strict=False)
             if not _reads_sizes(plain):

@@ -28,10 +28,13 @@ class StreamedRun:
         self.session = session
         self.streamed, self.last_not_finite = 0, -1
         states = session.get_state()
+        paths = {name: name.removeprefix("state.").rpartition(".")[0] for name in states}
+        # A file that was compiled from another form of the network, a traced one, names all modules otherwise.
+        other_form = bool(recurrent) and not any(path in recurrent for path in paths.values())
         unknown = {
             name: np.full_like(value, np.nan)
             for name, value in states.items()
-            if _is_float(value) and name.removeprefix("state.").rpartition(".")[0] not in recurrent
+            if _is_float(value) and not other_form and paths[name] not in recurrent
         }
         self.nan_states = len(unknown)
         session.set_state(states | unknown)
