@@ -28,8 +28,9 @@ def in_half(x: Tensor) -> Tensor:
         (lambda x: torch.fft.rfft2(x), r"The output of the model is complex.* torch\.view_as_real"),
         (lambda x: (None, 3), r"^Graph returns no tensor for such a clip\. .*wrap it in one"),
         (lambda x: x * x.mean().item(), r"takes a number that is read from a tensor\. \[aten\.mul\] Keep it a tensor"),
+        (lambda x: x[:, :0], r"returns a tensor without any number in it, of the shape \(2, 0, 4, 8, 8\)\. \[aten"),
     ],
-    ids=["bfloat16", "complex operator", "complex output", "nothing", "a number"],
+    ids=["bfloat16", "complex operator", "complex output", "nothing", "a number", "empty"],
 )
 def test_results_that_no_file_can_hold_are_refused(function: Callable[[Tensor], Tensor], said: str) -> None:
     with pytest.raises(CaptureError, match=said):

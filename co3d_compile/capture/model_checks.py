@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from co3d_compile.errors import CaptureError, UnsupportedError, UsageError
-from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, shape_of, where
+from co3d_compile.ir.node_reading import module_path, operator_name, rank_of, returned, shape_of, where
 
 aten = torch.ops.aten
 
@@ -67,8 +67,19 @@ def _same_shape(node: Node, operand: Node) -> bool:
     return isinstance(operand.meta.get("val"), torch.Tensor) and shape_of(operand) == shape_of(node)
 
 
+def _is_empty(node: object) -> bool:
+    """Says whether a result is a tensor without numbers."""
+    return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor) and 0 in shape_of(node)
+
+
 def check_operators(module: GraphModule) -> None:
-    """Refuses numbers that ONNX runtimes do not compute with, what reads memory, and sizes that values decide."""
+    """Refuses what ONNX runtimes do not compute with, reads of memory, sizes that values decide, and empty results."""
+    for node in filter(_is_empty, returned(module.graph)):
+        raise CaptureError(
+            f"The model returns a tensor without any number in it, of the shape {tuple(shape_of(node))}.",
+            **where(node),
+            hint="Return what has numbers for each clip.",
+        )
     for node in module.graph.nodes:
         if node.op == "call_function":
             _check_batch(node)

@@ -20,10 +20,7 @@ Kernel: TypeAlias = Callable[..., tuple[Tensor, ...]]
 
 @contextmanager
 def recurrent_layers_by_shape() -> Iterator[None]:
-    """Lets recurrent layers walk over one frame alone where tensors have no numbers.
-
-    PyTorch takes ten seconds to walk over a thousand frames.
-    """
+    """Lets recurrent layers walk over one frame alone where tensors have no numbers."""
     walks = [(layer, key, layer.py_kernels[key]) for layer in LAYERS for key in KEYS if key in layer.py_kernels]
     try:
         for layer, key, walk in walks:

@@ -224,10 +224,7 @@ class _Search:
         return 0 if dim is None else shape_of(self._same(node, self.long))[dim] - shape_of(node)[dim]
 
     def _follows(self, node: Node, growth: int) -> bool:
-        """Says whether a tensor grows with the clip, as much as what is read.
-
-        By 0, it is not known by how much what is read grows.
-        """
+        """Says whether a tensor grows with the clip, as much as what is read (0: that is not known)."""
         own = self._grows(node)
         return own > 0 and growth in (0, own)
 
