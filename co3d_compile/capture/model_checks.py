@@ -68,18 +68,13 @@ def _same_shape(node: Node, operand: Node) -> bool:
 
 
 def _is_empty(node: object) -> bool:
-    """Says whether a result is a tensor without numbers."""
-    return isinstance(node, Node) and isinstance(node.meta.get("val"), torch.Tensor) and 0 in shape_of(node)
+    """Says whether a result is a tensor without numbers; a size that is open is not 0."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, torch.Tensor) and any(type(size) is int and size == 0 for size in value.shape)
 
 
 def check_operators(module: GraphModule) -> None:
     """Refuses what ONNX runtimes do not compute with, reads of memory, sizes that values decide, and empty results."""
-    for node in filter(_is_empty, returned(module.graph)):
-        raise CaptureError(
-            f"The model returns a tensor without any number in it, of the shape {tuple(shape_of(node))}.",
-            **where(node),
-            hint="Return what has numbers for each clip.",
-        )
     for node in module.graph.nodes:
         if node.op == "call_function":
             _check_batch(node)
@@ -111,3 +106,9 @@ def check_operators(module: GraphModule) -> None:
                 module_path=module_path(node),
                 hint=way_out,
             )
+    for node in filter(_is_empty, returned(module.graph)):
+        raise CaptureError(
+            f"The model returns a tensor without any number in it, of the shape {tuple(shape_of(node))}.",
+            **where(node),
+            hint="Return what has numbers for each clip.",
+        )
