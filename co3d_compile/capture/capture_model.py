@@ -87,6 +87,14 @@ def leaves_sizes_open(program: ExportedProgram) -> bool:
     return any(isinstance(size, torch.SymInt) for v in values if isinstance(v, Tensor) for size in v.shape)
 
 
+def as_module(
+    program: ExportedProgram, clip: Clip | None, keywords: Mapping[str, PyTree] | None
+) -> tuple[nn.Module, Clip | None, Mapping[str, PyTree]]:
+    """Gives a program that leaves sizes open as a module, and a clip to capture it in, its own where none is given."""
+    own, named = program.example_inputs or (None, {})
+    return program.module(check_guards=False), own if clip is None else clip, named if keywords is None else keywords
+
+
 def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
     """Gives outputs names, other ones where an input or an output before has them: ``{"x": …}`` of an input x."""
     found: list[str] = []
@@ -130,8 +138,8 @@ def _exported(model: Model, clip: Clip | None, two: bool) -> ExportedProgram:
         return export(model, clip, two)
     if not leaves_sizes_open(model):
         return model
-    own, keywords = model.example_inputs or (None, {})
-    return export(model.module(check_guards=False), own if clip is None else clip, two, keywords)
+    module, clip, keywords = as_module(model, clip, None)
+    return export(module, clip, two, keywords)
 
 
 def captured_again(

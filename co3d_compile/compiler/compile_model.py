@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from co3d_compile.capture.capture_model import arguments_of, check_kinds, leaves_sizes_open
+from co3d_compile.capture.capture_model import arguments_of, as_module, check_kinds, leaves_sizes_open
 from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource, is_onnx, read_onnx
 from co3d_compile.compiler.build_model import Build
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -99,9 +99,7 @@ def compile(
         module, example_inputs, notes = clip.module, example_inputs or clip.example_inputs, clip.notes
     check_kinds(module, example_inputs)
     if isinstance(module, ExportedProgram) and leaves_sizes_open(module):
-        own, keywords = module.example_inputs or (None, {})
-        module, example_inputs = module.module(check_guards=False), own if example_inputs is None else example_inputs
-        example_kwargs = keywords if example_kwargs is None else example_kwargs
+        module, example_inputs, example_kwargs = as_module(module, example_inputs, example_kwargs)
     source = ClipNetwork(module, example_inputs, dict(example_kwargs or {}))
     dims = usual_dims(module) if time_dim is None else time_dim
     treated = pool_scope, stride_mode, boundary, unsupported, state_io
