@@ -21,7 +21,7 @@ os.environ.setdefault("CO3D_STRICT_RULES", "1")
 from random_families.examine import Outcome, examine
 from random_families.sketch import Sketch, draw
 
-PART = 25
+PART = 125  # a new process imports for as long as four networks take
 
 
 def smaller(sketch: Sketch, verdict: str) -> Sketch:
