@@ -295,6 +295,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
                       a=conv(), l=nn.Linear(4, 4)), ((2, 4, 8),), {},
     ),
     "four frames a step": (lambda: nn.Sequential(conv(), nn.ReLU(), conv(5, 2)), (CLIP,), {"frames_per_step": 4}),
+    "repeated frames of several places, four a step": (
+        lambda: Graph(lambda m, x: m.a(x.repeat_interleave(2, 2).permute(0, 3, 1, 2).flatten(0, 1)), a=conv()),
+        ((1, 4, 8, 3),), {"frames_per_step": 4},
+    ),
     "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
     "channels moved over time": (
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),

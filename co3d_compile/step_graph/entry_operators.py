@@ -173,6 +173,9 @@ class EntryOperators(Builder):
         if len(run) == 1:
             return self.call(aten.reshape.default, run[0], [-1, 1, self.features(run[0])])
         x, dim = self._part(run)
+        rows, *rest = self.sizes(x)
+        if rows != self.batch:  # several for each stream, which belong to its features
+            x, dim = self.call(aten.reshape.default, x, [-1, rows // self.batch, *rest]), dim + 1
         order = [0, dim, *(d for d in range(1, len(self.sizes(x))) if d != dim)]
         x = self.call(aten.permute.default, x, order) if dim > 1 else x
         return self.call(aten.reshape.default, x, [-1, len(run), self.features(run[0])])
