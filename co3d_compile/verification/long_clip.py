@@ -87,7 +87,7 @@ class LongClip(Interpreter):
         self.kernels: Mapping[str, ReplacedKernel] = {}
         self.double = False
         self.whole_windows = True  # what a gate gives before its window is whole is not known
-        self.finite: dict[str, list[bool]] = {}
+        self.finite: dict[str, dict[int, bool]] = {}
         self.watched: set[str] = set()
         self.regions: Mapping[str, LongRegion] = {}
         self.longer: Callable[[str, tuple[str, ...]], LongRegion] = not_captured
@@ -168,7 +168,8 @@ class LongClip(Interpreter):
         if n.name in self.watched and isinstance(value, Stream) and value.value.is_floating_point():
             place = value.claim.place
             if place is not None and place.alone:
-                self.finite[n.name] = value.value.movedim(place.dim, 0).flatten(1).isfinite().all(1).tolist()
+                flags = value.value.movedim(place.dim, 0).flatten(1).isfinite().all(1).tolist()
+                self.finite[n.name] = dict(enumerate(flags, value.first))
         return value
 
     def _call(self, n: Node, args: Arguments, kwargs: Named) -> Value:
@@ -201,14 +202,14 @@ class LongClip(Interpreter):
         if reads_by_index(n) and (found := self._captured_again(n)) is not None:
             return found
         constant = self._constant(n, kwargs)
-        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default, *BY_INDEX) or _beside(n, claim)
+        together = n.target in (aten.grid_sampler_2d.default, aten.bmm.default, *BY_INDEX) or beside(n, claim)
         if together or pointwise(n):
             streams = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Stream)]
             longest = max(streams, key=lambda v: v.value.dim())
             given = pytree.tree_map(counted, (args, kwargs)) if claim.kind is Kind.STREAM else (args, kwargs)
             args, kwargs = pytree.tree_map(lambda v: extended(v, longest, self.offset), as_many_entries(given))
         args, kwargs = pytree.tree_map(lambda v: v.value if isinstance(v, Stream) else v, (args, kwargs))
-        if n.target is aten.cat.default and not _beside(n, claim) and claim.place is not None:
+        if n.target is aten.cat.default and not beside(n, claim) and claim.place is not None:
             args = (filled(n, args[0], claim.place.dim), *args[1:])
         if n.target is aten.scaled_dot_product_attention.default and len(args) > 3 and args[3] is not None:
             args = (*args[:3], banded(args[3], args[0].shape[-2]), *args[4:])
@@ -388,7 +389,7 @@ def _one_by_one(n: Node, args: Arguments) -> bool:
     return computes_over(n, args, x.claim.place.dim, x.value.dim())
 
 
-def _beside(n: Node, claim: Claim) -> bool:
+def beside(n: Node, claim: Claim) -> bool:
     """Says whether it concatenates tensors over another dim than time."""
     if n.target is not aten.cat.default or claim.place is None:
         return False

@@ -21,11 +21,13 @@ class Stream:
     """A tensor on the long clip.
 
     ``constant`` is what stands there in each single clip, if it depends on the clip's shape alone: ``zeros_like``.
+    ``first`` is the index of its first entry: those before it were not computed.
     """
 
     value: Tensor
     claim: Claim
     constant: Tensor | None = None
+    first: int = 0
 
     @property
     def count(self) -> int:
@@ -34,8 +36,8 @@ class Stream:
 
     def span(self, start: int | None, length: int) -> Tensor | None:
         """Takes some entries; None where they are not all there."""
-        there = start is not None and start + length <= self.count
-        return self.claim.cut(self.value, start, length) if there and start is not None else None
+        there = start is not None and self.first <= start <= self.first + self.count - length
+        return self.claim.cut(self.value, start - self.first, length) if there and start is not None else None
 
     def entry(self, index: int | None) -> Tensor | None:
         """Takes one entry; None where it is not there."""
@@ -62,14 +64,16 @@ class Windows:
 
 @dataclass(frozen=True)
 class Entries:
-    """Results for each entry of the long clip that have no dim for time, such as those of a gate."""
+    """Results for each entry of the long clip, from the ``first`` on, that have no dim for time: those of a gate."""
 
     values: Sequence[Tensor]
     claim: Claim
+    first: int = 0
 
     def entry(self, index: int | None) -> Tensor | None:
         """Takes one result; None where it is not there."""
-        return self.values[index] if index is not None and index < len(self.values) else None
+        there = index is not None and self.first <= index < self.first + len(self.values)
+        return self.values[index - self.first] if there and index is not None else None
 
 
 def as_many_entries(given: PyTree) -> PyTree:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
-from itertools import groupby
 from math import ceil, lcm
 from types import MappingProxyType
 from typing import TypeAlias
@@ -32,9 +32,17 @@ from co3d_compile.verification.long_boxes import boxes_of, frames_ahead
 from co3d_compile.verification.long_clip import LongClip
 from co3d_compile.verification.long_regions import LongRegions
 from co3d_compile.verification.long_values import Entries, Stream, Windows
+from co3d_compile.verification.measured_field import MeasuredField
+from co3d_compile.verification.needed_entries import NeededClip, NeededEntries, NotCovered, Part, joined
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
-from co3d_compile.verification.time_claims import NOTHING, NoReference, Value, claim_of, claims_of, remembers_all
+from co3d_compile.verification.time_claims import (
+    NoReference,
+    Value,
+    claim_of,
+    claims_of,
+    remembers_all,
+)
 
 Clip: TypeAlias = Sequence[Tensor]  # one tensor per input
 NONE: Mapping[str, ReplacedKernel] = MappingProxyType({})
@@ -75,24 +83,23 @@ class Reference:
         while wrong := refuted(self.program, again):
             self.program.refuted |= wrong
             self.claims = claims_of(self.program, regions)
-        sorts = self._plan()
-        streams = [self.claims[n.name] for n, s in sorts.items() if s == "stream" and n.name in self.claims]
+        self._plan()
+        streams = [self.claims[n.name] for n, s in self._sorts.items() if s == "stream" and n.name in self.claims]
         blocks = [(part.period * self.claims[part.result].rate).numerator for part in regions]
         self.unit = lcm(*(int(c.spacing) if self.dense else c.rate.numerator for c in streams), *blocks)
         self.clip = next(int(i.shape[i.time_dim]) for i in self.inputs if i.time_dim is not None)
         self.rates = {n.name: self.claims[n.name].rate for n in self.program.placeholders()}
         self._double = False
 
-    def _plan(self) -> dict[Node, str]:
-        """Plans how each result is computed on the long clip; returns how each node is."""
+    def _plan(self) -> None:
+        """Plans how each node, and so each result, is computed on the long clip."""
         timed = {i.name for i in self.inputs if i.time_dim is not None}
         sorts: dict[Node, str] = {}
         for node in self.program.graph.nodes:
             sorts[node] = sort_of(node, sorts, self.claims, timed)
         self.plans = [plan_of(n, sorts, self.claims) for n in returned(self.program.graph)]
         self.fields: list[int] = []
-        self._finite: dict[str, dict[int, bool]] = {}
-        return sorts
+        self._sorts = sorts
 
     def watching(self, names: Sequence[str]) -> Reference:
         """The reference with nodes of the captured graph for results; what they do not need is not run."""
@@ -180,6 +187,7 @@ class Reference:
         inside: range,
         indices: Sequence[ResultIndex],
         done: Callable[[], None] = lambda: None,
+        field: int | None = None,
     ) -> dict[ResultIndex, list[Tensor]]:
         """Computes the results of the model on a long clip.
 
@@ -189,10 +197,28 @@ class Reference:
             inside: Where the frames are in it that the stream has seen.
             indices: The results, by entries or clip starts counted from frame 0 of the stream.
             done: Called after each operator.
+            field: The receptive field that the file claims, if it is to be measured.
 
         Raises:
             NoReference: The model cannot be run on a long clip.
         """
+        run = partial(self._run, frames, front, inside, indices, done, field)
+        if not (self.dense or self.regions.regions or self.recurrent_paths() or any(i.boxes for i in self.inputs)):
+            with suppress(NotCovered):
+                return run(True)
+        return run(False)
+
+    def _run(
+        self,
+        frames: Clip,
+        front: int,
+        inside: range,
+        indices: Sequence[ResultIndex],
+        done: Callable[[], None],
+        field: int | None,
+        partly: bool,
+    ) -> dict[ResultIndex, list[Tensor]]:
+        """Computes them; ``partly``: with no other entries of each tensor than these need."""
         pairs = zip(self.inputs, frames, strict=True)
         total = next(x.shape[i.time_dim] for i, x in pairs if i.time_dim is not None)
         total -= self.unit - 1 if self.dense else 0
@@ -200,25 +226,61 @@ class Reference:
         ahead = frames_ahead(self.plans, self.program.options.box_frame == "newest") if with_boxes else 0
         boxes = boxes_of(self.inputs, frames, inside.start - front, len(inside), ahead)
         found: dict[ResultIndex, dict[Fraction | None, Tensor]] = {index: {} for index in indices}
+        finite: dict[str, dict[int, bool]] = {}
         for phase in sorted({p for index in indices for p in self._phases(index)} or {0}):
             starts = sorted({s for index in indices for s in index.starts if self._phase(s) == phase})
-            run = LongClip(self.program, self.claims, starts, front - phase, done)
+            run = NeededClip(self.program, self.claims, starts, front - phase, done)
             run.double, run.kernels, run.boxes = self._double, self.kernels, boxes
             run.whole_windows = not self.recurrent_paths()  # else the clip begins with the stream, and it is known
             run.regions = self.regions.at(self.shapes(total), self._double)
             run.longer = partial(self.regions.part, self.shapes(total), self._double)
             run.inside = self.regions.inside
-            run.watched = {r.name for p in self.plans for r in p.reads} | {p.name for p in self.plans}
+            run.watched = {read.name for p in self.plans for read in p.reads} | {p.name for p in self.plans}
+            run.parts = self._parts(run, indices, inside, field) if partly else {}
             clip = self.cut(frames, phase, total)
             with eager():
                 outputs = run.run(*[x.double() if run.double and x.is_floating_point() else x for x in clip])
             for name, flags in run.finite.items():
                 step = self.claims[name].spacing
-                self._finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in enumerate(flags)})
+                finite.setdefault(name, {}).update({phase + i * step: flag for i, flag in flags.items()})
             for index in indices:
                 found[index] |= self._found(index, outputs[index.output], run)
-        self._measure(inside.start, inside.stop)
-        return {index: self._joined(index, parts) for index, parts in found.items()}
+        results = {index: self._joined(index, parts) for index, parts in found.items()}
+        if partly and not all(results.values()):
+            raise NotCovered
+        if field is not None:
+            self.fields += self._measured().fields(finite, inside, field if partly else None)
+        return results
+
+    def _measured(self) -> MeasuredField:
+        return MeasuredField(self.plans, self.claims, None if self.dense else self.unit)
+
+    def _parts(
+        self, run: LongClip, indices: Sequence[ResultIndex], inside: range, field: int | None
+    ) -> dict[str, Part]:
+        """Finds what is needed of each tensor: what is compared, and what says how large the receptive field is."""
+
+        measured = self._measured()
+
+        def around(n: Node, starts: Sequence[Fraction], length: int) -> range | None:
+            there = [at for start in starts if (at := run.index(claim_of(n, self.claims), start)) is not None]
+            if not there:
+                return None
+            first, stop = min(there), max(there) + length
+            more = measured.more(n.name, stop - first, inside, field) if field is not None else 0
+            return range(max(0, first - more), stop + more)
+
+        results: dict[Node, range | None] = {}
+        for k, (n, plan) in enumerate(zip(returned(self.program.graph), self.plans, strict=True)):
+            if plan.streams:
+                entries = [Fraction(at) for index in indices if index.output == k for at in index.entries]
+                read = around(n, [at * plan.claim.rate for at in entries], 1)
+                results[n] = joined(results[n], read) if n in results else read
+
+        def windows(n: Node) -> range | None:
+            return around(n, run.starts, claim_of(n, self.claims).length)
+
+        return NeededEntries(self.program.graph, self.claims, self._sorts, windows, self.kernels).parts(results)
 
     def _phase(self, frame: Fraction) -> int:
         return int(frame) % self.unit if self.dense else 0
@@ -301,35 +363,3 @@ class Reference:
                 raise NoReference("the clip is too short")
             results.append(value)
         return results
-
-    def _measure(self, begin: int, end: int) -> None:
-        """Notes a lower bound of the receptive field, where frames before ``begin`` and from ``end`` on are NaN.
-
-        Entries between the last NaN before and the first behind a run of finite ones repeat every ``unit`` frames.
-        """
-        reads = [r for p in self.plans for r in p.reads]
-        for name, flags in self._finite.items():
-            claim = self.claims.get(name, NOTHING)
-            every = 1 if self.dense else int(max(self.unit / claim.rate, Fraction(1)))
-            # A window has so many entries of each of the places that repeat; up-sampled ones differ by place.
-            spans = [(r.newest - r.oldest + 1) * r.claim.rate // claim.rate for r in reads if r.name == name]
-            repeats = max((int(span) // every - 1 for span in spans), default=0)
-            beyond = max(repeats, 0) * every * claim.spacing * claim.rate
-            if set(flags) != set(range(len(flags))):
-                continue
-            for first in range(every):
-                own = [flags[i] for i in range(first, len(flags), every)]
-                finite = _longest(own)
-                if finite and finite.start > 0 and finite.stop < len(own):
-                    field = end - begin + 2 - (len(finite) + 1) * every * claim.rate
-                    self.fields.append(int(field + beyond))
-
-
-def _longest(flags: Sequence[bool]) -> range:
-    """Finds the indices of the longest run of true flags."""
-    longest = range(0)
-    for flag, group in groupby(range(len(flags)), flags.__getitem__):
-        run = list(group)
-        if flag and len(run) > len(longest):
-            longest = range(run[0], run[-1] + 1)
-    return longest

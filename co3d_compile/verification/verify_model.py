@@ -292,7 +292,8 @@ class _Check:
         reference = self.reference
         expected: Expected
         try:
-            expected = self._long_clip(segment.surrounded(reference), segment, indices)
+            field = self.info.receptive_field
+            expected = self._long_clip(segment.surrounded(reference), segment, indices, field)
             if not all(_finite(values) for values in expected.values()):
                 expected = self._long_clip(segment.clip, segment, indices)
         except NoReference as error:
@@ -309,9 +310,11 @@ class _Check:
             self.notes.append("Recurrent layers start from zero, and are compared from the first frame on.")
         return expected
 
-    def _long_clip(self, frames: Frames, segment: Segment, indices: list[ResultIndex]) -> Expected:
+    def _long_clip(
+        self, frames: Frames, segment: Segment, indices: list[ResultIndex], field: int | None = None
+    ) -> Expected:
         done = partial(self._advance, "reference")
-        return self.reference.values(frames, segment.front, segment.inside, indices, done)
+        return self.reference.values(frames, segment.front, segment.inside, indices, done, field)
 
     # --- what it comes to
 
