@@ -83,7 +83,7 @@ def run_stream(session: Any, frames: Sequence[Tensor], dims: Sequence[int]) -> l
 def relative_error(actual: Array, expected: Tensor) -> float:
     """Largest error in standard deviations of what is expected."""
     comparison = Comparison(1)
-    comparison.add(0, 0, actual, [expected])
+    comparison.add(0, 0, actual, expected)
     return comparison.finish(math.inf, "")[0]
 
 
@@ -94,17 +94,14 @@ class Comparison:
         self._worst = [(0.0, -1)] * outputs
         self._expected: list[list[Tensor]] = [[] for _ in range(outputs)]
 
-    def add(self, output: int, step: int, actual: Array, candidates: Sequence[Tensor]) -> None:
-        distances = []
-        for value in candidates:
-            wanted = value.numpy()
-            squeezed = tuple(n for n in wanted.shape if n != 1), tuple(n for n in actual.shape if n != 1)
-            assert squeezed[0] == squeezed[1], f"output {output}: shape {actual.shape}, expected {wanted.shape}"
-            difference = np.abs(actual.reshape(wanted.shape) - wanted).max()
-            distances.append(float(difference) if np.isfinite(difference) else math.inf)
-        best = int(np.argmin(distances))
-        self._expected[output].append(candidates[best].flatten())
-        self._worst[output] = max(self._worst[output], (distances[best], step), key=lambda pair: pair[0])
+    def add(self, output: int, step: int, actual: Array, expected: Tensor) -> None:
+        wanted = expected.numpy()
+        squeezed = tuple(n for n in wanted.shape if n != 1), tuple(n for n in actual.shape if n != 1)
+        assert squeezed[0] == squeezed[1], f"output {output}: shape {actual.shape}, expected {wanted.shape}"
+        difference = float(np.abs(actual.reshape(wanted.shape) - wanted).max())
+        self._expected[output].append(expected.flatten())
+        worst = (difference if math.isfinite(difference) else math.inf, step)
+        self._worst[output] = max(self._worst[output], worst, key=lambda pair: pair[0])
 
     def scale(self, output: int) -> float:
         """The deviation of what is expected, a hundredth of its size at least: float32 knows 1.1 to 1e-7 only."""
@@ -176,8 +173,13 @@ class Check:
         long = [x.double() if self.precise and x.is_floating_point() else x for x in long]
         self.clip.run(long, before * self.pulses[0])
 
-    def value(self, output: int, step: int) -> list[Tensor]:
-        return values_at(self.clip, self.outputs[output], self.delays[output], step, self.pulses[0])
+    def value(self, output: int, step: int) -> Tensor:
+        delay, unit = self.delays[output], self.unit(output)
+        return values_at(self.clip, self.outputs[output], delay, unit, step, self.pulses[0])
+
+    def unit(self, output: int) -> int:
+        """How many of the entries that the delay counts come in a step."""
+        return round(self.pulses[0] / (self.info.outputs[output].frames_per_entry or 1))
 
     def first_step(self, output: int) -> int:
         """First step of which no entry has a negative index."""
@@ -185,7 +187,8 @@ class Check:
         if isinstance(what, int):
             return math.ceil(max(0, delay) / self.clip.entries(what, self.pulses[0]))
         reads = [(self.clip.lengths[k], self.clip.entries(k, self.pulses[0])) for k in what.reads]
-        return max(math.ceil((length + max(0, delay + what.crop)) / rate) - 1 for length, rate in reads)
+        late = max(0, delay + what.crop) / self.unit(output)
+        return max(math.ceil(length / rate + late) - 1 for length, rate in reads)
 
     def compare(
         self, results: list[tuple[Array, ...]], first: Sequence[int], tol: float, context: str
@@ -202,7 +205,7 @@ class Check:
         """What every step should give, in place of its results."""
         outputs = range(len(self.outputs))
         return [
-            tuple(self.value(k, step)[0].numpy() if step >= first[k] else np.empty(0) for k in outputs)
+            tuple(self.value(k, step).numpy() if step >= first[k] else np.empty(0) for k in outputs)
             for step in range(steps)
         ]
 
@@ -326,7 +329,7 @@ def measure(run: Check) -> tuple[int, int]:
     rounds = []
     for scale in (1.0, 8.0, -8.0):  # both signs: a maximum may ignore one of them
         run.surround(frames, before, run.margin(), 41, scale)
-        rounds.append([[run.value(k, step)[0] for k in outputs] for step in range(steps)])
+        rounds.append([[run.value(k, step) for k in outputs] for step in range(steps)])
     influenced = [
         step for step in range(steps) for other in rounds[1:] if any(map(_differ, other[step], rounds[0][step]))
     ]
@@ -349,7 +352,7 @@ def _receptive_field(run: Check, base: Sequence[Tensor]) -> int:
             frames[0].select(dim, frame).add_(sign * noise.select(dim, frame))
         run.surround(frames, run.margin(), run.margin(), 41)
         step = total // run.pulses[0] - 1
-        return [_per_entry(run, k, run.value(k, step)[0]) for k in range(len(run.outputs))]
+        return [_per_entry(run, k, run.value(k, step)) for k in range(len(run.outputs))]
 
     unchanged = last_step(None, 0)
     reached: list[list[list[int]]] = [[[] for _ in value] for value in unchanged]

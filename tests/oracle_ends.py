@@ -42,7 +42,7 @@ def check_boundary(
     comparison = Comparison(len(whole))
     for k, wanted in enumerate(whole):
         step, actual, part = _whole_result(run, k, results, wanted)
-        comparison.add(k, step, actual, [part])
+        comparison.add(k, step, actual, part)
     comparison.finish(tol, f"{entry.name}, boundary exact")
 
 

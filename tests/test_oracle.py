@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ import torch
 from oracle import check
 from torch import nn
 from zoo import Entry
+
+import co3d_compile as co3d
 
 
 class HandMade:
@@ -22,7 +23,12 @@ class HandMade:
     ) -> None:
         self.taps, self.leak = np.array(taps, dtype=np.float32), leak
         self.info = SimpleNamespace(
-            frames_per_step={"x": 1}, delays={"y": delay}, warmup_steps=warmup, receptive_field=3, recomputed=()
+            frames_per_step={"x": 1},
+            delays={"y": delay},
+            warmup_steps=warmup,
+            receptive_field=3,
+            recomputed=(),
+            outputs=(SimpleNamespace(frames_per_entry=1.0),),
         )
         self.reset()
 
@@ -66,9 +72,8 @@ WRONG = {
 @pytest.mark.parametrize("how", [None, *WRONG])
 def test_the_oracle_passes_what_is_right_and_nothing_else(how: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     made = HandMade(**WRONG[how]) if how else HandMade()
-    module = ModuleType("co3d_compile")
-    module.__dict__.update(compile=lambda *args, **options: made, StreamSession=lambda *args, **options: made)
-    monkeypatch.setitem(sys.modules, "co3d_compile", module)
+    for name in ("compile", "StreamSession"):
+        monkeypatch.setattr(co3d, name, lambda *args, **options: made)
     fir = Entry("filter", _fir, ((1, 1, 16),), tight=True)
     if how:
         with pytest.raises(AssertionError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -84,23 +84,40 @@ def examine(sketch: Sketch) -> Outcome:
         try:
             loose = _stream(sketch, run, entry, falls)
         except Exception as error:
-            if _hangs_on_nothing(run):
+            padded = sketch.head == "last" and ("pad" in sketch.kinds() or sketch.front("pad") > 0)
+            if _hangs_on_nothing(run, padded) or _is_rounding(sketch, run, entry, falls):
                 return Outcome("right")
             return Outcome("wrong", f"{type(error).__name__}: {error}"[:400])
     return Outcome("right", loose=loose)
 
 
-def _hangs_on_nothing(run: Check) -> bool:
-    """Says whether the network gives the same for any clip, and each step just that."""
+def _is_rounding(sketch: Sketch, run: Check, entry: Entry, falls: bool) -> bool:
+    """Says whether the file is right beside the untouched network in double precision."""
+    run.entry = entry
+    run.in_float64()
+    try:
+        _stream(replace(sketch, ends=()), run, entry, falls)
+    except Exception:
+        return False
+    return True
+
+
+def _hangs_on_nothing(run: Check, answers_with_padding: bool) -> bool:
+    """Says whether the network gives the same for any clip, and each step just that.
+
+    Where its answer is padding behind the clip, each step gives what stands in front of that.
+    """
     clips = [[random_tensor(tuple(x.shape), x.dtype, torch.Generator().manual_seed(k)) for x in _clips(run)]
              for k in range(3)]  # fmt: skip
     with eager():
-        wanted, *others = (run.untouched(*clip) for clip in clips)
+        wanted, *others = (run.untouched.scoped()(*clip) for clip in clips)
     if any(not torch.equal(wanted, other) for other in others):
         return False
     run.session.reset()
     results = [step[0] for step in run_stream(run.session, run.random(3, 11), run.dims)]
-    return all(r.shape == wanted.shape and np.allclose(r, wanted, rtol=0, atol=TOLERANCE) for r in results)
+    return answers_with_padding or all(
+        r.shape == wanted.shape and np.allclose(r, wanted, rtol=0, atol=TOLERANCE) for r in results
+    )
 
 
 def _clips(run: Check) -> list[Tensor]:
@@ -257,7 +274,7 @@ def _whole(sketch: Sketch, exact: co3d.CompiledModel, twin: SketchNet, length: i
     begin = max(spec.delay, 0)
     assert spec.delay >= 0 and streamed.shape[dim] >= begin + wanted.shape[dim], "results still due after flush()"
     comparison = Comparison(1)
-    comparison.add(0, length, np.take(streamed, range(begin, begin + wanted.shape[dim]), dim), [wanted])
+    comparison.add(0, length, np.take(streamed, range(begin, begin + wanted.shape[dim]), dim), wanted)
     comparison.finish(OF_NORMS if "statistics" in sketch.kinds() else TOLERANCE, f"exact ends, {length} frames")
 
 
@@ -278,7 +295,7 @@ def _field(sketch: Sketch, run: Check) -> bool:
     run.clip.run(rows, before * pulse)
     seen = 0
     for k, what in enumerate(run.outputs):
-        value = values_at(run.clip, what, run.delays[k], steps - 1, pulse)[0]
+        value = values_at(run.clip, what, run.delays[k], run.unit(k), steps - 1, pulse)
         for entry in value.movedim(run.clip.reference.time_dims[k], 0) if isinstance(what, int) else value[None]:
             flat = entry.flatten(1)
             far = (flat[1:] - flat[0]).abs().amax(1) > SEEN * max(float(flat.std()), 1e-6)

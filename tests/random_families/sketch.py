@@ -39,8 +39,11 @@ class Block:
         return {self.kind, name} | {k for block in (*self.a, *self.b) for k in block.kinds()}
 
     def front(self, kind: str) -> int:
-        """Entries that it crops, or pads, in front, on all ways together."""
-        return sum(block.front(kind) for block in (*self.a, *self.b)) + (self.args["a"] if self.kind == kind else 0)
+        """Entries that it crops, or pads, in front, on all ways together; those that a kernel reads nothing beside."""
+        own = self.args["a"] if self.kind == kind else 0
+        if kind == "pad" and self.kind == "conv":
+            own = max(0, self.args["p"] - (self.args["k"] - 1) * self.args["d"])
+        return own + sum(block.front(kind) for block in (*self.a, *self.b))
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,7 @@ class SketchNet(nn.Module):
         if min(shape) < 1 or shape[2] < SHORTEST:
             raise ValueError("too short")
         self.out = nn.Linear(shape[1] * shape[2] * shape[3], 3) if sketch.head == "flatten" else nn.Identity()
-        self.sliding = len(sketch.blocks)
-        while sketch.head in WHOLE and self.sliding and sketch.blocks[self.sliding - 1].kind == "pad":
-            self.sliding -= 1
+        self.sliding = len(sketch.blocks) - (_paddings(sketch.blocks) if sketch.head in WHOLE else 0)
 
     def taken(self, *inputs: Tensor) -> Tensor:
         """The inputs as one tensor (N, C, T, S)."""
@@ -163,6 +164,17 @@ class SketchNet(nn.Module):
             twin.body(torch.zeros(1, self.sketch.channels, frames, self.sketch.places))
             found.append([m.lengths for m in twin.modules() if isinstance(m, Branches)])
         return any(b[0] - a[0] != b[1] - a[1] for a, b in zip(*found, strict=True))
+
+
+def _paddings(blocks: tuple[Block, ...]) -> int:
+    """Counts the paddings at the end that add more than a crop in front of them leaves out: those do not slide."""
+    added, behind = 0, blocks[::-1]
+    for number, block in enumerate(behind):
+        if block.kind != "pad":
+            cut = block.args["a"] + block.args["b"] if block.kind == "crop" and block.args["s"] == 1 else 0
+            return number if added > cut else 0
+        added += block.args["a"] + block.args["b"]
+    return len(blocks)
 
 
 def _sequence(blocks: tuple[Block, ...], c: int, s: int, frames: int) -> nn.Sequential:

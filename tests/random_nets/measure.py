@@ -31,7 +31,7 @@ def dependence(net: Net, run: Check, module: RandomNet) -> tuple[int, int]:
     begin = before + (steps - 1) * pulse  # first frame of the last step
     field, reach = 0, 0
     for k, what in enumerate(made.outputs):
-        value = values_at(clip, what, run.delays[k], steps - 1, pulse)[0]
+        value = values_at(clip, what, run.delays[k], run.unit(k), steps - 1, pulse)
         entries = value.movedim(made.time_dims[k], 0) if isinstance(what, int) else value[None]
         for entry in entries:
             hit = _influence(entry)

@@ -123,24 +123,21 @@ class LongClip:
         return torch.stack([phase.narrow(dim, 0, length) for phase in phases], dim + 1).flatten(dim, dim + 1)
 
 
-def values_at(clip: LongClip, what: int | Window, delay: int, step: int, pulse: int) -> list[Tensor]:
-    """What an output must be at a step; several candidates where windows of several rates share one delay."""
+def values_at(clip: LongClip, what: int | Window, delay: int, unit: int, step: int, pulse: int) -> Tensor:
+    """What an output must be at a step; its delay is told in entries of which ``unit`` come in a step."""
     if isinstance(what, int):
         count = clip.entries(what, pulse)
-        return [clip.newest(what, (step + 1) * count - 1 - delay, count)]
+        return clip.newest(what, (step + 1) * count - 1 - delay, count)
     delay += what.crop
     rates = {k: clip.entries(k, pulse) for k in what.reads}
-    results = []
-    for unit in sorted(set(rates.values())):
-        if clip.reference.by_clip:
-            newest = {k: _clip_end(clip, k, (step + 1) * rate) for k, rate in rates.items()}
-        else:
-            newest = {k: (step + 1) * rate - 1 - delay * rate // unit for k, rate in rates.items()}
-        spacing = {k: clip.stride(k) if clip.dense else 1 for k in what.reads}
-        windows = [clip.newest(k, newest[k], clip.lengths[k], spacing[k]) for k in what.reads]
-        with eager():
-            results.append(what.fn(*windows))
-    return results
+    if clip.reference.by_clip:
+        newest = {k: _clip_end(clip, k, (step + 1) * rate) for k, rate in rates.items()}
+    else:
+        newest = {k: (step + 1) * rate - 1 - delay * rate // unit for k, rate in rates.items()}
+    spacing = {k: clip.stride(k) if clip.dense else 1 for k in what.reads}
+    windows = [clip.newest(k, newest[k], clip.lengths[k], spacing[k]) for k in what.reads]
+    with eager():
+        return torch.as_tensor(what.fn(*windows))
 
 
 def _clip_end(clip: LongClip, tensor: int, seen: int) -> int:
