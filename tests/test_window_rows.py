@@ -39,6 +39,8 @@ WINDOWS = [
     windowed("standard deviation", lambda x: x.std(2)),
     windowed("log-sum-exp", lambda x: x.logsumexp(2)),
     windowed("softmax", lambda x: x.softmax(2)),
+    windowed("vector times rows", lambda x: x.softmax(2).mT @ torch.linspace(1, 2, 4)),
+    windowed("vector times columns", lambda x: torch.linspace(1, 2, x.shape[2]) @ x.softmax(2).mT),
     windowed("flip", lambda x: x.flip(2)),
     windowed("adaptive to four", lambda x: F.adaptive_avg_pool1d(x, 4)),
     windowed("adaptive to three", lambda x: F.adaptive_max_pool1d(x, 3)),

@@ -74,7 +74,6 @@ BINARY: dict[Target, str] = {
     aten.minimum.default: "Min",
     aten.pow.Tensor_Scalar: "Pow",
     aten.pow.Tensor_Tensor: "Pow",
-    aten.matmul.default: "MatMul",
     aten.bmm.default: "MatMul",
     aten.mm.default: "MatMul",
     aten._prelu_kernel.default: "PRelu",

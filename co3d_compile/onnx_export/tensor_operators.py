@@ -212,3 +212,18 @@ def _columns(e: Emitter, node: Node) -> ir.Value | None:
         value = _windows(e, value, 2 + i, list(first), list(range(0, dilation[i] * kernel[i], dilation[i])))
     columns = e.op("Transpose", value, perm=[0, 1, 3, 5, 2, 4])
     return e.op("Reshape", columns, [-1, *shape_of(node)[1:]])
+
+
+@translates(aten.matmul.default)
+def _product(e: Emitter, node: Node) -> ir.Value:
+    """Writes vectors as matrices of one row or column.
+
+    ONNX Runtime makes one operator of a transpose and a product with a vector, which gives other numbers (1.31).
+    """
+    a, b = e.pair(node)
+    row, column = (rank_of(operand(node, i)) == 1 for i in range(2))
+    a = e.op("Unsqueeze", a, [0]) if row else a
+    b = e.op("Unsqueeze", b, [1]) if column else b
+    product = e.op("MatMul", a, b)
+    alone = [*([-2] if row else []), *([-1] if column else [])]
+    return e.op("Squeeze", product, alone) if alone else product
