@@ -168,7 +168,8 @@ class Lower(Pass):
         except Exception as error:
             if rule is not None and longer is None:
                 raise  # what the clip's own length breaks is the rule
-            hint = "Leave window at the clip's own length." if longer else "Please report this operator."
+            way_out = f"Compile with a clip of {longer} frames in place of window={longer}, or leave window out."
+            hint = way_out if longer else "Please report this operator."
             what = f"does not accept a window of {longer} frames" if longer else "cannot be applied to a window"
             raise UnsupportedError(
                 f"An operator {what}: {first_line(error)}",

@@ -69,6 +69,8 @@ def examine(sketch: Sketch) -> Outcome:
             entry = entry_of(sketch)
             run = Check(entry, sketch.batch, 0)
         except co3d.Co3dError as error:
+            if f"a clip of {sketch.window} frames in place of window" in str(error):
+                return examine(replace(sketch, frames=sketch.window, window=0))
             kind = "internal" if isinstance(error, co3d.PassError) else "refused"
             return Outcome(kind, f"{type(error).__name__}: {error}")
         except Exception as error:
