@@ -299,6 +299,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: m.a(x.repeat_interleave(2, 2).permute(0, 3, 1, 2).flatten(0, 1)), a=conv()),
         ((1, 4, 8, 3),), {"frames_per_step": 4},
     ),
+    "padded by more than an average pool reads": (
+        lambda: Graph(lambda m, x: F.avg_pool2d(F.pad(m.a(x)[:, :, None], (0, 0, 2, 2)), (3, 1), (2, 1), (1, 0)),
+                      a=conv()), (CLIP,), {},
+    ),
     "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
     "channels moved over time": (
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),

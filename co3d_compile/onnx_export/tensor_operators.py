@@ -58,7 +58,6 @@ REDUCE: dict[Target, str] = {
     aten.amax.default: "ReduceMax",
     aten.amin.default: "ReduceMin",
 }
-MAX_POOLS = {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}
 
 
 @translates(*CONVOLUTIONS)
@@ -162,8 +161,9 @@ def _pad(e: Emitter, node: Node) -> ir.Value:
     given = Arguments(node)
     flat, fill = given.integers("pad"), given.number("value")
     beside = [0] * (rank_of(node) - len(flat) // 2)
-    if fill == 0 and node.meta["val"].is_floating_point() and any(u.target in MAX_POOLS for u in node.users):
-        # ONNX Runtime moves a pad with zeros into a max pool behind it, where it pads with minus infinity.
+    if fill == 0 and node.meta["val"].is_floating_point() and any(u.target in DIMS for u in node.users):
+        # ONNX Runtime moves a pad with zeros into a pool behind it: a max pool pads with minus infinity, and no pool
+        # takes as much as its kernel.
         fill = torch.finfo(node.meta["val"].dtype).tiny
     return e.op("Pad", given.tensor(), _each_dim(flat, beside), e.scalar(fill, node))
 
