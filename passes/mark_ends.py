@@ -15,7 +15,7 @@ from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.graph_edits import delay, insert_marker
 from co3d_compile.ir.index_equation import EDGE, Outside, Sliding
 from co3d_compile.ir.markers import chain, history, outside, take, window
-from co3d_compile.ir.node_reading import module_path, operand, operator_name, returned, where
+from co3d_compile.ir.node_reading import module_path, operand, returned, where
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import Fact, amend_own, fact_of, flush_steps, is_stream, misfit, own_of
@@ -186,7 +186,7 @@ def refused(node: Node, slides: Sliding, back: bool) -> UnsupportedError:
     for_good = "" if back else ", and what remembers for good reads those in front"
     return UnsupportedError(
         f"It reads entries from inside the clip at its ends (reflected, or of the other end){for_good}.",
-        operator=operator_name(slides.operator),
+        operator=slides.operator,
         module_path=module_path(node),
         hint="Compile with boundary='stream'."
         if back

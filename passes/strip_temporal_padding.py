@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from co3d_compile.ir.graph_edits import insert_marker, replace
 from co3d_compile.ir.index_equation import Sliding
 from co3d_compile.ir.markers import shift
+from co3d_compile.ir.node_reading import operator_name
 from co3d_compile.ir.pass_manager import Pass
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.time_facts import amend_own, is_stream
@@ -35,7 +38,7 @@ class StripTemporalPadding(Pass):
                 part = rule.parts(node)[0].index(rule.main(node)) if isinstance(rule, Concatenation) else None
                 found.append((node, rule, kernel, part, rule.outside(node)))
         for node, rule, kernel, part, outside in found:
-            slides = Sliding(kernel, outside, node.target)
+            slides = Sliding(kernel, outside, operator_name(node.target))
             if isinstance(rule, Concatenation) and part is not None:
                 new = insert_marker(program, node, shift, rule.parts(node)[0][part], kernel.p, like=node)
                 amend_own(new, slides=slides)
@@ -49,6 +52,6 @@ class StripTemporalPadding(Pass):
         return bool(found)
 
 
-def is_stream_input(node: object) -> bool:
+def is_stream_input(node: Node) -> bool:
     """Says whether the first operand streams."""
-    return any(is_stream(n) for n in node.all_input_nodes)  # type: ignore[attr-defined]
+    return any(is_stream(n) for n in node.all_input_nodes)

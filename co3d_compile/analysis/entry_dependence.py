@@ -33,6 +33,7 @@ from co3d_compile.analysis.operator_families import (
     reduced_dims,
 )
 from co3d_compile.analysis.structural_values import LOW, Structure, floats, moved, product
+from co3d_compile.ir.node_reading import operand
 
 aten = torch.ops.aten
 Marks = Any  # a tensor of bool for each result of a node
@@ -164,12 +165,12 @@ class Tracker:
     def _pointwise(self, node: Node, name: str) -> Tensor:
         shape = self.structure.shape(node)
         zero, static = self.structure.zero, self.structure.static
-        if name == "where" and node.args[0] in static:
-            cond, a, b = node.args
-            picked = torch.where(static[cond].bool(), self._as(a, shape), self._as(b, shape))  # type: ignore[index]
+        if name == "where" and (cond := operand(node)) in static:
+            a, b = node.args[1:]
+            picked = torch.where(static[cond].bool(), self._as(a, shape), self._as(b, shape))
             return picked.expand(shape)
-        if name == "masked_fill" and node.args[1] in static:
-            return (self._as(node.args[0], shape) & ~static[node.args[1]].bool()).expand(shape)  # type: ignore[index]
+        if name == "masked_fill" and (mask := operand(node, 1)) in static:
+            return (self._as(node.args[0], shape) & ~static[mask].bool()).expand(shape)
         found = torch.zeros(shape, dtype=torch.bool)
         for n in _read(node, name):
             found = found | self.mark(n)

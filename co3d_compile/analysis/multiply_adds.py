@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from co3d_compile.ir.frame_loop import is_loop, loop_of
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import module_path, operand, shape_of
+from co3d_compile.ir.node_reading import called, module_path, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.operator_row import Operator
@@ -98,7 +98,7 @@ def _flops(node: Node, counter: FlopCounterMode) -> int:
         return 2 * _of_recurrent_layer(node)
     before = counter.get_total_flops()
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    node.target(*args, **kwargs)  # type: ignore[operator]
+    called(node.target)(*args, **kwargs)
     return int(counter.get_total_flops() - before)  # sizes of TorchScript may be symbols
 
 

@@ -18,6 +18,7 @@ from co3d_compile.analysis.operator_families import (
     name_of,
     reduced_dims,
 )
+from co3d_compile.ir.node_reading import called
 
 aten = torch.ops.aten
 LOW = -1e4
@@ -194,7 +195,7 @@ def moved(
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: of(n) if n in data else static[n])
     if name == "constant_pad_nd":
         args = (args[0], args[1], fill)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return called(node.target)(*args, **kwargs)
 
 
 def product(node: Node, values: Mapping[Node, Tensor], only: Node | None = None) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.layout import BATCH, Axis, Layout, LayoutLost
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import called, operand
 from co3d_compile.ir.time_facts import Fact, Kind, NoExtension, fact_of
 from co3d_compile.rules import Rule
 
@@ -64,7 +64,7 @@ def probe(node: Node) -> Layout | None:
     source = operand(node) if item is not None else node
     try:
         args, kwargs = torch.fx.map_arg((source.args, source.kwargs), grown)
-        result = source.target(*args, **kwargs)  # type: ignore[operator]
+        result = called(source.target)(*args, **kwargs)
         result = result if item is None else result[item]
     except Exception:  # an operator may refuse other sizes in any way it likes
         return None

@@ -13,7 +13,7 @@ from co3d_compile.canonical.flat_forms import in_each_row
 from co3d_compile.canonical.row_forms import in_own_rows
 from co3d_compile.canonical.table_forms import lookup
 from co3d_compile.ir.graph_edits import insert, replace
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import index_of, operand, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 def gather(program: Program, node: Node) -> None:
     """Writes ``x[:, :, index]`` with a constant index on one dim as a slice, or as selected entries."""
-    x, indices = node.args[0], list(node.args[1])  # type: ignore[arg-type]
+    x, indices = node.args[0], index_of(node)
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
     if (
         len(given) != 1

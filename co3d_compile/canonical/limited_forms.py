@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.node_reading import rank_of, shape_of, spread
+from co3d_compile.ir.node_reading import rank_of, schema_of, shape_of, spread
 from co3d_compile.ir.operator_arguments import Arguments
 
 aten = torch.ops.aten
@@ -80,7 +80,7 @@ class _Over:
 
     def written(self, make: Make, x: Node, more: Mapping[str, Any]) -> Node:
         """Writes the operator on another operand, with some arguments changed."""
-        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
+        schema = schema_of(self.node).arguments
         given = self.given
         values = {a.name: given.given(a.name) for a in schema}
         values |= {self.names[0]: x, **more}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.canonical.clip_forms import one_clip
 from co3d_compile.canonical.constant_forms import differences, no_sum, product_with_zero, sum_of_constants
@@ -25,18 +26,18 @@ from co3d_compile.ir.time_facts import constant_of
 
 aten = torch.ops.aten
 
-WITH_INDICES = {
+WITH_INDICES: dict[Target, Target] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
 }
-ADAPTIVE_AVERAGE = {
+ADAPTIVE_AVERAGE: dict[Target, Target] = {
     aten.adaptive_avg_pool1d.default: aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default: aten.adaptive_avg_pool2d.default,
     aten.adaptive_avg_pool3d.default: aten.adaptive_avg_pool3d.default,
     aten._adaptive_avg_pool2d.default: aten.adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool3d.default: aten.adaptive_avg_pool3d.default,
 }
-ADAPTIVE_MAX = {
+ADAPTIVE_MAX: dict[Target, int] = {
     aten.adaptive_max_pool1d.default: 1,
     aten.adaptive_max_pool2d.default: 2,
     aten.adaptive_max_pool3d.default: 3,
@@ -68,7 +69,7 @@ def _pool(program: Program, node: Node) -> None:
 def _adaptive_average(program: Program, node: Node) -> None:
     """Writes one entry on an axis as a mean over it, as many as there are as nothing (but a longer window has more)."""
     x = operand(node)
-    target = ADAPTIVE_AVERAGE[node.target]  # type: ignore[index]
+    target = ADAPTIVE_AVERAGE[node.target]
     sizes = list(shape_of(node))
     n = int(str(target).split("pool")[1][0])
     first = rank_of(x) - n
@@ -139,7 +140,7 @@ def _addmm(program: Program, node: Node) -> None:
 
 def _adaptive_max(program: Program, node: Node) -> None:
     x = operand(node)
-    n = ADAPTIVE_MAX[node.target]  # type: ignore[index]
+    n = ADAPTIVE_MAX[node.target]
     old, new = shape_of(x)[-n:], tuple(node.meta["val"][0].shape)[-n:]
     if not reads_first_alone(node):
         return
@@ -151,7 +152,7 @@ def _adaptive_max(program: Program, node: Node) -> None:
 
 
 def _with_indices(program: Program, node: Node) -> None:
-    result = _only_first(program, node, WITH_INDICES[node.target], *node.args, **node.kwargs)  # type: ignore[index]
+    result = _only_first(program, node, WITH_INDICES[node.target], *node.args, **node.kwargs)
     if result is not None:
         _pool(program, result)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch.fx import Node
-from torch.fx.node import Target
+from torch.fx.node import Argument, Target
 
 from co3d_compile.canonical.flat_forms import in_each_row
 from co3d_compile.ir.graph_edits import insert, replace
@@ -95,7 +95,7 @@ def _added(program: Program, node: Node, x: Node, dim: int, index: torch.Tensor,
     if blocks is None or node.meta["val"].dtype != source.meta["val"].dtype:
         return
 
-    def then(target: Target, *args: object) -> None:
+    def then(target: Target, *args: Argument) -> None:
         nonlocal source
         source = insert(program, node, target, source, *args)
 

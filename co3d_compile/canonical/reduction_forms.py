@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.graph_edits import insert, replace
 from co3d_compile.ir.node_reading import operand, rank_of
 from co3d_compile.ir.program import Program
 
 aten = torch.ops.aten
-OVER_ALL = {
+OVER_ALL: dict[Target, Target] = {
     aten.mean.default: aten.mean.dim,
     aten.max.default: aten.amax.default,
     aten.min.default: aten.amin.default,
@@ -27,7 +28,7 @@ SUMS = (
 def over_all(program: Program, node: Node) -> None:
     """Writes a reduction of all numbers as one over all dims."""
     x = operand(node)
-    target = OVER_ALL[node.target]  # type: ignore[index]
+    target = OVER_ALL[node.target]
     if target not in SUMS:
         replace(node, insert(program, node, target, x, list(range(rank_of(x))), False))
         return

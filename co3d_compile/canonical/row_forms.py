@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.canonical.flat_forms import is_below
 from co3d_compile.ir.graph_edits import insert, replace
@@ -78,6 +79,6 @@ def _alike(program: Program, places: Node, shape: Sequence[int], rows: int) -> b
     return torch.equal(value, value[:1].expand_as(value))
 
 
-def _shaped(program: Program, node: Node, target: object, x: Node, shape: list[int]) -> Node:
+def _shaped(program: Program, node: Node, target: Target, x: Node, shape: list[int]) -> Node:
     """Gives a tensor another shape, if it has not got it."""
     return insert(program, node, target, x, shape) if list(shape_of(x)) != shape else x

@@ -39,7 +39,7 @@ from co3d_compile.capture.functional_graph import written_apart
 from co3d_compile.ir.aten_operators import VIEWS
 from co3d_compile.ir.fake_values import fake_like
 from co3d_compile.ir.graph_edits import erase_dead
-from co3d_compile.ir.node_reading import returned
+from co3d_compile.ir.node_reading import returned, whole
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
 
@@ -337,7 +337,7 @@ def _put(graph: Graph, node: Node, parts: _Parts) -> None:
     if _results_of(node) is None:
         node.replace_all_uses_with(env[parts.results[0]])
     for item in list(node.users):
-        item.replace_all_uses_with(env[parts.results[item.args[1]]])  # type: ignore[index]
+        item.replace_all_uses_with(env[parts.results[whole(item, 1)]])
         graph.erase_node(item)
     graph.erase_node(node)
 

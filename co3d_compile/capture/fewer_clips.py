@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.aten_operators import RESHAPES
 from co3d_compile.ir.graph_edits import fake_mode
-from co3d_compile.ir.node_reading import operand, shape_of
+from co3d_compile.ir.node_reading import called, operand, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.support.silence_torch import quiet
@@ -86,7 +86,7 @@ def _value(node: Node, before: Mapping[Node, object], outer: dict[Node, int]) ->
         made = [1 if d == batch else size for d, size in enumerate(sizes)]
         node.update_arg(next(at for at, given in enumerate(node.args) if given == sizes), made)
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    value: object = node.target(*args, **kwargs)  # type: ignore[operator]
+    value: object = called(node.target)(*args, **kwargs)
     ranks = [[v.dim() for v in pytree.tree_leaves(x) if isinstance(v, Tensor)] for x in (value, old)]
     if ranks[0] != ranks[1]:
         raise ValueError("a dim of size one was the batch")

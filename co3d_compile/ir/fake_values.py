@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.node import Argument, Target
 from torch.utils import _pytree as pytree
 
+from co3d_compile.ir.node_reading import Arguments, Keywords, called
 from co3d_compile.ir.operator_kind import reads_memory
 
 Result: TypeAlias = Any
@@ -31,7 +33,7 @@ def fake_like(mode: FakeTensorMode, value: Tensor) -> Tensor:
     return _Shape(value).made(mode)
 
 
-def computed(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Result:
+def computed(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
     """Computes what an operator returns for fake tensors.
 
     Args:
@@ -54,9 +56,9 @@ def computed(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Resul
     return known.made(mode) if isinstance(known, _Shape) else pytree.tree_map(lambda shape: shape.made(mode), known)
 
 
-def _called(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Result:
+def _called(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
     with mode, torch.no_grad():
-        return target(*args, **kwargs)
+        return called(target)(*args, **kwargs)
 
 
 class _Shape:
@@ -78,7 +80,7 @@ class _Shape:
         return FakeTensor(mode, value, CPU)
 
 
-def _key_of_call(target: Any, args: Any, kwargs: Any) -> Hashable:
+def _key_of_call(target: Target, args: Arguments, kwargs: Keywords) -> Hashable:
     """Makes a key of a call.
 
     Raises:
@@ -90,7 +92,7 @@ def _key_of_call(target: Any, args: Any, kwargs: Any) -> Hashable:
     return target, _key(args, placed), _key(tuple(sorted(kwargs.items())), placed)
 
 
-def _key(value: Any, placed: bool) -> Hashable:
+def _key(value: Argument, placed: bool) -> Hashable:
     """Makes a key of an argument."""
     if isinstance(value, Tensor):
         if not _is_plain(value):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import replace as replace_fields
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node, map_arg
+from torch.fx.node import Argument, Target
 
-from co3d_compile.ir.fake_values import computed, fake_like
+from co3d_compile.ir.fake_values import Result, computed, fake_like
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import Arguments, Keywords, called, module_path
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import is_taken, set_constant
 from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
@@ -28,24 +28,24 @@ def fake_mode(program: Program) -> FakeTensorMode:
     raise AssertionError("a captured graph has shapes")
 
 
-def shape_of_call(mode: FakeTensorMode, target: Any, args: Any, kwargs: Any) -> Any:
+def shape_of_call(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
     """Computes what an operator returns, as fake tensors."""
     return computed(mode, target, *map_arg((args, kwargs), lambda n: n.meta["val"]))
 
 
-def insert(program: Program, before: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+def insert(program: Program, before: Node, target: Target, *args: Argument, **kwargs: Argument) -> Node:
     """Puts an operator in front of a node, with the shape it computes and that node's module path."""
     with program.graph.inserting_before(before):
-        node = program.graph.call_function(target, args, kwargs)
+        node = program.graph.call_function(called(target), args, kwargs)
     node.meta["path"] = module_path(before)
     node.meta["val"] = shape_of_call(fake_mode(program), target, args, kwargs)
     return node
 
 
-def insert_marker(program: Program, before: Node, target: Any, *args: Any, like: Node) -> Node:
+def insert_marker(program: Program, before: Node, target: Target, *args: Argument, like: Node) -> Node:
     """Puts a marker (``ir/markers.py``) in front of a node; its shape is that of ``like`` in the clip."""
     with program.graph.inserting_before(before):
-        node = program.graph.call_function(target, args)
+        node = program.graph.call_function(called(target), args)
     node.meta = {"val": like.meta["val"], KEY: replace_fields(fact_of(like), own=Own()), "path": module_path(before)}
     return node
 

@@ -170,5 +170,5 @@ class Sliding:
 
     kernel: Kernel
     outside: tuple[Outside, Outside]
-    operator: object
+    operator: str
     within: bool = False

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import Argument, Target
+
+Operator: TypeAlias = Callable[..., Any]  # of ATen, of a library, or a marker
+Arguments: TypeAlias = tuple[Argument, ...]
+Keywords: TypeAlias = Mapping[str, Argument]
 
 
-def operator_name(target: Any) -> str:
+def operator_name(target: Target) -> str:
     """Names an operator as people know it: ``aten.conv3d``."""
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[-1]}"
     return str(getattr(target, "__name__", target))
+
+
+def called(target: Target) -> Operator:
+    """Reads the operator that a node calls as what can be called."""
+    assert callable(target), f"{target} is the name of a weight"
+    return target
+
+
+def schema_of(node: Node) -> torch.FunctionSchema:
+    """Reads the names, types and defaults of the arguments of a node's operator."""
+    assert isinstance(node.target, torch._ops.OpOverload), f"{node.name} is no operator of a library"
+    return node.target._schema
 
 
 def module_path(node: Node) -> str:
@@ -35,7 +52,7 @@ def where(node: Node) -> dict[str, str]:
 
 def returned(graph: Graph) -> list[Node]:
     """Lists the nodes that a graph gives, in their order."""
-    return list(graph.output_node().args[0])  # type: ignore[arg-type]
+    return operand_list(graph.output_node())
 
 
 def module_calls(node: Node) -> dict[str, str]:
@@ -44,7 +61,7 @@ def module_calls(node: Node) -> dict[str, str]:
     return {str(call): str(entry[0]).removeprefix("L['self']").removeprefix(".") for call, entry in stack.items()}
 
 
-def overloads(operator: Any) -> list[Any]:
+def overloads(operator: Operator) -> list[Operator]:
     """Lists all overloads of an operator packet; an overload or function is itself."""
     if isinstance(operator, torch._ops.OpOverloadPacket):
         return [getattr(operator, name) for name in operator.overloads()]
@@ -70,6 +87,13 @@ def operand_list(node: Node, index: int = 0) -> list[Node]:
     return [n for n in arg if isinstance(n, Node)]
 
 
+def index_of(node: Node) -> list[Node | None]:
+    """Reads the index of ``x[...]`` for each dim of ``x``; None where a dim is taken whole."""
+    arg = node.args[1]
+    assert isinstance(arg, (list, tuple)), f"the index of {node.name} is no list"
+    return [i if isinstance(i, Node) else None for i in arg]
+
+
 def whole(node: Node, index: int) -> int:
     """Reads an argument that is a whole number, by its position."""
     arg = node.args[index]
@@ -86,19 +110,25 @@ def rank_of(node: Node) -> int:
     return len(node.meta["val"].shape)
 
 
-def norm_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+def whole_list(arg: Argument) -> list[int]:
+    """Reads an argument of whole numbers: a list of them, or a single one."""
+    numbers = [arg] if isinstance(arg, int) else arg
+    assert isinstance(numbers, Sequence), f"{arg} is no list"
+    found = [n for n in numbers if isinstance(n, int)]
+    assert len(found) == len(numbers), f"{arg} is no list of whole numbers"
+    return found
+
+
+def norm_dims(dims: Argument, rank: int) -> list[int]:
     """Counts dims from the front; None or empty means all."""
-    if dims is None or (not isinstance(dims, int) and len(dims) == 0):
-        return list(range(rank))
-    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
+    listed = [] if dims is None else whole_list(dims)
+    return [d % rank for d in listed or range(rank)] if rank else []
 
 
-def spread(value: Any, n: int) -> list[int]:
+def spread(sizes: Argument, n: int) -> list[int]:
     """Repeats a size that is given once for all dims, as a list of ``n``."""
-    if isinstance(value, int):
-        return [value] * n
-    values = list(value)
-    return values * n if len(values) == 1 else values
+    listed = whole_list(sizes)
+    return listed * n if len(listed) == 1 else listed
 
 
 def drawn_by_chance(nodes: Iterable[Node]) -> str:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.markers import expand_batch
 from co3d_compile.ir.node_reading import operand, operand_list, shape_of
@@ -14,7 +15,7 @@ from co3d_compile.onnx_export.emitter import Attribute, Emitter, translates
 
 aten = torch.ops.aten
 # The operator, and the order of its gates in PyTorch's.
-OPERATORS = {
+OPERATORS: dict[Target, tuple[str, list[int]]] = {
     aten.lstm.input: ("LSTM", [0, 3, 1, 2]),
     aten.gru.input: ("GRU", [1, 0, 2]),
     aten.rnn_tanh.input: ("RNN", [0]),
@@ -50,7 +51,7 @@ def _layer(
     e: Emitter, node: Node, x: ir.Value, weights: list[list[Node]], states: list[ir.Value | None]
 ) -> list[ir.Value]:
     """Runs one layer in all its directions: (entries, directions, rows, features), then its last states."""
-    name, order = OPERATORS[node.target]  # type: ignore[index]
+    name, order = OPERATORS[node.target]
     attributes: dict[str, Attribute] = {"hidden_size": shape_of(weights[0][1])[1]}
     if len(weights) > 1:
         attributes["direction"] = "bidirectional"

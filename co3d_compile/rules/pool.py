@@ -15,7 +15,7 @@ from torch.fx import Node
 from co3d_compile.ir.aten_operators import DIMS, PoolArgs, adaptive_max, sliding_axis
 from co3d_compile.ir.index_equation import Outside
 from co3d_compile.ir.layout import Layout
-from co3d_compile.ir.node_reading import operand, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, rank_of, shape_of, whole_list
 from co3d_compile.ir.time_facts import fact_of, known, own_of
 from co3d_compile.rules.base import Rule, register
 from co3d_compile.rules.sliding import KernelRule
@@ -137,7 +137,7 @@ class AdaptivePool(Rule):
 
     def _sizes(self, node: Node) -> tuple[Node, list[int]]:
         """Finds the operand, and the size of the output on each of its pooled axes."""
-        n = len(node.args[1]) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])  # type: ignore
+        n = len(whole_list(node.args[1])) if node.target is adaptive_max else int(str(node.target).split("pool")[1][0])
         return operand(node), list(shape_of(node)[-n:])
 
     def mixes(self, node: Node) -> Iterable[tuple[Node, Iterable[int]]]:

@@ -245,5 +245,5 @@ class Item(Rule):
         return low.tuples[source][whole(node, 1)]
 
     def window(self, node: Node, low: StepGraph) -> Node:
-        results: Any = low.plain(operand(node))
-        return results[node.args[1]] if isinstance(results, list) else low.same(node)  # type: ignore[index]
+        results = low.plain(operand(node))
+        return results[whole(node, 1)] if isinstance(results, list) else low.same(node)

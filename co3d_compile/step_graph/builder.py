@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node, map_arg
+from torch.fx.node import Argument, Target
 
-from co3d_compile.ir.fake_values import fake_like
+from co3d_compile.ir.fake_values import Result, fake_like
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, store
+from co3d_compile.ir.node_reading import Arguments, Keywords, called, operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant, set_constant
 
@@ -45,41 +46,42 @@ class Builder:
         self.mode = fake_mode(program)
         self.batch = program.inputs[0].shape[0]
         self.path = ""
-        self._known: dict[Any, Node] = {}
+        self._known: dict[Hashable, Node] = {}
         self._constants: dict[Node, str] = {}
-        self._shapes: dict[Any, Any] = {}
+        self._shapes: dict[Hashable, Result] = {}
         self._count = 0
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+    def call(self, target: Target, *args: Argument | Slot, **kwargs: Argument) -> Node:
         """Adds an operator on nodes of the new graph; the same call gives the same node, constants are computed."""
-        args = tuple(self.resolve(a) if isinstance(a, Slot) else a for a in args)
-        key = (target, _hashable(args), _hashable(tuple(sorted(kwargs.items()))))
+        operands = tuple(self.resolve(a) if isinstance(a, Slot) else a for a in args)
+        key = (target, _hashable(operands), _hashable(tuple(sorted(kwargs.items()))))
         if key in self._known:
             return self._known[key]
-        operands: list[Node] = []
-        map_arg((args, kwargs), operands.append)
-        if operands and all(n in self._constants for n in operands):
-            node = self._compute(target, args, kwargs)
+        nodes: list[Node] = []
+        map_arg((operands, kwargs), nodes.append)
+        if nodes and all(n in self._constants for n in nodes):
+            node = self._compute(target, operands, kwargs)
         else:
-            node = self.graph.call_function(target, args, kwargs)
+            node = self.graph.call_function(called(target), operands, kwargs)
             node.meta["path"] = self.path
-            node.meta["val"] = self._shape(target, args, kwargs)
+            node.meta["val"] = self._shape(node)
         self._known[key] = node
         return node
 
-    def _shape(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in (previous, store):
-            return args[0].meta["val"]
-        if target is fifo:
-            rows, entries, features = args[0].meta["val"].shape
-            return self.empty((rows, entries + args[1], features), args[0].meta["val"].dtype)
-        if target is expand_batch:
-            shape = list(args[0].meta["val"].shape)
-            shape[args[2]] = args[1].meta["val"].shape[args[3]]
-            return self.empty(shape, args[0].meta["val"].dtype)
-        return self._looked_up(target, args, kwargs)
+    def _shape(self, node: Node) -> Result:
+        if node.target not in (previous, store, fifo, expand_batch):
+            return self._looked_up(node.target, node.args, node.kwargs)
+        value = operand(node).meta["val"]
+        if node.target is fifo:
+            rows, entries, features = value.shape
+            return self.empty((rows, entries + whole(node, 1), features), value.dtype)
+        if node.target is expand_batch:
+            shape = list(value.shape)
+            shape[whole(node, 2)] = operand(node, 1).meta["val"].shape[whole(node, 3)]
+            return self.empty(shape, value.dtype)
+        return value
 
-    def _looked_up(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def _looked_up(self, target: Target, args: Arguments, kwargs: Keywords) -> Result:
         """Computes a shape once for operands of the same shapes: a step of sound has thousands of samples."""
         if target is aten.select.int:
             args = (*args[:2], 0)  # all places of a dim have one shape
@@ -109,7 +111,7 @@ class Builder:
         """Says whether a node of the new graph is one of its constants."""
         return node in self._constants
 
-    def _compute(self, target: Any, args: Any, kwargs: Any) -> Node:
+    def _compute(self, target: Target, args: Arguments, kwargs: Keywords) -> Node:
         names: set[str] = set()
 
         def value(n: Node) -> torch.Tensor:
@@ -118,7 +120,7 @@ class Builder:
 
         real_args, real_kwargs = map_arg((args, kwargs), value)
         with torch.no_grad():
-            result = target(*real_args, **real_kwargs)
+            result = called(target)(*real_args, **real_kwargs)
         return self.new_constant(result, names.pop() if len(names) == 1 else UNNAMED)
 
     def new_constant(self, value: torch.Tensor, made_of: str = UNNAMED) -> Node:
@@ -197,14 +199,14 @@ class Builder:
         return self.call(expand_batch, x, like, x_dim, like_dim)
 
 
-def _described(node: Node) -> Any:
+def _described(node: Node) -> Argument:
     """What the shape of a result depends on, of an operand."""
     value = node.meta["val"]
     tensors = value if isinstance(value, (list, tuple)) else [value]
     return tuple((tuple(t.shape), t.stride(), t.dtype) if isinstance(t, torch.Tensor) else t for t in tensors)
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: object) -> Hashable:
     if isinstance(value, (list, tuple)):
         return tuple(_hashable(v) for v in value)
     if isinstance(value, slice):

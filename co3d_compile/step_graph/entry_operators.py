@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import Argument, Target
 
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS, is_pointwise
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import fifo, previous
-from co3d_compile.ir.node_reading import operand, whole
+from co3d_compile.ir.node_reading import Keywords, operand, whole, whole_list
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -36,7 +36,7 @@ class EntryOperators(Builder):
         self.streams: dict[Node, Sequence[Entry]] = {}
         self.queued: dict[Node, Sequence[Node]] = {}
         self.together: set[Node] = set()
-        self._constants_of: dict[Any, set[Any]] = {}
+        self._constants_of: dict[Hashable, set[tuple[Node, ...]]] = {}
 
     def before(
         self,
@@ -93,16 +93,16 @@ class EntryOperators(Builder):
 
         return self.call(aten.reshape.default, first, [-1, self.features(node)]), restore
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+    def call(self, target: Target, *args: Argument | Slot, **kwargs: Argument) -> Node:
         """Writes an operator on nodes; a pointwise one, or a view, is written once for all entries of a tensor."""
         together = None
         if is_pointwise(target):
             together = self._together(target, args, kwargs)
-        elif target is aten.reshape.default and isinstance(args[0], Node):
-            together = self._viewed_together(args[0], args[1])
+        elif target is aten.reshape.default and isinstance(args[0], Node) and not isinstance(args[1], Slot):
+            together = self._viewed_together(args[0], whole_list(args[1]))
         return super().call(target, *args, **kwargs) if together is None else together
 
-    def _together(self, target: Any, args: Sequence[Any], kwargs: Any) -> Node | None:
+    def _together(self, target: Target, args: Sequence[Argument | Slot], kwargs: Keywords) -> Node | None:
         """Writes the operator on the whole tensors that its operands were selected from, and takes one entry of it.
 
         None where they were not, or where few entries lie in them.

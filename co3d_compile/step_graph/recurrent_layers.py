@@ -11,7 +11,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from co3d_compile.ir.node_reading import whole
+from co3d_compile.ir.node_reading import operand_list, whole
 from co3d_compile.step_graph.step_graph import StepGraph
 
 aten = torch.ops.aten
@@ -92,7 +92,7 @@ def over_sequence(node: Node, low: StepGraph, x: Node, hidden: Sequence[Node]) -
     if layers.projects or x.meta["val"].dtype is not torch.float32:  # ONNX Runtime has no such operator
         return _unrolled(node, low, layers, x, states)
     given = states if layers.kind == "lstm" else states[0]
-    weights = [low.plain(p) for p in node.args[2]]  # type: ignore[union-attr, arg-type]
+    weights = [low.plain(p) for p in operand_list(node, 2)]
     result = low.call(node.target, x, given, weights, *node.args[3:])
     return [low.call(operator.getitem, result, i) for i in range(1 + len(states))]
 

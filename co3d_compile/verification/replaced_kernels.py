@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import VerificationError
-from co3d_compile.ir.node_reading import module_path
+from co3d_compile.ir.node_reading import called, module_path, schema_of
 from co3d_compile.verification.time_claims import Arguments, Named
 
 aten = torch.ops.aten
@@ -42,12 +42,12 @@ class ReplacedKernel:
 
     def apply(self, n: Node, args: Arguments, kwargs: Named) -> Tensor:
         """Runs the operator as it is replaced, on tensors of any length."""
-        names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
-        given = {a.name: a.default_value for a in n.target._schema.arguments}  # type: ignore[union-attr]
+        names = [a.name for a in schema_of(n).arguments]
+        given: dict[str, Any] = {a.name: a.default_value for a in schema_of(n).arguments}
         given |= dict(zip(names, args, strict=False)) | dict(kwargs)
         x: Tensor = given[names[0]]
         like = {k: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v for k, v in given.items()}
-        entries = n.target(*like.values()).shape[self.time_dim]  # type: ignore[operator]
+        entries = called(n.target)(*like.values()).shape[self.time_dim]
         dims = given["weight"].dim() - FLAT if "weight" in given else len(given["kernel_size"])
         axis = self.time_dim - (x.dim() - dims)
         pads = _pads(given, dims)

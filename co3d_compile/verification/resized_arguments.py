@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.layout import TIME
-from co3d_compile.ir.node_reading import operand_list, operator_name
+from co3d_compile.ir.node_reading import index_of, operand_list, operator_name
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.double_kernels import conv3d
 from co3d_compile.verification.time_claims import Arguments, Claim, Named, NoReference, Value
@@ -78,7 +78,7 @@ class Resize:
 def reads_by_index(n: Node) -> bool:
     """Says whether an operator has an index for each entry, so that its captured constants may be those of one clip."""
     if n.target is aten.index.Tensor:
-        return sum(index is not None for index in n.args[1]) > 1  # type: ignore[union-attr]
+        return sum(index is not None for index in index_of(n)) > 1
     return n.target in BY_INDEX
 
 

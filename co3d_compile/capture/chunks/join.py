@@ -16,6 +16,7 @@ from itertools import combinations, count, pairwise
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node, map_arg
+from torch.fx.node import Argument, Target
 
 from co3d_compile.capture.chunks.entries import EACH, Computed, Entries, Filling, Given, other_pads, unpadded
 from co3d_compile.capture.chunks.places import NoChunks, Place, cut_nodes, places_of, source_of
@@ -345,10 +346,10 @@ class _Writer:
             return self._like(node, node.target, self._like(source, source.target, *args, **kwargs), node.args[1])
         return self._like(node, node.target, *args, **kwargs)
 
-    def _insert(self, target: object, *args: object) -> Node:
+    def _insert(self, target: Target, *args: Argument) -> Node:
         return insert(self.program, self.cat, target, *args)
 
-    def _like(self, node: Node, target: object, *args: object, **kwargs: object) -> Node:
+    def _like(self, node: Node, target: Target, *args: Argument, **kwargs: Argument) -> Node:
         new = insert(self.program, self.cat, target, *args, **kwargs)
         new.meta = {**node.meta, "val": new.meta["val"]}
         return new

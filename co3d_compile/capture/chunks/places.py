@@ -140,7 +140,7 @@ def selected(node: Node, place: Place) -> tuple[Node, int] | None:
     take = frame_of(x)
     if take is not None and take.length is None:
         return (take.root, take.start) if take.dim == place.dim else None
-    if x.target in (aten.squeeze.dim, aten.squeeze.dims) and norm_dims(x.args[1], rank_of(x) + 1) == [place.dim]:  # type: ignore[arg-type]
+    if x.target in (aten.squeeze.dim, aten.squeeze.dims) and norm_dims(x.args[1], rank_of(x) + 1) == [place.dim]:
         return operand(x), 0
     return None
 
@@ -195,7 +195,7 @@ def _unsqueeze(node: Node, x: Node, place: Place) -> Place:
 
 
 def _squeeze(node: Node, x: Node, place: Place) -> Place:
-    gone = [d for d in norm_dims(node.args[1], rank_of(x)) if shape_of(x)[d] == 1]  # type: ignore[arg-type]
+    gone = [d for d in norm_dims(node.args[1], rank_of(x)) if shape_of(x)[d] == 1]
     return replace(place, dim=[d for d in range(rank_of(x)) if d not in gone][place.dim])
 
 

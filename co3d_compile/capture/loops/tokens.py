@@ -71,7 +71,7 @@ def frame_of(node: Node) -> Take | None:
     if node.target not in (aten.squeeze.dim, aten.squeeze.dims):
         return taken(node)
     x = operand(node)
-    take, dims = taken(x), norm_dims(node.args[1], rank_of(x))  # type: ignore[arg-type]
+    take, dims = taken(x), norm_dims(node.args[1], rank_of(x))
     return replace(take, length=None) if take is not None and take.length == 1 and dims == [take.dim] else None
 
 
