@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from co3d_compile.bench.one_tap_floor import floor_passes
-from co3d_compile.bench.timing import SIDES, JsonObject, Progress, time_in_turns
+from co3d_compile.bench.timing import SIDES, Progress, time_in_turns
 from co3d_compile.capture.tracer import export
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -25,6 +25,7 @@ from co3d_compile.contract.model_contract import refuse_free_rows
 from co3d_compile.errors import Co3dError, Co3dWarning, UnsupportedError, UsageError
 from co3d_compile.report.facts import work_text
 from co3d_compile.support.install_hint import install_command
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.silence_torch import quiet
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -28,11 +28,11 @@ from co3d_compile.runtime.running_model import Layout
 from co3d_compile.support.cpu_session import cpu_session
 from co3d_compile.support.machine import block_channels, cpu_name
 from co3d_compile.support.memory import peak_memory
+from co3d_compile.support.plain_types import Array, JsonObject
 
 WARM_UP = 3  # calls that are not counted, and the fewest that are
 PACKAGES = ("co3d-compile", "onnxruntime", "torch", "onnx", "onnxscript", "numpy", "openvino")
-JsonObject: TypeAlias = dict[str, Any]
-Feeds: TypeAlias = dict[str, np.ndarray[Any, Any]]
+Feeds: TypeAlias = dict[str, Array]
 Call = Callable[[], object]
 Progress = Callable[[str, int, int], None]
 SIDES = {
@@ -253,7 +253,7 @@ def _plain(path: str, threads: int) -> tuple[ort.InferenceSession, Feeds]:
     return session, feeds
 
 
-def _noise(shape: Sequence[int], dtype: str) -> np.ndarray[Any, Any]:
+def _noise(shape: Sequence[int], dtype: str) -> Array:
     if dtype.startswith("int"):  # an index or a counter
         return np.zeros(shape, dtype)
     return np.random.default_rng(0).standard_normal(shape).astype(dtype)

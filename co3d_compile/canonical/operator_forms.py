@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.fx import Node
-from torch.fx.node import Target
+from torch.fx.node import Argument, Target
 
 from co3d_compile.canonical.clip_forms import one_clip
 from co3d_compile.canonical.constant_forms import differences, no_sum, product_with_zero, sum_of_constants
@@ -18,7 +16,7 @@ from co3d_compile.canonical.reduction_forms import OVER_ALL, SUMS, cast_first, o
 from co3d_compile.canonical.resampling_forms import RESAMPLING
 from co3d_compile.canonical.write_forms import reading, writing
 from co3d_compile.ir.aten_operators import CONVOLUTIONS, DIMS, TRANSPOSED_CONVOLUTIONS, PoolArgs, adaptive_max, reduced
-from co3d_compile.ir.graph_edits import insert, insert_constant, reads_first_alone, replace, replace_first
+from co3d_compile.ir.graph_edits import Rewrite, insert, insert_constant, reads_first_alone, replace, replace_first
 from co3d_compile.ir.node_reading import operand, rank_of, shape_of, spread, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Original, Program
@@ -88,15 +86,14 @@ def _adaptive_average(program: Program, node: Node) -> None:
 def _convolution(program: Program, node: Node) -> None:
     """Writes the general ``convolution`` as the operator of its rank and kind."""
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
-    n = rank_of(weight) - 2  # type: ignore[arg-type]
+    n = rank_of(operand(node, 1)) - 2
     sizes = [spread(v, n) for v in (stride, padding, dilation, output_padding)]
     if transposed:
         target = TRANSPOSED_CONVOLUTIONS[n - 1]
-        args: Any = (x, weight, bias, sizes[0], sizes[1], sizes[3], groups, sizes[2])
+        rest: list[Argument] = [sizes[3], groups, sizes[2]]
     else:
-        target = CONVOLUTIONS[n - 1]
-        args = (x, weight, bias, sizes[0], sizes[1], sizes[2], groups)
-    replace(node, insert(program, node, target, *args))
+        target, rest = CONVOLUTIONS[n - 1], [sizes[2], groups]
+    replace(node, insert(program, node, target, x, weight, bias, *sizes[:2], *rest))
 
 
 def _same_padding(program: Program, node: Node) -> None:
@@ -122,7 +119,7 @@ def _same_padding(program: Program, node: Node) -> None:
     replace(node, insert(program, node, CONVOLUTIONS[n - 1], *args))
 
 
-def _only_first(program: Program, node: Node, target: Any, *args: Any, **kwargs: Any) -> Node | None:
+def _only_first(program: Program, node: Node, target: Target, *args: Argument, **kwargs: Argument) -> Node | None:
     """Writes an operator of which only the first output is read as the operator with one output; else gives None."""
     if not reads_first_alone(node):
         return None
@@ -239,7 +236,7 @@ def _of_type(program: Program, node: Node, x: Node, dtype: torch.dtype) -> Node:
     return x if x.meta["val"].dtype is dtype else insert(program, node, aten._to_copy.default, x, dtype=dtype)
 
 
-REWRITES: dict[Any, Any] = {
+REWRITES: dict[Target, Rewrite] = {
     aten.cat.default: _join,
     **dict.fromkeys((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), one_clip),
     **dict.fromkeys(DIMS, _pool),
@@ -292,7 +289,7 @@ def _bmm(program: Program, node: Node) -> None:
     replace(node, insert(program, node, aten.transpose.int, result, 1, 2) if left else result)
 
 
-GATHERS: dict[Any, Any] = {
+GATHERS: dict[Target, Rewrite] = {
     aten.index.Tensor: gather,
     aten.index_select.default: selection,
     aten.bmm.default: _bmm,

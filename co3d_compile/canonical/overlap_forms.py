@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import Argument, Target
 
 from co3d_compile.canonical.flat_forms import in_each_row
-from co3d_compile.ir.graph_edits import insert, replace
+from co3d_compile.ir.graph_edits import Rewrite, insert, replace
 from co3d_compile.ir.node_reading import shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -118,7 +117,7 @@ def _added(program: Program, node: Node, x: Node, dim: int, index: torch.Tensor,
     replace(node, source)
 
 
-OVERLAPS: dict[Target, Callable[[Program, Node], None]] = {
+OVERLAPS: dict[Target, Rewrite] = {
     aten.index_put.default: _index_put,
     aten.scatter_add.default: _scatter_add,
 }

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.canonical.copy_forms import resampling
 from co3d_compile.ir.aten_operators import EXACT_OVERLOADS, LINEAR, NEAREST
-from co3d_compile.ir.graph_edits import insert, insert_constant, replace
+from co3d_compile.ir.graph_edits import Rewrite, insert, insert_constant, replace
 from co3d_compile.ir.node_reading import operand, overloads, rank_of, shape_of
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
@@ -93,7 +94,7 @@ def _places(old: int, new: int, scale: float | None) -> torch.Tensor:
     return F.interpolate(line, mode="nearest-exact", **how).long().flatten()
 
 
-RESAMPLING: dict[Any, Any] = {
+RESAMPLING: dict[Target, Rewrite] = {
     **dict.fromkeys(_NEAREST | _LINEAR, down_sampling),
     **dict.fromkeys(EXACT_OVERLOADS, nearest_exact),
 }

@@ -6,11 +6,12 @@ ONNX runtimes compute with real numbers alone. What has no such form here is ref
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
+from torch.fx.node import Argument, Target
 
 from co3d_compile.analysis.operator_families import GATHERS, MOVES, name_of
 from co3d_compile.capture.fourier import Fourier, Parts
@@ -22,6 +23,8 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 
 aten = torch.ops.aten
+Number: TypeAlias = Node | float
+Pair: TypeAlias = tuple[Number | None, Number | None]  # real and imaginary parts; None is zero
 LINEAR = MOVES | GATHERS.keys() | {"sum", "mean", "cumsum", "neg", "where", "zeros_like"}
 """Do the same to both parts."""
 SAME = frozenset({"resolve_conj", "resolve_neg", "clone", "detach", "alias"})
@@ -78,7 +81,7 @@ class _Rewriting:
                     )
                 self._operator(node)
 
-    def apply(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+    def apply(self, target: Target, *args: Argument, **kwargs: Argument) -> Node:
         """Puts an operator in front of the one that is rewritten."""
         return insert(self.program, self.at, target, *args, **kwargs)
 
@@ -109,12 +112,15 @@ class _Rewriting:
         x = Arguments(node).tensor(name)
         return self.parts[x] if x in self.parts else Parts(x, None)
 
-    def _operand(self, value: Any) -> tuple[Node | float, Node | float | None]:
+    def _operand(self, value: Argument) -> Pair:
         """The parts of a tensor or a number; None is zero."""
         if isinstance(value, Node):
             parts = self.parts.get(value, Parts(value, None))
             return parts.real, parts.imaginary
-        return (value.real, value.imag or None) if isinstance(value, complex) else (value, None)
+        if isinstance(value, complex):
+            return value.real, value.imag or None
+        assert isinstance(value, (int, float)), f"{value} is no number"
+        return value, None
 
     def _linear(self, node: Node) -> Parts:
         """Applies an operator that does the same to both parts."""
@@ -137,17 +143,17 @@ class _Rewriting:
     def _zeros(self, like: Node) -> Node:
         return self.apply(aten.full_like.default, like, 0)
 
-    def _product(self, target: Any, a: Any, b: Any) -> Parts:
+    def _product(self, target: Target, a: Pair, b: Pair) -> Parts:
         """Computes ``(a + ib)(c + id) = (ac - bd) + i(ad + bc)``."""
 
-        def times(x: Any, y: Any) -> Node | None:
+        def times(x: Number | None, y: Number | None) -> Node | None:
             return None if x is None or y is None else self.apply(target, x, y)
 
         real = self._sum(aten.sub.Tensor, times(a[0], b[0]), times(a[1], b[1]))
         assert real is not None
         return Parts(real, self._sum(aten.add.Tensor, times(a[0], b[1]), times(a[1], b[0])))
 
-    def _sum(self, target: Any, a: Node | float | None, b: Node | float | None, **kwargs: Any) -> Node | None:
+    def _sum(self, target: Target, a: Number | None, b: Number | None, **kwargs: Argument) -> Node | None:
         """Adds or subtracts; None is zero."""
         if b is None:
             return a  # type: ignore[return-value]
@@ -172,12 +178,14 @@ class _Rewriting:
             power = self._sum(aten.add.Tensor, self._square(b[0]), self._square(b[1]))
             opposite = -b[1] if isinstance(b[1], float) else self.apply(aten.neg.default, b[1])
             product = self._product(aten.mul.Tensor, a, (b[0], opposite))
-            a, b = (product.real, product.imaginary), (power, None)  # type: ignore[assignment]
+            a, b = (product.real, product.imaginary), (power, None)
         real, imaginary = (None if x is None else self.apply(aten.div.Tensor, x, b[0]) for x in a)
         assert real is not None
         return Parts(real, imaginary)
 
-    def _square(self, x: Node | float) -> Node | float:
+    def _square(self, x: Number | None) -> Number | None:
+        if x is None:
+            return None
         return self.apply(aten.mul.Tensor, x, x) if isinstance(x, Node) else x * x
 
     def opposite(self, x: Node | None) -> Node | None:

@@ -10,9 +10,8 @@ values that Python reads, writes that other tensors see) goes through PyTorch's 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +33,16 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from co3d_compile.capture.cells import CELLS, Cell
+from co3d_compile.capture.decompositions import Table
 from co3d_compile.capture.exported_graph import Unlifted, unlift
 from co3d_compile.capture.functional_graph import written_apart
 from co3d_compile.ir.aten_operators import VIEWS
 from co3d_compile.ir.fake_values import fake_like
 from co3d_compile.ir.graph_edits import erase_dead
-from co3d_compile.ir.node_reading import returned, whole
+from co3d_compile.ir.node_reading import Operator, returned, whole
 from co3d_compile.ir.operator_kind import Kind, kind_of
 from co3d_compile.ir.stored_constants import set_constant
 
-Table: TypeAlias = Mapping[Any, Callable[..., Any]]
 aten = torch.ops.aten
 
 ALONE = {
@@ -225,7 +224,7 @@ def _mode_of(nodes: Sequence[Node]) -> FakeTensorMode:
     return mode
 
 
-def _quick(node: Node) -> Callable[..., Any] | None:
+def _quick(node: Node) -> Operator | None:
     """Makes what computes an operator that is traced by itself; None: PyTorch's decomposition is asked.
 
     Dropout and batch norm of a network in use have one form each, which is what PyTorch makes of them, too.
@@ -241,7 +240,7 @@ def _quick(node: Node) -> Callable[..., Any] | None:
     return target if callable(target) and (moves or target in ALONE) else None
 
 
-def _traced(examples: Mapping[Node, Callable[..., Any]], table: Table) -> Graph:
+def _traced(examples: Mapping[Node, Operator], table: Table) -> Graph:
     """Decomposes a graph of the examples side by side: inputs and outputs are those of :func:`_program`.
 
     Args:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from types import NotImplementedType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch._ops import OpOverload
+from torch.fx.node import Argument
 
 from co3d_compile.ir.aten_operators import EXACT_OVERLOADS
+from co3d_compile.ir.node_reading import Operator
 from co3d_compile.rules import RULES, is_pointwise
 
 aten = torch.ops.aten
 _NONE = -1  # in place of a dim
+
+Table: TypeAlias = dict[OpOverload, Operator]
+Result: TypeAlias = Tensor | NotImplementedType
 
 
 def stacked(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -34,9 +41,20 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return result if bias is None else result + bias
 
 
-def convolution(x: Tensor, *args: Any) -> Tensor:
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    *_flags: bool,
+) -> Tensor:
     """Computes ``aten._convolution``, which TorchScript runs, without the backend's flags behind its ``groups``."""
-    return torch.convolution(x, *args[:8])
+    return torch.convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 
 def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
@@ -45,12 +63,12 @@ def copied(into: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return cast if cast.shape == into.shape else cast.expand(into.shape)
 
 
-def unwritten(size: Sequence[int], *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+def unwritten(size: Sequence[int], *args: Argument, dtype: torch.dtype | None = None, **kwargs: Argument) -> Tensor:
     """Computes a tensor that is to be written over as zeros: what it holds must not matter."""
     return torch.zeros(list(size), dtype=dtype)
 
 
-def masked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+def masked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Result:
     """Computes ``x[mask] = 0``, one number wherever a mask is true, as a choice between this number and x."""
     masks = [index for index in indices if index is not None]
     one = all(isinstance(size, int) and size == 1 for size in values.shape)
@@ -61,7 +79,7 @@ def masked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumula
     return torch.where(masks[0].reshape(*masks[0].shape, *[1] * behind), number, x)
 
 
-def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
+def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Result:
     """Computes ``as_strided`` as slices, and windows of slices, along the dims that its strides are multiples of.
 
     In a step a tensor has other strides, so that the numbers it is called with would mean something else. There is none
@@ -76,7 +94,7 @@ def strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offse
     return result
 
 
-def _along_dims(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None) -> Any:
+def _along_dims(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None) -> Result:
     """Computes :func:`strided` where no walk goes from one dim into another; else returns NotImplemented."""
     start = 0 if storage_offset is None else storage_offset - int(x.storage_offset())
     strides: tuple[int, ...] = x.stride()
@@ -127,7 +145,7 @@ def _walked(x: Tensor, starts: list[int], walks: dict[int, list[tuple[int, int, 
     return x.expand(list(size))
 
 
-def overlapped(grad: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Any:
+def overlapped(grad: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Result:
     """Computes ``unfold_backward``, as in ``istft``, of values for each row.
 
     PyTorch writes it in another way where the values are the same for all rows of a batch.
@@ -181,7 +199,7 @@ def with_sign(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b < 0, -a.abs(), a.abs())
 
 
-OURS: dict[Any, Any] = {
+OURS: Table = {
     aten._convolution.default: convolution,
     aten.stack.default: stacked,
     aten._cdist_forward.default: distances,
@@ -216,18 +234,18 @@ KEEP = {
     *EXACT_OVERLOADS,
 }
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+DECOMPOSITIONS: Table = {}
 """What takes the place of users' own operators when a model is captured."""
 
 
-def decompositions() -> dict[Any, Any]:
+def decompositions() -> Table:
     """Lists PyTorch's own decompositions, less the operators that have a rule of their own."""
     composite = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
     return {**_of_others(frozenset(composite), frozenset(RULES)), **OURS, **DECOMPOSITIONS}
 
 
 @lru_cache(maxsize=1)
-def _of_others(composite: frozenset[str], ruled: frozenset[Any]) -> dict[Any, Any]:
+def _of_others(composite: frozenset[str], ruled: frozenset[OpOverload]) -> Table:
     """Finds those of operators without a rule: to ask for each is a tenth of the time of a small network.
 
     Args:
@@ -239,7 +257,7 @@ def _of_others(composite: frozenset[str], ruled: frozenset[Any]) -> dict[Any, An
 
 
 @lru_cache(maxsize=1)
-def _defaults(composite: frozenset[str]) -> dict[Any, Any]:
+def _defaults(composite: frozenset[str]) -> Table:
     """Lists PyTorch's own decompositions.
 
     It looks through all operators for them, a tenth of the time of a small network.

@@ -26,6 +26,7 @@ from co3d_compile.media.preprocess import check_names, preprocess_for
 from co3d_compile.onnx_export.export_program import export
 from co3d_compile.report.report import Report
 from co3d_compile.support.atomic_file import whole_file
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.targets.table import TARGETS
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class CompiledModel:
             UsageError, UnsupportedError: The preprocessing does not fit the model's inputs, or no output has so many
                 classes.
         """
-        changes: dict[str, Any] = {}
+        changes: JsonObject = {}
         if preprocess is not None:
             check_names(preprocess)
             changes["preprocess"] = next(preprocess_for(spec, preprocess) for spec in self.info.inputs).to_dict()

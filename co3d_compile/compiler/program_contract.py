@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -12,6 +12,7 @@ from co3d_compile.contract import model_contract as metadata
 from co3d_compile.contract.json_readers import Shape
 from co3d_compile.ir.found_parts import RegionRun
 from co3d_compile.ir.program import Program
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.version import __version__
 
 STORED = ("pool_scope", "stride_mode", "unsupported", "state_io", "frames_per_step", "recurrence")
@@ -79,10 +80,10 @@ def _inputs(program: Program) -> tuple[metadata.InputSpec, ...]:
     )
 
 
-def _options(program: Program) -> dict[str, Any]:
+def _options(program: Program) -> JsonObject:
     """Lists the options that a reader may want to know; some only where they were asked for."""
     given = program.options
-    options: dict[str, Any] = {name: getattr(given, name) for name in STORED}
+    options: JsonObject = {name: getattr(given, name) for name in STORED}
     if given.also:
         options["also"] = list(given.also)
     if _has_boxes(program):

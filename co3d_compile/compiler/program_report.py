@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from typing import Any
 
 from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec
 from co3d_compile.ir.operator_row import Operator, as_rows
@@ -12,6 +11,7 @@ from co3d_compile.ir.program import Program, bytes_of
 from co3d_compile.report.facts import nothing_gained
 from co3d_compile.report.latency import delay_rows
 from co3d_compile.report.report import Report
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 
@@ -59,7 +59,7 @@ def _taken_for_time(program: Program) -> str:
     return f"dim {dim} of {timed.name}, {plural(timed.shape[dim], 'frame')} in a clip"
 
 
-def _row(spec: InputSpec | OutputSpec, *fields: str) -> dict[str, Any]:
+def _row(spec: InputSpec | OutputSpec, *fields: str) -> JsonObject:
     """Writes the name and shape of an input or output, and these fields of it."""
     return {"name": spec.name, "shape": list(spec.shape), **{name: getattr(spec, name) for name in fields}}
 
@@ -71,7 +71,7 @@ def _multiply_adds(clip: int, step: int, frames: int) -> dict[str, float]:
     return {"gmac_clip": clip / 1e9, "gmac_step": step / 1e9, "gmac_frame": frame / 1e9, "gmac_ratio": ratio}
 
 
-def details(report: Report, survey: list[Operator]) -> dict[str, Any]:
+def details(report: Report, survey: list[Operator]) -> JsonObject:
     """Writes the report with every operator as plain JSON data: what the file's second metadata entry holds.
 
     Seconds are left out, so that the same model compiles to the same bytes.

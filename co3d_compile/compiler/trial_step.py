@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.compiler.replaced_module import ClipNetwork
 from co3d_compile.contract.model_contract import Contract, InputSpec, resolve
-from co3d_compile.contract.reader_loop import Array, stepped
+from co3d_compile.contract.reader_loop import stepped
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.program import Program
 from co3d_compile.support.cpu_session import by_name, cpu_session
+from co3d_compile.support.plain_types import Array
 
 NAMED = re.compile(r"(?:Name:'|[Nn]ode \()([^')]+)")
 """Where ONNX Runtime names a node of the file."""

@@ -20,6 +20,7 @@ from co3d_compile.contract.json_readers import (
     forbid,
 )
 from co3d_compile.errors import ContractError, UnsupportedError
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 METADATA_KEY = "co3d"
@@ -282,7 +283,7 @@ def refuse_free_rows(contract: Contract, what: str) -> None:
         )
 
 
-def _as_dict(item: object) -> dict[str, Any]:
+def _as_dict(item: object) -> JsonObject:
     """Lists one level of a dataclass; json.dumps asks again for what is below."""
     if isinstance(item, Mapping):
         return dict(item)

@@ -6,13 +6,13 @@ It shares nothing with ``StreamSession``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, resolve
+from co3d_compile.support.plain_types import Array
 
-Array: TypeAlias = np.ndarray[Any, Any]
 Values: TypeAlias = dict[str, Array]
 
 

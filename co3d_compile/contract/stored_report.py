@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from co3d_compile.contract.model_contract import REPORT_KEY
 from co3d_compile.errors import ContractError
+from co3d_compile.support.plain_types import JsonObject
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def reading_report(*more: type[Exception]) -> Iterator[None]:
         raise ContractError(f"The report in the file is damaged: {why!r}.", hint="Compile the model again.") from why
 
 
-def stored_report(text: str | None) -> dict[str, Any]:
+def stored_report(text: str | None) -> JsonObject:
     """Reads the JSON of ``metadata_props["co3d_report"]``.
 
     Raises:

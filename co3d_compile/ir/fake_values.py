@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import Argument, Target
 from torch.utils import _pytree as pytree
 
-from co3d_compile.ir.node_reading import Arguments, Keywords, called
+from co3d_compile.ir.node_reading import Args, Kwargs, called
 from co3d_compile.ir.operator_kind import reads_memory
 
 Result: TypeAlias = Any
@@ -33,7 +33,7 @@ def fake_like(mode: FakeTensorMode, value: Tensor) -> Tensor:
     return _Shape(value).made(mode)
 
 
-def computed(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
+def computed(mode: FakeTensorMode, target: Target, args: Args, kwargs: Kwargs) -> Result:
     """Computes what an operator returns for fake tensors.
 
     Args:
@@ -56,7 +56,7 @@ def computed(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keyw
     return known.made(mode) if isinstance(known, _Shape) else pytree.tree_map(lambda shape: shape.made(mode), known)
 
 
-def _called(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
+def _called(mode: FakeTensorMode, target: Target, args: Args, kwargs: Kwargs) -> Result:
     with mode, torch.no_grad():
         return called(target)(*args, **kwargs)
 
@@ -80,7 +80,7 @@ class _Shape:
         return FakeTensor(mode, value, CPU)
 
 
-def _key_of_call(target: Target, args: Arguments, kwargs: Keywords) -> Hashable:
+def _key_of_call(target: Target, args: Args, kwargs: Kwargs) -> Hashable:
     """Makes a key of a call.
 
     Raises:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import replace as replace_fields
+from typing import TypeAlias
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,10 +15,12 @@ from torch.fx.node import Argument, Target
 from co3d_compile.ir.fake_values import Result, computed, fake_like
 from co3d_compile.ir.index_equation import NO_COPIES
 from co3d_compile.ir.markers import history, take
-from co3d_compile.ir.node_reading import Arguments, Keywords, called, module_path
+from co3d_compile.ir.node_reading import Args, Kwargs, called, module_path
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import is_taken, set_constant
 from co3d_compile.ir.time_facts import KEY, Own, amend, fact_of
+
+Rewrite: TypeAlias = Callable[[Program, Node], Node | None]
 
 
 def fake_mode(program: Program) -> FakeTensorMode:
@@ -28,7 +32,7 @@ def fake_mode(program: Program) -> FakeTensorMode:
     raise AssertionError("a captured graph has shapes")
 
 
-def shape_of_call(mode: FakeTensorMode, target: Target, args: Arguments, kwargs: Keywords) -> Result:
+def shape_of_call(mode: FakeTensorMode, target: Target, args: Args, kwargs: Kwargs) -> Result:
     """Computes what an operator returns, as fake tensors."""
     return computed(mode, target, *map_arg((args, kwargs), lambda n: n.meta["val"]))
 

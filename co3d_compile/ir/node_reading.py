@@ -10,8 +10,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import Argument, Target
 
 Operator: TypeAlias = Callable[..., Any]  # of ATen, of a library, or a marker
-Arguments: TypeAlias = tuple[Argument, ...]
-Keywords: TypeAlias = Mapping[str, Argument]
+Args: TypeAlias = tuple[Argument, ...]
+Kwargs: TypeAlias = Mapping[str, Argument]
 
 
 def operator_name(target: Target) -> str:
@@ -61,7 +61,7 @@ def module_calls(node: Node) -> dict[str, str]:
     return {str(call): str(entry[0]).removeprefix("L['self']").removeprefix(".") for call, entry in stack.items()}
 
 
-def overloads(operator: Operator) -> list[Operator]:
+def overloads(operator: Target) -> list[Target]:
     """Lists all overloads of an operator packet; an overload or function is itself."""
     if isinstance(operator, torch._ops.OpOverloadPacket):
         return [getattr(operator, name) for name in operator.overloads()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from co3d_compile.support.plain_types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,6 @@ class Operator:
         return int(self.last - self.first) + 1
 
 
-def as_rows(rows: list[Operator]) -> list[dict[str, Any]]:
+def as_rows(rows: list[Operator]) -> list[JsonObject]:
     """Writes the rows as plain JSON data."""
     return [{**asdict(row), "field": row.field} for row in rows]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.media.class_labels import clean_labels
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array
 from co3d_compile.support.readable_numbers import did_you_mean
 
 ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")

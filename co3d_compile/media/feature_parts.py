@@ -19,9 +19,9 @@ from co3d_compile.errors import OutputError, UsageError
 from co3d_compile.media.preprocess import Settings
 from co3d_compile.media.video import VideoFrame
 from co3d_compile.media.video_steps import Feed, frame_about, frames_per_entry
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.atomic_file import whole_file
+from co3d_compile.support.plain_types import Array, JsonObject
 
 INDEX = "features.json"
 ROWS = 512  # of the output with the most, in a part
@@ -193,7 +193,7 @@ class FeatureRun:
             run |= {"begun": begun, "rows": self.rows, "rate": self._feed.rate.state()}
             snapshot = np.frombuffer(self.session.snapshot(), np.uint8)
             self._save(f"state_{name}", {"run": np.array(json.dumps(run)), "snapshot": snapshot})
-        arrays: dict[str, Any] = {}
+        arrays: JsonObject = {}
         for output, kept in self._kept.items():
             if kept:
                 arrays |= {output: np.stack([each[0] for each in kept])}

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from co3d_compile.errors import LoadError, UsageError
 from co3d_compile.media.video import Image, VideoFrame, picture, pyav, reason
+from co3d_compile.support.plain_types import JsonObject
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -75,7 +76,7 @@ class Source:
         self._folder: list[Path] = []
         self._container: InputContainer | None = None
         self._stopped = False
-        self._how: tuple[str | FileIO, dict[str, Any]] = str(source), {}
+        self._how: tuple[str | FileIO, JsonObject] = str(source), {}
         self.live = self._open(str(source), fps)
         if reconnect is not None and not self.live:
             self._let_go()
@@ -130,7 +131,7 @@ class Source:
         scheme = source.split("://", 1)[0].lower() if "://" in source else ""
         camera = f"/dev/video{source}" if source.isascii() and source.isdigit() and not path.exists() else source
         file: str | FileIO = source
-        how: dict[str, Any] = {}
+        how: JsonObject = {}
         if camera != source or _is_device(path):
             file, how["format"] = _camera(camera, source)
             self.name = source if camera == source else f"camera {source}"
@@ -151,7 +152,7 @@ class Source:
             raise LoadError(f"{path} holds no pictures.", hint=f"Known are {', '.join(sorted(PICTURES))}.")
         self.fps, self.total = fps, len(self._folder)
 
-    def _open_container(self, file: str | FileIO, how: dict[str, Any]) -> InputContainer:
+    def _open_container(self, file: str | FileIO, how: JsonObject) -> InputContainer:
         try:
             container: InputContainer = _aside(lambda: self._av.open(file, **how))
         except (self._av.error.FFmpegError, OSError, ValueError) as error:

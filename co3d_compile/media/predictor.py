@@ -22,11 +22,11 @@ from co3d_compile.media.class_scores import ClassScores, Ranked, best_classes, l
 from co3d_compile.media.preprocess import Preprocess, Settings
 from co3d_compile.media.video import Picture, VideoFrame, image_of
 from co3d_compile.media.video_steps import Feed, frame_about, frames_per_entry
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.finite_values import Finite
 from co3d_compile.runtime.open_model import Provider, Serializable
 from co3d_compile.runtime.running_model import Layout
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.plain_types import Array, JsonObject
 
 USUAL_RATE = 30.0  # pictures per second where nothing says how fast they come
 
@@ -309,7 +309,7 @@ def predict(
         yield from predictor.predict(frames)
 
 
-def as_dict(prediction: Prediction, count: int) -> dict[str, Any]:
+def as_dict(prediction: Prediction, count: int) -> JsonObject:
     """Writes a prediction as plain JSON data, with its ``count`` best classes."""
     data = {name: value for name, value in vars(prediction).items() if name not in ("scores", "labels")}
     return data | {"top": [rank.to_dict() for rank in prediction.top(count)]}

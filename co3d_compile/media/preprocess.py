@@ -17,6 +17,7 @@ import numpy.typing as npt
 from co3d_compile.contract.model_contract import InputSpec
 from co3d_compile.errors import ContractError, UnsupportedError, UsageError
 from co3d_compile.media.video import Image, center_crop, resize
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import did_you_mean
 
 Settings: TypeAlias = Mapping[str, Any]
@@ -112,7 +113,7 @@ class Preprocess:
         order = ["HWC".index(dim) for dim in self.layout if dim in "HWC"]
         return np.expand_dims(np.ascontiguousarray(values.transpose(order)), self.layout.replace("T", "").index("N"))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Writes the ``preprocess`` object of the metadata."""
         data = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from co3d_compile.contract.model_contract import Contract, OutputSpec
 from co3d_compile.media.preprocess import Settings, stored_preprocess
 from co3d_compile.media.video import Image, VideoFrame
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.step_inputs import Pulse
+from co3d_compile.support.plain_types import Array
 
 
 class Pictures:

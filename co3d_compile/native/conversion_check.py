@@ -6,9 +6,10 @@ import numpy as np
 import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract, resolve
-from co3d_compile.contract.reader_loop import Array, stepped
+from co3d_compile.contract.reader_loop import stepped
 from co3d_compile.native.running_form import RunningForm
 from co3d_compile.support.cpu_session import by_name
+from co3d_compile.support.plain_types import Array
 
 STEPS, STREAMS = 3, 2
 # Largest difference, by the largest value: where the given file rounds to 8 or 16 bits a last bit may turn.

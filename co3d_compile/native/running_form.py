@@ -9,18 +9,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec, resolve
 from co3d_compile.contract.read_contract import parse
 from co3d_compile.errors import ContractError
+from co3d_compile.support.plain_types import Array
 
 RUNNING_KEY = "co3d_running"
 LEAST_BYTES = 1 << 18  # states of one stream that take less are moved in some ten microseconds
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

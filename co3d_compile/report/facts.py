@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from co3d_compile.report.latency import latency_texts
-from co3d_compile.report.report_rows import JsonObject
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
 Fact: TypeAlias = tuple[str, str]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from co3d_compile.report.report_rows import JsonObject, Row
+from co3d_compile.report.report_rows import Row
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 

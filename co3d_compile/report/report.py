@@ -14,7 +14,7 @@ from co3d_compile.report.facts import (
     stream_facts,
     time_facts,
 )
-from co3d_compile.report.report_rows import JsonObject
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import plural
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, TypeAlias
 
-JsonObject: TypeAlias = dict[str, Any]
+from co3d_compile.support.plain_types import JsonObject
+
 Row = JsonObject
 
 

@@ -13,9 +13,10 @@ from co3d_compile.contract.stored_report import reading_report
 from co3d_compile.errors import Co3dError
 from co3d_compile.report.facts import nothing_gained, operator_place, region_text, verification_text
 from co3d_compile.report.latency import delay_rows, frames_behind, latency_texts, seconds_text
-from co3d_compile.report.report_rows import JsonObject, Row, table
+from co3d_compile.report.report_rows import Row, table
 from co3d_compile.report.time_drawing import NARROW, WIDE, draw
 from co3d_compile.support.install_hint import install_command
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.support.readable_numbers import bytes_text, number_text, plural
 
 MOST_STAGES = 14

@@ -4,6 +4,7 @@ import pkgutil
 from importlib import import_module
 
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.ir.aten_operators import is_pointwise
 from co3d_compile.ir.time_facts import own_of
@@ -11,7 +12,7 @@ from co3d_compile.rules.base import RULES, Rule, in_table, register
 from co3d_compile.rules.pointwise import POINTWISE
 
 
-def rule_for(target: object) -> Rule | None:
+def rule_for(target: Target) -> Rule | None:
     """Finds the rule of an operator, or None: it is applied to a window."""
     rule = in_table(target)
     if rule is None and is_pointwise(target):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from torch.fx import Node
+from torch.fx.node import Target
 
 from co3d_compile.errors import UnsupportedError
 from co3d_compile.ir.index_equation import Kernel, Outside, Reads
@@ -25,7 +26,7 @@ from co3d_compile.ir.time_facts import (
 )
 from co3d_compile.step_graph.step_graph import StepGraph
 
-RULES: dict[Any, Rule] = {}
+RULES: dict[Target, Rule] = {}
 R = TypeVar("R", bound="type[Rule]")
 
 
@@ -166,7 +167,7 @@ class Rule:
         return low.same(node)
 
 
-def register(*operators: Any) -> Callable[[R], R]:
+def register(*operators: Target) -> Callable[[R], R]:
     """Decorates the class of the rule that serves these operators (overloads, or packets with all of theirs)."""
 
     def add(cls: R) -> R:
@@ -179,7 +180,7 @@ def register(*operators: Any) -> Callable[[R], R]:
     return add
 
 
-def in_table(target: object) -> Rule | None:
+def in_table(target: Target) -> Rule | None:
     """Finds the rule in the table for an operator, or for the class of operators that it is of."""
     return RULES.get(target) or RULES.get(type(target))
 

@@ -7,13 +7,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from co3d_compile.contract.model_contract import Contract, InputSpec, OutputSpec, StateSpec, resolve
 from co3d_compile.errors import SessionError
 from co3d_compile.support.memory import memory_left
+from co3d_compile.support.plain_types import Array
 
-Array: TypeAlias = NDArray[Any]
 CPU = ("cpu", 0)
 # States that hand a value on, in that order, and the buffers that it moves through.
 Ring: TypeAlias = "tuple[tuple[StateSpec, ...], list[Buffer]]"

@@ -11,7 +11,7 @@ import numpy as np
 from co3d_compile.contract.json_readers import Shape
 from co3d_compile.contract.model_contract import Contract, InputSpec, resolve
 from co3d_compile.errors import SessionError, UsageError
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array
 
 Sizes: TypeAlias = tuple[int | str, ...]
 NO_VALID = 'Compile it with boundary="exact".'

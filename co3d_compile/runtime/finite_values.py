@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import SessionError
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array
 
 Finite: TypeAlias = Literal["ignore", "reset", "raise"]
 CHOICES: tuple[Finite, ...] = ("ignore", "reset", "raise")

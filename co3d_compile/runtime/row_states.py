@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.states import States
+from co3d_compile.support.plain_types import Array
 
 
 class RowStates(States):

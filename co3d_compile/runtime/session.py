@@ -13,7 +13,7 @@ from co3d_compile.contract.model_contract import Contract, contract_text
 from co3d_compile.contract.weights_digest import check_weights
 from co3d_compile.errors import SessionError, UsageError
 from co3d_compile.native.running_form import RunningForm
-from co3d_compile.runtime.buffers import CPU, Array, Guard, Results, check_memory, no_memory
+from co3d_compile.runtime.buffers import CPU, Guard, Results, check_memory, no_memory
 from co3d_compile.runtime.checked_arrays import NO_VALID, StepInputs, checked_array, expected, whole_number
 from co3d_compile.runtime.finite_values import CHOICES, Finite, FiniteCheck
 from co3d_compile.runtime.open_model import Provider, Serializable, device_of, read_source, session_options
@@ -24,6 +24,7 @@ from co3d_compile.runtime.states import States
 from co3d_compile.runtime.step_bindings import NO_GRAPH, StepBindings, graph_options
 from co3d_compile.runtime.step_profile import Profile
 from co3d_compile.runtime.stream_lengths import StreamLengths
+from co3d_compile.support.plain_types import Array
 from co3d_compile.support.readable_numbers import plural
 
 

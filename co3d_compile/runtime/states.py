@@ -9,7 +9,8 @@ import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, StateSpec, resolve
 from co3d_compile.native.running_form import RunningForm
-from co3d_compile.runtime.buffers import Array, Buffer, Scratch, make_rings
+from co3d_compile.runtime.buffers import Buffer, Scratch, make_rings
+from co3d_compile.support.plain_types import Array
 
 
 class States:

@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract, resolve
-from co3d_compile.runtime.buffers import CPU, Array, Buffer, Results
+from co3d_compile.runtime.buffers import CPU, Buffer, Results
 from co3d_compile.runtime.checked_arrays import StepInputs
 from co3d_compile.runtime.states import States
+from co3d_compile.support.plain_types import Array
 
 MAX_KEPT = 16  # bindings that each hold on to a frame; more take copies, but of frames that come in one array
 NOTHING: Array = np.empty(0)  # an array that nobody else has

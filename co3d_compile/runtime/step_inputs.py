@@ -8,7 +8,7 @@ import numpy as np
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UnsupportedError
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array
 
 
 class Pulse:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from co3d_compile.contract.json_readers import HINT
 from co3d_compile.contract.model_contract import METADATA_KEY, REPORT_KEY, Contract
 from co3d_compile.contract.read_contract import parse
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import ContractError, LoadError, not_onnx
+from co3d_compile.support.plain_types import JsonObject
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Stored = tuple[Contract, dict[str, Any] | None]
+Stored = tuple[Contract, JsonObject | None]
 
 
 def properties(session: ort.InferenceSession) -> dict[str, str]:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.support.install_hint import install_command
+from co3d_compile.support.plain_types import JsonObject
 
 try:
     from websockets.asyncio.client import ClientConnection, connect
@@ -23,7 +24,7 @@ try:
 except ImportError as error:
     raise Co3dError("The client needs the package websockets.", hint=install_command("co3d-compile[serve]")) from error
 
-Message = dict[str, Any]
+Message = JsonObject
 BACKOFF = (0.1, 2.0)  # seconds between two tries to connect, first and longest
 
 

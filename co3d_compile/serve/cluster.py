@@ -29,6 +29,7 @@ from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.store import SnapshotStore
 from co3d_compile.serve.stream import Frame, Refused, Reply, shard_of
 from co3d_compile.support.install_hint import install_command
+from co3d_compile.support.plain_types import JsonObject
 
 try:
     import psutil
@@ -70,7 +71,7 @@ class ShardReplica:
     """The process of one shard."""
 
     async def __init__(  # type: ignore[misc]  # in the event loop: Ray waits for it
-        self, model: str, digest: str, name: str, options: dict[str, Any]
+        self, model: str, digest: str, name: str, options: JsonObject
     ) -> None:
         settings = ServeOptions(**options)
         if digest_of(model) != digest:
@@ -139,7 +140,7 @@ class ExportedStats(Stats):
 class GatewayReplica:
     """One process that speaks HTTP and WebSocket."""
 
-    def __init__(self, options: dict[str, Any], *shards: DeploymentHandle) -> None:
+    def __init__(self, options: JsonObject, *shards: DeploymentHandle) -> None:
         self._options = ServeOptions(**options)
         self._shards = shards
 
@@ -334,7 +335,7 @@ def start(
 
 def _start_ray(address: str | None, cores: int) -> None:
     """Connects to a cluster, or starts one on this machine with at least so many cores to give away."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": APP}
+    quiet: JsonObject = {"log_to_driver": False, "configure_logging": False, "namespace": APP}
     if address is None:
         cores = max(os.cpu_count() or 1, cores)
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)

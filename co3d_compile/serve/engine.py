@@ -15,11 +15,11 @@ from co3d_compile.errors import Co3dError, UnsupportedError, UsageError
 from co3d_compile.media.class_scores import ClassScores, best_classes
 from co3d_compile.media.video import Image
 from co3d_compile.media.video_steps import Pictures, frame_about
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.runtime.open_model import Serializable
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.runtime.step_inputs import Pulse
 from co3d_compile.serve.options import ServeOptions
+from co3d_compile.support.plain_types import Array
 
 PICTURES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RGB, TENSOR = "image/x-rgb", "application/octet-stream"

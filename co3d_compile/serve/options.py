@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 from co3d_compile.errors import UsageError
 from co3d_compile.runtime.running_model import Layout
+from co3d_compile.support.plain_types import JsonObject
 
 MAX_NAME = 200  # characters of a stream's name
 
@@ -67,7 +67,7 @@ class ServeOptions:
                 _check(name, value, 0, (int, float), open_end=name != "wait_ms")
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> ServeOptions:
+    def of(cls, values: JsonObject) -> ServeOptions:
         """Reads them from a dict that may hold more."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 

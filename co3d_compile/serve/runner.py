@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from co3d_compile.runtime.buffers import Array
 from co3d_compile.serve.engine import Engine, Work
 from co3d_compile.serve.options import ServeOptions
 from co3d_compile.serve.stats import Stats
 from co3d_compile.serve.stream import Refused, Reply, Stream, Ticket
+from co3d_compile.support.plain_types import Array
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array, JsonObject
 
-Reply: TypeAlias = dict[str, Any]
+Reply: TypeAlias = JsonObject
 """What is said to a client, as JSON data."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from co3d_compile.media.class_scores import label_of
 from co3d_compile.side_by_side.segments import Segment
+from co3d_compile.support.plain_types import JsonObject
 
 Scores = npt.NDArray[np.float32]
 LEAST = 1e-9  # of a probability whose logarithm is taken
@@ -52,7 +52,7 @@ class Comparison:
     labels: tuple[str, ...]
     segments: tuple[Segment, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Writes everything as JSON data, but for the scores."""
         window = self.tracks[0]
         rows = []
@@ -91,7 +91,7 @@ def correlation(a: Scores, b: Scores) -> float | None:
     return float(np.mean((a * b).sum(1)[there] / size[there])) if there.any() else None
 
 
-def _right(times: npt.NDArray[np.float64], scores: Scores, segments: Sequence[Segment]) -> dict[str, Any]:
+def _right(times: npt.NDArray[np.float64], scores: Scores, segments: Sequence[Segment]) -> JsonObject:
     """Counts the share of answers whose best class is that of a segment there, and how many segments are right.
 
     The class of a segment is the best one of the mean over the answers in it; a segment without answers does not count.

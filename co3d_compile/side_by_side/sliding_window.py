@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import UsageError
 from co3d_compile.media.class_scores import ClassScores
-from co3d_compile.runtime.buffers import Array
+from co3d_compile.support.plain_types import Array
 from co3d_compile.support.silence_torch import quiet
 from co3d_compile.verification.clip_model import example_of
 

@@ -14,7 +14,7 @@ from torch.fx.node import Argument, Target
 from co3d_compile.ir.fake_values import Result, fake_like
 from co3d_compile.ir.graph_edits import fake_mode, shape_of_call
 from co3d_compile.ir.markers import carry, counter, expand_batch, fifo, previous, store
-from co3d_compile.ir.node_reading import Arguments, Keywords, called, operand, whole
+from co3d_compile.ir.node_reading import Args, Kwargs, called, operand, whole
 from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant, set_constant
 
@@ -81,7 +81,7 @@ class Builder:
             return self.empty(shape, value.dtype)
         return value
 
-    def _looked_up(self, target: Target, args: Arguments, kwargs: Keywords) -> Result:
+    def _looked_up(self, target: Target, args: Args, kwargs: Kwargs) -> Result:
         """Computes a shape once for operands of the same shapes: a step of sound has thousands of samples."""
         if target is aten.select.int:
             args = (*args[:2], 0)  # all places of a dim have one shape
@@ -111,7 +111,7 @@ class Builder:
         """Says whether a node of the new graph is one of its constants."""
         return node in self._constants
 
-    def _compute(self, target: Target, args: Arguments, kwargs: Keywords) -> Node:
+    def _compute(self, target: Target, args: Args, kwargs: Kwargs) -> Node:
         names: set[str] = set()
 
         def value(n: Node) -> torch.Tensor:

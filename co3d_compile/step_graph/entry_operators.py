@@ -12,7 +12,7 @@ from torch.fx.node import Argument, Target
 from co3d_compile.ir.aten_operators import TRANSPOSED_CONVOLUTIONS, is_pointwise
 from co3d_compile.ir.layout import Layout, Place
 from co3d_compile.ir.markers import fifo, previous
-from co3d_compile.ir.node_reading import Keywords, operand, whole, whole_list
+from co3d_compile.ir.node_reading import Kwargs, operand, whole, whole_list
 from co3d_compile.ir.program import Program
 from co3d_compile.step_graph.builder import Builder, Entry, Slot
 
@@ -102,7 +102,7 @@ class EntryOperators(Builder):
             together = self._viewed_together(args[0], whole_list(args[1]))
         return super().call(target, *args, **kwargs) if together is None else together
 
-    def _together(self, target: Target, args: Sequence[Argument | Slot], kwargs: Keywords) -> Node | None:
+    def _together(self, target: Target, args: Sequence[Argument | Slot], kwargs: Kwargs) -> Node | None:
         """Writes the operator on the whole tensors that its operands were selected from, and takes one entry of it.
 
         None where they were not, or where few entries lie in them.

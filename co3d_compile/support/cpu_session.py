@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import onnxruntime as ort
 
-Values: TypeAlias = dict[str, np.ndarray[Any, Any]]
+from co3d_compile.support.plain_types import Array
+
+Values: TypeAlias = dict[str, Array]
 SILENT = 4  # ONNX Runtime's level of fatal errors: what it would warn of is raised, or is no matter here
 
 

@@ -17,6 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import Co3dError, UsageError
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.plain_types import JsonObject
 
 OPERATORS = ["Conv", "Gemm", "MatMul"]
 
@@ -34,7 +35,7 @@ class StreamReader(CalibrationDataReader):
         self._frames = iter(frames)
         self.steps = 0
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> JsonObject | None:
         """Gives everything that the file's inputs take at the next step; None behind the last."""
         frames = next(self._frames, None)
         if frames is None:

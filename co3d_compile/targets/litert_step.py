@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,10 +18,10 @@ from co3d_compile.capture.onnx_reader.onnx_module import OnnxModule, identifier
 from co3d_compile.contract.model_contract import Contract, resolve
 from co3d_compile.errors import UnsupportedError, VerificationError, first_line
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.plain_types import Array, JsonObject
 from co3d_compile.targets.litert_file import merged_outputs, signature_tensors
 from co3d_compile.targets.litert_graph import separated
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
 SIGNATURE = "step"
 CHANNELS_LAST = (0, 2, 3, 1)
 TOLERANCE = 1e-3  # standard deviations of the results; deep networks round to 1e-4 of them in any runtime
@@ -101,13 +100,13 @@ class LiteRtStep(nn.Module):
             raise UnsupportedError(f"LiteRT's converter makes one tensor of the outputs {merged}.", hint=ELSEWHERE)
         return content
 
-    def contract(self, content: bytes) -> dict[str, Any]:
+    def contract(self, content: bytes) -> JsonObject:
         """Writes the contract of the file.
 
         As in the ONNX file, with the names, shapes and dtypes that the signature has.
         """
         tensors = signature_tensors(content, SIGNATURE)
-        data: dict[str, Any] = json.loads(self.info.to_json())
+        data: JsonObject = json.loads(self.info.to_json())
         data["weights_sha256"] = None  # of the ONNX file
         data["signature"], data["channels_last"] = SIGNATURE, self.channels_last
         for spec in (*data["inputs"], *data["outputs"]):

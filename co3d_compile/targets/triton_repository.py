@@ -19,6 +19,7 @@ import numpy as np
 
 from co3d_compile.contract.model_contract import Contract, StateSpec, refuse_free_rows
 from co3d_compile.errors import OutputError, UnsupportedError, UsageError
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.targets.settings import Settings, setting
 
 TYPES = {"float16": "FP16", "float32": "FP32", "float64": "FP64", "bool": "BOOL"}
@@ -197,9 +198,9 @@ def _dims(shape: tuple[Any, ...], batched: bool) -> Message:
     return [("dims", 1 if size == "N" else int(size)) for size in (shape[1:] if batched else shape)]
 
 
-def _facts(contract: Contract) -> dict[str, Any]:
+def _facts(contract: Contract) -> JsonObject:
     """Lists what a client should know, and what the server passes on untouched."""
-    facts: dict[str, Any] = {"co3d.warmup_steps": contract.warmup_steps}
+    facts: JsonObject = {"co3d.warmup_steps": contract.warmup_steps}
     facts |= {f"co3d.delay.{name}": delay for name, delay in contract.delays.items()}
     facts |= {f"co3d.frames_per_step.{name}": count for name, count in contract.frames_per_step.items()}
     if contract.receptive_field is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from co3d_compile.user_operators.entry_function import (
 
 aten = torch.ops.aten
 T = TypeVar("T", Node, Tensor)
+V = TypeVar("V")
 
 
 @dataclass(eq=False)
@@ -40,9 +41,9 @@ class CustomRule(Rule):
     built_in: ClassVar[bool] = False
 
     pointwise: bool = False
-    dims: Any = None
-    slide: Any = None
-    dim: Any = 2
+    dims: Sequence[int] | Callable[..., Sequence[int]] | None = None
+    slide: Kernel | Callable[..., Kernel] | None = None
+    dim: int | Callable[..., int] = 2
     decomposition: Function | None = None
     translated: bool = False
     function: Function | None = None
@@ -80,6 +81,7 @@ class CustomRule(Rule):
 
     def geometry(self, node: Node) -> tuple[Kernel, int]:
         """The kernel and the dim it slides over, whether that is time or not."""
+        assert self.slide is not None
         x = operand(node)
         dim = of_call(self.dim, node) % len(shape_of(x))
         kernel, old, new = of_call(self.slide, node), shape_of(x)[dim], shape_of(node)[dim]
@@ -299,7 +301,7 @@ def compare(node: Node, found: Tensor, wanted: Tensor, whole: bool) -> None:
         raise UsageError(f"The operator and its rule differ by {off:.3g} on random numbers.", **where(node), hint=hint)
 
 
-def of_call(value: Any, node: Node) -> Any:
+def of_call(value: V | Callable[..., V], node: Node) -> V:
     """Reads an argument of :func:`rule`, or what it is for this call of the operator."""
     if not callable(value):
         return value

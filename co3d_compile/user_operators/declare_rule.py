@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
+from unittest import mock
 
-import torch
+from torch._ops import OpOverload
 
 from co3d_compile.capture.decompositions import DECOMPOSITIONS
 from co3d_compile.errors import UsageError
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.node_reading import operator_name, overloads
+from co3d_compile.ir.node_reading import Operator, operator_name, overloads
 from co3d_compile.onnx_export.by_torch_exporter import TRANSLATIONS
 from co3d_compile.rules import RULES, is_pointwise
 from co3d_compile.user_operators.custom_rule import CustomRule
@@ -21,14 +22,14 @@ F = TypeVar("F", bound=Function)
 
 
 def rule(
-    operator: Any,
+    operator: Operator,
     *,
     pointwise: bool = False,
     mixes: Sequence[int] | Callable[..., Sequence[int]] | None = None,
     kernel: Kernel | Callable[..., Kernel] | None = None,
     dim: int | Callable[..., int] = 2,
     decomposition: Function | None = None,
-    onnx: Any = None,
+    onnx: Operator | None = None,
 ) -> Callable[[F], F]:
     """Says what an operator does to time. Used as a decorator, the function computes one entry of its output.
 
@@ -55,7 +56,7 @@ def rule(
         UsageError: The arguments say nothing or too much, or the operator has a rule of its own.
     """
     given = [pointwise, mixes is not None, kernel is not None]
-    targets = overloads(getattr(operator, "_opoverload", operator))
+    targets = _overloads(operator)
     refuse(targets, sum(given), decomposition is None and onnx is None)
     unregister(operator)
     custom = CustomRule(pointwise, mixes, kernel, dim, decomposition, onnx is not None)
@@ -72,7 +73,19 @@ def rule(
     return add
 
 
-def _enter(targets: list[Any], custom: CustomRule | None, decomposition: Function | None, onnx: Any) -> None:
+def _overloads(operator: Operator) -> list[OpOverload]:
+    """Lists the overloads of what a user gives as an operator."""
+    found = overloads(getattr(operator, "_opoverload", operator))
+    targets = [target for target in found if isinstance(target, OpOverload)]
+    if not targets:
+        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
+        raise UsageError(f"{found[0]!r} is no operator of PyTorch.", hint=hint)
+    return targets
+
+
+def _enter(
+    targets: list[OpOverload], custom: CustomRule | None, decomposition: Function | None, onnx: Operator | None
+) -> None:
     """Enters what is said of an operator into the tables."""
     if onnx is not None:
         TRANSLATIONS.update(dict.fromkeys(targets, onnx))
@@ -82,11 +95,8 @@ def _enter(targets: list[Any], custom: CustomRule | None, decomposition: Functio
         DECOMPOSITIONS.update(dict.fromkeys(targets, decomposition))
 
 
-def refuse(targets: list[Any], kinds: int, untranslated: bool) -> None:
+def refuse(targets: list[OpOverload], kinds: int, untranslated: bool) -> None:
     """Refuses a rule that says nothing or too much, or that another rule would hide."""
-    if not isinstance(targets[0], torch._ops.OpOverload):
-        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
-        raise UsageError(f"{targets[0]!r} is no operator of PyTorch.", hint=hint)
     name = operator_name(targets[0])
     if kinds > 1:
         raise UsageError("pointwise, mixes and kernel exclude each other.", operator=name)
@@ -106,9 +116,9 @@ def refuse(targets: list[Any], kinds: int, untranslated: bool) -> None:
             )
 
 
-def unregister(operator: Any) -> None:
+def unregister(operator: Operator) -> None:
     """Forgets what :func:`rule` said about an operator."""
-    for target in overloads(getattr(operator, "_opoverload", operator)):
+    for target in _overloads(operator):
         if isinstance(RULES.get(target), CustomRule):
             del RULES[target]
         TRANSLATIONS.pop(target, None)
@@ -118,11 +128,5 @@ def unregister(operator: Any) -> None:
 @contextmanager
 def scope() -> Iterator[None]:
     """Forgets at the end what is registered inside: for tests."""
-    tables: list[dict[Any, Any]] = [RULES, TRANSLATIONS, DECOMPOSITIONS]
-    saved = [dict(table) for table in tables]
-    try:
+    with mock.patch.dict(RULES), mock.patch.dict(TRANSLATIONS), mock.patch.dict(DECOMPOSITIONS):
         yield
-    finally:
-        for table, old in zip(tables, saved, strict=True):
-            table.clear()
-            table.update(old)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node, map_arg
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.node import Argument
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -52,23 +53,26 @@ class Entries:
     slides: bool = False
 
 
+Leaf: TypeAlias = Argument | Entries
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments of an operator, with something else in the place of each operand: entries, nodes or tensors."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Leaf, ...]
+    kwargs: Mapping[str, Leaf]
 
     @staticmethod
     def of(node: Node, operand: Callable[[Node], Entries | Node | Tensor]) -> Call:
         """Writes the arguments of a node, with what a function makes of each operand."""
         return Call(node.args, node.kwargs).map(lambda arg: operand(arg) if isinstance(arg, Node) else arg)
 
-    def map(self, function: Callable[[Any], Any]) -> Call:
+    def map(self, function: Callable[[Leaf], Leaf]) -> Call:
         """Applies a function to each argument, inside of lists too."""
         return Call(*pytree.tree_map(function, (self.args, self.kwargs)))
 
-    def leaves(self) -> list[Any]:
+    def leaves(self) -> list[Leaf]:
         """Lists all arguments, lists flattened."""
         return pytree.tree_leaves((self.args, self.kwargs))
 
@@ -80,7 +84,7 @@ class Call:
 def by_function(function: Function) -> Compute:
     """Runs the user's function for one entry."""
 
-    def unwrap(e: Any) -> Any:
+    def unwrap(e: Leaf) -> Leaf:
         return (list(e.items) if e.slides else e.items[0]) if isinstance(e, Entries) else e
 
     return lambda call: call.map(unwrap).to(function)
@@ -94,7 +98,7 @@ def by_operator(function: Function, kernel: Kernel, dim: int | None) -> Compute:
     front = -kernel.p if kernel.p < 0 else -kernel.p % kernel.s
     tail = max(0, -kernel.p_end)
 
-    def stacked(e: Any) -> Any:
+    def stacked(e: Leaf) -> Leaf:
         if not isinstance(e, Entries):
             return e
         if e.dim is None:
@@ -118,13 +122,13 @@ def over_clip(function: Function, kernel: Kernel, dim: int | None) -> Compute:
         count = kernel.length(length)
         back = max(0, (count - 1) * kernel.s + (kernel.k - 1) * kernel.d + 1 - kernel.p - length)
 
-        def padded(e: Any) -> Any:
+        def padded(e: Leaf) -> Leaf:
             if not isinstance(e, Entries) or e.dim is None or not e.slides:
                 return e
             x = e.items[0]
             return replace(e, items=(functional.pad(x, [0, 0] * (x.dim() - 1 - e.dim) + [kernel.p, back]),))
 
-        def at(e: Any, o: int) -> Any:
+        def at(e: Leaf, o: int) -> Leaf:
             if not isinstance(e, Entries):
                 return e
             x, d = e.items[0], e.dim
@@ -168,7 +172,7 @@ def trace(node: Node, low: StepGraph, compute: Compute, call: Call, batches: dic
         def forward(self, *tensors: Tensor) -> Tensor:
             env = dict(zip(batches, tensors, strict=True))
 
-            def value(leaf: Any) -> Any:
+            def value(leaf: Leaf) -> Leaf:
                 if isinstance(leaf, Entries):
                     return replace(leaf, items=tuple(env[n] for n in leaf.items))
                 return env[leaf] if isinstance(leaf, Node) else leaf

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.reader_loop import Array
 from co3d_compile.errors import UsageError
+from co3d_compile.support.plain_types import Array
 from co3d_compile.verification.clip_model import off_by_rounding
 from co3d_compile.verification.long_boxes import all_boxes
 from co3d_compile.verification.output_plans import Plan, ResultIndex

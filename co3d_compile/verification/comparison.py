@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.reader_loop import Array
+from co3d_compile.support.plain_types import Array
 from co3d_compile.verification.output_plans import ResultIndex
 
 Expected: TypeAlias = Mapping[ResultIndex, Sequence[Tensor]]

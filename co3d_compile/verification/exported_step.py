@@ -14,9 +14,10 @@ from torch import Tensor
 
 from co3d_compile.contract.model_contract import METADATA_KEY, Contract, resolve
 from co3d_compile.contract.read_contract import parse
-from co3d_compile.contract.reader_loop import Array, Values, stepped
+from co3d_compile.contract.reader_loop import Values, stepped
 from co3d_compile.errors import ContractError, LoadError
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.plain_types import Array
 from co3d_compile.verification.comparison import absolute_difference
 from co3d_compile.verification.verification import Verification
 

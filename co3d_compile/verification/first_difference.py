@@ -20,7 +20,6 @@ from torch import Tensor
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.json_readers import Json
 from co3d_compile.contract.model_contract import REPORT_KEY, Contract, resolve
-from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.stored_report import stored_report
 from co3d_compile.errors import Co3dError, ContractError, LoadError, first_line
 from co3d_compile.ir.graph_walks import reached
@@ -29,6 +28,7 @@ from co3d_compile.ir.operator_row import as_rows
 from co3d_compile.native.blocked_tensors import BLOCKED
 from co3d_compile.report.report_rows import Row
 from co3d_compile.step_graph.convolution_forms import BLOCK
+from co3d_compile.support.plain_types import Array
 from co3d_compile.verification.compared_steps import Frames, Segment, Timeline
 from co3d_compile.verification.comparison import Expected, absolute_difference, sizes_but_one, spread
 from co3d_compile.verification.findings import Bisection, Difference

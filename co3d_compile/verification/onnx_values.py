@@ -10,9 +10,10 @@ import onnx
 import onnxruntime as ort
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.reader_loop import Array, Values, stepped
+from co3d_compile.contract.reader_loop import Values, stepped
 from co3d_compile.errors import LoadError
 from co3d_compile.support.cpu_session import by_name, cpu_session
+from co3d_compile.support.plain_types import Array
 
 MOST = 2_000_000_000  # bytes of one ONNX file in memory
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.reader_loop import Array
+from co3d_compile.support.plain_types import Array
 from co3d_compile.support.readable_numbers import plural
 from co3d_compile.verification.compared_steps import Frames, Segment
 from co3d_compile.verification.comparison import spread

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
-from co3d_compile.contract.reader_loop import Array
 from co3d_compile.runtime.session import StreamSession
+from co3d_compile.support.plain_types import Array
 from co3d_compile.verification.compared_steps import Frames, Segment, Step
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from co3d_compile.report.facts import verification_text
+from co3d_compile.support.plain_types import JsonObject
 from co3d_compile.verification.findings import Bisection, StepError
 
 
@@ -61,7 +61,7 @@ class Verification:
     def __repr__(self) -> str:
         return f"<Verification {'passed' if self.passed else 'FAILED'}, {verification_text(self.to_dict())}>"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Writes the result as plain data."""
         lists = {"outputs": list(self.outputs), "notes": list(self.notes)}
         memory = None if self.memory is None else dict(zip(("start", "end"), self.memory, strict=True))

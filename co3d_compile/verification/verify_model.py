@@ -18,13 +18,13 @@ from co3d_compile.capture.onnx_reader.onnx_file import OnnxSource
 from co3d_compile.compiler.compile_model import compile
 from co3d_compile.compiler.compiled_model import CompiledModel
 from co3d_compile.contract.model_contract import Contract
-from co3d_compile.contract.reader_loop import Array
 from co3d_compile.contract.weights_digest import CHANGED, wrong_weights
 from co3d_compile.errors import UsageError, VerificationError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Program
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
+from co3d_compile.support.plain_types import Array, JsonObject
 from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, repeats, tensors_of
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
@@ -161,7 +161,7 @@ def _bisect(path: str, check: _Check, program: Model, example: Example) -> Bisec
     return search.run(lambda done, total: check.progress("bisect", done, total))
 
 
-def same_options(info: Contract) -> dict[str, Any]:
+def same_options(info: Contract) -> JsonObject:
     """Reads the options by which a file can be compiled again, with its window or another one."""
     options = {name: info.options[name] for name in AGAIN if name in info.options}
     return {"time_dim": [spec.time_dim for spec in info.inputs], "boundary": info.boundary, **options}

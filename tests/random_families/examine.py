@@ -178,7 +178,7 @@ def _crops(sketch: Sketch) -> list[int]:
     """Lists how many entries may be left out in front of a head, nearest to none first; fewer than none are padded."""
     if not sketch.head:
         return [0]
-    moved = sketch.channels == 1 and any(b.args.get("how") == "written" for b in sketch.blocks)  # all of a frame
+    moved = sketch.channels == 1 and "shift-written" in sketch.kinds()  # all of a frame
     padded = sketch.front("pad") + moved if sketch.head == "last" else 0
     return sorted(range(-padded, sketch.front("crop") + 1), key=abs)
 
