@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from local_attention import Masked, distances
 from local_networks import CHANNELS, CLIP, GLOBAL, LOCAL, RESIZED, Global, network
 from marks import few, long, slow
 from torch import nn
@@ -36,7 +37,7 @@ def largest_difference(net: nn.Module, model: CompiledModel, batch: int = 2, fra
     info, session = model.info, co3d.StreamSession(model, batch=batch)
     states = {name: np.full_like(v, np.nan) if v.dtype == np.float32 else v for name, v in session.get_state().items()}
     session.set_state(states)
-    pulse, out = info.frames_per_step["x"], info.outputs[0]
+    (pulse,), out = info.frames_per_step.values(), info.outputs[0]
     x = torch.randn(batch, CHANNELS, frames, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = net(x).numpy()
@@ -147,6 +148,24 @@ def test_a_region_streams_in_front_of_a_window() -> None:
     net = Graph(lambda m, x: m.part(x).softmax(2).sum(2), part=network(LOCAL["band of weights"][0]()))
     model = co3d.compile(net.eval(), CLIP)
     assert model.info.regions and [r.operator for r in model.info.recomputed] == ["aten.softmax"]
+
+
+def test_shapes_alone_are_no_input_of_a_region() -> None:
+    """A mask of ones at the rate of the clip, behind a stride, and a slice that takes all clips: ActionFormer's."""
+
+    def attend(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.down(x)
+        seen = F.interpolate(torch.ones_like(x[:, :1]), size=y.shape[2])
+        far = distances(y.shape[2]).abs() > 2
+        scores = m.part.scores(y)[: y.shape[0]].masked_fill(far, -torch.inf).masked_fill(seen < 0.5, -torch.inf)
+        result: torch.Tensor = m.up(m.part.attend(y, scores))
+        return result
+
+    parts = {"down": nn.Conv1d(CHANNELS, CHANNELS, 3, 2, 1), "up": nn.ConvTranspose1d(CHANNELS, 2, 2, 2)}
+    net = Graph(attend, part=Masked(0.0, 2, 2), **parts).eval()
+    model = co3d.compile(net, CLIP)
+    assert model.info.regions and not model.info.recomputed
+    assert largest_difference(net, model) < 1e-5
 
 
 def test_a_region_behind_a_stride_runs_at_every_phase() -> None:

@@ -30,9 +30,9 @@ from co3d_compile.ir.found_parts import Region
 from co3d_compile.ir.graph_edits import erase_unused
 from co3d_compile.ir.graph_walks import reached
 from co3d_compile.ir.markers import region
-from co3d_compile.ir.node_reading import module_path, operands, operator_name, place_of, shape_of
+from co3d_compile.ir.node_reading import module_path, operator_name, place_of, shape_of, sources
 from co3d_compile.ir.program import Program
-from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, in_float64, part_of
+from co3d_compile.ir.resized_graph import Captures, NotResizable, Size, check_same, drop_slices, in_float64, part_of
 from co3d_compile.ir.time_facts import KEY, STATIC, Fact, Kind, fact_of
 from co3d_compile.passes import default_passes
 from co3d_compile.rules.base import no_dense_form
@@ -248,7 +248,7 @@ class _Search:
             fact = facts.get(node.name, STATIC)
             return node is not result and fact.kind is Kind.STREAM and not self._passed(node, fact, entries)
 
-        inside = reached([result], lambda n: [] if is_input(n) else operands(n))
+        inside = reached([result], lambda n: [] if is_input(n) else sources(n))
         inputs = [n for n in inside if is_input(n)]
         if any(n.op == "placeholder" for n in inside.keys() - set(inputs)):
             raise NotResizable("it reads an input without time")
@@ -274,6 +274,9 @@ class _Search:
     def _streams(self, start: Node, result: Node, facts: Mapping[str, Fact]) -> bool:
         """Replaces what computes a result by one operator, if it is shown to be local."""
         self.tried.add(result)
+        if name_of(result) in REORDERED and result.all_input_nodes[0] in self.odd:
+            self.odd.add(result)
+            return False
         try:
             inputs = self._inputs(result, facts)
             part = self._part(result, inputs, facts, wide=False)
@@ -340,17 +343,15 @@ class _Search:
         modules = [self.short, self.long, *([self.wide] if wide and self.wide is not None else [])]
         parts = [self._cut(m, inputs, result) for m in modules]
         check_same(parts)
+        drop_slices(parts)
         dim = self._time_dim(result)
         if dim is None:
             raise NotResizable("its result has no dim that grows with the clip")
         sizes = [[shape_of(self._same(x, m))[d] for x, d in zip(inputs, dims, strict=True)] for m in modules[:2]]
         rows = [shape_of(self._same(result, m))[dim] for m in modules[:2]]
         steps = {b - a for a, b in zip([*sizes[0], rows[0]], [*sizes[1], rows[1]], strict=True)}
-        if (
-            len(steps) != 1
-            or len(set(sizes[0])) != 1
-            or len({(facts[x.name].rate, facts[x.name].spacing) for x in inputs}) != 1
-        ):
+        rates = {(facts[x.name].rate, facts[x.name].spacing) for x in inputs}
+        if not len(steps) == len(set(sizes[0])) == len(rates) == 1:
             raise NotResizable("its inputs and its result have different rates")
         short, long = sizes[0][0], sizes[1][0]
         captured = Size(short, self.batch), Size(long, self.batch), Size(short, self.batch + 1)

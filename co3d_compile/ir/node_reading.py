@@ -73,6 +73,11 @@ def operands(node: Node) -> list[Node]:
     return list(node.all_input_nodes)
 
 
+def sources(node: Node) -> list[Node]:
+    """Lists the operands of which numbers are read: ``full_like`` reads no more than a shape."""
+    return [] if node.target is torch.ops.aten.full_like.default else operands(node)
+
+
 def operand(node: Node, index: int = 0) -> Node:
     """Reads a tensor operand by its position."""
     arg = node.args[index]

@@ -20,10 +20,11 @@ from torch.fx.node import Argument, map_aggregate
 
 from co3d_compile.ir.aten_operators import SIZED
 from co3d_compile.ir.graph_walks import reached
-from co3d_compile.ir.node_reading import operands, operator_name
+from co3d_compile.ir.node_reading import operands, operator_name, shape_of, sources
 from co3d_compile.ir.stored_constants import get_constant
 
 aten = torch.ops.aten
+FULL = aten.full.default
 
 
 class NotResizable(Exception):
@@ -140,18 +141,33 @@ def part_of(module: GraphModule, inputs: Sequence[Node], result: Node, order: Ma
         result: What is computed.
         order: The place of each node in its graph.
     """
-    wanted = reached([result], lambda n: [] if n in inputs else operands(n))
+    wanted = reached([result], lambda n: [] if n in inputs else sources(n))
     graph = Graph()
     made: dict[Node, Node] = {}
     for node in [*inputs, *sorted(wanted.keys() - set(inputs), key=order.__getitem__)]:
         if node in inputs:
             made[node] = graph.placeholder(node.name)
             made[node].meta = dict(node.meta)
+        elif operands(node) and not sources(node):
+            value = node.meta["val"]
+            made[node] = graph.call_function(FULL, (list(map(int, value.shape)), node.args[1]), {"dtype": value.dtype})
+            made[node].meta = dict(node.meta)
         else:
             made[node] = graph.node_copy(node, made.__getitem__)
             made[node].args = _with_sizes(node, made[node].args)
     graph.output(made[result])
     return GraphModule(module, graph)
+
+
+def drop_slices(graphs: Sequence[GraphModule]) -> None:
+    """Takes out slices that take all of a dim in each capture: where they end may grow with the batch."""
+    for nodes in list(zip(*(g.graph.nodes for g in graphs), strict=True)):
+        if all(n.target is aten.slice.Tensor and shape_of(n) == shape_of(n.all_input_nodes[0]) for n in nodes):
+            for n in nodes:
+                n.replace_all_uses_with(n.all_input_nodes[0])
+                n.graph.erase_node(n)
+    for graph in graphs:
+        graph.recompile()
 
 
 def _with_sizes(node: Node, args: tuple[Argument, ...]) -> tuple[Argument, ...]:
