@@ -159,6 +159,20 @@ def test_operators_on_pictures_stream() -> None:
     assert not facts.recomputed and facts.delays == (2,)
 
 
+def test_pictures_are_read_at_computed_places_in_every_way() -> None:
+    ways = [
+        (m, p, a) for m in ("bilinear", "nearest", "bicubic") for p in ("zeros", "border", "reflection") for a in (0, 1)
+    ]
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        f = m.conv(x).transpose(1, 2).flatten(0, 1)
+        read = [F.grid_sample(f, 1.5 * f[:, :2].movedim(1, 3), *way[:2], align_corners=bool(way[2])) for way in ways]
+        return torch.cat(read, 1).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+    facts = check(entry("sampled", fn(forward, conv=lambda: nn.Conv3d(3, 4, 3, padding=1)), (1, 3, 8, 6, 5)))
+    assert not facts.recomputed
+
+
 def test_channels_and_frames_by_lists_of_indices() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.b(m.a(x).roll(3, 1)[:, [2, 0, 1, 3]][:, [-3, -2, -1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -70,6 +70,13 @@ def library_kept() -> Iterator[None]:
         yield
     finally:
         setattr(ONNXRegistry, READER, usual)
+
+
+def signature(node: Node, larger: Mapping[Node, Value]) -> Hashable:
+    """Says all that the translation of an operator hangs on: two nodes with the same are translated alike."""
+    place = {n: f"operand {i}" for i, n in enumerate(node.all_input_nodes)}
+    tensors = [(n.meta["val"].shape, n.meta["val"].dtype, grown_dims(n, larger)) for n in place]
+    return node.target, str(torch.fx.map_arg((node.args, node.kwargs), place.__getitem__)), str(tensors)
 
 
 def export_operator(node: Node, larger: Mapping[Node, Value]) -> ir.Model:

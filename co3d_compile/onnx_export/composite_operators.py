@@ -281,3 +281,11 @@ def _resize(e: Emitter, node: Node) -> ir.Value | None:
         return e.op("Resize", x, None, scales, **how)
     outer = e.op("Shape", x, start=0, end=2)
     return e.op("Resize", x, None, None, e.op("Concat", outer, e.ints(new), axis=0), **how)
+
+
+@translates(aten.grid_sampler_2d.default)
+def _sampled(e: Emitter, node: Node) -> ir.Value:
+    """Reads pictures at computed places."""
+    kinds = {"mode": ("linear", "nearest", "cubic"), "padding_mode": ("zeros", "border", "reflection")}
+    given = {name: words[int(n)] for (name, words), n in zip(kinds.items(), node.args[2:4], strict=True)}  # type: ignore
+    return e.op("GridSample", operand(node), operand(node, 1), align_corners=int(bool(node.args[4])), **given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from co3d_compile.ir.node_reading import module_path, operand, operator_name, wh
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.ir.program import Program
 from co3d_compile.onnx_export.batch_dims import at_another_batch
-from co3d_compile.onnx_export.by_torch_exporter import export_operator
+from co3d_compile.onnx_export.by_torch_exporter import export_operator, signature
 
 DTYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -59,6 +59,7 @@ class Emitter:
         self.single: set[str] = set()
         self._double = False
         self._count: dict[str, int] = {}
+        self._exported: dict[Hashable, ir.Model] = {}
 
     # --- what translations use
 
@@ -195,7 +196,10 @@ class Emitter:
 
     def _by_torch(self, node: Node) -> Emitted:
         """Inlines what PyTorch's own exporter makes of an operator without an entry in the table."""
-        model = export_operator(node, self.larger)
+        alike = signature(node, self.larger)
+        model = self._exported.pop(alike, None) or export_operator(node, self.larger)
+        if not any(_graphs(a) for inner in model.graph for a in inner.attributes.values()):  # these are written into
+            self._exported[alike] = model
         mapping = dict(zip(model.graph.inputs, map(self.value, node.all_input_nodes), strict=True))
         for value in model.graph.initializers.values():
             assert value.const_value is not None
