@@ -183,7 +183,7 @@ class Lower(Pass):
         for spec, node in zip(program.outputs, returned(program.graph), strict=True):
             restore(low, node)
             fact, windows = fact_of(node), windows_of(node, low.window_fact)
-            spec.dtype, spec.lost = node.meta["val"].dtype, shape_of(node) if fact.lost else None
+            spec.dtype = node.meta["val"].dtype
             spec.delay, spec.pulse, spec.time_dim, spec.rate = fact.told, 1, None, fact.rate
             if fact.kind is Kind.STREAM:
                 result = self._stream_output(low, node, spec)
@@ -199,6 +199,7 @@ class Lower(Pass):
                     spec.time_dim, spec.pulse = time.dim, fact.length * (time.inner if time.outer == 1 else 1)
             else:
                 result = low.plain(node)
+            spec.lost = shape_of(node) if fact.lost and spec.time_dim is None else None
             if low.ends is not None and (fact.kind is Kind.WINDOW or spec.time_dim is None):
                 result = low.ends.last(result, fact.layout, [fact_of(operand(m)) for m in windows] or [fact])
             results.append(result)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_graphs import backwards, conv, fn
-from torch import nn
+from torch import Tensor, nn
 
 import co3d_compile as co3d
 
@@ -39,7 +39,14 @@ PLACES = [
     ("each entry twice", lambda m, x: m.conv(x).repeat_interleave(2, 2), (2, 2, 0.5)),
     ("each entry twice, by a view", lambda m, x: m.conv(x)[..., None].expand(-1, -1, -1, 2).flatten(2), (2, 2, 0.5)),
     ("entries of a window", lambda m, x: m.conv(x).softmax(2), (1, 8, 1.0)),
+    ("gates in pairs", lambda m, x: paired(m.conv(x)), (1, 1, 1.0)),
 ]  # fmt: skip
+
+
+def paired(y: Tensor) -> Tensor:
+    """Two gates side by side, as the parts of a complex number."""
+    mean = F.adaptive_avg_pool1d(y, 1).view(*y.shape[:2], 1, 1)
+    return (y[..., None] * torch.cat([mean.sigmoid(), mean.tanh()], 3)).sum(3)
 
 
 @pytest.mark.parametrize(("name", "forward", "places"), PLACES, ids=[name for name, _, _ in PLACES])
