@@ -6,6 +6,7 @@ entry of each of these clips, always the same one; a window is all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from zoo import Graph
 
 import co3d_compile as co3d
-from co3d_compile.compiler import local_regions
-from co3d_compile.verification import long_regions
+from co3d_compile.compiler import build_model, local_regions
+from co3d_compile.verification import long_regions, reference
 
 T, FRAMES, CHANNELS = 8, 30, 4
+RAMP = [min(float(t), 20.0) for t in range(300)]
 REGION, WINDOW, STREAM = "region", "window", "stream"
 Network = Callable[[Any, Tensor], Tensor]
 
@@ -41,6 +43,15 @@ def written(x: Tensor, entries: slice, value: float) -> Tensor:
     y = x.clone()
     y[:, :, entries] = value
     return y
+
+
+def turns(x: Tensor, turn: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+    """Walks over the frames: each turn has the result of the one before, the frame, and its number."""
+    h, found = torch.zeros_like(x[:, :, 0]), []
+    for t in range(x.shape[2]):
+        h = turn(h, x[:, :, t], t)
+        found.append(h)
+    return torch.stack(found, 2)
 
 
 def few_of(x: Tensor, entries: int) -> Tensor:
@@ -77,6 +88,35 @@ BY_PLACE: dict[str, tuple[Network, str]] = {
     "no more than a ramp": (lambda m, x: torch.minimum(m.layer(x), (3.0 - places(x)).clamp(0)), REGION),
     "on a ramp up": (lambda m, x: x * (places(x) / 4.0).clamp(0, 1), REGION),
     "on a ramp up that ends behind the clip": (lambda m, x: x * (places(x) / 10.0).clamp(0, 1), WINDOW),
+    "on a ramp up that ends behind two clips": (lambda m, x: x * (places(x) / 20).clamp(0, 1), WINDOW),
+    "on a ramp up that ends farther out": (lambda m, x: x * (places(x) / 5000).clamp(0, 1), WINDOW),
+    "counted up to twenty": (lambda m, x: x * torch.where(places(x) < 20, places(x), 20), WINDOW),
+    "counted down to zero, and up": (lambda m, x: x * (places(x) - 30).abs(), WINDOW),
+    "counted again from 32 on": (lambda m, x: x * (places(x) % 32), WINDOW),
+    "counted in 8 bits": (lambda m, x: x + places(x).to(torch.int8), WINDOW),
+    "counted in buckets": (lambda m, x: x * torch.bucketize(places(x), torch.arange(30)), WINDOW),
+    "counted in ones up to thirty": (lambda m, x: x * torch.ones_like(x).cumsum(2).clamp(max=30), WINDOW),
+    "on a table that counts up to twenty": (lambda m, x: x * m.ramp[: x.shape[2]], WINDOW),
+    "by the numbers of such a table": (lambda m, x: x * m.ramp[places(x)], WINDOW),
+    "on a list that counts up to twenty": (lambda m, x: x * torch.tensor(RAMP)[: x.shape[2]], WINDOW),
+    "on a curve that begins as a line": (lambda m, x: x * (1e-4 * places(x)).sin() * 1e4, WINDOW),
+    "before a region, on such a ramp": (lambda m, x: near(x * places(x).clamp(max=20), 1), WINDOW),
+    "weighed up to twenty in a loop": (lambda m, x: turns(x, lambda h, y, t: y * min(t + 1, 20)), WINDOW),
+    "counted up to twenty in a sum": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y * min(t + 1, 20)), WINDOW),
+    "the mean of the last twenty": (lambda m, x: turns(x, lambda h, y, t: h + (y - h) / min(t + 1, 20)), WINDOW),
+    "twice as much from frame 20 on": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y * (1 + (t >= 20))), WINDOW),
+    "by a list, in a loop": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y * RAMP[t]), WINDOW),
+    "another sum from frame 20 on": (
+        lambda m, x: turns(x, lambda h, y, t: h + y if t < 20 else (h + y).tanh()),
+        WINDOW,
+    ),
+    "no sum from frame 20 on": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y if t < 20 else h), WINDOW),
+    "begun again every 16 frames": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y if t % 16 else y), WINDOW),
+    "a sum, twice as much in long clips": (
+        lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y) * (2 if x.shape[2] > 20 else 1),
+        WINDOW,
+    ),
+    "remembered up to frame 20": (lambda m, x: m.lstm((x * (places(x) < 20)).mT)[0].mT, WINDOW),
     "no more than a ramp that ends behind the clip": (
         lambda m, x: torch.minimum(x.abs(), (12.0 - places(x)).clamp(0)),
         WINDOW,
@@ -84,6 +124,7 @@ BY_PLACE: dict[str, tuple[Network, str]] = {
     "on a ramp as long as the clip": (lambda m, x: x * torch.linspace(0, 1, x.shape[2]), WINDOW),
     "faded out": (lambda m, x: x * torch.exp(-20.0 * places(x)), WINDOW),
     "counted in ones": (lambda m, x: x * (torch.ones_like(x).cumsum(2) < 4), WINDOW),
+    "counted in ones up to ten": (lambda m, x: x * (torch.ones_like(x).cumsum(2) < 10), STREAM),
     "learned places": (lambda m, x: x + m.places[:, :, : x.shape[2]], WINDOW),
     "learned places, the last one for the rest": (lambda m, x: x + m.places[:, :, places(x).clamp(max=10)], WINDOW),
     "few learned places": (lambda m, x: x * m.places[:, :, places(x).clamp(max=4)], REGION),
@@ -119,8 +160,10 @@ def network(forward: Network) -> nn.Module:
     torch.manual_seed(0)
     first = nn.Conv1d(3, CHANNELS, 1)
     layers = {"layer": nn.Conv1d(CHANNELS, CHANNELS, 1), "wide": nn.Conv1d(CHANNELS, 16, 1)}
+    layers["lstm"] = nn.LSTM(CHANNELS, CHANNELS, batch_first=True)
     net = Graph(lambda m, x: forward(m, m.first(x)), first=first, **layers)
     net.register_parameter("places", nn.Parameter(torch.randn(1, CHANNELS, 32)))
+    net.register_buffer("ramp", torch.tensor(RAMP))
     return net.eval()
 
 
@@ -192,6 +235,38 @@ def test_verification_fails_what_a_clip_does_not_show(name: str, monkeypatch: py
     model = co3d.compile(net, (clip,))
     found = co3d.verify(model, net, (clip,))
     assert model.info.regions and not found.passed and LIES[name] in found.reason
+
+
+FAR_OUT = [
+    "on a ramp up that ends behind two clips",
+    "counted up to twenty",
+    "by the numbers of such a table",
+    "weighed up to twenty in a loop",
+    "counted up to twenty in a sum",
+    "twice as much from frame 20 on",
+    "another sum from frame 20 on",
+    "begun again every 16 frames",
+]
+
+
+@pytest.mark.parametrize("name", few(FAR_OUT, "counted up to twenty in a sum"))
+def test_verification_runs_the_network_itself_far_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (build_model, reference):
+        monkeypatch.setattr(module, "look_far", lambda *_: None)
+    net, clip = network(BY_PLACE[name][0]), torch.randn(1, 3, T)
+    model = co3d.compile(net, (clip,))
+    found = co3d.verify(model, net, (clip,))
+    assert not model.info.recomputed and not found.passed
+    assert re.match(
+        r"Output 'output' is that of the network up to frame (15|19|20), and not from there on", found.reason
+    )
+
+
+def test_how_far_out_was_looked_at_is_said() -> None:
+    net, clip = network(lambda m, x: x * places(x)), torch.randn(1, 3, T)
+    assert "far out: counts and loops go on as in a clip up to frame 65,536" in str(co3d.compile(net, (clip,)).report())
+    exported = torch.export.export(net, (clip,))
+    assert "far out: that counts and loops go on as in a clip is assumed" in str(co3d.compile(exported).report())
 
 
 def test_verification_knows_the_numbers_that_a_region_is_given() -> None:

@@ -37,7 +37,7 @@ from co3d_compile.rules.base import no_dense_form
 from co3d_compile.rules.combine import Concatenation
 from co3d_compile.rules.edge_copies import begins
 from co3d_compile.rules.pointwise import Pointwise, counts_on
-from co3d_compile.rules.remembering import remembered
+from co3d_compile.rules.remembering import remembered, remembers_all
 
 aten = torch.ops.aten
 
@@ -71,6 +71,9 @@ def annotate(program: Program) -> list[tuple[Node, str]]:
     fix_pulse(program)
     program.notes.split_views = split_views(program)
     program.notes.goes_on = going_on(program)
+    program.notes.remembers = frozenset(
+        name for n in program.graph.nodes if remembers_all(n) for name in program.names_of(n)
+    )
     program.notes.crops = cropped(program)
     program.notes.streamed_crops = streamed_crops(program)
     return walk.fallbacks

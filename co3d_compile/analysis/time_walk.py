@@ -232,7 +232,7 @@ class TimeWalk:
         if self.program.options.recurrence == "window":
             return "starts again with each window (recurrence='window')"
         if not self.program.refuted.isdisjoint(self.program.names_of(node)):
-            return "starts from other numbers in a longer clip"
+            return "is something else in a longer clip"
         pieces = pieces_with(node)
         self._decide(whole=pieces)
         return "starts anew in each piece of a clip" if pieces else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from co3d_compile.capture.far_places import FarPlaces, TimeDims
 from co3d_compile.capture.written_out.regions import Constants
 from co3d_compile.contract.model_contract import FIXED_LENGTH
 from co3d_compile.errors import UsageError
@@ -24,6 +25,8 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.resized_graph import NotResizable
 
 aten = torch.ops.aten
+AS_FAR = "counts and loops go on as in a clip up to frame {}; from there on that is assumed"
+NOT_FAR = "that counts and loops go on as in a clip is assumed: the network could not be run on longer ones"
 MOST = 3  # times as long as the clip: the network is run on it
 
 
@@ -38,22 +41,33 @@ def note_loop_starts(program: Program) -> None:
             program.notes.loop_starts[node.name] = tuple(values)
 
 
-def refuted(program: Program, again: Callable[[int, bool], Program | None]) -> frozenset[str]:
+def refuted(
+    program: Program, again: Callable[[int, bool], Program | None], far: Callable[[TimeDims], FarPlaces | None]
+) -> frozenset[str]:
     """Finds the captured nodes of an annotated program of which a longer clip shows something else than was assumed.
 
     A view of 8 frames as (2, 4) may be two blocks of four, or two halves of any clip. Numbers that count frames may be
     ``arange(T)``, or ``arange(T) / T``, which are other numbers for the same frames of a longer clip. So may be what a
-    loop starts from.
+    loop starts from. What goes on in a clip twice as long may end far out, and what remembers all frames may change.
 
     Args:
         program: What was assumed of it is noted.
         again: Captures the network for clips so many times as long.
+        far: Looks at what the network does far out, by the time dims of its inputs.
 
     Raises:
         UsageError: ``window`` has no meaning for a slice or selection of frames.
     """
     views, constants, crops = program.notes.split_views, program.notes.goes_on, program.notes.crops
-    starts = program.notes.loop_starts
+    starts, remembers = program.notes.loop_starts, program.notes.remembers
+    places = far(tuple(i.time_dim for i in program.inputs)) if constants or remembers else None
+    if constants or program.notes.loops:
+        program.notes.far_out = AS_FAR.format(f"{places.frames:,}") if places is not None else NOT_FAR
+    if places is not None:
+        changed = {name for name, (_, value) in constants.items() if not places.lasts(value)}
+        changed |= set() if places.unchanged else remembers & set(program.notes.captured)
+        if changed - program.refuted:
+            return frozenset(changed) - program.refuted
     if not (views or constants or crops or starts):
         return frozenset()
     if inside := frozenset(name for name, (dims, _) in constants.items() if not dims) - program.refuted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -20,6 +20,7 @@ from co3d_compile.analysis.delay_model import frames_late
 from co3d_compile.analysis.multiply_adds import costs, with_costs
 from co3d_compile.analysis.operator_survey import with_values
 from co3d_compile.capture.capture_model import capture, captured_again
+from co3d_compile.capture.far_places import FarPlaces, TimeDims, look_far
 from co3d_compile.capture.longer_clips import fix_length, refuted
 from co3d_compile.capture.tracer import doubled, export
 from co3d_compile.compiler.compiled_model import CompiledModel
@@ -94,8 +95,9 @@ class Build:
         network = self._network(two)
         failures: list[RuleFailure] = []
         wrong: frozenset[str] = frozenset()
+        far = cache(partial(look_far, self.source.network, self.source.clip, self.source.keywords))
         while True:
-            attempt = _Attempt(self, network, two, failures, wrong)
+            attempt = _Attempt(self, network, two, failures, wrong, far)
             try:
                 return attempt.model()
             except _Refuted as found:
@@ -124,6 +126,7 @@ class _Attempt:
         two: Whether one clip may be captured as two, so that the batch can be told from other dims.
         failures: Rules that have failed before; their operators are on a window.
         wrong: Captured nodes of which a longer clip has shown something else than was assumed.
+        far: Looks at what the network does far out, by the time dims of its inputs.
     """
 
     build: Build
@@ -131,6 +134,7 @@ class _Attempt:
     two: bool
     failures: list[RuleFailure]
     wrong: frozenset[str]
+    far: Callable[[TimeDims], FarPlaces | None]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def model(self) -> CompiledModel:
@@ -150,7 +154,7 @@ class _Attempt:
             stream_regions(program, again)
         checks = promises.PROMISES if build.dump is not None or promises.always else {}
         self.seconds |= run_passes(program, build.pipeline, dump=build.dump, progress=self._show, checks=checks)
-        if wrong := refuted(program, again):
+        if wrong := refuted(program, again, self.far):
             raise _Refuted(wrong)
         fix_length(program, again)
         find_output_times(program, again)

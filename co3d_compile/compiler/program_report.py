@@ -47,6 +47,7 @@ def report_of(
         warnings=warnings,
         seconds=seconds,
         loops=list(program.notes.loops),
+        far_out=program.notes.far_out,
     )
     why = nothing_gained(report.to_dict())
     return replace(report, warnings=[*warnings, f"{why[0].upper()}{why[1:]}."]) if why else report

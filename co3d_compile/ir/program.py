@@ -147,6 +147,8 @@ class Notes:
         goes_on: Captured constants that count frames, or say which frames see each other, with the dims that grow with
             the clip, and their values.
         loop_starts: Numbers, other than zero, that captured loops over frames start from.
+        remembers: Captured operators that remember all frames.
+        far_out: How far it was looked at that counts and loops go on as in a clip, for people.
         crops: Captured slices and selections over time, of a window that is no clip: first entry, end, and entries.
         streamed_crops: With exact ends: captured slices and selections over time behind which results have time.
         captured: Names of the nodes as they were captured.
@@ -170,6 +172,8 @@ class Notes:
     split_views: dict[str, tuple[int, ...]] = field(default_factory=dict)
     goes_on: dict[str, tuple[tuple[int, ...], Tensor]] = field(default_factory=dict)
     loop_starts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    remembers: frozenset[str] = frozenset()
+    far_out: str = ""
     crops: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     streamed_crops: dict[str, StreamedCrop] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
@@ -195,8 +199,8 @@ class Program:
             there.
         learned: Names of the constants that are parameters of the model.
         refuted: Captured views that split time into as many parts, however long the clip is, captured constants that
-            are other numbers for a longer clip, and loops that start from such: they make no blocks, count no frames
-            and hand no state on.
+            are other numbers for a longer clip, and operators that remember all frames and start from such, or change
+            far out: they make no blocks, count no frames and hand no state on.
         originals: The operators that ``annotate_time`` may want as the model has them, by node.
         written: Nodes in which ``canonicalize`` joins the pieces of what is written into a tensor.
         step: What the step model is.

@@ -49,6 +49,7 @@ class Report:
     warnings: list[str]
     seconds: dict[str, float]
     loops: list[str] = field(default_factory=list)
+    far_out: str = ""
 
     def to_dict(self) -> JsonObject:
         """Writes the report as plain JSON data."""
@@ -67,6 +68,7 @@ class Report:
             *([("reads less of the future", limited)] if limited else []),
             ("recomputed on a window", again or "nothing"),
             *(("loop over frames", text) for text in self.loops),
+            *([("far out", self.far_out)] if self.far_out else []),
             *(("note", text) for text in self.warnings),
         ]
 

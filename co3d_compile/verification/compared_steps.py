@@ -155,7 +155,7 @@ class Timeline:
             entries: Which entries, counted back from the newest one of the step.
         """
         if plan.sort == "static":
-            return ResultIndex(output, step)
+            return ResultIndex(output, step, kept=len(entries))
         if plan.sort == "window":
             starts = tuple(plan.starts((step + 1) * self.pulse, delay))
             return None if self.recurrent and any(s < 0 for s in starts) else ResultIndex(output, step, (), starts)

@@ -55,6 +55,11 @@ class Plan:
         """Says whether the long clip has the output's entries one by one."""
         return self.sort in ("stream", "entries")
 
+    @property
+    def first_for_ever(self) -> bool:
+        """Says whether it is what the first frame of a stream says for ever, an entry like the other."""
+        return self.sort == "static" and self.claim.kind is Kind.STREAM
+
     def timed(self, has_time: bool) -> bool:
         """Says whether a streaming output has entries. A list of single frames has none, and may have time."""
         return has_time and not self.claim.single
@@ -87,12 +92,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class ResultIndex:
-    """What one result of a step is: entries of a streaming output, or the result of a clip with one of these starts."""
+    """What one result of a step is: entries of a streaming output, or the result of a clip with one of these starts.
+
+    Of what the first frame of the stream says for ever it is so many entries that are the same (``kept``).
+    """
 
     output: int
     step: int
     entries: tuple[int, ...] = ()
     starts: tuple[Fraction, ...] = ()
+    kept: int = 1
 
 
 def sort_of(n: Node, sorts: dict[Node, str], claims: dict[str, Claim], timed: set[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from math import ceil, lcm
 from types import MappingProxyType
 from typing import TypeAlias
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from co3d_compile.capture.capture_model import captured_again
+from co3d_compile.capture.far_places import TimeDims, look_far
 from co3d_compile.capture.longer_clips import refuted
 from co3d_compile.contract.model_contract import LocalRegion
 from co3d_compile.errors import VerificationError
@@ -78,9 +79,11 @@ class Reference:
         check_places(kernels, {n.name: n for n in self.program.graph.nodes})
         self.inputs = self.program.inputs
         self.dense = options.stride_mode == "dense"
+        self.program.refuted |= known.refuted if known is not None else frozenset()
         self.claims = claims_of(self.program, regions)
         again = partial(captured_again, model, example_inputs, options, False, self.program)
-        while wrong := refuted(self.program, again):
+        far = cache(partial(look_far, model, example_inputs, {})) if known is None else _known_already
+        while wrong := refuted(self.program, again, far):
             self.program.refuted |= wrong
             self.claims = claims_of(self.program, regions)
         self._plan()
@@ -294,9 +297,11 @@ class Reference:
         if isinstance(value, Windows):
             results = zip(run.starts, value.values, strict=True)
             return {start: x.clone() for start, x in results if start in index.starts and x is not None}
+        plan = self.plans[index.output]
+        claim = plan.claim
         if not isinstance(value, (Stream, Entries)):
-            return {None: value}
-        claim = self.plans[index.output].claim
+            place = claim.place if plan.first_for_ever else None
+            return {None: value.narrow(place.dim, 0, index.kept) if place is not None and place.alone else value}
         if self.plans[index.output].sort == "static":
             return {None: value.constant} if isinstance(value, Stream) and value.constant is not None else {}
         entries = {Fraction(n): value.entry(run.index(claim, n * claim.rate)) for n in index.entries}
@@ -363,3 +368,7 @@ class Reference:
                 raise NoReference("the clip is too short")
             results.append(value)
         return results
+
+
+def _known_already(_dims: TimeDims) -> None:
+    """What the compiler has found far out is noted in the graph that it has captured."""

@@ -71,7 +71,7 @@ class ReplacedParts:
         untouched = [self.reference.untouched(clip) for clip in clips]
         scales = [spread(values) for values in zip(*untouched, strict=True)]
         for k, output in enumerate(self.info.outputs):
-            if untouched[0][k].is_floating_point():
+            if untouched[0][k].is_floating_point() and not self.reference.plans[k].first_for_ever:
                 moves = _largest_difference(untouched[0][k], untouched[1][k]) > DIFFERENT * scales[k]
                 if moves and still[k] and _moves_by(streamed[k]) <= SAME * scales[k]:
                     self.constant.append(output.name)

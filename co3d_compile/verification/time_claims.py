@@ -131,6 +131,7 @@ def claims_of(program: Program, regions: Sequence[LocalRegion] = ()) -> dict[str
         if folded in found:
             claims.setdefault(captured, found[folded])
     program.notes.split_views, program.notes.goes_on = copied.notes.split_views, copied.notes.goes_on
+    program.notes.remembers = copied.notes.remembers
     _add_moves(program, claims)
     return claims | _regrouped(copied)
 

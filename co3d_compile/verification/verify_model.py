@@ -28,6 +28,7 @@ from co3d_compile.support.plain_types import Array, JsonObject
 from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, repeats, tensors_of
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
+from co3d_compile.verification.far_frames import changed_far_out
 from co3d_compile.verification.findings import Bisection, StepError
 from co3d_compile.verification.input_check import check_inputs, check_outputs
 from co3d_compile.verification.long_boxes import rows_of
@@ -106,6 +107,7 @@ def verify(
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
             _run(check, _source(check, frames, seed), model, example)
+            check.reason = check.reason or changed_far_out(check.reference, check.info, session, model, example, seed)
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, model, example)
     return check.result()
@@ -275,7 +277,7 @@ class _Check:
         timed = plan.timed(spec.has_time)
         count = spec.entries_per_step if timed else 1
         if not plan.streams:
-            count = 1
+            count = spec.entries_per_step if plan.first_for_ever else 1
         else:
             per_step = self.timeline.pulse / plan.claim.rate
             per_step *= plan.claim.places
