@@ -54,6 +54,15 @@ def turns(x: Tensor, turn: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
     return torch.stack(found, 2)
 
 
+def less_the_newest(x: Tensor, every: int) -> Tensor:
+    """Each frame less the newest one of which the number is a multiple."""
+    first, found = x[:, :, 0], []
+    for t in range(x.shape[2]):
+        first = first if t % every else x[:, :, t]
+        found.append(x[:, :, t] - first)
+    return torch.stack(found, 2)
+
+
 def few_of(x: Tensor, entries: int) -> Tensor:
     """The first entries, in front of zeros."""
     y = torch.zeros_like(x)
@@ -114,6 +123,11 @@ BY_PLACE: dict[str, tuple[Network, str]] = {
     "begun again every 16 frames": (lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y if t % 16 else y), WINDOW),
     "a sum, twice as much in long clips": (
         lambda m, x: turns(x, lambda h, y, t: h * 0.9 + y) * (2 if x.shape[2] > 20 else 1),
+        WINDOW,
+    ),
+    "less the newest of every 25 frames": (lambda m, x: less_the_newest(x, 25), WINDOW),
+    "counts that a layer makes features of": (
+        lambda m, x: x + m.layer(torch.stack([(places(x) / 30).clamp(max=k) for k in range(CHANNELS)])[None]),
         WINDOW,
     ),
     "remembered up to frame 20": (lambda m, x: m.lstm((x * (places(x) < 20)).mT)[0].mT, WINDOW),

@@ -244,6 +244,7 @@ class TimeWalk:
         found = regroupings(node, rule, scope)
         if not found and self.program.options.recurrence == "state":
             found = firsts_kept(node, rule)
+            found = found if self.program.refuted.isdisjoint(name for _, name, _ in found) else frozenset()
         self.decisions = replace(self.decisions, regrouped=self.decisions.regrouped | found)
         return bool(found)
 

@@ -69,7 +69,7 @@ def run_in_float64(node: Node, values: dict[Node, Tensor | None]) -> Tensor:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         kwargs["dtype"] = torch.float64
     result: Tensor = node.target(*args, **kwargs)
-    return result
+    return widened(result) if isinstance(result, Tensor) else result
 
 
 def without_effect(node: Node) -> Node:
