@@ -159,6 +159,7 @@ USUAL: tuple[Callable[[Tensor], Tensor], ...] = (
     ),
     lambda x: torch.stack([torch.zeros_like(x), torch.ones_like(x), torch.zeros(5) + x], 2),
     lambda x: (z := torch.fft.rfft(x)).real + z.imag,  # one operand of both
+    lambda x: ((z := torch.fft.rfft(x)) * 2 + torch.zeros_like(z) + torch.full_like(z, 1 + 2j)).abs(),
     lambda x: x.std(2) + torch.var_mean(x, 3)[0].mean() + x.sum() + (x > 0).all(),
     lambda x: torch.stack(x.unbind(2)[::-1], 2).unflatten(2, (2, 2)).reshape(-1, 3, 2, 2, 25),
     lambda x: torch.nn.functional.pad(torch.dropout(x, 0.5, False), (1, 0), value=2.0).view_as(

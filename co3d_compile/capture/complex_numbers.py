@@ -266,13 +266,15 @@ def _angle(rewriting: _Rewriting, node: Node) -> Node:
 
 
 def _filled(rewriting: _Rewriting, node: Node) -> Parts:
-    """Computes ``full``: a start of zeros, for one."""
-    size, value = node.args[:2]
+    """Computes ``full`` and ``full_like``: a start of zeros, for one."""
+    like, value = node.args[:2]
     whole = complex(value) if isinstance(value, (int, float, complex)) else None
     if whole is None:
         raise CaptureError("A complex tensor is filled with a number that is computed.", hint=HINT)
     options = {"dtype": node.meta["val"].dtype.to_real(), "device": node.meta["val"].device}
-    real, imaginary = (rewriting.apply(aten.full.default, size, part, **options) for part in (whole.real, whole.imag))
+    alike = node.target is aten.full_like.default
+    target, first = (aten.full_like.default, rewriting.of(node).real) if alike else (aten.full.default, like)
+    real, imaginary = (rewriting.apply(target, first, part, **options) for part in (whole.real, whole.imag))
     return Parts(real, imaginary if whole.imag else None)
 
 
@@ -291,6 +293,7 @@ COMPLEX_RESULTS: dict[str, Callable[[_Rewriting, Node], Parts]] = {
     "polar": _Rewriting.polar,
     "complex": lambda r, node: Parts(Arguments(node).tensor("real"), Arguments(node).tensor("imag")),
     "full": _filled,
+    "full_like": _filled,
     "_to_copy": _Rewriting.cast,
     "to": _Rewriting.cast,
     "view_as_complex": _Rewriting.of_pairs,
