@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 
 import torch
@@ -15,6 +16,7 @@ from co3d_compile.capture.tracer import evaluated
 from co3d_compile.errors import VerificationError
 from co3d_compile.ir.node_reading import drawn_by_chance
 from co3d_compile.ir.program import Program
+from co3d_compile.ir.random_runs import equal
 from co3d_compile.verification.clip_model import (
     SAME,
     Example,
@@ -41,6 +43,8 @@ class CaptureCheck:
     def __init__(self, program: Program, model: Model, example: Example) -> None:
         self.program, self.model = program, model
         self.leaves, self.spec = pytree.tree_flatten(example_of(model, example))
+        self.clip: Sequence[Tensor] = ()
+        self.wanted: list[Tensor] = []
 
     def run(self, random_clips: RandomClips) -> None:
         """Runs both on one random clip.
@@ -53,6 +57,7 @@ class CaptureCheck:
             clip, got = random_clips.settle(lambda clip: captured.run(*[x.clone() for x in clip]))
         with results_inside(self.model, self.program.options.also) as inside:
             wanted = self._called(self.model, clip)
+        self.clip, self.wanted = clip, [x.clone() for x in wanted]  # it may write into what it has returned
         count = len(wanted) if self.program.options.also else len(got)
         if not self._alike(got[:count], wanted, clip):
             raise VerificationError(
@@ -65,6 +70,15 @@ class CaptureCheck:
                 raise VerificationError(
                     f"The output '{name}' is not what that module returns.", hint="Name another module in also."
                 )
+
+    def repeats(self) -> bool:
+        """Says whether the model gives the same for the clip again, behind another one: the frames backwards."""
+        largest = max((x.numel() for x in self.clip), default=0)
+        backwards = [x.flip(tuple(range(1, x.dim()))) if x.numel() == largest else x for x in self.clip]
+        with suppress(Exception):  # it may refuse what is no clip of it
+            self._called(self.model, backwards)
+        again = self._called(self.model, self.clip)
+        return all(equal(a, b, SAME) for a, b in zip(again, self.wanted, strict=True))
 
     def _called(self, model: Model, clip: Sequence[Tensor]) -> list[Tensor]:
         """Computes what the model gives for a clip."""

@@ -15,8 +15,8 @@ from co3d_compile.verification.random_clips import RandomClips
 
 def captured_model(
     model: Model, example: Example, options: Options, known: Program | None
-) -> tuple[Program, RandomClips]:
-    """Gives the captured graph of a model, and the random clips that it takes.
+) -> tuple[Program, RandomClips, CaptureCheck]:
+    """Gives the captured graph of a model, the random clips that it takes, and the check that it is this model's.
 
     Args:
         model: The clip model.
@@ -30,9 +30,9 @@ def captured_model(
     there = None if known is None else _for_the_example(known, model, example, options)
     if there is not None:
         with suppress(Exception):  # what was rewritten for fewer clips may be another network, or none
-            return there, _checked(there, model, example)
+            return there, *_checked(there, model, example)
     program = capture(model, example, options, two=False)
-    return program, _checked(program, model, example)
+    return program, *_checked(program, model, example)
 
 
 def _for_the_example(known: Program, model: Model, example: Example, options: Options) -> Program | None:
@@ -51,7 +51,7 @@ def _for_the_example(known: Program, model: Model, example: Example, options: Op
     return program if alike else None
 
 
-def _checked(program: Program, model: Model, example: Example) -> RandomClips:
-    random_clips = RandomClips(program.inputs, tensors_of(model, example))
-    CaptureCheck(program, model, example).run(random_clips)
-    return random_clips
+def _checked(program: Program, model: Model, example: Example) -> tuple[RandomClips, CaptureCheck]:
+    random_clips, check = RandomClips(program.inputs, tensors_of(model, example)), CaptureCheck(program, model, example)
+    check.run(random_clips)
+    return random_clips, check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeAlias
 
@@ -74,24 +74,6 @@ def by_keyword(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     if not all(equal(a, b, SAME) for a, b in zip(got, wanted, strict=True) if isinstance(b, Tensor)):
         raise VerificationError("The exported network does not compute what the network does.")
     return program
-
-
-def repeats(model: Model, example_inputs: Example) -> bool:
-    """Says whether two calls with the same clip give the same, with another clip in between: the frames backwards."""
-    given = example_of(model, example_inputs)
-    largest = max((x.numel() for x in pytree.tree_leaves(given) if isinstance(x, Tensor)), default=0)
-
-    def backwards(x: Tensor) -> Tensor:
-        return x.flip(tuple(range(1, x.dim()))) if x.numel() == largest else x
-
-    other = pytree.tree_map_only(Tensor, backwards, given)
-    results: list[list[Tensor]] = []
-    with eager(), evaluated(model) as module:
-        for args, kwargs in (given, other, given):
-            with suppress(Exception) if args is other[0] else nullcontext():  # it may refuse what is no clip of it
-                found = pytree.tree_leaves(module(*deepcopy(tuple(args)), **deepcopy(dict(kwargs))))
-                results.append([x for x in found if isinstance(x, Tensor)])
-    return all(equal(x, y, SAME) for x, y in zip(results[0], results[-1], strict=True))
 
 
 def tensors_of(model: Model, example_inputs: Example) -> list[Tensor]:

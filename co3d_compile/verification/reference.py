@@ -73,7 +73,7 @@ class Reference:
         kernels: Mapping[str, ReplacedKernel] = NONE,
         known: Program | None = None,
     ) -> None:
-        self.program, self.random_clips = captured_model(model, example_inputs, options, known)
+        self.program, self.random_clips, self.captured = captured_model(model, example_inputs, options, known)
         self.regions = LongRegions(model, example_inputs, options, self.program, regions)
         self.kernels = kernels
         check_places(kernels, {n.name: n for n in self.program.graph.nodes})

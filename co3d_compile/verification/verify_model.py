@@ -25,7 +25,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.runtime.session import StreamSession
 from co3d_compile.support.memory import process_memory
 from co3d_compile.support.plain_types import Array, JsonObject
-from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, repeats, tensors_of
+from co3d_compile.verification.clip_model import Example, Model, batch_of, by_keyword, tensors_of
 from co3d_compile.verification.compared_steps import WHOLE, Frames, Segment, Timeline, given_frames, random_frames
 from co3d_compile.verification.comparison import Expected, LargestError, largest_error, rounding
 from co3d_compile.verification.far_frames import changed_far_out
@@ -106,23 +106,23 @@ def verify(
             check = _Check(session, model, example, known, count, tolerance, progress or (lambda *_: None))
             check.notes = [*reading, *check.notes]
             check.look_at_weights(path)
-            _run(check, _source(check, frames, seed), model, example)
+            _run(check, _source(check, frames, seed))
             check.reason = check.reason or changed_far_out(check.reference, check.info, session, model, example, seed)
         if bisect and check.differs and not check.reduced and check.info.free_rows is None:
             check.bisection = _bisect(path, check, model, example)
     return check.result()
 
 
-def _run(check: _Check, source: Iterator[Frames], model: Model, example: Example) -> None:
+def _run(check: _Check, source: Iterator[Frames]) -> None:
     """Runs a verification, and says so where the network itself is the reason that it fails or cannot be done."""
     try:
         check.run(source)
     except VerificationError as error:
-        if repeats(model, example):
+        if check.reference.captured.repeats():
             raise
         check.reason = f"{error}{REMEMBERS}"
     else:
-        if not repeats(model, example):  # also where it agrees: it may have forgotten by chance
+        if not check.reference.captured.repeats():  # also where it agrees: it may have forgotten by chance
             check.reason = f"{check.reason}{REMEMBERS}".strip()
 
 
