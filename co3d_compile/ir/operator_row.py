@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from co3d_compile.support.plain_types import JsonObject
 
@@ -64,4 +64,4 @@ class Operator:
 
 def as_rows(rows: list[Operator]) -> list[JsonObject]:
     """Writes the rows as plain JSON data."""
-    return [{**asdict(row), "field": row.field} for row in rows]
+    return [{**vars(row), "field": row.field} for row in rows]

@@ -89,7 +89,8 @@ class Emitter:
     def _append(
         self, count: int, operator: str, operands: Sequence[ir.Value | None], attributes: Mapping[str, Attribute]
     ) -> list[ir.Value]:
-        node = ir.node(operator, operands, attributes, num_outputs=count, name=self.unique(operator))
+        typed = {name: _numbers(name, value) for name, value in attributes.items()}
+        node = ir.node(operator, operands, typed, num_outputs=count, name=self.unique(operator))
         for i, value in enumerate(node.outputs):
             value.name = f"{node.name}.out{i or ''}"
         self.nodes.append(node)
@@ -264,6 +265,12 @@ def translates(*operators: Target) -> Callable[[Translation], Translation]:
         return function
 
     return add
+
+
+def _numbers(name: str, value: Attribute) -> Attribute | ir.Attr:
+    """Says of a list of whole numbers that it is one: else it is first looked at for graphs, tensors and types."""
+    whole = isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value)
+    return ir.Attr(name, ir.AttributeType.INTS, value) if whole else value
 
 
 def declared(
