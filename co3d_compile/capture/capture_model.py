@@ -30,12 +30,13 @@ from co3d_compile.capture.loops.roll import roll_loops, tidy
 from co3d_compile.capture.model_checks import check_operators, check_parameters
 from co3d_compile.capture.native_norms import name_norms
 from co3d_compile.capture.torchvision_operators import use_own_operators, without_compiled_part
-from co3d_compile.capture.tracer import Clip, Model, check_runs, export, without_stack_traces
+from co3d_compile.capture.tracer import Clip, Model, check_runs, export
 from co3d_compile.capture.written_out.join import join_written_out
 from co3d_compile.errors import CaptureError, UsageError, first_line
 from co3d_compile.ir.options import Options
 from co3d_compile.ir.program import Input, Output, Program
 from co3d_compile.ir.resized_graph import NotResizable
+from co3d_compile.ir.stack_traces import without_stack_traces
 from co3d_compile.support.silence_torch import quiet
 
 aten = torch.ops.aten

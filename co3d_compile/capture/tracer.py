@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx._lazy_graph_module import _use_lazy_graph_module as code_written_late
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -31,6 +31,7 @@ from co3d_compile.capture.recurrent_shapes import recurrent_layers_by_shape
 from co3d_compile.capture.torchscript import DECIDE, exported_script
 from co3d_compile.capture.torchvision_operators import without_compiled_part
 from co3d_compile.errors import CaptureError, Co3dError, UsageError, first_line
+from co3d_compile.ir.stack_traces import without_stack_traces
 from co3d_compile.support.silence_torch import quiet
 
 IN_TORCH = "Compute it in PyTorch: what NumPy computes with the values of a clip cannot be captured."
@@ -202,16 +203,6 @@ def _reads_sizes(exported: ExportedProgram) -> bool:
     """Says whether sizes, or other numbers, are read from tensors: constants may be what they are."""
     reads = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
     return any(n.target in reads for n in exported.graph.nodes)
-
-
-@contextmanager
-def without_stack_traces() -> Iterator[None]:
-    """Captures no stack of Python calls for each operator: nothing reads it, and a small X3D-S took a fifth longer."""
-    before, fx.config.do_not_emit_stack_traces = fx.config.do_not_emit_stack_traces, True
-    try:
-        yield
-    finally:
-        fx.config.do_not_emit_stack_traces = before
 
 
 class _CopiesTraced(TorchFunctionMode):

@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from co3d_compile.contract.model_contract import Contract, resolve
 from co3d_compile.errors import UnsupportedError, UsageError
 from co3d_compile.ir.program import Program
+from co3d_compile.ir.stack_traces import without_stack_traces
 from co3d_compile.ir.stored_constants import owner_of, set_constant
 from co3d_compile.runtime.stream_lengths import StreamLengths
 
@@ -236,7 +237,7 @@ def exported_program(program: Program, batch: int | None = None) -> ExportedProg
     values = [n.meta["val"] for n in program.placeholders()]
     inputs = tuple(torch.zeros((size, *v.shape[1:]), dtype=v.dtype) for v in values)
     shapes = tuple({0: Dim("batch")} for _ in inputs) if dynamic else None
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), without_stack_traces():
         warnings.simplefilter("ignore")
         return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
 
