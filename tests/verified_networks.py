@@ -303,6 +303,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: F.avg_pool2d(F.pad(m.a(x)[:, :, None], (0, 0, 2, 2)), (3, 1), (2, 1), (1, 0)),
                       a=conv()), (CLIP,), {},
     ),
+    "added at a place of each row": (lambda: Graph(at_largest_places, a=conv()), (CLIP,), {}),
+    "frames of computed columns": (
+        lambda: Graph(lambda m, x: torch.stack([y.index_select(2, y[0, 0].topk(1)[1]) for y in m.a(x)
+                      .unflatten(1, (2, 2)).unbind(3)], 3), a=conv()), (CLIP,), {},
+    ),
     "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
     "channels moved over time": (
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),
@@ -320,6 +325,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
     "no state": (lambda: nn.Conv3d(3, 4, (1, 3, 3)), (VIDEO,), {}),
     "divided by the sum of its windows": (lambda: Graph(overlapped), ((1, 6, 16),), {}),
 }  # fmt: skip
+
+
+def at_largest_places(m: Any, x: Tensor) -> Tensor:
+    """Adds a number at a place of each frame, in one long row of all frames."""
+    y = m.a(x).mT.flatten(0, 1)
+    largest = y.argmax(1) + torch.arange(y.shape[0]) * y.shape[1]
+    return y.flatten().index_put((largest,), y.amin(1), accumulate=True).view(x.shape[0], -1, y.shape[1]).mT
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
