@@ -179,7 +179,7 @@ class NeededClip(LongClip):
         part = self.parts.get(n.name)
         if part is None:
             value = super()._call(n, args, kwargs)
-            several = n.target is getitem and isinstance(value, Entries)
+            several = n.target is getitem and isinstance(value, Entries) and not isinstance(args[0], tuple)
             return replace(value, first=args[0].first) if several else value
         args, kwargs = pytree.tree_map(lambda v: _cut(v, part.read), (args, kwargs))
         if part.axis is not None:
