@@ -164,6 +164,21 @@ def test_what_computes_over_two_clips_is_for_two(name: str) -> None:
     assert result.passed, result.reason
 
 
+def test_what_reads_the_last_clip_but_one_is_for_three() -> None:
+    """It is no other for the first two."""
+    module = head(lambda m, x: (y := m.a(x).mean((3, 4))) + F.pad(y, (0, 0, 0, 0, 2, -2)))
+    clips = (torch.randn(3, *CLIP[1:]),)
+    with pytest.warns(co3d.Co3dWarning, match="fixes its batch at 3"):
+        compiled = co3d.compile(module, clips)
+    result = verify(compiled, module, clips)
+    assert result.passed, result.reason
+
+
+def test_where_the_batch_of_one_clip_ends_is_said() -> None:
+    with pytest.warns(co3d.Co3dWarning, match=r"fixes its batch at 1 \(at aten\."):
+        co3d.compile(head(lambda m, x: m.l(m.a(x).mean((2, 3, 4)).view(-1))), (torch.randn(CLIP),))
+
+
 def attention_of_each_channel(m: Any, x: Tensor) -> Tensor:
     """Two heads over all frames, with the channels in the batch: PatchTST."""
     rows = m.a(x).mean(4).flatten(0, 1).unflatten(2, (2, 3))

@@ -177,6 +177,7 @@ QUICK = (
     "pools-of-other-kinds",
     "residual",
     "dense",
+    "replicate",
 )
 
 

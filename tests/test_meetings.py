@@ -281,6 +281,10 @@ NEWEST: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "heads in front of the batch": (fn(_heads_in_front, a=lambda: conv(1)), {}),
     "the first frame of a window": (fn(_less_the_first, a=lambda: conv(1)), {"recurrence": "window"}),
     "places of frames in a window": (fn(_filled_forward, a=lambda: conv(1)), {}),
+    "a kernel on the mean": (
+        fn(lambda m, x: m.b(m.a(x).mean(2, True))[:, :, 0], a=lambda: conv(1), b=lambda: conv(padding=1)),
+        {},
+    ),
     "channels and places in one dim": (
         fn(
             lambda m, x: m.b(m.a(x).unflatten(1, (2, 2)).mean(3).flatten(1)),
@@ -360,7 +364,7 @@ def test_a_constant_with_a_row_for_each_frame() -> None:
     assert not facts.recomputed and facts.delays == (1,)
 
 
-@pytest.mark.parametrize("mode", ["nearest", "trilinear"])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "trilinear"])
 def test_places_are_up_sampled_by_a_broken_factor(mode: str) -> None:
     """Five places become seven: the factor is 1.5, and not 7 / 5."""
     module = nn.Sequential(

@@ -60,6 +60,11 @@ def alike(m: Any, x: Tensor) -> Tensor:
     return y[torch.arange(n * t)[:, None], m.order.expand(n * t, 2)].reshape(n, t, 4).mT
 
 
+def behind_others(m: Any, x: Tensor) -> Tensor:
+    y = tokens(m, x).mT
+    return y[:, :, torch.arange(2)[:, None], m.order.expand(2, 2)].flatten(2).mT
+
+
 class Ordered(nn.Module):
     """The network with an order of tokens in a buffer."""
 
@@ -74,7 +79,7 @@ class Ordered(nn.Module):
         return result
 
 
-ROWS = [by_row, by_frame, of_each_channel, places_first, from_the_end, alike]
+ROWS = [by_row, by_frame, of_each_channel, places_first, from_the_end, alike, behind_others]
 
 
 @pytest.mark.parametrize("forward", ROWS, ids=lambda f: f.__name__)

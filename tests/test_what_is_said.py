@@ -36,7 +36,8 @@ def test_operators_are_counted() -> None:
 
 
 def test_the_mean_of_flattened_features_keeps_one_number_of_each_frame() -> None:
-    module = fn(lambda m, x: m.conv(x).flatten(2).mean(2), conv=lambda: nn.Conv3d(3, 4, 3, padding=1))().eval()
+    layers = {"conv": lambda: nn.Conv3d(3, 4, 3, padding=1), "head": lambda: nn.Linear(4, 2)}
+    module = fn(lambda m, x: m.head(m.conv(x).flatten(2).mean(2)), **layers)().eval()
     states = co3d.compile(module, (torch.randn(1, 3, 8, 6, 6),)).info.states
     assert [s.shape for s in states] == [("N", 3, 6, 6), ("N", 3, 6, 6), ("N", 7, 4)]
 
