@@ -34,11 +34,6 @@ class Reads:
         """Says in which way entry ``o`` is computed: two that are computed alike have the same number."""
         return (o * self.down + self.pad) % self.up
 
-    @property
-    def one_by_one(self) -> bool:
-        """Whether each entry is computed from a single one."""
-        return self.first == self.last
-
 
 @dataclass(frozen=True)
 class Kernel:

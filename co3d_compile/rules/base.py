@@ -140,7 +140,7 @@ class Rule:
 
     def lower(self, node: Node, low: StepGraph) -> list[Node]:
         """Writes the streaming entries of the output, time taken out of each."""
-        return [low.of_rank(self.entry(node, low, i), fact_of(node).layout) for i in range(low.pulse(node))]
+        return [low.of_rank(self.entry(node, low, i), known(node)) for i in range(low.pulse(node))]
 
     def entry(self, node: Node, low: StepGraph, i: int) -> Node:
         """Writes entry ``i`` of the output from entries ``i`` of the operands.

@@ -15,7 +15,7 @@ from co3d_compile.ir.program import Program
 from co3d_compile.ir.stored_constants import get_constant
 from co3d_compile.ir.time_facts import Fact, fact_of, is_stream, known
 from co3d_compile.step_graph.builder import Entry
-from co3d_compile.step_graph.memory import Memory
+from co3d_compile.step_graph.memory import Memory, leading
 from co3d_compile.step_graph.past_entries import AgedEntry, ChosenEntries, origin
 
 aten = torch.ops.aten
@@ -63,11 +63,10 @@ class StepGraph(Memory):
         """Gives entry ``i`` of a streaming tensor, as a node."""
         return self.resolve(self.streams[node][i])
 
-    def of_rank(self, x: Node, layout: Layout | None) -> Node:
+    def of_rank(self, x: Node, layout: Layout) -> Node:
         """Gives an entry a dim of one for a single clip's batch, where its own is gone with those that were reduced."""
-        if layout is None or len(self.sizes(x)) == layout.entry().rank:
-            return x
-        return self.call(aten.reshape.default, x, layout.entry().sizes())
+        entry = layout.entry()
+        return x if len(self.sizes(x)) == entry.rank else self.call(aten.reshape.default, x, entry.sizes())
 
     def whole_entry(self, node: Node, i: int) -> Node:
         """Gives entry ``i`` with a dim of one where time is alone: for an operator that takes that dim for another."""
@@ -121,7 +120,7 @@ class StepGraph(Memory):
         if length == 1:
             return self.call(aten.unsqueeze.default, self.resolve(refs[0]), time.dim)
         entry = layout.entry()
-        if entry.batch is not None and (entry.batch.dim or entry.batch.outer != 1):
+        if not leading(layout):
             refs = [self.batch_first(self.resolve(r), layout)[0] for r in refs]
         stacked = self.stacked(refs)
         axes = [a for dim in entry.dims for a in dim]

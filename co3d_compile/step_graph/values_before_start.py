@@ -46,11 +46,10 @@ class ValuesBeforeStart:
             return [(self.same[node], t)]
         if node in self.counters or node.op != "call_function" or node.target in (carry, counter):
             return []
-        x = node.all_input_nodes[0] if node.all_input_nodes else node
         if node.target is previous:
-            return [(x, t + 1)]
+            return [(operand(node), t + 1)]
         if node.target is fifo:
-            return [(x, t + back) for back in range(self._steps(node) + 1)]
+            return [(operand(node), t + back) for back in range(self._steps(node) + 1)]
         return [(n, t) for n in node.all_input_nodes]
 
     def _steps(self, node: Node) -> int:

@@ -139,10 +139,7 @@ class _Layer:
         self._next = 0
 
     def takes(self, number: int, entry: Computed) -> bool:
-        """Adds an entry to the results, if it can be the next one on the same operands, made longer by what it reads.
-
-        An operator that reads several entries goes on where it has read; one by one it reads whatever there is.
-        """
+        """Adds an entry to the results, if it can be the next one on the operands, made longer by what it reads."""
         reads, known = self.reads, len(self.lines[0])
         for u in count(self._next):
             window = reads.of(u)
@@ -150,13 +147,12 @@ class _Layer:
                 return False
             if window.start < 0 or reads.way(u) != entry.way:
                 continue
-            if all(line[window.start :] == list(read)[: known - window.start] for line, read in self._read(entry)):
-                for line, read in self._read(entry):
-                    line += read[known - window.start :]
-                self.at[number], self._next = u, u + 1
-                return True
-            if not reads.one_by_one:
+            if any(line[window.start :] != list(read)[: known - window.start] for line, read in self._read(entry)):
                 return False
+            for line, read in self._read(entry):
+                line += read[known - window.start :]
+            self.at[number], self._next = u, u + 1
+            return True
         return False
 
     def _read(self, entry: Computed) -> Iterator[tuple[list[int], tuple[int, ...]]]:
