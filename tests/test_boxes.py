@@ -85,6 +85,7 @@ DETECTORS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], int, int]] = {
     "dense": (lambda y, b: align(y.mean(2), b), {"stride_mode": "dense"}, 2, 1),
     "a pool that keeps its dim": (kept_dim, {}, 3, 1),
     "no pool over time": (lambda y, b: align(y[:, :, -1], b), {}, 2, 1),
+    "some of the entries": (lambda y, b: align(y[:, :, 1:].mean(2), b), {}, 3, 1),
     "a list of boxes": (lambda y, b: align(y.mean(2), [b[:, 1:]]), {}, 3, 1),
     "boxes in other units": (lambda y, b: align(y.mean(2), b * torch.tensor([1.0, 0.5, 1, 0.5, 1])), {}, 3, 1),
     "beside all of the frame": (beside_all, {}, 3, 1),

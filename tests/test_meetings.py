@@ -254,6 +254,7 @@ def test_a_mean_of_what_is_there_in_float64() -> None:
     module = nn.Sequential(conv(padding=1), nn.AvgPool1d(5, 1, 2, count_include_pad=False)).double().eval()
     clip = torch.randn(1, 4, 8, dtype=torch.float64)
     session = co3d.StreamSession(co3d.compile(module, (clip,), boundary="exact"))
+    assert session.info.inputs[0].shape[0] == "N"
     results = [session.step(frame.numpy()) for frame in clip.unbind(2)] + session.flush()
     with torch.no_grad():
         streamed = torch.stack([torch.from_numpy(result) for result in results[3:]], 2)
