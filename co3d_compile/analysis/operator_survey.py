@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from co3d_compile.analysis.window_groups import newest, windows_of
 from co3d_compile.ir.index_equation import Kernel
-from co3d_compile.ir.markers import MARKERS, chain, history, shift, take, window
+from co3d_compile.ir.markers import MARKERS, chain, history, shift, window
 from co3d_compile.ir.node_reading import module_path, operand, operator_name, whole
 from co3d_compile.ir.operator_row import Operator
 from co3d_compile.ir.program import Program
@@ -109,11 +109,9 @@ def _done(node: Node, fact: Fact) -> str:
 
 def _source(node: Node) -> tuple[Node, int | None]:
     """Finds the operator behind the markers, and by how many of its entries it is delayed."""
-    *markers, source = chain(node, *MARKERS)
+    *_, source = chain(node, *MARKERS)
     if not is_stream(node) or not is_stream(source):
         return source, None
-    if not any(m.target is take for m in markers):
-        return source, 0
     return source, max(0, fact_of(node).delay - fact_of(source).delay)
 
 

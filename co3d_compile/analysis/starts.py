@@ -121,7 +121,7 @@ def start_fact(node: Node, rule: Rule | None) -> Fact:
     due = max(f.due if f.kind is Kind.START else _due(node, f) for f in facts)
     layout = window_layout(node, rule)
     size = layout.time.size if layout is not None and layout.time is not None else 1
-    return Fact(Kind.START, layout, pulse=facts[0].pulse, length=size, rate=facts[0].rate, due=due)
+    return Fact(Kind.START, layout, length=size, due=due)
 
 
 def _due(node: Node, fact: Fact) -> Fraction:

@@ -83,8 +83,8 @@ class Captures:
         total = 0.0
         for a, b in zip(self.short.graph.nodes, self.long.graph.nodes, strict=True):
             values = [n.meta.get("val") for n in (a, b)]
-            if all(isinstance(v, Tensor) and v.numel() for v in values):
-                short, long = (float(v.numel()) for v in values)
+            if all(isinstance(v, Tensor) for v in values):
+                short, long = (max(1.0, v.numel()) for v in values)
                 total += short * (entries / one.entries) ** (log(long / short) / log(two.entries / one.entries))
         return total
 

@@ -208,8 +208,6 @@ def common(parts: list[Node], dim: int, edge: int) -> Outside:
 
 def span(part: Node, dim: int) -> tuple[int, int]:
     """Finds the first and last entry, counted in the root, of a crop; (-1, -2) for what is more than a crop."""
-    if part.target in (aten.expand.default, aten.repeat.default) and shape_of(part.all_input_nodes[0])[dim] == 1:
-        return span(part.all_input_nodes[0], dim)
     if part.target is aten.cat.default and _common_root(part, dim) is not None:
         spans = {span(p, dim) for p in part.all_input_nodes}
         return spans.pop() if len(spans) == 1 else (-1, -2)
