@@ -299,3 +299,10 @@ def test_a_result_that_never_changes_fails_where_nothing_was_replaced(monkeypatc
         "Output 'output' does not depend on the input, and that of the untouched network does: inside of a long clip "
         "it is constant, and in a clip of the captured length it is not."
     )
+
+
+def test_entries_behind_a_stride_are_fewer_than_clips_say_by_one() -> None:
+    """Every third of 8, 16 and 65,536 frames: 3, 6 and 21,846."""
+    net, clip = network(lambda m, x: m.lstm(x[:, :, ::3].mT)[0].mT), torch.randn(1, 3, T)
+    model = co3d.compile(net, (clip,))
+    assert not model.info.recomputed and co3d.verify(model, net, (clip,)).passed
