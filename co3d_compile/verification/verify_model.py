@@ -279,8 +279,7 @@ class _Check:
         if not plan.streams:
             count = spec.entries_per_step if plan.first_for_ever else 1
         else:
-            per_step = self.timeline.pulse / plan.claim.rate
-            per_step *= plan.claim.places
+            per_step = self.timeline.pulse / plan.claim.rate * plan.claim.places
             if per_step.denominator != 1 or (timed and count != per_step):
                 raise VerificationError(f"Output '{spec.name}' gives {count} entries per step, expected {per_step}.")
             count //= plan.claim.places if timed else 1
