@@ -26,7 +26,7 @@ Numbers: TypeAlias = npt.NDArray[np.float64]
 TimeDims: TypeAlias = tuple[int | None, ...]
 FARTHEST = 1 << 13  # clips
 LEAST = 4  # clips: nearer ones are captured as they are
-MOST = 2000  # operators that are run: for a second
+MOST = 600  # operators that are run: for a third of a second
 ALIKE = 1e-6  # of the largest number
 TURNS = 8  # of a loop over frames, at least: what a turn does a few times is no loop
 ENDS = 2  # last turns of a loop that may be of their own
@@ -213,16 +213,15 @@ def _column_lasts(near: Numbers, far: Numbers, own: bool) -> bool:
 
     Args:
         near, far: In a clip, and far out.
-        own: Whether they are the same in front.
+        own: Whether they are the same in front; else they count from the first that goes on so.
     """
-    if not own:
-        near, far = near - near[0], far - far[0]
     for back in range(ENDS + 1):
+        last = len(near) - back
         for every in range(1, len(near) // 3 + 1):
             for front in range(len(near) // 2 + 1):
-                last = len(near) - back
                 if last - front >= 2 * every + 2 and _even(near[front:last], every):
-                    begins = bool(np.allclose(near[:last], far[:last], rtol=ALIKE, atol=1e-12))
+                    begin, x, y = (0, 0.0, 0.0) if own else (front, near[front], far[front])
+                    begins = bool(np.allclose(near[begin:last] - x, far[begin:last] - y, rtol=ALIKE, atol=1e-12))
                     return begins and _even(far[front : len(far) - back], every)
     return True
 
