@@ -308,6 +308,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], di
         lambda: Graph(lambda m, x: torch.stack([y.index_select(2, y[0, 0].topk(1)[1]) for y in m.a(x)
                       .unflatten(1, (2, 2)).unbind(3)], 3), a=conv()), (CLIP,), {},
     ),
+    "a mask for as many entries as a stride leaves": (
+        lambda: Graph(lambda m, x: m.a(x) * F.interpolate(torch.ones_like(x[:, :1]), size=x.shape[2] // 2),
+                      a=conv(3, 1, 2)), (CLIP,), {},
+    ),
     "counts of values": (lambda: Graph(lambda m, x: m.l(counts(x)), l=nn.Linear(5, 3)), ((1, 7, 12),), {"time_dim": 1}),
     "channels moved over time": (
         lambda: Graph(lambda m, x: moved(m.a(x[0])).mean(0, True), a=nn.Conv2d(4, 4, 3, padding=1)),

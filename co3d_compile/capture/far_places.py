@@ -235,13 +235,13 @@ def _even(line: Numbers, every: int) -> bool:
 def _number_lasts(short: float, longer: float, far: float, times: float) -> bool:
     """Says whether a number outside of loops stays as it is, or grows with the clip.
 
-    Behind a stride of 2, clips of 13 and 26 frames have 5 and 12 entries: one may be rounding.
+    Behind a stride of 2, clips of 13 and 26 frames have 5 and 12 entries, or 20 and 48 rows: one entry may be rounding.
     """
     if short == longer or not short.is_integer():
         return far == short or short != longer
     grown = longer - short
-    least = grown - math.copysign(1, grown) if abs(grown) > 1 else grown
-    return abs(far) >= abs(short + least * times)
+    one = min(math.gcd(int(short), int(longer)), abs(grown) / 2) if abs(grown) > 1 else 0
+    return abs(far) >= abs(short + math.copysign(abs(grown) - one, grown) * times)
 
 
 def _lists_last(near: Sequence[Sequence[float]], far: Sequence[Sequence[float]]) -> bool:

@@ -88,16 +88,12 @@ def as_many_entries(given: PyTree) -> PyTree:
 
 
 def counted(v: Value) -> Value:
-    """Finds what stands in each single clip for numbers that differ, there or in a long clip, though they depend on
-    its shape alone.
+    """Finds what stands in each single clip for numbers that depend on its shape alone.
 
     ``ones_like(x).cumsum(2)`` counts from the first frame of a clip, and not from that of the long clip.
     """
     constant = v.constant if isinstance(v, Stream) and v.claim.kind is Kind.STATIC else None
-    if constant is None or not constant.numel():
-        return v
-    first = constant.flatten()[0]
-    return constant if bool((constant != first).any() or (v.value != first).any()) else v
+    return v if constant is None or not constant.numel() else constant
 
 
 def extended(v: Value, stream: Stream, offset: int) -> Value:
