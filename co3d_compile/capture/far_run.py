@@ -6,7 +6,7 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import prod
@@ -115,6 +115,7 @@ class _Far(TorchDispatchMode):
         self._weights = {id(p): name for name, p in model.named_parameters()}
         self._known = WeakIdKeyDictionary()  # the numbers of what has sizes
         self._made = WeakIdKeyDictionary()  # by which operator it was computed, and which of its results it is
+        self._results: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
         self._reached: dict[int, UntypedStorage] = {}  # memory into which something was written that frames reach
 
     def given(self, x: Tensor) -> Tensor:
@@ -138,13 +139,23 @@ class _Far(TorchDispatchMode):
                 storage = value.untyped_storage()
                 self._reached[storage._cdata] = storage
         self._note(func, args, kwargs, values)
-        sized = pytree.tree_map_only(Tensor, _sized, (args, kwargs))
-        result = func(*sized[0], **{**sized[1], **({"device": "meta"} if "device" in kwargs else {})})
+        result = self._of_sizes(func, args, kwargs)
         if func._schema.is_mutable and isinstance(args[0], Tensor):
             result = args[0] if isinstance(result, Tensor) else result
             self._made[args[0]] = (len(self.found.signs) - 1, 0)
         for k, t in enumerate(tensors_of(result)):
             self._made[t] = (len(self.found.signs) - 1, k)
+        return result
+
+    def _of_sizes(self, func: OpOverload, args: Args, kwargs: dict[str, pytree.PyTree]) -> pytree.PyTree:
+        """Runs an operator on sizes: once for the same ones, since each turn of a loop has them again."""
+        key = func, _key(args), _key(sorted(kwargs.items()))
+        if (known := self._results.get(key)) is not None:
+            return torch.empty_strided(known[0], known[1], dtype=known[2], device="meta")
+        sized = pytree.tree_map_only(Tensor, _sized, (args, kwargs))
+        result = func(*sized[0], **{**sized[1], **({"device": "meta"} if "device" in kwargs else {})})
+        if not func._schema.is_mutable and isinstance(result, Tensor):
+            self._results[key] = result.shape, result.stride(), result.dtype
         return result
 
     def _value(self, t: Tensor) -> Tensor | None:
@@ -234,6 +245,13 @@ class _Far(TorchDispatchMode):
         """Counts back to the operator that computed what it reads, and names its result; of constants 0."""
         before, which = self._made.get(value, (-1, 0)) if values[id(value)] is None else (at, 0)
         return float(at - before), float(which)
+
+
+def _key(value: pytree.PyTree) -> Hashable:
+    """What the sizes of a result depend on, of an argument."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(_key, value)) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
 def _sized(x: Tensor) -> Tensor:
