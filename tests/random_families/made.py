@@ -222,14 +222,16 @@ def _norm(a: Args, c: int, s: int) -> nn.Module:
         off = x - x.mean(1, keepdim=True)
         return off / (off.square().mean(1, keepdim=True) + 0.1).sqrt()
 
-    eps = 1e-5 if min(c, s) > 1 else 0.1  # a norm over one number is rounding alone
+    numbers = {"channels": c, "frame": c * s, "frame_group": c * s}.get(a["how"], 2)
+    if numbers == 1:
+        raise ValueError("of one number a norm leaves rounding alone")
 
     how: dict[str, Callable[[], nn.Module]] = {
-        "channels": lambda: Made(lambda m, x: m.n(x.movedim(1, -1)).movedim(-1, 1), n=nn.LayerNorm(c, eps)),
-        "frame": lambda: Made(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), n=nn.LayerNorm((c, s), eps)),
+        "channels": lambda: Made(lambda m, x: m.n(x.movedim(1, -1)).movedim(-1, 1), n=nn.LayerNorm(c)),
+        "frame": lambda: Made(lambda m, x: m.n(x.transpose(1, 2)).transpose(1, 2), n=nn.LayerNorm((c, s))),
         "frame_group": lambda: Made(
             lambda m, x: m.n(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], -1)).transpose(1, 2),
-            n=nn.GroupNorm(1, c, eps),
+            n=nn.GroupNorm(1, c),
         ),
         "batch": lambda: nn.BatchNorm2d(c),
         "hand": lambda: Made(by_hand),
