@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import Target
 
 from co3d_compile.ir.aten_operators import LINEAR, NEAREST, reduced
-from co3d_compile.ir.node_reading import operand, overloads, rank_of, shape_of
+from co3d_compile.ir.node_reading import operand, overloads, rank_of, shape_of, whole
 from co3d_compile.ir.operator_arguments import Arguments
 from co3d_compile.onnx_export.batch_dims import grown_dims
 from co3d_compile.onnx_export.emitter import DTYPES, Attribute, Emitted, Emitter, translates
@@ -287,5 +287,5 @@ def _resize(e: Emitter, node: Node) -> ir.Value | None:
 def _sampled(e: Emitter, node: Node) -> ir.Value:
     """Reads pictures at computed places."""
     kinds = {"mode": ("linear", "nearest", "cubic"), "padding_mode": ("zeros", "border", "reflection")}
-    given = {name: words[int(n)] for (name, words), n in zip(kinds.items(), node.args[2:4], strict=True)}  # type: ignore
+    given = {name: words[whole(node, at)] for at, (name, words) in enumerate(kinds.items(), 2)}
     return e.op("GridSample", operand(node), operand(node, 1), align_corners=int(bool(node.args[4])), **given)

@@ -57,6 +57,9 @@ def rule(
     """
     given = [pointwise, mixes is not None, kernel is not None]
     targets = _overloads(operator)
+    if not targets:
+        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
+        raise UsageError(f"{operator!r} is no operator of PyTorch.", hint=hint)
     refuse(targets, sum(given), decomposition is None and onnx is None)
     unregister(operator)
     custom = CustomRule(pointwise, mixes, kernel, dim, decomposition, onnx is not None)
@@ -74,13 +77,9 @@ def rule(
 
 
 def _overloads(operator: Operator) -> list[OpOverload]:
-    """Lists the overloads of what a user gives as an operator."""
+    """Lists the overloads of what a user gives as an operator; none of what is no operator of PyTorch."""
     found = overloads(getattr(operator, "_opoverload", operator))
-    targets = [target for target in found if isinstance(target, OpOverload)]
-    if not targets:
-        hint = "Give torch.ops.mylib.op, or what torch.library.custom_op returned."
-        raise UsageError(f"{found[0]!r} is no operator of PyTorch.", hint=hint)
-    return targets
+    return [target for target in found if isinstance(target, OpOverload)]
 
 
 def _enter(

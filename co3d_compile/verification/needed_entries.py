@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from co3d_compile.ir.aten_operators import AVERAGE, BATCH_NORMS, CONVOLUTIONS, DIMS, RESHAPES
-from co3d_compile.ir.node_reading import operand
+from co3d_compile.ir.node_reading import operand, spread
 from co3d_compile.ir.time_facts import Kind
 from co3d_compile.verification.long_clip import LongClip, beside
 from co3d_compile.verification.long_values import Entries, Stream
@@ -211,12 +211,6 @@ def slide_of(n: Node) -> Slide | None:
 
 def _given(n: Node, at: int, default: Value) -> Value:
     return n.args[at] if len(n.args) > at else default
-
-
-def spread(value: Value, dims: int) -> list[int]:
-    """Lists a number for each dim, of one for all or of one for each."""
-    numbers = [value] if isinstance(value, int) else list(value)
-    return numbers * (dims // len(numbers))
 
 
 def _without_padding(n: Node, args: Arguments, axis: int) -> Arguments:

@@ -37,13 +37,7 @@ from co3d_compile.verification.measured_field import MeasuredField
 from co3d_compile.verification.needed_entries import NeededClip, NeededEntries, NotCovered, Part, joined
 from co3d_compile.verification.output_plans import ResultIndex, plan_of, sort_of
 from co3d_compile.verification.replaced_kernels import ReplacedKernel, check_places
-from co3d_compile.verification.time_claims import (
-    NoReference,
-    Value,
-    claim_of,
-    claims_of,
-    remembers_all,
-)
+from co3d_compile.verification.time_claims import NoReference, Value, claim_of, claims_of, remembers_all
 
 Clip: TypeAlias = Sequence[Tensor]  # one tensor per input
 NONE: Mapping[str, ReplacedKernel] = MappingProxyType({})

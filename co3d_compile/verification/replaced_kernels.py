@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from co3d_compile.contract.model_contract import Contract
 from co3d_compile.errors import VerificationError
-from co3d_compile.ir.node_reading import called, module_path, schema_of
+from co3d_compile.ir.node_reading import called, module_path, schema_of, spread
 from co3d_compile.verification.time_claims import Arguments, Named
 
 aten = torch.ops.aten
@@ -68,8 +68,8 @@ class ReplacedKernel:
     def _shorten(self, given: dict[str, Any], axis: int, dims: int) -> None:
         """Leaves taps out at the end of the kernel."""
         if "weight" not in given:
-            kernel = _each(given["kernel_size"], dims)
-            given["stride"] = _each(given["stride"] or kernel, dims)
+            kernel = spread(given["kernel_size"], dims)
+            given["stride"] = spread(given["stride"] or kernel, dims)
             given["kernel_size"] = [size - self.dropped * (a == axis) for a, size in enumerate(kernel)]
         elif self.dropped:
             weight, dim = given["weight"], FLAT + axis
@@ -101,19 +101,14 @@ def _unpadded(n: Node) -> Any:
     return target.overloadpacket.default if target._overloadname == "padding" else target
 
 
-def _each(value: int | Sequence[int], dims: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * dims if len(values) == 1 else values
-
-
 def _pads(given: Mapping[str, Any], dims: int) -> list[tuple[int, int]]:
     """Reads the padding in front and at the end of each dim."""
     padding = given["padding"]
     if not isinstance(padding, str):
-        return [(size, size) for size in _each(padding, dims)]
+        return [(size, size) for size in spread(padding, dims)]
     if padding == "valid":
         return [(0, 0)] * dims
-    sizes = zip(given["weight"].shape[FLAT:], _each(given["dilation"], dims), strict=True)
+    sizes = zip(given["weight"].shape[FLAT:], spread(given["dilation"], dims), strict=True)
     return [((k - 1) * d // 2, (k - 1) * d - (k - 1) * d // 2) for k, d in sizes]
 
 
